@@ -1,0 +1,80 @@
+"""Scans and files of questions to ask about, and a model that can be made to point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from unireason_lib.cli import app
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory) -> Path:
+    """A folder with pictures ``0.png`` ... ``5.png`` (80 x 48) and volumes ``0.nii.gz`` ... ``2.nii.gz``."""
+    folder = tmp_path_factory.mktemp("scans")
+    draw = np.random.default_rng(0)
+    for k in range(6):
+        Image.fromarray(draw.integers(0, 256, (48, 80, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    for k in range(3):
+        ramp = np.linspace(-100, 300, 20 * 16 * 12).reshape(20, 16, 12) + draw.normal(0, 30, (20, 16, 12))
+        affine = np.array([[-2.0, 0, 0, 30], [0, -2.0, 0, 20], [0, 0, 5.0, -40], [0, 0, 0, 1]])
+        nib.save(nib.Nifti1Image(ramp.astype(np.int16), affine), folder / f"{k}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def questions(tmp_path) -> Callable[..., Path]:
+    """A function that writes rows as a ``.jsonl`` file."""
+
+    def write(*rows: dict, name: str = "questions.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(tiny_checkpoint) -> Callable[..., Result]:
+    """A function that calls ``python -m unireason_lib`` in this process, short replies by default."""
+
+    def call(*words: object) -> Result:
+        words = [str(word) for word in words]
+        if words[0] == "infer" and "--help" not in words:
+            for name, value in (
+                ("--model-path", tiny_checkpoint),
+                ("--max-new-tokens", 3),
+                ("--device", "cpu"),
+            ):
+                words += [] if name in words else [name, str(value)]
+        result = CliRunner().invoke(app, words)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture
+def scripted(monkeypatch) -> Callable[..., None]:
+    """A function that makes the model write given parts in every reply."""
+    from unireason_lib.grounding import GroundedGenerator, Script
+
+    plain = GroundedGenerator.generate
+
+    def write(*parts: str | int) -> None:
+        def generate(self, requests, **settings):
+            requests = list(requests)
+            script = Script(self.tokenizer, parts)
+            return plain(self, requests, scripts=[script] * len(requests), **settings)
+
+        monkeypatch.setattr(GroundedGenerator, "generate", generate)
+
+    return write

@@ -1,0 +1,21 @@
+"""Shared fixtures: one tiny checkpoint for the whole test session."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """The folder of a tiny checkpoint with random weights."""
+    from unireason_lib.grounding import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint):
+    """``(model, processor)`` of the tiny checkpoint, on the CPU."""
+    from unireason_lib.grounding import load_model
+
+    return load_model(tiny_checkpoint, device="cpu")

@@ -1,0 +1,86 @@
+import pytest
+
+from unireason_lib.display import pipeline_figure, plot_bars, plot_lines
+from unireason_lib.display.charts import STEPS
+from unireason_lib.display.colors import ACTIVE, LINE_COLORS
+from unireason_lib.errors import RequestError
+
+CURVES = {
+    "everything encoded again": [(1, 2.0), (2, 3.0), (4, 5.5), (8, 10.0)],
+    "cache kept": [(1, 1.0), (2, 1.1), (4, 1.3), (8, 1.7)],
+}
+
+
+def test_curves_are_the_numbers_given(clean_layout):
+    figure = plot_lines(
+        CURVES, "boxes", "seconds", band={"cache kept": [(0.9, 1.1), (1, 1.2), (1.2, 1.4), (1.5, 1.9)]}
+    )
+    axes = next(axes for axes in figure.axes if axes.get_xlabel() == "boxes")
+    drawn = {line.get_label(): list(map(tuple, line.get_xydata())) for line in axes.lines}
+    assert drawn == CURVES
+    assert len(axes.collections) == 1 and axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in figure.texts] == list(CURVES)
+    clean_layout(figure)
+
+
+def test_one_curve_needs_no_legend_and_shows_its_target(clean_layout):
+    figure = plot_lines(
+        {"cost": CURVES["cache kept"]}, "slices", "s", target=2.0, log=True, title="Cost of one more box"
+    )
+    assert [text.get_text() for text in figure.texts] == ["Cost of one more box"]
+    assert "target 2" in [text.get_text() for text in figure.axes[0].texts]
+    clean_layout(figure)
+
+
+def test_ticks_never_run_into_each_other(clean_layout):
+    clean_layout(plot_lines({"a": [(0, 1), (1, 2), (2, 3), (1000, 4)]}, "x", "y"))
+
+
+@pytest.mark.parametrize(
+    "series, band",
+    [({}, None), ({"a": []}, None), ({"a": [(0, 1)]}, {"b": [(0, 1)]}), ({"a": [(0, 1)]}, {"a": []})],
+)
+def test_curves_without_points_are_refused(series, band):
+    with pytest.raises(RequestError):
+        plot_lines(series, "x", "y", band)
+
+
+def test_bars_say_whether_they_reach_their_target(clean_layout):
+    from matplotlib.colors import to_hex
+
+    figure = plot_bars(
+        {"fast": 5.6, "slow": 2.4, "free": 1.0}, "ratio", targets={"fast": 5, "slow": 3}, unit="x"
+    )
+    (axes,) = figure.axes
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["5.6x  (target 5x)", "2.4x  (below 3x)", "1x"]
+    colors = [to_hex(patch.get_facecolor()) for patch in axes.patches]
+    assert colors[:2] == list(LINE_COLORS[:2]) and colors[2] not in colors[:2]
+    clean_layout(figure)
+    with pytest.raises(RequestError):
+        plot_bars({}, "ratio")
+
+
+def test_bars_with_intervals(clean_layout):
+    figure = plot_bars({"3D only": 0.41, "2D + 3D": 0.58}, "accuracy", intervals={"2D + 3D": (0.53, 0.63)})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.41", "0.58  (0.53 to 0.63)"]
+    clean_layout(figure)
+
+
+@pytest.mark.parametrize("step", [None, *(name for _, name, _ in STEPS), "03", "Grounded Interface"])
+def test_the_map_fills_the_present_step(step, clean_layout):
+    from matplotlib.colors import to_hex
+
+    figure = pipeline_figure(step)
+    boxes = [patch for patch in figure.axes[0].patches if hasattr(patch, "get_boxstyle")]
+    filled = [i for i, patch in enumerate(boxes) if to_hex(patch.get_facecolor()) == ACTIVE]
+    named = [
+        i for i, (number, name, _) in enumerate(STEPS) if step and step.lower() in (number, name.lower())
+    ]
+    assert len(boxes) == len(STEPS) and filled == named
+    clean_layout(figure)
+
+
+def test_the_map_knows_its_steps():
+    with pytest.raises(RequestError, match="grounded interface"):
+        pipeline_figure("cooking")

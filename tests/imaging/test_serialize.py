@@ -1,0 +1,140 @@
+"""Windows are exact, resampling is PyTorch's trilinear, and bad volumes are refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from unireason_lib.boxes import Box3D
+from unireason_lib.errors import ScanError
+from unireason_lib.imaging import (
+    CT_WINDOWS,
+    Volume,
+    label_boxes,
+    percentiles,
+    serialize,
+    serialize_labels,
+    window_range,
+)
+
+
+def volume(array):
+    return Volume(np.asarray(array), np.diag([-1.0, -2.0, 3.0, 1.0]), "test volume")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.int16, np.uint16, np.int8, np.uint8, np.int32, np.float32, np.dtype(">i2")]),
+        st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)),
+        elements={"allow_nan": False, "allow_infinity": False, "min_value": -100, "max_value": 100}
+        | {"min_value": 0, "max_value": 100},
+    )
+)
+def test_percentiles_are_numpys(array):
+    shares = (0, 1, 37.5, 99, 100)
+    assert percentiles(array, shares) == pytest.approx(np.percentile(array, shares).tolist(), abs=1e-4)
+
+
+def test_percentiles_of_extreme_integers():
+    array = np.array([[[-32768, 32767, 0]]], np.int16)
+    assert percentiles(array, (0, 50, 100)) == (-32768, 0, 32767)
+    flipped = np.arange(-600, 600, dtype=np.int16).reshape(10, 10, 12)[::-1, :, ::-1].transpose(2, 1, 0)
+    assert percentiles(flipped, (1, 99)) == pytest.approx(np.percentile(flipped, (1, 99)).tolist())
+
+
+@pytest.mark.parametrize("old", [(5, 7, 9), (32, 20, 24), (1, 1, 1), (96, 33, 17)])
+@pytest.mark.parametrize("size", [(8, 16, 12), (5, 7, 9), (3, 4, 5), (1, 1, 1)])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_resampling_is_torchs_trilinear(old, size, dtype):
+    array = np.random.default_rng(0).normal(100, 300, old).astype(dtype)
+    stack = serialize(volume(array), size=size, window=(-200, 400))
+    windowed = np.clip((array.astype(np.float64) + 200) / 600, 0, 1)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(windowed)[None, None], size, mode="trilinear", align_corners=False
+    )[0, 0].numpy()
+    assert stack.values.shape == size and stack.values.dtype == np.float32
+    assert np.abs(stack.values - expected).max() < 1e-5
+    assert np.abs(stack.pixels - expected * 255).max() <= 0.51
+
+
+def test_the_papers_setting_against_the_plain_way():
+    array = np.random.default_rng(0).integers(-1000, 2000, (20, 50, 40)).astype(np.int16)
+    low, high = np.percentile(array.astype(float), (1, 99))
+    stack = serialize(volume(array))
+    assert stack.pixels.shape == (32, 256, 256) and stack.pixels.dtype == np.uint8
+    assert stack.range == pytest.approx((low, high))
+
+
+def test_slices_are_pictures_from_foot_to_head():
+    array = np.arange(8, dtype=np.int16)[:, None, None] * np.ones((1, 6, 5), np.int16)
+    images = serialize(volume(array), size=(8, 6, 5), window="minmax").images()
+    assert [image.size for image in images] == [(5, 6)] * 8
+    assert [image.getpixel((0, 0))[0] for image in images] == [round(255 * i / 7) for i in range(8)]
+    assert images[0].mode == "RGB"
+
+
+def test_windows():
+    array = np.linspace(-1000, 1000, 1000, dtype=np.float32).reshape(10, 10, 10)
+    assert window_range(array, "minmax") == pytest.approx((-1000, 1000))
+    assert window_range(array, (5, 6)) == (5, 6)
+    assert window_range(array, "lung") == CT_WINDOWS["lung"] == (-1350, 150)
+    assert all(low < high for low, high in CT_WINDOWS.values())
+    sparse = np.zeros((10, 10, 10), np.int16)
+    sparse[0, 0, 0] = 7
+    assert window_range(sparse, "percentile") == (0, 7)
+
+
+@pytest.mark.parametrize(
+    "window", ["lungs", "", (1,), (1, 2, 3), (2, 1), (1, 1), (np.nan, 1), None, 5, ("a", "b")]
+)
+def test_unknown_windows_are_refused(window):
+    with pytest.raises(ScanError, match="What to do"):
+        serialize(volume(np.arange(8).reshape(2, 2, 2)), size=(2, 2, 2), window=window)
+
+
+@pytest.mark.parametrize("size", [(0, 2, 2), (2, 2), (2, 2, -1), (2, 2, 10**9), (2.5, 2, 2)])
+def test_impossible_sizes_are_refused(size):
+    with pytest.raises(ScanError, match="slices, rows, columns"):
+        serialize(volume(np.arange(8).reshape(2, 2, 2)), size=size)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(value):
+    array = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    array[1, 2, 3] = value
+    with pytest.raises(ScanError, match=r"1 of 120 voxels.*fill_nonfinite"):
+        serialize(volume(array), size=(4, 5, 6))
+    filled = serialize(volume(array), size=(4, 5, 6), window=(0, 1), fill_nonfinite=0)
+    assert filled.values[1, 2, 3] == 0 and np.isfinite(filled.values).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_constant_volumes(dtype):
+    flat = volume(np.full((4, 5, 6), 7, dtype))
+    for window in ("percentile", "minmax"):
+        with pytest.raises(ScanError, match="7 everywhere"):
+            serialize(flat, window=window)
+    assert serialize(flat, size=(2, 2, 2), window=(0, 14)).pixels.tolist() == [[[128] * 2] * 2] * 2
+
+
+def test_boxes_follow_the_structure():
+    """A bright block's box, found before and after serialization, agrees through the scale."""
+    array = np.zeros((20, 40, 60), np.int16)
+    array[5:10, 8:24, 15:45] = 1
+    stack = serialize(volume(array), size=(40, 80, 120), window="minmax")
+    (box,) = label_boxes(array).values()
+    assert stack.from_voxel(box) == Box3D(30, 16, 10, 90, 48, 20)
+    (drawn,) = label_boxes((stack.values > 0.5).astype(np.uint8)).values()
+    assert drawn == Box3D(30, 16, 10, 90, 48, 20)
+    (labels,) = label_boxes(serialize_labels(volume(array), (40, 80, 120))).values()
+    assert labels == drawn
+
+
+def test_labels_are_resampled_without_new_values():
+    array = np.random.default_rng(0).choice([0, 3, 7, 200], (9, 11, 13)).astype(np.uint8)
+    small = serialize_labels(volume(array), (4, 5, 6))
+    assert small.shape == (4, 5, 6) and set(np.unique(small)) <= {0, 3, 7, 200}
+    assert np.array_equal(serialize_labels(volume(array), (9, 11, 13)), array)

@@ -1,0 +1,196 @@
+"""Reading and serializing a scan, and label maps to boxes, against the obvious way of doing it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+SHAPE = (512, 512, 96)
+SIZE = (32, 256, 256)
+
+_CHILD = """
+import json, resource, sys, time
+import numpy as np
+from unireason_lib.bench.imaging import RUNS
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+values = RUNS[sys.argv[1]](sys.argv[2])
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+np.save(sys.argv[3], values)
+print(json.dumps({"seconds": seconds, "peak": peak}))
+"""
+
+
+def plain_way(path: str) -> np.ndarray:
+    """``get_fdata`` (float64), ``np.percentile``, scaling and trilinear resampling with PyTorch.
+
+    Returns:
+        ``(32, 256, 256)`` float32 in [0, 1], axes turned to L-P-S.
+    """
+    import nibabel as nib
+    import torch
+
+    image = nib.as_closest_canonical(nib.load(path))
+    data = image.get_fdata()[::-1, ::-1].transpose(2, 1, 0)
+    low, high = np.percentile(data, (1, 99))
+    data = np.clip((data - low) / (high - low), 0, 1)
+    tensor = torch.from_numpy(np.ascontiguousarray(data))[None, None]
+    return torch.nn.functional.interpolate(tensor, SIZE, mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def our_way(path: str) -> np.ndarray:
+    """:func:`unireason_lib.imaging.load_volume` and :func:`unireason_lib.imaging.serialize`."""
+    from unireason_lib.imaging import load_volume, serialize
+
+    return serialize(load_volume(path), SIZE).values
+
+
+RUNS = {"baseline": plain_way, "ours": our_way}
+
+
+def bench_serialize(repeats: int = 3, shape: tuple[int, int, int] = SHAPE) -> list[dict]:
+    """Seconds and peak memory of both ways, each run in a process of its own so that memory is that run's.
+
+    Imports are done before the clock and the memory count start. Targets: 4x from ``.nii``, 2x from
+    ``.nii.gz``, at most half the peak memory, values equal to 1e-4.
+
+    Returns:
+        A row of time and a row of memory for each of the two files.
+    """
+    import nibabel as nib
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        scan = _made_scan(shape)
+        for suffix, target in ((".nii", 4.0), (".nii.gz", 2.0)):
+            path = Path(folder) / f"scan{suffix}"
+            nib.save(nib.Nifti1Image(scan, np.diag([0.7, 0.7, 3.0, 1.0])), path)
+            taken = {name: [] for name in RUNS}
+            for _ in range(repeats):
+                for name in RUNS:
+                    taken[name].append(_in_child(name, path, Path(folder) / f"{name}.npy"))
+            seconds = {name: median(run["seconds"] for run in runs) for name, runs in taken.items()}
+            peak = {name: median(run["peak"] for run in runs) for name, runs in taken.items()}
+            arrays = [np.load(Path(folder) / f"{name}.npy") for name in RUNS]
+            apart = float(np.abs(arrays[0] - arrays[1]).max())
+            ratio = seconds["baseline"] / seconds["ours"]
+            rows.append(
+                {
+                    "name": f"serialize {'x'.join(map(str, shape))} int16 {suffix}: time",
+                    "baseline_s": seconds["baseline"],
+                    "ours_s": seconds["ours"],
+                    "ratio": ratio,
+                    "target": target,
+                    "largest_difference": apart,
+                    "ok": ratio >= target and apart <= 1e-4,
+                }
+            )
+            rows.append(
+                {
+                    "name": f"serialize {'x'.join(map(str, shape))} int16 {suffix}: peak memory",
+                    "baseline_mib": peak["baseline"] / 1024,
+                    "ours_mib": peak["ours"] / 1024,
+                    "ratio": peak["baseline"] / max(peak["ours"], 1),
+                    "target": 2.0,
+                    "ok": peak["baseline"] >= 2 * peak["ours"],
+                }
+            )
+    return rows
+
+
+def bench_boxes(repeats: int = 5, shape: tuple[int, int, int] = SHAPE, labels: int = 30) -> list[dict]:
+    """Boxes of 30 labels, against one ``np.where`` a label (target 15x) and against ``find_objects`` (at most
+    1.5x its time)."""
+    from scipy.ndimage import find_objects
+
+    from unireason_lib.imaging import label_boxes
+
+    made = _made_labels(shape, labels)
+
+    def one_by_one() -> dict[int, tuple[int, ...]]:
+        boxes = {}
+        for label in range(1, labels + 1):
+            z, y, x = np.where(made == label)
+            boxes[label] = (x.min(), y.min(), z.min(), x.max() + 1, y.max() + 1, z.max() + 1)
+        return boxes
+
+    taken: dict[str, list[float]] = {"where": [], "find_objects": [], "ours": []}
+    runs = {
+        "where": one_by_one,
+        "find_objects": lambda: find_objects(made),
+        "ours": lambda: label_boxes(made),
+    }
+    results = {}
+    for turn in range(repeats):
+        for name, run in runs.items():
+            if name == "where" and turn >= 2:
+                continue
+            started = time.perf_counter()
+            results[name] = run()
+            taken[name].append(time.perf_counter() - started)
+    seconds = {name: median(values) for name, values in taken.items()}
+    same = {label: tuple(map(int, box)) for label, box in results["where"].items()} == {
+        label: box.as_tuple() for label, box in results["ours"].items()
+    }
+    rows = []
+    for name, against, target in (
+        ("one np.where a label", "where", 15.0),
+        ("find_objects", "find_objects", 1 / 1.5),
+    ):
+        ratio = seconds[against] / seconds["ours"]
+        rows.append(
+            {
+                "name": f"boxes of {labels} labels in {'x'.join(map(str, shape))}: against {name}",
+                "baseline_s": seconds[against],
+                "ours_s": seconds["ours"],
+                "ratio": ratio,
+                "target": round(target, 3),
+                "same_boxes": same,
+                "ok": same and ratio >= target,
+            }
+        )
+    return rows
+
+
+def _in_child(name: str, path: Path, out: Path) -> dict[str, float]:
+    imports = "import nibabel, torch, unireason_lib.imaging, unireason_lib.imaging.serialize\n"
+    done = subprocess.run(
+        [sys.executable, "-c", imports + _CHILD, name, str(path), str(out)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _made_scan(shape: tuple[int, int, int]) -> np.ndarray:
+    """A noisy int16 volume with air, tissue and bone."""
+    draw = np.random.default_rng(0)
+    grids = np.meshgrid(
+        *(np.linspace(-1, 1, side, dtype=np.float32) for side in shape), indexing="ij", sparse=True
+    )
+    inside = (grids[0] ** 2 + grids[1] ** 2 + 0.3 * grids[2] ** 2) < 0.7
+    scan = np.where(inside, 40, -1000).astype(np.int16)
+    scan += draw.normal(0, 20, shape).astype(np.int16)
+    return scan
+
+
+def _made_labels(shape: tuple[int, int, int], labels: int) -> np.ndarray:
+    """``(Z, Y, X)`` uint8 with ellipsoids."""
+    draw = np.random.default_rng(0)
+    made = np.zeros(shape[::-1], np.uint8)
+    for label in range(1, labels + 1):
+        size = draw.integers(8, [shape[2] // 4, shape[1] // 4, shape[0] // 4])
+        low = [int(draw.integers(0, side - extent)) for side, extent in zip(made.shape, size, strict=True)]
+        made[tuple(slice(a, a + int(n)) for a, n in zip(low, size, strict=True))] = label
+    for label in range(1, labels + 1):
+        made[label % shape[2], 0, label] = label
+    return made

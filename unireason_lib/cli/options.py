@@ -1,0 +1,212 @@
+"""Options that several commands share, in groups: a group is a dataclass, its fields are the options.
+
+A command takes groups as parameters, and :func:`grouped` unfolds them for typer::
+
+    @app.command()
+    @grouped
+    def evaluate(model: ModelOptions, reply: ReplyOptions, benchmark: str) -> None: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from unireason_lib.errors import ModelError, ScanError, explain
+
+if TYPE_CHECKING:
+    from unireason_lib.grounding import Settings
+    from unireason_lib.imaging.window import Window
+    from unireason_lib.inference import Checkpoint, Reading
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Make every parameter that is annotated with a dataclass into one option for each of its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    hints.pop("return", None)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    unfolded: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            found = [(field.name, field.default, types[field.name]) for field in fields(groups[name])]
+        else:
+            found = [(name, parameter.default, hints[name])]
+        for option, default, hint in found:
+            empty = default is MISSING or default is inspect.Parameter.empty
+            unfolded.append(
+                inspect.Parameter(
+                    option,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if empty else default,
+                    annotation=hint,
+                )
+            )
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(unfolded)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in unfolded}
+    return run
+
+
+def _option(*names: str, panel: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+_model = functools.partial(_option, panel="Model")
+_scan = functools.partial(_option, panel="Scan")
+_reply = functools.partial(_option, panel="Reply")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where it runs."""
+
+    model_path: Annotated[str | None, _model(help="Checkpoint folder or hub id (Qwen2.5-VL).")] = None
+    adapter: Annotated[str | None, _model(help="PEFT adapter to put on top.")] = None
+    device: Annotated[str | None, _model(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None
+    device_map: Annotated[
+        str | None, _model(help="Spread the model over devices, as 'auto'; excludes --device.")
+    ] = None
+    torch_dtype: Annotated[str, _model(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = (
+        "auto"
+    )
+
+    def checkpoint(self) -> Checkpoint:
+        """The choice as a value.
+
+        Raises:
+            ModelError: No model was named.
+        """
+        if not self.model_path:
+            raise ModelError(
+                explain(
+                    "--model-path",
+                    expected="a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct",
+                    found="nothing",
+                    do="name one; `python -m unireason_lib tiny runs/tiny` makes one with random weights in seconds",
+                )
+            )
+        from unireason_lib.inference import Checkpoint
+
+        dtype = self.torch_dtype.removeprefix("torch.")
+        return Checkpoint(
+            self.model_path, self.adapter, _DTYPES.get(dtype, dtype), self.device, self.device_map
+        )
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """How a 2D picture is read."""
+
+    normalize: Annotated[
+        str | None,
+        _scan(
+            help="Window of a picture with more than 8 bits: minmax (default), percentile, LOW,HIGH, or a CT window."
+        ),
+    ] = None
+
+    def reading(self) -> Reading:
+        """The choice as a value."""
+        from unireason_lib.inference import Reading
+
+        return Reading(window=window_of(self.normalize))
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """How a volume becomes slices."""
+
+    target_size: Annotated[str, _scan(help="Slices, rows and columns, as 32,256,256 or 32x256x256.")] = (
+        "32,256,256"
+    )
+    normalize: Annotated[
+        str,
+        _scan(
+            help="Window: percentile (1st to 99th), minmax, LOW,HIGH in scan units, or for CT lung, mediastinum, "
+            "abdomen, liver, bone, brain, stroke."
+        ),
+    ] = "percentile"
+    key: Annotated[str | None, _scan(help="Which array of an .npz with several.")] = None
+    frame: Annotated[int | None, _scan(help="Which volume of a 4D file, from 0.")] = None
+    fill_nonfinite: Annotated[
+        float | None, _scan(help="Scan value in place of NaN and infinities, which are refused without it.")
+    ] = None
+
+    def reading(self) -> Reading:
+        """The choice as a value."""
+        from unireason_lib.inference import Reading
+
+        window = window_of(self.normalize)
+        return Reading(size_of(self.target_size), window, self.key, self.frame, self.fill_nonfinite)
+
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """How a reply is generated."""
+
+    max_new_tokens: Annotated[int, _reply(help="Most tokens that the model writes.")] = 1024
+    max_rounds: Annotated[int, _reply(help="Most rounds: boxes after the last fetch nothing.")] = 10
+    tokens_per_round: Annotated[
+        int | None, _reply(help="Most tokens of one round; it opens the next and never cuts the reply.")
+    ] = None
+    temperature: Annotated[float, _reply(help="0 is greedy.")] = 0.0
+    top_p: Annotated[float, _reply(help="Nucleus of sampling.")] = 1.0
+    seed: Annotated[int, _reply(help="Seed of sampling.")] = 0
+
+    def settings(self) -> Settings:
+        """The choice as a value."""
+        from unireason_lib.grounding import Settings
+
+        return Settings(
+            max_new_tokens=self.max_new_tokens,
+            max_rounds=self.max_rounds,
+            tokens_per_round=self.tokens_per_round,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+
+
+def size_of(text: str) -> tuple[int, ...]:
+    """``"32,256,256"`` or ``"32x256x256"`` as numbers.
+
+    Raises:
+        ScanError: It is not three whole numbers.
+    """
+    parts = re.split(r"\s*[,x×]\s*|\s+", text.strip().strip("()[]"))
+    if len(parts) != 3 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+        do = "write it as 32,256,256"
+        raise ScanError(explain("--target-size", expected="slices, rows, columns", found=repr(text), do=do))
+    return tuple(int(part) for part in parts)
+
+
+def window_of(text: str | None) -> Window | None:
+    """``"-150,250"`` as a pair, any other word as it is.
+
+    Raises:
+        ScanError: A pair that is not two numbers. (Whether a name is known is for the reader of scans to say.)
+    """
+    if text is None or "," not in text:
+        return text
+    try:
+        low, high = (float(part) for part in text.strip().strip("()[]").split(","))
+    except ValueError:
+        do = "write it as --normalize=-150,250"
+        raise ScanError(
+            explain("--normalize", expected="a name or LOW,HIGH", found=repr(text), do=do)
+        ) from None
+    return low, high

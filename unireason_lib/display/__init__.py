@@ -1,0 +1,40 @@
+"""Pictures of what happens: boxes on slices, crops, token strips, curves, a slice viewer, and traces as one HTML page.
+
+Names are loaded when they are first used, so a command that only writes HTML does not wait for matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "figures": ("show_box", "show_pictures", "show_slices"),
+    "reply_figures": ("hero_figure", "show_trace"),
+    "tokens": ("token_strip", "token_strip_html"),
+    "charts": ("pipeline_figure", "plot_bars", "plot_lines"),
+    "page": ("trace_html",),
+    "viewer": ("SliceViewer",),
+}
+
+__all__ = [
+    "SliceViewer",
+    "hero_figure",
+    "pipeline_figure",
+    "plot_bars",
+    "plot_lines",
+    "show_box",
+    "show_pictures",
+    "show_slices",
+    "show_trace",
+    "token_strip",
+    "token_strip_html",
+    "trace_html",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,292 @@
+"""Curves, bars and the map of the pipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from unireason_lib.display.colors import ACTIVE, INK, LINE_COLORS, MUTED, tint
+from unireason_lib.display.sheet import SANS, WIDTH, Sheet, printable, text_width
+from unireason_lib.errors import RequestError, explain
+
+Points = Sequence[tuple[float, float]]
+
+MARKERS = "osD^vP"
+
+STEPS: tuple[tuple[str, str, str], ...] = (
+    ("01", "dataset construction", "masks, boxes,\nquestions, reasoning"),
+    ("02", "slice serialization", "scan, slices,\nimage tokens"),
+    ("03", "grounded interface", "write a box, get the\nregion's tokens back"),
+    ("04", "SFT", "imitate grounded\nreasoning"),
+    ("05", "outcome RL", "reward for answer\nand format only"),
+    ("06", "evaluation", "accuracy, grounding,\nintervals"),
+    ("07", "ablations", "which part\nmakes it work"),
+)
+"""Notebook, name and content of every step of the pipeline, in order."""
+
+
+def plot_lines(
+    series: Mapping[str, Points],
+    xlabel: str,
+    ylabel: str,
+    band: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    *,
+    target: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+) -> Sheet:
+    """Curves, one a series, with intervals where they are known.
+
+    Args:
+        series: Name -> points ``(x, y)`` in order of x.
+        xlabel, ylabel: Quantity and unit.
+        band: Name -> ``(low, high)`` at each of its points.
+        target: A horizontal line to reach.
+        log: Logarithmic y axis; otherwise it starts at 0 unless there are negative values.
+        title: A heading.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        RequestError: Nothing to plot, or a band of another length than its series.
+    """
+    band = band or {}
+    _check_series(series, band)
+    sheet, axes = _chart(6.6, 3.0, title, list(series) if len(series) > 1 else [])
+    for i, (name, points) in enumerate(series.items()):
+        color = LINE_COLORS[i % len(LINE_COLORS)]
+        x, y = zip(*points, strict=True)
+        axes.plot(
+            x, y, color=color, marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=1.8, label=name
+        )
+        if name in band:
+            low, high = zip(*band[name], strict=True)
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    if target is not None:
+        axes.axhline(target, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
+        axes.annotate(
+            f"target {target:g}",
+            (1, target),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=INK,
+        )
+    ticks = sorted({x for points in series.values() for x, _ in points})
+    if len(ticks) <= 8 and all(float(x).is_integer() for x in ticks):
+        axes.set_xticks(_apart(ticks))
+    lowest = min(
+        [y for points in series.values() for _, y in points] + [low for b in band.values() for low, _ in b]
+    )
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if _decades(series) < 1.5 else "")
+    elif lowest >= 0:
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.08)
+    axes.grid(axis="y", color="#e4e8ec", linewidth=0.8)
+    _label(axes, xlabel, ylabel)
+    return sheet
+
+
+def plot_bars(
+    values: Mapping[str, float],
+    xlabel: str,
+    *,
+    targets: Mapping[str, float] | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    unit: str = "",
+    title: str | None = None,
+) -> Sheet:
+    """Horizontal bars with their numbers, and what they should reach.
+
+    Args:
+        values: Name -> value.
+        xlabel: Quantity and unit.
+        targets: Name -> value to reach, drawn as a line across the bar. A bar that misses it is drawn in the colour of
+            warning, and says so.
+        intervals: Name -> ``(low, high)``.
+        unit: Written after each number.
+        title: A heading.
+
+    Raises:
+        RequestError: Nothing to plot.
+    """
+    targets, intervals = targets or {}, intervals or {}
+    if not values:
+        raise RequestError(explain("plot_bars", expected="at least one bar", found="none", do="give values"))
+    names = [printable(name) for name in values]
+    left = min(4.2, max(text_width(name, 9) for name in names) + 0.3)
+    head, row, foot = 0.12 + (0.32 if title else 0), 0.36, 0.55
+    sheet = Sheet(WIDTH, head + row * len(values) + foot)
+    if title:
+        sheet.write(0.12, 0.1, title, 11, fontweight="bold")
+    axes = sheet.place(left, head, WIDTH - left - 1.7, row * len(values), bare=False)
+    for k, (name, value) in enumerate(values.items()):
+        target = targets.get(name)
+        missed = target is not None and value < target
+        color = LINE_COLORS[1] if missed else LINE_COLORS[0]
+        axes.barh(k, value, height=0.62, color=color if target is not None or not targets else MUTED)
+        low, high = intervals.get(name, (value, value))
+        if name in intervals:
+            axes.plot([low, high], [k, k], color=INK, linewidth=1.6, marker="|", markersize=7)
+        if target is not None:
+            axes.plot([target, target], [k - 0.42, k + 0.42], color=INK, linewidth=2.2, solid_capstyle="butt")
+        words = f"{value:.3g}{unit}"
+        if name in intervals:
+            words += f"  ({low:.3g} to {high:.3g})"
+        if target is not None:
+            words += f"  ({'below' if missed else 'target'} {target:g}{unit})"
+        end = max(value, high, target or 0, 0)
+        axes.annotate(
+            words,
+            (end, k),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    axes.set_yticks(range(len(values)), names)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    _label(axes, xlabel, "")
+    return sheet
+
+
+def pipeline_figure(active_step: str | None = None) -> Sheet:
+    """The map at the head of every notebook: all steps in their order, the present one filled.
+
+    Args:
+        active_step: Name or notebook number of a step (see :data:`STEPS`), or None.
+
+    Raises:
+        RequestError: There is no such step.
+    """
+    wanted = None if active_step is None else active_step.strip().casefold()
+    if wanted is not None and wanted not in {key for n, name, _ in STEPS for key in (n, name.casefold())}:
+        raise RequestError(
+            explain(
+                "pipeline_figure",
+                expected=f"one of {', '.join(name for _, name, _ in STEPS)}",
+                found=repr(active_step),
+                do="name a step",
+            )
+        )
+    height, gap = 1.25, 0.2
+    width = (WIDTH - 2 * 0.06 - gap * (len(STEPS) - 1)) / len(STEPS)
+    sheet = Sheet(WIDTH, height)
+    axes = sheet.place(0, 0, WIDTH, height)
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    for k, (number, name, content) in enumerate(STEPS):
+        left = 0.06 + k * (width + gap)
+        active = wanted in (number, name.casefold())
+        axes.add_patch(
+            FancyBboxPatch(
+                (left, 0.1),
+                width,
+                0.6,
+                boxstyle="round,pad=0,rounding_size=0.09",
+                facecolor=ACTIVE if active else tint(ACTIVE, 0.09),
+                edgecolor=ACTIVE if active else "#a9bccb",
+                linewidth=1.2,
+            )
+        )
+        look = {"ha": "center", "family": SANS, "parse_math": False}
+        label = name.replace(" ", "\n")
+        axes.text(
+            left + width / 2,
+            0.4,
+            label,
+            fontsize=8.8,
+            va="center",
+            linespacing=1.25,
+            color="white" if active else INK,
+            fontweight="bold" if active else "normal",
+            **look,
+        )
+        for row, line in enumerate(content.split("\n")):
+            axes.text(
+                left + width / 2, 0.88 + 0.15 * row, line, fontsize=7, color=INK if active else MUTED, **look
+            )
+        if k + 1 < len(STEPS):
+            axes.add_patch(
+                FancyArrowPatch(
+                    (left + width + 0.01, 0.4),
+                    (left + width + gap - 0.01, 0.4),
+                    arrowstyle="-|>",
+                    mutation_scale=9,
+                    color=MUTED,
+                    linewidth=1.2,
+                    shrinkA=0,
+                    shrinkB=0,
+                )
+            )
+    return sheet
+
+
+def _check_series(series: Mapping[str, Points], band: Mapping[str, Any]) -> None:
+    lengths = {name: len(points) for name, points in series.items()}
+    wrong = [name for name in band if len(band[name]) != lengths.get(name)]
+    if not lengths or not all(lengths.values()) or wrong:
+        raise RequestError(
+            explain(
+                "plot_lines",
+                expected="at least one point a series, and one interval a point",
+                found=f"points {lengths}, bands that do not fit {wrong}",
+                do="give the measured points",
+            )
+        )
+
+
+def _chart(width: float, height: float, title: str | None, legend: Sequence[str]) -> tuple[Sheet, Axes]:
+    """A sheet with one pair of axes; heading and legend stand above, where no curve can run through them."""
+    head = 0.15 + (0.32 if title else 0) + (0.3 if legend else 0)
+    sheet = Sheet(width, height + head + 0.6)
+    axes = sheet.place(0.75, head, width - 0.95, height, bare=False)
+    top = 0.1
+    if title:
+        sheet.write(0.12, top, title, 11, fontweight="bold")
+        top += 0.32
+    x = 0.75
+    for i, name in enumerate(legend):
+        color = LINE_COLORS[i % len(LINE_COLORS)]
+        line = sheet.place(x, top + 0.02, 0.32, 0.14)
+        line.plot(
+            [0, 0.5, 1], [0, 0, 0], color=color, marker=MARKERS[i % len(MARKERS)], markevery=[1], lw=1.8, ms=5
+        )
+        sheet.write(x + 0.38, top + 0.01, name, 9)
+        x += 0.38 + text_width(name) + 0.3
+    return sheet, axes
+
+
+def _decades(series: Mapping[str, Points]) -> float:
+    values = [y for points in series.values() for _, y in points if y > 0]
+    return math.log10(max(values) / min(values)) if values else 0.0
+
+
+def _label(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(printable(xlabel), fontsize=9, parse_math=False)
+    axes.set_ylabel(printable(ylabel), fontsize=9, parse_math=False)
+    axes.tick_params(which="both", labelsize=8.5, length=3, color=MUTED)
+    for name, spine in axes.spines.items():
+        spine.set(color="#c3cad2", visible=name in ("left", "bottom"))
+
+
+def _apart(ticks: Sequence[float]) -> list[float]:
+    """Those ticks that have room: at least a twelfth of the range apart."""
+    kept = [ticks[0]]
+    for tick in ticks[1:]:
+        if tick - kept[-1] >= (ticks[-1] - ticks[0]) / 12:
+            kept.append(tick)
+    return kept
