@@ -309,7 +309,8 @@ name = f"kept cache, {counts[-1]} boxes, {len(slices)} slices"
 publish(name, ratio, "x", note="time of encoding again / time with the cache")
 
 # %% [markdown]
-# And what **one more** box costs, against the number of slices: a crop is a crop, however long the volume is.
+# And what **one more** box costs, against the number of slices. Without the cache it grows with the volume. With it, the crop
+# and the box's own tokens are all that is computed; each of them still attends to every slice, a small part of the cost.
 
 # %%
 from unireason_lib.bench.generation import cost_by_slices

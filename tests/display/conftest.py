@@ -117,9 +117,8 @@ def clean_layout():
 
     def check(figure, slack=1.0):
         figure.draw_without_rendering()
-        placed = [
-            (text.get_text(), text.get_window_extent(figure._get_renderer())) for text in _texts(figure)
-        ]
+        renderer = figure._get_renderer()
+        placed = [(text.get_text(), text.get_window_extent(renderer)) for text in _texts(figure)]
         assert [(a, b) for (a, one), (b, two) in combinations(placed, 2) if _overlap(one, two, slack)] == []
         width, height = figure.canvas.get_width_height()
         beyond = [(-e.x0, -e.y0, e.x1 - width, e.y1 - height) for _, e in placed]

@@ -32,6 +32,12 @@ def test_one_curve_needs_no_legend_and_shows_its_target(clean_layout):
     clean_layout(figure)
 
 
+def test_long_curves_do_not_drown_in_markers():
+    figure = plot_lines({"a": [(i, i % 7) for i in range(400)]}, "slice", "correlation")
+    (line,) = figure.axes[0].lines
+    assert len(line.get_xdata()) == 400 and line.get_markevery() == 20
+
+
 def test_ticks_never_run_into_each_other(clean_layout):
     clean_layout(plot_lines({"a": [(0, 1), (1, 2), (2, 3), (1000, 4)]}, "x", "y"))
 

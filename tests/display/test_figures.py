@@ -202,4 +202,4 @@ for figure in (
 assert settings() == before
 assert not {"matplotlib.pyplot", "torch"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

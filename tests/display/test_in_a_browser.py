@@ -33,7 +33,7 @@ def visit(folder, page: str) -> str:
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
     command = [BROWSER, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def seen(document: str) -> dict:
@@ -100,6 +100,7 @@ def test_the_page_moves_between_slices_boxes_and_steps(volume_trace, slices, tmp
     assert sorted(found["hover"]) == ["button1", "g1", "rect1", "span1"] and found["left"] == []
     assert found["clicked"]["slice"] == "5" and found["clicked"]["pressed"] == "true"
     assert "g3" in found["clicked"]["active"]
+    assert found["clicked"]["visible"] == ["3"], "slice 5 is the first one after box 1"
     assert found["again"] == {"active": [], "pressed": "false"}
     assert found["crops"] == ["data:image/png;"] * 7
     assert found["step1"]["later"] == [False, True, True, True] and "button1" in found["step1"]["active"]

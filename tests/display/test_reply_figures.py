@@ -1,9 +1,10 @@
 import dataclasses
+import json
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unireason_lib.boxes import Box2D, Box3D
@@ -19,6 +20,7 @@ CUBOIDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(CUBOIDS, st.integers(1, 32), st.integers(1, 12))
 def test_chosen_slices_exist_and_show_every_box_while_there_is_room(boxes, count, limit):
     shown = chosen_slices(boxes, count, limit)
@@ -60,8 +62,13 @@ def test_crops_in_the_figure_are_the_pixels_that_the_model_got(volume_trace, sli
             assert any(np.array_equal(picture, np.asarray(crop)) for picture in drawn)
 
 
+def test_a_line_of_a_results_file_makes_the_same_figure(volume_trace, slices):
+    line = json.loads(json.dumps(volume_trace.to_dict()))
+    assert show_trace(line, slices)._repr_png_() == show_trace(volume_trace, slices)._repr_png_()
+
+
 def test_a_reply_over_a_picture(picture_trace, slices, clean_layout):
-    figure = show_trace(picture_trace, slices[:1])
+    figure = show_trace(picture_trace, slices[0])
     assert shown_slices(figure) == []
     assert "1 [5,6,25,30]" in words(figure)
     clean_layout(figure)

@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unireason_lib.display import token_strip, token_strip_html
@@ -19,6 +19,7 @@ TOKENS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(TOKENS, st.integers(2, 30))
 def test_every_token_is_shown_or_counted(tokenizer, tokens, limit):
     ids, own = [i for i, _ in tokens], [o for _, o in tokens]

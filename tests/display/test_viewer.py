@@ -97,6 +97,6 @@ def test_without_anywidget_the_message_helps():
         "except ImportError as error:\n    print(error)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
     ).stdout
     assert "pip install anywidget" in out and "show_slices()" in out

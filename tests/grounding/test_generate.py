@@ -140,11 +140,8 @@ def test_wrong_positions_would_be_noticed(generator, monkeypatch):
 
     def flat(ids, **kwargs):
         positions, deltas = rope_index(ids, **kwargs)
-        start = len(right.prompt_ids)
-        if ids.shape[1] > start:
-            positions[:, :, start:] = positions[:, :, start - 1 : start] + torch.arange(
-                1, ids.shape[1] - start + 1
-            )
+        if ids.shape[1] < len(right.prompt_ids):  # the injected tokens, not the prompt
+            positions[:] = torch.arange(ids.shape[1])
         return positions, deltas
 
     captured = {}

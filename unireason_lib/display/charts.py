@@ -61,9 +61,9 @@ def plot_lines(
     for i, (name, points) in enumerate(series.items()):
         color = LINE_COLORS[i % len(LINE_COLORS)]
         x, y = zip(*points, strict=True)
-        axes.plot(
-            x, y, color=color, marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=1.8, label=name
-        )
+        marker = MARKERS[i % len(MARKERS)]
+        apart = max(1, len(x) // 20)  # many points would be a band of markers
+        axes.plot(x, y, color=color, marker=marker, markevery=apart, markersize=5, linewidth=1.8, label=name)
         if name in band:
             low, high = zip(*band[name], strict=True)
             axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)

@@ -158,8 +158,8 @@ def aligned_pictures(trace: Any, told: Reply, images: Any, frame: Any) -> list[I
 
 
 def pil_pictures(images: Any) -> list[Image.Image]:
-    """A stack of slices, arrays or PIL pictures as RGB pictures."""
-    pixels = getattr(images, "pixels", images)
+    """A stack of slices, arrays, PIL pictures or a single one, as RGB pictures."""
+    pixels = [images] if isinstance(images, Image.Image) else getattr(images, "pixels", images)
     pictures = [
         image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in pixels
     ]

@@ -52,7 +52,7 @@ def show_trace(
     """A whole reply in one picture: where it pointed, what it got back, and what it wrote.
 
     Args:
-        trace: A :class:`unireason_lib.grounding.Trace`.
+        trace: A :class:`unireason_lib.grounding.Trace`, or a line of a results file as a dictionary.
         images: Its pictures as the processor shows them to the model.
         frame: The :class:`unireason_lib.imaging.ProcessorFrame` of the model; then ``images`` are the original pictures
             (by default those of the request), and are shown to the reader as they were to the model.
@@ -63,7 +63,8 @@ def show_trace(
         RequestError: The pictures are not those from which the reply's crops were cut.
     """
     told = replay.from_trace(trace)
-    pictures = pictures_of(replay.aligned_pictures(trace, told, images, frame))
+    aligned = replay.aligned_pictures(trace, told, images, frame)
+    told, pictures = replay.with_crops(told, aligned), pictures_of(aligned)
     boxes = _visible(told, pictures)
     left_width = 0.58 * (WIDTH - 2 * MARGIN)
     right, right_width = MARGIN + left_width + 0.25, WIDTH - 2 * MARGIN - left_width - 0.25
@@ -104,7 +105,7 @@ def hero_figure(
     full, ratio = WIDTH - 2 * MARGIN, pictures[0].shape[0] / pictures[0].shape[1]
     main = _busiest(list(boxes.values()), len(pictures))
     film = _film(list(boxes.values()), len(pictures))
-    side, middle_width = 3.0, 2.1
+    side, middle_width = min(3.0, 4.2 / ratio), 2.1
     middle = MARGIN + side + 0.3
     right = middle + middle_width + 0.3
     right_width = WIDTH - MARGIN - right

@@ -5,8 +5,9 @@ the same reply, and the model goes on with them in view. Nothing is encoded twic
 (for a volume, thousands of slice tokens) and of the reply so far is kept, and only the new crop is run through the
 vision tower and appended. Two things have to be right for that to equal encoding everything again:
 
-- positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). After an injection they are
-  computed over the whole sequence so far, by the model's own ``get_rope_index``, and the tail is used;
+- positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). Those of injected tokens come
+  from the model's own ``get_rope_index``, counted on from the last position of the reply so far (which is not its
+  number of tokens: a picture takes fewer positions than tokens);
 - masks: requests of one batch inject at different times. Shorter rows are padded inside the cache, and the padding is
   hidden by the attention mask and carries no position.
 
@@ -123,12 +124,9 @@ _Pictures = tuple[torch.Tensor, list[list[int]]]
 class _Row:
     """One reply in the making."""
 
-    def __init__(
-        self, request: GroundedRequest, prompt_ids: list[int], grids: list[list[int]], seed: int
-    ) -> None:
+    def __init__(self, request: GroundedRequest, prompt_ids: list[int], seed: int) -> None:
         self.request = request
         self.prompt_ids = prompt_ids
-        self.grids = list(grids)  # (t, h, w) in patches of every picture so far
         self.ids: list[int] = []
         self.own: list[int] = []
         self.pointings: list[Pointing] = []
@@ -145,7 +143,7 @@ class _Row:
         self.draw = np.random.default_rng(seed)
 
     def clone(self, seed: int) -> _Row:
-        return _Row(self.request, self.prompt_ids, self.grids, seed)
+        return _Row(self.request, self.prompt_ids, seed)
 
     @property
     def running(self) -> bool:
@@ -251,6 +249,11 @@ class GroundedGenerator:
         inputs = self.processor(text=[text], images=pictures, return_tensors="pt")
         return inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"].tolist()
 
+    def encode_crops(self, crops: Sequence[Image.Image]) -> tuple[torch.Tensor, list[list[int]]]:
+        """Pixel values and grids of crops, as the processor makes them."""
+        inputs = self.processor.image_processor(images=list(crops), return_tensors="pt")
+        return inputs["pixel_values"], inputs["image_grid_thw"].tolist()
+
     def features(self, pixel_values: torch.Tensor, grids: Sequence[Sequence[int]]) -> torch.Tensor:
         """The vision tower's tokens of all pictures, ``(tokens, hidden)``.
 
@@ -304,10 +307,9 @@ class _Batch:
         self.rows: list[_Row] = []
         for i, request in enumerate(requests):
             ids, pixels, grids = generator.encode(request)
-            row = _Row(request, ids, grids, self._seed(request, first + i, 0))
+            row = _Row(request, ids, self._seed(request, first + i, 0))
             row.pending, row.pictures = list(ids), [(pixels, grids)]
             self.rows.append(row)
-        self.all_pictures = [list(row.pictures) for row in self.rows]  # only used without reuse
         self.first = first
         self.cache = growing_cache(self.model.config)
         self.mask = torch.ones(len(self.rows), 0, dtype=torch.long, device=self.device)
@@ -416,15 +418,13 @@ class _Batch:
         row.pointings.append(Pointing(text, box, status, tuple(crops), len(row.ids)))
         if not crops:
             return
-        inputs = self.gen.processor.image_processor(images=crops, return_tensors="pt")
-        grids = inputs["image_grid_thw"].tolist()
+        pixels, grids = self.gen.encode_crops(crops)
         tokens = [token for grid in grids for token in self._picture_tokens(grid)]
         row.ids += tokens
         row.own += [0] * len(tokens)
         row.pending += tokens
         row.injected += len(tokens)
-        row.grids += grids
-        row.pictures = [(inputs["pixel_values"], grids)]
+        row.pictures = [(pixels, grids)]
         row.waiting = True
         self._next_round(row)
 
@@ -519,14 +519,17 @@ class _Batch:
             position = self.next_position[r]
             self.next_position[r] += 1
             return torch.full((3, 1), position)
-        ids = torch.tensor([row.prompt_ids + row.ids])
+        ids = torch.tensor([row.pending])
         positions, _ = self.model.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == self.gen.image_token).int(),
-            image_grid_thw=torch.tensor(row.grids),
+            image_grid_thw=torch.tensor([grid for _, grids in row.pictures for grid in grids]),
         )
+        positions = (
+            positions[:, 0] + self.next_position[r]
+        )  # the rule only counts on from where the text stands
         self.next_position[r] = int(positions.max()) + 1
-        return positions[:, 0, -len(row.pending) :]
+        return positions
 
     def _spread(self) -> None:
         """Copy every row once a sample; the encoded prompt is shared by copying the cache, not by encoding again."""
@@ -536,7 +539,6 @@ class _Batch:
         self.logits = self.logits.repeat_interleave(self.samples, dim=0)
         self.mask = self.mask.repeat_interleave(self.samples, dim=0)
         self.next_position = [position for position in self.next_position for _ in range(self.samples)]
-        self.all_pictures = [list(pictures) for pictures in self.all_pictures for _ in range(self.samples)]
         self.rows = [
             row.clone(self._seed(row.request, self.first + i, sample))
             for i, row in enumerate(self.rows)
@@ -554,14 +556,17 @@ class _Batch:
         return [alive[line] for line in keep]
 
     def _start_over(self, alive: Sequence[int]) -> None:
-        """The reference without reuse: forget the cache and queue every row's whole sequence and pictures again."""
+        """The reference without reuse: forget everything and queue each row's whole sequence and pictures again."""
         self.cache = growing_cache(self.model.config)
         self.mask, self.padded = self.mask[:, :0], False
         self.logits = None
         for r in alive:
             row = self.rows[r]
-            self.all_pictures[r] += row.pictures
-            row.pending, row.pictures = row.prompt_ids + row.ids, list(self.all_pictures[r])
+            self.next_position[r] = 0
+            _, *pictures = self.gen.encode(row.request)
+            crops = [pointing.crops for pointing in row.pointings if pointing.crops]
+            row.pending = row.prompt_ids + row.ids
+            row.pictures = [tuple(pictures), *(self.gen.encode_crops(fetched) for fetched in crops)]
 
     def _trace(self, row: _Row) -> Trace:
         own = [

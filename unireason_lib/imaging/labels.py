@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 from scipy import ndimage
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import LabelError, explain
-from unireason_lib.imaging.volume import Volume
+from unireason_lib.imaging.volume import Volume, memory_order
 
-DENSE_LABELS = 4096
-"""Maps whose largest label is below this are searched as they are; sparser ones are renumbered first."""
+DENSE_LABELS = 65536
+"""Labels that span fewer values than this are searched by a table of that length; sparser ones are renumbered first."""
 
 
 def label_boxes(
@@ -38,16 +41,38 @@ def label_boxes(
     if not array.size:
         return {}
     low, high = int(array.min()), int(array.max())
-    if low >= 0 and high < DENSE_LABELS:
-        return {i + 1: _box(found) for i, found in enumerate(ndimage.find_objects(array, high)) if found}
+    if 0 <= low and high < DENSE_LABELS:
+        return _boxes(array, range(1, high + 1))
+    if (
+        high - low < DENSE_LABELS
+    ):  # negative or large, but close together: shifted so that the lowest becomes 1
+        return _boxes(_from_one(array, low), range(low, high + 1))
     values = np.unique(array)
-    values = values[values != 0]
-    if not len(values):
-        return {}
-    numbered = np.searchsorted(values, array).astype(np.int32) + 1
-    numbered[array == 0] = 0
-    found = ndimage.find_objects(numbered)
-    return {int(value): _box(slices) for value, slices in zip(values, found, strict=True)}
+    return _boxes(np.searchsorted(values, array).astype(np.int32) + 1, values.tolist())
+
+
+def _from_one(array: np.ndarray, low: int) -> np.ndarray:
+    """``array - low + 1`` as int32, without a wide copy and without wrapping."""
+    wide = np.uint64 if array.dtype == np.uint64 else np.int64
+    numbered = np.empty_like(array, dtype=np.int32)
+    np.subtract(array, wide(low), out=numbered, dtype=wide, casting="unsafe")
+    numbered += 1
+    return numbered
+
+
+def _boxes(numbered: np.ndarray, labels: Sequence[int]) -> dict[int, Box]:
+    """Boxes of a map that holds 1, 2, 3 ... for ``labels``, those that occur and are not 0.
+
+    The map is searched in the order in which it lies in memory: a turned view of a file is not read across.
+    """
+    order = memory_order(numbered)
+    found = ndimage.find_objects(numbered.transpose(order), len(labels))
+    back = np.argsort(order)
+    return {
+        int(label): _box(tuple(slices[axis] for axis in back))
+        for label, slices in zip(labels, found, strict=True)
+        if slices and label != 0
+    }
 
 
 def check_same_grid(scan: Volume, labels: Volume, tolerance_mm: float = 1e-2) -> None:
@@ -70,11 +95,8 @@ def check_same_grid(scan: Volume, labels: Volume, tolerance_mm: float = 1e-2) ->
             )
         )
     if scan.has_affine and labels.has_affine:
-        corner = np.array([*scan.shape[::-1], 1.0])
-        apart = max(
-            np.abs((scan.affine - labels.affine) @ point).max()
-            for point in (corner, np.array([0, 0, 0, 1.0]))
-        )
+        corners = np.array([[*corner, 1] for corner in product(*((0, side) for side in scan.shape[::-1]))])
+        apart = np.abs(corners @ (scan.affine - labels.affine).T).max()
         if apart > tolerance_mm:
             raise LabelError(
                 explain(

@@ -57,6 +57,12 @@ class SliceStack:
         return [Image.fromarray(plane).convert("RGB") for plane in self.pixels]
 
     @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring serialized pixels in mm, in the order of the values' axes: (z, y, x)."""
+        steps = (mm / factor for mm, factor in zip(self._volume().spacing, self.factors[::-1], strict=True))
+        return tuple(steps)
+
+    @property
     def factors(self) -> tuple[float, float, float]:
         """Serialized pixels a voxel along (x, y, z)."""
         return tuple(
@@ -145,6 +151,8 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
 
 def _finite(volume: Volume, fill: float | None) -> np.ndarray:
     array = volume.array
+    if array.dtype.kind == "b":
+        return array.view(np.uint8)
     if array.dtype.kind != "f":
         return array
     bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
@@ -159,6 +167,10 @@ def _finite(volume: Volume, fill: float | None) -> np.ndarray:
                 do="pass fill_nonfinite=<scan value of the background>, or repair the file",
             )
         )
+    if not np.isfinite(fill):
+        raise ScanError(
+            explain("fill_nonfinite", expected="a finite scan value", found=f"{fill}", do="choose a number")
+        )
     return np.where(np.isfinite(array), array, np.asarray(fill, array.dtype))
 
 
@@ -166,7 +178,7 @@ def _resample(array: np.ndarray, size: tuple[int, int, int], low: float, high: f
     """Windowed values on the new grid. Slices come first, so that only those which are needed are read and scaled."""
     depth, rows, columns = (_taps(old, new) for old, new in zip(array.shape, size, strict=True))
     out = np.empty(size, np.float32)
-    scale = np.float32(1 / (high - low))
+    scale = 1 / (high - low)
     kept: dict[int, np.ndarray] = {}
     for z in range(size[0]):
         first, second, share = int(depth[0][z]), int(depth[1][z]), depth[2][z]
@@ -178,12 +190,15 @@ def _resample(array: np.ndarray, size: tuple[int, int, int], low: float, high: f
     return out
 
 
-def _plane(plane: np.ndarray, low: float, scale: np.float32, rows, columns) -> np.ndarray:
+def _plane(plane: np.ndarray, low: float, scale: float, rows, columns) -> np.ndarray:
     """One slice, windowed and resampled in its plane."""
-    values = plane.astype(np.float32)
-    values -= np.float32(low)
-    values *= scale
+    exact = np.float32 if plane.dtype.itemsize <= 2 or plane.dtype == np.float32 else np.float64
+    values = np.subtract(
+        plane, exact(low), dtype=exact
+    )  # 32-bit integers and float64 do not fit into float32
+    values *= exact(scale)
     np.clip(values, 0, 1, out=values)
+    values = values.astype(np.float32, copy=False)
     values = _lerp(values, rows, 0)
     return _lerp(values, columns, 1)
 

@@ -36,7 +36,7 @@ class Volume:
         has_affine: False when the file had no geometry: directions are then an assumption and spacing is unknown.
 
     Raises:
-        ScanError: The array is not 3D or empty, the affine singular or not finite.
+        ScanError: The array is not 3D, empty or not of real numbers, the affine singular or not finite.
     """
 
     array: np.ndarray
@@ -45,6 +45,15 @@ class Volume:
     has_affine: bool = True
 
     def __post_init__(self) -> None:
+        if self.array.dtype.kind not in "iufb":
+            raise ScanError(
+                explain(
+                    self.source,
+                    expected="real numbers",
+                    found=f"type {self.array.dtype}",
+                    do="take the magnitude of complex data, or convert the array to numbers",
+                )
+            )
         if self.array.ndim != 3 or not self.array.size:
             raise ScanError(
                 explain(
@@ -63,7 +72,11 @@ class Volume:
 
     @cached_property
     def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm, in the order of the array's axes: (z, y, x)."""
+        """Voxel size in mm, in the order of the array's axes: (z, y, x).
+
+        These are distances between neighbouring centres. Axes that are not at right angles (a CT with a tilted gantry)
+        make a voxel smaller than their product; its volume is ``abs(det(affine[:3, :3]))``.
+        """
         return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0)[::-1])
 
     def to_mm(self, box: Box3D) -> np.ndarray:
@@ -134,6 +147,14 @@ def orient(array: np.ndarray, affine: np.ndarray, source: str, has_affine: bool 
     moves = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "S")))
     turned = np.asarray(affine, float) @ inv_ornt_aff(moves, array.shape)
     return Volume(apply_orientation(array, moves).transpose(2, 1, 0), turned, source, has_affine)
+
+
+def memory_order(array: np.ndarray) -> tuple[int, ...]:
+    """The axes from the slowest to the fastest in memory; going through an array in that order reads it straight on.
+
+    Scans stored as sagittal or coronal slices stay as they are on disk, and only the view of them is turned.
+    """
+    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
 
 
 def _advice(array: np.ndarray) -> str:
