@@ -10,7 +10,7 @@
 #
 # **Where we stand.** This is the whole pipeline seen from its end; each later notebook opens one of its steps.
 #
-# **Time** about one minute on 2 CPU cores. **Needs** nothing: the brain MRI comes with a Python package, and a tiny
+# **Time** half a minute on 2 CPU cores, no GPU needed. **Needs** nothing: the brain MRI comes with a Python package, and a tiny
 # checkpoint is built on first use.
 #
 # The tiny checkpoint has the true architecture (`Qwen2_5_VLForConditionalGeneration`) and **random weights**: it has learnt

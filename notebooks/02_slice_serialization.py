@@ -10,7 +10,7 @@
 #
 # **Where we stand.** Notebook 01 builds questions from labelled scans. Here the scans themselves become slices.
 #
-# **Time** about one minute on 2 CPU cores. **Needs** nothing from earlier notebooks. The brain MRI is real (the MNI152
+# **Time** half a minute on 2 CPU cores, no GPU needed. **Needs** nothing from earlier notebooks. The brain MRI is real (the MNI152
 # template, an average of 152 people); the torso is a made phantom. *Nothing here is for clinical use.*
 
 # %% tags=["parameters"]

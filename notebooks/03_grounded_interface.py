@@ -11,7 +11,7 @@
 # **Where we stand.** Slices and pictures come out of notebook 02 as pictures for the processor. Here the model gets its
 # pointing finger; notebook 04 teaches it to use it.
 #
-# **Time** about two minutes on 2 CPU cores, less on a GPU. **Needs** nothing from earlier notebooks: the real brain MRI
+# **Time** about one minute on 2 CPU cores, less on a GPU. **Needs** nothing from earlier notebooks: the real brain MRI
 # comes with a Python package, and the tiny checkpoint is built on first use. Its **weights are random**: it has the true
 # architecture and knows nothing. Wherever it has to point, a script makes it write the box, and everything that happens
 # then is real. *Nothing here is for clinical use.*

@@ -8,8 +8,10 @@ import base64
 import functools
 import html
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -24,16 +26,33 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrom
 
 OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run --virtual-time-budget=4000 --window-size=1000,900"
+    "--no-first-run --disable-dev-shm-usage --virtual-time-budget=4000 --window-size=1000,900"
 ).split()
 
 
 def visit(folder, page: str) -> str:
-    """The document as the browser has it at the end."""
+    """The document as the browser has it at the end.
+
+    A browser that does not come up on a busy machine says nothing about the page: it is started again, twice.
+    """
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
-    command = [BROWSER, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    for attempt in range(3):
+        profile = f"--user-data-dir={folder / f'profile{attempt}'}"
+        browser = subprocess.Popen(
+            [BROWSER, *OPTIONS, profile, "--dump-dom", path.as_uri()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        try:
+            document, _ = browser.communicate(timeout=40)
+            return document
+        except subprocess.TimeoutExpired:
+            os.killpg(browser.pid, signal.SIGKILL)  # its helper processes as well
+            browser.communicate()
+    pytest.fail(f"{BROWSER} did not finish loading a page, three times")
 
 
 def seen(document: str) -> dict:

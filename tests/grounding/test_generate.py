@@ -11,6 +11,7 @@ from PIL import Image
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script
+from unireason_lib.imaging import Volume, serialize
 
 OPTIONS = {"A": "liver", "B": "left lung"}
 
@@ -323,6 +324,29 @@ def test_grey_pictures_and_own_conversations(generator):
     ]
     trace = generator.generate([replace(grey, messages=messages)], max_new_tokens=2)[0]
     assert "Short." in generator.tokenizer.decode(trace.prompt_ids)
+
+
+def test_requests_in_other_forms(generator):
+    """Dictionaries, arrays, a serialized volume, and options as a list."""
+    draw = np.random.default_rng(0)
+    scan = Volume(draw.integers(0, 100, (5, 40, 50)).astype(np.int16), np.eye(4))
+    stack = serialize(scan, size=(4, 64, 64))
+    plain = GroundedRequest("Where?", stack.images(), {"A": "liver", "B": "left lung"}, "3d", id="x")
+    others = [
+        {
+            "question": "Where?",
+            "images": stack,
+            "options": ["liver", "left lung"],
+            "dimension": "3d",
+            "id": "x",
+        },
+        GroundedRequest("Where?", list(stack.pixels), ("liver", "left lung"), "3d", id="x"),
+    ]
+    first, *rest = generator.generate([plain, *others], max_new_tokens=6)
+    assert all(trace.token_ids == first.token_ids and trace.prompt_ids == first.prompt_ids for trace in rest)
+    for wrong in (["scan.png"], [np.zeros((4, 4))], [np.zeros((4, 4, 2), np.uint8)]):
+        with pytest.raises(RequestError, match="load_image"):
+            GroundedRequest("Where?", wrong)
 
 
 def test_a_trace_is_json(generator):

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import LabelError
 from unireason_lib.imaging import Volume, check_same_grid, label_boxes, slice_order_report
+from unireason_lib.imaging.order import BREAK
 
 
 def one_by_one(array):
@@ -38,6 +39,32 @@ def test_huge_and_negative_labels():
     array = np.zeros((4, 5, 6), np.int64)
     array[1, 2, 3], array[3, 4, 5], array[0, 0, 0] = 10**12, -4, 5000
     assert label_boxes(array) == one_by_one(array)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.int8, (-128, -1, 127)),
+        (np.int16, (-32768, 5, 32767)),
+        (np.uint16, (1, 65535)),
+        (np.int32, (1001, 12175)),
+        (np.int64, (10**12, 10**12 + 9)),
+        (np.uint64, (2**64 - 7, 2**64 - 1)),
+    ],
+)
+@pytest.mark.parametrize("filled", [False, True])
+def test_labels_at_the_ends_of_their_type(dtype, values, filled):
+    array = np.full((4, 5, 6), values[0] if filled else 0, dtype)
+    for index, value in enumerate(values):
+        array[index + 1 :, index, index + 2] = value
+    assert label_boxes(array) == one_by_one(array)
+
+
+def test_turned_views_have_the_boxes_of_copies():
+    array = np.random.default_rng(0).choice([0, 0, 0, 3, 70000], (5, 6, 7)).astype(np.int32)
+    view = array[::-1, :, ::-1].transpose(1, 2, 0)
+    assert label_boxes(view) == label_boxes(view.copy()) == one_by_one(view)
+    assert label_boxes(view, components=True) == label_boxes(view.copy(), components=True)
 
 
 def test_other_kinds_of_label_maps():
@@ -102,6 +129,19 @@ def test_scan_and_labels_must_share_a_grid():
         check_same_grid(scan, Volume(np.zeros((4, 5, 6), np.uint8), moved, "labels"))
 
 
+def test_a_turn_about_the_diagonal_is_noticed():
+    """The first and the last corner stay where they are; the others move."""
+    scan = Volume(np.zeros((6, 6, 6), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]), "scan")
+    axis = np.array([-1.0, -1.0, 1.0]) / np.sqrt(3)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(4)
+    turn[:3, :3] += np.sin(0.3) * cross + (1 - np.cos(0.3)) * cross @ cross
+    turned = Volume(scan.array, turn @ scan.affine, "labels")
+    assert np.allclose((turned.affine @ [6, 6, 6, 1]), scan.affine @ [6, 6, 6, 1])
+    with pytest.raises(LabelError, match="apart"):
+        check_same_grid(scan, turned)
+
+
 def body(slices=24):
     """Slices that change smoothly, with noise."""
     draw = np.random.default_rng(0)
@@ -136,5 +176,21 @@ def test_shuffled_slices_are_noticed():
     array = body()
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(array))
-        report = slice_order_report(array[order])
-        assert report.looks_shuffled or report.breaks
+        assert slice_order_report(array[order]).looks_shuffled
+
+
+def test_missing_slices_leave_a_break_where_neighbours_are_alike():
+    """Finely sliced: the jump still correlates well, but is many times as far apart as the pairs around it."""
+    y, x = np.mgrid[-1:1:48j, -1:1:48j]
+    fine = np.stack([np.exp(-((x - z / 60 + 0.8) ** 2 + y**2) * 6) for z in range(96)])
+    assert not slice_order_report(fine).suspicious
+    report = slice_order_report(np.concatenate([fine[:40], fine[52:]]))
+    assert report.breaks == (39,)
+    assert report.correlations[39] > report.correlations[38] - BREAK  # too little for the absolute rule
+
+
+def test_a_volume_and_damaged_slices():
+    array = body()
+    array[7, 3, 3] = np.nan
+    report = slice_order_report(Volume(array, np.eye(4)))
+    assert not report.suspicious and np.isfinite(report.correlations).all()

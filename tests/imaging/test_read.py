@@ -1,8 +1,10 @@
 """Every format and every orientation comes out as one kind of volume, or as a helpful error."""
 
+import contextlib
 import gzip
 import itertools
 import shutil
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +31,20 @@ def save(path, array, affine=None, **header):
     for name, value in header.items():
         image.header[name] = value
     nib.save(image, path)
+    return path
+
+
+def rewrite(path, **fields):
+    """Change header fields in the file itself, past all checks."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as stream:
+        raw = bytearray(stream.read())
+    header = nib.Nifti1Header(bytes(raw[:348]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    raw[:348] = header.binaryblock
+    with opened(path, "wb") as stream:
+        stream.write(bytes(raw))
     return path
 
 
@@ -136,7 +152,46 @@ def test_four_dimensions(tmp_path):
     assert load_volume(path, frame=2).array.max() == 2
     with pytest.raises(ScanError, match="frame=0"):
         load_volume(path, frame=3)
-    assert load_volume(save(tmp_path / "one.nii", array[..., :1])).shape == (5, 4, 3)
+    one = save(tmp_path / "one.nii", array[..., :1])
+    assert load_volume(one).shape == load_volume(one, frame=0).shape == (5, 4, 3)
+    with pytest.raises(ScanError, match=r"frame=7.*leave frame out"):
+        load_volume(one, frame=7)
+    field = save(tmp_path / "field.nii", array[:, :, :, None])
+    assert load_volume(field, frame=2).array.max() == 2
+    with pytest.raises(ScanError, match=r"frame=0 \.\.\. 2"):
+        load_volume(field)
+    with pytest.raises(ScanError, match="one 3D volume a file"):
+        load_volume(save(tmp_path / "six.nii", np.zeros((3, 4, 5, 2, 2), np.int16)), frame=0)
+
+
+def test_channels_last_and_frames_of_arrays(tmp_path):
+    array = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    np.save(tmp_path / "last.npy", array[0, ..., None])
+    assert load_volume(tmp_path / "last.npy").shape == (3, 4, 5)
+    np.save(tmp_path / "four.npy", array)
+    assert np.array_equal(load_volume(tmp_path / "four.npy", frame=1).array, array[1])
+    with pytest.raises(ScanError, match="frame=2"):
+        load_volume(tmp_path / "four.npy", frame=2)
+    with pytest.raises(ScanError, match="leave frame out"):
+        load_volume(tmp_path / "last.npy", frame=1)
+
+
+def test_a_header_without_orientation_is_said(tmp_path):
+    path = save(tmp_path / "scan.nii", np.zeros((3, 4, 5), np.int16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_volume(path)
+    with pytest.warns(UserWarning, match="names no orientation"):
+        volume = load_volume(rewrite(path, sform_code=0, qform_code=0))
+    assert volume.spacing == pytest.approx((4, 3, 2))
+
+
+def test_an_empty_scan_compresses_well_and_is_read(tmp_path):
+    plain = save(tmp_path / "scan.nii", np.zeros((128, 128, 64), np.int16)).read_bytes()
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(plain, 9))
+    assert len(plain) / path.stat().st_size > 900  # no DEFLATE stream can reach 1033
+    assert not load_volume(path).array.any()
 
 
 def test_numpy_and_m3d_arrays(tmp_path):
@@ -226,13 +281,7 @@ class TestBadFiles:
         singular = np.diag([1.0, 1.0, 0.0, 1.0])
         volume = np.zeros((3, 4, 5), np.int16)
         path = save(tmp_path / "singular.nii", volume)
-        image = nib.load(path)
-        image.header["srow_z"] = [0, 0, 0, 0]
-        image.header["sform_code"] = 1
-        raw = bytearray(path.read_bytes())
-        raw[:348] = image.header.binaryblock
-        path.write_bytes(bytes(raw))
-        self.check(path)
+        self.check(rewrite(path, srow_z=[0, 0, 0, 0], sform_code=1), "affine")
         with pytest.raises(ScanError, match="affine"):
             orient(volume, singular, "x")
         with pytest.raises(ScanError, match="affine"):
@@ -241,12 +290,52 @@ class TestBadFiles:
     @pytest.mark.parametrize("spacing", [0.0, -2.0, np.nan])
     def test_impossible_spacing(self, tmp_path, spacing):
         path = save(tmp_path / "scan.nii", np.zeros((3, 4, 5), np.int16))
-        header = nib.load(path).header
-        header["pixdim"][2] = spacing
-        raw = bytearray(path.read_bytes())
-        raw[:348] = header.binaryblock
-        path.write_bytes(bytes(raw))
-        self.check(path)
+        self.check(rewrite(path, pixdim=[1, 2, spacing, 4, 1, 1, 1, 1]), "spacing")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_affines_that_are_not_finite(self, tmp_path, value):
+        path = save(tmp_path / "scan.nii", np.zeros((3, 4, 5), np.int16))
+        self.check(rewrite(path, sform_code=1, srow_x=[value] * 4), "affine")
+
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    @pytest.mark.parametrize("sides", [(32767, 32767, 32767), (-3, 4, 5), (0, 4, 5)])
+    def test_sizes_that_the_file_cannot_hold(self, tmp_path, suffix, sides):
+        path = save(tmp_path / f"scan{suffix}", np.zeros((3, 4, 5), np.int16))
+        self.check(rewrite(path, dim=[3, *sides, 1, 1, 1, 1]))
+
+    def test_a_wrong_checksum(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 1000, (9, 9, 9)).astype(np.int16)
+        path = save(tmp_path / "scan.nii.gz", noise)
+        data = bytearray(path.read_bytes())
+        data[-6] ^= 0xFF
+        path.write_bytes(bytes(data))
+        self.check(path, "CRC")
+
+    def test_complex_numbers(self, tmp_path):
+        self.check(save(tmp_path / "scan.nii", np.zeros((3, 4, 5), np.complex64)), "complex64", "magnitude")
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_no_damaged_header_gets_through_as_another_error(self, tmp_path, seed):
+        path = save(tmp_path / "scan.nii", np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+        whole, draw = path.read_bytes(), np.random.default_rng(seed)
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in draw.integers(0, 352, draw.integers(1, 4)):
+                damaged[place] = draw.integers(256)
+            path.write_bytes(bytes(damaged))
+            with warnings.catch_warnings(), contextlib.suppress(ScanError):
+                warnings.simplefilter("ignore")
+                assert load_volume(path).array.ndim == 3
+
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+    def test_a_truncated_archive(self, tmp_path, share):
+        np.savez_compressed(tmp_path / "a.npz", x=np.random.default_rng(0).random((5, 6, 7)))
+        data = (tmp_path / "a.npz").read_bytes()
+        (tmp_path / "a.npz").write_bytes(data[: int(len(data) * share)])
+        self.check(tmp_path / "a.npz")
+
+    def test_a_folder_is_no_picture(self, tmp_path):
+        self.check(tmp_path, "a folder", read=load_image)
 
 
 class TestPictures:
@@ -275,6 +364,22 @@ class TestPictures:
         picture.save(tmp_path / "turned.jpg", exif=exif)
         assert load_image(tmp_path / "turned.jpg").size == (10, 20)
 
+    def test_one_value_is_black(self, tmp_path):
+        Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "flat.png")
+        assert load_image(tmp_path / "flat.png").getextrema()[0] == (0, 0)
+        assert load_image(tmp_path / "flat.png", window=(0, 1800)).getextrema()[0] == (128, 128)
+
+    def test_values_that_are_not_finite(self, tmp_path):
+        Image.fromarray(np.array([[np.nan, 1], [2, 3]], np.float32)).save(tmp_path / "nan.tif")
+        with pytest.raises(ScanError, match="1 of 4 pixels"):
+            load_image(tmp_path / "nan.tif")
+
+    def test_several_pages(self, tmp_path):
+        page = Image.new("L", (5, 5))
+        page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
+        with pytest.raises(ScanError, match="3 pages"):
+            load_image(tmp_path / "pages.tif")
+
     def test_truncated_pictures(self, tmp_path):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(
             tmp_path / "x.png"
@@ -290,3 +395,6 @@ def test_a_volume_checks_itself():
         Volume(np.zeros((2, 2)), np.eye(4))
     with pytest.raises(ScanError, match="3D"):
         Volume(np.zeros((0, 2, 2)), np.eye(4))
+    for kind in (complex, object):
+        with pytest.raises(ScanError, match="real numbers"):
+            Volume(np.zeros((2, 2, 2), kind), np.eye(4))

@@ -45,6 +45,46 @@ def test_percentiles_of_extreme_integers():
     assert percentiles(flipped, (1, 99)) == pytest.approx(np.percentile(flipped, (1, 99)).tolist())
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64, np.float16])
+def test_percentiles_of_wide_types(dtype):
+    array = (np.random.default_rng(0).integers(0, 5000, (7, 8, 9)) * 12).astype(dtype)
+    expected = np.percentile(array.astype(np.float64), (1, 50, 99)).tolist()
+    assert percentiles(array, (1, 50, 99)) == pytest.approx(expected)
+    if dtype != np.float16:
+        array[0, 0, 0] = 2**31 - 1 if dtype == np.int32 else 2**40  # too far apart to count
+        expected = np.percentile(array.astype(np.float64), (1, 100)).tolist()
+        assert percentiles(array, (1, 100)) == pytest.approx(expected)
+
+
+def test_percentiles_far_from_zero():
+    array = np.arange(60, dtype=np.uint64).reshape(3, 4, 5) + np.uint64(2**63)
+    assert percentiles(array, (0, 100)) == (float(2**63), float(2**63 + 59))
+    assert percentiles(np.array([[[-128, 127]]], np.int8), (0, 50, 100)) == (-128, -0.5, 127)
+
+
+@pytest.mark.parametrize("offset", [0, 1e6, 2**31 - 100])
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_values_far_from_zero_keep_their_contrast(dtype, offset):
+    """float32 has seven digits: scaled before it is narrowed, a small range far from zero survives."""
+    array = (np.arange(60).reshape(3, 4, 5) + offset).astype(dtype)
+    values = serialize(volume(array), size=(3, 4, 5), window="minmax").values
+    assert np.abs(values - np.arange(60).reshape(3, 4, 5) / 59).max() < 1e-6
+
+
+def test_a_mask_is_a_volume_too():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[2:] = True
+    assert serialize(volume(mask), size=(4, 4, 4)).pixels[:, 0, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_turned_views_are_serialized_like_copies():
+    array = np.random.default_rng(0).integers(-900, 900, (12, 9, 10)).astype(np.int16)
+    view = array[::-1, :, ::-1].transpose(1, 2, 0)
+    for window in ("percentile", "minmax"):
+        turned, copied = (serialize(volume(a), size=(5, 7, 6), window=window) for a in (view, view.copy()))
+        assert np.array_equal(turned.values, copied.values) and turned.range == copied.range
+
+
 @pytest.mark.parametrize("old", [(5, 7, 9), (32, 20, 24), (1, 1, 1), (96, 33, 17)])
 @pytest.mark.parametrize("size", [(8, 16, 12), (5, 7, 9), (3, 4, 5), (1, 1, 1)])
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
@@ -88,11 +128,30 @@ def test_windows():
 
 
 @pytest.mark.parametrize(
-    "window", ["lungs", "", (1,), (1, 2, 3), (2, 1), (1, 1), (np.nan, 1), None, 5, ("a", "b")]
+    "window",
+    [
+        "lungs",
+        "",
+        "12",
+        (0, 1e-40),
+        (-1.7e308, 1.7e308),
+        (1,),
+        (1, 2, 3),
+        (2, 1),
+        (1, 1),
+        (np.nan, 1),
+        None,
+        5,
+        ("a", "b"),
+    ],
 )
 def test_unknown_windows_are_refused(window):
     with pytest.raises(ScanError, match="What to do"):
         serialize(volume(np.arange(8).reshape(2, 2, 2)), size=(2, 2, 2), window=window)
+
+
+def test_a_pair_may_be_an_array():
+    assert window_range(np.zeros(2), np.array([1, 2])) == window_range(np.zeros(2), [1, 2]) == (1, 2)
 
 
 @pytest.mark.parametrize("size", [(0, 2, 2), (2, 2), (2, 2, -1), (2, 2, 10**9), (2.5, 2, 2)])
@@ -109,6 +168,8 @@ def test_values_that_are_not_finite(value):
         serialize(volume(array), size=(4, 5, 6))
     filled = serialize(volume(array), size=(4, 5, 6), window=(0, 1), fill_nonfinite=0)
     assert filled.values[1, 2, 3] == 0 and np.isfinite(filled.values).all()
+    with pytest.raises(ScanError, match="fill_nonfinite"):
+        serialize(volume(array), size=(4, 5, 6), fill_nonfinite=np.nan)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
@@ -138,3 +199,19 @@ def test_labels_are_resampled_without_new_values():
     small = serialize_labels(volume(array), (4, 5, 6))
     assert small.shape == (4, 5, 6) and set(np.unique(small)) <= {0, 3, 7, 200}
     assert np.array_equal(serialize_labels(volume(array), (9, 11, 13)), array)
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (9, 22, 40), (3, 11, 1)])
+def test_labels_are_resampled_like_nearest_exact(size):
+    array = np.random.default_rng(0).integers(0, 50, (9, 11, 13)).astype(np.uint8)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(array.astype(np.float32))[None, None], size, mode="nearest-exact"
+    )[0, 0].numpy()
+    assert np.array_equal(serialize_labels(volume(array), size), expected)
+
+
+def test_spacing_is_that_of_the_serialized_pixels():
+    stack = serialize(volume(np.zeros((8, 10, 12))), size=(4, 20, 12), window=(0, 1))
+    assert stack.spacing == pytest.approx((3 * 2, 2 / 2, 1))
+    corners = stack.to_mm(Box3D(0, 0, 0, 1, 1, 1))
+    assert np.abs(corners[1] - corners[0])[::-1] == pytest.approx(stack.spacing)

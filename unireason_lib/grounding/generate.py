@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,7 +183,7 @@ class GroundedGenerator:
 
     def generate(
         self,
-        requests: Iterable[GroundedRequest],
+        requests: Iterable[GroundedRequest | Mapping[str, Any]],
         *,
         max_new_tokens: int = 1024,
         max_rounds: int = 10,
@@ -199,7 +199,7 @@ class GroundedGenerator:
         """Answer requests.
 
         Args:
-            requests: The questions; 2D and 3D may be mixed.
+            requests: The questions, or dictionaries of their fields; 2D and 3D may be mixed.
             max_new_tokens, max_rounds, tokens_per_round, max_injected_tokens, temperature, top_p, seed: See
                 :class:`Settings`.
             batch_size: Requests generated together; None takes all at once.
@@ -215,7 +215,7 @@ class GroundedGenerator:
         settings = Settings(
             max_new_tokens, max_rounds, tokens_per_round, max_injected_tokens, temperature, top_p, seed
         )
-        requests = list(requests)
+        requests = [r if isinstance(r, GroundedRequest) else GroundedRequest(**r) for r in requests]
         scripts = list(scripts) if scripts is not None else [None] * len(requests)
         if len(scripts) != len(requests) or samples < 1 or (batch_size is not None and batch_size < 1):
             raise RequestError(

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unireason_lib.answers import extract_choice, final_answer
 from unireason_lib.boxes import Box
 from unireason_lib.errors import RequestError, explain
-from unireason_lib.prompts import chat
+from unireason_lib.prompts import LETTERS, chat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,15 +39,16 @@ class GroundedRequest:
 
     Args:
         question: The question in words.
-        images: One picture, or the slices of a volume from foot to head (PIL).
-        options: Letter -> text; empty for a free answer.
+        images: One picture, or the slices of a volume from foot to head: PIL pictures, uint8 arrays ``(H, W)`` or
+            ``(H, W, 3)``, or a :class:`unireason_lib.imaging.SliceStack`. Kept as PIL pictures.
+        options: Letter -> text, or the texts in order; empty for a free answer.
         dimension: ``"2d"`` or ``"3d"``: whether the pictures are slices of one volume. Boxes have 4 or 6 numbers
             accordingly. With several pictures in 2D, a box means the first one.
         id: A name for logs, results and the seed of sampling.
         messages: A conversation in chat form to use instead of the house wording (its pictures are ``images``).
 
     Raises:
-        RequestError: No picture, or an unknown dimension.
+        RequestError: No picture, something else than pictures, or an unknown dimension.
     """
 
     question: str
@@ -56,6 +59,10 @@ class GroundedRequest:
     messages: Sequence[Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
+        images = self.images.images() if hasattr(self.images, "images") else self.images
+        object.__setattr__(self, "images", tuple(_picture(image, self.id) for image in images))
+        if not isinstance(self.options, Mapping):
+            object.__setattr__(self, "options", dict(zip(LETTERS, self.options, strict=False)))
         if self.dimension not in DIMENSIONS or not len(self.images):
             raise RequestError(
                 explain(
@@ -71,6 +78,24 @@ class GroundedRequest:
         if self.messages is not None:
             return list(self.messages)
         return chat(self.question, self.images, self.options, volume=self.dimension == "3d")
+
+
+def _picture(image: Any, name: str) -> Image.Image:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        return Image.fromarray(array)
+    raise RequestError(
+        explain(
+            f"request {name!r}",
+            expected="PIL pictures or uint8 arrays (H, W) or (H, W, 3)",
+            found=f"{type(image).__name__} of type {array.dtype} and shape {array.shape}",
+            do="read files with load_image, or load_volume and serialize",
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def label_boxes(
         return _component_boxes(array, connectivity)
     if not array.size:
         return {}
+    if array.dtype in (np.uint8, np.uint16):  # all that they can hold fits into the table
+        return _boxes(array, range(1, np.iinfo(array.dtype).max + 1))
     low, high = int(array.min()), int(array.max())
     if 0 <= low and high < DENSE_LABELS:
         return _boxes(array, range(1, high + 1))
