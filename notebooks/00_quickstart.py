@@ -190,7 +190,7 @@ from unireason_lib.display import trace_html
 
 page = project_root() / "runs" / "quickstart" / "traces.html"
 page.parent.mkdir(parents=True, exist_ok=True)
-trace_html([trace, trace_2d], path=page)
+trace_html([trace, trace_2d], path=page, frame=generator.frame)
 print(f"{page.relative_to(project_root())}: {page.stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]

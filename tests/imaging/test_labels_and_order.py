@@ -60,8 +60,14 @@ def test_labels_at_the_ends_of_their_type(dtype, values, filled):
     assert label_boxes(array) == one_by_one(array)
 
 
-def test_turned_views_have_the_boxes_of_copies():
-    array = np.random.default_rng(0).choice([0, 0, 0, 3, 70000], (5, 6, 7)).astype(np.int32)
+@pytest.mark.parametrize("second", [7, -7, 70000])
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint16])
+def test_turned_views_have_the_boxes_of_copies(dtype, second):
+    """Small, shifted and renumbered labels, in memory that is not in the order of the axes."""
+    if not np.iinfo(dtype).min <= second <= np.iinfo(dtype).max:
+        second = 9
+    array = np.zeros((5, 6, 7), dtype)
+    array[1:3, 4:6, 2:5], array[4, 0, 1:3] = 3, second
     view = array[::-1, :, ::-1].transpose(1, 2, 0)
     assert label_boxes(view) == label_boxes(view.copy()) == one_by_one(view)
     assert label_boxes(view, components=True) == label_boxes(view.copy(), components=True)

@@ -298,10 +298,14 @@ class TestBadFiles:
         self.check(rewrite(path, sform_code=1, srow_x=[value] * 4), "affine")
 
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    @pytest.mark.parametrize("sides", [(32767, 32767, 32767), (-3, 4, 5), (0, 4, 5)])
-    def test_sizes_that_the_file_cannot_hold(self, tmp_path, suffix, sides):
+    @pytest.mark.parametrize(
+        ("sides", "word"),
+        [((32767, 32767, 32767), "at most"), ((500, 500, 500), "at most"), ((-3, 4, 5), ""), ((0, 4, 5), "")],
+    )
+    def test_sizes_that_the_file_cannot_hold(self, tmp_path, suffix, sides, word):
+        """Found from the file's size, before anything is allocated."""
         path = save(tmp_path / f"scan{suffix}", np.zeros((3, 4, 5), np.int16))
-        self.check(rewrite(path, dim=[3, *sides, 1, 1, 1, 1]))
+        self.check(rewrite(path, dim=[3, *sides, 1, 1, 1, 1]), word)
 
     def test_a_wrong_checksum(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 1000, (9, 9, 9)).astype(np.int16)

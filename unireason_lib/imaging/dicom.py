@@ -357,22 +357,12 @@ def _planes(path: Path, header: Any) -> tuple[_Plane, ...]:
                 do="convert the file to NIfTI or single-frame DICOM",
             )
         )
-    shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
-    return tuple(
-        _plane(
-            path,
-            [
-                *(
-                    item
-                    for part in (group, *shared)
-                    for name in _FUNCTIONAL_GROUPS
-                    for item in part.get(name, [])
-                ),
-                header,
-            ],
-        )
-        for group in groups
-    )
+    shared = [item for part in header.get("SharedFunctionalGroupsSequence") or [] for item in _items(part)]
+    return tuple(_plane(path, [*_items(group), *shared, header]) for group in groups)
+
+
+def _items(group: Any) -> list[Any]:
+    return [item for name in _FUNCTIONAL_GROUPS for item in group.get(name) or []]
 
 
 def _plane(path: Path, places: Sequence[Any]) -> _Plane:

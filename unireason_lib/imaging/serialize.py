@@ -151,8 +151,6 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
 
 def _finite(volume: Volume, fill: float | None) -> np.ndarray:
     array = volume.array
-    if array.dtype.kind == "b":
-        return array.view(np.uint8)
     if array.dtype.kind != "f":
         return array
     bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
