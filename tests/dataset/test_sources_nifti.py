@@ -406,6 +406,8 @@ def test_totalsegmentator_without_a_table_and_with_a_wrong_one(totalsegmentator)
     source = open_source("totalsegmentator", totalsegmentator, redistributable=True, terms="CC BY 4.0")
     assert source[0].split is None and source[0].details == {"scan": "s0011/ct.nii.gz"}
     assert source.redistributable and source[0].license == "CC BY 4.0"
+    with pytest.raises(DatasetError, match="redistributable"):
+        open_source("totalsegmentator", totalsegmentator, redistributable="no")
     with pytest.raises(DatasetError, match=r"s0011/ct\.nii\.gz"):
         open_source("totalsegmentator", totalsegmentator / "s0011" / "segmentations")
 
@@ -582,6 +584,24 @@ def test_sources_by_name(tmp_path):
     ]:
         with pytest.raises(DatasetError, match=words):
             open_source(name, path, **options)
+
+
+def test_a_build_names_what_it_could_not_read_and_goes_on(decathlon, tmp_path):
+    from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+    from unireason_lib.dataset.parquet import read_records
+
+    labels = ["liver", "spleen", "aorta", "stomach"]
+    places = {1: LIVER, 2: (15, 8, 1, 19, 12, 5), 3: (9, 12, 0, 12, 15, 6), 4: (12, 2, 1, 16, 6, 4)}
+    root = decathlon("Upper", labels, {f"case_{k}": places for k in range(4)})
+    (root / "imagesTr/case_2.nii.gz").write_bytes(b"broken")
+    source = SourceSpec.parse(f"decathlon:{root},channels=0")
+    report = build(BuildConfig((source,), census=0, size=(6, 32, 32)), tmp_path / "set")
+    assert report.unreadable == 1 and report.manifest["studies"]["offered"] == 4
+    (refused,) = (json.loads(line) for line in (tmp_path / "set/refused.jsonl").read_text().splitlines())
+    assert "case_2.nii.gz" in refused["detail"] and refused["source"] == "decathlon"
+    records = list(read_records(tmp_path / "set"))
+    assert {r.study for r in records} == {f"decathlon-Upper-case_{k}" for k in (0, 1, 3)}
+    assert report.manifest["pictures"] > 0  # CC BY-SA
 
 
 # --- a real scan ------------------------------------------------------------------------------------------------------

@@ -313,6 +313,24 @@ def test_the_list_may_be_written_in_any_json(made):
     assert [s.id for s in SAMed2DSource(made.root)] == ids
 
 
+def test_an_entry_that_is_no_json_costs_that_picture_only(made):
+    made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (1, 1, 5, 5)})
+    made.add("ct_00--FLARE22--2--z_0001", {"0000_000": (1, 1, 5, 5)})
+    made.open()
+    path = made.root / "SAMed2D_v1.json"
+    path.write_text(path.read_text().replace("images/ct_00--FLARE22--1", "images/ct_00--FLARE22--1\\q"))
+    source = SAMed2DSource(made.root)
+    with pytest.raises(DatasetError, match=r"JSON at byte 1"):
+        source[0]
+    assert source[1].structures
+
+
+def test_a_mask_listed_twice_counts_once(made):
+    stem = made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (1, 1, 5, 5)})
+    made.entries[f"images/{stem}.png"] *= 2
+    assert len(made.open()[0].structures) == 1
+
+
 def test_missing_files_and_folders(tmp_path, made):
     with pytest.raises(DatasetError, match="SA-Med2D-20M"):
         open_source("sa-med2d", tmp_path / "nowhere")

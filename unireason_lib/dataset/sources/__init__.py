@@ -62,6 +62,9 @@ class Source(Protocol):
         name: Short name of the data set; also ``Study.source``.
         license: Terms under which its scans may be used.
         modality: Modality of its scans, or ``"mixed"``.
+
+    A source whose terms let its scans be passed on with a data set made from them says ``redistributable = True``;
+    one that says nothing does not.
     """
 
     name: str

@@ -85,7 +85,7 @@ class DecathlonSource(FileSource):
     name = "decathlon"
 
     def __post_init__(self) -> None:
-        if not set(self.flip) <= set("xyz"):
+        if not set(str(self.flip)) <= set("xyz"):
             raise bad("flip", "letters of x, y, z", repr(self.flip), "correct it")
         _ = self._names, self._hosts, self._chosen, self._cases
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unireason_lib.dataset.study import Structure, Study, readable_name
+from unireason_lib.dataset.study import Structure, Study, kind_of, readable_name
 from unireason_lib.errors import DatasetError, ScanError, explain
 from unireason_lib.imaging import Volume, check_same_grid, label_boxes, load_volume
 from unireason_lib.imaging.volume import orient
@@ -384,4 +384,7 @@ def count_lesions(study: Study, labels: np.ndarray) -> Study:
 
 def hosted(names: Mapping[int, str | None], hosts: Mapping[int, int]) -> dict[int, dict[str, Any]]:
     """Attributes of lesions that lie in a named organ: value of the lesion -> ``{"host": name of the organ}``."""
-    return {part: {"host": names[organ]} for part, organ in hosts.items() if names.get(organ)}
+    lesions = {value for value, name in names.items() if name and kind_of(name) == "lesion"}
+    return {
+        part: {"host": names[organ]} for part, organ in hosts.items() if part in lesions and names.get(organ)
+    }

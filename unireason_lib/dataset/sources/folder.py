@@ -91,7 +91,7 @@ class FolderOfScans(FileSource):
     @cached_property
     def name(self) -> str:
         """Of the data set."""
-        return self.title or Path(self.path).resolve().name
+        return str(self.title or Path(self.path).resolve().name)
 
     @property
     def license(self) -> str:
@@ -139,7 +139,7 @@ class FolderOfScans(FileSource):
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         try:
-            pattern = re.compile(self.patient) if self.patient else None
+            pattern = re.compile(str(self.patient)) if self.patient else None
         except re.error as error:
             raise bad("patient", "a regular expression", str(error), "correct it") from error
         if pattern is not None and pattern.groups < 1:

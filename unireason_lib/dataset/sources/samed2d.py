@@ -230,7 +230,11 @@ class SAMed2DSource(FileSource):
 
     def _study(self, k: int) -> Study:
         start, stop = self._spans[k].tolist()
-        ((written, masks),) = json.loads(b"{" + self._data[start:stop] + b"}").items()
+        try:
+            ((written, masks),) = json.loads(b"{" + self._data[start:stop] + b"}").items()
+        except ValueError as error:
+            raise bad(self._list, f"JSON at byte {start}", str(error)[:120], "download it again") from error
+        masks = list(dict.fromkeys(map(str, masks)))
         stem = PurePosixPath(written).stem
         about = PictureName.parse(stem, self._classes)
         path = inside(self._root, written, self._list)
@@ -255,9 +259,9 @@ class SAMed2DSource(FileSource):
         )
         return study
 
-    def _named(self, about: PictureName, masks: Iterable[Any]) -> list[tuple[str, str]]:
+    def _named(self, about: PictureName, masks: Sequence[str]) -> list[tuple[str, str]]:
         """(name, path) of every mask that is a structure of its own."""
-        ids = [str(mask).rpartition("--")[2].partition("_")[0] for mask in masks]
+        ids = [mask.rpartition("--")[2].partition("_")[0] for mask in masks]
         names = self._classes.get(about.dataset, {})
         if unknown := sorted(set(ids) - set(names)):
             raise LabelError(
@@ -268,7 +272,7 @@ class SAMed2DSource(FileSource):
                     do="check that both files are of one release",
                 )
             )
-        kept = [(names[i], str(mask)) for i, mask in zip(ids, masks, strict=True) if is_structure(names[i])]
+        kept = [(names[i], mask) for i, mask in zip(ids, masks, strict=True) if is_structure(names[i])]
         if not kept:
             raise bad(f"{about.dataset} {about.case}", "a mask of a named structure", "none", "leave it out")
         return [(structure_name(name), mask) for name, mask in kept]

@@ -91,6 +91,8 @@ class TotalSegmentatorSource(FileSource):
     name = "totalsegmentator"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.redistributable, bool):
+            raise bad("redistributable", "true or false", repr(self.redistributable), "correct it")
         if not self._cases:
             wanted = f" of the split {self.split}" if self.split else ""
             raise bad(self.path, f"cases{wanted} like s0011/ct.nii.gz", "none", "check the path")
