@@ -5,9 +5,9 @@ it, and by the other options beside it, and takes the best. The weights are lear
 (a conditional logit) and the accuracy is measured on the rest, never on a patient that it learnt from. When
 it stays near chance, whatever a model scores above chance on these questions it has from the pictures.
 
-It is meant to be as good as a reader of words can be with some thousand examples: it may learn that the liver is on the
-right, that the spine is always there, that lengths of 30 mm are rare, which of four lengths in order is
-mostly right, and at which coordinates the heart usually is.
+It is meant to be as good as a reader of words can be with some thousand examples: it may learn that the liver
+is on the right, that the spine is always there, that lengths of 30 mm are rare, which of four lengths in
+order is mostly right, and at which coordinates the heart usually is.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """What a reader knows without looking, and how questions are thinned until that knowledge is worth nothing.
 
-The liver lies on the right, it is larger than a kidney, the aorta is always there: questions about such facts can be
-answered with closed eyes, and a model that learns to answer them has not learnt to look. A **census** is that
-reader. It counts, over a sample of studies, how often each *claim* about the structures is true:
+The liver lies on the right, it is larger than a kidney, the aorta is always there: questions about such facts
+can be answered with closed eyes, and a model that learns to answer them has not learnt to look. A **census**
+is that reader. It counts, over a sample of studies, how often each *claim* about the structures is true:
 
     key    "3d side 0|the aorta|the liver"   (where along x is the aorta, seen from the liver?)
     value  "+"  296 times,  "-"  4 times
 
-Every option of a question makes such claims, so the census can say how likely each option is before anybody looks. If
-P1 ... P4 are those chances and P1 belongs to the truth, the question is kept with probability ``min(P) /
-P1``: among the questions that are left, every option is right equally often, *given the words*. It is the
-same thinning for all families, be the claims about sides, sizes, presence or textures; where one answer is
-nearly certain, nothing is left, as it should be.
+Every option of a question makes such claims, so the census can say how likely each option is before anybody
+looks. If P1 ... P4 are those chances and P1 belongs to the truth, the question is kept with probability
+``min(P) / P1``: among the questions that are left, every option is right equally often, *given the words*. It
+is the same thinning for all families, be the claims about sides, sizes, presence or textures; where one
+answer is nearly certain, nothing is left, as it should be.
 
 Where an option can be anything (a length, a box), no thinning is needed: the wrong options are those of
 *other patients*. Four lengths of four lesions are equally likely to be this patient's.
@@ -32,14 +32,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 Claim = tuple[str, str]
 """(what it is about, what is said of it)."""
 
 CERTAIN = 0.02
-"""When the least likely option has less than this share of the chance of the most likely one, the answer is as good as
-known, and too few of such questions could be kept to be worth asking."""
+"""When the least likely option has less than this share of the chance of the most likely one, the answer is
+as good as known, and too few of such questions could be kept to be worth asking."""
 
 ENOUGH = 20
 """With fewer counts, nothing is called certain."""
@@ -132,10 +133,20 @@ class Census:
             what: Beginning of their keys, e.g. ``"3d clock"``.
             cases: As for :meth:`can_differ`.
         """
-        if what not in self._remembered:
+        if ("pairs", what, cases) not in self._remembered:
             keys = (key for key in self._pair_keys.get(what, ()) if self.can_differ(key, cases))
-            self._remembered[what] = [tuple(key.split("|")[1:]) for key in keys]
-        return self._remembered[what]
+            self._remembered["pairs", what, cases] = [tuple(key.split("|")[1:]) for key in keys]
+        return self._remembered["pairs", what, cases]
+
+    def partners(self, what: str, cases: Sequence[Sequence[str]]) -> dict[str, set[str]]:
+        """The same pairs, as name -> the other names."""
+        if ("partners", what, cases) not in self._remembered:
+            found: dict[str, set[str]] = defaultdict(set)
+            for a, b in self.open_pairs(what, cases):
+                found[a].add(b)
+                found[b].add(a)
+            self._remembered["partners", what, cases] = dict(found)
+        return self._remembered["partners", what, cases]
 
     def samples(self, key: str) -> list[tuple[float, ...]]:
         """What was measured in the patients, for keys whose values are measures (:func:`measure_claim`)."""
@@ -143,6 +154,13 @@ class Census:
             found = sorted((_numbers(value), count) for value, count in self.counts.get(key, {}).items())
             self._remembered["samples", key] = [numbers for numbers, count in found for _ in range(count)]
         return self._remembered["samples", key]
+
+    def spread(self, key: str) -> tuple[float, ...]:
+        """Standard deviation of each number of :meth:`samples`."""
+        if ("spread", key) not in self._remembered:
+            columns = zip(*self.samples(key), strict=True)
+            self._remembered["spread", key] = tuple(pstdev(column) for column in columns)
+        return self._remembered["spread", key]
 
     def varied(self, key: str, apart: Callable[[Sequence[tuple[float, ...]]], bool]) -> bool:
         """Whether four random patients differ enough in what was measured, in one of ten cases or more.

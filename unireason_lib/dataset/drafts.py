@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from unireason_lib.boxes import Box, Box2D, Box3D
-from unireason_lib.dataset.census import Claim, presence_claim
+from unireason_lib.dataset.census import Claim
 from unireason_lib.dataset.phrasings import BOX_FORM, CELL_FORM
 from unireason_lib.dataset.scene import (
     ATTRIBUTES,
@@ -123,9 +123,10 @@ def box(scene: Scene) -> Iterator[Draft]:
     for structure, name in scene.subjects():
         if scene.census is None:
             others = _boxes_beside(scene, structure.box, scene.dice("box", name)) or ()
-        elif found := scene.elsewhere("box", "box", name, _apart):
-            dice, shares = found
-            others = (_nearly(edges, scene, dice) for edges in shares)
+        elif found := scene.elsewhere("box", "box", name, _shares_apart):
+            dice, measures = found
+            spread = scene.census.spread(f"{scene.d} box|{name}")
+            others = [_shaken(scene, measure, spread, dice) for measure in measures]
         else:
             continue
         boxes = [structure.box, *others]
@@ -141,25 +142,37 @@ def _apart(boxes: Sequence[Sequence[float]]) -> bool:
     return not any(_iou(one, other) > 0.25 for one, other in itertools.combinations(boxes, 2))
 
 
+def _shares_apart(measures: Sequence[tuple[float, ...]]) -> bool:
+    """The same for boxes given by middle and size."""
+    boxes = []
+    for measure in measures:
+        n = len(measure) // 2
+        sides = list(zip(measure[:n], measure[n:], strict=True))
+        boxes.append([m - size / 2 for m, size in sides] + [m + size / 2 for m, size in sides])
+    return _apart(boxes)
+
+
 def _iou(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes as plain numbers: :meth:`Box2D.iou` without making boxes."""
+    n = len(one) // 2
     common = size = other_size = 1.0
-    for k in range(len(one) // 2):
-        low, high, other_low, other_high = one[k], one[k - len(one) // 2], other[k], other[k - len(one) // 2]
-        common *= max(0.0, min(high, other_high) - max(low, other_low))
-        size *= high - low
-        other_size *= other_high - other_low
+    for k in range(n):
+        common *= max(0.0, min(one[k + n], other[k + n]) - max(one[k], other[k]))
+        size *= one[k + n] - one[k]
+        other_size *= other[k + n] - other[k]
     return common / (size + other_size - common)
 
 
-def _nearly(shares: Sequence[float], scene: Scene, dice: random.Random) -> Box:
-    """A box of another patient, a little moved: the same ones come up again and again, and would be known by heart."""
+def _shaken(scene: Scene, measure: Sequence[float], spread: Sequence[float], dice: random.Random) -> Box:
+    """The box of another patient, not quite: the same patients come up again and again, and their boxes would be
+    known by heart. So middle and size are shaken by a part of what patients differ (a smoothed bootstrap)."""
     low, high = [], []
     for axis, n in enumerate(scene.grid):
-        first, size = shares[axis], shares[axis + scene.dims] - shares[axis]
-        first = min(max(0.0, first + dice.uniform(-0.03, 0.03)), 1 - size)
-        low.append(min(n - 1, math.floor(first * n + 0.5)))
-        high.append(min(n, low[-1] + max(1, math.floor(size * n + 0.5))))
+        size = measure[axis + scene.dims] + dice.uniform(-0.25, 0.25) * spread[axis + scene.dims]
+        size = min(n, max(1, math.floor(size * n + 0.5)))
+        middle = (measure[axis] + dice.uniform(-0.5, 0.5) * spread[axis]) * n
+        low.append(min(max(0, math.floor(middle - size / 2 + 0.5)), n - size))
+        high.append(low[-1] + size)
     return (Box2D if scene.dims == 2 else Box3D)(*low, *high)
 
 
@@ -257,11 +270,11 @@ def cell(scene: Scene) -> Iterator[Draft]:
     """A cell of a grid over the picture: it belongs to the picture, so no orientation is needed."""
     form = scene.rng.choice(CELL_FORM)
     for structure, name in scene.subjects():
-        dice = scene.dice("cell", name)
-        n = dice.choice(GRIDS)
+        n = scene.rng.choice(GRIDS)
         key = f"{scene.d} cell {n}|{name}"
-        if (true := cell_of(scene, structure, n)) is None or not scene.scattered(key):
+        if not scene.scattered(key) or (true := cell_of(scene, structure, n)) is None:
             continue
+        dice = scene.dice("cell", name, str(n))
         every = [f"{r},{c}" for r in range(1, n + 1) for c in range(1, n + 1)]
         cells = ["{},{}".format(*true), *scene.draw(dice, key, every)]
         if len(set(cells)) < 4:
@@ -292,7 +305,8 @@ def height(scene: Scene) -> Iterator[Draft]:
 
 
 def _names(scene: Scene, kind: str, present: bool) -> list[str]:
-    """Names of present or absent structures of which the census does not say that they always, or never, are there."""
+    """Names of present or absent structures of which the census does not say that they always, or never, are
+    there."""
     names = [s.name for s in scene.present[kind]] if present else _plausible(scene.absent[kind], scene)
     return [name for name in names if scene.is_open(f"{scene.d} there|{name}")]
 
@@ -340,28 +354,31 @@ def _pairs_of_names(scene: Scene) -> Iterator[tuple[tuple[str, bool], tuple[str,
     rng = scene.rng
     for sort in rng.sample(("organ", "lesion"), 2):
         there = {name: is_there for is_there in (True, False) for name in _names(scene, sort, is_there)}
+        if all(there.values()):
+            continue  # nothing was looked for in vain
         if scene.census is not None:
             known = scene.census.open_pairs(f"{scene.d} there", TWO_PRESENT)
             pairs = [pair for pair in known if pair[0] in there and pair[1] in there]
             rng.shuffle(pairs)
-        else:
-            pairs = [rng.sample(list(there), 2) for _ in range(TRIES if len(there) > 1 else 0)]
+        else:  # as often there as not
+            halves = [[name for name in there if there[name] == is_there] for is_there in (True, False)]
+            halves = [half for half in halves if half]
+            pairs = [[rng.choice(rng.choice(halves)) for _ in range(2)] for _ in range(TRIES)]
         for one, other in pairs[: TRIES // 2]:
             pair = (one, there[one]), (other, there[other])
             yield pair if rng.random() < 0.5 else pair[::-1]
 
 
-def _there_key(scene: Scene, one: str, other: str) -> str:
-    return presence_claim(scene.d, {one: True, other: True}, *sorted((one, other)))[0]
-
-
 def _odd_one_out(scene: Scene, kind: str, odd_is_there: bool) -> Iterator[Draft]:
+    partners = None if scene.census is None else scene.census.partners(f"{scene.d} there", ONE_OF_TWO)
     for sort in scene.rng.sample(("organ", "lesion"), 2):
         odd, rest = _names(scene, sort, odd_is_there), _names(scene, sort, not odd_is_there)
         if len(rest) < 3:
             continue
-        for name in scene.rng.sample(odd, min(len(odd), TRIES // 2)):
-            others = [other for other in rest if scene.can_differ(_there_key(scene, name, other), ONE_OF_TWO)]
+        for name in scene.rng.sample(odd, min(len(odd), TRIES // 3)):
+            others = (
+                rest if partners is None else [other for other in rest if other in partners.get(name, ())]
+            )
             if len(others) < 3:
                 continue
             dice = scene.dice(kind, name)

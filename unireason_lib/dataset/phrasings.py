@@ -120,7 +120,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "What is the relation between the {measure} of {a} and that of {b} {here}?",
         "By {measure}, which is larger {here}, {a} or {b}, and by how much?",
         "Measured {here}, how large is {a} against {b}, by {measure}?",
-        "Which statement about the {measure} of {a} and {b} is right {here}?",
+        "Which statement about the {measure} of {a} and {b} holds {here}?",
     ),
     "extent": (
         "The {plane} is {width} mm wide. How long is the longer side of the bounding box of {a}?",
@@ -173,7 +173,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "Compared with its surroundings, {a} is which of these?",
         "What are density and {other} of {a}?",
         "Judge {a} by density and {other}. Which holds?",
-        "Describe {a} {here}: which combination is right?",
+        "Describe {a} {here}: which combination holds?",
     ),
     "size class": (
         "Which description of size and {other} fits {a}?",
@@ -181,7 +181,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "Judge {a} by size and {other}. Which holds?",
         "Which combination of size and {other} describes {a} {here}?",
         "What are size and {other} of {a}?",
-        "Looking at {a}, which of these is right about size and {other}?",
+        "Looking at {a}, which of these fits in size and {other}?",
     ),
     "host": (
         "In which organ is {a}?",

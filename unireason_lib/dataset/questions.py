@@ -27,7 +27,8 @@ census of the source (:func:`take_census`) and such questions are thinned out un
 help; :mod:`unireason_lib.dataset.audit` measures it. Without one, or on a single brain of which everything is
 known, they are asked, and can be answered blindly.
 
-Everything follows from (seed, study.id, family, number): a study has the same questions whatever is asked beside it.
+Everything follows from (seed, study.id, family, number): a study has the same questions whatever is asked
+beside it.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def ask(
             does not help.
 
     Returns:
-        Questions with unique ids, family by family. The first of three per family is the one that would be asked alone.
+        Questions with unique ids, family by family. The first of three per family is the one that would be
+        asked alone.
 
     Raises:
         DatasetError: An unknown family.

@@ -4,7 +4,8 @@ A rationale is text with :class:`Point` s in it. A point names a structure; its 
 :class:`~unireason_lib.dataset.view.View` and from nowhere else, whoever wrote the text. Two writers share one
 interface:
 
-- :class:`TemplateWriter`, here: composes an opening, pointings, what is found there, and a conclusion from many parts.
+- :class:`TemplateWriter`, here: composes an opening, pointings, what is found there, and a conclusion from
+  many parts.
 - :class:`~unireason_lib.dataset.llm.LLMWriter`: asks a language model.
 
 What both must keep to is in :func:`verify`: every box is the true box of the structure named, all evidence is
@@ -156,10 +157,10 @@ _POINTING = re.compile(
 def anchor(text: str, boxes: Mapping[str, tuple[str, Box]], quotes: Collection[str] = ()) -> Anchored:
     """Put true coordinates where a text points.
 
-    A text may point with a tag, ``[[left kidney]]``, which becomes a point. Where it wrote coordinates instead, between
-    box tags or bare, the structure that was named last before them decides: they are replaced by its true box
-    (a repair), or, when no name stands there and they are nobody's box, reported as a problem. No coordinates
-    survive that are not true.
+    A text may point with a tag, ``[[left kidney]]``, which becomes a point. Where it wrote coordinates
+    instead, between box tags or bare, the structure that was named last before them decides: they are
+    replaced by its true box (a repair), or, when no name stands there and they are nobody's box, reported as
+    a problem. No coordinates survive that are not true.
 
     Args:
         text: What a language model wrote.
@@ -299,7 +300,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "Its edges coincide with {box}.",
         "The offered box {box} has these corners.",
         "Of the four, {box} matches this region.",
-        "The other boxes lie elsewhere, {box} is right on it.",
+        "The other boxes lie elsewhere, {box} is exactly there.",
         "That is the same as {box}.",
     ),
     "name": (
@@ -499,7 +500,8 @@ SEEMS: dict[str, tuple[str, ...]] = {
 class TemplateWriter:
     """Composes rationales from many small parts, chosen by the question's id.
 
-    Absent structures are not pointed at: a question about what is missing points at what is there, or at nothing.
+    Absent structures are not pointed at: a question about what is missing points at what is there, or at
+    nothing.
 
     Args:
         length: ``"short"``: about 20 to 60 tokens besides the boxes, for small models. ``"long"`` also opens

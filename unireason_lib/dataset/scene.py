@@ -28,7 +28,8 @@ Named = tuple[Structure, str]
 """A structure and what a sentence calls it."""
 
 MIN_PIXELS: dict[str, int] = {"2d": 6, "3d": 8}
-"""Smaller structures are neither asked for nor called absent: an annotation may show them where a picture does not."""
+"""Smaller structures are neither asked for nor called absent: an annotation may show them where a picture
+does not."""
 
 APART = 0.3
 """Two centres count as apart along an axis when they differ by this share of the mean extent of the two
@@ -63,8 +64,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 class Scene:
     """The structures of one study that questions may be about.
 
-    Left out are structures of a few pixels, those that share their name with another, and one that contains most of
-    the others, as the body does.
+    Left out are structures of a few pixels, those that share their name with another, and one that contains
+    most of the others, as the body does.
 
     Args:
         study: What is asked about.
@@ -289,7 +290,8 @@ def _share(thrown: int | random.Random) -> float:
 
 
 def known_single(lesion: Structure) -> bool:
-    """Whether the source outlines lesions one by one, so that this structure is *a* lesion and not all of them."""
+    """Whether the source outlines lesions one by one, so that this structure is *a* lesion and not all of
+    them."""
     return lesion.attributes.get("components", 1 if lesion.attributes.get("host") else None) == 1
 
 
@@ -384,7 +386,8 @@ def ratio_claim(d: str, a: str, b: str, k: int) -> Claim:
 
 
 def cell_of(scene: Scene, structure: Structure, n: int) -> tuple[int, int] | None:
-    """Row and column, from 1, of the cell of an n x n grid that holds the centre; None near to a line of the grid."""
+    """Row and column, from 1, of the cell of an n x n grid that holds the centre; None near to a line of the
+    grid."""
     column, row = (scene.share(structure, axis) * n for axis in (0, 1))
     if min(column % 1, 1 - column % 1, row % 1, 1 - row % 1) < 0.1:
         return None
@@ -409,6 +412,13 @@ def longer_side(scene: Scene, structure: Structure) -> tuple[float, int] | None:
     if not scene.mm or scene.at_border(structure):
         return None
     return max((scene.extent(structure, axis) * scene.mm[axis], axis) for axis in (0, 1))
+
+
+def middle_and_size(scene: Scene, structure: Structure) -> list[float]:
+    """Middle and size of a box along all axes, in shares of the grid."""
+    corners = structure.box.as_tuple()
+    axes = list(zip(corners, corners[scene.dims :], scene.grid, strict=False))
+    return [(low + high) / 2 / n for low, high, n in axes] + [(high - low) / n for low, high, n in axes]
 
 
 def number_of_lesions(scene: Scene) -> int | None:
@@ -457,8 +467,7 @@ def known_facts(scene: Scene) -> list[Claim]:
         facts += ((f"{d} cell {n}|{name}", f"{cell[0]},{cell[1]}") for n, cell in cells if cell)
         if (quarter := quarter_of(scene, s)) is not None:
             facts.append(quarter_claim(name, quarter))
-        edges = zip(s.box.as_tuple(), scene.grid * 2, strict=True)
-        facts.append(measure_claim(f"{d} box|{name}", (edge / n for edge, n in edges)))
+        facts.append(measure_claim(f"{d} box|{name}", middle_and_size(scene, s)))
         if side := longer_side(scene, s):
             facts.append(measure_claim(f"{d} mm|{name}", side[:1]))
     for (a, name_a), (b, name_b) in _some_pairs(items, scene):

@@ -1,13 +1,13 @@
 """How a study is laid out for the model: which pictures, and where its structures lie in them.
 
-A :class:`Study` lives in voxels. The model sees pictures: a 2D picture as it is, a volume as slices of a chosen
-number and size, both resized once more by the processor. A :class:`View` is one choice of all that, and the only
-place where a structure's box becomes the box that is *written*:
+A :class:`Study` lives in voxels. The model sees pictures: a 2D picture as it is, a volume as slices of a
+chosen number and size, both resized once more by the processor. A :class:`View` is one choice of all that,
+and the only place where a structure's box becomes the box that is *written*:
 
     voxels of the study  --serialization-->  pixels of the slices  --processor-->  pixels of the frame
 
-Making a view costs nothing, because boxes need sizes and no pixels; pictures are made when :meth:`View.images` is
-called.
+Making a view costs nothing, because boxes need sizes and no pixels; pictures are made when
+:meth:`View.images` is called.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class View:
 
     Args:
         study: What is shown.
-        size: Slices, rows and columns of a volume; None is the paper's 32 x 256 x 256. Pictures keep their own size.
-        window: As for :func:`unireason_lib.imaging.serialize`; None is the study's own. A picture of 8 bits or in
-            colour is shown as it is, unless a window is asked for here.
+        size: Slices, rows and columns of a volume; None is the paper's 32 x 256 x 256. Pictures keep their own
+            size.
+        window: As for :func:`unireason_lib.imaging.serialize`; None is the study's own. A picture of 8 bits or
+            in colour is shown as it is, unless a window is asked for here.
         frame: How the processor resizes pictures; the default is that of the full-size model.
     """
 
