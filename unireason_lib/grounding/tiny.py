@@ -6,7 +6,6 @@ generation) runs on this model exactly as on the 7B one, only faster. Its weight
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -49,35 +48,23 @@ ADDED_TOKENS = (
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_THINGS = """
-liver spleen kidney lung heart aorta spine vertebra stomach bladder pancreas gallbladder colon rib brain cortex gyrus
-thalamus hippocampus caudate putamen cerebellum insula precuneus lobe ventricle vein muscle bone body lesion mass tumour
-cyst nodule circle square triangle ring cross star ellipse shape slice picture volume image region box structure organ
-abnormality finding texture density size position quadrant centre border edge head foot side
-""".split()
-_QUALITIES = """
-left right upper lower anterior posterior superior inferior medial lateral front back small medium large bright dark
-homogeneous striped mottled checkered ring-shaped hypodense hyperdense isodense red green blue yellow white grey present
-absent visible larger smaller higher darker brighter first second third fourth middle same different frontal parietal
-occipital temporal precentral postcentral both neither yes no
-""".split()
 _SENTENCES = (
-    "Where is the {t} in this image?",
+    "Where is the {w} in this image?",
     "Which structure lies in the marked region?",
-    "Is there a {q} {t} in this volume?",
-    "What is the {t} of the {q} {t}?",
-    "Which is larger, the {t} or the {q} {t}?",
-    "On which side of the patient is the {t}?",
+    "Is there a {w} {w} in this volume?",
+    "What is the {w} of the {w} {w}?",
+    "Which is larger, the {w} or the {w} {w}?",
+    "On which side of the patient is the {w}?",
     "These are {n} axial slices of one volume, from foot to head.",
     "Reason about what you see, point with boxes, then answer with one option.",
     "Reason about what you see, point with boxes, then give a short answer.",
-    "The {q} {t} is seen at [{n},{n},{n},{n}], in front of the {t}.",
-    "I look at the {t} at [{n},{n},{n},{n},{n},{n}] on slices {n} to {n}.",
-    "Looking closer at this region, the {t} appears {q} compared with the {q} {t}.",
-    "It spans from the {q} to the {q} {t}, so the answer is {l}.",
-    "A. {q}\nB. {q} {t}\nC. the {t}\nD. {t}",
-    "{l}. {q} {t}",
-    "First, find the {t}. Then compare it with the {q} {t}. Therefore it is not {q}, but {q}.",
+    "The {w} {w} is seen at [{n},{n},{n},{n}], in front of the {w}.",
+    "I look at the {w} at [{n},{n},{n},{n},{n},{n}] on slices {n} to {n}.",
+    "Looking closer at this region, the {w} appears {w} compared with the {w} {w}.",
+    "It spans from the {w} to the {w} {w}, so the answer is {l}.",
+    "A. {w}\nB. {w} {w}\nC. the {w}\nD. {w}",
+    "{l}. {w} {w}",
+    "First, find the {w}. Then compare it with the {w} {w}. Therefore it is not {w}, but {w}.",
     "You are a helpful assistant.",
     "system\nuser\nassistant\n",
 )
@@ -94,7 +81,7 @@ def build_tiny(
     patch_size: int = 8,
     min_pixels: int = 32 * 32,
     max_pixels: int = 128 * 128,
-    vocabulary: int = 1024,
+    vocabulary: int = 2560,
 ) -> Path:
     """Make a tiny Qwen2.5-VL checkpoint with random weights and save it as transformers would.
 
@@ -233,14 +220,16 @@ def tiny_tokenizer(vocabulary: int) -> Any:
 
 
 def corpus(count: int, seed: int = 0) -> Iterator[str]:
-    """Sentences for the tokenizer, every word of the lists at least once, then ``count`` random ones."""
-    yield from itertools.chain(_THINGS, _QUALITIES, (f" {word}" for word in (*_THINGS, *_QUALITIES)))
+    """Sentences for the tokenizer: every word of ``vocabulary.txt`` as it stands inside and at the beginning of a
+    sentence, often enough to become one token, then ``count`` random sentences."""
+    words = (files("unireason_lib.grounding") / "vocabulary.txt").read_text(encoding="utf-8").split()
+    for word in words:
+        yield from (f" {word}", f" {word.capitalize()}", word.capitalize(), word) * 4
     draw = random.Random(seed)
     for _ in range(count):
         sentence = draw.choice(_SENTENCES)
         for mark, make in (
-            ("{t}", lambda: draw.choice(_THINGS)),
-            ("{q}", lambda: draw.choice(_QUALITIES)),
+            ("{w}", lambda: draw.choice(words)),
             ("{n}", lambda: str(draw.randrange(256))),
             ("{l}", lambda: draw.choice("ABCD")),
         ):

@@ -1,0 +1,1 @@
+"""Training: the tiny base, supervised fine-tuning and outcome RL."""

@@ -1,0 +1,325 @@
+"""Supervised fine-tuning: TRL's ``SFTTrainer`` on grounded conversations.
+
+What is ours is little: which parameters learn (the language model; vision tower and merger are frozen, as in the
+paper), batches of like length, and on one CPU a loss that computes logits for labelled tokens only. Everything else
+(optimizer, schedule, accumulation, checkpoints, resume, mixed precision, DeepSpeed, FSDP, trackers) is the trainer's.
+
+    records -> Examples (encoded once) -> [Features of the frozen tower] -> SFTTrainer -> model/, log.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl import SFTConfig, SFTTrainer
+
+from unireason_lib.dataset.records import Record
+from unireason_lib.errors import DatasetError, explain
+from unireason_lib.grounding.model import base_model
+from unireason_lib.training.checkpoints import ExactResume, latest, save_model
+from unireason_lib.training.encoding import Collator
+from unireason_lib.training.examples import Examples, FeatureCollator, Pictures
+from unireason_lib.training.logbook import Logbook, Probe
+from unireason_lib.training.loss import own_token_loss
+
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""Linear layers of the language model. A regular expression, because plain names would also hit the vision tower."""
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """How to fine-tune; the paper's values are in ``gpu.yaml``.
+
+    Attributes:
+        form: What the reply holds; see :mod:`unireason_lib.training.forms`.
+        epochs: Passes over the records; ``steps``, when given, counts instead.
+        steps: Optimizer steps.
+        learning_rate: Highest rate.
+        schedule: Of transformers: ``"cosine"``, ``"linear"``, ``"constant_with_warmup"``, ...
+        warmup: Share of the steps in which the rate rises.
+        weight_decay, max_grad_norm: Of AdamW, and of clipping.
+        batch_size: Examples of one forward pass on one device.
+        accumulation: Forward passes of one step.
+        max_length: Longest example in tokens.
+        lora_rank: Rank of LoRA adapters; None trains the language model in full.
+        lora_alpha, lora_dropout: Of LoRA.
+        freeze_vision: Whether vision tower and merger stay as they are.
+        keep_examples: Encode all records before the first step and keep them.
+        keep_features: Encode all pictures with the frozen tower before the first step and keep what it makes.
+        bf16: Train in bfloat16 (autocast); False trains in the model's own type.
+        gradient_checkpointing: Trade time for memory.
+        deepspeed: Path of a DeepSpeed configuration, or None. FSDP comes from the accelerate configuration.
+        workers: Loader processes.
+        save_steps, log_steps: Steps between checkpoints, and between lines of the log.
+        keep_checkpoints: How many to keep.
+        seed: Of everything random.
+        report_to: Tracker of transformers (``"tensorboard"``, ``"wandb"``, ``"trackio"``), or ``"none"``.
+    """
+
+    form: str = "full"
+    epochs: float = 1.0
+    steps: int | None = None
+    learning_rate: float = 1e-5
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    batch_size: int = 2
+    accumulation: int = 4
+    max_length: int = 40_960
+    lora_rank: int | None = None
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    freeze_vision: bool = True
+    keep_examples: bool = True
+    keep_features: bool = False
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = None
+    workers: int = 0
+    save_steps: int = 200
+    log_steps: int = 10
+    keep_checkpoints: int = 2
+    seed: int = 0
+    report_to: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.keep_features and not (self.freeze_vision and self.keep_examples):
+            raise DatasetError(
+                explain(
+                    "keep_features",
+                    expected="a frozen vision tower and kept examples",
+                    found=f"freeze_vision={self.freeze_vision}, keep_examples={self.keep_examples}",
+                    do="freeze the tower and keep the examples, or do not keep features",
+                )
+            )
+
+    @classmethod
+    def from_profile(cls, section: Mapping[str, Any], **changes: Any) -> SFTSettings:
+        """The settings of a profile's section ``sft``; keys that are not of the trainer are passed over."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{**{key: value for key, value in section.items() if key in names}, **changes})
+
+
+class GroundedSFTTrainer(ExactResume, SFTTrainer):
+    """TRL's trainer with batches of like length and, on one CPU, no logits that nobody looks at.
+
+    Args:
+        lengths: Tokens of every example of ``train_dataset``.
+    """
+
+    def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lengths = list(lengths)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return LengthGroupedSampler(size, lengths=self.lengths, generator=generator)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        alone = self.accelerator.num_processes == 1 and self.args.device.type == "cpu"
+        if not alone or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        mode = "train" if self.model.training else "eval"
+        loss, right = own_token_loss(base_model(model), inputs, num_items_in_batch)
+        self._total_train_tokens += int(inputs["attention_mask"].sum()) if mode == "train" else 0
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        self._metrics[mode]["mean_token_accuracy"].append(right.float().mean().item())
+        return loss
+
+
+def fine_tune(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    pictures: Pictures,
+    out: str | Path,
+    settings: SFTSettings | None = None,
+    *,
+    probes: Sequence[Probe] = (),
+    progress: bool = False,
+) -> Path:
+    """Fine-tune a model on grounded records; a run that was stopped goes on from its last checkpoint.
+
+    Args:
+        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in place.
+        records: What to learn from.
+        pictures: Gives the pictures of a record.
+        out: Folder of the run: ``settings.json``, ``log.jsonl``, ``checkpoint-*``, and at the end ``model/``.
+        settings: How.
+        probes: Measured now and then while training, into the log.
+        progress: Whether to show bars.
+
+    Returns:
+        ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
+
+    Raises:
+        DatasetError: No record is left to train on, or the folder holds a run with other settings.
+    """
+    settings, out = settings or SFTSettings(), Path(out)
+    if (out / "model").is_dir():
+        return out / "model"
+    _keep_settings(out, settings, records)
+    add_thought_tokens(model, processor)
+    freeze(model, settings.freeze_vision)
+    examples = Examples(
+        records,
+        pictures,
+        processor,
+        form=settings.form,
+        max_length=settings.max_length,
+        keep=settings.keep_examples,
+        progress=progress,
+    )
+    if not len(examples):
+        raise DatasetError(
+            explain(
+                out,
+                expected="records to train on",
+                found=f"{len(records)} records, {len(examples.too_long)} of them too long",
+                do="give more records, or a larger max_length",
+            )
+        )
+    if settings.keep_features:
+        collator = FeatureCollator(processor, model)
+        collator.features.add([p for one in examples.kept for p in one.pictures], progress)
+    else:
+        collator = Collator(processor)
+    trainer = GroundedSFTTrainer(
+        model=model,
+        args=_arguments(settings, out, progress),
+        # TRL asks for a datasets.Dataset: it holds row numbers, the loader's workers look the examples up
+        train_dataset=datasets.Dataset.from_dict({"row": range(len(examples))}),
+        data_collator=lambda rows: collator([examples[row["row"]] for row in rows]),
+        lengths=examples.lengths,
+        processing_class=processor,
+        peft_config=_lora(settings),
+        callbacks=[Logbook(out / "log.jsonl", processor, probes)],
+    )
+    if examples.too_long:
+        lines = [json.dumps(asdict(one)) for one in examples.too_long]
+        (out / "too_long.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    trainer.train(resume_from_checkpoint=latest(out))
+    return save_model(trainer.model, processor, out / "model")
+
+
+def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
+    """Let the language model learn, and vision tower and merger too unless they are frozen.
+
+    Returns:
+        Parameters that learn, and parameters that do not.
+    """
+    model.requires_grad_(True)
+    base_model(model).model.visual.requires_grad_(not vision)
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return learns, sum(p.numel() for p in model.parameters()) - learns
+
+
+def add_thought_tokens(model: Any, processor: Any) -> int:
+    """Add ``<think>`` and ``</think>`` as special tokens where the tokenizer lacks them.
+
+    The embedding grows only when the tokenizer is longer than it: checkpoints are padded, and
+    ``resize_token_embeddings(len(tokenizer))`` would cut them. New rows begin as the mean of the old ones
+    (transformers' ``mean_resizing``); with tied embeddings the output layer is the same matrix and grows along.
+
+    Returns:
+        How many tokens were added.
+    """
+    tokenizer = processor.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in ("<think>", "</think>") if token not in vocabulary]
+    if missing:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+        )
+        embedding = model.get_input_embeddings()
+        if len(tokenizer) > embedding.num_embeddings:
+            model.resize_token_embeddings(len(tokenizer))
+            model.tie_weights()
+    return len(missing)
+
+
+def _lora(settings: SFTSettings) -> Any:
+    if settings.lora_rank is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(out),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,  # below 1: a share of the steps
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
+        activation_checkpointing=settings.gradient_checkpointing,
+        deepspeed=settings.deepspeed,
+        dataloader_num_workers=settings.workers,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        logging_steps=settings.log_steps,
+        seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        max_length=None,  # examples are cut by ours, never inside a picture
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        report_to=settings.report_to,
+        disable_tqdm=not progress,
+    )
+
+
+def _keep_settings(out: Path, settings: SFTSettings, records: Sequence[Record]) -> None:
+    """Write down what a run is made of; refuse to go on with another."""
+    from hashlib import blake2b
+
+    digest = blake2b(digest_size=16)
+    for record in records:
+        digest.update(f"{record.id}\0{record.reply}\0".encode())
+    now = {"settings": asdict(settings), "records": len(records), "hash": digest.hexdigest()}
+    path = out / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{k} was {before['settings'].get(k)}, is {v}"
+            for k, v in now["settings"].items()
+            if before["settings"].get(k) != v
+        ]
+        changed += ["other records"] if before["hash"] != now["hash"] else []
+        if changed:
+            raise DatasetError(
+                explain(
+                    out,
+                    expected="the settings and records that this run was begun with",
+                    found="; ".join(changed),
+                    do="undo the change to go on, or train into another folder",
+                )
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path)
