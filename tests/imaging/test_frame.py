@@ -40,6 +40,25 @@ def test_sizes_are_the_processors(qwen_processor, height, width):
     assert frame.tokens(height, width) == int(grid.prod()) // 4
 
 
+@settings(max_examples=400, deadline=None)
+@given(
+    height=st.integers(1, 4000),
+    width=st.integers(1, 4000),
+    patch=st.sampled_from((8, 14, 16)),
+    low=st.integers(1, 200_000),
+    room=st.integers(0, 3_000_000),
+)
+def test_the_rule_is_transformers_smart_resize(height, width, patch, low, room):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    frame = ProcessorFrame(patch, 2, low, low + room)
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(ScanError, match="aspect ratio"):
+            frame.size(height, width)
+    else:
+        assert frame.size(height, width) == smart_resize(height, width, 2 * patch, low, low + room)
+
+
 def test_aligned_pictures_are_what_the_processor_shows(qwen_processor):
     draw = np.random.default_rng(0)
     picture = Image.fromarray(draw.integers(0, 256, (100, 160, 3), dtype=np.uint8))

@@ -124,7 +124,7 @@ def test_a_killed_and_resumed_run_has_the_same_losses(study, tiny_checkpoint, tm
 def test_another_setting_or_record_is_not_gone_on_with(tune, study, fresh_model, tmp_path):
     out = tune()
     (out / "model").rename(out / "elsewhere")
-    with pytest.raises(DatasetError, match="learning_rate was 0.001, is 0.01"):
+    with pytest.raises(DatasetError, match=r"learning_rate was 0\.001, is 0\.01"):
         tune(changed(learning_rate=1e-2))
     with pytest.raises(DatasetError, match="other records"):
         tune(records=slice(0, 5))

@@ -48,12 +48,26 @@ def _boxes() -> list[dict]:
     return bench_boxes()
 
 
+def _dataset(name: str) -> Callable[[], list[dict]]:
+    def run() -> list[dict]:
+        from unireason_lib.bench import dataset
+
+        return getattr(dataset, f"bench_{name}")()
+
+    return run
+
+
 BENCHES: dict[str, Callable[[], list[dict]]] = {
     "cache": _cache,
     "cost-of-a-box": _cost_of_a_box,
     "batching": _batching,
     "serialize": _serialize,
     "boxes": _boxes,
+    "phantoms": _dataset("phantoms"),
+    "records": _dataset("records"),
+    "workers": _dataset("workers"),
+    "memory": _dataset("memory"),
+    "scale": _dataset("scale"),
 }
 """Name -> function that returns rows (``name``, ``baseline_s``, ``ours_s``, ``ratio``, perhaps ``target`` and
 ``ok``)."""

@@ -208,13 +208,14 @@ def _time_of_units(config: BuildConfig, studies: int, workers: int) -> float:
 
 
 _MEMORY = """
-import json, resource, sys, time
+import json, sys, time
+from unireason_lib.bench.imaging import peak_kib
 from unireason_lib.bench.dataset import SMALL
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
 started = time.perf_counter()
 options = {"dimension": "2d", "count": int(sys.argv[1])}
 build(BuildConfig((SourceSpec("phantom", None, options),), census=0, pictures="all", **SMALL), sys.argv[2])
-print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - started]))
+print(json.dumps([peak_kib() / 1024, time.perf_counter() - started]))
 """
 
 

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from unireason_lib import __version__
 from unireason_lib.cli.bench import bench
+from unireason_lib.cli.build import build
 from unireason_lib.cli.infer import infer
 from unireason_lib.cli.tiny import tiny
 from unireason_lib.cli.trace import trace
@@ -54,6 +55,7 @@ app = typer.Typer(
     help="Grounded reasoning over medical images and volumes. For learning and research, not for clinical use.",
 )
 app.add_typer(infer, name="infer")
+app.command("build")(build)
 app.command("trace")(trace)
 app.command("tiny")(tiny)
 app.command("tutorial")(tutorial_command)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from unireason_lib.dataset.card import card_text
 from unireason_lib.dataset.checks import Refusal
 from unireason_lib.dataset.crew import progress_bar
-from unireason_lib.dataset.ledger import code_state, public_settings, source_state, versions
+from unireason_lib.dataset.ledger import code_state, public_settings, versions
 from unireason_lib.dataset.parquet import (
     SCHEMAS,
     entry_of_file,
@@ -44,10 +44,11 @@ def assemble(
     folder: Path,
     units: Sequence[Unit],
     sources: Sequence[Any],
+    states: Sequence[Mapping[str, Any]],
     total: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """From the parts of all units to the final files."""
+    """From the parts of all units to the final files; ``states`` are those of the sources in the ledger."""
 
     work = folder / ".build"
     keep, splits, about = _split_studies(config, work, units, total)
@@ -55,7 +56,6 @@ def assemble(
         text_files, counts = _write_rows(config, folder, units, keep, splits, bar)
         image_files, pictures = _write_images(config, folder, units, keep, bar)
     refused, notices = _write_lists(folder, units, keep)
-    states = [source_state(spec, source) for spec, source in zip(config.sources, sources, strict=True)]
     manifest = {
         "format": 1,
         "seed": config.seed,

@@ -137,7 +137,7 @@ def build(
             with progress_bar(progress, "studies", total, total - left) as bar:
                 for unit in run(todo):
                     bar.update(unit.stop - unit.start)
-        manifest = assemble(config, folder, units, sources, total, progress)
+        manifest = assemble(config, folder, units, sources, ledger["sources"], total, progress)
         shutil.rmtree(work / "units", ignore_errors=True)
         seconds = time.perf_counter() - started
         entry = {"seconds": round(seconds, 3), "studies": left, "workers": workers, "ray": bool(ray)}

@@ -19,13 +19,21 @@ from unireason_lib.dataset.plan import BuildConfig, SourceSpec, fault
 def source_state(spec: SourceSpec, source: Any) -> dict[str, Any]:
     """What a source consists of: the number of its studies, and hashes over its files.
 
+    A source of millions of files says itself which few stand for all (``state_files()``, paths of files and folders);
+    of any other, every file is looked at once.
+
     Returns:
         ``files`` hashes relative paths and sizes and is the same on every machine; ``state`` adds times of change.
     """
     files, state = (hashlib.blake2b(digest_size=16) for _ in range(2))
     files.update(repr((spec.name, sorted(spec.options.items()))).encode())
     if spec.path is not None:
-        for name, size, changed in _listing(Path(spec.path)):
+        listing = (
+            _some(source.state_files(), source.path)
+            if hasattr(source, "state_files")
+            else _listing(Path(spec.path))
+        )
+        for name, size, changed in listing:
             files.update(f"{name}\0{size}\0".encode())
             state.update(f"{name}\0{changed}\0".encode())
     else:
@@ -38,6 +46,14 @@ def source_state(spec: SourceSpec, source: Any) -> dict[str, Any]:
         "files": files.hexdigest(),
         "state": state.hexdigest(),
     }
+
+
+def _some(paths: Sequence[Path], root: str | Path) -> Iterator[tuple[str, int, int]]:
+    """The same for chosen files; of a folder, when something was last added to it or removed."""
+    for path in paths:
+        stat = path.stat()
+        size = 0 if path.is_dir() else stat.st_size
+        yield path.relative_to(root).as_posix(), size, stat.st_mtime_ns
 
 
 def _listing(root: Path) -> Iterator[tuple[str, int, int]]:

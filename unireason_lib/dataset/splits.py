@@ -14,7 +14,7 @@ with hardly any content has no usable fingerprint and is grouped by patient only
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -85,23 +85,25 @@ def near_duplicates(fingerprints: np.ndarray) -> np.ndarray:
         fingerprints: (n, 128) uint8, as from :func:`fingerprint`.
 
     Returns:
-        (pairs, 2) indices, the smaller first, in ascending order. Memory: 8 bytes a fingerprint besides the
-        input.
+        (pairs, 2) indices, the smaller first, in ascending order.
     """
+    found = [np.empty((0, 2), np.int64), *_near_pairs(fingerprints)]
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+
+def _near_pairs(fingerprints: np.ndarray) -> Iterator[np.ndarray]:
+    """The pairs of :func:`near_duplicates` in portions, some more than once. Where scans come in stacks of look-alikes
+    (the slices of one volume, say) there are hundreds a scan, so they are not all held at a time."""
     codes = np.ascontiguousarray(fingerprints)
     known = codes.any(axis=1)
     volumes = codes[:, _BITS[2] // 8 :].any(axis=1)
-    found = [
-        _near(codes, np.flatnonzero(known & (volumes == volume)), _BITS[3 if volume else 2])
-        for volume in (False, True)
-    ]
-    return np.unique(np.concatenate(found), axis=0)
+    for volume in (False, True):
+        yield from _near(codes, np.flatnonzero(known & (volumes == volume)), _BITS[3 if volume else 2])
 
 
-def _near(codes: np.ndarray, rows: np.ndarray, bits: int) -> np.ndarray:
+def _near(codes: np.ndarray, rows: np.ndarray, bits: int) -> Iterator[np.ndarray]:
     most = int(bits * TOLERANCE)
     width = min(8, bits // 8 // (most + 1))
-    pairs = [np.empty((0, 2), np.int64)]
     for start in range(0, (most + 1) * width, width):
         key = np.zeros((len(rows), 8), np.uint8)
         key[:, :width] = codes[rows, start : start + width]
@@ -114,8 +116,7 @@ def _near(codes: np.ndarray, rows: np.ndarray, bits: int) -> np.ndarray:
                 break
             a, b = rows[order[agree]], rows[order[agree + step]]
             near = _distances(codes, a, b) <= most
-            pairs.append(np.sort(np.stack([a[near], b[near]], axis=1), axis=1))
-    return np.unique(np.concatenate(pairs), axis=0)
+            yield np.stack([a[near], b[near]], axis=1)
 
 
 def _distances(codes: np.ndarray, a: np.ndarray, b: np.ndarray, chunk: int = 1 << 16) -> np.ndarray:
@@ -134,7 +135,8 @@ class Assignment:
     Attributes:
         splits: (n,) uint8, index into :data:`SPLITS` for every study.
         groups: Number of groups of patients.
-        look_alikes: (pairs, 2) studies of *different* patients that look like one scan.
+        look_alikes: (pairs, 2) studies of *different* patients that look like one scan, as many pairs as it takes to
+            tie each group together.
     """
 
     splits: np.ndarray
@@ -175,9 +177,7 @@ def assign_splits(
     """
     limits = check_fractions(fractions)
     names, member = np.unique(patients, return_inverse=True)
-    pairs = near_duplicates(fingerprints)
-    pairs = pairs[member[pairs[:, 0]] != member[pairs[:, 1]]]
-    group = _components(len(names), member[pairs])
+    group, pairs = _tied(len(names), member, _near_pairs(fingerprints))
     claimed = np.full(len(names), -1, np.int8)
     np.maximum.at(claimed, group[member], own)
     splits = np.where(claimed >= 0, claimed, _draw(names, limits)).astype(np.uint8)
@@ -212,8 +212,18 @@ def _draw(keys: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(limits, uniform, side="right"), len(SPLITS) - 1)
 
 
-def _components(n: int, pairs: np.ndarray) -> np.ndarray:
-    """(n,) smallest member of the connected component of every node."""
+def _tied(n: int, member: np.ndarray, portions: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Join patients who have scans that look alike.
+
+    Args:
+        n: Number of patients.
+        member: (studies,) patient of each study.
+        portions: Pairs of studies that look alike, in portions.
+
+    Returns:
+        ``(n,)`` smallest member of the group of every patient, and the pairs of studies that joined two groups:
+        fewer than there are patients, however many look alike.
+    """
     parent = np.arange(n)
 
     def root(node: int) -> int:
@@ -222,12 +232,19 @@ def _components(n: int, pairs: np.ndarray) -> np.ndarray:
             node = parent[node]
         return int(node)
 
-    for a, b in pairs.tolist():
-        a, b = sorted((root(a), root(b)))
-        parent[b] = a
-    for node in np.unique(pairs).tolist():  # ascending, and a parent is always smaller than its child
-        parent[node] = root(node)
-    return parent
+    joined = []
+    for pairs in portions:
+        ends = parent[member[pairs]]
+        apart = pairs[ends[:, 0] != ends[:, 1]]
+        for one, other in apart.tolist():
+            a, b = sorted((root(member[one]), root(member[other])))
+            if a != b:
+                parent[b] = a
+                joined.append(sorted((one, other)))
+        if len(apart):  # every node points at its root again
+            while not np.array_equal(parent, up := parent[parent]):
+                parent = up
+    return parent, np.array(sorted(joined), np.int64).reshape(-1, 2)
 
 
 def _block_means(scan: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:

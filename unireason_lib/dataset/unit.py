@@ -187,7 +187,16 @@ def read_and_ask(config: BuildConfig, source: Any, k: int, census: Any) -> Draft
         lookup = "" if stored else lookup_of(source, study)
         return draft_of(config, study, census, encode=stored, lookup=lookup)
     except UniReasonError as error:
-        return Refusal("unreadable", " ".join(str(error).split())[:500], place, source=source.name)
+        return Refusal("unreadable", _told(error, source), place, source=source.name)
+
+
+def _told(error: Exception, source: Any) -> str:
+    """What an error says, with paths as they are under the source's folder: the same on every machine."""
+    text = " ".join(str(error).split())
+    if (root := getattr(source, "path", None)) is not None:
+        for written in (str(Path(root).resolve()), str(root)):
+            text = text.replace(written.rstrip("/") + "/", "")
+    return text[:500]
 
 
 def draft_of(config: BuildConfig, study: Study, census: Any, encode: bool, lookup: str) -> Draft:

@@ -11,6 +11,7 @@ The limits are read from the processor in use, under whichever name its version 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,14 +92,17 @@ class ProcessorFrame:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a picture as the processor shows it to the model.
 
+        Each side goes to the nearest multiple of :attr:`factor`; where the area then leaves the limits, both are
+        scaled to meet them, down when it was too large and up when too small. The rule is ``smart_resize`` of
+        transformers' Qwen2-VL image processor, written here because importing that takes seconds in every process;
+        a test holds the two together.
+
         Args:
             height, width: The picture's own size in pixels.
 
         Raises:
             ScanError: The picture is empty, or longer than :data:`MAX_ASPECT` times its width.
         """
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
         if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
             raise ScanError(
                 explain(
@@ -108,10 +112,15 @@ class ProcessorFrame:
                     do="crop or pad the picture",
                 )
             )
-        new = smart_resize(
-            height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
-        )
-        return int(new[0]), int(new[1])
+        area, factor = height * width, self.factor
+        new = [round(side / factor) * factor for side in (height, width)]
+        if new[0] * new[1] > self.max_pixels:
+            shrink = math.sqrt(area / self.max_pixels)
+            new = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+        elif new[0] * new[1] < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / area)
+            new = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+        return new[0], new[1]
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens that a picture of this size costs in the language model (delimiters not counted)."""

@@ -1,18 +1,12 @@
 """Asking a model one question, or a file of them.
 
-A batch run overlaps its two kinds of work: while the model generates, one thread reads and serializes the scans of the
-next batch, and of no more than that, so memory does not grow with the file. Each sample fails alone: a scan that cannot
-be read never reaches the model, and when a batch breaks inside the model its samples are asked one by one.
+Files are asked in batches that read ahead and fail one by one, see :mod:`unireason_lib.inference.stream`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +19,7 @@ from unireason_lib.inference.fingerprint import model_identity, sha256_of
 from unireason_lib.inference.results import ResultsFile, read_results
 from unireason_lib.inference.samples import Sample, inside, read_samples
 from unireason_lib.inference.scene import Reading, Scene, read_scene
+from unireason_lib.inference.stream import Asking, answer_stream, write_all
 
 
 @dataclass(frozen=True)
@@ -120,27 +115,26 @@ def answer_all(
         settings: How replies are generated.
         batch_size: Questions generated together. At most twice as many scans are in memory.
 
-    Yields:
-        Records as of :func:`record_of`, or ``{"id", "row", ..., "error": {"type", "message"}}`` for a sample that
+    Returns:
+        An iterator of records as of :func:`record_of`, or ``{"id", "row", ..., "error": {"type", "message"}}`` for a
+        sample that
         failed.
     """
     reading, settings = reading or Reading(), asdict(settings or Settings())
-    ahead: deque[Future] = deque()
-    rest = iter(samples)
-    with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
 
-        def read_ahead() -> None:
-            for sample in islice(rest, batch_size):
-                ahead.append(reader.submit(_prepare, sample, root, reading, generator))
+    def prepare(sample: Sample) -> tuple[Scene, GroundedRequest]:
+        if sample.problem is not None:
+            raise sample.problem
+        scene = read_scene(inside(root, sample.scan), sample.dimension, reading)
+        generator.frame.size(scene.images[0].height, scene.images[0].width)
+        return scene, _request(sample, scene)
 
-        try:
-            read_ahead()
-            while ahead:
-                batch = [ahead.popleft().result() for _ in range(len(ahead))]
-                read_ahead()
-                yield from _answer(generator, batch, root, settings)
-        finally:
-            reader.shutdown(cancel_futures=True)
+    asking = Asking(
+        prepare,
+        lambda sample, scene, trace, seconds: record_of(sample, trace, scene, generator),
+        lambda sample, error: _failure(sample, error, root),
+    )
+    return answer_stream(generator, samples, asking, settings=settings, batch_size=batch_size)
 
 
 def infer_file(
@@ -207,7 +201,7 @@ def infer_file(
             records = answer_all(
                 generator, todo, root, reading=reading, settings=settings, batch_size=batch_size
             )
-            _write_all(records, results, len(samples), len(samples) - len(todo), quiet)
+            write_all(records, results, len(samples), len(samples) - len(todo), quiet)
     return summarize(output, samples)
 
 
@@ -270,51 +264,6 @@ def in_format(trace: Trace) -> bool:
 # -- one sample -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A sample that is ready to be asked, or why it is not."""
-
-    sample: Sample
-    scene: Scene | None = None
-    request: GroundedRequest | None = None
-    error: Exception | None = None
-
-
-def _prepare(sample: Sample, root: str | Path, reading: Reading, generator: GroundedGenerator) -> _Prepared:
-    """Everything that needs no model, in the reading thread."""
-    try:
-        if sample.problem is not None:
-            raise sample.problem
-        scene = read_scene(inside(root, sample.scan), sample.dimension, reading)
-        generator.frame.size(scene.images[0].height, scene.images[0].width)
-        return _Prepared(sample, scene, _request(sample, scene))
-    except Exception as error:  # whatever a reader of foreign files raises is this sample's, and only its
-        return _Prepared(sample, error=error)
-
-
-def _answer(
-    generator: GroundedGenerator, batch: Sequence[_Prepared], root: str | Path, settings: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    yield from (_failure(one.sample, one.error, root) for one in batch if one.error is not None)
-    ready = [one for one in batch if one.error is None]
-    if not ready:
-        return
-    try:
-        traces = generator.generate([one.request for one in ready], **settings)
-        records = [
-            record_of(one.sample, trace, one.scene, generator)
-            for one, trace in zip(ready, traces, strict=True)
-        ]
-    except Exception as error:  # out of memory, or a picture that the processor refuses: ask one by one
-        broken = error.with_traceback(None)  # lets go of the tensors of the attempt
-        records = [_failure(ready[0].sample, broken, root)] if len(ready) == 1 else None
-    if records is None:
-        for one in ready:
-            yield from _answer(generator, [one], root, settings)
-    else:
-        yield from records
-
-
 def _request(sample: Sample, scene: Scene) -> GroundedRequest:
     return GroundedRequest(
         sample.question, scene.images, dict(sample.options), dimension=sample.dimension, id=sample.id
@@ -332,20 +281,6 @@ def _failure(sample: Sample, error: Exception, root: str | Path) -> dict[str, An
     """The line of a sample that failed; the message names its scan as the file of questions does."""
     message = str(error).replace(f"{Path(root).resolve()}/", "") or type(error).__name__
     return {**_name(sample), "error": {"type": type(error).__name__, "message": message[:2000]}}
-
-
-def _write_all(
-    records: Iterator[dict[str, Any]], results: ResultsFile, total: int, done: int, quiet: bool
-) -> None:
-    from tqdm import tqdm
-
-    failed = 0
-    with closing(records), tqdm(total=total, initial=done, unit="sample", disable=quiet) as bar:
-        for record in records:
-            results.append(record)
-            failed += "error" in record
-            bar.set_postfix(failed=failed, refresh=False)
-            bar.update()
 
 
 def _words(text: str) -> str:

@@ -86,10 +86,10 @@ def read_samples(path: str | Path, dimension: str) -> list[Sample]:
         RequestError: The file is missing, empty or no such table, or two rows have the same id.
     """
     path = Path(path)
-    rows = list(_rows(path))
+    rows = list(read_rows(path))
     if not rows:
         raise RequestError(explain(path, expected="at least one row", found="none", do="check the file"))
-    samples = [_sample(row, number, dimension) for number, row in enumerate(rows, start=1)]
+    samples = [sample_of(row, number, dimension) for number, row in enumerate(rows, start=1)]
     twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if twice:
         where = [sample.row for sample in samples if sample.id == twice[0]]
@@ -177,8 +177,12 @@ def _outside(name: str, expected: str, found: str) -> RequestError:
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any] | Exception]:
-    """Rows with plain keys (``Image Path`` -> ``image_path``), or why a row is none."""
+def read_rows(path: Path) -> Iterator[Mapping[str, Any] | Exception]:
+    """Rows with plain keys (``Image Path`` -> ``image_path``), or why a row is none.
+
+    Raises:
+        RequestError: The file is missing, of another kind, or not in UTF-8.
+    """
     if not path.is_file():
         raise RequestError(
             explain(path, expected="a file of questions", found="no such file", do="check the path")
@@ -260,7 +264,8 @@ def _brief(error: Exception) -> str:
 # -- one sample -----------------------------------------------------------------------------------------------------
 
 
-def _sample(row: Mapping[str, Any] | Exception, number: int, dimension: str) -> Sample:
+def sample_of(row: Mapping[str, Any] | Exception, number: int, dimension: str) -> Sample:
+    """A row of :func:`read_rows` as a sample; what is wrong with it is its ``problem``."""
     if isinstance(row, Exception):
         return Sample(f"row-{number}", dimension, row=number, problem=row)
     name, kind = _first(row, IDS), _first(row, TYPES)

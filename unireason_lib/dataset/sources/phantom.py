@@ -224,6 +224,7 @@ class PhantomSource:
     name = "phantom"
     license = "generated; Apache-2.0 like this package"
     modality = "CT"
+    redistributable = True
 
     def __len__(self) -> int:
         return self.count

@@ -168,6 +168,12 @@ class SAMed2DSource(FileSource):
     def __len__(self) -> int:
         return len(self._spans)
 
+    def state_files(self) -> list[Path]:
+        """What stands for 28 million files when a build is taken up again: both lists, and the two folders, whose time
+        of change tells that a file came or went (not that one was written anew in place)."""
+        lists = (self._list, self._root / "SAMed2D_v1_class_mapping_id.json")
+        return [*lists, *(path for name in ("images", "masks") if (path := self._root / name).is_dir())]
+
     @cached_property
     def _root(self) -> Path:
         folder = existing_folder(self.path, "SA-Med2D-20M")
