@@ -122,7 +122,7 @@ def build(
     limit: Limit = None,
     families: Families = "",
     per_family: PerFamily = 1,
-    census: CensusSize = 300,
+    census: CensusSize = 2000,
     seed: Seed = 0,
     size: Size = "32,256,256",
     window: Window = None,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unireason_lib.dataset.questions import Question
+from unireason_lib.dataset.records import Record
 
 _STOP = frozenset(
     "a an the of is are in on to and or by it this that these which what how where does do with from".split()
@@ -51,12 +52,12 @@ class BlindScore:
 
 
 def blind_audit(
-    questions: Sequence[Question], *, folds: int = 3, epochs: int = 6, seed: int = 0
+    questions: Sequence[Question | Record], *, folds: int = 3, epochs: int = 6, seed: int = 0
 ) -> dict[str, BlindScore]:
     """Train and test the blind reader.
 
     Args:
-        questions: From many patients; a few hundred a family and more.
+        questions: From many patients, or records of them; a few hundred a family and more.
         folds: Parts into which the patients are divided; each is answered by a reader of the others.
         epochs: Passes over the questions that are learnt from.
         seed: Seed of folds and order.
@@ -68,7 +69,8 @@ def blind_audit(
     patients = sorted({question.patient for question in questions})
     fold_of = dict(zip(patients, rng.permutation(len(patients)) % folds, strict=True))
     fold = np.array([fold_of[question.patient] for question in questions])
-    inputs = [_features(question.text, question.options) for question in questions]
+    asked = [question.text if isinstance(question, Question) else question.question for question in questions]
+    inputs = [_features(text, question.options) for text, question in zip(asked, questions, strict=True)]
     truths = [list(question.options).index(question.answer) for question in questions]
     right = np.zeros(len(questions))
     for part in range(folds):
@@ -82,7 +84,7 @@ def blind_audit(
     return scores
 
 
-def _score(questions: Sequence[Question], right: np.ndarray) -> BlindScore:
+def _score(questions: Sequence[Question | Record], right: np.ndarray) -> BlindScore:
     letters = [question.answer for question in questions]
     majority = max(map(letters.count, set(letters))) / len(letters) if letters else 0.0
     chance = float(np.mean([1 / len(question.options) for question in questions])) if letters else 0.0

@@ -177,14 +177,15 @@ class Census:
         return self._remembered["varied", key]
 
     def scattered(self, key: str) -> bool:
-        """Whether four values drawn for a key are all different in one of ten cases or more."""
+        """Whether four values drawn for a key are all different in one of ten cases or more. No, when too few were
+        met to draw from: made up ones would be told from the true one by their implausibility."""
         if ("scattered", key) not in self._remembered:
             seen, rng = self.counts.get(key, {}), random.Random(key)
             values = sorted(seen)
             weights = [seen[value] for value in values]
-            few = sum(weights) < ENOUGH
-            drawn = (rng.choices(values, weights, k=4) for _ in range(0 if few else 200))
-            self._remembered["scattered", key] = few or sum(len(set(four)) == 4 for four in drawn) >= 20
+            known = sum(weights) >= ENOUGH
+            drawn = (rng.choices(values, weights, k=4) for _ in range(200 if known else 0))
+            self._remembered["scattered", key] = sum(len(set(four)) == 4 for four in drawn) >= 20
         return self._remembered["scattered", key]
 
     def weights(self, key: str, values: Sequence[str]) -> list[int] | None:

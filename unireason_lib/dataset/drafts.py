@@ -168,9 +168,9 @@ def _shaken(scene: Scene, measure: Sequence[float], spread: Sequence[float], dic
     known by heart. So middle and size are shaken by a part of what patients differ (a smoothed bootstrap)."""
     low, high = [], []
     for axis, n in enumerate(scene.grid):
-        size = measure[axis + scene.dims] + dice.uniform(-0.25, 0.25) * spread[axis + scene.dims]
+        size = measure[axis + scene.dims] + dice.uniform(-0.1, 0.1) * spread[axis + scene.dims]
         size = min(n, max(1, math.floor(size * n + 0.5)))
-        middle = (measure[axis] + dice.uniform(-0.5, 0.5) * spread[axis]) * n
+        middle = (measure[axis] + dice.uniform(-0.2, 0.2) * spread[axis]) * n
         low.append(min(max(0, math.floor(middle - size / 2 + 0.5)), n - size))
         high.append(low[-1] + size)
     return (Box2D if scene.dims == 2 else Box3D)(*low, *high)

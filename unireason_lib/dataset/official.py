@@ -75,9 +75,21 @@ class OfficialData:
                 dictionary nor JSON.
         """
         for number, row in enumerate(rows(self.folder, form)):
-            record = self._record(f"{form}-{number:08d}", row)
-            self.counts[record.dimension] += 1
-            yield record if record.dimension == "2d" else self._attach(record)
+            yield self.record(f"{form}-{number:08d}", row)
+
+    def record(self, row_id: str, row: Mapping[str, Any]) -> Record:
+        """One row as a record, its volume attached.
+
+        Args:
+            row_id: Its name, see :attr:`volumes`.
+            row: Of ``sft/`` or ``rl/``.
+
+        Raises:
+            DatasetError: As :meth:`records`.
+        """
+        record = self._record(row_id, row)
+        self.counts[record.dimension] += 1
+        return record if record.dimension == "2d" else self._attach(record)
 
     def pictures(self, record: Record, store: Mapping[str, Image.Image] | None = None) -> list[Image.Image]:
         """The pictures of a record: from ``images/``, or the slices of its attached volume (32 of 256 x 256, as in the

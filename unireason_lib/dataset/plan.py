@@ -69,7 +69,8 @@ class BuildConfig:
         families: Which question families; None takes all.
         per_family: Questions a study and family.
         census: From how many studies of each source, the first ones, to learn what can be known without
-            looking, so that such questions are thinned out; 0 keeps all.
+            looking, so that such questions are thinned out; 0 keeps all. They are read twice. With few, what is
+            chance among them shows in the wrong options, and a reader of words can learn it.
         size: Slices, rows and columns of a volume; None is the paper's.
         window: How to show scans; None is each study's own.
         frame: Processor in whose pixels boxes are written.
@@ -88,7 +89,7 @@ class BuildConfig:
     limit: int | None = None
     families: tuple[str, ...] | None = None
     per_family: int = 1
-    census: int = 300
+    census: int = 2000
     size: tuple[int, int, int] | None = None
     window: str | tuple[float, float] | None = None
     frame: ProcessorFrame = QWEN_FRAME

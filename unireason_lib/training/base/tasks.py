@@ -143,7 +143,7 @@ def _phrase(rng: random.Random) -> str:
 def _near(phrase: str, rng: random.Random) -> str:
     """Another phrase that shares something with this one, as wrong options do."""
     other = _phrase(rng)
-    if rng.random() < 0.5 or "[" in phrase:
+    if rng.random() < 0.7 or "[" in phrase:
         return other
     mine, theirs = phrase.split(), other.split()
     mine[rng.randrange(len(mine))] = rng.choice(theirs)
@@ -151,7 +151,8 @@ def _near(phrase: str, rng: random.Random) -> str:
 
 
 def _filler(rng: random.Random, most: int) -> str:
-    words = [rng.choice(_FILLER) for _ in range(rng.randrange(most))]
+    """Up to ``most`` words that mean nothing: none in half of the cases, a few in many, all in some."""
+    words = [rng.choice(_FILLER) for _ in range(rng.randrange(rng.choice((1, 1, 1, 10, 20, most))))]
     for at in range(len(words)):
         if rng.random() < 0.12:
             words[at] = str(rng.randrange(100))
@@ -592,7 +593,7 @@ def where_from(rng: random.Random) -> Exercise:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 STAGES: dict[str, tuple[tuple[_Make, float], ...]] = {
-    "text": ((letter_of, 6), (option_of, 1), (numbers, 1)),
+    "text": ((letter_of, 6), (option_of, 1.5), (numbers, 0.8)),
     "pointing": ((point, 4), (point_at_all, 2), (what_is_there, 2), (which_box, 1), (close_up, 1)),
     "one picture": (
         (point, 2.0),
