@@ -89,6 +89,7 @@ size = tuple(profile.dataset.size)
 views = {study.id: View(study, size, None, FRAME) for study in (flat, deep)}
 
 
+# %%
 def mask_picture(labels):
     """A label map in grey levels that differ from neighbour to neighbour."""
     return (np.asarray(labels, np.uint8) * 89 % 251).astype(np.uint8)
@@ -96,10 +97,7 @@ def mask_picture(labels):
 
 middle = deep.scan.shape[0] // 2
 scans = [views[flat.id].images()[0], views[deep.id].images()[middle]]
-masks = [
-    mask_picture(flat.labels),
-    mask_picture(np.asarray(deep.labels.array if hasattr(deep.labels, "array") else deep.labels)[middle]),
-]
+masks = [mask_picture(flat.labels), mask_picture(np.asarray(deep.labels)[middle])]
 show_pictures(
     [scans[0], masks[0], scans[1], masks[1]],
     titles=["slice", "its mask", f"volume, slice {middle}", "its mask"],
