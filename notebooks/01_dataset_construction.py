@@ -104,6 +104,20 @@ show_pictures(
 )
 
 # %% [markdown]
+# And the real brain, laid out as 8 slices:
+
+# %%
+views[brain.id] = View(brain, (8, 128, 128), None, FRAME)
+here = (3, 5)
+planes = [int((k + 0.5) / 8 * brain.scan.shape[0]) for k in here]
+shown = [views[brain.id].images()[k] for k in here]
+labelled = [mask_picture(np.asarray(brain.labels)[z]) for z in planes]
+show_pictures(
+    [shown[0], labelled[0], shown[1], labelled[1]],
+    titles=[f"brain, slice {here[0]}", "its mask", f"slice {here[1]}", "its mask"],
+)
+
+# %% [markdown]
 # ## 2 · From mask to box, in the pixels that the model sees
 #
 # A box is the smallest rectangle (or cuboid) around a structure's voxels. Once by hand:
@@ -136,6 +150,11 @@ from unireason_lib.display import show_slices
 
 drawn = {s.name: views[deep.id].box(s) for s in (*deep.lesions, deep.find("liver"))}
 show_slices(views[deep.id].images(), list(drawn.values()), names=list(drawn), columns=4)
+
+# %%
+names = ["left thalamus", "right thalamus", "brain stem", "left hippocampus"]
+drawn = {name: views[brain.id].box(brain.find(name)) for name in names}
+show_slices(views[brain.id].images(), list(drawn.values()), names=names, columns=4, orientation=True)
 
 # %% [markdown]
 # ## 3 · Six families of questions
@@ -199,6 +218,13 @@ show_slices(
     names=[s.name for s in question.evidence],
     columns=4,
 )
+
+# %% [markdown]
+# And about the real brain (it has no lesions and nothing is missing, so two families have nothing to ask):
+
+# %%
+of_brain = {q.family: q for q in ask(brain, view=views[brain.id], seed=SEED)}
+print("\n\n".join(words(question) for question in of_brain.values()))
 
 # %% [markdown]
 # ## 4 · Could it be answered with closed eyes?
@@ -296,6 +322,13 @@ drawn(recorded(question, view), view)
 # %%
 question, view = next((q, v) for q, v in in_3d if q.family == "spatial relationship")
 drawn(recorded(question, view), view)
+
+# %% [markdown]
+# The same writer on the real brain:
+
+# %%
+question = of_brain["spatial relationship"]
+drawn(recorded(question, views[brain.id]), views[brain.id])
 
 # %% [markdown]
 # Lesion textures are one pixel wide. The vision tower makes one token of 16 x 16 such pixels; the enlarged crop spends several
