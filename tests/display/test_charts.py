@@ -1,6 +1,6 @@
 import pytest
 
-from unireason_lib.display import pipeline_figure, plot_bars, plot_lines
+from unireason_lib.display import pipeline_figure, plot_bars, plot_counts, plot_intervals, plot_lines
 from unireason_lib.display.charts import STEPS
 from unireason_lib.display.colors import ACTIVE, LINE_COLORS
 from unireason_lib.errors import RequestError
@@ -90,3 +90,36 @@ def test_the_map_fills_the_present_step(step, clean_layout):
 def test_the_map_knows_its_steps():
     with pytest.raises(RequestError, match="grounded interface"):
         pipeline_figure("cooking")
+
+
+def test_intervals_stand_in_the_row_and_at_the_value_they_belong_to(clean_layout):
+    series = {
+        "as they come": {"all": (58, 55, 61), "size comparison": (70, 60, 80)},
+        "with a census": {"all": (26, 23, 29)},
+    }
+    figure = plot_intervals(series, "right, %", reference=("chance", 25))
+    (axes,) = [axes for axes in figure.axes if axes.get_xlabel()]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["all", "size comparison"]
+    lines = [tuple(map(tuple, line.get_xydata())) for line in axes.lines]
+    spans = {(line[0][0], line[1][0], round(line[0][1])) for line in lines if len(line) == 2}
+    assert {(55, 61, 0), (60, 80, 1), (23, 29, 0), (25, 25, 0)} >= spans - {(25, 25, 1)}
+    assert {(55, 61, 0), (60, 80, 1), (23, 29, 0)} <= spans
+    words = [text.get_text() for text in axes.texts]
+    assert "26  (23 to 29)" in words and "chance" in words
+    assert [text.get_text() for text in figure.texts] == list(series)
+    clean_layout(figure)
+    with pytest.raises(RequestError):
+        plot_intervals({"nothing": {}}, "x")
+
+
+def test_counts_are_bars_in_the_order_given(clean_layout):
+    figure = plot_counts(
+        {"letter": {"A": 12, "B": 0}, "words": {"0 to 10": 3, "10 to 20": 1234}, "one": {"x": 1}}
+    )
+    letters, words, _ = figure.axes
+    assert [bar.get_width() for bar in letters.patches] == [12, 0]
+    assert [text.get_text() for text in words.texts] == ["3", "1,234"]
+    assert [tick.get_text() for tick in words.get_yticklabels()] == ["0 to 10", "10 to 20"]
+    clean_layout(figure)
+    with pytest.raises(RequestError):
+        plot_counts({"letter": {}})

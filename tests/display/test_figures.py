@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.display import show_box, show_pictures, show_slices
+from unireason_lib.display import show_box, show_masks, show_pictures, show_slices
 from unireason_lib.display.colors import BOX_COLORS, box_color
 from unireason_lib.display.figures import pictures_of
 from unireason_lib.display.sheet import WIDTH
@@ -203,3 +203,27 @@ assert settings() == before
 assert not {"matplotlib.pyplot", "torch"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_masks_are_tinted_and_outlined_where_they_are_and_nowhere_else(clean_layout):
+    picture = np.full((10, 12), 100, np.uint8)
+    labels = np.zeros((10, 12), np.uint8)
+    labels[2:5, 3:9], labels[7:9, 1:3], labels[0, 0] = 4, 9, 2
+    figure = show_masks([picture, picture], [labels * 0, labels], {4: "liver", 9: "spleen"}, columns=2)
+    plain, tinted = figure.axes[:2]
+    assert len(plain.images) == 1 and len(tinted.images) == 3
+    for image, value in zip(tinted.images[1:], (4, 9), strict=True):
+        assert np.array_equal(image.get_array()[..., 3] > 0, labels == value)
+    outline = (
+        tinted.collections[0].get_paths()[0].vertices
+    )  # of the first name: pixel edges of rows 2-4, columns 3-8
+    assert (outline.min(axis=0), outline.max(axis=0)) == (
+        pytest.approx([2.5, 1.5]),
+        pytest.approx([8.5, 4.5]),
+    )
+    assert [text.get_text() for text in figure.texts] == ["liver", "spleen"]
+    clean_layout(figure)
+    with pytest.raises(RequestError, match="of its size"):
+        show_masks([picture], [labels[:5]], {4: "liver"})
+    with pytest.raises(RequestError, match="of its size"):
+        show_masks([picture, picture], [labels], {4: "liver"})

@@ -17,7 +17,9 @@ from typer.core import TyperGroup
 from unireason_lib import __version__
 from unireason_lib.cli.bench import bench
 from unireason_lib.cli.build import build
+from unireason_lib.cli.evaluate import evaluate
 from unireason_lib.cli.infer import infer
+from unireason_lib.cli.sft import sft
 from unireason_lib.cli.tiny import tiny
 from unireason_lib.cli.trace import trace
 from unireason_lib.errors import UniReasonError
@@ -56,6 +58,8 @@ app = typer.Typer(
 )
 app.add_typer(infer, name="infer")
 app.command("build")(build)
+app.command("sft")(sft)
+app.command("evaluate")(evaluate)
 app.command("trace")(trace)
 app.command("tiny")(tiny)
 app.command("tutorial")(tutorial_command)

@@ -50,6 +50,14 @@ class BlindScore:
         """Standard error of the accuracy."""
         return (self.accuracy * (1 - self.accuracy) / max(1, self.questions)) ** 0.5
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy (Wilson 1927), as if all questions were independent."""
+        z, n = 1.96, max(1, self.questions)
+        middle = (self.accuracy + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * (self.error**2 + z * z / (4 * n * n)) ** 0.5
+        return middle - half, middle + half
+
 
 def blind_audit(
     questions: Sequence[Question | Record], *, folds: int = 3, epochs: int = 6, seed: int = 0

@@ -553,7 +553,10 @@ def clock(scene: Scene) -> Iterator[Draft]:
         if not scene.keeps(thrown, [[hour_claim(scene.d, name_a, name_b, hour)] for hour in hours]):
             continue
         across, down = (round(100 * (scene.share(a, axis) - scene.share(b, axis))) for axis in (0, 1))
-        facts = {"names": [name_a, name_b], "across": across, "up": -down, "hour": true or 12}
+        facts = {"names": [name_a, name_b], "hour": true or 12}
+        facts["shift"] = (
+            f"{abs(across)} % {'right' if across >= 0 else 'left'} and {abs(down)} % {'down' if down > 0 else 'up'}"
+        )
         texts = [f"{hour or 12} o'clock" for hour in hours]
         yield Draft("clock", texts, (a, b), {"a": name_a, "b": name_b}, facts)
 

@@ -413,11 +413,11 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "Going out from {b}, {a} is reached by going {side1} and {side2}{gaps}.",
     ),
     "clock": (
-        "From {b} to {a} it is {across} % across and {up} % up.",
-        "The shift between the centres is {across} % across and {up} % upwards.",
-        "Starting at {b}, {a} is {across} % across, {up} % up.",
-        "Between the two centres lie {across} % of the width and {up} % of the height, counted upwards.",
-        "Seen from {b}, the other is {across} % across and {up} % higher.",
+        "From {b} to {a} on the picture it is {shift}.",
+        "The shift between the centres, on the picture, is {shift}.",
+        "Starting at {b} one goes {shift} on the picture.",
+        "Between the two centres on the picture lie {shift}.",
+        "Seen from {b}, the other is {shift} on the picture.",
     ),
     "which side": (
         "{A} is {towards} {b}; {other1}, {other2} and {other3} are {away} it.",

@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "figures": ("show_box", "show_pictures", "show_slices"),
+    "figures": ("show_box", "show_masks", "show_pictures", "show_slices"),
+    "question_figures": ("show_questions", "show_record"),
     "reply_figures": ("hero_figure", "show_trace"),
     "tokens": ("token_strip", "token_strip_html"),
-    "charts": ("pipeline_figure", "plot_bars", "plot_lines"),
+    "charts": ("pipeline_figure", "plot_bars", "plot_counts", "plot_intervals", "plot_lines"),
     "page": ("trace_html",),
     "viewer": ("SliceViewer",),
 }
@@ -22,9 +23,14 @@ __all__ = [
     "hero_figure",
     "pipeline_figure",
     "plot_bars",
+    "plot_counts",
+    "plot_intervals",
     "plot_lines",
     "show_box",
+    "show_masks",
     "show_pictures",
+    "show_questions",
+    "show_record",
     "show_slices",
     "show_trace",
     "token_strip",

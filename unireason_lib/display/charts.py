@@ -164,6 +164,127 @@ def plot_bars(
     return sheet
 
 
+def plot_intervals(
+    series: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    xlabel: str,
+    *,
+    reference: tuple[str, float] | None = None,
+    title: str | None = None,
+) -> Sheet:
+    """Values with their intervals, a row for each thing measured and a mark for each way of measuring it.
+
+    Args:
+        series: Name -> row -> ``(value, low, high)``. Rows that a series lacks stay empty.
+        xlabel: Quantity and unit.
+        reference: Name and place of a vertical line, what chance would reach for instance.
+        title: A heading.
+
+    Raises:
+        RequestError: Nothing to plot.
+    """
+    rows = list(dict.fromkeys(row for values in series.values() for row in values))
+    if not rows:
+        raise RequestError(
+            explain("plot_intervals", expected="at least one value", found="none", do="give values")
+        )
+    names = [printable(row) for row in rows]
+    left = min(4.2, max(text_width(name, 9) for name in names) + 0.3)
+    step = 0.2 * len(series) + 0.16
+    top = 0.24 if reference else 0.06
+    legend = list(series) if len(series) > 1 else []
+    head = 0.12 + (0.32 if title else 0) + (0.3 if legend else 0) + top
+    sheet = Sheet(WIDTH, head + step * len(rows) + 0.55)
+    if title:
+        sheet.write(0.12, 0.1, title, 11, fontweight="bold")
+    _draw_names(sheet, left, head - top - 0.26, legend)
+    axes = sheet.place(left, head, WIDTH - left - 1.7, step * len(rows), bare=False)
+    for i, values in enumerate(series.values()):
+        color, marker = LINE_COLORS[i % len(LINE_COLORS)], MARKERS[i % len(MARKERS)]
+        for row, (value, low, high) in values.items():
+            y = rows.index(row) + ((i + 0.5) / len(series) - 0.5) * 0.2 * len(series) / step
+            axes.plot([low, high], [y, y], color=color, linewidth=1.8, marker="|", markersize=6)
+            axes.plot([value], [y], color=color, marker=marker, markersize=6)
+            words = f"{value:.3g}  ({low:.3g} to {high:.3g})"
+            axes.annotate(
+                words,
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=color,
+                annotation_clip=False,
+            )
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if reference:
+        name, place = reference
+        axes.axvline(place, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
+        axes.annotate(
+            printable(name),
+            (place, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=INK,
+            annotation_clip=False,
+        )
+    _label(axes, xlabel, "")
+    return sheet
+
+
+def plot_counts(panels: Mapping[str, Mapping[str, float]], *, columns: int = 2) -> Sheet:
+    """How often each of some categories occurs, a small chart for each question that one may ask so.
+
+    Args:
+        panels: Heading -> category -> count, in the order in which they are to be shown.
+        columns: Charts a row.
+
+    Raises:
+        RequestError: Nothing to plot.
+    """
+    if not panels or not all(panels.values()):
+        raise RequestError(
+            explain("plot_counts", expected="at least one category a chart", found=str(panels), do="count")
+        )
+    row, width = 0.27, WIDTH / columns
+    items = list(panels.items())
+    lines = [items[k : k + columns] for k in range(0, len(items), columns)]
+    heights = [max(len(counts) for _, counts in line) * row + 0.55 for line in lines]
+    sheet = Sheet(WIDTH, sum(heights))
+    top = 0.0
+    for line, height in zip(lines, heights, strict=True):
+        for k, (heading, counts) in enumerate(line):
+            names = [printable(str(name)) for name in counts]
+            sheet.write(k * width + 0.12, top + 0.1, heading, 10, fontweight="bold")
+            left = k * width + min(0.5 * width, max(text_width(name, 9) for name in names) + 0.25)
+            room = (k + 1) * width - left - 0.75
+            axes = sheet.place(left, top + 0.38, room, row * len(counts), bare=False)
+            axes.barh(range(len(counts)), list(counts.values()), height=0.66, color=LINE_COLORS[0])
+            for y, value in enumerate(counts.values()):
+                axes.annotate(
+                    f"{value:,.10g}",
+                    (value, y),
+                    xytext=(4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                    annotation_clip=False,
+                )
+            axes.set_yticks(range(len(counts)), names)
+            axes.set(ylim=(len(counts) - 0.5, -0.5), xlim=(0, max(*counts.values(), 1)))
+            _label(axes, "", "")
+            axes.set_xticks([])
+            axes.spines["bottom"].set_visible(False)
+        top += height
+    return sheet
+
+
 def pipeline_figure(active_step: str | None = None) -> Sheet:
     """The map at the head of every notebook: all steps in their order, the present one filled.
 
@@ -258,8 +379,13 @@ def _chart(width: float, height: float, title: str | None, legend: Sequence[str]
     if title:
         sheet.write(0.12, top, title, 11, fontweight="bold")
         top += 0.32
-    x = 0.75
-    for i, name in enumerate(legend):
+    _draw_names(sheet, 0.75, top, legend)
+    return sheet, axes
+
+
+def _draw_names(sheet: Sheet, x: float, top: float, names: Sequence[str]) -> None:
+    """A line of legend: the colour and mark of each series, and its name."""
+    for i, name in enumerate(names):
         color = LINE_COLORS[i % len(LINE_COLORS)]
         line = sheet.place(x, top + 0.02, 0.32, 0.14)
         line.plot(
@@ -267,7 +393,6 @@ def _chart(width: float, height: float, title: str | None, legend: Sequence[str]
         )
         sheet.write(x + 0.38, top + 0.01, name, 9)
         x += 0.38 + text_width(name) + 0.3
-    return sheet, axes
 
 
 def _decades(series: Mapping[str, Points]) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
@@ -168,6 +169,7 @@ def show_pictures(
     titles: Sequence[str] | None = None,
     *,
     columns: int = 4,
+    foot: Mapping[int, str] | None = None,
 ) -> Sheet:
     """Pictures that have nothing to do with each other, side by side, each with boxes of its own.
 
@@ -176,6 +178,7 @@ def show_pictures(
         boxes: For each picture its boxes, in its pixels.
         titles: A line above each.
         columns: Pictures a row.
+        foot: A legend below: what the colours stand for, in their order.
     """
     pictures = pictures_of(images)
     columns = min(columns, len(pictures))
@@ -183,9 +186,10 @@ def show_pictures(
     height = min(tile * max(p.shape[0] / p.shape[1] for p in pictures), 1.3 * tile)
     caption = 0.24 if titles else 0.0
     rows = math.ceil(len(pictures) / columns)
-    sheet = Sheet(
-        2 * MARGIN + columns * (tile + GAP) - GAP, 2 * MARGIN + rows * (height + caption + GAP) - GAP
-    )
+    width = 2 * MARGIN + columns * (tile + GAP) - GAP
+    legend = _legend_rows(dict(enumerate((foot or {}).values())), width - 2 * MARGIN)
+    below = MARGIN + rows * (height + caption + GAP)
+    sheet = Sheet(width, below - GAP + len(legend) * LEGEND_ROW + MARGIN + (0.04 if legend else 0))
     for k, picture in enumerate(pictures):
         left = MARGIN + k % columns * (tile + GAP)
         top = MARGIN + k // columns * (height + caption + GAP)
@@ -195,6 +199,65 @@ def show_pictures(
         own, _ = named_boxes(boxes[k] if boxes else None, None)
         scale = min(tile / picture.shape[1], height / picture.shape[0])
         draw_boxes(axes, dict(enumerate(own)), picture.shape, scale, numbers=len(own) > 1)
+    _draw_legend(sheet, below - GAP + 0.04, legend)
+    return sheet
+
+
+def show_masks(
+    images: Sequence[Picture],
+    labels: Sequence[np.ndarray],
+    names: Mapping[int, str],
+    *,
+    titles: Sequence[str] | None = None,
+    columns: int = 3,
+) -> Sheet:
+    """Pictures with what was outlined in them, every structure in a colour of its own.
+
+    Args:
+        images: The pictures.
+        labels: For each picture its label map, ``(H, W)`` whole numbers of the picture's size.
+        names: Value of the label maps -> what it is; values that are not named are not drawn.
+        titles: A line above each.
+        columns: Pictures a row.
+
+    Raises:
+        RequestError: A label map has another size than its picture.
+    """
+    pictures = pictures_of(images)
+    maps = [np.asarray(map_) for map_ in labels]
+    sizes = [(map_.shape, picture.shape[:2]) for map_, picture in zip(maps, pictures, strict=False)]
+    if len(maps) != len(pictures) or any(one != other for one, other in sizes):
+        raise RequestError(
+            explain(
+                "show_masks",
+                expected="one label map a picture, of its size",
+                found=f"{len(maps)} maps for {len(pictures)} pictures, (map, picture): {sizes}",
+                do="bring both to one grid",
+            )
+        )
+    sheet = show_pictures(pictures, titles=titles, columns=columns, foot=names)
+    for axes, map_ in zip(
+        sheet.axes, maps, strict=False
+    ):  # the legend's axes come after those of the pictures
+        for i, value in enumerate(names):
+            mask = map_ == value
+            if not mask.any():
+                continue
+            fill = np.zeros((*mask.shape, 4))
+            fill[mask] = to_rgba(box_color(i), 0.45)
+            axes.imshow(fill, interpolation="nearest")
+            padded = np.pad(mask, 1).astype(float)
+            edge = np.arange(-1, max(mask.shape) + 1)
+            axes.contour(
+                edge[: padded.shape[1]],
+                edge[: padded.shape[0]],
+                padded,
+                [0.5],
+                colors=[box_color(i)],
+                linestyles=[box_style(i)],
+                linewidths=1.4,
+            )
+        axes.set(xlim=(-0.5, map_.shape[1] - 0.5), ylim=(map_.shape[0] - 0.5, -0.5))
     return sheet
 
 

@@ -81,7 +81,7 @@ def build_tiny(
     patch_size: int = 8,
     min_pixels: int = 32 * 32,
     max_pixels: int = 128 * 128,
-    vocabulary: int = 2560,
+    vocabulary: int = 3072,
 ) -> Path:
     """Make a tiny Qwen2.5-VL checkpoint with random weights and save it as transformers would.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from unireason_lib.answers import THINK_END, THINK_START
 from unireason_lib.boxes import BOX_END, BOX_START
 from unireason_lib.errors import RequestError, explain
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Settings, Trace, load_model
+from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference.fingerprint import model_identity, sha256_of
 from unireason_lib.inference.results import ResultsFile, read_results
 from unireason_lib.inference.samples import Sample, inside, read_samples
@@ -33,8 +35,27 @@ class Checkpoint:
     device_map: str | None = None
 
     def generator(self) -> GroundedGenerator:
-        """Load it."""
+        """Load it, the first time that it is asked for."""
+        return self._loaded
+
+    @cached_property
+    def _loaded(self) -> GroundedGenerator:
         return GroundedGenerator(*load_model(**asdict(self)))
+
+    def frame(self) -> ProcessorFrame:
+        """The frame of its processor, without loading the weights.
+
+        Raises:
+            ModelError: It cannot be read.
+        """
+        from transformers import AutoProcessor
+
+        try:
+            return ProcessorFrame.from_processor(
+                AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
+            )
+        except (OSError, ValueError, KeyError):  # loading all of it says better what is wrong
+            return self.generator().frame
 
     def identity(self) -> dict[str, Any]:
         """What tells its replies from those of another model; not where it runs."""
@@ -117,8 +138,7 @@ def answer_all(
 
     Returns:
         An iterator of records as of :func:`record_of`, or ``{"id", "row", ..., "error": {"type", "message"}}`` for a
-        sample that
-        failed.
+        sample that failed.
     """
     reading, settings = reading or Reading(), asdict(settings or Settings())
 

@@ -122,6 +122,7 @@ _WORDS = (
     "flat narrow broad tall short open closed front back top bottom inside outside above below even odd early late "
     "striped checkered mottled plain smooth rough thin thick high low both neither only one two three four".split()
 )
+_SAY = ("So: {}.", "That is: {}.", "It is {}.", "The answer is {}.", "Therefore {}.", "What fits is {}.")
 _FILLER = (
     "the picture shows what is there and how it looks from here as one may see at first then again more closely with "
     "care since nothing else can be said about it so far but that it lies where others end or begin".split()
@@ -171,11 +172,17 @@ def letter_of(rng: random.Random) -> Exercise:
     lettered = {mark: capital(text) for mark, text in zip(LETTERS, options, strict=True)}
     listed = "\n".join(f"{mark}. {text}" for mark, text in lettered.items())
     lead = rng.choice(("Which option is right?", "Choose one.", "What fits?", _filler(rng, 20) or "Choose."))
-    say = rng.choice(
-        ("So: {}.", "That is: {}.", "It is {}.", "The answer is {}.", "Therefore {}.", "What fits is {}.")
-    )
-    asked = f"{lead}\n{listed}\n{_filler(rng, 90)} {say.format(right)}"
+    asked = f"{lead}\n{listed}\n{_filler(rng, 90)} {rng.choice(_SAY).format(right)}"
     return Exercise("letter", _talk((), asked, f"{letter}. {lettered[letter]}"), letter)
+
+
+def only_letter(rng: random.Random) -> Exercise:
+    """The same in its simplest form: four words, and nothing but the letter is written."""
+    options = rng.sample(_WORDS, 4)
+    at = rng.randrange(4)
+    listed = "\n".join(f"{mark}. {capital(text)}" for mark, text in zip(LETTERS, options, strict=True))
+    asked = f"{listed}\n{rng.choice(_SAY).format(options[at])}"
+    return Exercise("only letter", _talk((), asked, f"{LETTERS[at]}."), LETTERS[at])
 
 
 def option_of(rng: random.Random) -> Exercise:
@@ -593,6 +600,7 @@ def where_from(rng: random.Random) -> Exercise:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 STAGES: dict[str, tuple[tuple[_Make, float], ...]] = {
+    "letters": ((only_letter, 2), (letter_of, 1)),
     "text": ((letter_of, 6), (option_of, 1.5), (numbers, 0.8)),
     "pointing": ((point, 4), (point_at_all, 2), (what_is_there, 2), (which_box, 1), (close_up, 1)),
     "one picture": (

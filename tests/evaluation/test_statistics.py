@@ -1,0 +1,168 @@
+"""Intervals and comparisons on data whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from unireason_lib.errors import RequestError
+from unireason_lib.evaluation import bootstrap_mean, cohens_h, compare, holm, mcnemar, mean_over_runs, wilson
+
+
+def clustered(draw: np.random.Generator, patients: int, each: int, mean: float, spread: float):
+    """Answers of patients who differ in how hard they are: rights and wrongs, and whose they are."""
+    chance = np.clip(draw.normal(mean, spread, patients), 0, 1)
+    right = draw.random((patients, each)) < chance[:, None]
+    return right.astype(float).ravel(), np.repeat(np.arange(patients), each)
+
+
+def runs(draw, seeds: int, patients: int, each: int, mean: float, seed_spread: float, hard: np.ndarray):
+    """A condition: runs that differ from seed to seed, on questions that are as hard for all."""
+    made = []
+    for _ in range(seeds):
+        chance = np.clip(mean + draw.normal(0, seed_spread) + hard, 0, 1)
+        right = draw.random((patients, each)) < chance[:, None]
+        made.append({f"{p}/{q}": float(right[p, q]) for p in range(patients) for q in range(each)})
+    return made
+
+
+def whose(patients: int, each: int) -> dict[str, int]:
+    return {f"{p}/{q}": p for p in range(patients) for q in range(each)}
+
+
+def test_the_interval_of_clustered_answers_covers_their_mean():
+    draw = np.random.default_rng(1)
+    trials, hits, naive = 300, 0, 0
+    for trial in range(trials):
+        values, patients = clustered(draw, 40, 5, 0.6, 0.25)
+        found = bootstrap_mean(values, patients, samples=400, seed=trial)
+        hits += found.low <= 0.6 <= found.high
+        single = bootstrap_mean(values, np.arange(len(values)), samples=400, seed=trial)
+        naive += single.low <= 0.6 <= single.high
+    assert 0.90 <= hits / trials <= 0.985
+    assert naive < hits  # as if the questions were independent: too sure
+
+
+def test_the_bootstrap_is_seeded_and_resamples_patients():
+    draw = np.random.default_rng(2)
+    values, patients = clustered(draw, 30, 6, 0.5, 0.3)
+    one = bootstrap_mean(values, patients, seed=3)
+    assert one == bootstrap_mean(values, patients, seed=3) != bootstrap_mean(values, patients, seed=4)
+    assert one.value == pytest.approx(values.mean()) and one.n == 180 and one.clusters == 30
+    # duplicated questions of the same patients are no new evidence
+    again = bootstrap_mean(np.repeat(values, 4), np.repeat(patients, 4), seed=3)
+    assert again.half_width == pytest.approx(one.half_width, rel=0.01)
+
+
+def test_small_cells_and_agreeing_replies_get_wilsons_interval():
+    all_right = bootstrap_mean([1.0] * 25, range(25))
+    assert all_right.method == "wilson" and all_right.high == 1 and 0.8 < all_right.low < 0.9
+    assert wilson(25, 25) == pytest.approx((all_right.low, all_right.high))
+    expected = binomtest(7, 12).proportion_ci(method="wilson")
+    few = bootstrap_mean([1.0] * 7 + [0.0] * 5, range(12))
+    assert (few.low, few.high) == pytest.approx((expected.low, expected.high))
+    # twelve answers about three patients, who are all right or all wrong, are worth three
+    alike = bootstrap_mean([1.0] * 8 + [0.0] * 4, [0] * 4 + [1] * 4 + [2] * 4)
+    assert alike.half_width > 1.3 * bootstrap_mean([1.0] * 8 + [0.0] * 4, range(12)).half_width
+
+
+def test_one_patient_has_no_interval_unless_it_is_a_share():
+    found = bootstrap_mean([0.3, 0.5], ["p", "p"])
+    assert math.isnan(found.low) and found.to_dict()["low"] is None
+    share = bootstrap_mean([1.0, 0.0, 1.0], ["p"] * 3)
+    assert share.low < 0.3 and share.high > 0.9
+    with pytest.raises(RequestError, match="0 values"):
+        bootstrap_mean([], [])
+
+
+def test_a_known_difference_is_found_and_its_interval_covers_it():
+    draw, trials, covered, found = np.random.default_rng(5), 120, 0, 0
+    for trial in range(trials):
+        hard = draw.normal(0, 0.1, 40)
+        a, b = (runs(draw, 1, 40, 4, mean, 0.0, hard)[0] for mean in (0.5, 0.7))
+        result = compare(a, b, whose(40, 4), samples=600, seed=trial)
+        covered += result.difference.low <= 0.2 <= result.difference.high
+        found += result.p < 0.05
+    assert covered / trials >= 0.9 and found / trials > 0.85
+    assert (
+        result.over == "questions"
+        and result.mcnemar is not None
+        and result.h == pytest.approx(cohens_h(result.a, result.b))
+    )
+
+
+def test_without_a_difference_seeds_that_vary_do_not_feign_one():
+    draw, trials = np.random.default_rng(6), 200
+    false_alarms = single_alarms = 0
+    for trial in range(trials):
+        hard = draw.normal(0, 0.1, 30)
+        a, b = (runs(draw, 5, 30, 5, 0.6, 0.08, hard) for _ in range(2))
+        both = compare(a, b, whose(30, 5), samples=500, seed=trial)
+        false_alarms += not both.difference.low <= 0 <= both.difference.high
+        one = compare(a[0], b[0], whose(30, 5), samples=500, seed=trial)
+        single_alarms += not one.difference.low <= 0 <= one.difference.high
+    assert false_alarms / trials <= 0.09
+    assert single_alarms > 2 * false_alarms  # one checkpoint each says nothing about the conditions
+    assert both.over == "seeds and questions" and both.seeds == (5, 5) and both.mcnemar is None
+
+
+def test_two_seeds_give_wider_intervals_than_eight():
+    draw, few, many = np.random.default_rng(7), [], []
+    for trial in range(20):
+        hard = draw.normal(0, 0.05, 40)
+        a, b = (runs(draw, 8, 40, 5, mean, 0.06, hard) for mean in (0.5, 0.7))
+        few.append(compare(a[:2], b[:2], whose(40, 5), samples=500, seed=trial).difference)
+        many.append(compare(a, b, whose(40, 5), samples=500, seed=trial).difference)
+    assert np.mean([d.half_width for d in few]) > 1.5 * np.mean([d.half_width for d in many])
+    assert sum(d.low > 0 for d in few) < sum(d.low > 0 for d in many) > 18
+
+
+def test_paired_seeds_take_out_what_seeds_share():
+    draw = np.random.default_rng(8)
+    patients, each, shared = 40, 5, draw.normal(0, 0.15, 6)
+    a, b = [], []
+    for shift in shared:
+        a += runs(draw, 1, patients, each, 0.5 + shift, 0.0, np.zeros(patients))
+        b += runs(draw, 1, patients, each, 0.62 + shift, 0.0, np.zeros(patients))
+    loose = compare(a, b, whose(patients, each))
+    paired = compare(a, b, whose(patients, each), paired_seeds=True)
+    assert paired.difference.value == loose.difference.value
+    assert paired.difference.half_width < 0.6 * loose.difference.half_width
+    with pytest.raises(RequestError, match="as many of each"):
+        compare(a[:3], b, whose(patients, each), paired_seeds=True)
+
+
+def test_the_mean_of_a_condition_covers_it():
+    draw, trials, covered = np.random.default_rng(9), 150, 0
+    for trial in range(trials):
+        hard = draw.normal(0, 0.1, 30)
+        made = runs(draw, 5, 30, 4, 0.6, 0.05, hard)
+        found = mean_over_runs(made, whose(30, 4), samples=500, seed=trial)
+        covered += found.low <= 0.6 <= found.high
+    assert 0.9 <= covered / trials
+
+
+def test_runs_without_a_common_question_are_refused():
+    with pytest.raises(RequestError, match="0 shared"):
+        compare({"a": 1.0}, {"b": 1.0}, {"a": 0, "b": 1})
+
+
+def test_mcnemar_counts_only_who_alone_is_right():
+    a, b = [1] * 10 + [0] * 12 + [1] * 50, [0] * 10 + [1] * 12 + [1] * 50
+    assert mcnemar(a, b) == pytest.approx(binomtest(12, 22, 0.5).pvalue)
+    assert mcnemar([1, 0], [1, 0]) == 1.0
+    assert mcnemar([0] * 10, [1] * 10) == pytest.approx(2 / 2**10)
+
+
+def test_holm_corrects_step_by_step():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm({"x": 0.5, "y": 0.001}) == pytest.approx({"x": 0.5, "y": 0.002})
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_cohens_h():
+    assert cohens_h(0.5, 0.5) == 0 and cohens_h(0, 1) == pytest.approx(math.pi)
+    assert cohens_h(0.5, 0.6910) == pytest.approx(0.392, abs=0.01)

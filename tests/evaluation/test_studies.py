@@ -1,0 +1,236 @@
+"""Questions about phantoms and other outlined scans; data sets in Parquet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.dataset.parquet import write_dataset
+from unireason_lib.dataset.plan import BuildConfig, SourceSpec
+from unireason_lib.dataset.records import image_ids_of
+from unireason_lib.dataset.sources import open_source
+from unireason_lib.dataset.unit import study_records
+from unireason_lib.dataset.view import View
+from unireason_lib.errors import DatasetError
+from unireason_lib.evaluation import most_likely_answers, open_benchmark
+from unireason_lib.imaging import ProcessorFrame
+
+FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
+REAL = Path(__file__).parents[2].parent / "shared" / "realdata"
+
+
+@pytest.fixture(scope="module")
+def thinned():
+    """A benchmark as it is really asked, with a census."""
+    return open_benchmark("phantom", limit=120, frame=FRAME, census=120)
+
+
+def numbers(benchmark) -> set[int]:
+    return {int(item.patient.removeprefix("phantom-")) for item in benchmark}
+
+
+def test_the_patients_of_the_splits_never_meet(phantoms):
+    val = open_benchmark("phantom", split="val", limit=12, frame=FRAME, census=0)
+    train = open_benchmark("phantom", split="train", limit=12, frame=FRAME, census=0)
+    assert all(1_000_000 <= n < 2_000_000 for n in numbers(phantoms))
+    assert all(2_000_000 <= n < 3_000_000 for n in numbers(val))
+    assert all(n < 1_000_000 for n in numbers(train))
+    flat = {item.patient for item in phantoms if item.dimension == "2d"}
+    assert not flat & {item.patient for item in phantoms if item.dimension == "3d"}
+
+
+def test_a_longer_benchmark_begins_with_the_shorter_one(phantoms):
+    longer = open_benchmark("phantom", limit=20, frame=FRAME, size=(4, 64, 64), census=0)
+    assert longer.identity == phantoms.identity
+    for one, other in zip(phantoms, longer, strict=False):
+        assert one.to_dict() == other.to_dict() and one.truth_boxes == other.truth_boxes
+
+
+def test_both_dimensions_and_all_families_are_asked(thinned):
+    assert Counter(item.dimension for item in thinned) == {"2d": 60, "3d": 60}
+    assert len({item.family for item in thinned}) == 6
+    assert max(Counter(item.patient for item in thinned).values()) <= 2
+    letters = Counter(item.answer for item in thinned)
+    assert set(letters) == set("ABCD") and max(letters.values()) < 50
+
+
+def test_truth_boxes_lie_in_the_frame_around_what_is_asked(thinned):
+    boxed = [item for item in thinned if item.truth_boxes]
+    assert len(boxed) > 80
+    for item in boxed:
+        for _, box in item.truth_boxes:
+            assert isinstance(box, Box2D if item.dimension == "2d" else Box3D)
+            inside = box.clip(64, 64) if item.dimension == "2d" else box.clip(64, 64, 8)
+            assert inside == box and not box.is_empty
+
+
+def test_pictures_come_when_asked_for(phantoms):
+    flat, deep = phantoms.items[0], phantoms.items[1]
+    assert [p.size for p in flat.load()] == [(64, 64)] and [p.size for p in deep.load()] == [(64, 64)] * 4
+    assert np.asarray(flat.load()[0]).std() > 10
+
+
+def test_the_most_likely_answer_is_near_chance_when_questions_are_thinned(thinned):
+    guessed = [item for item in thinned if item.guess is not None]
+    assert len(guessed) > 60 and all(item.guess in item.options for item in guessed)
+    right = sum(item.guess == item.answer for item in guessed) / len(guessed)
+    assert right < 0.45
+
+
+def test_most_likely_answers_learn_from_training(phantoms):
+    texture = replace(phantoms.items[0], kind="texture", options={"A": "Mottled", "B": "Striped"}, answer="A")
+    training = [replace(texture, id=f"{k}", answer="B") for k in range(3)] + [texture]
+    (one,) = most_likely_answers([texture], training)
+    assert one.guess == "B"
+    unknown = replace(texture, kind="new")
+    assert most_likely_answers([unknown], training)[0].guess is None
+    assert most_likely_answers([replace(texture, options={"A": "X", "B": "Y"})], training)[0].guess is None
+
+
+def test_options_reach_the_phantoms():
+    plain = open_benchmark(
+        "phantom", limit=4, frame=FRAME, census=0, dimension="2d", families=["lesion analysis"]
+    )
+    assert {(i.dimension, i.family) for i in plain} == {("2d", "lesion analysis")}
+    with pytest.raises(DatasetError, match="PhantomConfig"):
+        open_benchmark("phantom", limit=4, frame=FRAME, config={"noize": 3})
+
+
+# -- Parquet --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A small data set as the build writes it: train and test, 2D and 3D."""
+    folder = tmp_path_factory.mktemp("set") / "data"
+    config = BuildConfig((SourceSpec("phantom"),), size=(4, 64, 64), frame=FRAME, census=0)
+    records, pictures = [], {}
+    for dimension in ("2d", "3d"):
+        for k, study in enumerate(open_source("phantom", dimension=dimension, count=4)):
+            made = study_records(config, study, encode=False)
+            records += [replace(record, split="test" if k % 2 else "train") for record in made.records]
+            view = View(study, config.size, None, FRAME)
+            pictures |= dict(zip(image_ids_of(view), view.images(), strict=True))
+    write_dataset(folder, records, pictures)
+    return folder
+
+
+def test_our_parquet_by_its_folder(built):
+    found = open_benchmark(str(built), frame=FRAME)
+    assert {item.dimension for item in found} == {"2d", "3d"} and len(found) > 10
+    train = open_benchmark("parquet", built, split="train", frame=FRAME)
+    assert not {i.patient for i in found} & {i.patient for i in train}
+    item = next(i for i in found if i.dimension == "3d" and i.truth_boxes)
+    assert len(item.load()) == 4 and item.load()[0].size == (64, 64)
+    assert item.boxes_in(FRAME, 64, 64) == item.truth_boxes
+    assert any(i.guess for i in found)  # learnt from the training rows
+    rl = open_benchmark("parquet", built, frame=FRAME, form="rl")
+    assert [(i.id, i.answer, i.question) for i in rl] == [(i.id, i.answer, i.question) for i in found]
+
+
+def test_parquet_that_is_not_there_or_of_another_layout(built, tmp_path):
+    with pytest.raises(DatasetError, match="found none"):
+        open_benchmark("parquet", built, split="val", frame=FRAME)
+    with pytest.raises(DatasetError, match="size"):
+        open_benchmark("parquet", built, size=(8, 64, 64))
+    with pytest.raises(DatasetError, match="the folder of a data set"):
+        open_benchmark("parquet", tmp_path / "none")
+    with pytest.raises(DatasetError, match="sft or rl"):
+        open_benchmark("parquet", built, form="raw")
+
+
+def test_a_lost_picture_fails_alone(built, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(built, copy)
+    shutil.rmtree(copy / "images")
+    found = open_benchmark(str(copy), frame=FRAME)
+    with pytest.raises(DatasetError, match="pictures in images/"):
+        found.items[0].load()
+
+
+def test_the_released_form(tmp_path):
+    user = "<image>What is marked?\nA. Leber ä\nB. Spleen\nAnswer please."
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": user}],
+            "image_ids": ["x1"],
+            "data_source": "samed2d",
+            "reward_model": json.dumps({"ground_truth": "B"}),
+            "extra_info": json.dumps({"index": 0}),
+        },
+        {
+            "prompt": [{"role": "user", "content": user.removeprefix("<image>")}],
+            "image_ids": [],
+            "data_source": "m3d",
+            "reward_model": json.dumps({"ground_truth": "A"}),
+            "extra_info": None,
+        },
+        {
+            "prompt": [{"role": "user", "content": user}],
+            "image_ids": ["x1"],
+            "data_source": "samed2d",
+            "reward_model": "{no json",
+            "extra_info": None,
+        },
+    ]
+    (tmp_path / "rl").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rl" / "train.parquet")
+    found = open_benchmark(str(tmp_path))
+    flat, deep = found.items
+    assert [row.name for row in found.skipped] == ["rl-00000002"] and "reward_model" in found.skipped[
+        0
+    ].reason
+    assert flat.options["A"] == "Leber ä" and flat.answer == "B" and flat.dimension == "2d"
+    (turn,) = flat.request([Image.new("RGB", (8, 8))]).conversation()
+    assert turn["content"][-1]["text"] == user.removeprefix("<image>")  # asked in its own words
+    assert deep.dimension == "3d" and deep.answer == "A"
+    with pytest.raises(DatasetError, match="name its volume"):
+        deep.load()
+    with pytest.raises(DatasetError):
+        flat.load()
+
+
+# -- real scans -----------------------------------------------------------------------------------------------------
+
+
+def test_the_brain_template_is_asked_about():
+    found = open_benchmark("brain", size=(8, 64, 64), frame=FRAME, limit=6)
+    assert found.name == "mni-brain" and len(found) >= 4 and found.items[0].dimension == "3d"
+    assert len(found.items[0].load()) == 8
+
+
+@pytest.fixture
+def abdomen(tmp_path) -> Path:
+    """The real CT as a folder of one's own scans."""
+    if not (REAL / "abdomen_ct.nii.gz").exists():
+        pytest.skip("no real scans beside the project")
+    names = json.loads((REAL / "abdomen_seg_labels.json").read_text(encoding="utf-8"))
+    for part, name in (("images", "abdomen_ct"), ("labels", "abdomen_seg")):
+        (tmp_path / part).mkdir()
+        shutil.copy(REAL / f"{name}.nii.gz", tmp_path / part / "case.nii.gz")
+    (tmp_path / "names.json").write_text(json.dumps({"names": names, "modality": "CT"}), encoding="utf-8")
+    return tmp_path
+
+
+def test_real_scans_are_evaluated_from_end_to_end(abdomen, tmp_path, generator):
+    from unireason_lib.evaluation import Report, evaluate
+    from unireason_lib.grounding import Settings
+
+    for name, path in (("folder", abdomen), ("brain", None)):
+        found = open_benchmark(name, path, size=(8, 64, 64), frame=FRAME, window="percentile")
+        assert len(found) >= 4
+        out = tmp_path / f"{name}.jsonl"
+        evaluate(found, out, generator, settings=Settings(max_new_tokens=4), batch_size=4, quiet=True)
+        report = Report.from_file(out, samples=100)
+        assert not report.failed and report.cells[0].n == len(found)
+        assert any(line["truth_boxes"] for line in report.lines)

@@ -1,0 +1,262 @@
+"""``evaluate``: ask a model a benchmark, and say what its replies are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unireason_lib.cli.options import size_of, window_of
+from unireason_lib.errors import DatasetError, RequestError, explain
+
+if TYPE_CHECKING:
+    from unireason_lib.evaluation import Benchmark
+    from unireason_lib.inference import Checkpoint
+
+
+def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def evaluate(
+    out: Annotated[
+        Path, _option("--out", panel="Output", help="One JSON line a question; a run in it is gone on with.")
+    ],
+    model: Annotated[
+        str | None,
+        _option("--model", panel="Model", help="Checkpoint folder or hub id; none: report on --out."),
+    ] = None,
+    adapter: Annotated[str | None, _option("--adapter", panel="Model", help="PEFT adapter on top.")] = None,
+    device: Annotated[
+        str | None, _option("--device", panel="Model", help="cpu, cuda, ...; default: a GPU if any.")
+    ] = None,
+    dtype: Annotated[
+        str, _option("--dtype", panel="Model", help="auto (the checkpoint's), float32, bfloat16, float16.")
+    ] = "auto",
+    benchmark: Annotated[
+        str,
+        _option(
+            "--benchmark",
+            panel="Questions",
+            help="phantom; the folder of a data set with sft/ or rl/; or name:path of m3d-vqa, 3d-rad, vqa-rad, "
+            "slake, pathvqa, pmc-vqa, omnimedvqa, or of a source of scans (folder, totalsegmentator, ...).",
+        ),
+    ] = "phantom",
+    split: Annotated[str, _option("--split", panel="Questions", help="train, val or test.")] = "test",
+    limit: Annotated[
+        int | None, _option("--limit", panel="Questions", help="At most so many questions.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        _option(
+            "--size", panel="Questions", help="Slices, rows, columns of a volume; default: the benchmark's."
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        _option(
+            "--window",
+            panel="Questions",
+            help="percentile, minmax, LOW,HIGH or a CT window; default: its own.",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        _option(
+            "--option", panel="Questions", help="name=value for the benchmark, repeatable: seed=1, open=true."
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        _option(
+            "--profile", panel="Replies", help="smoke, laptop or gpu: token budgets, rounds, batch size."
+        ),
+    ] = "laptop",
+    override: Annotated[
+        str, _option("--set", panel="Replies", help="Settings of the profile: generation.max_rounds=3, ...")
+    ] = "",
+    batch_size: Annotated[
+        int | None, _option("--batch-size", panel="Replies", help="Questions generated together.")
+    ] = None,
+    blank: Annotated[
+        bool, _option("--blank", panel="Controls", help="Blank all pictures: short for --control blank.")
+    ] = False,
+    control: Annotated[
+        str,
+        _option(
+            "--control",
+            panel="Controls",
+            help="Does it look? blank, noise, other (another patient's pictures), random-crop, no-crop.",
+        ),
+    ] = "none",
+    with_blank: Annotated[
+        bool,
+        _option(
+            "--with-blank",
+            panel="Controls",
+            help="Also ask with blanked pictures, into OUT.blank.jsonl, and show it beside.",
+        ),
+    ] = False,
+    slices: Annotated[
+        bool,
+        _option(
+            "--slices",
+            panel="Controls",
+            help="Also ask for each box in a volume where the structure lies on every slice it spans, into "
+            "OUT.slices.jsonl: does the model point at the same place in 2D and 3D?",
+        ),
+    ] = False,
+    other: Annotated[
+        Path | None, _option("--compare", panel="Output", help="Results of another run: paired differences.")
+    ] = None,
+    table: Annotated[
+        Path | None, _option("--json", panel="Output", help="Also write the table as JSON.")
+    ] = None,
+    quiet: Annotated[bool, _option("--quiet", panel="Output", help="No progress bar.")] = False,
+) -> None:
+    """Ask a model a benchmark; print accuracy, boxes and baselines with intervals.
+
+    Whatever stops a run, the same command goes on with it. Exit code 1: some questions could not be asked; their
+    lines say why, and the same command tries them again.
+    """
+    if blank and control not in ("none", "blank"):
+        raise RequestError(
+            explain("--blank", expected="no other --control", found=control, do="leave one out")
+        )
+    control = "blank" if blank else control
+    if model is not None:
+        _run(
+            _checkpoint(model, adapter, device, dtype),
+            {
+                "name": benchmark,
+                "split": split,
+                "limit": limit,
+                "size": None if size is None else size_of(size),
+                "window": window_of(window),
+                **dict(_pair(text) for text in option or ()),
+            },
+            out,
+            _generation(profile, override),
+            batch_size,
+            control,
+            with_blank and control != "blank",
+            slices,
+            quiet,
+        )
+    elif not out.is_file():
+        raise RequestError(
+            explain(
+                "--model",
+                expected="a checkpoint",
+                found="none",
+                do=f"name one, or give results as --out, not {out}",
+            )
+        )
+    _print(out, other, table)
+
+
+def _run(
+    checkpoint: Checkpoint,
+    asked: dict[str, Any],
+    out: Path,
+    generation: tuple[Any, int],
+    batch_size: int | None,
+    control: str,
+    with_blank: bool,
+    slices: bool,
+    quiet: bool,
+) -> None:
+    """Open the benchmark for the model's frame, load the model once, ask."""
+    from unireason_lib.evaluation import evaluate as ask
+    from unireason_lib.evaluation import open_benchmark
+    from unireason_lib.evaluation.consistency import slices_file
+    from unireason_lib.evaluation.report import blank_file
+
+    settings, usual = generation
+    questions = open_benchmark(**asked, frame=checkpoint.frame())
+    _tell_skipped(questions)
+    how = {"settings": settings, "batch_size": batch_size or usual, "quiet": quiet}
+    try:
+        ask(questions, out, checkpoint, control=control, **how)
+        if with_blank:
+            ask(questions, blank_file(out), checkpoint, control="blank", **how)
+        if slices and (raised := _slices(questions, out)) is not None:
+            ask(raised, slices_file(out), checkpoint, **how)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; what is finished is in {out}, the same command goes on", err=True)
+        raise typer.Exit(130) from None
+
+
+def _slices(questions: Benchmark, out: Path) -> Benchmark | None:
+    """The questions about slices that the replies raise; none is no error, the model may not point at all."""
+    from unireason_lib.evaluation import slice_benchmark
+    from unireason_lib.inference.results import read_results
+
+    try:
+        return slice_benchmark(questions, read_results(out))
+    except DatasetError as nothing:
+        typer.echo(str(nothing), err=True)
+        return None
+
+
+def _print(out: Path, other: Path | None, table: Path | None) -> None:
+    """The report of what there is now; exit code 1 when questions failed."""
+    from unireason_lib.evaluation import Report, read_consistency
+    from unireason_lib.evaluation.consistency import slices_file
+    from unireason_lib.inference.reply import printable
+
+    report = Report.from_file(out)
+    typer.echo(printable(report.text()))
+    told = report.to_dict()
+    if slices_file(out).is_file():
+        agreement = read_consistency(out)
+        typer.echo(f"slice-volume consistency: {agreement.text()}")
+        told["consistency"] = agreement.to_dict()
+    if other is not None:
+        typer.echo("\n" + printable(report.comparison(Report.from_file(other))))
+    if table is not None:
+        from unireason_lib.inference.results import write_whole
+
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(table, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+    if report.failed:
+        first = report.failed[0]
+        found = f"first {first['id']}: {first['error']['message'][:300]}"
+        typer.echo(printable(f"{len(report.failed)} questions could not be asked; {found}"), err=True)
+        raise typer.Exit(1)
+
+
+def _checkpoint(model: str, adapter: str | None, device: str | None, dtype: str) -> Checkpoint:
+    from unireason_lib.cli.options import ModelOptions
+
+    return ModelOptions(model_path=model, adapter=adapter, device=device, torch_dtype=dtype).checkpoint()
+
+
+def _generation(profile: str, override: str) -> tuple[Any, int]:
+    """How replies are generated by a profile, and its batch size."""
+    from unireason_lib.grounding import Settings
+    from unireason_lib.profiles import load_profile
+
+    chosen = load_profile(profile, override).generation
+    names = ("max_new_tokens", "max_rounds", "temperature", "top_p")
+    return Settings(**{name: chosen[name] for name in names}), chosen.batch_size
+
+
+def _tell_skipped(questions: Benchmark) -> None:
+    if not questions.skipped:
+        return
+    typer.echo(f"{len(questions.skipped)} rows of {questions.name} cannot be asked:", err=True)
+    for row in questions.skipped[:5]:
+        typer.echo(f"  {row.name}: {row.reason[:300]}", err=True)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """``open=true`` as a name and a value."""
+    from unireason_lib.profiles import parse_value
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise RequestError(explain("--option", expected="name=value", found=repr(text), do="correct it"))
+    return name, parse_value(value)

@@ -1,0 +1,153 @@
+"""Benchmarks from Parquet: a data set of our build, or the authors' release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unireason_lib.dataset.official import OfficialData, open_official
+from unireason_lib.dataset.parquet import MANIFEST, ImageStore, ScanRoots, pictures_of, rows, shard_paths
+from unireason_lib.dataset.records import Record, box_of
+from unireason_lib.errors import DatasetError, UniReasonError, explain
+from unireason_lib.evaluation.items import Benchmark, Item, Skipped, check_words
+from unireason_lib.evaluation.studies import most_likely_answers
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
+from unireason_lib.inference.fingerprint import sha256_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_TRAINING = 20_000  # questions from which is learnt what is most often right
+
+
+def parquet_benchmark(
+    path: str | Path | None,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    frame: ProcessorFrame = QWEN_FRAME,
+    size: Sequence[int] | None = None,
+    window: Any = None,
+    form: str | None = None,
+    roots: Mapping[str, str] | str | None = None,
+    m3d_root: str | None = None,
+    volumes: str | None = None,
+    dimension: str | None = None,
+) -> Benchmark:
+    """The questions of a data set.
+
+    Args:
+        path: Folder with ``sft/`` or ``rl/``, and ``images/``.
+        split: Rows of that split. Released rows name none and belong to every split.
+        limit: At most so many.
+        frame: Of the model; rows whose *words* hold boxes of another frame fail when they are asked, the true boxes of
+            all others are converted.
+        size, window: Refused: rows say themselves how their volumes are laid out.
+        form: ``"sft"`` or ``"rl"``; None takes ``sft`` where it is (its replies hold true boxes).
+        roots: Folder of the scans of rows without pictures, or source -> folder.
+        m3d_root, volumes: See :func:`unireason_lib.dataset.official.open_official`.
+        dimension: Only ``"2d"`` or ``"3d"``.
+
+    Raises:
+        DatasetError: No such folder, form or split.
+    """
+    if path is None or not Path(path).is_dir():
+        raise _bad(str(path), "the folder of a data set", "none", "give it: parquet:FOLDER")
+    if size is not None or window is not None:
+        raise _bad(
+            str(path), "no size or window", "some", "build the data set again to lay volumes out differently"
+        )
+    folder = Path(path)
+    form = form or ("sft" if any((folder / "sft").glob("*.parquet")) else "rl")
+    if form not in ("sft", "rl"):
+        raise _bad("form", "sft or rl", repr(form), "choose one")
+    shard_paths(folder, form)
+    data = open_official(folder, m3d_root=m3d_root, volumes=volumes)
+    scans = ScanRoots({"": roots} if isinstance(roots, str) else roots) if roots else None
+    if scans is None and m3d_root:
+        scans = ScanRoots({"": m3d_root})
+    pictures = partial(pictures_of, store=ImageStore(folder), scan=scans)
+    skipped: list[Skipped] = []
+    wanted = (i for i in _items(data, form, split, pictures, skipped) if dimension in (None, i.dimension))
+    items = tuple(islice(wanted, limit))
+    if split != "train" and any((folder / form).glob("train-*.parquet")):
+        items = most_likely_answers(items, islice(_items(data, form, "train", pictures, []), _TRAINING))
+    identity = {
+        "benchmark": "parquet",
+        "content": _content(folder, form),
+        "form": form,
+        "split": split,
+        "dimension": dimension,
+        "frame": asdict(frame),
+    }
+    return Benchmark(f"{folder.resolve().name} {split}", items, identity, tuple(skipped))
+
+
+def record_item(record: Record, pictures: Any) -> Item:
+    """A record as an item.
+
+    Args:
+        record: Ours or of the release.
+        pictures: Record -> its pictures.
+
+    Raises:
+        RequestError: Its words cannot be asked.
+    """
+    if not record.asked:
+        check_words(record.question, record.options)
+    frame = record.frame if "frame" in record.serialization else QWEN_FRAME
+    return Item(
+        id=record.id,
+        patient=record.patient or record.study or record.id,
+        dimension=record.dimension,
+        family=record.family or "all",
+        question=record.question,
+        options=dict(record.options),
+        answer=record.answer or None,
+        load=lambda: _loaded(record, pictures),
+        source=record.source,
+        truth_boxes=tuple((name, box_of(box)) for name, box in record.evidence),
+        frame=frame,
+        asked=record.asked,
+    )
+
+
+def _loaded(record: Record, pictures: Any) -> list[Image.Image]:
+    if record.dimension == "3d" and not record.image_ids and not record.lookup:
+        raise _bad(
+            record.id,
+            "a volume",
+            "a row without pictures or path",
+            "name its volume (--option volumes=TABLE --option m3d_root=FOLDER)",
+        )
+    return pictures(record)
+
+
+def _items(
+    data: OfficialData, form: str, split: str, pictures: Any, skipped: list[Skipped]
+) -> Iterator[Item]:
+    """The rows of a split that can be asked; the others are noted. Files named after the split are enough."""
+    own = any((data.folder / form).glob(f"{split}-*.parquet"))
+    for number, row in enumerate(rows(data.folder, form, f"{split}-" if own else None)):
+        name = f"{form}-{number:08d}"
+        try:
+            record = data.record(name, row)
+            if record.split in ("", split):
+                yield record_item(record, pictures)
+        except UniReasonError as error:
+            skipped.append(Skipped(name, str(error)))
+
+
+def _content(folder: Path, form: str) -> str:
+    """What tells the data from others: the manifest's digest, else those of the files."""
+    if (folder / MANIFEST).is_file():
+        return sha256_of(folder / MANIFEST)
+    return " ".join(sha256_of(path)[:16] for path in shard_paths(folder, form))
+
+
+def _bad(subject: str, expected: str, found: str, do: str) -> DatasetError:
+    return DatasetError(explain(subject, expected=expected, found=found, do=do))

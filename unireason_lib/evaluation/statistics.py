@@ -1,0 +1,407 @@
+"""How sure are we? Intervals, paired comparisons, and what many comparisons cost.
+
+Two things make naive intervals too short. Questions about one patient succeed and fail together, so **patients** are
+resampled, not questions (a cluster bootstrap). And a *condition* ("trained with boxes") is more than one checkpoint:
+another seed gives another model. A claim about conditions therefore resamples **seeds and patients** together.
+
+With few seeds a bootstrap over them is too narrow twice over: resampling S values shrinks their variance by (S - 1)
+/ S, and their spread is itself hardly known. Both are put right here: deviations of seeds are widened by sqrt(S / (S
+- 1)), and the interval is stretched from normal to Student's t, with the degrees of freedom that Satterthwaite's
+formula gives to the sum of the two variances. :func:`compare` says so when there is one seed only: then its
+statement is about two checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unireason_lib.errors import RequestError, explain
+
+FEW = 20
+"""With fewer patients than this, or when all replies agree, a share gets Wilson's interval: the percentile bootstrap
+covers too little there (and nothing at all when every value is the same)."""
+
+_CHUNK = 4_000_000  # numbers of a matrix of resamples in memory at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it may lie.
+
+    Attributes:
+        value: The mean.
+        low, high: Ends of the interval; NaN when one patient only was seen.
+        n: Values in the mean.
+        clusters: Patients they come from.
+        method: ``"bootstrap"``, ``"wilson"`` or ``"none"``.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+    method: str = "bootstrap"
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; NaN becomes None."""
+        plain = {name: getattr(self, name) for name in ("value", "low", "high")}
+        plain = {name: None if math.isnan(number) else round(number, 6) for name, number in plain.items()}
+        return {**plain, "n": self.n, "clusters": self.clusters, "method": self.method}
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    bounded: bool = True,
+) -> Interval:
+    """Mean with a percentile interval of a bootstrap that resamples clusters.
+
+    Args:
+        values: One a question.
+        clusters: The patient of each.
+        samples: Resamples.
+        seed: Of the resampling.
+        level: Of the interval.
+        bounded: Whether values lie between 0 and 1; counts and times do not.
+
+    Returns:
+        The interval. Shares (all values 0 or 1) of fewer than :data:`FEW` patients, or all alike, get Wilson's
+        interval for as many questions as they are worth, see :func:`design_effect`.
+
+    Raises:
+        RequestError: No values, or another number of clusters.
+    """
+    values, sums, counts = _clustered(values, clusters)
+    n, mean = len(values), float(values.mean())
+    known = len(sums)
+    share = bounded and bool(np.isin(values, (0, 1)).all())
+    if share and (known < FEW or mean in (0, 1)):
+        effective = n / design_effect(sums, counts)
+        low, high = wilson(mean * effective, effective, level)
+        return Interval(mean, low, high, n, known, "wilson")
+    if known < 2:
+        return Interval(mean, math.nan, math.nan, n, known, "none")
+    means = _resampled_means(sums, counts, samples, seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), n, known)
+
+
+def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share (Wilson 1927): good in small cells, and never outside [0, 1].
+
+    Args:
+        successes: How many were right; may be fractional.
+        n: Of how many.
+        level: Of the interval.
+    """
+    from scipy.stats import norm
+
+    if n <= 0:
+        return 0.0, 1.0
+    z, p = float(norm.ppf((1 + level) / 2)), successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 0.0 if successes <= 0 else middle - half, 1.0 if successes >= n else middle + half
+
+
+def design_effect(sums: np.ndarray, counts: np.ndarray) -> float:
+    """How many clustered questions are worth one independent one (Kish): the variance of the mean of clusters over
+    that of a simple sample, at least 1 and at most the mean size of a cluster.
+
+    Args:
+        sums: (clusters,) sum of the shares 0 and 1 in each cluster.
+        counts: (clusters,) questions in each.
+    """
+    n, k = counts.sum(), len(counts)
+    p = sums.sum() / n
+    if k < 2:
+        return float(n)  # one patient: all questions may be one
+    if p in (0, 1):
+        return 1.0
+    between = k / (k - 1) * float(((sums - p * counts) ** 2).sum()) / n**2
+    return float(np.clip(between / (p * (1 - p) / n), 1.0, max(1.0, n / k)))
+
+
+def _clustered(
+    values: Sequence[float], clusters: Sequence[Hashable]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values, and the sum and count in every cluster."""
+    values = np.asarray(list(values), float)
+    if len(values) == 0 or len(values) != len(clusters):
+        raise RequestError(
+            explain(
+                "bootstrap",
+                expected="one value or more, and a patient for each",
+                found=f"{len(values)} values, {len(clusters)} patients",
+                do="check which lines are measured",
+            )
+        )
+    code = _codes(clusters)
+    return values, np.bincount(code, values), np.bincount(code).astype(float)
+
+
+def _codes(names: Sequence[Hashable]) -> np.ndarray:
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(name, len(known)) for name in names])
+
+
+def _weights(draw: np.random.Generator, clusters: int, samples: int) -> np.ndarray:
+    """(samples, clusters): how often each cluster is drawn in each resample."""
+    return draw.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples)
+
+
+def _resampled_means(sums: np.ndarray, counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    draw, means = np.random.default_rng(seed), []
+    step = max(1, _CHUNK // len(sums))
+    for first in range(0, samples, step):
+        weights = _weights(draw, len(sums), min(step, samples - first))
+        means.append((weights @ sums) / (weights @ counts))
+    return np.concatenate(means)
+
+
+# -- runs of a condition --------------------------------------------------------------------------------------------
+
+Run = Mapping[str, float]
+"""Question id -> value (1 right, 0 wrong, or any measure) in one run, that is for one seed of a condition."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two conditions, asked the same questions.
+
+    Attributes:
+        a, b: Means of the two.
+        difference: ``b - a`` with its interval.
+        p: Two-sided p-value of no difference, from the same resamples as the interval.
+        h: Cohen's h of the two shares; None for measures that are no shares.
+        mcnemar: Exact p-value of McNemar's test; None unless there is one run each of rights and wrongs. It takes
+            questions as independent, so with several questions a patient it is too sure of itself.
+        seeds: Runs of a and of b.
+        questions: Asked in all runs.
+        over: ``"questions"``: a statement about these checkpoints; ``"seeds and questions"``: about the conditions.
+    """
+
+    a: float
+    b: float
+    difference: Interval
+    p: float
+    h: float | None
+    mcnemar: float | None
+    seeds: tuple[int, int]
+    questions: int
+    over: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "a": round(self.a, 6),
+            "b": round(self.b, 6),
+            "difference": self.difference.to_dict(),
+            "p": self.p,
+            "h": self.h,
+            "mcnemar": self.mcnemar,
+            "seeds": list(self.seeds),
+            "questions": self.questions,
+            "over": self.over,
+        }
+
+
+def compare(
+    a: Run | Sequence[Run],
+    b: Run | Sequence[Run],
+    patients: Mapping[str, Hashable],
+    *,
+    paired_seeds: bool = False,
+    samples: int = 4000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
+    """How much better is b than a on the same questions?
+
+    Args:
+        a, b: A run, or the runs of a condition (one a seed).
+        patients: Question id -> patient.
+        paired_seeds: Whether the k-th runs of both share what their seed decides (the base, the order of the data), so
+            that they are resampled together.
+        samples, seed, level: Of the bootstrap.
+
+    Raises:
+        RequestError: No question was asked in all runs, or paired conditions have different numbers of runs.
+    """
+    a, b = ([runs] if isinstance(runs, Mapping) else list(runs) for runs in (a, b))
+    ids = _common(a, b, paired_seeds)
+    left, right = (np.array([[float(run[name]) for name in ids] for run in runs]) for runs in (a, b))
+    code = _codes([patients[name] for name in ids])
+    counts = np.bincount(code).astype(float)
+    sums = [np.stack([np.bincount(code, row) for row in table]) for table in (left, right)]
+    means = _hierarchical(sums, counts, paired_seeds, samples, seed)
+    value = float(right.mean() - left.mean())
+    stretch = _stretch(sums, counts, paired_seeds, level)
+    means = value + (means - value) * stretch
+    if len(counts) < 2:
+        low = high = math.nan
+    else:
+        low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    p = 1.0 if len(counts) < 2 else min(1.0, 2 * (int(beyond) + 1) / (samples + 1))
+    shares = bool(np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all())
+    single = len(a) == len(b) == 1
+    return Comparison(
+        a=float(left.mean()),
+        b=float(right.mean()),
+        difference=Interval(value, low, high, len(ids), len(counts)),
+        p=p,
+        h=cohens_h(float(left.mean()), float(right.mean())) if shares else None,
+        mcnemar=mcnemar(left[0], right[0]) if single and shares else None,
+        seeds=(len(a), len(b)),
+        questions=len(ids),
+        over="questions" if single else "seeds and questions",
+    )
+
+
+def mean_over_runs(
+    runs: Sequence[Run],
+    patients: Mapping[str, Hashable],
+    *,
+    samples: int = 4000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of a condition over its seeds and questions, with an interval that resamples both."""
+    ids = _common(runs, runs, False)
+    table = np.array([[float(run[name]) for name in ids] for run in runs])
+    if len(runs) == 1:
+        return bootstrap_mean(table[0], [patients[i] for i in ids], samples=samples, seed=seed, level=level)
+    code = _codes([patients[name] for name in ids])
+    counts = np.bincount(code).astype(float)
+    sums = [np.zeros((1, len(counts))), np.stack([np.bincount(code, row) for row in table])]
+    means, value = _hierarchical(sums, counts, False, samples, seed), float(table.mean())
+    means = value + (means - value) * _stretch(sums, counts, False, level)
+    low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    return Interval(value, low, high, table.size, len(counts))
+
+
+def _common(a: Sequence[Run], b: Sequence[Run], paired: bool) -> list[str]:
+    shared = set.intersection(*(set(run) for run in [*a, *b])) if a and b else set()
+    if not shared or (paired and len(a) != len(b)):
+        raise RequestError(
+            explain(
+                "comparison",
+                expected="runs that share questions" + (", as many of each" if paired else ""),
+                found=f"{len(shared)} shared, {len(a)} and {len(b)} runs",
+                do="ask both the same benchmark",
+            )
+        )
+    return [name for name in (a[0] if a else {}) if name in shared]
+
+
+def _hierarchical(
+    sums: Sequence[np.ndarray], counts: np.ndarray, paired: bool, samples: int, seed: int
+) -> np.ndarray:
+    """Differences of means (second minus first), patients resampled once for both and seeds for each.
+
+    Args:
+        sums: Of each condition (runs, clusters): the sum of the values in every cluster.
+        counts: (clusters,) questions.
+    """
+    draw = np.random.default_rng(seed)
+    n = counts.sum()
+    step, found = max(1, _CHUNK // max(len(counts), 1)), []
+    for first in range(0, samples, step):
+        size = min(step, samples - first)
+        patients = _weights(draw, len(counts), size)
+        drawn, chosen = [], None
+        for table in sums:
+            if not (paired and chosen is not None):
+                chosen = _weights(draw, len(table), size) / len(table)
+            middle = (patients @ table.mean(0)) / (patients @ counts)
+            # deviations of runs from their mean, over the patients as they are
+            away = (table.sum(1) - table.sum(1).mean()) / n
+            wider = math.sqrt(len(table) / (len(table) - 1)) if len(table) > 1 else 0.0
+            drawn.append(middle + wider * (chosen @ away))
+        found.append(drawn[1] - drawn[0])
+    return np.concatenate(found)
+
+
+def _stretch(sums: Sequence[np.ndarray], counts: np.ndarray, paired: bool, level: float) -> float:
+    """Student's quantile over the normal one, for Satterthwaite's degrees of freedom."""
+    from scipy.stats import norm, t
+
+    n, k = counts.sum(), len(counts)
+    parts = [(sums[1] - sums[0]).sum(1) / n] if paired else [table.sum(1) / n for table in sums]
+    terms = [(part.var(ddof=1) / len(part), len(part) - 1) for part in parts if len(part) > 1]
+    if k > 1:
+        difference = sums[1].mean(0) - sums[0].mean(0)
+        off = difference - difference.sum() / n * counts
+        terms.append((k / (k - 1) * float((off**2).sum()) / n**2, k - 1))
+    total = sum(variance for variance, _ in terms)
+    if total <= 0:
+        return 1.0
+    freedom = total**2 / sum(variance**2 / df for variance, df in terms)
+    quantile = (1 + level) / 2
+    return float(t.ppf(quantile, freedom) / norm.ppf(quantile))
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Exact two-sided p-value that two models are equally often the only one that is right.
+
+    Args:
+        a, b: 1 right, 0 wrong, question by question.
+    """
+    from scipy.stats import binomtest
+
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return 1.0 if only_a + only_b == 0 else float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float] | Mapping[Any, float]) -> Any:
+    """Holm's correction: adjusted p-values, in the order (or under the names) of those given.
+
+    An adjusted value below 0.05 rejects while at most one of twenty such families of comparisons holds any false
+    rejection (Holm 1979).
+    """
+    if isinstance(p_values, Mapping):
+        return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    order = np.argsort(p_values, kind="stable")
+    m, worst, adjusted = len(order), 0.0, [0.0] * len(order)
+    for rank, place in enumerate(order):
+        worst = max(worst, min(1.0, (m - rank) * float(p_values[place])))
+        adjusted[int(place)] = worst
+    return adjusted
+
+
+def cohens_h(a: float, b: float) -> float:
+    """Effect size of two shares, ``2 asin sqrt b - 2 asin sqrt a`` (Cohen 1988).
+
+    0.2 is small, 0.5 medium, 0.8 large.
+    """
+    return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
+
+
+def runs_of(
+    lines: Sequence[Mapping[str, Any]], value: str = "correct"
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Lines of results as a run, and the patients of its questions.
+
+    Args:
+        lines: Of one run; failures and questions without truth are left out.
+        value: Key of the line.
+    """
+    known = [line for line in lines if "error" not in line and line.get(value) is not None]
+    return {line["id"]: float(line[value]) for line in known}, {line["id"]: line["patient"] for line in known}
