@@ -67,8 +67,12 @@ def test_letters_are_uniform_and_name_the_right_option(exercises):
     assert all(abs(s - 0.25) < 4 * (0.25 * 0.75 / len(chosen)) ** 0.5 for s in share)
     for one in chosen:
         asked, reply = one.messages[0]["content"][-1]["text"], one.messages[1]["content"][0]["text"]
-        assert reply.splitlines()[-1] in asked.splitlines()
-        assert reply.splitlines()[-1].startswith(f"{one.letter}. ")
+        if one.name == "only letter":
+            (option,) = [line for line in asked.splitlines() if line.startswith(reply)]
+            assert option[3:].lower() in asked.splitlines()[-1]
+        else:
+            assert reply.splitlines()[-1] in asked.splitlines()
+        assert reply.splitlines()[-1].startswith(f"{one.letter}.")
 
 
 def test_every_exercise_comes_up(exercises):
