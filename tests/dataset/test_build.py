@@ -323,28 +323,38 @@ def test_a_full_disk_stops_it_with_a_message_and_nothing_torn(reference, setting
 
 
 @pytest.fixture
-def ray_cluster(monkeypatch):
-    """The address of a local cluster of two workers."""
-    ray = pytest.importorskip("ray")
+def quiet_ray(monkeypatch):
+    """Ray as a test wants it: it finds our code, reports to nobody, and joins no cluster that happens to run."""
+    ray = pytest.importorskip("ray", reason="the optional package ray is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    options = {
-        "num_cpus": 2,
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "object_store_memory": 80 << 20,
-    }
-    try:
-        context = ray.init(**options, _node_ip_address="127.0.0.1")
-    except Exception as error:
-        pytest.skip(f"the cluster did not start: {error}")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where none is: "local" must not look there
+    return ray
+
+
+@pytest.fixture
+def ray_cluster(quiet_ray):
+    """The address of a cluster of two workers."""
+    context = quiet_ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 << 20,
+        _node_ip_address="127.0.0.1",
+    )
     yield context.address_info["gcs_address"]
-    ray.shutdown()
+    quiet_ray.shutdown()
 
 
 def test_a_ray_cluster_writes_the_same_bytes(reference, settings, ray_cluster, start, tmp_path):
     _, complaint = start(settings(), tmp_path / "set", workers=2, ray=ray_cluster).communicate(timeout=300)
+    assert contents(tmp_path / "set") == reference[1], complaint
+
+
+def test_a_ray_of_its_own_joins_no_other(reference, settings, quiet_ray, start, tmp_path):
+    _, complaint = start(settings(), tmp_path / "set", workers=2, ray="local").communicate(timeout=300)
     assert contents(tmp_path / "set") == reference[1], complaint
 
 
@@ -366,6 +376,90 @@ def test_unreadable_studies_are_counted_named_and_skipped(build_from, tmp_path):
     assert set(unreadable) == {"no-such-file", "listed[2]", "broken", "listed[4]", "flat"}
     assert "missing.nii.gz" in unreadable["no-such-file"] and "bad sector" in unreadable["listed[2]"]
     assert {record.study for record in read_records(report.folder)} == {"phantom-000001", "phantom-000005"}
+
+
+def test_a_few_unreadable_files_among_many_cost_only_themselves(build_from):
+    good = [replace(phantom_slice(1), id=f"s{k}", patient=f"p{k}") for k in range(200)]
+    mixed = [OSError(f"torn {k}") if k in (0, 77, 199) else study for k, study in enumerate(good)]
+    options = {"families": ("existence verification",), "near_duplicates": False, "pictures": "none"}
+    report, whole = build_from(*mixed, **options), build_from(*good, **options, out="whole")
+    assert report.unreadable == 3 and report.manifest["studies"]["read"] == 197
+    said = [json.loads(line)["detail"] for line in (report.folder / "refused.jsonl").read_text().splitlines()]
+    assert [detail.rpartition(" ")[2] for detail in said] == ["0", "77", "199"]
+    readable = [record for record in read_records(whole.folder) if record.study not in ("s0", "s77", "s199")]
+    assert list(read_records(report.folder)) == readable
+
+
+@pytest.fixture
+def own_scans(tmp_path):
+    """Makes a folder of scans, from (Z, Y, X) label maps by the names of the cases."""
+    import nibabel as nib
+
+    def make(cases, names):
+        root = tmp_path / "mine"
+        for case, labels in cases.items():
+            noise = np.random.default_rng(len(case)).normal(0, 20, (8, 32, 32))
+            for kind, array in (("images", noise.astype(np.int16)), ("labels", labels)):
+                (root / kind).mkdir(parents=True, exist_ok=True)
+                nib.save(nib.Nifti1Image(array.T, np.diag([-2, -2, 5, 1])), root / kind / f"{case}.nii.gz")
+        (root / "names.json").write_text(json.dumps(names))
+        return root
+
+    return make
+
+
+def test_odd_masks_give_true_records_or_a_reason(own_scans, command, tmp_path):
+    def drawn(boxes, shape=(8, 32, 32)):
+        labels = np.zeros(shape, np.uint8)
+        for value, (x1, y1, z1, x2, y2, z2) in boxes.items():
+            labels[z1:z2, y1:y2, x1:x2] = value
+        return labels
+
+    liver, spleen, voxel = (3, 4, 1, 16, 20, 6), (20, 6, 2, 29, 18, 7), (8, 10, 3, 9, 11, 4)
+    cases = {
+        "whole": drawn({1: liver, 2: spleen}),
+        "one-voxel": drawn({1: liver, 2: spleen, 3: voxel}),
+        "border": drawn({1: (0, 0, 0, 15, 32, 8), 2: (18, 0, 0, 32, 32, 8)}),
+        "empty": drawn({}),
+        "unknown": drawn({1: liver, 9: spleen}),
+        "other-size": drawn({1: liver}, shape=(8, 30, 32)),
+        "torn": drawn({1: liver}),
+        "unlabelled": drawn({1: liver}),
+    }
+    names = {"1": "liver", "2": "spleen", "3": "liver tumour"}
+    root = own_scans(cases, {"names": names, "redistributable": True})
+    os.truncate(root / "labels/torn.nii.gz", 60)
+    (root / "labels/unlabelled.nii.gz").unlink()
+    folder = tmp_path / "set"
+    found = command("--source", f"folder:{root}", "--out", folder, *SMALL, "--per-family", 4)
+
+    refused = [json.loads(line) for line in (folder / "refused.jsonl").read_text().splitlines()]
+    details = [refusal["detail"] for refusal in refused if refusal["reason"] == "unreadable"]
+    reasons = {
+        "unknown": "9",
+        "other-size": "(8, 30, 32)",
+        "torn": "torn.nii.gz",
+        "unlabelled": "one label map",
+    }
+    assert len(details) == len(reasons)
+    for case, reason in reasons.items():
+        assert any(case in detail and reason in detail for detail in details), (case, details)
+    assert found.exit_code == 1 and found.output.count("could not be read") == len(reasons)
+    assert str(root) not in found.output
+
+    records, store = list(read_records(folder)), ImageStore(folder)
+    for record in records:
+        assert check_record(record) is None
+        assert record.load(pictures_of(record, store))
+    assert {record.study for record in records} - {"mine-empty"} == {
+        "mine-whole",
+        "mine-one-voxel",
+        "mine-border",
+    }
+    tiny = [record for record in records if record.study == "mine-one-voxel"]
+    assert {name for record in tiny for name, _ in record.evidence} == {"liver", "spleen"}
+    edges = {box for record in records if record.study == "mine-border" for _, box in record.evidence}
+    assert edges == {(0, 0, 0, 30, 64, 8), (36, 0, 0, 64, 64, 8)}  # the frame has twice the pixels
 
 
 def test_a_second_study_of_one_id_is_refused_with_its_pictures(build_from):

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from unireason_lib.boxes import Box2D
+from unireason_lib.dataset.ledger import source_state
+from unireason_lib.dataset.plan import SourceSpec
 from unireason_lib.dataset.sources import IndexedSource, open_source
 from unireason_lib.dataset.sources.samed2d import PictureName, SAMed2DSource, SAMMed2DSource
 from unireason_lib.errors import DatasetError, LabelError, ScanError, UniReasonError
@@ -156,6 +158,19 @@ def test_an_id_shared_with_a_union_is_the_class(made):
     made.add("ct_00--FLARE22--1--z_0001", {"0001_000": (1, 1, 5, 5)})
     classes = {"FLARE22": {"union_left_right_kidney": "0001", "right_kidney": "0001"}}
     assert made.open(classes=classes)[0].structures[0].name == "right kidney"
+
+
+def test_a_change_is_seen_without_a_look_at_every_file(made, monkeypatch):
+    made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (1, 1, 9, 9)})
+    spec = SourceSpec("sa-med2d", str(made.root.parent))
+    monkeypatch.setattr("unireason_lib.dataset.ledger._listing", None)  # would be called for every file
+    states = [source_state(spec, made.open())]
+    assert source_state(spec, open_source("sa-med2d", made.root.parent)) == states[0]
+    made.add("ct_00--FLARE22--1--z_0002", {"0000_000": (1, 1, 9, 9)})
+    states.append(source_state(spec, open_source("sa-med2d", made.root.parent)))  # not in the list yet
+    states.append(source_state(spec, made.open()))
+    assert len({state["state"] for state in states}) == 3
+    assert states[0]["files"] == states[1]["files"] != states[2]["files"]
 
 
 def test_a_picture_without_a_named_structure_is_refused(made):

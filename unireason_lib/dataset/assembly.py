@@ -196,6 +196,7 @@ def _write_images(
         entries.append(entry)
         total += entry["rows"]
         bar.update(len(group))
+    bar.update(bar.total - bar.n if bar.total else 0)  # units without pictures
     return entries, total
 
 

@@ -217,11 +217,13 @@ def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estim
     writer = None if config.writer == "llm" else make_writer(config)
     drafts: list[Draft | Refusal] = []
     outcomes: list[Outcome] = []
-    spent = 0.0
+    spent = learning = 0.0
     for index, (source, count) in enumerate(zip(sources, counts, strict=True)):
         first = sum(counts[:index])
         mine = [int(n) - first for n in numbers if first <= n < first + count]
+        started = time.perf_counter()
         census = take_census(readable(source, mine), seed=config.seed) if config.census and mine else None
+        learning += (time.perf_counter() - started) / max(1, len(mine)) * min(config.census, count)
         started = time.perf_counter()
         drafts += [read_and_ask(config, source, k, census) for k in mine]
         spent += time.perf_counter() - started
@@ -245,7 +247,7 @@ def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estim
         pictures=round(len(pictures) * scale),
         # Text shrinks to about a fifth in each of the two folders.
         megabytes=scale * (sum(len(row["bytes"]) for row in pictures) + 0.4 * text) / 1e6,
-        seconds=scale * spent / workers,
+        seconds=(scale * spent + learning) / workers,
         workers=workers,
         refused=dict(refused),
         writer_cost=_cost_of_writing(config, read, scale),

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """The card of a data set: its ``README.md``, written from the manifest, with the header that the Hugging
 Face hub reads."""
 
@@ -34,7 +33,8 @@ def card_text(manifest: Mapping[str, Any]) -> str:
         "# Grounded medical questions\n",
         f"{manifest['records']:,} multiple-choice questions about {studies['read']:,} studies of "
         f"{studies['patients']:,} patients, each with reasoning that points: the boxes in a reply are "
-        "pixels of the picture as the processor shows it to the model. In the form of UniMed-CoT (`sft/`, `rl/`, `images/`). Not for clinical use.\n",
+        "pixels of the picture as the processor shows it to the model. In the form of UniMed-CoT (`sft/`, "
+        "`rl/`, `images/`). Not for clinical use.\n",
         _table(
             ("split", "patients", "records"),
             [(name, f"{patients[name]:,}", f"{counts['split'].get(name, 0):,}") for name in SPLITS],

@@ -87,9 +87,9 @@ def _ray_cluster(config: BuildConfig, folder: Path, workers: int, address: str) 
         import ray
     except ImportError as error:
         raise fault("--ray", "the package ray", "none", "pip install 'unireason-lab[ray]'") from error
-    where = {"num_cpus": workers} if address == "local" else {"address": address}
+    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(**where, log_to_driver=False)
+        ray.init(address, log_to_driver=False, **own)
     except Exception as error:  # Ray raises whatever its parts do
         said = " ".join(str(error).split())[:200]
         raise fault(

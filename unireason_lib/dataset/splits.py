@@ -29,8 +29,8 @@ FRACTIONS: Mapping[str, float] = {"train": 0.9, "val": 0.05, "test": 0.05}
 FINGERPRINT_BYTES = 128
 TOLERANCE = 0.02
 """Share of bits in which two fingerprints of one scan may differ. Between the 1.1 million pairs of 1,500 phantom
-slices, which look alike on purpose, the smallest share seen was 4.1 %, and 3.9 % between the pairs of 600 volumes;
-JPEG at quality 60 stays at 1 %."""
+slices, which look alike on purpose, the smallest share seen was 4.1 % (3.5 % at 256 x 256), and 3.9 % between the pairs
+of 600 volumes. JPEG at quality 60 changes 0.8 % in the median slice and at most 1.8 % in 95 of 100."""
 
 _GRIDS = {2: ((16, 17), (17, 16)), 3: ((8, 8, 9), (8, 9, 8))}
 _BITS = {2: 512, 3: 1024}
@@ -174,7 +174,8 @@ def assign_splits(
         fractions: Split -> share of the patients.
 
     Returns:
-        The assignment. Memory is about 200 bytes a study, of which the fingerprint is 128.
+        The assignment. Memory is about 200 bytes a study, of which the fingerprint is 128; 500 more where nearly all
+        scans look alike.
     """
     limits = check_fractions(fractions)
     names, member = np.unique(patients, return_inverse=True)
