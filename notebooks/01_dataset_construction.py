@@ -10,7 +10,7 @@
 #
 # **Where we stand.** The first step: what is built here is what notebooks 04 to 07 learn from and are measured on.
 #
-# **Time** about two minutes on 2 CPU cores, no GPU needed. **Needs** nothing from earlier notebooks. **Real**: the
+# **Time** about a minute on 2 CPU cores, no GPU needed. **Needs** nothing from earlier notebooks. **Real**: the
 # brain MRI (the MNI152 template, an average of 152 people) with the labels of the Harvard-Oxford atlas.
 # **Synthetic**: the torsos, phantoms whose truth is known exactly, and all questions and reasoning. *Nothing here is
 # for clinical use.*
@@ -488,10 +488,8 @@ scans = {
 }
 prints = np.array([np.frombuffer(fingerprint(scan), np.uint8) for scan in scans.values()])
 keys = np.array([patient_key(f"case {k}") for k in range(len(scans))], np.uint64)
-even, own = (
-    dict.fromkeys(SPLITS, 1 / 3),
-    np.full(len(scans), -1, np.int8),
-)  # -1: the source has not split them
+even = dict.fromkeys(SPLITS, 1 / 3)
+own = np.full(len(scans), -1, np.int8)  # -1: the source has not split them
 alone = assign_splits(keys, 0 * prints, own, even).splits  # zeros: no fingerprint, so names only
 together = assign_splits(keys, prints, own, even).splits
 alike = {name: same_scan(fingerprint(original), fingerprint(scan)) for name, scan in scans.items()}
@@ -575,7 +573,7 @@ for message in row["messages"]:
 from unireason_lib.dataset.parquet import ImageStore, pictures_of, read_records
 
 records, store = list(read_records(folder)), ImageStore(folder)
-chosen = next(r for r in records if r.dimension == "3d" and r.family == "size comparison")
+chosen = max((r for r in records if r.dimension == "3d"), key=lambda r: len(r.boxes))
 conversation = chosen.load(pictures_of(chosen, store))
 parts = [part["type"] for turn in conversation for part in turn["content"]]
 print(f"{chosen.id}, split {chosen.split}: {parts.count('image')} pictures in {len(parts)} parts")
@@ -664,9 +662,8 @@ publish("blind reader, built set", 100 * final.accuracy, "%", interval=interval,
 # %%
 assert {r.family for r in records} <= set(FAMILIES) and {r.answer for r in records} <= set("ABCD")
 assert all(check_record(r) is None for r in records)
-assert len({(r.patient, r.split) for r in records}) == len(
-    {r.patient for r in records}
-)  # one split a patient
+split_of = {(r.patient, r.split) for r in records}
+assert len(split_of) == len({r.patient for r in records})  # one split a patient
 assert all([box.as_tuple() for box in r.boxes] == [box for _, box in r.evidence] for r in records)
 assert len(set(together[:5])) == 1 and list(alike.values()) == [True] * 5 + [False] * 2
 assert final.interval[0] < final.chance + 0.05

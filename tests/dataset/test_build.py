@@ -30,7 +30,7 @@ from unireason_lib.dataset.parquet import (
 from unireason_lib.dataset.plan import UNIT, plan_units
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import DatasetError, ScanError
+from unireason_lib.errors import DatasetError, ScanError, UniReasonError
 from unireason_lib.imaging import Volume
 
 ROOT = Path(building.__file__).parents[2]
@@ -692,7 +692,7 @@ def test_impossible_settings_are_refused(settings, changes):
 def test_secrets_do_not_reach_the_ledger(settings, tmp_path, monkeypatch):
     from unireason_lib.dataset.ledger import public_settings
 
-    config = settings(writer_options={"api_key": "sk-secret", "model": "m", "cache": "/home/me"})
+    config = settings(writer_options={"api_key": "sk-secret", "model": "m", "cache": "/caches/mine"})
     assert public_settings(config)["writer_options"] == {"model": "m"}
     assert "/data" not in json.dumps(public_settings(settings("folder:/data")))
 
@@ -825,7 +825,7 @@ def test_the_command_estimates_without_writing(command, tmp_path):
 )
 def test_the_command_explains_what_is_wrong(command, tmp_path, arguments, said):
     found = command("--source", "phantom:count=1", "--out", tmp_path / "set", *SMALL, *arguments)
-    assert isinstance(found.exception, DatasetError) and said in str(found.exception)
+    assert isinstance(found.exception, UniReasonError) and said in str(found.exception)
 
 
 def test_stopping_is_an_error_that_says_how_to_go_on(monkeypatch, settings, tmp_path):

@@ -128,7 +128,7 @@ def prepare(raw: Path, target: Path, zeros: bool, prefix: str) -> Path:
     return target
 
 
-@pytest.mark.parametrize("zeros, prefix", [(True, ""), (False, "/home/someone/data/M3D_Seg_npy/")])
+@pytest.mark.parametrize("zeros, prefix", [(True, ""), (False, "/another/machine/M3D_Seg_npy/")])
 def test_prepared(raw, tmp_path, zeros, prefix):
     source = open_source("m3d-seg", prepare(raw, tmp_path / "M3D_Seg_npy", zeros, prefix))
     before = list(open_source("m3d-seg", raw))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from unireason_lib.errors import DatasetError
 from unireason_lib.training.encoding import IGNORED, Collator, Encoder
-from unireason_lib.training.examples import Examples, shortened
+from unireason_lib.training.examples import Examples, read_too_long, shortened
 from unireason_lib.training.forms import FORMS, conversation
 
 CROPPED = "<|vision_end|>"
@@ -97,19 +97,25 @@ def test_too_long_replies_are_cut_before_a_crop_and_never_in_it(study, tiny_mode
     assert shortened(whole, prompt, start, end) is None
 
 
-def test_what_does_not_fit_is_listed(study, tiny_model):
+def test_what_does_not_fit_is_listed(study, tiny_model, tmp_path):
     lengths = Examples(study.records, study.pictures, tiny_model[1]).lengths
     most = int(np.median(lengths))
-    some = Examples(study.records, study.pictures, tiny_model[1], max_length=most)
+    some = Examples(study.records, study.pictures, tiny_model[1], max_length=most, listed=tmp_path / "long")
+    too_long = read_too_long(tmp_path / "long")
     assert max(some.lengths) <= most
-    assert len(some.too_long) == sum(n > most for n in lengths)
-    left_out = sum(one.kept == 0 for one in some.too_long)
+    assert len(too_long) == sum(n > most for n in lengths)
+    left_out = sum(one.kept == 0 for one in too_long)
     assert len(some) == len(lengths) - left_out
     assert [some.record(k).id for k in range(len(some))] == [
-        r.id for r in study.records if r.id not in {one.id for one in some.too_long if not one.kept}
+        r.id for r in study.records if r.id not in {one.id for one in too_long if not one.kept}
     ]
-    lazy = Examples(study.records, study.pictures, tiny_model[1], max_length=most, keep=False)
-    assert (lazy[0].ids == some[0].ids).all()
+    how = {"max_length": most, "keep": False, "listed": tmp_path / "lazy"}
+    lazy = Examples(study.records, study.pictures, tiny_model[1], **how)
+    assert read_too_long(tmp_path / "lazy") == []
+    for _ in range(2):  # listed when met, once
+        assert all(len(lazy[k]) <= most for k in range(len(lazy)))
+    assert sorted(one.id for one in read_too_long(tmp_path / "lazy")) == sorted(one.id for one in too_long)
+    assert len((tmp_path / "lazy").read_text().splitlines()) == len(too_long)
 
 
 def test_estimated_lengths_order_examples_as_true_ones_do(study, tiny_model):

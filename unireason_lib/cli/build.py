@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unireason_lib.cli.options import named_value, size_of, window_of
 from unireason_lib.errors import DatasetError, explain
 
 if TYPE_CHECKING:
@@ -156,12 +157,12 @@ def build(
         families=tuple(name.strip() for name in families.split(",") if name.strip()) or None,
         per_family=per_family,
         census=census,
-        size=tuple(_numbers(size, int, 3, "--size")),
-        window=_window(window),
+        size=size_of(size, "--size"),
+        window=window_of(window, "--window"),
         frame=_frame(model, frame) or QWEN_FRAME,
         seed=seed,
         writer=writer,
-        writer_options=dict(_pair(text) for text in writer_option or ()),
+        writer_options=dict(named_value(text, "--writer-option") for text in writer_option or ()),
         fractions=dict(zip(SPLITS, shares, strict=True)),
         near_duplicates=near_duplicates,
         pictures=pictures,
@@ -237,13 +238,9 @@ def _frame(model: str | None, numbers: str | None) -> ProcessorFrame | None:
         return ProcessorFrame(*_numbers(numbers, int, 4, "--frame"))
     if model is None:
         return None
-    from transformers import AutoProcessor
+    from unireason_lib.inference.batch import Checkpoint
 
-    return ProcessorFrame.from_processor(AutoProcessor.from_pretrained(model))
-
-
-def _window(text: str | None) -> str | tuple[float, float] | None:
-    return tuple(_numbers(text, float, 2, "--window")) if text and "," in text else text
+    return Checkpoint(model).frame()
 
 
 def _numbers(text: str, kind: type[int] | type[float], count: int, name: str) -> list:
@@ -256,15 +253,3 @@ def _numbers(text: str, kind: type[int] | type[float], count: int, name: str) ->
             explain(name, expected=f"{count} numbers separated by commas", found=repr(text), do="correct it")
         )
     return found
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise DatasetError(
-            explain("--writer-option", expected="name=value", found=repr(text), do="correct it")
-        )
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

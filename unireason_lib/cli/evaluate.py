@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unireason_lib.cli.options import size_of, window_of
+from unireason_lib.cli.options import named_value, size_of, window_of
 from unireason_lib.errors import DatasetError, RequestError, explain
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def evaluate(
                 "name": benchmark,
                 "split": split,
                 "limit": limit,
-                "size": None if size is None else size_of(size),
-                "window": window_of(window),
-                **dict(_pair(text) for text in option or ()),
+                "size": None if size is None else size_of(size, "--size"),
+                "window": window_of(window, "--window"),
+                **dict(named_value(text, "--option") for text in option or ()),
             },
             out,
             _generation(profile, override),
@@ -250,13 +250,3 @@ def _tell_skipped(questions: Benchmark) -> None:
     typer.echo(f"{len(questions.skipped)} rows of {questions.name} cannot be asked:", err=True)
     for row in questions.skipped[:5]:
         typer.echo(f"  {row.name}: {row.reason[:300]}", err=True)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    """``open=true`` as a name and a value."""
-    from unireason_lib.profiles import parse_value
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise RequestError(explain("--option", expected="name=value", found=repr(text), do="correct it"))
-    return name, parse_value(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from unireason_lib.errors import ModelError, ScanError, explain
+from unireason_lib.errors import ModelError, RequestError, ScanError, explain
 
 if TYPE_CHECKING:
     from unireason_lib.grounding import Settings
@@ -181,8 +182,8 @@ class ReplyOptions:
         )
 
 
-def size_of(text: str) -> tuple[int, ...]:
-    """``"32,256,256"`` or ``"32x256x256"`` as numbers.
+def size_of(text: str, flag: str = "--target-size") -> tuple[int, ...]:
+    """``"32,256,256"`` or ``"32x256x256"`` as numbers; ``flag`` is named in the message.
 
     Raises:
         ScanError: It is not three whole numbers.
@@ -190,12 +191,12 @@ def size_of(text: str) -> tuple[int, ...]:
     parts = re.split(r"\s*[,x×]\s*|\s+", text.strip().strip("()[]"))
     if len(parts) != 3 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         do = "write it as 32,256,256"
-        raise ScanError(explain("--target-size", expected="slices, rows, columns", found=repr(text), do=do))
+        raise ScanError(explain(flag, expected="slices, rows, columns", found=repr(text), do=do))
     return tuple(int(part) for part in parts)
 
 
-def window_of(text: str | None) -> Window | None:
-    """``"-150,250"`` as a pair, any other word as it is.
+def window_of(text: str | None, flag: str = "--normalize") -> Window | None:
+    """``"-150,250"`` as a pair, any other word as it is; ``flag`` is named in the message.
 
     Raises:
         ScanError: A pair that is not two numbers. (Whether a name is known is for the reader of scans to say.)
@@ -205,8 +206,23 @@ def window_of(text: str | None) -> Window | None:
     try:
         low, high = (float(part) for part in text.strip().strip("()[]").split(","))
     except ValueError:
-        do = "write it as --normalize=-150,250"
-        raise ScanError(
-            explain("--normalize", expected="a name or LOW,HIGH", found=repr(text), do=do)
-        ) from None
+        do = f"write it as {flag}=-150,250"
+        raise ScanError(explain(flag, expected="a name or LOW,HIGH", found=repr(text), do=do)) from None
     return low, high
+
+
+def named_value(text: str, flag: str) -> tuple[str, Any]:
+    """``"budget=20"`` as a name and a value: what JSON or Python would read it as, else text.
+
+    Raises:
+        RequestError: There is no ``=``, or no name before it.
+    """
+    from unireason_lib.profiles import parse_value
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise RequestError(explain(flag, expected="name=value", found=repr(text), do="correct it"))
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, parse_value(value)

@@ -36,7 +36,7 @@ def sft(
 
     settings = load_profile(profile, "\n".join(change or ()))
 
-    from unireason_lib.grounding import load_model
+    from unireason_lib.grounding import Settings, load_model
     from unireason_lib.training.data import pictures_from, training_records
     from unireason_lib.training.probes import answer_probe
     from unireason_lib.training.sft import SFTSettings, fine_tune
@@ -53,7 +53,9 @@ def sft(
         pictures,
         section.probe_steps,
         form=section.form,
-        max_new_tokens=settings.generation.max_new_tokens,
+        settings=Settings(
+            max_new_tokens=settings.generation.max_new_tokens, max_rounds=settings.generation.max_rounds
+        ),
     )
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it")
     made = fine_tune(

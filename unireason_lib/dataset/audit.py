@@ -53,10 +53,12 @@ class BlindScore:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the accuracy (Wilson 1927), as if all questions were independent."""
-        z, n = 1.96, max(1, self.questions)
-        middle = (self.accuracy + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * (self.error**2 + z * z / (4 * n * n)) ** 0.5
-        return middle - half, middle + half
+        from scipy.stats import binomtest
+
+        if not self.questions:
+            return 0.0, 1.0
+        found = binomtest(round(self.accuracy * self.questions), self.questions)
+        return tuple(map(float, found.proportion_ci(method="wilson")))
 
 
 def blind_audit(

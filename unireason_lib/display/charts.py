@@ -146,15 +146,7 @@ def plot_bars(
         if target is not None:
             words += f"  ({'below' if missed else 'target'} {target:g}{unit})"
         end = max(value, high, target or 0, 0)
-        axes.annotate(
-            words,
-            (end, k),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-        )
+        _write_beside(axes, words, end, k, 9)
     axes.set_yticks(range(len(values)), names)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
@@ -205,17 +197,7 @@ def plot_intervals(
             axes.plot([low, high], [y, y], color=color, linewidth=1.8, marker="|", markersize=6)
             axes.plot([value], [y], color=color, marker=marker, markersize=6)
             words = f"{value:.3g}  ({low:.3g} to {high:.3g})"
-            axes.annotate(
-                words,
-                (1, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                color=color,
-                annotation_clip=False,
-            )
+            _write_beside(axes, words, 1, y, 8.5, xycoords=("axes fraction", "data"), color=color)
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
@@ -267,15 +249,7 @@ def plot_counts(panels: Mapping[str, Mapping[str, float]], *, columns: int = 2) 
             axes = sheet.place(left, top + 0.38, room, row * len(counts), bare=False)
             axes.barh(range(len(counts)), list(counts.values()), height=0.66, color=LINE_COLORS[0])
             for y, value in enumerate(counts.values()):
-                axes.annotate(
-                    f"{value:,.10g}",
-                    (value, y),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                    annotation_clip=False,
-                )
+                _write_beside(axes, f"{value:,.10g}", value, y, 8.5)
             axes.set_yticks(range(len(counts)), names)
             axes.set(ylim=(len(counts) - 0.5, -0.5), xlim=(0, max(*counts.values(), 1)))
             _label(axes, "", "")
@@ -381,6 +355,12 @@ def _chart(width: float, height: float, title: str | None, legend: Sequence[str]
         top += 0.32
     _draw_names(sheet, 0.75, top, legend)
     return sheet, axes
+
+
+def _write_beside(axes: Axes, words: str, x: float, y: float, size: float, **how: Any) -> None:
+    """Words to the right of a place, also where they leave the axes."""
+    style = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axes.annotate(words, (x, y), xytext=(6, 0), fontsize=size, **style, **how)
 
 
 def _draw_names(sheet: Sheet, x: float, top: float, names: Sequence[str]) -> None:

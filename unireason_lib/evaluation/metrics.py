@@ -17,6 +17,7 @@ from typing import Any
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.evaluation.statistics import Interval, bootstrap_mean
+from unireason_lib.imaging.crops import slice_range
 
 Line = Mapping[str, Any]
 
@@ -298,5 +299,4 @@ def volume_consistency(
 
 def spanned_slices(cuboid: Box3D, depth: int | None = None) -> range:
     """The slices on which a cuboid lives, inside a volume of ``depth`` slices."""
-    end = math.ceil(cuboid.z2)
-    return range(max(0, math.floor(cuboid.z1)), end if depth is None else min(end, depth))
+    return slice_range(cuboid, math.ceil(cuboid.z2) if depth is None else depth)

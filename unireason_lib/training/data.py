@@ -22,7 +22,7 @@ def training_records(
         counts: Dimension -> how many records of it; None takes all of them, a dimension left out none. More than there
             are means that some come again, which is how a mixture is matched in steps.
         split: Of the data set.
-        seed: Draws the selection and the order. With the same seed, a smaller count is the beginning of a larger one.
+        seed: Draws the selection and the order. With the same seed, a smaller count is part of a larger one.
 
     Raises:
         DatasetError: There are no records of a dimension that is asked for.

@@ -9,9 +9,11 @@ scale, where neither fits into memory, examples are made when they are asked for
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +57,9 @@ class Examples(Sequence):
         processor: Of the model.
         form: What the reply holds; see :mod:`unireason_lib.training.forms`.
         max_length: Longest example in tokens. A longer one loses the end of its reply, cut at a place where no
-            picture is broken; one whose prompt is too long is left out. Both are listed in :attr:`too_long`.
+            picture is broken; one whose prompt is too long is left out.
+        listed: File of JSON lines to which both are added when they are met (:func:`read_too_long`), also by a
+            loader's worker processes; None lists them nowhere.
         keep: Whether to encode all now and keep them; else one by one, when asked for.
         progress: Whether to show a bar.
     """
@@ -69,6 +73,7 @@ class Examples(Sequence):
         form: str = "full",
         max_length: int = 40_960,
         keep: bool = True,
+        listed: Path | None = None,
         progress: bool = False,
     ) -> None:
         self.records, self.pictures, self.form, self.max_length = (
@@ -80,7 +85,8 @@ class Examples(Sequence):
         self.encoder = Encoder(processor)
         tokenizer = processor.tokenizer
         self.vision = tuple(tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"]))
-        self.too_long: list[TooLong] = []
+        self._listed = listed
+        self._told = {one.id for one in read_too_long(listed)} if listed else set()
         self.rows: list[int] = list(range(len(records)))
         self.kept: list[Encoded] | None = None
         if keep:
@@ -115,8 +121,25 @@ class Examples(Sequence):
         if len(encoded) <= self.max_length:
             return encoded
         short = shortened(encoded, self.max_length, *self.vision)
-        self.too_long.append(TooLong(record.id, len(encoded), 0 if short is None else len(short)))
+        self._tell(TooLong(record.id, len(encoded), 0 if short is None else len(short)))
         return short
+
+    def _tell(self, one: TooLong) -> None:
+        if self._listed is None or one.id in self._told:
+            return
+        self._told.add(one.id)
+        with open(
+            self._listed, "a", encoding="utf-8"
+        ) as lines:  # one write, so that processes do not mix lines
+            lines.write(json.dumps(asdict(one)) + "\n")
+
+
+def read_too_long(path: Path) -> list[TooLong]:
+    """The records that did not fit, each once; none when there is no such file."""
+    if not path.is_file():
+        return []
+    found = (TooLong(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+    return list({one.id: one for one in found}.values())
 
 
 def shortened(encoded: Encoded, most: int, vision_start: int, vision_end: int) -> Encoded | None:

@@ -23,9 +23,10 @@ from trl import SFTConfig, SFTTrainer
 from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.grounding.model import base_model
+from unireason_lib.inference.results import write_whole
 from unireason_lib.training.checkpoints import ExactResume, latest, save_model
 from unireason_lib.training.encoding import Collator
-from unireason_lib.training.examples import Examples, FeatureCollator, Pictures
+from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
 from unireason_lib.training.logbook import Logbook, Probe
 from unireason_lib.training.loss import own_token_loss
 
@@ -155,7 +156,8 @@ def fine_tune(
         model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in place.
         records: What to learn from.
         pictures: Gives the pictures of a record.
-        out: Folder of the run: ``settings.json``, ``log.jsonl``, ``checkpoint-*``, and at the end ``model/``.
+        out: Folder of the run: ``settings.json``, ``log.jsonl``, ``checkpoint-*``, ``too_long.jsonl`` when records were
+            cut or left out, and at the end ``model/``.
         settings: How.
         probes: Measured now and then while training, into the log.
         progress: Whether to show bars.
@@ -179,6 +181,7 @@ def fine_tune(
         form=settings.form,
         max_length=settings.max_length,
         keep=settings.keep_examples,
+        listed=out / "too_long.jsonl",
         progress=progress,
     )
     if not len(examples):
@@ -186,7 +189,7 @@ def fine_tune(
             explain(
                 out,
                 expected="records to train on",
-                found=f"{len(records)} records, {len(examples.too_long)} of them too long",
+                found=f"{len(records)} records, {len(read_too_long(out / 'too_long.jsonl'))} of them too long",
                 do="give more records, or a larger max_length",
             )
         )
@@ -206,9 +209,6 @@ def fine_tune(
         peft_config=_lora(settings),
         callbacks=[Logbook(out / "log.jsonl", processor, probes)],
     )
-    if examples.too_long:
-        lines = [json.dumps(asdict(one)) for one in examples.too_long]
-        (out / "too_long.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     trainer.train(resume_from_checkpoint=latest(out))
     return save_model(trainer.model, processor, out / "model")
 
@@ -320,6 +320,4 @@ def _keep_settings(out: Path, settings: SFTSettings, records: Sequence[Record]) 
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    write_whole(path, json.dumps(now, indent=1) + "\n")

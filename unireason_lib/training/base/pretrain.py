@@ -1,9 +1,10 @@
 """How the tiny base learns: a plan of stages, one loop, checkpoints, and tests of its skills on held-out exercises.
 
 Tying an option's text to its letter is a skill of its own, and it comes abruptly; so it is taught first, on text
-alone, where a sample costs little, and with filler between options and answer, so that it does not depend on their
-distance. Then the model learns to point, then everything together. The loop is transformers' ``Trainer``: batches are
-numbered, every one follows from its number, so a run that is killed goes on exactly where its last checkpoint was.
+alone, where a sample costs little: single words and nothing but the letter, then phrases, with filler between options
+and answer, so that it does not depend on their distance. Then the model learns to point, then everything together.
+The loop is transformers' ``Trainer``: batches are numbered, every one follows from its number, so a run that is killed
+goes on exactly where its last checkpoint was.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class Plan:
     """
 
     stages: tuple[tuple[float, Groups], ...] = (
-        (0.15, (("text", 24), ("text", 24), ("text", 24))),
-        (0.25, (("pointing", 24), ("pointing", 24), ("text", 16))),
+        (0.10, (("letters", 40), ("letters", 40), ("letters", 40))),
+        (0.10, (("text", 24), ("text", 24), ("text", 24))),
+        (0.20, (("pointing", 24), ("pointing", 24), ("text", 16))),
         (0.60, (("one picture", 32), ("several pictures", 8), ("text", 12))),
     )
     steps: int = 3000

@@ -1,0 +1,104 @@
+"""From a folder of Parquet to a fine-tuned model: which records, their pictures, the probe, the command."""
+
+import json
+from collections import Counter
+
+import pytest
+from typer.testing import CliRunner
+
+from unireason_lib.cli import app
+from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.errors import DatasetError
+from unireason_lib.grounding import load_model
+from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.logbook import read_log
+from unireason_lib.training.probes import answer_probe
+
+from .conftest import FRAME
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small data set of slices and volumes."""
+    sources = ({"dimension": "2d", "count": 16}, {"dimension": "3d", "count": 8, "start": 500})
+    config = BuildConfig(
+        tuple(SourceSpec("phantom", None, options) for options in sources),
+        size=(4, 64, 64),
+        frame=FRAME,
+        census=0,
+        fractions={"train": 0.6, "val": 0.4, "test": 0.0},
+    )
+    return build(config, tmp_path_factory.mktemp("data") / "set").folder
+
+
+def test_records_are_chosen_by_dimension_and_count(data):
+    everything = training_records(data)
+    assert {r.split for r in everything} == {"train"}
+    assert len({r.id for r in everything}) == len(everything)
+    some = training_records(data, {"2d": 10, "3d": 4})
+    assert Counter(r.dimension for r in some) == {"2d": 10, "3d": 4}
+    assert {r.dimension for r in training_records(data, {"2d": None})} == {"2d"}
+    again = training_records(data, {"3d": 3 * len(training_records(data, {"3d": None}))})
+    assert set(Counter(r.id for r in again).values()) == {3}  # matched steps: all come three times
+    assert [r.id for r in training_records(data, seed=1)] != [r.id for r in everything]
+    less, more = (training_records(data, {"3d": n}) for n in (2, 4))
+    assert {r.id for r in less} <= {r.id for r in more}
+
+
+@pytest.mark.parametrize(
+    "counts, split", [({"2d": 0, "3d": 0}, "train"), (None, "test"), ({"3d": 5}, "test")]
+)
+def test_records_that_are_not_there_are_named(data, counts, split):
+    with pytest.raises(DatasetError, match=split):
+        training_records(data, counts, split=split)
+
+
+def test_the_probe_asks_and_scores(data, tiny_model):
+    records = training_records(data, split="val")[:6]
+    found = answer_probe(records, pictures_from(data), 5).measure(*tiny_model)
+    assert sum(scores["n"] for scores in found.values()) == len(records)
+    for scores in found.values():
+        assert scores["failed"] == 0 and 0 <= scores["right"] <= 1 and 0 <= scores["in_format"] <= 1
+    broken = answer_probe(records, lambda record: [], 5).measure(*tiny_model)
+    assert sum(scores["failed"] for scores in broken.values()) == len(records)
+
+
+def test_the_command_fine_tunes_and_goes_on(data, tiny_checkpoint, tmp_path):
+    words = [
+        "sft",
+        "--data",
+        data,
+        "--model",
+        tiny_checkpoint,
+        "--out",
+        tmp_path / "run",
+        "--profile",
+        "smoke",
+        "--quiet",
+    ]
+    found = CliRunner().invoke(app, [str(word) for word in words])
+    assert found.exit_code == 0, found.output
+    log = tmp_path / "run" / "log.jsonl"
+    assert len(read_log(log)) == 4
+    assert read_log(log, "answers")[-1]["step"] == 4
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["form"] == "full"
+    load_model(tmp_path / "run" / "model", device="cpu")
+    lines = log.read_text()
+    again = CliRunner().invoke(app, [str(word) for word in words])
+    assert again.exit_code == 0 and log.read_text() == lines  # finished: nothing is done twice
+
+
+def test_the_command_refuses_a_setting_that_does_not_exist(data, tiny_checkpoint, tmp_path):
+    words = [
+        "sft",
+        "--data",
+        data,
+        "--model",
+        tiny_checkpoint,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "sft.learning_rat=1",
+    ]
+    found = CliRunner().invoke(app, [str(word) for word in words])
+    assert found.exit_code == 2 and "learning_rate" in found.output
