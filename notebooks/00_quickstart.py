@@ -55,7 +55,7 @@ pipeline_figure()
 # %%
 from unireason_lib.grounding import GroundedGenerator, load_profile_model
 
-model, processor = load_profile_model(profile.model, project_root() / "runs" / "models")
+model, processor = load_profile_model(profile.model, project_root())
 generator = GroundedGenerator(model, processor)
 print(
     f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, untrained"

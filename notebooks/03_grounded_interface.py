@@ -44,7 +44,7 @@ from unireason_lib.profiles import load_profile
 from unireason_lib.tutorial import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
-model, processor = load_profile_model(profile.model, project_root() / "runs" / "models")
+model, processor = load_profile_model(profile.model, project_root())
 print(
     f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, random weights"
 )

@@ -34,7 +34,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    for name in ("infer", "build", "sft", "evaluate", "trace", "tiny", "tutorial", "bench"):
+    for name in ("infer", "build", "base", "sft", "evaluate", "trace", "tiny", "tutorial", "bench"):
         assert name in result.stdout
 
 

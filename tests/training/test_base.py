@@ -12,9 +12,9 @@ from unireason_lib.dataset.sources.phantom import LABELS
 from unireason_lib.grounding import load_model
 from unireason_lib.training.base import pretrain as pretraining
 from unireason_lib.training.base import tasks
-from unireason_lib.training.base.pretrain import Batches, Plan, pretrain
+from unireason_lib.training.base.pretrain import GUIDED, Batches, Plan, pretrain
 from unireason_lib.training.base.shapes import FORMS, TEXTURES, draw
-from unireason_lib.training.base.skills import measure
+from unireason_lib.training.base.skills import measure, summary
 from unireason_lib.training.base.tasks import HELD_OUT, STAGES, exercise
 from unireason_lib.training.logbook import read_log
 
@@ -67,6 +67,10 @@ def test_letters_are_uniform_and_name_the_right_option(exercises):
     assert all(abs(s - 0.25) < 4 * (0.25 * 0.75 / len(chosen)) ** 0.5 for s in share)
     for one in chosen:
         asked, reply = one.messages[0]["content"][-1]["text"], one.messages[1]["content"][0]["text"]
+        if one.name == "said letter":
+            word, letter = re.fullmatch(r"It is (\w+) ([A-D])\.", reply).groups()
+            assert f"{letter}. {word}" in asked.splitlines() and letter == one.letter
+            continue
         if one.name == "only letter":
             (option,) = [line for line in asked.splitlines() if line.startswith(reply)]
             assert option[3:].lower() in asked.splitlines()[-1]
@@ -121,7 +125,7 @@ def test_held_out_exercises_are_never_trained_on(tiny_model):
 def test_the_plan_goes_through_its_stages():
     plan = Plan(steps=100)
     names = [plan.groups(step)[0][0] for step in range(100)]
-    order = ["letters", "text", "pointing", "one picture"]
+    order = ["said letters", "letters", "pointing", "one picture"]
     assert names == sorted(names, key=order.index) and set(names) == set(order)
     assert {len(groups) for _, groups in plan.stages} == {plan.per_step}
 
@@ -131,6 +135,51 @@ def test_skills_are_shares(tiny_model):
     assert {"letter"} <= set(found)
     for scores in found.values():
         assert all(0 <= value <= 1 for key, value in scores.items() if key != "n") and scores["n"] >= 1
+
+
+def test_the_three_skills_have_intervals():
+    skills = {
+        "letter": {"right": 0.75, "n": 100},
+        "which picture": {"right": 1.0, "n": 50},
+        "point": {"iou": 0.5, "iou_error": 0.02, "n": 80},
+    }
+    found = summary(skills)
+    assert len(found) == 3
+    assert all(low <= value <= high for value, low, high in found.values())
+    assert found["IoU on plain shapes"][1:] == pytest.approx((0.4608, 0.5392))
+
+
+@pytest.mark.parametrize("stage", GUIDED)
+def test_attention_is_guided_from_the_letter_to_its_option(stage, tiny_model):
+    processor = tiny_model[1]
+    batches = Batches(Plan(stages=((1.0, ((stage, 12),)),), steps=1), processor)
+    encoded, looks = batches[0]
+    for k, (made, (start, end)) in enumerate(zip(encoded, looks, strict=True)):
+        one = exercise(stage, k, 0)
+        words = [processor.tokenizer.decode([token]).strip() for token in made.ids]
+        assert words[start + 1] == one.letter and made.own[start + 1]
+        assert words[end - 2 : end] == [one.letter, "."] and not made.own[end]
+        assert words[end] in words_of(one).splitlines()["ABCD".index(one.letter)]
+
+
+def test_guidance_moves_attention(tiny_checkpoint, tmp_path):
+    """With the weight of the guidance at zero, the same run ends with other weights."""
+    plan = Plan(stages=((1.0, (("said letters", 4),)),), steps=2)
+    how = {"save_steps": 1000, "measure_steps": 1000, "measure_size": 1, "workers": 0}
+    guided = pretrain(tiny_checkpoint, tmp_path / "guided", plan, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "GUIDANCE", 0.0)
+        free = pretrain(tiny_checkpoint, tmp_path / "free", plan, **how)
+    one, other = (load_model(path, device="cpu")[0].state_dict() for path in (guided, free))
+    changed = [name for name in one if not torch.equal(one[name], other[name])]
+    assert any("q_proj" in name for name in changed)
+
+
+def test_a_run_can_be_stopped_early_and_gone_on_with(tiny_checkpoint, tmp_path):
+    how = {"save_steps": 1, "measure_steps": 1000, "measure_size": 1, "workers": 0}
+    assert pretrain(tiny_checkpoint, tmp_path / "run", SMALL, until=2, **how) == tmp_path / "run"
+    assert not (tmp_path / "run" / "model").exists()
+    assert pretrain(tiny_checkpoint, tmp_path / "run", SMALL, **how).name == "model"
 
 
 SMALL = Plan(

@@ -48,6 +48,12 @@ def _boxes() -> list[dict]:
     return bench_boxes()
 
 
+def _sft() -> list[dict]:
+    from unireason_lib.bench.training import bench_sft
+
+    return bench_sft()
+
+
 def _dataset(name: str) -> Callable[[], list[dict]]:
     def run() -> list[dict]:
         from unireason_lib.bench import dataset
@@ -68,6 +74,7 @@ BENCHES: dict[str, Callable[[], list[dict]]] = {
     "workers": _dataset("workers"),
     "memory": _dataset("memory"),
     "scale": _dataset("scale"),
+    "sft": _sft,
 }
 """Name -> function that returns rows (``name``, ``baseline_s``, ``ours_s``, ``ratio``, perhaps ``target`` and
 ``ok``)."""

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from unireason_lib import __version__
+from unireason_lib.cli.base import base
 from unireason_lib.cli.bench import bench
 from unireason_lib.cli.build import build
 from unireason_lib.cli.evaluate import evaluate
@@ -57,6 +58,7 @@ app = typer.Typer(
     help="Grounded reasoning over medical images and volumes. For learning and research, not for clinical use.",
 )
 app.add_typer(infer, name="infer")
+app.command("base")(base)
 app.command("build")(build)
 app.command("sft")(sft)
 app.command("evaluate")(evaluate)

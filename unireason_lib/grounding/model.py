@@ -77,29 +77,34 @@ def load_model(
     return model.eval(), processor
 
 
-def load_profile_model(settings: Any, models: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_profile_model(
+    settings: Any, project: Path, path: str | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model that a profile names.
 
     Args:
         settings: The section ``model`` of a profile. The path ``"tiny"`` stands for a small checkpoint with random
-            weights and the section's sizes.
-        models: Folder where tiny checkpoints are kept; one is built there on first use.
+            weights and the section's sizes; it is kept in ``runs/models`` of the project and built on first use.
+            Folders are looked up in the project.
+        project: Root of the project.
+        path: Another path than the section's, with its other settings.
 
     Returns:
         ``(model, processor)``; see :func:`load_model`.
     """
-    path: str | Path = settings.path
-    if path == "tiny":
+    name = path or settings.path
+    found: str | Path = project / name if (project / name).is_dir() else name
+    if name == "tiny":
         from unireason_lib.grounding.tiny import build_tiny
 
         names = ("hidden", "layers", "vision_hidden", "vision_layers", "patch_size")
         sizes = {name: settings[name] for name in names}
-        path = models / ("tiny-" + "-".join(str(size) for size in sizes.values()))
-        if not path.exists():
-            models.mkdir(parents=True, exist_ok=True)
-            build_tiny(path, **sizes)
+        found = project / "runs" / "models" / ("tiny-" + "-".join(str(size) for size in sizes.values()))
+        if not found.exists():
+            found.parent.mkdir(parents=True, exist_ok=True)
+            build_tiny(found, **sizes)
     return load_model(
-        path,
+        found,
         adapter=settings.adapter,
         dtype=settings.dtype,
         device=None if settings.device == "auto" else settings.device,

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from unireason_lib.grounding.model import base_model
 from unireason_lib.training.base.skills import measure
 from unireason_lib.training.base.tasks import exercise
 from unireason_lib.training.checkpoints import ExactResume, latest, save_model
@@ -43,14 +44,15 @@ class Plan:
     """
 
     stages: tuple[tuple[float, Groups], ...] = (
-        (0.10, (("letters", 40), ("letters", 40), ("letters", 40))),
-        (0.10, (("text", 24), ("text", 24), ("text", 24))),
+        (0.10, (("said letters", 22), ("said letters", 22), ("said letters", 22))),
+        (0.14, (("letters", 22), ("letters", 22), ("letters", 22))),
+        (0.12, (("letters", 22), ("text", 22), ("text", 22))),
         (0.20, (("pointing", 24), ("pointing", 24), ("text", 16))),
-        (0.60, (("one picture", 32), ("several pictures", 8), ("text", 12))),
+        (0.44, (("one picture", 32), ("several pictures", 8), ("text", 12))),
     )
-    steps: int = 3000
-    learning_rate: float = 1e-3
-    warmup: int = 100
+    steps: int = 2400
+    learning_rate: float = 1.5e-3
+    warmup: int = 50
     seed: int = 0
 
     def groups(self, step: int) -> Groups:
@@ -68,6 +70,13 @@ class Plan:
         return len(self.stages[0][1])
 
 
+GUIDED = ("said letters", "letters")
+"""Stages in which one head is shown where to look."""
+
+GUIDED_LAYER, GUIDED_HEAD, GUIDANCE = 2, 0, 0.3
+"""The head, and the weight of its loss beside the cross entropy of the tokens."""
+
+
 class Batches(Dataset):
     """Numbered groups of encoded exercises."""
 
@@ -77,20 +86,75 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return self.plan.steps * self.plan.per_step
 
-    def __getitem__(self, index: int) -> list[Encoded]:
+    def __getitem__(self, index: int) -> tuple[list[Encoded], list[tuple[int, int]] | None]:
         step, place = divmod(index, self.plan.per_step)
-        stage, count = self.plan.groups(step)[place]
-        first = 1000 * index
-        return [self.encode(exercise(stage, first + k, self.plan.seed).messages) for k in range(count)]
+        groups = self.plan.groups(step)
+        stage, count = groups[place]
+        first = 1000 * step + sum(count for _, count in groups[:place])
+        exercises = [exercise(stage, first + k, self.plan.seed) for k in range(count)]
+        encoded = [self.encode(one.messages) for one in exercises]
+        if stage not in GUIDED:
+            return encoded, None
+        return encoded, [self.looks(one.letter, made) for one, made in zip(exercises, encoded, strict=True)]
+
+    def looks(self, letter: str, encoded: Encoded) -> tuple[int, int]:
+        """From where to where attention is guided: the token that predicts the letter, and the option's first word."""
+        written = [token.strip() for token in self.encode.tokenizer.batch_decode(encoded.ids[:, None])]
+        own = next(k for k, word in enumerate(written) if encoded.own[k] and word == letter)
+        line = next(k for k in range(own) if written[k : k + 2] == [letter, "."] and not encoded.own[k])
+        return own - 1, line + 2
 
 
 class BaseTrainer(ExactResume, Trainer):
-    """``Trainer`` whose loss looks at labelled tokens only, and whose rate ends at a tenth."""
+    """``Trainer`` whose loss looks at labelled tokens only; it also logs the share of tokens that are the likeliest."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.right: list[float] = []
+        self.attention: torch.Tensor | None = None
+        layers = base_model(self.model).model.language_model.layers
+        layer = layers[min(GUIDED_LAYER, len(layers) - 1)].self_attn
+        layer.register_forward_hook(lambda module, given, found: setattr(self, "attention", found[1]))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        return own_token_loss(model, inputs, num_items_in_batch)[0]
+        """Mean cross entropy of the step's labelled tokens."""
+        looks = inputs.pop("looks", None)
+        # only the plain implementation gives the weights of attention
+        base_model(model).model.language_model.config._attn_implementation = (
+            "sdpa" if looks is None else "eager"
+        )
+        loss, right = own_token_loss(model, inputs, num_items_in_batch)
+        if looks is not None:
+            rows = torch.arange(len(looks))
+            weights = self.attention[rows, GUIDED_HEAD, looks[:, 0], looks[:, 1]]
+            loss = loss - GUIDANCE * (weights + 1e-6).log().mean() / self.args.gradient_accumulation_steps
+        self.right.append(right.float().mean().item())
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The trainer's numbers, and ``right``."""
+        if "loss" in logs and self.right:
+            logs["right"], self.right = sum(self.right) / len(self.right), []
+        super().log(logs, *args, **kwargs)
+
+
+def _collated(collate: Collator, items: list[Any]) -> dict[str, Any]:
+    (encoded, looks), batch = items[0], {}
+    batch |= collate(encoded)
+    return batch if looks is None else {**batch, "looks": torch.tensor(looks)}
+
+
+class StopAt(TrainerCallback):
+    """Ends a run early: rates and exercises stay those of the whole plan."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Is it time?"""
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
 
 
 def pretrain(
@@ -99,9 +163,10 @@ def pretrain(
     plan: Plan | None = None,
     *,
     save_steps: int = 100,
-    measure_steps: int = 250,
-    measure_size: int = 64,
+    measure_steps: int = 300,
+    measure_size: int = 48,
     workers: int = 1,
+    until: int | None = None,
     progress: bool = False,
 ) -> Path:
     """Train a fresh tiny checkpoint on generic exercises; a run that was stopped goes on.
@@ -114,10 +179,11 @@ def pretrain(
         measure_steps: Steps between tests of the skills.
         measure_size: Held-out exercises of each test.
         workers: Processes that make exercises beside the training.
+        until: Stop after so many steps of the plan, without a finished model; the folder can be gone on with.
         progress: Whether to show a bar.
 
     Returns:
-        Folder of the finished model.
+        Folder of the finished model, or of the run when it was stopped before.
     """
     from unireason_lib.grounding import load_model
 
@@ -157,8 +223,13 @@ def pretrain(
         model=model,
         args=arguments,
         train_dataset=Batches(plan, processor),
-        data_collator=lambda items: collate(items[0]),
-        callbacks=[Logbook(out / "log.jsonl", processor, [skills])],
+        data_collator=partial(_collated, collate),
+        callbacks=[
+            Logbook(out / "log.jsonl", processor, [skills]),
+            *([] if until is None else [StopAt(until)]),
+        ],
     )
     trainer.train(resume_from_checkpoint=latest(out))
+    if trainer.state.global_step < plan.steps:
+        return out
     return save_model(model, processor, out / "model")

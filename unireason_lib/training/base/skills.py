@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 
 from unireason_lib.answers import extract_choice
 from unireason_lib.boxes import Box2D, parse_boxes
+from unireason_lib.evaluation.statistics import wilson
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest
 from unireason_lib.training.base.tasks import HELD_OUT, Exercise, exercise
 
@@ -29,7 +31,8 @@ def measure(model: Any, processor: Any, size: int = 200, seed: int = 1) -> dict[
 
     Returns:
         Exercise -> ``n``, ``right`` (share of right letters, or of replies that begin as they must) where there is an
-        answer, and ``iou`` (mean intersection over union of the first box written) where there is a box.
+        answer, ``iou`` (mean intersection over union of the first box written) and ``iou_error`` (its standard error)
+        where there is a box.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for stage in TESTS:
@@ -44,10 +47,31 @@ def measure(model: Any, processor: Any, size: int = 200, seed: int = 1) -> dict[
                 boxes = parse_boxes(text)
                 scores["iou"].append(boxes[0].iou(one.box) if boxes and isinstance(boxes[0], Box2D) else 0.0)
     return {
-        name: {key: sum(values) / len(values) for key, values in scores.items() if values}
+        name: {key: fmean(values) for key, values in scores.items() if values}
+        | ({"iou_error": pstdev(ious) / len(ious) ** 0.5} if (ious := scores["iou"]) else {})
         | {"n": max(len(values) for values in scores.values())}
         for name, scores in sorted(found.items())
     }
+
+
+def summary(skills: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, float, float]]:
+    """The three skills that fine-tuning stands on, each with a 95 % interval.
+
+    Args:
+        skills: From :func:`measure`.
+
+    Returns:
+        Skill -> value, low, high: Wilson's interval for shares, 1.96 standard errors for the mean IoU.
+    """
+    found = {}
+    for title, name in (("letter given text", "letter"), ("which of several pictures", "which picture")):
+        if name in skills:
+            right, n = skills[name]["right"], skills[name]["n"]
+            found[title] = (right, *wilson(right * n, n))
+    if "point" in skills:
+        iou, error = skills["point"]["iou"], skills["point"]["iou_error"]
+        found["IoU on plain shapes"] = (iou, iou - 1.96 * error, iou + 1.96 * error)
+    return found
 
 
 def replies(model: Any, processor: Any, exercises: Sequence[Exercise], batch_size: int = 32) -> list[str]:

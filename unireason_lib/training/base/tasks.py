@@ -118,9 +118,13 @@ def capital(text: str) -> str:
 # --- text -----------------------------------------------------------------------------------------------------------
 
 _WORDS = (
-    "left right upper lower middle first second third last dark bright small large near far red green blue grey round "
-    "flat narrow broad tall short open closed front back top bottom inside outside above below even odd early late "
-    "striped checkered mottled plain smooth rough thin thick high low both neither only one two three four".split()
+    "left right upper lower middle first second third fourth fifth sixth seventh eighth ninth tenth last dark darker "
+    "bright brighter small smaller large larger far red green blue grey narrow broad wide tall long longer little open "
+    "front back top bottom inside above below both neither none only one two three four half quarter double equal "
+    "different more less most full free whole striped checkered mottled plain dotted fine straight upright "
+    "order area part point hour clock edge corner row column grid cell stack star square ring cross bar blob diamond "
+    "crescent triangle circle ellipse spot box word words number pattern side picture question reason trace sign yes "
+    "no enlarged divided scattered rings squares stripes corners best greater great".split()
 )
 _SAY = ("So: {}.", "That is: {}.", "It is {}.", "The answer is {}.", "Therefore {}.", "What fits is {}.")
 _FILLER = (
@@ -176,11 +180,20 @@ def letter_of(rng: random.Random) -> Exercise:
     return Exercise("letter", _talk((), asked, f"{letter}. {lettered[letter]}"), letter)
 
 
-def only_letter(rng: random.Random) -> Exercise:
-    """The same in its simplest form: four words, and nothing but the letter is written."""
+def said_letter(rng: random.Random) -> Exercise:
+    """The letter right behind its word: four words, one of them said, and the letter that stands before it above."""
     options = rng.sample(_WORDS, 4)
     at = rng.randrange(4)
-    listed = "\n".join(f"{mark}. {capital(text)}" for mark, text in zip(LETTERS, options, strict=True))
+    listed = "\n".join(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=True))
+    reply = f"It is {options[at]} {LETTERS[at]}."
+    return Exercise("said letter", _talk((), f"{listed}\nWhich?", reply), LETTERS[at])
+
+
+def only_letter(rng: random.Random) -> Exercise:
+    """The word is in the question, and nothing but its letter is written."""
+    options = rng.sample(_WORDS, 4)
+    at = rng.randrange(4)
+    listed = "\n".join(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=True))
     asked = f"{listed}\n{rng.choice(_SAY).format(options[at])}"
     return Exercise("only letter", _talk((), asked, f"{LETTERS[at]}."), LETTERS[at])
 
@@ -600,7 +613,8 @@ def where_from(rng: random.Random) -> Exercise:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 STAGES: dict[str, tuple[tuple[_Make, float], ...]] = {
-    "letters": ((only_letter, 2), (letter_of, 1)),
+    "said letters": ((said_letter, 1),),
+    "letters": ((said_letter, 1), (only_letter, 1)),
     "text": ((letter_of, 6), (option_of, 1.5), (numbers, 0.8)),
     "pointing": ((point, 4), (point_at_all, 2), (what_is_there, 2), (which_box, 1), (close_up, 1)),
     "one picture": (

@@ -1,0 +1,162 @@
+"""How fast fine-tuning goes: the trainer against a bare PyTorch loop, and what each part of the data path brings.
+
+All rows train the same tiny model on the same phantoms; the bare loop gets its batches ready made, so the time that
+it takes is the time in the model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.grounding import build_tiny, load_model
+from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.encoding import Collator, Encoded
+from unireason_lib.training.examples import Examples, FeatureCollator
+from unireason_lib.training.logbook import read_log
+from unireason_lib.training.loss import own_token_loss
+from unireason_lib.training.sft import SFTSettings, fine_tune, freeze
+
+SHARE = 0.85
+"""Of a bare loop's tokens a second that the trainer must reach; also the least share of its time in the model."""
+
+Loss = Callable[[Any, dict[str, Any], int], torch.Tensor]
+
+
+def bench_sft(steps: int = 12, batch: int = 16, repeats: int = 3) -> list[dict]:
+    """Tokens a second of the trainer against a bare loop, and what kept features, like lengths, labelled logits,
+    threads and bfloat16 bring.
+
+    Args:
+        steps: Optimizer steps of a measurement, one batch each.
+        batch: Examples of a batch, two thirds of slices and one third of volumes.
+        repeats: Measurements of each; medians are shown.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return list(_rows(Path(folder), steps, batch, repeats))
+
+
+def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
+    build_tiny(folder / "model")
+    phantoms = (
+        SourceSpec("phantom", None, {"dimension": "2d", "count": 60}),
+        SourceSpec("phantom", None, {"dimension": "3d", "start": 500_000, "count": 20}),
+    )
+    frame = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
+    fractions = {"train": 1.0, "val": 0.0, "test": 0.0}
+    build(
+        BuildConfig(phantoms, size=(8, 64, 64), frame=frame, pictures="all", fractions=fractions, census=0),
+        folder / "data",
+    )
+    count = steps * batch
+    records = training_records(folder / "data", {"2d": count - count // 3, "3d": count // 3})
+    pictures = pictures_from(folder / "data")
+    _, processor = load_model(folder / "model", device="cpu")
+    examples = Examples(records, pictures, processor)
+    by_length = list(
+        LengthGroupedSampler(batch, lengths=examples.lengths, generator=torch.Generator().manual_seed(0))
+    )
+    tokens = sum(examples.lengths)
+
+    def model() -> Any:
+        loaded = load_model(folder / "model", dtype="float32", device="cpu")[0]
+        freeze(loaded)
+        return loaded.train()
+
+    def ready(order: Sequence[int], features: bool) -> list[dict[str, Any]]:
+        collate = FeatureCollator(processor, model()) if features else Collator(processor)
+        rows: list[list[Encoded]] = [
+            [examples[k] for k in order[first : first + batch]] for first in range(0, len(order), batch)
+        ]
+        return [dict(collate(part)) for part in rows]
+
+    kept = ready(by_length, features=True)
+    runs = iter(range(10**6))
+
+    def trainer() -> float:
+        out = folder / f"run-{next(runs)}"
+        settings = SFTSettings(
+            steps=steps,
+            batch_size=batch,
+            accumulation=1,
+            keep_features=True,
+            save_steps=10**6,
+            learning_rate=1e-3,
+        )
+        fine_tune(model(), processor, records, pictures, out, settings)
+        return read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
+
+    def bare(batches: Sequence[dict[str, Any]], loss: Loss = _labelled, around: Any = nullcontext) -> float:
+        return _bare_loop(model(), batches, loss, around)
+
+    name = f"SFT, {tokens / steps:,.0f} tokens a step: "
+    row = _compared(name + "the trainer against a bare loop", lambda: bare(kept), trainer, repeats)
+    row |= {"tokens_per_s": tokens / row["ours_s"], "target": SHARE, "ok": row["ratio"] >= SHARE}
+    yield row
+
+    def ours() -> float:
+        return bare(kept)
+
+    for what, plain in (
+        ("kept features against the tower in every step", lambda: bare(ready(by_length, features=False))),
+        (
+            "batches of like length against random ones",
+            lambda: bare(ready(sorted(by_length, key=lambda k: records[k].id), features=True)),
+        ),
+        ("logits of labelled tokens against all", lambda: bare(kept, _every_logit)),
+        ("float32 against bfloat16 autocast", lambda: bare(kept, around=_bfloat16)),
+        (f"{torch.get_num_threads()} threads against 1", lambda: _with_threads(1, ours)),
+    ):
+        yield _compared(name + what, plain, ours, repeats)
+
+
+def _compared(name: str, plain: Callable[[], float], ours: Callable[[], float], repeats: int) -> dict:
+    times = [(plain(), ours()) for _ in range(repeats)]
+    baseline, mine = (median(column) for column in zip(*times, strict=True))
+    return {"name": name, "baseline_s": baseline, "ours_s": mine, "ratio": baseline / mine}
+
+
+def _bare_loop(model: Any, batches: Sequence[dict[str, Any]], loss: Loss, around: Any) -> float:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    began = time.perf_counter()
+    for one in batches:
+        with around():
+            value = loss(model, one, int((one["labels"][:, 1:] != -100).sum()))
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - began
+
+
+def _labelled(model: Any, batch: dict[str, Any], tokens: int) -> torch.Tensor:
+    return own_token_loss(model, batch, tokens)[0]
+
+
+def _every_logit(model: Any, batch: dict[str, Any], tokens: int) -> torch.Tensor:
+    return model(**batch, num_items_in_batch=tokens).loss
+
+
+@contextmanager
+def _bfloat16() -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        yield
+
+
+def _with_threads(count: int, run: Callable[[], float]) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return run()
+    finally:
+        torch.set_num_threads(before)

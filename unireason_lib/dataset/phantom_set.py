@@ -1,0 +1,55 @@
+"""The data set of the laptop experiment: phantoms, built once for a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unireason_lib.dataset.build import BuildConfig, BuildReport, SourceSpec, build
+from unireason_lib.imaging import ProcessorFrame
+
+FIRST_3D = 500_000
+"""First patient who is shown as a volume: nobody is both a slice and a volume."""
+
+
+def phantom_set(
+    folder: str | Path,
+    patients_2d: int,
+    patients_3d: int,
+    frame: ProcessorFrame,
+    settings: Any,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+) -> BuildReport:
+    """Build the data set, or take it as it is when it is there.
+
+    Args:
+        folder: Of the data set.
+        patients_2d: Patients of whom one slice is shown.
+        patients_3d: Patients of whom the volume is shown.
+        frame: Of the processor that will read it.
+        settings: The section ``dataset`` of a profile: ``shape``, ``per_family``, ``census``.
+        seed: Of the questions. The patients are always the same: number 0 and on, 500,000 and on.
+        workers: Processes.
+        progress: Whether to show a bar.
+
+    Returns:
+        What :func:`unireason_lib.dataset.build.build` returns.
+    """
+    phantoms = (
+        SourceSpec("phantom", None, {"dimension": "2d", "count": patients_2d}),
+        SourceSpec("phantom", None, {"dimension": "3d", "start": FIRST_3D, "count": patients_3d}),
+    )
+    config = BuildConfig(
+        sources=phantoms,
+        size=tuple(settings.shape),
+        frame=frame,
+        per_family=settings.per_family,
+        census=settings.census,
+        seed=seed,
+        pictures="all",
+        fractions={"train": 0.96, "val": 0.02, "test": 0.02},
+    )
+    return build(config, folder, workers=workers, progress=progress)
