@@ -63,20 +63,14 @@ def test_the_probe_asks_and_scores(data, tiny_model):
     assert sum(scores["failed"] for scores in broken.values()) == len(records)
 
 
+def sft_words(data, checkpoint, out, *more):
+    """The command with its options, as text."""
+    return [str(word) for word in ("sft", "--data", data, "--model", checkpoint, "--out", out, *more)]
+
+
 def test_the_command_fine_tunes_and_goes_on(data, tiny_checkpoint, tmp_path):
-    words = [
-        "sft",
-        "--data",
-        data,
-        "--model",
-        tiny_checkpoint,
-        "--out",
-        tmp_path / "run",
-        "--profile",
-        "smoke",
-        "--quiet",
-    ]
-    found = CliRunner().invoke(app, [str(word) for word in words])
+    words = sft_words(data, tiny_checkpoint, tmp_path / "run", "--profile", "smoke", "--quiet")
+    found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.output
     log = tmp_path / "run" / "log.jsonl"
     assert len(read_log(log)) == 4
@@ -84,21 +78,11 @@ def test_the_command_fine_tunes_and_goes_on(data, tiny_checkpoint, tmp_path):
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["form"] == "full"
     load_model(tmp_path / "run" / "model", device="cpu")
     lines = log.read_text()
-    again = CliRunner().invoke(app, [str(word) for word in words])
+    again = CliRunner().invoke(app, words)
     assert again.exit_code == 0 and log.read_text() == lines  # finished: nothing is done twice
 
 
 def test_the_command_refuses_a_setting_that_does_not_exist(data, tiny_checkpoint, tmp_path):
-    words = [
-        "sft",
-        "--data",
-        data,
-        "--model",
-        tiny_checkpoint,
-        "--out",
-        tmp_path / "run",
-        "--set",
-        "sft.learning_rat=1",
-    ]
-    found = CliRunner().invoke(app, [str(word) for word in words])
+    words = sft_words(data, tiny_checkpoint, tmp_path / "run", "--set", "sft.learning_rat=1")
+    found = CliRunner().invoke(app, words)
     assert found.exit_code == 2 and "learning_rate" in found.output

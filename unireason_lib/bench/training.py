@@ -6,18 +6,20 @@ it takes is the time in the model.
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.phantom_set import phantom_set
 from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.training.data import pictures_from, training_records
@@ -48,16 +50,9 @@ def bench_sft(steps: int = 12, batch: int = 16, repeats: int = 3) -> list[dict]:
 
 def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
     build_tiny(folder / "model")
-    phantoms = (
-        SourceSpec("phantom", None, {"dimension": "2d", "count": 60}),
-        SourceSpec("phantom", None, {"dimension": "3d", "start": 500_000, "count": 20}),
-    )
     frame = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
-    fractions = {"train": 1.0, "val": 0.0, "test": 0.0}
-    build(
-        BuildConfig(phantoms, size=(8, 64, 64), frame=frame, pictures="all", fractions=fractions, census=0),
-        folder / "data",
-    )
+    settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, census=0)
+    phantom_set(folder / "data", 60, 20, frame, settings)
     count = steps * batch
     records = training_records(folder / "data", {"2d": count - count // 3, "3d": count // 3})
     pictures = pictures_from(folder / "data")
@@ -111,7 +106,7 @@ def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
         ("kept features against the tower in every step", lambda: bare(ready(by_length, features=False))),
         (
             "batches of like length against random ones",
-            lambda: bare(ready(sorted(by_length, key=lambda k: records[k].id), features=True)),
+            lambda: bare(ready(random.Random(0).sample(by_length, len(by_length)), features=True)),
         ),
         ("logits of labelled tokens against all", lambda: bare(kept, _every_logit)),
         ("float32 against bfloat16 autocast", lambda: bare(kept, around=_bfloat16)),

@@ -1,8 +1,8 @@
 """How the tiny base learns: a plan of stages, one loop, checkpoints, and tests of its skills on held-out exercises.
 
-Tying an option's text to its letter is a skill of its own, and it comes abruptly; so it is taught first, on text
-alone, where a sample costs little: single words and nothing but the letter, then phrases, with filler between options
-and answer, so that it does not depend on their distance. Then the model learns to point, then everything together.
+Tying an option's text to its letter is a skill of its own, and it does not come by itself in the time that a laptop
+has. So it is taught first, on text alone: the letter right behind its word, then with the word in the question, while
+one attention head is shown where to look. Phrases and filler follow, unguided, then pointing, then everything together.
 The loop is transformers' ``Trainer``: batches are numbered, every one follows from its number, so a run that is killed
 goes on exactly where its last checkpoint was.
 """
