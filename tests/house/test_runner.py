@@ -104,6 +104,21 @@ def test_smoke_figures_are_not_shown_and_a_hanging_cell_ends(make_notebook, insi
     assert run.failed == 1 and run.results[0].note == "smoke"
 
 
+def test_a_notebook_that_trains_long_runs_as_smoke_unless_it_is_named(make_notebook, inside, capsys):
+    make_notebook("00_short", "print('PROFILE', PROFILE)", PUBLISH)
+    make_notebook("04_trains", "print('PROFILE', PROFILE)", PUBLISH)
+    run = run_tutorial("laptop")
+    shown = {e.name: texts(e.notebook) for e in run.executions}
+    assert "PROFILE laptop" in shown["00_short"] and "PROFILE smoke" in shown["04_trains"]
+    assert [result.notebook for result in run.results] == ["00_short"], (
+        "figures of a short run are no results"
+    )
+    assert re.search(r"04_trains .* passed  \(as smoke; name it", capsys.readouterr().out)
+    named = run_tutorial("laptop", only=["04"])
+    assert "PROFILE laptop" in texts(named.executions[0].notebook) and len(named.results) == 1
+    assert "as smoke" not in capsys.readouterr().out
+
+
 def test_refresh_makes_what_the_gate_lets_through_and_leaves_failures_alone(
     make_notebook, inside, monkeypatch
 ):

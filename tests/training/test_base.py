@@ -10,13 +10,16 @@ import torch
 from unireason_lib.boxes import parse_boxes
 from unireason_lib.dataset.sources.phantom import LABELS
 from unireason_lib.grounding import load_model
+from unireason_lib.training.base import guidance, tasks
 from unireason_lib.training.base import pretrain as pretraining
-from unireason_lib.training.base import tasks
+from unireason_lib.training.base.guidance import collate_hops, find_hops
 from unireason_lib.training.base.pretrain import GUIDED, Batches, Plan, pretrain
 from unireason_lib.training.base.shapes import FORMS, TEXTURES, draw
 from unireason_lib.training.base.skills import measure, summary
 from unireason_lib.training.base.tasks import HELD_OUT, STAGES, exercise
+from unireason_lib.training.encoding import Collator, Encoder
 from unireason_lib.training.logbook import read_log
+from unireason_lib.training.loss import own_token_loss
 
 
 def words_of(one):
@@ -67,20 +70,18 @@ def test_letters_are_uniform_and_name_the_right_option(exercises):
     assert all(abs(s - 0.25) < 4 * (0.25 * 0.75 / len(chosen)) ** 0.5 for s in share)
     for one in chosen:
         asked, reply = one.messages[0]["content"][-1]["text"], one.messages[1]["content"][0]["text"]
-        if one.name == "said letter":
-            word, letter = re.fullmatch(r"It is (\w+) ([A-D])\.", reply).groups()
-            assert f"{letter}. {word}" in asked.splitlines() and letter == one.letter
-            continue
-        if one.name == "only letter":
-            (option,) = [line for line in asked.splitlines() if line.startswith(reply)]
-            assert option[3:].lower() in asked.splitlines()[-1]
-        else:
-            assert reply.splitlines()[-1] in asked.splitlines()
+        if one.name == "letters":
+            lines = reply.splitlines()
+            assert len(lines) == 6 and all(line in asked.splitlines() for line in lines[1::2])
+            assert all(
+                line[3:].lower() in said.lower() for said, line in zip(lines[::2], lines[1::2], strict=True)
+            )
+        assert reply.splitlines()[-1] in asked.splitlines()
         assert reply.splitlines()[-1].startswith(f"{one.letter}.")
 
 
 def test_every_exercise_comes_up(exercises):
-    makers = {maker for stage in STAGES.values() for maker, _ in stage}
+    makers = {getattr(maker, "func", maker) for stage in STAGES.values() for maker, _ in stage}
     assert len({one.name for one in exercises}) == len(makers)
     seen = " ".join(words_of(one) for one in exercises)
     assert all(form in seen for form in FORMS) and all(texture in seen for texture in TEXTURES)
@@ -125,7 +126,7 @@ def test_held_out_exercises_are_never_trained_on(tiny_model):
 def test_the_plan_goes_through_its_stages():
     plan = Plan(steps=100)
     names = [plan.groups(step)[0][0] for step in range(100)]
-    order = ["said letters", "letters", "pointing", "one picture"]
+    order = ["words", "letters", "pointing", "one picture"]
     assert names == sorted(names, key=order.index) and set(names) == set(order)
     assert {len(groups) for _, groups in plan.stages} == {plan.per_step}
 
@@ -150,29 +151,55 @@ def test_the_three_skills_have_intervals():
 
 
 @pytest.mark.parametrize("stage", GUIDED)
-def test_attention_is_guided_from_the_letter_to_its_option(stage, tiny_model):
+def test_every_letter_is_shown_where_to_look(stage, tiny_model):
     processor = tiny_model[1]
-    batches = Batches(Plan(stages=((1.0, ((stage, 12),)),), steps=1), processor)
-    encoded, looks = batches[0]
-    for k, (made, (start, end)) in enumerate(zip(encoded, looks, strict=True)):
+    batches = Batches(Plan(stages=((1.0, ((stage, 24),)),), steps=1), processor)
+    encoded, hops = batches[0]
+    shown = 0
+    for k, (made, found) in enumerate(zip(encoded, hops, strict=True)):
         one = exercise(stage, k, 0)
+        if one.name not in ("letter", "letters"):
+            continue
         words = [processor.tokenizer.decode([token]).strip() for token in made.ids]
-        assert words[start + 1] == one.letter and made.own[start + 1]
-        assert words[end - 2 : end] == [one.letter, "."] and not made.own[end]
-        assert words[end] in words_of(one).splitlines()["ABCD".index(one.letter)]
+        assert len(found["option"]) == len(found["said"]) == (3 if one.name == "letters" else 1)
+        assert words[found["option"][-1][0] + 1] == one.letter and made.own[found["option"][-1][0] + 1]
+        marks = dict(found["mark"])
+        for (due, option), (also_due, said) in zip(found["option"], found["said"], strict=True):
+            assert due == also_due and option < said <= due
+            assert words[marks[option]] == words[due + 1] and not made.own[option]
+            assert words[said].lower() == words[option].lower()
+        shown += 1
+    assert shown > 10
 
 
-def test_guidance_moves_attention(tiny_checkpoint, tmp_path):
-    """With the weight of the guidance at zero, the same run ends with other weights."""
-    plan = Plan(stages=((1.0, (("said letters", 4),)),), steps=2)
+def test_what_is_not_an_option_shows_nothing(tiny_model):
+    encode = Encoder(tiny_model[1])
+    for stage in ("pointing", "several pictures"):
+        made = encode(exercise(stage, 0).messages)
+        words = encode.tokenizer.batch_decode(made.ids[:, None])
+        if "A. " not in "".join(words):
+            assert not any(find_hops(words, made.own).values())
+
+
+def test_guidance_falls_while_it_is_trained_on(tiny_checkpoint, tmp_path):
+    """Forty steps of plain words: the guided heads look where they are shown, without guidance they do not."""
+    plan = Plan(stages=((1.0, (("words", 8),)),), steps=40, warmup=5)
     how = {"save_steps": 1000, "measure_steps": 1000, "measure_size": 1, "workers": 0}
     guided = pretrain(tiny_checkpoint, tmp_path / "guided", plan, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "GUIDANCE", 0.0)
+        patch.setattr(guidance, "WEIGHT", 0.0)
         free = pretrain(tiny_checkpoint, tmp_path / "free", plan, **how)
-    one, other = (load_model(path, device="cpu")[0].state_dict() for path in (guided, free))
-    changed = [name for name in one if not torch.equal(one[name], other[name])]
-    assert any("q_proj" in name for name in changed)
+    found = []
+    for path in (guided, free):
+        model, processor = load_model(path, device="cpu")
+        encoded, hops = Batches(plan, processor)[3]
+        watching = guidance.Guide(model)
+        watching.watch(True)
+        batch = dict(Collator(processor)(encoded))
+        with torch.no_grad():
+            own_token_loss(model, batch)
+            found.append(watching.loss(collate_hops(hops), batch["input_ids"]).item())
+    assert found[0] < 0.7 * found[1]
 
 
 def test_a_run_can_be_stopped_early_and_gone_on_with(tiny_checkpoint, tmp_path):

@@ -21,6 +21,9 @@ from unireason_lib.profiles import Profile, load_profile, match_type, near, pars
 from unireason_lib.tutorial.project import project_root
 from unireason_lib.tutorial.results import Result, aligned, collect, results_table
 
+TRAINING = ("04",)
+"""Numbers of the notebooks that train for longer than a tour may take: in a run of all they run as ``smoke``."""
+
 
 @dataclass(frozen=True)
 class TutorialRun:
@@ -121,7 +124,8 @@ def run_tutorial(
     """Execute notebooks in order, with a line of progress each, and print the status and results tables.
 
     Args:
-        profile: Goes to every notebook as ``PROFILE``.
+        profile: Goes to every notebook as ``PROFILE``; those of :data:`TRAINING` run as ``smoke`` unless they are
+            named.
         only: Numbers or names of notebooks; empty: all.
         parameters: Further papermill parameters, each for the notebooks that declare it.
         out: Folder for the executed notebooks and ``results.json``; relative to the project.
@@ -144,6 +148,9 @@ def run_tutorial(
     out, folder = root / out, root / folder
     notebooks = find_notebooks(folder, only)
     shared = share_parameters(notebooks, settings, parameters or {})
+    shortened = {path for path in notebooks if not only and path.stem[:2] in TRAINING and profile != "smoke"}
+    for path in shortened:
+        shared[path]["PROFILE"] = "smoke"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{len(notebooks)} notebooks, profile {profile}")
     executions, results = [], []
@@ -159,8 +166,9 @@ def run_tutorial(
             )
         write_notebook(out / path.name, execution.notebook)
         executions.append(execution)
-        results += collect(execution.notebook, execution.name)
-        console.print(status_line(execution, width))
+        note = "  (as smoke; name it to train in full)" if path in shortened else ""
+        results += [] if note else collect(execution.notebook, execution.name)
+        console.print(status_line(execution, width) + note)
         if execution.status == "interrupted":
             break
     run = TutorialRun(profile, tuple(executions), tuple(results), out)
@@ -171,7 +179,10 @@ def run_tutorial(
 
 def tutorial_command(
     notebooks: Annotated[
-        list[str] | None, typer.Argument(help="Numbers or names of notebooks, like 00 03; all by default.")
+        list[str] | None,
+        typer.Argument(
+            help="Numbers or names of notebooks, like 00 03; by default all, those that train long (04) as smoke."
+        ),
     ] = None,
     profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes) or gpu.")] = "laptop",
     only: Annotated[

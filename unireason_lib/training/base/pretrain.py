@@ -1,8 +1,8 @@
 """How the tiny base learns: a plan of stages, one loop, checkpoints, and tests of its skills on held-out exercises.
 
 Tying an option's text to its letter is a skill of its own, and it does not come by itself in the time that a laptop
-has. So it is taught first, on text alone: the letter right behind its word, then with the word in the question, while
-one attention head is shown where to look. Phrases and filler follow, unguided, then pointing, then everything together.
+has. So it is taught first, on text alone, while a few attention heads are shown where to look
+(:mod:`unireason_lib.training.base.guidance`). Pointing follows, then everything together.
 The loop is transformers' ``Trainer``: batches are numbered, every one follows from its number, so a run that is killed
 goes on exactly where its last checkpoint was.
 """
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from unireason_lib.grounding.model import base_model
+from unireason_lib.training.base.guidance import Guide, Hops, collate_hops, find_hops
 from unireason_lib.training.base.skills import measure
 from unireason_lib.training.base.tasks import exercise
 from unireason_lib.training.checkpoints import ExactResume, latest, save_model
@@ -44,11 +44,11 @@ class Plan:
     """
 
     stages: tuple[tuple[float, Groups], ...] = (
-        (0.10, (("said letters", 22), ("said letters", 22), ("said letters", 22))),
-        (0.14, (("letters", 22), ("letters", 22), ("letters", 22))),
-        (0.12, (("letters", 22), ("text", 22), ("text", 22))),
+        (0.02, (("words", 22), ("words", 22), ("words", 22))),
+        (0.08, (("words", 22), ("letters", 22), ("letters", 22))),
+        (0.20, (("letters", 22), ("letters", 22), ("text", 22))),
         (0.20, (("pointing", 24), ("pointing", 24), ("text", 16))),
-        (0.44, (("one picture", 32), ("several pictures", 8), ("text", 12))),
+        (0.50, (("one picture", 32), ("several pictures", 8), ("text", 12))),
     )
     steps: int = 2400
     learning_rate: float = 1.5e-3
@@ -70,11 +70,8 @@ class Plan:
         return len(self.stages[0][1])
 
 
-GUIDED = ("said letters", "letters")
-"""Stages in which one head is shown where to look."""
-
-GUIDED_LAYER, GUIDED_HEAD, GUIDANCE = 2, 0, 0.3
-"""The head, and the weight of its loss beside the cross entropy of the tokens."""
+GUIDED = ("words", "letters", "text")
+"""Stages in which attention is guided."""
 
 
 class Batches(Dataset):
@@ -86,23 +83,16 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return self.plan.steps * self.plan.per_step
 
-    def __getitem__(self, index: int) -> tuple[list[Encoded], list[tuple[int, int]] | None]:
+    def __getitem__(self, index: int) -> tuple[list[Encoded], list[Hops] | None]:
         step, place = divmod(index, self.plan.per_step)
         groups = self.plan.groups(step)
         stage, count = groups[place]
         first = 1000 * step + sum(count for _, count in groups[:place])
-        exercises = [exercise(stage, first + k, self.plan.seed) for k in range(count)]
-        encoded = [self.encode(one.messages) for one in exercises]
+        encoded = [self.encode(exercise(stage, first + k, self.plan.seed).messages) for k in range(count)]
         if stage not in GUIDED:
             return encoded, None
-        return encoded, [self.looks(one.letter, made) for one, made in zip(exercises, encoded, strict=True)]
-
-    def looks(self, letter: str, encoded: Encoded) -> tuple[int, int]:
-        """From where to where attention is guided: the token that predicts the letter, and the option's first word."""
-        written = [token.strip() for token in self.encode.tokenizer.batch_decode(encoded.ids[:, None])]
-        own = next(k for k, word in enumerate(written) if encoded.own[k] and word == letter)
-        line = next(k for k in range(own) if written[k : k + 2] == [letter, "."] and not encoded.own[k])
-        return own - 1, line + 2
+        words = self.encode.tokenizer.batch_decode
+        return encoded, [find_hops(words(made.ids[:, None]), made.own) for made in encoded]
 
 
 class BaseTrainer(ExactResume, Trainer):
@@ -111,25 +101,17 @@ class BaseTrainer(ExactResume, Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.right: list[float] = []
-        self.attention: torch.Tensor | None = None
-        layers = base_model(self.model).model.language_model.layers
-        layer = layers[min(GUIDED_LAYER, len(layers) - 1)].self_attn
-        layer.register_forward_hook(lambda module, given, found: setattr(self, "attention", found[1]))
+        self.guide = Guide(self.model)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean cross entropy of the step's labelled tokens."""
-        looks = inputs.pop("looks", None)
-        # only the plain implementation gives the weights of attention
-        base_model(model).model.language_model.config._attn_implementation = (
-            "sdpa" if looks is None else "eager"
-        )
+        """Mean cross entropy of the step's labelled tokens, and the guidance."""
+        hops = inputs.pop("hops", None)
+        self.guide.watch(hops is not None)
         loss, right = own_token_loss(model, inputs, num_items_in_batch)
-        if looks is not None:
-            rows = torch.arange(len(looks))
-            weights = self.attention[rows, GUIDED_HEAD, looks[:, 0], looks[:, 1]]
-            loss = loss - GUIDANCE * (weights + 1e-6).log().mean() / self.args.gradient_accumulation_steps
+        if hops is not None:
+            loss = loss + self.guide.loss(hops, inputs["input_ids"]) / self.args.gradient_accumulation_steps
         self.right.append(right.float().mean().item())
         return loss
 
@@ -141,9 +123,9 @@ class BaseTrainer(ExactResume, Trainer):
 
 
 def _collated(collate: Collator, items: list[Any]) -> dict[str, Any]:
-    (encoded, looks), batch = items[0], {}
-    batch |= collate(encoded)
-    return batch if looks is None else {**batch, "looks": torch.tensor(looks)}
+    encoded, hops = items[0]
+    batch = dict(collate(encoded))
+    return batch if hops is None else {**batch, "hops": collate_hops(hops)}
 
 
 class StopAt(TrainerCallback):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -133,26 +134,17 @@ _FILLER = (
 )
 
 
+_COUNTED = ("about {} mm", "{} percent", "row {}, column 2", "picture {}", "{}")
+
+
 def _phrase(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.2:
         return "[" + ",".join(str(rng.randrange(64)) for _ in range(rng.choice((4, 4, 6)))) + "]"
     if kind < 0.4:
-        return rng.choice(("about {} mm", "{} percent", "row {}, column 2", "picture {}", "{}")).format(
-            rng.randrange(100)
-        )
+        return rng.choice(_COUNTED).format(rng.randrange(100))
     words = rng.sample(_WORDS, rng.choice((1, 1, 2, 2, 3)))
     return (" and " if rng.random() < 0.4 else " ").join(words)
-
-
-def _near(phrase: str, rng: random.Random) -> str:
-    """Another phrase that shares something with this one, as wrong options do."""
-    other = _phrase(rng)
-    if rng.random() < 0.7 or "[" in phrase:
-        return other
-    mine, theirs = phrase.split(), other.split()
-    mine[rng.randrange(len(mine))] = rng.choice(theirs)
-    return " ".join(mine)
 
 
 def _filler(rng: random.Random, most: int) -> str:
@@ -164,38 +156,69 @@ def _filler(rng: random.Random, most: int) -> str:
     return capital(" ".join(words)) + "." if words else ""
 
 
-def letter_of(rng: random.Random) -> Exercise:
-    """The letter of the option that was named; between them stand 0 to 90 words that mean nothing."""
-    right = _phrase(rng)
-    options = [right]
+def _listed(options: Sequence[str]) -> str:
+    return "\n".join(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=True))
+
+
+def _four(rng: random.Random) -> list[str]:
+    """Four options of a kind: words, pairs that share words, numbers, boxes, phrases that share some words."""
+    kind = rng.choices(("words", "pairs", "numbers", "boxes", "phrases"), (5, 4, 2, 1, 3))[0]
+    if kind == "words":
+        return rng.sample(_WORDS, 4)
+    if kind == "pairs":
+        a, b, c, d = rng.sample(_WORDS, 4)
+        between = rng.choice((" and ", " and ", " "))
+        options = [one + between + other for one in (a, b) for other in (c, d)]
+        return rng.sample(options, 4)
+    if kind == "numbers":
+        text = rng.choice(_COUNTED)
+        return [text.format(n) for n in rng.sample(range(100), 4)]
+    if kind == "boxes":
+        length = rng.choice((4, 4, 6))
+        return ["[" + ",".join(str(rng.randrange(64)) for _ in range(length)) + "]" for _ in range(4)]
+    options = [" ".join(rng.sample(_WORDS, rng.choice((2, 3))))]
     while len(options) < 4:
-        if (other := _near(right, rng)) not in options:
+        words = rng.choice(options).split()
+        words[rng.randrange(len(words))] = rng.choice(_WORDS)
+        if (other := " ".join(words)) not in options:
             options.append(other)
-    rng.shuffle(options)
-    letter = LETTERS[options.index(right)]
-    lettered = {mark: capital(text) for mark, text in zip(LETTERS, options, strict=True)}
-    listed = "\n".join(f"{mark}. {text}" for mark, text in lettered.items())
-    lead = rng.choice(("Which option is right?", "Choose one.", "What fits?", _filler(rng, 20) or "Choose."))
-    asked = f"{lead}\n{listed}\n{_filler(rng, 90)} {rng.choice(_SAY).format(right)}"
-    return Exercise("letter", _talk((), asked, f"{letter}. {lettered[letter]}"), letter)
+    return rng.sample(options, 4)
 
 
-def said_letter(rng: random.Random) -> Exercise:
-    """The letter right behind its word: four words, one of them said, and the letter that stands before it above."""
-    options = rng.sample(_WORDS, 4)
+def _lead(rng: random.Random) -> str:
+    leads = ("Which option is right?", "Choose one.", "What fits?", _filler(rng, 20) or "Choose.", "", "")
+    return f"{lead}\n" if (lead := rng.choice(leads)) else ""
+
+
+def letter_of(rng: random.Random, plain: bool = False) -> Exercise:
+    """The letter of the option that was named, in the question or in the reply itself.
+
+    Args:
+        rng: Draws everything.
+        plain: Single words as they are, named at once. Otherwise options may be longer and begin with a capital letter,
+            and 0 to 90 words that mean nothing stand before the name.
+    """
+    options = rng.sample(_WORDS, 4) if plain else _four(rng)
+    shown = [capital(text) for text in options] if not plain and rng.random() < 0.6 else options
     at = rng.randrange(4)
-    listed = "\n".join(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=True))
-    reply = f"It is {options[at]} {LETTERS[at]}."
-    return Exercise("said letter", _talk((), f"{listed}\nWhich?", reply), LETTERS[at])
+    said = f"{'' if plain else _filler(rng, 90)} {rng.choice(_SAY).format(options[at])}".strip()
+    asked, reply = f"{_lead(rng)}{_listed(shown)}", f"{LETTERS[at]}. {shown[at]}"
+    if rng.random() < 0.5:
+        asked = f"{asked}\n{said}"
+    else:
+        reply = f"{said}\n{reply}"
+    return Exercise("letter", _talk((), asked, reply), LETTERS[at])
 
 
-def only_letter(rng: random.Random) -> Exercise:
-    """The word is in the question, and nothing but its letter is written."""
-    options = rng.sample(_WORDS, 4)
-    at = rng.randrange(4)
-    listed = "\n".join(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=True))
-    asked = f"{listed}\n{rng.choice(_SAY).format(options[at])}"
-    return Exercise("only letter", _talk((), asked, f"{LETTERS[at]}."), LETTERS[at])
+def letters_of(rng: random.Random, plain: bool = False) -> Exercise:
+    """Three times the letter of an option, the option named in the reply each time: three look-ups of one list."""
+    options = rng.sample(_WORDS, 4) if plain else _four(rng)
+    shown = [capital(text) for text in options] if not plain and rng.random() < 0.6 else options
+    lines = []
+    for at in (rng.randrange(4) for _ in range(3)):
+        said = f"{'' if plain else _filler(rng, 10)} {rng.choice(_SAY).format(options[at])}".strip()
+        lines += [said, f"{LETTERS[at]}. {shown[at]}"]
+    return Exercise("letters", _talk((), f"{_lead(rng)}{_listed(shown)}", "\n".join(lines)), LETTERS[at])
 
 
 def option_of(rng: random.Random) -> Exercise:
@@ -613,8 +636,8 @@ def where_from(rng: random.Random) -> Exercise:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 STAGES: dict[str, tuple[tuple[_Make, float], ...]] = {
-    "said letters": ((said_letter, 1),),
-    "letters": ((said_letter, 1), (only_letter, 1)),
+    "words": ((partial(letter_of, plain=True), 1), (partial(letters_of, plain=True), 1)),
+    "letters": ((letter_of, 1), (letters_of, 1)),
     "text": ((letter_of, 6), (option_of, 1.5), (numbers, 0.8)),
     "pointing": ((point, 4), (point_at_all, 2), (what_is_there, 2), (which_box, 1), (close_up, 1)),
     "one picture": (
