@@ -4,18 +4,18 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/00_quickstart.ipynb)
 #
 # After this notebook you can
-# - ask a question about a real 3D scan and about a 2D picture;
-# - follow a reply that writes a box, receives the boxed region's image tokens, and goes on;
+# - ask a model about a picture and about a volume, and read its reply: where it pointed, what it got back, what it said;
+# - say how often it is right, how often it would be without looking, and what it does on a scan unlike any it has seen;
 # - run the same from the command line, and hand a trace to somebody as one HTML page.
 #
 # **Where we stand.** This is the whole pipeline seen from its end; each later notebook opens one of its steps.
 #
-# **Time** half a minute on 2 CPU cores, no GPU needed. **Needs** nothing: the brain MRI comes with a Python package, and a tiny
-# checkpoint is built on first use.
+# **Time** about half a minute on 2 CPU cores, no GPU needed. **Needs** nothing: the model ships in `data/tiny-sft`, the brain
+# MRI comes with a Python package, and the phantoms are made on the spot.
 #
-# The tiny checkpoint has the true architecture (`Qwen2_5_VLForConditionalGeneration`) and **random weights**: it has learnt
-# nothing, so its own words are noise and its answers are worth nothing. To show the mechanism, a *script* makes it write
-# what a trained model would; cropping, encoding and injection are real. *Nothing here is for clinical use.*
+# The model is tiny, but of the true architecture (`Qwen2_5_VLForConditionalGeneration`), and it was fine-tuned on torso
+# **phantoms**: CT-like scans of patients that never lived. It writes everything below by itself, and all patients are new
+# to it. What it has learnt is worth nothing outside this world. *Nothing here is for clinical use.*
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -48,107 +48,116 @@ profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure()
 
 # %% [markdown]
-# ## 1 · A model and a scan
+# ## 1 · A model and two questions
 #
-# `load_model` takes any checkpoint of the Qwen2.5-VL family, a folder or a hub id. Here the profile asks for the tiny one.
+# `load_model` takes any checkpoint of the Qwen2.5-VL family, a folder or a hub id. Here the profile names it.
 
 # %%
 from unireason_lib.grounding import GroundedGenerator, load_profile_model
 
 model, processor = load_profile_model(profile.model, project_root())
 generator = GroundedGenerator(model, processor)
-print(
-    f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, untrained"
-)
+frame = generator.frame
+millions = sum(p.numel() for p in model.parameters()) / 1e6
+print(f"{profile.model.path}: {type(model).__name__}, {millions:.1f} M parameters")
 
 # %% [markdown]
-# The scan is the MNI152 template: a real brain MRI, averaged over 152 people, with the structures of an anatomical atlas.
-# `serialize` lays the volume out as slices, from foot to head. Patient right is on the left of each picture, as in
-# radiology.
+# The questions come from a benchmark of **held-out patients**: training counts phantoms from 0, the test from 1,000,000. We
+# take the first of them who can be asked what we want to show, before any reply is seen. So what follows is not a choice of
+# good replies, and may well contain a wrong one.
 
 # %%
-from unireason_lib.dataset import brain_study
-from unireason_lib.display import show_slices
-from unireason_lib.imaging import serialize
+from unireason_lib.evaluation import open_benchmark
 
-brain = brain_study()
-stack = serialize(brain.scan, size=tuple(profile.serialization.size), window=profile.serialization.window)
-slices = stack.images()
-hippocampus = brain.find("right hippocampus")
-print(
-    f"{brain.scan.shape} voxels of {brain.scan.spacing} mm -> {len(slices)} slices of {slices[0].size} pixels"
-)
-show_slices(slices, [stack.from_voxel(hippocampus.box)], names=[hippocampus.name], orientation=True)
+shape = list(profile.dataset.shape)
+
+
+def first_question(dimension, family, kind):
+    """The first held-out question of its kind."""
+    about = {"dimension": dimension, "families": (family,), "census": 0, "a_patient": 1}
+    asked = open_benchmark(
+        "phantom", split="test", limit=40, frame=frame, seed=SEED, config={"shape": shape}, **about
+    )
+    return next(item for item in asked if item.kind == kind)
+
+
+asked_2d = first_question("2d", "lesion analysis", "texture")
+asked_3d = first_question("3d", "lesion analysis", "host")
+for item in (asked_2d, asked_3d):
+    print(item.patient, item.dimension, item.question, *map(". ".join, item.options.items()), sep="\n  ")
 
 # %% [markdown]
-# ## 2 · A question about the volume
+# ## 2 · A picture: point, look again, answer
 #
-# The model reads the slices and the question. Left alone, the untrained model writes noise:
-
-# %%
-from unireason_lib.grounding import GroundedRequest
-
-options = {"A": "right hippocampus", "B": "left hippocampus", "C": "right putamen", "D": "brain stem"}
-question = "Which structure lies at the medial temporal lobe of the patient's right side?"
-ask_volume = GroundedRequest(question, slices, options, dimension="3d", id="brain-3d")
-noise = generator.generate([ask_volume], max_new_tokens=24)[0]
-print(repr(noise.text), "-> choice:", noise.choice)
-
-# %% [markdown]
-# A trained model points. The script below makes this one write a box around the hippocampus, in the pixels of the frame in
-# which the processor shows the slices. At `<|box_end|>` the generator stops, cuts the rectangle from each slice that the
-# cuboid spans, and puts the crops' tokens into the reply.
-
-# %%
-from unireason_lib.boxes import format_box
-from unireason_lib.grounding import Script
-
-height, width = stack.pixels.shape[1:]
-box = generator.frame.written(stack.from_voxel(hippocampus.box), height, width, depth=len(slices))
-words = (
-    f"<think>The medial temporal lobe on the right lies at {format_box(box)}",
-    " This is the right hippocampus.</think>A. right hippocampus<|im_end|>",
-)
-trace = generator.generate([ask_volume], scripts=[Script(processor.tokenizer, words)])[0]
-print(f"answer: {trace.answer}   crops: {len(trace.crops[0])}   injected tokens: {trace.own_mask.count(0)}")
+# No script, no hint, greedy decoding. The model writes a box into its thought. At `<|box_end|>` the generator stops, cuts the
+# region out of the picture, and puts its image tokens into the reply; the model reads them and goes on.
 
 # %%
 from unireason_lib.display import show_trace
 
-show_trace(trace, slices, frame=generator.frame)
+limits = {name: profile.generation[name] for name in ("max_new_tokens", "max_rounds")}
+pictures = {item.id: item.load() for item in (asked_2d, asked_3d)}
+requests = [item.request(pictures[item.id]) for item in (asked_2d, asked_3d)]
+trace_2d, trace_3d = generator.generate(requests, batch_size=1, **limits)
+show_trace(trace_2d.to_dict() | {"truth": asked_2d.answer}, pictures[asked_2d.id], frame=frame)
 
 # %% [markdown]
-# ## 3 · A question about a picture
+# The phantom was made, so the truth is known exactly: the answer, and the box.
+
+# %%
+from unireason_lib.display import show_box
+
+
+def boxes_beside(item, trace):
+    """True boxes and the first written one, by name."""
+    boxes = {f"truth: {name}": box for name, box in item.truth_boxes}
+    if trace.boxes:
+        boxes["first box of the reply"] = trace.boxes[0]
+    return boxes
+
+
+def verdict(item, trace):
+    """One line: what was answered, and what is true."""
+    truth = f"{item.answer}. {item.options[item.answer]}"
+    return f"{item.patient}: answered {trace.choice or 'nothing'}, truth {truth}"
+
+
+print(verdict(asked_2d, trace_2d))
+show_box(frame.aligned(pictures[asked_2d.id][0]), boxes_beside(asked_2d, trace_2d))
+
+# %% [markdown]
+# Why looking again pays: the model sees tokens, not pixels. In the whole picture one token is a square of many pixels, and a
+# texture of one or two pixels drowns in it. A small crop is enlarged before it becomes tokens, so the same lesion gets more
+# of them.
+
+# %%
+lesion = asked_2d.truth_boxes[0][1]
+height, width = frame.size(*pictures[asked_2d.id][0].size[::-1])
+whole = frame.tokens(height, width)
+in_picture = whole * lesion.area / (height * width)
+in_crop = frame.tokens(lesion.height, lesion.width)
+print(f"whole picture: {width} x {height} pixels in {whole} tokens, {in_picture:.1f} of them for the lesion")
+print(f"its crop:      {lesion.width} x {lesion.height} pixels in {in_crop} tokens")
+
+# %% [markdown]
+# ## 3 · A volume: the same interface
 #
-# The same checkpoint, the same call; a box has four numbers. The picture is a slice of a torso phantom, whose lesion has a
-# texture that is hard to see in the whole picture and easy in the enlarged crop.
+# The same checkpoint, the same call. The volume is read as slices from foot to head, patient right on the left of each
+# picture, as in radiology. A box has six numbers now, and fetches one crop from each slice that it spans.
 
 # %%
-from unireason_lib.dataset import phantom_slice
-from unireason_lib.dataset.view import View
-
-patient = next(p for p in (phantom_slice(seed) for seed in range(SEED, SEED + 100)) if p.lesions)
-view = View(patient, size=None, window=patient.window, frame=generator.frame)
-lesion = patient.lesions[0]
-picture = view.images()
-textures = {"A": "vertically striped", "B": "horizontally striped", "C": "checkered", "D": "mottled"}
-ask_picture = GroundedRequest("What is the texture of the lesion?", picture, textures, id="phantom-2d")
-words = (f"<think>I look at the lesion at {format_box(view.box(lesion))}", " It is", 1, ".</think>")
-trace_2d = generator.generate([ask_picture], scripts=[Script(processor.tokenizer, words)], max_new_tokens=60)[
-    0
-]
-show_trace(trace_2d, picture, frame=generator.frame)
-
-# %% [markdown]
-# The truth is known here, because the phantom was made: the lesion is
+show_trace(trace_3d.to_dict() | {"truth": asked_3d.answer}, pictures[asked_3d.id], frame=frame)
 
 # %%
-print(lesion.attributes["texture"], "- and an untrained model does not see it:", repr(trace_2d.answer[:40]))
+from unireason_lib.display import show_slices
+
+print(verdict(asked_3d, trace_3d))
+show_slices([frame.aligned(image) for image in pictures[asked_3d.id]], boxes_beside(asked_3d, trace_3d))
 
 # %% [markdown]
 # ## 4 · Who wrote what
 #
-# Prompt, the model's own tokens, and the injected ones. Only the own ones will carry a loss in training.
+# Prompt, the model's own tokens, and the injected ones. Only the own ones carry a loss in training.
 
 # %%
 from unireason_lib.display import token_strip
@@ -158,72 +167,181 @@ token_strip(trace_2d, processor.tokenizer)
 # %% [markdown]
 # ## 5 · How good is it?
 #
-# An honest figure belongs beside every demonstration: free-running, without a script, on questions about which it could
-# only guess. The untrained model does not even choose a letter.
+# An honest figure belongs beside every demonstration. The benchmark below asks held-out patients one question each, of all
+# six families, half of them about pictures and half about volumes. Questions that can be guessed without looking are thinned
+# out beforehand (notebook 01), and then we check that: the same questions again with **blanked pictures**.
 
 # %%
-asked = []
-for seed in range(SEED, SEED + profile.notebook.questions):
-    study = phantom_slice(seed)
-    images = View(study, size=None, window=study.window, frame=generator.frame).images()
-    asked.append(GroundedRequest("What is the texture of the lesion?", images, textures, id=study.id))
-replies = generator.generate(asked, max_new_tokens=32)
-chosen = sum(reply.choice is not None for reply in replies)
-publish(
-    "quickstart: replies that choose a letter",
-    f"{chosen} of {len(replies)}",
-    note="random weights, free-running",
+from unireason_lib.evaluation.run import ask_items, shown_pictures
+from unireason_lib.grounding import Settings
+
+count = 8 * profile.notebook.questions
+benchmark = open_benchmark(
+    "phantom", split="test", limit=count, frame=frame, seed=SEED, config={"shape": shape}, a_patient=1
 )
+batch = min(profile.evaluation.batch_size, count // 2)
+lines = {}
+for control in ("none", "blank"):
+    shown = shown_pictures(benchmark, control)
+    lines[control] = list(
+        ask_items(generator, benchmark.items, shown, settings=Settings(**limits), batch_size=batch)
+    )
 
 # %% [markdown]
-# ## 6 · The same from the command line, and as a page
+# Each share has a Wilson interval: what the true share may be, seen from so few questions. Notebook 06 asks many more.
+
+# %%
+from unireason_lib.display import plot_intervals
+from unireason_lib.evaluation import wilson
+
+
+def share(control, dimension=None):
+    """Right answers in percent, with the interval."""
+    right = [line["correct"] for line in lines[control] if dimension in (None, line["dimension"])]
+    low, high = wilson(sum(right), len(right))
+    return 100 * sum(right) / len(right), 100 * low, 100 * high
+
+
+NAMES = {"none": "pictures shown", "blank": "pictures blanked"}
+shares = {words: {d.upper(): share(control, d) for d in ("2d", "3d")} for control, words in NAMES.items()}
+plot_intervals(shares, f"right answers in %, {count // 2} questions a row", reference=("chance", 25))
+
+# %%
+for name, (value, *interval) in {
+    "right answers 2D": share("none", "2d"),
+    "right answers 3D": share("none", "3d"),
+    "right answers, blanked pictures": share("blank"),
+}.items():
+    publish(f"quickstart: {name}", value, "%", interval=interval, note="held-out phantoms, chance is 25 %")
+
+# %% [markdown]
+# ## 6 · A real scan
 #
-# ```bash
-# python -m unireason_lib infer 3d --model-path <folder or hub id> --volume scan.nii.gz --question "..." \
-#     --option-a "..." --option-b "..." --option-c "..." --option-d "..."
-# ```
+# The MNI152 template is a real brain MRI, averaged over 152 people, with the structures of an anatomical atlas. We lay it out
+# as the phantoms were, and ask. The model **has never seen a brain**, nor MRI. It does not say so, because no example that it
+# learnt from ever did: it replies as it comes.
+
+# %%
+from unireason_lib.dataset import brain_study
+from unireason_lib.dataset.view import View
+from unireason_lib.grounding import GroundedRequest
+
+brain = brain_study()
+view = View(brain, size=tuple(shape), frame=frame)
+hippocampus = brain.find("right hippocampus")
+options = {"A": "Left hippocampus", "B": "Right putamen", "C": "Right hippocampus", "D": "Brain stem"}
+question = "Which structure lies at the medial temporal lobe of the patient's right side?"
+ask_brain = GroundedRequest(question, view.images(), options, dimension="3d", id="brain")
+print(f"{brain.scan.shape} voxels of {brain.scan.spacing} mm, shown as {view.depth} slices")
+show_slices([frame.aligned(image) for image in ask_brain.images], {hippocampus.name: view.box(hippocampus)})
+
+# %%
+trace_brain = generator.generate([ask_brain], **limits)[0]
+show_trace(trace_brain.to_dict() | {"truth": "C"}, ask_brain.images, frame=frame)
+
+# %% [markdown]
+# Right or wrong, this is no evidence of anything: one question, about things that the model never met. For real scans take a
+# full-size checkpoint; the code stays the same (profile `gpu`).
 #
-# A trace becomes one self-contained HTML page: pictures, boxes, crops and text, without any network.
+# ## 7 · The same from the command line, and as a page
+#
+# The volume of above, as a NIfTI file like any other scan:
+
+# %%
+import nibabel as nib
+
+from unireason_lib.dataset import PhantomConfig, phantom
+
+out = project_root() / "runs" / "quickstart"
+out.mkdir(parents=True, exist_ok=True)
+looks = PhantomConfig(shape=tuple(shape))
+scan = phantom(int(asked_3d.patient.removeprefix("phantom-")), config=looks).scan
+nib.save(nib.Nifti1Image(scan.array.transpose(2, 1, 0), scan.affine), out / "phantom.nii.gz")
+print(f"{(out / 'phantom.nii.gz').relative_to(project_root())}: {scan.shape} voxels of {scan.spacing} mm")
+
+# %% [markdown]
+# In a terminal one types the line that is printed first. Here the same command runs inside the notebook's process, which
+# saves the seconds that importing PyTorch takes. Size and window are those the model was trained with.
+
+# %%
+import shlex
+from contextlib import chdir
+
+from unireason_lib.cli import app
+
+typed = {
+    "--model-path": profile.model.path,
+    "--device": str(model.device),
+    "--torch-dtype": str(model.dtype).removeprefix("torch."),
+    "--volume": "runs/quickstart/phantom.nii.gz",
+    "--target-size": ",".join(map(str, shape)),
+    "--normalize": "{:g},{:g}".format(*looks.window),
+    "--question": asked_3d.question,
+    **{f"--option-{letter.lower()}": text for letter, text in asked_3d.options.items()},
+    **{f"--{name.replace('_', '-')}": str(value) for name, value in limits.items()},
+    "--output": "runs/quickstart/reply.json",
+}
+words = [f"{name}={value}" for name, value in typed.items()]
+print(" \\\n    ".join(["python -m unireason_lib infer 3d", *map(shlex.quote, words)]), "\n")
+with chdir(project_root()):
+    app(["infer", "3d", *words], standalone_mode=False)
+
+# %% [markdown]
+# Traces become one self-contained HTML page: pictures, boxes, crops and text, without any network.
 
 # %%
 from unireason_lib.display import trace_html
 
-page = project_root() / "runs" / "quickstart" / "traces.html"
-page.parent.mkdir(parents=True, exist_ok=True)
-trace_html([trace, trace_2d], path=page, frame=generator.frame)
+traces, truths = [trace_2d, trace_3d, trace_brain], [asked_2d.answer, asked_3d.answer, "C"]
+page = out / "traces.html"
+trace_html(traces, path=page, frame=frame, truths=truths)
 print(f"{page.relative_to(project_root())}: {page.stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]
-# And as one picture: this is the figure at the head of the README.
+# And the reply about the volume as one picture: this is the figure at the head of the README.
 
 # %%
 from unireason_lib.display import hero_figure
 
-figure = hero_figure(trace, slices, processor.tokenizer, frame=generator.frame)
-figure.savefig(page.with_name("hero.png"), dpi=150)
+figure = hero_figure(trace_3d, pictures[asked_3d.id], processor.tokenizer, frame=frame)
+figure.savefig(out / "hero.png", dpi=150)
 figure
 
 # %% [markdown]
 # ## Check yourself
+#
+# The command line gave the reply that the notebook got: one code path. With the shipped model, most replies have their form,
+# and more are right with pictures than without.
 
 # %%
-assert trace.choice == "A" and trace.stop == "end"
-assert len(trace.crops[0]) == box.depth
-assert trace_2d.own_mask.count(0) > 0
-assert trace.boxes == [box]
+import json
+
+from unireason_lib.evaluation.studies import FIRST_PATIENT
+
+assert json.loads((out / "reply.json").read_text(encoding="utf-8"))["text"] == trace_3d.text
+assert all(sum(trace.own_mask) <= limits["max_new_tokens"] for trace in traces)
+assert all(int(line["patient"].removeprefix("phantom-")) >= FIRST_PATIENT["test"] for line in lines["none"])
+if PROFILE == "laptop":
+    replies = lines["none"]
+    assert sum(line["in_format"] for line in replies) > 0.6 * count
+    assert sum("injected" in line["statuses"] for line in replies) > 0.5 * count
+    assert share("none")[0] > share("blank")[0]
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Make the script point twice: first at the right, then at the left hippocampus. How many tokens are injected?
-# 2. Point at a slice that does not exist. What does `trace.pointings[0].status` say?
+# 1. Ask the question about the texture again, but let boxes fetch nothing (`max_rounds=0`). What does the model do without
+#    its second look? One reply says little: do it for twenty patients.
+# 2. Flip the picture left to right (`ImageOps.mirror`) and ask where a lesion lies. Does the answer follow?
 # 3. Give your own scan to `infer 3d`. Which window suits it?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Put a second `format_box(...)` with `brain.find("left hippocampus")` into the words; `trace.own_mask.count(0)`.
-# 2. `"outside"`: nothing is injected and the reply goes on.
+# 1. `generator.generate(requests, max_rounds=0, max_new_tokens=...)`; `trace.pointings[0].status` is `"rounds used up"`. The
+#    benchmark has this as a control: `evaluate --control no-crop`.
+# 2. Left and right should swap, because the model has only the picture to go by. A model that knows that livers are on the
+#    right may stick to it.
 # 3. `percentile` for MRI; for CT a named window such as `abdomen` or `lung`, or a range in HU like `--normalize=-150,250`.
 #
 # </details>

@@ -12,9 +12,9 @@
 # pointing finger; notebook 04 teaches it to use it.
 #
 # **Time** about one minute on 2 CPU cores, less on a GPU. **Needs** nothing from earlier notebooks: the real brain MRI
-# comes with a Python package, and the tiny checkpoint is built on first use. Its **weights are random**: it has the true
-# architecture and knows nothing. Wherever it has to point, a script makes it write the box, and everything that happens
-# then is real. *Nothing here is for clinical use.*
+# comes with a Python package, and the tiny model ships in `data/tiny-sft`. It has the true architecture and was trained on
+# torso phantoms; a brain it **has never seen**. So that we choose what is pointed at, a script makes it write the boxes, and
+# everything that happens then is real. *Nothing here is for clinical use.*
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -45,9 +45,8 @@ from unireason_lib.tutorial import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 model, processor = load_profile_model(profile.model, project_root())
-print(
-    f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, random weights"
-)
+millions = sum(p.numel() for p in model.parameters()) / 1e6
+print(f"{profile.model.path}: {type(model).__name__}, {millions:.1f} M parameters")
 
 # %%
 from unireason_lib.display import pipeline_figure
@@ -239,8 +238,9 @@ assert wrong > 10 * difference
 # %% [markdown]
 # ## 5 · The same, from the library
 #
-# `GroundedGenerator` does this for whole batches. A `Script` makes the untrained model write our words; where the script has
-# a number, the model is free for that many tokens. The reply must go on with the token that we just computed by hand.
+# `GroundedGenerator` does this for whole batches. A `Script` makes the model write our words; where the script has a number,
+# the model is free to write that many tokens of its own, only no end and no box. The reply must go on with the token that we
+# just computed by hand.
 
 # %%
 from unireason_lib.grounding import Script

@@ -15,3 +15,11 @@ def test_it_is_built_once_and_nobody_is_both_a_slice_and_a_volume(tmp_path):
     patients = {d: {r.patient for r in records if r.dimension == d} for d in ("2d", "3d")}
     assert patients["2d"] and not patients["2d"] & patients["3d"]
     assert FIRST_3D > 6
+
+
+def test_the_smallest_profile_holds_out_slices_and_volumes(tmp_path):
+    profile = load_profile("smoke")
+    frame = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
+    made = profile.sft.patients_2d, profile.sft.patients_3d
+    phantom_set(tmp_path / "set", *made, frame, profile.dataset)
+    assert {r.dimension for r in read_records(tmp_path / "set", "val")} == {"2d", "3d"}

@@ -37,6 +37,9 @@ class ByteTokenizer:
                 text = text[len(SPECIAL[token]) :]
         return ids
 
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return [self.encode(token)[0] for token in tokens]
+
     def decode(self, ids) -> str:
         out = b"".join(SPECIAL[i].encode() if i in SPECIAL else bytes([i - 16]) for i in ids)
         return out.decode("utf-8", errors="replace")

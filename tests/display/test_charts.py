@@ -32,6 +32,13 @@ def test_one_curve_needs_no_legend_and_shows_its_target(clean_layout):
     clean_layout(figure)
 
 
+def test_a_line_to_compare_with_is_drawn_and_named(clean_layout):
+    figure = plot_lines({"2D": [(0, 0.3), (1, 0.9)]}, "step", "right", reference=("chance", 0.25))
+    assert "chance" in [text.get_text() for text in figure.axes[0].texts]
+    assert 0.25 in [line.get_ydata()[0] for line in figure.axes[0].lines]
+    clean_layout(figure)
+
+
 def test_long_curves_do_not_drown_in_markers():
     figure = plot_lines({"a": [(i, i % 7) for i in range(400)]}, "slice", "correlation")
     (line,) = figure.axes[0].lines

@@ -1,5 +1,6 @@
 """Cards of questions and records, on a phantom whose boxes are known."""
 
+import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
@@ -9,7 +10,7 @@ from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.rationales import TemplateWriter
 from unireason_lib.dataset.records import Record
 from unireason_lib.dataset.view import View
-from unireason_lib.display import show_questions, show_record
+from unireason_lib.display import show_questions, show_record, show_replies
 from unireason_lib.display.question_figures import _slices
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
@@ -88,3 +89,50 @@ def test_questions_without_views_are_refused(asked):
         show_questions(questions, [view])
     with pytest.raises(RequestError):
         show_questions([], [])
+
+
+def reply(**more):
+    """A line of an evaluation about one picture of 64 x 64 pixels."""
+    said = {
+        "id": "q",
+        "family": "lesion analysis",
+        "question": "What is it?",
+        "options": {"A": "liver", "B": "spleen"},
+        "truth": "A",
+        "prediction": "B",
+        "boxes": [[4, 6, 20, 30]],
+        "truth_boxes": [["lesion", [10, 6, 26, 30]]],
+        "iou_best": 0.45,
+    }
+    return said | more
+
+
+def test_a_card_of_a_reply_shows_both_boxes_the_right_option_and_the_chosen_one(clean_layout):
+    picture = np.full((64, 64), 90, np.uint8)
+    figure = show_replies([reply(), reply(prediction=None, boxes=[], iou_best=None)], [[picture]] * 2)
+    first, second = (axes for axes in figure.axes if axes.images)
+    assert set(drawn_boxes(first)) == {(10, 6, 16, 24), (4, 6, 16, 24)}
+    assert drawn_boxes(second) == [(10, 6, 16, 24)]
+    words = [text for axes in figure.axes for text in axes.texts]
+    bold = {text.get_text() for text in words if text.get_fontweight() == "bold"}
+    assert "A. liver" in bold and "B. spleen" not in bold
+    said = [text.get_text() for text in words]
+    assert "written, IoU 0.45" in said and said.count("chosen") == 1
+    assert "no option chosen" in said and "no box written" in said and said.count("true: lesion") == 2
+    clean_layout(figure)
+
+
+def test_a_reply_about_a_volume_is_shown_where_its_boxes_lie(clean_layout):
+    line = reply(boxes=[[4, 6, 5, 20, 30, 7]], truth_boxes=[["lesion", [10, 6, 1, 26, 30, 3]]])
+    figure = show_replies([line], [[np.full((64, 64), 20 * z, np.uint8) for z in range(8)]])
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert [drawn_boxes(axes) for axes in pictures] == [[(10, 6, 16, 24)], [(4, 6, 16, 24)]]
+    clean_layout(figure)
+
+
+def test_lines_without_a_reply_or_pictures_are_refused():
+    picture = [np.zeros((64, 64), np.uint8)]
+    failed = {"id": "q", "question": "?", "options": {}, "error": {"type": "ScanError", "message": "broken"}}
+    for lines, pictures in (([], []), ([reply()], []), ([failed], [picture])):
+        with pytest.raises(RequestError, match="show_replies"):
+            show_replies(lines, pictures)

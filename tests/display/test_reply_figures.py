@@ -67,6 +67,22 @@ def test_a_line_of_a_results_file_makes_the_same_figure(volume_trace, slices):
     assert show_trace(line, slices)._repr_png_() == show_trace(volume_trace, slices)._repr_png_()
 
 
+def test_a_line_of_an_evaluation_makes_the_same_figure(volume_trace, slices):
+    said = volume_trace.to_dict()
+    line = {
+        name: said[name]
+        for name in ("id", "dimension", "question", "options", "text", "answer", "stop", "rounds")
+    }
+    line |= {name: said[name] for name in ("prompt_tokens", "own_tokens", "injected_tokens", "seconds")}
+    statuses = [pointing.status for pointing in volume_trace.pointings]
+    line |= {"prediction": "A", "statuses": statuses}
+    assert show_trace(line, slices)._repr_png_() == show_trace(volume_trace, slices)._repr_png_()
+    unknown = words(
+        show_trace(line | {"statuses": ["injected"]}, slices)
+    )  # not one for each box: none is believed
+    assert not any("crops" in word or "outside" in word for word in unknown)
+
+
 def test_a_reply_over_a_picture(picture_trace, slices, clean_layout):
     figure = show_trace(picture_trace, slices[0])
     assert shown_slices(figure) == []

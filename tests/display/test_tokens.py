@@ -1,12 +1,13 @@
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unireason_lib.display import token_strip, token_strip_html
-from unireason_lib.display.tokens import token_chips, token_counts
+from unireason_lib.display import loss_strip, token_strip, token_strip_html
+from unireason_lib.display.tokens import loss_owners, token_chips, token_counts
 
 
 def reply(ids, own, prompt=()):
@@ -92,6 +93,54 @@ def test_bar_is_to_scale(volume_trace, tokenizer):
     for collection, count in zip(bar.collections, token_counts(volume_trace).values(), strict=True):
         widths = [path.vertices[:, 0].max() - path.vertices[:, 0].min() for path in collection.get_paths()]
         assert sum(widths) == pytest.approx(count)
+
+
+def example(prompt, *reply):
+    """An example to learn from: the prompt, then stretches of the reply with whether they are its own."""
+    ids, own = list(prompt), [False] * len(prompt)
+    for stretch, mine in reply:
+        ids, own = ids + stretch, own + [mine] * len(stretch)
+    return SimpleNamespace(ids=np.array(ids, np.int32), own=np.array(own))
+
+
+PICTURE = [3, 4, 4, 4, 5]
+
+
+def test_an_example_has_four_kinds_of_tokens(tokenizer):
+    said, ended, line = tokenizer.encode("ab"), [2], tokenizer.encode("\n")
+    one = example([1, *PICTURE, *said], (said, True), (PICTURE, False), (said + ended, True), (line, False))
+    kinds = [
+        ("prompt", 1),
+        ("picture", 5),
+        ("prompt", 2),
+        ("own", 2),
+        ("injected", 5),
+        ("own", 3),
+        ("prompt", 1),
+    ]
+    assert loss_owners(one, tokenizer) == [kind for kind, count in kinds for _ in range(count)]
+    silent = example([1, *PICTURE])
+    assert loss_owners(silent, tokenizer) == ["prompt", *["picture"] * 5]
+
+
+def test_the_strip_of_an_example_counts_what_carries_loss(tokenizer, clean_layout):
+    words = tokenizer.encode("It is left." * 6)
+    one = example(
+        [1, *PICTURE, *words], (words, True), (PICTURE * 3, False), ([*words, 2], True), ([26], False)
+    )
+    figure = loss_strip(one, tokenizer, title="What carries loss")
+    said = [text.get_text() for text in figure.texts]
+    assert sum(text.endswith(f"(loss): {2 * len(words) + 1}") for text in said) == 1
+    assert sum(text.endswith("pictures (no loss): 5") for text in said) == 1
+    assert sum(text.endswith("put in (no loss): 15") for text in said) == 1
+    bar = next(axes for axes in figure.axes if axes.collections)
+    drawn = sum(
+        path.vertices[:, 0].max() - path.vertices[:, 0].min()
+        for collection in bar.collections
+        for path in collection.get_paths()
+    )
+    assert drawn == pytest.approx(len(one.ids))
+    clean_layout(figure)
 
 
 class Reader(HTMLParser):

@@ -63,6 +63,17 @@ def test_results_are_reported_and_compared_without_a_model(run, tmp_path, line):
                 file.append(line(f"q{k}", f"p{k}", right=bool(right or k % 3)))
     done = run("--out", tmp_path / "a.jsonl", "--compare", tmp_path / "b.jsonl", model=False)
     assert done.exit_code == 0 and "+33.3 points" in done.output and "McNemar" in done.output
+    table = tmp_path / "t.json"
+    both = run(
+        *("--out", tmp_path / "a.jsonl", "--also", tmp_path / "a.jsonl"),
+        *("--compare", tmp_path / "b.jsonl", "--compare", tmp_path / "b.jsonl", "--json", table),
+        model=False,
+    )
+    assert both.exit_code == 0 and "2 runs against 2" in both.output
+    told = json.loads(table.read_text(encoding="utf-8"))["comparison"]["correct"]
+    assert told["seeds"] == [2, 2] and told["difference"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    alone = run("--out", tmp_path / "a.jsonl", "--also", tmp_path / "b.jsonl", model=False)
+    assert alone.exit_code == 2 and "--compare" in alone.output
     lost = run("--out", tmp_path / "c.jsonl", model=False)
     assert lost.exit_code == 2 and "--model" in lost.output
 
@@ -82,6 +93,21 @@ def test_a_table_with_a_lost_scan_ends_with_exit_code_1(run, tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "gone.png")
     again = run("--benchmark", f"pathvqa:{tmp_path / 'q.json'}", "--out", tmp_path / "r.jsonl")
     assert again.exit_code == 0 and len(list(read_results(tmp_path / "r.jsonl"))) == 2
+
+
+def test_the_profile_says_how_many_are_asked_together(run, tmp_path, monkeypatch):
+    from unireason_lib import evaluation
+
+    told, ask = [], evaluation.evaluate
+
+    def noting(*words, **how):
+        told.append((how["batch_size"], how["settings"].max_new_tokens))
+        return ask(*words, **how)
+
+    monkeypatch.setattr(evaluation, "evaluate", noting, raising=False)
+    run(*SMALL, "--limit", 2, "--out", tmp_path / "r.jsonl", "--set", "evaluation.batch_size=7")
+    run(*SMALL, "--limit", 2, "--out", tmp_path / "r.jsonl", "--batch-size", 3)
+    assert [size for size, _ in told] == [7, 3]
 
 
 def test_slices_of_a_model_that_does_not_point_are_no_error(run, tmp_path):

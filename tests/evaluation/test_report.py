@@ -108,6 +108,58 @@ def test_two_runs_are_compared_question_by_question(results, tmp_path, line):
     assert "IoU" not in text  # the other run has no truth boxes
 
 
+@pytest.fixture
+def seeds(tmp_path, line):
+    """Results of two ways of training, three seeds each, on sixty questions: 40 to 50 % and 70 to 80 % right."""
+
+    def runs(name, right):
+        return [
+            Report.from_file(
+                write(
+                    tmp_path / f"{name}{seed}.jsonl",
+                    [line(f"q{k}", f"p{k // 2}", right=(7 * k + seed) % 20 < share) for k in range(60)],
+                ),
+                samples=400,
+            )
+            for seed, share in enumerate(right)
+        ]
+
+    return runs("plain", (8, 9, 10)), runs("boxes", (14, 15, 16))
+
+
+def test_ways_of_training_are_compared_over_seeds_and_questions(seeds):
+    (first, *others), boxes = seeds
+    found = first.compare(boxes, also=others)
+    assert found.seeds == (3, 3) and found.over == "seeds and questions" and found.mcnemar is None
+    assert (found.a, found.b) == (pytest.approx(0.45), pytest.approx(0.75)) and found.difference.low > 0
+    single = first.compare(boxes[0])
+    assert single.over == "questions" and single.mcnemar is not None
+    text = first.comparison(boxes, also=others)
+    assert "boxes0.jsonl + boxes1.jsonl + boxes2.jsonl against plain0.jsonl + plain1" in text
+    assert "+30.0 points" in text and "3 runs against 3" in text and "checkpoints" not in text
+    paired = first.compare(boxes, also=others, paired_seeds=True)
+    assert paired.difference.half_width <= found.difference.half_width
+    with pytest.raises(RequestError, match="as many of each"):
+        first.compare(boxes[:2], also=others, paired_seeds=True)
+
+
+def test_runs_of_other_questions_are_not_compared(seeds, tmp_path, line):
+    (first, *_), _ = seeds
+    turned = [line(f"q{k}", f"p{k // 2}", truth="B") for k in range(60)]
+    with pytest.raises(RequestError, match=r"q0 with the right answers 'B' and 'A'"):
+        first.compare(Report.from_file(write(tmp_path / "o.jsonl", turned)))
+
+
+def test_open_answers_have_their_column(tmp_path, line):
+    said = {"options": {}, "truth": "left lung", "correct": False}
+    lines = [line(f"o{k}", f"p{k}", **said, prediction="left", answer="left") for k in range(3)]
+    report = Report.from_file(write(tmp_path / "open.jsonl", lines), samples=50)
+    titles, (row, *_) = report.table()
+    assert row[titles.index("F1 of words")].startswith("0.67") and "abstained" not in titles
+    closed = Report.from_file(write(tmp_path / "closed.jsonl", [line("c")]), samples=50)
+    assert "F1 of words" not in closed.table()[0]
+
+
 # -- slices and volumes ---------------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,8 @@ def test_mixed_batches_keep_like_with_like():
     assert all(len({i.dimension for i in batch}) == 1 for batch in batches)
     lengths = [len(i.question) for i in order if i.dimension == "2d"]
     assert lengths == sorted(lengths)
+    volumes = [i.id for i in order if i.dimension == "3d"]
+    assert volumes == [i.id for i in items if i.dimension == "3d"]  # those of one scan stay together
 
 
 def test_a_run_is_gone_on_with_and_may_grow(tmp_path, phantoms, generator):

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,6 @@ from unireason_lib.evaluation import most_likely_answers, open_benchmark
 from unireason_lib.imaging import ProcessorFrame
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
-REAL = Path(__file__).parents[2].parent / "shared" / "realdata"
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,47 @@ def test_options_reach_the_phantoms():
     assert {(i.dimension, i.family) for i in plain} == {("2d", "lesion analysis")}
     with pytest.raises(DatasetError, match="PhantomConfig"):
         open_benchmark("phantom", limit=4, frame=FRAME, config={"noize": 3})
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_nobody_who_is_asked_about_was_trained_on(seed):
+    """The data set that models learn from, however large, and the benchmark share no patient."""
+    from unireason_lib.dataset import phantom_set
+    from unireason_lib.evaluation import studies
+
+    largest = phantom_set.FIRST_3D  # so many, or slices would run into volumes
+    trained = [range(0, largest), range(phantom_set.FIRST_3D, phantom_set.FIRST_3D + largest)]
+    for split in ("test", "val"):
+        begin = studies.FIRST_PATIENT[split]
+        asked = range(begin, begin + studies._FIRST_3D + studies._ROOM)
+        others = [b for name, b in studies.FIRST_PATIENT.items() if name != split]
+        assert all(begin >= one.stop for one in trained)
+        assert not any(other in asked for other in others)
+        found = open_benchmark("phantom", split=split, limit=10, frame=FRAME, seed=seed, census=20)
+        assert all(n in asked for n in numbers(found))
+        # a study tells who it is about, and two numbers are two bodies
+        (one,) = open_source("phantom", start=begin, count=1)
+        (other,) = open_source("phantom", start=0, count=1)
+        assert one.patient != other.patient and not np.array_equal(one.labels, other.labels)
+
+
+def test_another_folder_is_another_benchmark(tmp_path):
+    """Else its lines would go into the results of the first one."""
+    labels = np.zeros((24, 24, 12), np.uint8)
+    for k, (x, y) in enumerate(((1, 2), (13, 3), (2, 14), (14, 13)), start=1):
+        labels[x : x + 5 + k, y : y + 6, 2 : 5 + k] = k
+    names = {"1": "liver", "2": "spleen", "3": "left kidney", "4": "right kidney"}
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        for part, array in (("images", labels.astype(np.int16) * 40), ("labels", labels)):
+            (folder / part).mkdir(parents=True)
+            nib.save(nib.Nifti1Image(array, np.diag([2, 2, 3, 1])), folder / part / "anna.nii.gz")
+        (folder / "names.json").write_text(json.dumps({"names": names}), encoding="utf-8")
+    one, other, again = (
+        open_benchmark("folder", tmp_path / name, size=(4, 64, 64), frame=FRAME, title="mine")
+        for name in ("one", "other", "one")
+    )
+    assert [item.question for item in one] == [item.question for item in other]
+    assert one.identity == again.identity != other.identity
 
 
 # -- Parquet --------------------------------------------------------------------------------------------------------
@@ -198,39 +239,3 @@ def test_the_released_form(tmp_path):
         deep.load()
     with pytest.raises(DatasetError):
         flat.load()
-
-
-# -- real scans -----------------------------------------------------------------------------------------------------
-
-
-def test_the_brain_template_is_asked_about():
-    found = open_benchmark("brain", size=(8, 64, 64), frame=FRAME, limit=6)
-    assert found.name == "mni-brain" and len(found) >= 4 and found.items[0].dimension == "3d"
-    assert len(found.items[0].load()) == 8
-
-
-@pytest.fixture
-def abdomen(tmp_path) -> Path:
-    """The real CT as a folder of one's own scans."""
-    if not (REAL / "abdomen_ct.nii.gz").exists():
-        pytest.skip("no real scans beside the project")
-    names = json.loads((REAL / "abdomen_seg_labels.json").read_text(encoding="utf-8"))
-    for part, name in (("images", "abdomen_ct"), ("labels", "abdomen_seg")):
-        (tmp_path / part).mkdir()
-        shutil.copy(REAL / f"{name}.nii.gz", tmp_path / part / "case.nii.gz")
-    (tmp_path / "names.json").write_text(json.dumps({"names": names, "modality": "CT"}), encoding="utf-8")
-    return tmp_path
-
-
-def test_real_scans_are_evaluated_from_end_to_end(abdomen, tmp_path, generator):
-    from unireason_lib.evaluation import Report, evaluate
-    from unireason_lib.grounding import Settings
-
-    for name, path in (("folder", abdomen), ("brain", None)):
-        found = open_benchmark(name, path, size=(8, 64, 64), frame=FRAME, window="percentile")
-        assert len(found) >= 4
-        out = tmp_path / f"{name}.jsonl"
-        evaluate(found, out, generator, settings=Settings(max_new_tokens=4), batch_size=4, quiet=True)
-        report = Report.from_file(out, samples=100)
-        assert not report.failed and report.cells[0].n == len(found)
-        assert any(line["truth_boxes"] for line in report.lines)

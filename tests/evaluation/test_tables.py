@@ -91,6 +91,29 @@ def test_m3d_vqa_open(m3d):
     assert items[2].answer == "Spleen"
 
 
+def test_m3d_vqa_lies_beside_its_volumes(m3d):
+    """As it is handed out: ``data/M3D_VQA/M3D_VQA_test.csv`` and ``data/M3D_Cap_npy``."""
+    inner = m3d.parent / "M3D_VQA"
+    inner.mkdir()
+    m3d.rename(inner / m3d.name)
+    found = by_row(open_benchmark(f"m3d-vqa:{inner}", size=(4, 32, 32)))
+    assert len(found[1].load()) == 4
+
+
+def test_a_scan_is_read_once_for_all_its_questions(m3d, monkeypatch):
+    from unireason_lib.evaluation import tables
+
+    read, seen = tables.read_scene, []
+    monkeypatch.setattr(tables, "read_scene", lambda *words: seen.append(words[0]) or read(*words))
+    items = by_row(open_benchmark("m3d-vqa", m3d, size=(4, 32, 32)))
+    first, second = items[1].load(), items[2].load()
+    assert len(seen) == 1 and first is second
+    for _ in range(2):  # what fails is tried again
+        with pytest.raises(ScanError):
+            items[6].load()
+    assert len(seen) == 3
+
+
 def test_limit_and_identity(m3d):
     short, long = open_benchmark("m3d-vqa", m3d, limit=1), open_benchmark("m3d-vqa", m3d)
     assert len(short) == 1 and short.identity == long.identity
@@ -246,6 +269,11 @@ def test_omnimedvqa(tmp_path):
     assert found.items[0].family == "CT" and found.items[0].kind == "Modality Recognition"
     assert list(found.items[1].options) == ["A", "B", "C"] and found.items[1].load()
     assert "ultrasound" in found.skipped[0].reason and found.skipped[0].name == "A.json, row 2"
+    # as it is handed out: QA_information/Open-access/A.json beside Images/
+    inner = tmp_path / "QA_information" / "Open-access"
+    inner.mkdir(parents=True)
+    (tmp_path / "A.json").rename(inner / "A.json")
+    assert open_benchmark("omnimedvqa", inner / "A.json").items[0].load()[0].size == (40, 32)
 
 
 def test_what_is_no_benchmark_says_so(tmp_path, m3d):

@@ -35,7 +35,8 @@ def test_all_profiles_have_the_settings_of_laptop_with_its_types(name):
 
 def test_gpu_has_the_values_of_the_paper():
     profile = load_profile("gpu")
-    assert profile.model.path == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert profile.model.path == "IQuestLab/UniReason-Med"
+    assert profile.model.base == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert profile.model.dtype == "bfloat16"
     assert profile.serialization.size == (32, 256, 256)
     assert profile.serialization.window == "percentile"

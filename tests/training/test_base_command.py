@@ -10,7 +10,7 @@ from unireason_lib.training.base.pretrain import Plan
 
 
 def test_a_base_is_trained_and_its_skills_lie_beside_it(tmp_path, monkeypatch):
-    small = Plan(stages=((1.0, (("words", 2), ("pointing", 1))),), steps=2)
+    small = Plan(stages=((1.0, (("words", 2), ("pointing", 1), ("shapes", 2))),), steps=2)
     monkeypatch.setattr(pretraining, "Plan", lambda **changes: small)
     out = tmp_path / "base"
     result = CliRunner().invoke(app, ["base", "--out", str(out), "--steps", "2", "--size", "2", "--quiet"])

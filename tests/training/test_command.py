@@ -77,6 +77,7 @@ def test_the_command_fine_tunes_and_goes_on(data, tiny_checkpoint, tmp_path):
     assert read_log(log, "answers")[-1]["step"] == 4
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["form"] == "full"
     load_model(tmp_path / "run" / "model", device="cpu")
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     lines = log.read_text()
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0 and log.read_text() == lines  # finished: nothing is done twice

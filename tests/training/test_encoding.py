@@ -87,14 +87,14 @@ def test_too_long_replies_are_cut_before_a_crop_and_never_in_it(study, tiny_mode
     start, end = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
     prompt = int(np.flatnonzero(whole.own)[0])
     for most in range(prompt + 1, len(whole)):
-        short = shortened(whole, most, start, end)
+        short = shortened(whole, most, end)
         assert len(short) <= most and short.own.any()
         opened, closed = (short.ids == start).sum(), (short.ids == end).sum()
         assert opened == closed == len(short.pictures)
         pictures = sum(p.shape[0] * p.shape[1] // 256 for p in short.pictures)
         assert (short.ids == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == pictures
         Collator(processor)([short])
-    assert shortened(whole, prompt, start, end) is None
+    assert shortened(whole, prompt, end) is None
 
 
 def test_what_does_not_fit_is_listed(study, tiny_model, tmp_path):

@@ -16,7 +16,14 @@ from unireason_lib.training.loss import own_token_loss
 from unireason_lib.training.sft import SFTSettings, add_thought_tokens, fine_tune, freeze
 
 QUICK = SFTSettings(
-    steps=4, learning_rate=1e-3, batch_size=2, accumulation=2, keep_features=True, save_steps=2, log_steps=1
+    steps=4,
+    learning_rate=1e-3,
+    batch_size=2,
+    accumulation=2,
+    keep_features=True,
+    save_steps=2,
+    log_steps=1,
+    bf16=False,
 )
 
 
@@ -171,13 +178,14 @@ def test_thought_tokens_are_added_without_harm(monkeypatch, tmp_path, padding):
     if padding:
         model.resize_token_embeddings(size + padding)
     old = model.get_input_embeddings().weight[:size].detach().clone()
-    assert add_thought_tokens(model, processor) == 2
+    assert add_thought_tokens(model, processor) == [size, size + 1]
     embedding = model.get_input_embeddings().weight
     assert len(embedding) == max(size + 2, size + padding)
     assert torch.equal(embedding[:size], old)
+    torch.testing.assert_close(embedding[size : size + 2], old.mean(0).expand(2, -1))
     assert model.lm_head.weight.data_ptr() == embedding.data_ptr()
     assert processor.tokenizer.encode("<think>") == [size]
-    assert add_thought_tokens(model, processor) == 0
+    assert add_thought_tokens(model, processor) == []
 
 
 def test_features_cannot_be_kept_of_a_tower_that_learns():

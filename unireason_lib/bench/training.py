@@ -87,6 +87,7 @@ def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
             keep_features=True,
             save_steps=10**6,
             learning_rate=1e-3,
+            bf16=False,  # as the bare loop
         )
         fine_tune(model(), processor, records, pictures, out, settings)
         return read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]

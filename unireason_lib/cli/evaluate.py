@@ -10,10 +10,13 @@ import typer
 
 from unireason_lib.cli.options import named_value, size_of, window_of
 from unireason_lib.errors import DatasetError, RequestError, explain
+from unireason_lib.profiles import load_profile
 
 if TYPE_CHECKING:
     from unireason_lib.evaluation import Benchmark
+    from unireason_lib.grounding import Settings
     from unireason_lib.inference import Checkpoint
+    from unireason_lib.profiles import Profile
 
 
 def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
@@ -74,11 +77,19 @@ def evaluate(
             "--profile", panel="Replies", help="smoke, laptop or gpu: token budgets, rounds, batch size."
         ),
     ] = "laptop",
-    override: Annotated[
-        str, _option("--set", panel="Replies", help="Settings of the profile: generation.max_rounds=3, ...")
-    ] = "",
+    change: Annotated[
+        list[str] | None,
+        _option(
+            "--set",
+            panel="Replies",
+            help="Change a setting of the profile: generation.max_rounds=3; repeatable.",
+        ),
+    ] = None,
     batch_size: Annotated[
-        int | None, _option("--batch-size", panel="Replies", help="Questions generated together.")
+        int | None,
+        _option(
+            "--batch-size", panel="Replies", help="Questions generated together; default: the profile's."
+        ),
     ] = None,
     blank: Annotated[
         bool, _option("--blank", panel="Controls", help="Blank all pictures: short for --control blank.")
@@ -109,8 +120,27 @@ def evaluate(
         ),
     ] = False,
     other: Annotated[
-        Path | None, _option("--compare", panel="Output", help="Results of another run: paired differences.")
+        list[Path] | None,
+        _option(
+            "--compare",
+            panel="Output",
+            help="Results of another run: paired differences. Repeatable: one a seed of another way of training.",
+        ),
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        _option(
+            "--also",
+            panel="Output",
+            help="With --compare: results beside --out, of the same training with other seeds; repeatable.",
+        ),
+    ] = None,
+    paired_seeds: Annotated[
+        bool,
+        _option(
+            "--paired-seeds", panel="Output", help="The k-th results of both sides come from the same seed."
+        ),
+    ] = False,
     table: Annotated[
         Path | None, _option("--json", panel="Output", help="Also write the table as JSON.")
     ] = None,
@@ -125,7 +155,14 @@ def evaluate(
         raise RequestError(
             explain("--blank", expected="no other --control", found=control, do="leave one out")
         )
+    if (also or paired_seeds) and not other:
+        raise RequestError(
+            explain(
+                "--also, --paired-seeds", expected="--compare", found="none", do="name what to compare with"
+            )
+        )
     control = "blank" if blank else control
+    settings = load_profile(profile, "\n".join(change or ()))
     if model is not None:
         _run(
             _checkpoint(model, adapter, device, dtype),
@@ -138,8 +175,8 @@ def evaluate(
                 **dict(named_value(text, "--option") for text in option or ()),
             },
             out,
-            _generation(profile, override),
-            batch_size,
+            settings,
+            settings.evaluation.batch_size if batch_size is None else batch_size,
             control,
             with_blank and control != "blank",
             slices,
@@ -154,15 +191,16 @@ def evaluate(
                 do=f"name one, or give results as --out, not {out}",
             )
         )
-    _print(out, other, table)
+    samples = settings.evaluation.samples
+    _print(out, other or [], also or [], paired_seeds, table, samples)
 
 
 def _run(
     checkpoint: Checkpoint,
     asked: dict[str, Any],
     out: Path,
-    generation: tuple[Any, int],
-    batch_size: int | None,
+    profile: Profile,
+    batch_size: int,
     control: str,
     with_blank: bool,
     slices: bool,
@@ -174,10 +212,9 @@ def _run(
     from unireason_lib.evaluation.consistency import slices_file
     from unireason_lib.evaluation.report import blank_file
 
-    settings, usual = generation
     questions = open_benchmark(**asked, frame=checkpoint.frame())
     _tell_skipped(questions)
-    how = {"settings": settings, "batch_size": batch_size or usual, "quiet": quiet}
+    how = {"settings": _generation(profile), "batch_size": batch_size, "quiet": quiet}
     try:
         ask(questions, out, checkpoint, control=control, **how)
         if with_blank:
@@ -201,21 +238,29 @@ def _slices(questions: Benchmark, out: Path) -> Benchmark | None:
         return None
 
 
-def _print(out: Path, other: Path | None, table: Path | None) -> None:
+def _print(
+    out: Path, other: list[Path], also: list[Path], paired_seeds: bool, table: Path | None, samples: int
+) -> None:
     """The report of what there is now; exit code 1 when questions failed."""
     from unireason_lib.evaluation import Report, read_consistency
     from unireason_lib.evaluation.consistency import slices_file
     from unireason_lib.inference.reply import printable
 
-    report = Report.from_file(out)
+    report = Report.from_file(out, samples=samples)
     typer.echo(printable(report.text()))
     told = report.to_dict()
     if slices_file(out).is_file():
-        agreement = read_consistency(out)
+        agreement = read_consistency(out, samples)
         typer.echo(f"slice-volume consistency: {agreement.text()}")
         told["consistency"] = agreement.to_dict()
-    if other is not None:
-        typer.echo("\n" + printable(report.comparison(Report.from_file(other))))
+    if other:
+        theirs, ours = (
+            [Report.from_file(path, samples=samples) for path in paths] for paths in (other, also)
+        )
+        how = {"also": ours, "paired_seeds": paired_seeds}
+        typer.echo("\n" + printable(report.comparison(theirs, **how)))
+        compared = report.comparisons(theirs, **how)
+        told["comparison"] = {value: found.to_dict() for value, found in compared.items()}
     if table is not None:
         from unireason_lib.inference.results import write_whole
 
@@ -234,14 +279,12 @@ def _checkpoint(model: str, adapter: str | None, device: str | None, dtype: str)
     return ModelOptions(model_path=model, adapter=adapter, device=device, torch_dtype=dtype).checkpoint()
 
 
-def _generation(profile: str, override: str) -> tuple[Any, int]:
-    """How replies are generated by a profile, and its batch size."""
+def _generation(profile: Profile) -> Settings:
+    """How replies are generated by a profile."""
     from unireason_lib.grounding import Settings
-    from unireason_lib.profiles import load_profile
 
-    chosen = load_profile(profile, override).generation
     names = ("max_new_tokens", "max_rounds", "temperature", "top_p")
-    return Settings(**{name: chosen[name] for name in names}), chosen.batch_size
+    return Settings(**{name: profile.generation[name] for name in names})
 
 
 def _tell_skipped(questions: Benchmark) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,23 +31,28 @@ def sft(
     """Fine-tune a model on grounded records: loss on its own words only, vision tower frozen.
 
     A run that was stopped or killed goes on from its last checkpoint. Losses and free-running answers are in
-    log.jsonl, the finished model in model/.
+    log.jsonl and, in the end, drawn in curves.png; the finished model is in model/.
     """
     from unireason_lib.profiles import load_profile
 
     settings = load_profile(profile, "\n".join(change or ()))
 
+    import torch
+
+    from unireason_lib.display import show_learning
     from unireason_lib.grounding import Settings, load_model
     from unireason_lib.training.data import pictures_from, training_records
-    from unireason_lib.training.probes import answer_probe
+    from unireason_lib.training.probes import answer_probe, probe_records
     from unireason_lib.training.sft import SFTSettings, fine_tune
 
     section = settings.sft
     counts = {"2d": section.counts_2d, "3d": section.counts_3d}
     records = training_records(data, counts, seed=seed)
-    held_out = training_records(data, split="val", seed=seed)[: section.probe_size]
+    held_out = probe_records(training_records(data, split="val", seed=seed), section.probe_size)
     pictures = pictures_from(data)
     device = None if settings.model.device == "auto" else settings.model.device
+    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
     loaded, processor = load_model(model, dtype=settings.model.dtype, device=device)
     probe = answer_probe(
         held_out,
@@ -68,4 +74,6 @@ def sft(
         probes=[probe] if held_out else [],
         progress=not quiet,
     )
-    typer.echo(f"{made}: the fine-tuned model; {out / 'log.jsonl'}: how it went")
+    if int(os.environ.get("RANK", 0)) == 0:
+        show_learning(out / "log.jsonl").savefig(out / "curves.png", dpi=150)
+        typer.echo(f"{made}: the fine-tuned model; {out / 'log.jsonl'} and curves.png: how it went")

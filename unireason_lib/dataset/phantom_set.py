@@ -11,6 +11,10 @@ from unireason_lib.imaging import ProcessorFrame
 FIRST_3D = 500_000
 """First patient who is shown as a volume: nobody is both a slice and a volume."""
 
+HELD_OUT = 6
+"""Patients of either kind whom a small set holds out for validation, about, and as many for a test; a large set holds
+out 2 % each."""
+
 
 def phantom_set(
     folder: str | Path,
@@ -42,6 +46,8 @@ def phantom_set(
         SourceSpec("phantom", None, {"dimension": "2d", "count": patients_2d}),
         SourceSpec("phantom", None, {"dimension": "3d", "start": FIRST_3D, "count": patients_3d}),
     )
+    fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
+    share = max(0.02, min(1 / 3, HELD_OUT / fewest))
     config = BuildConfig(
         sources=phantoms,
         size=tuple(settings.shape),
@@ -50,6 +56,6 @@ def phantom_set(
         census=settings.census,
         seed=seed,
         pictures="all",
-        fractions={"train": 0.96, "val": 0.02, "test": 0.02},
+        fractions={"train": 1 - 2 * share, "val": share, "test": share},
     )
     return build(config, folder, workers=workers, progress=progress)

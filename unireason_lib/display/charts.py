@@ -36,6 +36,7 @@ def plot_lines(
     band: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     *,
     target: float | None = None,
+    reference: tuple[str, float] | None = None,
     log: bool = False,
     title: str | None = None,
 ) -> Sheet:
@@ -46,6 +47,7 @@ def plot_lines(
         xlabel, ylabel: Quantity and unit.
         band: Name -> ``(low, high)`` at each of its points.
         target: A horizontal line to reach.
+        reference: Name and place of a horizontal line to compare with, what chance would reach for instance.
         log: Logarithmic y axis; otherwise it starts at 0 unless there are negative values.
         title: A heading.
 
@@ -67,11 +69,12 @@ def plot_lines(
         if name in band:
             low, high = zip(*band[name], strict=True)
             axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-    if target is not None:
-        axes.axhline(target, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
+    levels = [] if target is None else [(f"target {target:g}", target)]
+    for name, level in [*levels, *([reference] if reference else [])]:
+        axes.axhline(level, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
         axes.annotate(
-            f"target {target:g}",
-            (1, target),
+            printable(name),
+            (1, level),
             xycoords=("axes fraction", "data"),
             xytext=(-4, 3),
             textcoords="offset points",
@@ -94,6 +97,69 @@ def plot_lines(
         axes.margins(y=0.08)
     axes.grid(axis="y", color="#e4e8ec", linewidth=0.8)
     _label(axes, xlabel, ylabel)
+    return sheet
+
+
+def plot_stages(
+    panels: Mapping[str, Mapping[str, Points]],
+    stages: Sequence[tuple[str, float, float]],
+    xlabel: str,
+    *,
+    bands: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    levels: Mapping[str, Sequence[float]] | None = None,
+) -> Sheet:
+    """Curves over a training that has stages, one chart a quantity, all over the same x.
+
+    Args:
+        panels: Quantity and unit -> name of a series -> points ``(x, y)`` in order of x. A series keeps its colour in
+            all charts.
+        stages: ``(name, from, to)`` in order of x; they are shaded in turns, numbered, and named above.
+        xlabel: Quantity and unit of x.
+        bands: Name of a series -> ``(low, high)`` at each of its points, in every chart that has the series.
+        levels: Quantity -> horizontal lines to compare with.
+
+    Raises:
+        RequestError: Nothing to plot, or a band of another length than its series.
+    """
+    bands, levels = bands or {}, levels or {}
+    for series in panels.values():
+        _check_series(series, {name: band for name, band in bands.items() if name in series})
+    _check_series({name: points for series in panels.values() for name, points in series.items()}, {})
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    legend = names if len(names) > 1 else []
+    rows = _in_rows([f"{k}  {name}" for k, (name, _, _) in enumerate(stages, start=1)], WIDTH - 0.95)
+    height, head = 1.75, 0.12 + 0.22 * len(rows) + (0.3 if legend else 0) + 0.22
+    sheet = Sheet(WIDTH, head + (height + 0.18) * len(panels) + 0.4)
+    for k, row in enumerate(rows):
+        sheet.write(0.75, 0.1 + 0.22 * k, row, 9, color=MUTED)
+    _draw_names(sheet, 0.75, 0.12 + 0.22 * len(rows), legend)
+    every = [x for series in panels.values() for points in series.values() for x, _ in points]
+    low, high = min(every), max(every)
+    room = 0.01 * (high - low) or 1.0
+    for at, (quantity, series) in enumerate(panels.items()):
+        axes = sheet.place(0.75, head + at * (height + 0.18), WIDTH - 0.95, height, bare=False)
+        for k, (_, start, end) in enumerate(stages):
+            axes.axvspan(start, end, color="#eef1f4" if k % 2 == 0 else "white", linewidth=0, zorder=0)
+            middle = (max(start, low) + min(end, high)) / 2
+            if at == 0 and start < high and end > low:
+                place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+                look = {"ha": "center", "fontsize": 8.5, "color": MUTED, "annotation_clip": False}
+                axes.annotate(str(k + 1), (middle, 1), xytext=(0, 3), **place, **look)
+        for level in levels.get(quantity, ()):
+            axes.axhline(level, color=INK, linestyle=(0, (4, 3)), linewidth=0.9)
+        for name, points in series.items():
+            i = names.index(name)
+            color, (x, y) = LINE_COLORS[i % len(LINE_COLORS)], zip(*points, strict=True)
+            marks = {"marker": MARKERS[i % len(MARKERS)], "markevery": max(1, len(x) // 20), "markersize": 4}
+            axes.plot(x, y, color=color, linewidth=1.6, label=name, **marks)
+            if name in bands:
+                axes.fill_between(x, *zip(*bands[name], strict=True), color=color, alpha=0.16, linewidth=0)
+        axes.set_xlim(low - room, high + room)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e4e8ec", linewidth=0.8)
+        _label(axes, xlabel if at + 1 == len(panels) else "", quantity)
+        if at + 1 < len(panels):
+            axes.set_xticklabels([])
     return sheet
 
 
@@ -129,7 +195,12 @@ def plot_bars(
     sheet = Sheet(WIDTH, head + row * len(values) + foot)
     if title:
         sheet.write(0.12, 0.1, title, 11, fontweight="bold")
-    axes = sheet.place(left, head, WIDTH - left - 1.7, row * len(values), bare=False)
+    beside = {
+        name: _bar_words(value, targets.get(name), intervals.get(name), unit)
+        for name, value in values.items()
+    }
+    right = max(1.7, *(text_width(words, 9) + 0.25 for words in beside.values()))
+    axes = sheet.place(left, head, WIDTH - left - right, row * len(values), bare=False)
     for k, (name, value) in enumerate(values.items()):
         target = targets.get(name)
         missed = target is not None and value < target
@@ -140,13 +211,7 @@ def plot_bars(
             axes.plot([low, high], [k, k], color=INK, linewidth=1.6, marker="|", markersize=7)
         if target is not None:
             axes.plot([target, target], [k - 0.42, k + 0.42], color=INK, linewidth=2.2, solid_capstyle="butt")
-        words = f"{value:.3g}{unit}"
-        if name in intervals:
-            words += f"  ({low:.3g} to {high:.3g})"
-        if target is not None:
-            words += f"  ({'below' if missed else 'target'} {target:g}{unit})"
-        end = max(value, high, target or 0, 0)
-        _write_beside(axes, words, end, k, 9)
+        _write_beside(axes, beside[name], max(value, high, target or 0, 0), k, 9)
     axes.set_yticks(range(len(values)), names)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(axis="x", color="#e4e8ec", linewidth=0.8)
@@ -154,6 +219,15 @@ def plot_bars(
     axes.margins(x=0.02)
     _label(axes, xlabel, "")
     return sheet
+
+
+def _bar_words(value: float, target: float | None, interval: tuple[float, float] | None, unit: str) -> str:
+    words = f"{value:.3g}{unit}"
+    if interval is not None:
+        words += f"  ({interval[0]:.3g} to {interval[1]:.3g})"
+    if target is not None:
+        words += f"  ({'below' if value < target else 'target'} {target:g}{unit})"
+    return words
 
 
 def plot_intervals(
@@ -355,6 +429,18 @@ def _chart(width: float, height: float, title: str | None, legend: Sequence[str]
         top += 0.32
     _draw_names(sheet, 0.75, top, legend)
     return sheet, axes
+
+
+def _in_rows(words: Sequence[str], width: float) -> list[str]:
+    """The words in as few lines as have room for them."""
+    rows: list[str] = []
+    for word in words:
+        longer = f"{rows[-1]}      {word}" if rows else word
+        if rows and text_width(longer) <= width:
+            rows[-1] = longer
+        else:
+            rows.append(word)
+    return rows
 
 
 def _write_beside(axes: Axes, words: str, x: float, y: float, size: float, **how: Any) -> None:

@@ -44,6 +44,14 @@ OWNERS = {
 }
 """Who wrote a token: the prompt is given, the model writes its own, and a box fetches injected ones."""
 
+LOSS_OWNERS = {
+    "prompt": Owner("question (no loss)", OWNERS["prompt"].fill, OWNERS["prompt"].edge),
+    "picture": Owner("its pictures (no loss)", "#d3ebe3", "#00805d"),
+    "own": Owner("own words of the reply (loss)", OWNERS["own"].fill, OWNERS["own"].edge),
+    "injected": Owner("regions put in (no loss)", OWNERS["injected"].fill, OWNERS["injected"].edge),
+}
+"""The same of an example to learn from: what carries loss, and what does not."""
+
 
 def box_color(index: int) -> str:
     """The colour of the box with this index (0 for the first)."""

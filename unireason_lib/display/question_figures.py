@@ -1,19 +1,20 @@
-"""Questions beside their pictures, with what the answer rests on."""
+"""Questions beside their pictures, with what the answer rests on, and with what a model made of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from unireason_lib.boxes import Box, format_box
+from unireason_lib.boxes import Box, Box2D, Box3D, format_box
 from unireason_lib.display.colors import ACTIVE, INK, MUTED, box_color, tint
 from unireason_lib.display.figures import (
     GAP,
     MARGIN,
+    draw_box,
     draw_boxes,
     draw_picture,
     lies_on,
@@ -21,13 +22,16 @@ from unireason_lib.display.figures import (
     write_corner,
 )
 from unireason_lib.display.replay import INJECTED
-from unireason_lib.display.reply_figures import chosen_slices, show_trace
+from unireason_lib.display.reply_figures import MAX_BOXES, chosen_slices, show_trace
 from unireason_lib.display.sheet import WIDTH, Run, Sheet, Span, columns_in, draw_runs, flow, height_inches
 from unireason_lib.errors import RequestError, explain
 
 SIZE, LINE = 9, 1.4
 PICTURE = 1.75
 """Inches of a card that pictures take."""
+
+TRUE, WRITTEN = 2, 8
+"""Looks (see :func:`unireason_lib.display.colors.box_color`) of true boxes, and of those that a model wrote."""
 
 
 def show_questions(questions: Sequence[Any], views: Sequence[Any], *, columns: int = 2) -> Sheet:
@@ -53,8 +57,45 @@ def show_questions(questions: Sequence[Any], views: Sequence[Any], *, columns: i
                 do="give both",
             )
         )
-    width = (WIDTH - 2 * MARGIN + 0.3) / columns - 0.3
-    cards = [_card(q, v, width - PICTURE - 0.12) for q, v in zip(questions, views, strict=True)]
+    room = _card_width(columns) - PICTURE - 0.12
+    return _sheet([_card(q, v, room) for q, v in zip(questions, views, strict=True)], columns)
+
+
+def show_replies(
+    lines: Sequence[Mapping[str, Any]], pictures: Sequence[Sequence[Any]], *, columns: int = 2
+) -> Sheet:
+    """Replies of an evaluation as cards: the true boxes (green) and the written ones (orange, dashed), and the answer.
+
+    Of a volume, one slice is shown where true and written boxes lie, else up to four that they span.
+
+    Args:
+        lines: As :func:`unireason_lib.evaluation.run.line_of` makes them.
+        pictures: For each line the pictures of its question, as the processor shows them to the model.
+        columns: Cards a row.
+
+    Raises:
+        RequestError: No lines, another number of pictures, or a line without a reply.
+    """
+    wrong = [str(line.get("id")) for line in lines if not {"prediction", "boxes"} <= set(line)]
+    if not lines or len(lines) != len(pictures) or columns < 1 or wrong:
+        raise RequestError(
+            explain(
+                "show_replies",
+                expected="at least one line of an evaluation with a reply, and the pictures of each",
+                found=f"{len(lines)} lines, {len(pictures)} times pictures, {columns} columns, no reply in {wrong[:3]}",
+                do="choose among the lines without error",
+            )
+        )
+    room = _card_width(columns) - PICTURE - 0.12
+    return _sheet([_reply_card(a, b, room) for a, b in zip(lines, pictures, strict=True)], columns)
+
+
+def _card_width(columns: int) -> float:
+    return (WIDTH - 2 * MARGIN + 0.3) / columns - 0.3
+
+
+def _sheet(cards: Sequence[_Card], columns: int) -> Sheet:
+    width = _card_width(columns)
     rows = [cards[k : k + columns] for k in range(0, len(cards), columns)]
     heights = [max(card.height for card in row) + 0.2 for row in rows]
     sheet = Sheet(WIDTH, MARGIN + sum(heights))
@@ -68,22 +109,67 @@ def show_questions(questions: Sequence[Any], views: Sequence[Any], *, columns: i
 
 @dataclass(frozen=True)
 class _Card:
+    """Pictures, the indices of those to show, looks and boxes, whether to number them, words, and the height."""
+
     pictures: Sequence[np.ndarray]
     shown: Sequence[int]
-    boxes: Sequence[Box]
+    boxes: Sequence[tuple[int, Box]]
+    numbers: bool
     words: list[Run]
     height: float
+
+
+def _make_card(
+    pictures: Sequence[np.ndarray], boxes: Sequence[tuple[int, Box]], numbers: bool, words: list[Run]
+) -> _Card:
+    shown = _slices([box for _, box in boxes], len(pictures))
+    tile, across = _tile(len(shown))
+    ratio = pictures[0].shape[0] / pictures[0].shape[1]
+    tall = math.ceil(len(shown) / across) * (tile * ratio + GAP) - GAP
+    return _Card(pictures, shown, boxes, numbers, words, max(tall, height_inches(words, SIZE, LINE)))
 
 
 def _card(question: Any, view: Any, room: float) -> _Card:
     boxes = [view.box(structure) for structure in question.evidence]
     pictures = pictures_of([view.frame.aligned(picture) for picture in view.images()])
-    shown = _slices(boxes, len(pictures))
     words = flow(_spans(question, room), columns_in(room, SIZE))
-    tile, across = _tile(len(shown))
-    ratio = pictures[0].shape[0] / pictures[0].shape[1]
-    tall = math.ceil(len(shown) / across) * (tile * ratio + GAP) - GAP
-    return _Card(pictures, shown, boxes, words, max(tall, height_inches(words, SIZE, LINE)))
+    return _make_card(pictures, list(enumerate(boxes)), len(boxes) > 1, words)
+
+
+def _reply_card(line: Mapping[str, Any], pictures: Sequence[Any], room: float) -> _Card:
+    true = [(TRUE, _box(box)) for _, box in line.get("truth_boxes", ())]
+    written = [(WRITTEN, _box(box)) for box in line["boxes"][:MAX_BOXES]]
+    words = flow(_reply_spans(line), columns_in(room, SIZE))
+    return _make_card(pictures_of(pictures), true + written, False, words)
+
+
+def _box(values: Sequence[float]) -> Box:
+    return (Box2D if len(values) == 4 else Box3D)(*values)
+
+
+def _reply_spans(line: Mapping[str, Any]) -> list[Span]:
+    """Family, question, the right option in bold and the chosen one marked, and how well the boxes fit."""
+    said, true = line["prediction"], line.get("truth")
+    spans = [Span(str(line.get("family", "")), color=ACTIVE, bold=True), Span(f"\n{line['question']}")]
+    for letter, option in line["options"].items():
+        right = letter == true
+        spans.append(Span(f"\n{letter}. {option}", color=INK if right else MUTED, bold=right))
+        spans += [Span(" "), _chip("chosen", TRUE if right else WRITTEN)] if letter == said else []
+    if not line["options"]:
+        spans += [Span(f"\n{true}", bold=True), Span(f"\nsaid: {said}", color=MUTED)]
+    elif said is None:
+        spans.append(Span("\nno option chosen", color=MUTED))
+    boxes = len(line["boxes"])
+    which = "best IoU" if boxes > 1 else "IoU"
+    fit = "" if line.get("iou_best") is None else f", {which} {line['iou_best']:.2f}"
+    for name in dict.fromkeys(name for name, _ in line.get("truth_boxes", ())):
+        spans += [Span("\n"), _chip(f"true: {name}", TRUE)]
+    spans += [Span("\n"), _chip(f"written{fit}", WRITTEN) if boxes else Span("no box written", color=MUTED)]
+    return spans
+
+
+def _chip(words: str, look: int) -> Span:
+    return Span(words, fill=tint(box_color(look), 0.45), edge=box_color(look), whole=True)
 
 
 def _tile(count: int) -> tuple[float, int]:
@@ -125,11 +211,14 @@ def _draw_card(sheet: Sheet, left: float, top: float, width: float, card: _Card)
         picture = card.pictures[index]
         x, y = left + k % across * (tile + GAP), top + k // across * (height + GAP)
         axes = draw_picture(sheet, x, y, tile, height, picture)
-        here = {i: box for i, box in enumerate(card.boxes) if lies_on(box, index)}
+        here = [(look, box) for look, box in card.boxes if lies_on(box, index)]
         several = len(card.pictures) > 1
-        label = (0.62 if tile > 1.2 else 0.5, 0.2) if several else (0, 0)
-        scale = tile / picture.shape[1]
-        draw_boxes(axes, here, picture.shape, scale, numbers=len(card.boxes) > 1, label=label)
+        if card.numbers:
+            label = (0.62 if tile > 1.2 else 0.5, 0.2) if several else (0, 0)
+            draw_boxes(axes, dict(here), picture.shape, tile / picture.shape[1], label=label)
+        else:
+            for look, box in here:
+                draw_box(axes, box, look, 2.0)
         if several:
             write_corner(axes, f"slice {index}", 8 if tile > 1.2 else 7)
     room = width - PICTURE - 0.12

@@ -1,8 +1,8 @@
 """What figures and pages need of a reply, whether it comes as a trace or as a line of a results file.
 
-A results file keeps no pictures. Crops are then cut again from the pictures that are given, by the rule by
-which they were cut in the first place. Everything in a results file is untrusted: fields may be missing or
-nonsense, and never raise here.
+A results file, of ``infer`` or of an evaluation, keeps no pictures. Crops are then cut again from the pictures that
+are given, by the rule by which they were cut in the first place. Everything in a results file is untrusted: fields may
+be missing or nonsense, and never raise here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from unireason_lib.errors import RequestError, explain
 from unireason_lib.imaging.crops import crop_region
 
 INJECTED = "injected"
+MALFORMED = "malformed"
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,9 @@ def _from_mapping(record: Mapping[str, Any], truth: str | None) -> Reply:
         found = [(_words(p.get("text")), _box(p), _words(p.get("status")), (), _sizes(p)) for p in pointings]
     else:
         scan = scan_boxes(text)
-        found = [(text[a:b], box, "", ()) for box, (a, b) in zip(scan.boxes, scan.spans, strict=True)]
+        fates = _fates(record.get("statuses"), len(scan.boxes))
+        places = zip(scan.boxes, scan.spans, fates, strict=True)
+        found = [(text[a:b], box, fate, ()) for box, (a, b), fate in places]
     three = any(isinstance(box, Box3D) for _, box, *_ in found)
     counts = {name: _number(record.get(f"{name}_tokens")) for name in ("prompt", "own", "injected")}
     rounds = _number(record.get("rounds"))
@@ -224,7 +227,7 @@ def _from_mapping(record: Mapping[str, Any], truth: str | None) -> Reply:
         options={str(k): _words(v) for k, v in options.items()} if isinstance(options, Mapping) else {},
         text=text,
         answer=_words(record.get("answer")),
-        choice=_words(record.get("choice")) or None,
+        choice=_words(record.get("choice") or (record.get("prediction") if options else None)) or None,
         truth=_words(truth) or None,
         marks=_marks(text, found),
         stop=_words(record.get("stop")),
@@ -233,6 +236,13 @@ def _from_mapping(record: Mapping[str, Any], truth: str | None) -> Reply:
         seconds=_number(record.get("seconds")),
         counts={name: int(count) for name, count in counts.items() if count is not None},
     )
+
+
+def _fates(statuses: Any, boxes: int) -> list[str]:
+    """What became of each well-formed box, from a line of an evaluation, which also counts the malformed ones."""
+    said = statuses if isinstance(statuses, list) else []
+    fates = [_words(status) for status in said if status != MALFORMED]
+    return fates if len(fates) == boxes else [""] * boxes
 
 
 def _box(pointing: Mapping[str, Any]) -> Box | None:

@@ -2,17 +2,18 @@
 
 That is the whole difference between a grounded reply and an ordinary one, and what training must respect:
 only the model's own tokens carry a loss. The strip shows all tokens in their order, one chip a token; the
-tokens of a picture, which have no letters, are counted in one chip.
+tokens of a picture, which have no letters, are counted in one chip. :func:`token_strip` draws a reply, and
+:func:`loss_strip` the same of an example to learn from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.display.colors import INK, MUTED, OWNERS
+from unireason_lib.display.colors import INK, LOSS_OWNERS, MUTED, OWNERS, Owner
 
 if TYPE_CHECKING:
     from unireason_lib.display.sheet import Sheet
@@ -26,7 +27,7 @@ class Chip:
 
     Attributes:
         text: What the chip says.
-        owner: ``"prompt"``, ``"own"`` or ``"injected"``.
+        owner: ``"prompt"``, ``"own"`` or ``"injected"``; of an example also ``"picture"``.
         tokens: How many tokens it stands for.
         left_out: Whether the text stands for tokens that are not shown.
         picture: Whether they are the tokens of pictures.
@@ -49,10 +50,8 @@ def token_chips(trace: Any, tokenizer: Any, max_prompt: int = 48, max_reply: int
         max_prompt: Chips shown of the prompt; the middle of a longer one is left out and counted.
         max_reply: The same for the reply.
     """
-    reply_owners = ["own" if own else "injected" for own in trace.own_mask]
-    prompt = _chips(trace.prompt_ids, ["prompt"] * len(trace.prompt_ids), tokenizer)
-    reply = _chips(trace.token_ids, reply_owners, tokenizer)
-    return [*_shortened(prompt, max_prompt), *_shortened(reply, max_reply)]
+    ids = [*trace.prompt_ids, *trace.token_ids]
+    return _both_chips(ids, _owners(trace), len(trace.prompt_ids), tokenizer, max_prompt, max_reply)
 
 
 def token_counts(trace: Any) -> dict[str, int]:
@@ -75,28 +74,56 @@ def token_strip(
     Returns:
         A matplotlib figure.
     """
-    from unireason_lib.display.sheet import WIDTH, Sheet, columns_in, draw_runs, flow, height_inches
-
-    size, margin = 8, 0.12
-    width = WIDTH - 2 * margin
-    runs = flow(chip_spans(token_chips(trace, tokenizer, max_prompt, max_reply)), columns_in(width, size))
-    head = margin + (0.3 if title else 0.0)
-    line = 1.8
-    sheet = Sheet(WIDTH, head + BAR_HEIGHT + 0.12 + height_inches(runs, size, line) + margin)
-    if title:
-        sheet.write(margin, margin, title, 11, fontweight="bold")
-    draw_bar(sheet, margin, head, width, trace)
-    draw_runs(sheet, margin, head + BAR_HEIGHT + 0.12, width, runs, size, line)
-    return sheet
+    return _strip(token_chips(trace, tokenizer, max_prompt, max_reply), _owners(trace), OWNERS, title)
 
 
-def chip_spans(chips: Iterable[Chip]) -> list:
-    """The chips as text for :func:`unireason_lib.display.sheet.flow`."""
+def loss_owners(example: Any, tokenizer: Any) -> list[str]:
+    """Who wrote each token of an example: ``"own"`` carries loss; ``"prompt"`` (words of question and template),
+    ``"picture"`` (of the question) and ``"injected"`` (regions put into the reply) do not.
+
+    Args:
+        example: One question and one reply, with ``ids`` and ``own`` as
+            :class:`unireason_lib.training.encoding.Encoded` has them.
+        tokenizer: Whatever has ``convert_tokens_to_ids(tokens)``.
+    """
+    of_pictures = set(tokenizer.convert_tokens_to_ids([VISION_START, IMAGE_TOKEN, VISION_END]))
+    begin = _reply_begin(example)
+    return [
+        "own" if own else "prompt" if token not in of_pictures else "picture" if at < begin else "injected"
+        for at, (token, own) in enumerate(zip(example.ids.tolist(), example.own.tolist(), strict=True))
+    ]
+
+
+def loss_strip(
+    example: Any, tokenizer: Any, *, max_prompt: int = 48, max_reply: int = 400, title: str | None = None
+) -> Sheet:
+    """All tokens of an example to learn from, coloured by whether they carry loss.
+
+    Args:
+        example, tokenizer: See :func:`loss_owners`; the tokenizer also has ``decode(ids)``.
+        max_prompt, max_reply: See :func:`token_chips`.
+        title: A heading.
+
+    Returns:
+        A matplotlib figure.
+    """
+    owners, ids = loss_owners(example, tokenizer), example.ids.tolist()
+    chips = _both_chips(ids, owners, _reply_begin(example), tokenizer, max_prompt, max_reply)
+    return _strip(chips, owners, LOSS_OWNERS, title)
+
+
+def chip_spans(chips: Iterable[Chip], looks: Mapping[str, Owner] = OWNERS) -> list:
+    """The chips as text for :func:`unireason_lib.display.sheet.flow`.
+
+    Args:
+        chips: In order.
+        looks: Owner -> its colours.
+    """
     from unireason_lib.display.sheet import Span
 
     spans = []
     for chip in chips:
-        owner = OWNERS[chip.owner]
+        owner = looks[chip.owner]
         if chip.left_out:
             spans.append(Span(chip.text, fill="white", color=MUTED, whole=True))
         else:
@@ -109,11 +136,17 @@ BAR_HEIGHT = 0.5
 
 def draw_bar(sheet: Sheet, left: float, top: float, width: float, trace: Any) -> None:
     """The whole sequence to scale, with the legend and the counts above it (:data:`BAR_HEIGHT` inches)."""
+    _draw_bar(sheet, left, top, width, _owners(trace), OWNERS)
+
+
+def _draw_bar(
+    sheet: Sheet, left: float, top: float, width: float, owners: Sequence[str], looks: Mapping[str, Owner]
+) -> None:
     from unireason_lib.display.sheet import text_width
 
-    counts = token_counts(trace)
+    counts = {name: owners.count(name) for name in looks}
     x = left
-    for name, owner in OWNERS.items():
+    for name, owner in looks.items():
         swatch = sheet.place(x, top + 0.03, 0.16, 0.13, bare=False)
         swatch.set(xticks=[], yticks=[], facecolor=owner.fill)
         for spine in swatch.spines.values():
@@ -124,8 +157,8 @@ def draw_bar(sheet: Sheet, left: float, top: float, width: float, trace: Any) ->
     axes = sheet.place(left, top + 0.28, width, 0.18)
     total = max(1, sum(counts.values()))
     axes.set(xlim=(0, total), ylim=(0, 1))
-    stretches = _stretches(trace)
-    for name, look in OWNERS.items():
+    stretches = _stretches(owners)
+    for name, look in looks.items():
         pieces = [(start, length) for owner, start, length in stretches if owner == name]
         axes.broken_barh(pieces, (0, 1), facecolor=look.fill, edgecolor=look.edge, linewidth=0.7)
 
@@ -167,9 +200,37 @@ class Html(str):
         return str(self)
 
 
-def _stretches(trace: Any) -> list[tuple[str, int, int]]:
+def _owners(trace: Any) -> list[str]:
+    """The owner of every token of a prompt and its reply."""
+    return ["prompt"] * len(trace.prompt_ids) + ["own" if own else "injected" for own in trace.own_mask]
+
+
+def _reply_begin(example: Any) -> int:
+    """Where the reply of an example begins: at its first own token."""
+    return int(example.own.argmax()) if example.own.any() else len(example.own)
+
+
+def _strip(
+    chips: Sequence[Chip], owners: Sequence[str], looks: Mapping[str, Owner], title: str | None
+) -> Sheet:
+    """The bar with its legend, and the chips below."""
+    from unireason_lib.display.sheet import WIDTH, Sheet, columns_in, draw_runs, flow, height_inches
+
+    size, margin = 8, 0.12
+    width = WIDTH - 2 * margin
+    runs = flow(chip_spans(chips, looks), columns_in(width, size))
+    head = margin + (0.3 if title else 0.0)
+    line = 1.8
+    sheet = Sheet(WIDTH, head + BAR_HEIGHT + 0.12 + height_inches(runs, size, line) + margin)
+    if title:
+        sheet.write(margin, margin, title, 11, fontweight="bold")
+    _draw_bar(sheet, margin, head, width, owners, looks)
+    draw_runs(sheet, margin, head + BAR_HEIGHT + 0.12, width, runs, size, line)
+    return sheet
+
+
+def _stretches(owners: Sequence[str]) -> list[tuple[str, int, int]]:
     """``(owner, first token, tokens)`` of every stretch with one owner."""
-    owners = ["prompt"] * len(trace.prompt_ids) + ["own" if own else "injected" for own in trace.own_mask]
     stretches: list[tuple[str, int, int]] = []
     for i, owner in enumerate(owners):
         if stretches and stretches[-1][0] == owner:
@@ -177,6 +238,15 @@ def _stretches(trace: Any) -> list[tuple[str, int, int]]:
         else:
             stretches.append((owner, i, 1))
     return stretches
+
+
+def _both_chips(
+    ids: Sequence[int], owners: Sequence[str], begin: int, tokenizer: Any, max_prompt: int, max_reply: int
+) -> list[Chip]:
+    """Chips of prompt and reply, each shortened by itself; the reply begins at token ``begin``."""
+    prompt = _chips(ids[:begin], owners[:begin], tokenizer)
+    reply = _chips(ids[begin:], owners[begin:], tokenizer)
+    return [*_shortened(prompt, max_prompt), *_shortened(reply, max_reply)]
 
 
 def _chips(ids: Sequence[int], owners: Sequence[str], tokenizer: Any) -> list[Chip]:

@@ -4,8 +4,7 @@ Two interfaces share one syntax, so they can be held against each other without 
 wrote for a volume spans some slices. Each of these is shown to the same checkpoint alone, as a picture, with the
 question where the structure is. The rectangle of the cuboid should be the box that it writes there.
 
-    lines of a run with volumes  --slice_benchmark-->  2D questions  --evaluate-->  lines  --read_consistency-->  a
-    number
+    lines about volumes --slice_benchmark--> 2D questions --evaluate--> lines --read_consistency--> a number
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) ->
     Args:
         benchmark: What was asked; it gives the volumes.
         lines: The replies. Those to questions about one structure count, if their first box is a cuboid that spans a
-            slice
-            of the volume.
+            slice of the volume.
 
     Returns:
         A question for each spanned slice. Its ``about`` holds ``parent`` (the question about the volume), ``slice``

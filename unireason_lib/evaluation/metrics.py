@@ -1,8 +1,7 @@
 """What lines of results are worth: pure functions from lines to numbers.
 
 A line is a dictionary as :func:`unireason_lib.evaluation.run.line_of` makes it. Lines with ``error`` are failures of
-the
-machinery, not replies: they are counted, and left out of every mean. A reply that chooses no option is an
+the machinery, not replies: they are counted, and left out of every mean. A reply that chooses no option is an
 abstention: it is wrong, and also counted as what it is.
 """
 

@@ -23,14 +23,20 @@ from unireason_lib.evaluation.metrics import (
 from unireason_lib.evaluation.statistics import Comparison, Interval, compare, runs_of
 from unireason_lib.inference.results import read_results, run_file
 
-COLUMNS = ("accuracy", "blind", "guess", "majority", "abstained", "in_format", "iou_first", "iou_best", "hit")
+COLUMNS = (
+    *("accuracy", "blind", "guess", "majority", "abstained", "word_f1"),
+    *("in_format", "iou_first", "iou_best", "hit"),
+)
 """Measures of the table; those that apply to no row are left out."""
 
 COST = ("crop_share", "rounds", "own_tokens", "injected_tokens", "seconds")
 
+_COMPARED = {"correct": "accuracy", "iou_first": "IoU first", "iou_best": "IoU best"}
+
 _TITLES = {
     "guess": "most likely",
     "majority": "one letter",
+    "word_f1": "F1 of words",
     "in_format": "format",
     "iou_first": "IoU first",
     "iou_best": "IoU best",
@@ -144,40 +150,69 @@ class Report:
         rows = ["| " + " | ".join(row) + " |" for row in (titles, rule, *body)]
         return "\n".join([self._headline(), "", *rows, "", *(f"- {note}" for note in self._notes())])
 
-    def compare(self, other: Report, value: str = "correct") -> Comparison:
-        """How much better is the other run on the questions that both were asked?
+    def compare(
+        self,
+        other: Report | Sequence[Report],
+        value: str = "correct",
+        *,
+        also: Sequence[Report] = (),
+        paired_seeds: bool = False,
+    ) -> Comparison:
+        """How much better is the other run (or condition) on the questions that all were asked?
 
         Args:
-            other: Another run of the benchmark.
+            other: Another run of the benchmark, or the runs of another condition, one a seed.
             value: Key of the lines.
-        """
-        (mine, patients), (theirs, _) = runs_of(self.lines, value), runs_of(other.lines, value)
-        return compare(mine, theirs, patients, samples=2 * self.samples)
+            also: Further runs of this condition, with other seeds.
+            paired_seeds: Whether the k-th runs of both share what their seed decides.
 
-    def comparison(self, other: Report) -> str:
-        """The comparison in words: right answers, and boxes where there is truth."""
-        lines = [f"{other.name} against {self.name}:"]
-        for value, title in (("correct", "accuracy"), ("iou_first", "IoU first"), ("iou_best", "IoU best")):
-            if not all(runs_of(report.lines, value)[0] for report in (self, other)):
-                continue
-            found = self.compare(other, value)
-            scale, unit = (100, " points") if value == "correct" else (1, "")
-            d = found.difference
+        Raises:
+            RequestError: No question is common to all, or one of them has another right answer elsewhere.
+        """
+        ours, theirs = [self, *also], [other] if isinstance(other, Report) else list(other)
+        _same_truths([*ours, *theirs])
+        runs, patients = zip(*(runs_of(report.lines, value) for report in [*ours, *theirs]), strict=True)
+        a, b = list(runs[: len(ours)]), list(runs[len(ours) :])
+        return compare(a, b, patients[0], paired_seeds=paired_seeds, samples=2 * self.samples)
+
+    def comparisons(
+        self, other: Report | Sequence[Report], *, also: Sequence[Report] = (), paired_seeds: bool = False
+    ) -> dict[str, Comparison]:
+        """The comparison of right answers, and of boxes where there is truth: key of the lines -> what
+        :meth:`compare` says."""
+        theirs = [other] if isinstance(other, Report) else list(other)
+        how = {"also": also, "paired_seeds": paired_seeds}
+        return {
+            value: self.compare(theirs, value, **how)
+            for value in _COMPARED
+            if all(runs_of(report.lines, value)[0] for report in [self, *also, *theirs])
+        }
+
+    def comparison(
+        self, other: Report | Sequence[Report], *, also: Sequence[Report] = (), paired_seeds: bool = False
+    ) -> str:
+        """:meth:`comparisons` in words."""
+        theirs = [other] if isinstance(other, Report) else list(other)
+        names = (" + ".join(report.name for report in reports) for reports in (theirs, [self, *also]))
+        lines, over = [" against ".join(names) + ":"], "questions"
+        for value, found in self.comparisons(theirs, also=also, paired_seeds=paired_seeds).items():
+            scale, unit, number = (100, " points", ".1f") if value == "correct" else (1, "", ".3f")
+            d, over = found.difference, found.over
             more = (
                 f", McNemar p {found.mcnemar:.3g}, Cohen's h {found.h:+.2f}"
                 if found.mcnemar is not None
                 else ""
             )
-            number = ".1f" if value == "correct" else ".3f"
             lines.append(
-                f"  {title}: {found.b * scale:{number}} against {found.a * scale:{number}}, difference "
+                f"  {_COMPARED[value]}: {found.b * scale:{number}} against {found.a * scale:{number}}, difference "
                 f"{d.value * scale:+{number}}{unit} [{d.low * scale:+{number}}, {d.high * scale:+{number}}], "
                 f"p {found.p:.3g}{more} ({found.questions} questions, {d.clusters} patients)"
             )
-        lines.append(
-            "  these are two checkpoints; what holds for two ways of training takes several seeds of each"
+        checkpoints = (
+            "these are two checkpoints; what holds for two ways of training takes several seeds of each"
         )
-        return "\n".join(lines)
+        seeds = f"seeds and patients resampled together: {len(theirs)} runs against {1 + len(also)}"
+        return "\n".join([*lines, f"  {checkpoints if over == 'questions' else seeds}"])
 
     def _headline(self) -> str:
         said = self.run or {}
@@ -253,6 +288,23 @@ def _blind(path: Path, run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             explain(path, expected="the same benchmark with blanked pictures", found=found, do=do)
         )
     return answered(lines)
+
+
+def _same_truths(reports: Sequence[Report]) -> None:
+    """Whether a question is the same in all runs: its right answer is."""
+    truths: dict[str, tuple[Any, str]] = {}
+    for report in reports:
+        for line in report.lines:
+            truth, name = truths.setdefault(line["id"], (line.get("truth"), report.name))
+            if truth != line.get("truth"):
+                raise RequestError(
+                    explain(
+                        f"comparison of {report.name} and {name}",
+                        expected="runs of one benchmark",
+                        found=f"{line['id']} with the right answers {line.get('truth')!r} and {truth!r}",
+                        do="ask both the same questions: same split, seed, size and options",
+                    )
+                )
 
 
 def _words(name: str, interval: Interval | None) -> str:

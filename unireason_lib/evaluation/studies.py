@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib.dataset.questions import FAMILIES, Question, ask, take_census
@@ -135,6 +136,7 @@ def study_benchmark(
     items = _items(source, families, len(families), seed, known, {}, shown, skipped, per_family)
     identity = {
         "benchmark": name,
+        "root": None if path is None else str(Path(path).resolve()),
         "options": options,
         "seed": seed,
         "families": families,

@@ -11,10 +11,11 @@
 ``omnimedvqa``  JSON: image_path, question, gt_answer (text), option_A-D (perhaps fewer), modality_type
 ==============  ======================================================================================================
 
-The path is the table, or a folder with tables of one kind. Scans are looked for below ``root``, by default the folder
-of the table, and never outside it. A question that is answered by yes or no gets these two as options; any other
-without options is open, and its answer is compared word for word. A row that cannot be a question is skipped and
-named; a scan that cannot be read fails when it is asked.
+The path is the table, or a folder with tables of one kind. Scans are looked for below ``root``, and never outside it;
+by default that is the folder of the table, or the one up to two above it that holds the folder of scans, where a
+benchmark is handed out like that (``M3D_Cap_npy``, ``Images``). A question that is answered by yes or no gets these two
+as options; any other without options is open, and its answer is compared word for word. A row that cannot be a question
+is skipped and named; a scan that cannot be read fails when it is asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from unireason_lib.errors import DatasetError, RequestError, ScanError, explain
 from unireason_lib.evaluation.items import Benchmark, Item, Skipped
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 from unireason_lib.inference.fingerprint import sha256_of
-from unireason_lib.inference.samples import MISSING, TRUTH_LETTERS, Sample, inside, read_rows, sample_of
+from unireason_lib.inference.samples import MISSING, TRUTH_LETTERS, inside, read_rows, sample_of
 from unireason_lib.inference.scene import Reading, read_scene
 from unireason_lib.prompts import LETTERS
 
@@ -61,6 +63,7 @@ class Layout:
         kind: Row -> kind of the question.
         folder: Folder of the scans below the root, when there is one of that name.
         options: Whether rows have options.
+        beside: Folder of the scans that rows name, which may lie beside a folder of the table.
         wanted: Row and split -> whether the row belongs to it.
         place: Root and the row's path -> the path below the root.
         patient: The row's path -> who was scanned.
@@ -71,6 +74,7 @@ class Layout:
     kind: Callable[[Row], str] = lambda row: ""
     folder: str = ""
     options: bool = False
+    beside: str = ""
     wanted: Callable[[Row, str], bool] = lambda row, split: True
     place: Callable[[Path, str], str] = lambda root, name: name
     patient: Callable[[str], str] = lambda name: name
@@ -109,10 +113,15 @@ def table_benchmark(
     """
     layout = LAYOUTS[name]
     tables = _tables(name, path, split)
-    root = Path(root) if root is not None else tables[0].parent
+    root = Path(root) if root is not None else _home(tables[0].parent, layout.beside)
     if layout.folder and (root / layout.folder).is_dir():
         root = root / layout.folder
     reading = Reading(window=window) if size is None else Reading(tuple(size), window)
+
+    @lru_cache(maxsize=4)  # questions about one scan come together
+    def read(where: str) -> Sequence[Image.Image]:
+        return tuple(read_scene(inside(root, where), layout.dimension, reading).images)
+
     items: list[Item] = []
     skipped: list[Skipped] = []
     for table in tables:
@@ -122,7 +131,7 @@ def table_benchmark(
             if isinstance(row, Mapping) and not (layout.wanted(row, split) and _spoken(row, language)):
                 continue
             try:
-                items.append(_item(f"{name}/{table.stem}/{number}", row, layout, root, reading, open))
+                items.append(_item(f"{name}/{table.stem}/{number}", row, layout, root, read, open))
             except (RequestError, DatasetError) as error:
                 skipped.append(Skipped(f"{table.name}, row {number}", str(error)))
     identity = {
@@ -135,6 +144,12 @@ def table_benchmark(
         "reading": plain(asdict(reading)),
     }
     return Benchmark(name, tuple(items), identity, tuple(skipped))
+
+
+def _home(folder: Path, beside: str) -> Path:
+    """The folder of a table, or one of the two above it: the nearest that holds the folder of scans."""
+    above = (folder, *folder.resolve().parents[:2]) if beside else ()
+    return next((place for place in above if (place / beside).is_dir()), folder)
 
 
 def _tables(name: str, path: str | Path | None, split: str) -> list[Path]:
@@ -176,7 +191,7 @@ def _rows(table: Path) -> Iterator[Row | Exception]:
 
 
 def _item(
-    name: str, row: Row | Exception, layout: Layout, root: Path, reading: Reading, ask_open: bool
+    name: str, row: Row | Exception, layout: Layout, root: Path, read: Callable, ask_open: bool
 ) -> Item:
     if isinstance(row, Exception):
         raise row
@@ -206,7 +221,7 @@ def _item(
         question=sample.question,
         options=dict(sample.options),
         answer=sample.truth,
-        load=_embedded(name, embedded) if embedded else _from_file(root, where, sample, reading),
+        load=_embedded(name, embedded) if embedded else partial(read, where),
         kind=layout.kind(row),
         source=name.split("/")[0],
         about={"scan": sample.scan},
@@ -242,12 +257,6 @@ def _with_plain_options(row: Row, layout: Layout) -> Row:
 
 def _relative(scan: str) -> str:
     return scan.replace("\\", "/").removeprefix("./")
-
-
-def _from_file(
-    root: Path, where: str, sample: Sample, reading: Reading
-) -> Callable[[], Sequence[Image.Image]]:
-    return lambda: read_scene(inside(root, where), sample.dimension, reading).images
 
 
 def _embedded(name: str, data: bytes) -> Callable[[], Sequence[Image.Image]]:
@@ -325,7 +334,9 @@ def _closed_or_open(row: Row) -> str:
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "m3d-vqa": Layout("3d", _m3d_type, _m3d_type, options=True, place=_m3d_place, patient=_parent),
+    "m3d-vqa": Layout(
+        "3d", _m3d_type, _m3d_type, options=True, beside="M3D_Cap_npy", place=_m3d_place, patient=_parent
+    ),
     "3d-rad": Layout(
         "3d",
         _said("questiontype", "question_type"),
@@ -339,6 +350,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "slake": Layout("2d", _closed_or_open, _said("content_type"), "imgs", patient=_parent),
     "pathvqa": Layout("2d", lambda row: ""),
     "pmc-vqa": Layout("2d", lambda row: "closed", folder="images", options=True),
-    "omnimedvqa": Layout("2d", _said("modality_type", "modality"), _said("question_type"), options=True),
+    "omnimedvqa": Layout(
+        "2d", _said("modality_type", "modality"), _said("question_type"), options=True, beside="Images"
+    ),
 }
 """Name -> what is particular about it."""

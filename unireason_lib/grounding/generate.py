@@ -91,7 +91,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Script:
-    """What a model is made to write, for demonstrations with untrained weights and for benchmarks.
+    """What a model is made to write, for demonstrations of the mechanism and for benchmarks.
 
     Args:
         tokenizer: Turns the words into tokens.

@@ -56,7 +56,9 @@ def load_model(
     if device is None and device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        # an adapter that was saved with its processor may have tokens that the base lacks
+        own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
+        processor = AutoProcessor.from_pretrained(str(adapter) if own else path, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -65,6 +67,8 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
         )
+        if own and len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
         if adapter is not None:
             model = _with_adapter(model, str(adapter))
         if device is not None:

@@ -124,8 +124,9 @@ def build_tiny(
 
 
 INITIAL_STD = 0.06
-"""Of the random weights. The usual 0.02 suits a width of thousands; at 128 attention then begins near zero.
-Copying words, 600 steps of 32 samples: 23 % right with 0.02, 96 % with 0.06."""
+"""Of the random weights of the language model. The usual 0.02 suits a width of thousands; at 128 attention then
+begins near zero. Copying words, 600 steps of 32 samples: 23 % right with 0.02, 96 % with 0.06. The vision tower keeps
+0.02: its tokens would else begin thirty times as long as those of words, too long for the layers behind to write on."""
 
 
 def tiny_config(
@@ -156,7 +157,6 @@ def tiny_config(
             "initializer_range": INITIAL_STD,
         },
         vision_config={
-            "initializer_range": INITIAL_STD,
             "depth": vision_layers,
             "hidden_size": vision_hidden,
             "intermediate_size": 4 * vision_hidden,

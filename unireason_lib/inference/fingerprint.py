@@ -18,6 +18,7 @@ PIECE, PIECES = 2**16, 64
 """Of larger ones so many pieces of so many bytes, besides the first :data:`WHOLE`."""
 
 _PARTS = (".json", ".safetensors", ".jinja", ".txt", ".model")
+_REPORTS = ("skills.json",)  # what was measured of a checkpoint does not make it another one
 
 
 def sha256_of(path: str | Path) -> str:
@@ -45,7 +46,7 @@ def model_identity(path: str) -> dict[str, Any]:
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in _PARTS and file.is_file():
+        if file.suffix in _PARTS and file.name not in _REPORTS and file.is_file():
             size = file.stat().st_size
             total.update(f"{file.name}\0{size}\0".encode())
             with file.open("rb") as stream:

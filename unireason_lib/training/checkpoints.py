@@ -1,10 +1,14 @@
-"""Checkpoints of a run: which is the newest whole one, and how a finished model is saved."""
+"""Checkpoints of a run: which is the newest whole one, what Ctrl-C leaves, and how a finished model is saved."""
 
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
 
 
 class ExactResume:
@@ -27,6 +31,50 @@ class ExactResume:
         model.load_state_dict(saved.state_dict(), strict=True)
 
 
+class SaveOnInterrupt(TrainerCallback):
+    """Ctrl-C ends the step that is under way, saves a checkpoint and stops; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Listen, where signals can be listened to."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop, if asked."""
+        control.should_save = control.should_save or self.asked
+        control.should_training_stop = control.should_training_stop or self.asked
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Listen no more."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def train(trainer: Any, out: Path) -> None:
+    """Train to the end, from the newest checkpoint of the run if there is one; quiet where no bar is shown.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; a checkpoint of the step that was under way is saved.
+    """
+    if trainer.args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+    interrupt = SaveOnInterrupt()
+    trainer.add_callback(interrupt)
+    trainer.train(resume_from_checkpoint=latest(out))
+    if interrupt.asked:
+        raise KeyboardInterrupt(
+            f"stopped at step {trainer.state.global_step}; the same call goes on from there"
+        )
+
+
 def latest(folder: Path) -> str | None:
     """The newest whole checkpoint of a run, or None."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -34,10 +82,21 @@ def latest(folder: Path) -> str | None:
     return str(whole[-1]) if whole else None
 
 
-def save_model(model: Any, processor: Any, folder: Path) -> Path:
-    """Save model (or adapter) and processor whole: under another name first, then renamed."""
+def save_model(trainer: Any, processor: Any, folder: Path) -> Path:
+    """Save model (or adapter) and processor whole: under another name first, then renamed.
+
+    The trainer saves, because it can gather weights that are spread over processes (DeepSpeed, FSDP); of several
+    processes one writes, and all go on when the folder is there.
+    """
     temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    return temporary.rename(folder)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(temporary))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here reads it
+        processor.save_pretrained(temporary)
+        temporary.rename(folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder

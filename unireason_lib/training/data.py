@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from unireason_lib.dataset.mixture import Mixture
@@ -59,4 +60,4 @@ def pictures_from(
     """
     store = ImageStore(folder, keep=keep)
     scan = ScanRoots(roots) if roots else None
-    return lambda record: pictures_of(record, store, scan)
+    return partial(pictures_of, store=store, scan=scan)

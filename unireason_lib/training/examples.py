@@ -84,7 +84,7 @@ class Examples(Sequence):
         )
         self.encoder = Encoder(processor)
         tokenizer = processor.tokenizer
-        self.vision = tuple(tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"]))
+        self.vision_end = tokenizer.convert_tokens_to_ids("<|vision_end|>")
         self._listed = listed
         self._told = {one.id for one in read_too_long(listed)} if listed else set()
         self.rows: list[int] = list(range(len(records)))
@@ -120,7 +120,7 @@ class Examples(Sequence):
         encoded = self.encoder(messages)
         if len(encoded) <= self.max_length:
             return encoded
-        short = shortened(encoded, self.max_length, *self.vision)
+        short = shortened(encoded, self.max_length, self.vision_end)
         self._tell(TooLong(record.id, len(encoded), 0 if short is None else len(short)))
         return short
 
@@ -142,25 +142,23 @@ def read_too_long(path: Path) -> list[TooLong]:
     return list({one.id: one for one in found}.values())
 
 
-def shortened(encoded: Encoded, most: int, vision_start: int, vision_end: int) -> Encoded | None:
-    """The beginning of an example, whole pictures only.
+def shortened(encoded: Encoded, most: int, vision_end: int) -> Encoded | None:
+    """The beginning of an example, up to its last own token: whole pictures only, and none that nothing follows.
 
     Args:
         encoded: A longer example.
         most: Tokens to keep at most.
-        vision_start, vision_end: Ids of the tokens around a picture.
+        vision_end: Id of the token behind a picture.
 
     Returns:
         The example cut, or None when nothing of the reply would be left.
     """
-    end = most
-    opened = np.flatnonzero(encoded.ids[:end] == vision_start)
-    closed = np.flatnonzero(encoded.ids[:end] == vision_end)
-    if len(opened) > len(closed):  # the cut is inside a picture: go back before it
-        end = int(opened[-1])
-    if not encoded.own[:end].any():
+    own = np.flatnonzero(encoded.own[:most])
+    if not len(own):
         return None
-    return Encoded(encoded.ids[:end], encoded.own[:end], encoded.pictures[: len(closed)])
+    end = int(own[-1]) + 1  # never inside a picture: no token of one is own
+    whole = int((encoded.ids[:end] == vision_end).sum())
+    return Encoded(encoded.ids[:end], encoded.own[:end], encoded.pictures[:whole])
 
 
 def estimated_length(record: Record, frame: ProcessorFrame) -> int:

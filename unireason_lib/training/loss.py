@@ -11,6 +11,18 @@ from torch.nn import functional
 from unireason_lib.training.encoding import IGNORED
 
 
+def fast_bfloat16() -> bool:
+    """Whether this machine multiplies matrices in bfloat16 by instructions of its own.
+
+    A GPU that has them, or a CPU with AVX512-BF16 or AMX. On a CPU without, bfloat16 is emulated and slower than
+    float32 (``bench sft`` compares the two).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def own_token_loss(
     model: Any, batch: Mapping[str, Any], tokens: torch.Tensor | int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,18 @@ from unireason_lib.training.forms import injects
 from unireason_lib.training.logbook import Probe
 
 
+def probe_records(records: Sequence[Record], size: int) -> list[Record]:
+    """The first of some records, as many of slices as of volumes where there are both.
+
+    Args:
+        records: Held-out ones, in random order.
+        size: How many at most.
+    """
+    kinds = [[one for one in records if one.dimension == d] for d in ("2d", "3d")]
+    half = size // max(1, sum(map(bool, kinds)))
+    return [one for kind in kinds for one in kind[:half]]
+
+
 def answer_probe(
     records: Sequence[Record],
     pictures: Pictures,

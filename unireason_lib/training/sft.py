@@ -10,7 +10,7 @@ paper), batches of like length, and on one CPU a loss that computes logits for l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.grounding.model import base_model
 from unireason_lib.inference.results import write_whole
-from unireason_lib.training.checkpoints import ExactResume, latest, save_model
+from unireason_lib.training.checkpoints import ExactResume, save_model, train
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
 from unireason_lib.training.logbook import Logbook, Probe
-from unireason_lib.training.loss import own_token_loss
+from unireason_lib.training.loss import fast_bfloat16, own_token_loss
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Linear layers of the language model. A regular expression, because plain names would also hit the vision tower."""
@@ -54,7 +54,8 @@ class SFTSettings:
         freeze_vision: Whether vision tower and merger stay as they are.
         keep_examples: Encode all records before the first step and keep them.
         keep_features: Encode all pictures with the frozen tower before the first step and keep what it makes.
-        bf16: Train in bfloat16 (autocast); False trains in the model's own type.
+        bf16: Train in bfloat16 (autocast); False trains in the model's own type, None takes bfloat16 where the machine
+            multiplies in it.
         gradient_checkpointing: Trade time for memory.
         deepspeed: Path of a DeepSpeed configuration, or None. FSDP comes from the accelerate configuration.
         workers: Loader processes.
@@ -81,7 +82,7 @@ class SFTSettings:
     freeze_vision: bool = True
     keep_examples: bool = True
     keep_features: bool = False
-    bf16: bool = False
+    bf16: bool | None = None
     gradient_checkpointing: bool = False
     deepspeed: str | None = None
     workers: int = 0
@@ -109,6 +110,40 @@ class SFTSettings:
         return cls(**{**{key: value for key, value in section.items() if key in names}, **changes})
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the trainer's data set (numbers of examples) -> a batch. A class, because the loader's processes are sent
+    it where the system starts them afresh (macOS, Windows, Python from 3.14 on)."""
+
+    examples: Examples
+    collator: Collator
+
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        """The batch."""
+        return self.collator([self.examples[row["row"]] for row in rows])
+
+
+class LikeLengths(LengthGroupedSampler):
+    """Batches of like length, in an order that follows from seed and epoch alone: a run that goes on in its second
+    epoch sees what it would have seen.
+
+    Args:
+        size: Examples that should be of like length.
+        lengths: Tokens of every example.
+        seed: Of the order.
+        epoch: Tells the epoch that begins. (``set_epoch`` of the loader does not reach a sampler behind the wrappers
+            that resuming and several processes put around it.)
+    """
+
+    def __init__(self, size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(size, lengths=list(lengths), generator=torch.Generator())
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self) -> Any:
+        self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
+
+
 class GroundedSFTTrainer(ExactResume, SFTTrainer):
     """TRL's trainer with batches of like length and, on one CPU, no logits that nobody looks at.
 
@@ -119,11 +154,13 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
     def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lengths = list(lengths)
+        # transformers says no for this architecture; then every forward pass of a step would weigh the same, however
+        # few words it holds, and 16 x 2 examples would not be 32. The losses used here do divide by the step's tokens.
+        self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(size, lengths=self.lengths, generator=generator)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LikeLengths(size, self.lengths, self.args.seed, lambda: int((self.state.epoch or 0) + 1e-6))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -132,7 +169,8 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
         if not alone or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
-        loss, right = own_token_loss(base_model(model), inputs, num_items_in_batch)
+        with self.accelerator.autocast():
+            loss, right = own_token_loss(base_model(model), inputs, num_items_in_batch)
         self._total_train_tokens += int(inputs["attention_mask"].sum()) if mode == "train" else 0
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         self._metrics[mode]["mean_token_accuracy"].append(right.float().mean().item())
@@ -169,10 +207,12 @@ def fine_tune(
         DatasetError: No record is left to train on, or the folder holds a run with other settings.
     """
     settings, out = settings or SFTSettings(), Path(out)
+    arguments = _arguments(settings, out, progress)
+    with arguments.main_process_first(local=False, desc="settings"):
+        _keep_settings(out, settings, records)
     if (out / "model").is_dir():
         return out / "model"
-    _keep_settings(out, settings, records)
-    add_thought_tokens(model, processor)
+    added = add_thought_tokens(model, processor)
     freeze(model, settings.freeze_vision)
     examples = Examples(
         records,
@@ -200,17 +240,17 @@ def fine_tune(
         collator = Collator(processor)
     trainer = GroundedSFTTrainer(
         model=model,
-        args=_arguments(settings, out, progress),
+        args=arguments,
         # TRL asks for a datasets.Dataset: it holds row numbers, the loader's workers look the examples up
         train_dataset=datasets.Dataset.from_dict({"row": range(len(examples))}),
-        data_collator=lambda rows: collator([examples[row["row"]] for row in rows]),
+        data_collator=Rows(examples, collator),
         lengths=examples.lengths,
         processing_class=processor,
-        peft_config=_lora(settings),
+        peft_config=_lora(settings, model, added),
         callbacks=[Logbook(out / "log.jsonl", processor, probes)],
     )
-    trainer.train(resume_from_checkpoint=latest(out))
-    return save_model(trainer.model, processor, out / "model")
+    train(trainer, out)
+    return save_model(trainer, processor, out / "model")
 
 
 def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
@@ -225,18 +265,18 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
     return learns, sum(p.numel() for p in model.parameters()) - learns
 
 
-def add_thought_tokens(model: Any, processor: Any) -> int:
+def add_thought_tokens(model: Any, processor: Any) -> list[int]:
     """Add ``<think>`` and ``</think>`` as special tokens where the tokenizer lacks them.
 
     The embedding grows only when the tokenizer is longer than it: checkpoints are padded, and
-    ``resize_token_embeddings(len(tokenizer))`` would cut them. New rows begin as the mean of the old ones
-    (transformers' ``mean_resizing``); with tied embeddings the output layer is the same matrix and grows along.
+    ``resize_token_embeddings(len(tokenizer))`` would cut them. The rows of the new tokens, grown or padding that
+    nobody trained, begin as the mean of the old ones; with tied embeddings the output layer is the same matrix.
 
     Returns:
-        How many tokens were added.
+        Ids of the tokens that were added.
     """
     tokenizer = processor.tokenizer
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, known = tokenizer.get_vocab(), len(tokenizer)
     missing = [token for token in ("<think>", "</think>") if token not in vocabulary]
     if missing:
         tokenizer.add_special_tokens(
@@ -244,17 +284,24 @@ def add_thought_tokens(model: Any, processor: Any) -> int:
         )
         embedding = model.get_input_embeddings()
         if len(tokenizer) > embedding.num_embeddings:
-            model.resize_token_embeddings(len(tokenizer))
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model.tie_weights()
-    return len(missing)
+        with torch.no_grad():
+            for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+                matrix[known : len(tokenizer)] = matrix[:known].mean(0)
+    return tokenizer.convert_tokens_to_ids(missing)
 
 
-def _lora(settings: SFTSettings) -> Any:
+def _lora(settings: SFTSettings, model: Any, added: Sequence[int]) -> Any:
+    """Adapters of the language model's layers; tokens that were added learn their rows of the embedding besides."""
     if settings.lora_rank is None:
         return None
     from peft import LoraConfig
 
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    rows = {matrix: list(added) for matrix in (("embed_tokens",) if tied else ("embed_tokens", "lm_head"))}
     return LoraConfig(
+        trainable_token_indices=rows if added else None,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
@@ -275,7 +322,7 @@ def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:
         warmup_steps=settings.warmup,  # below 1: a share of the steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.bf16,
+        bf16=fast_bfloat16() if settings.bf16 is None else settings.bf16,
         activation_checkpointing=settings.gradient_checkpointing,
         deepspeed=settings.deepspeed,
         dataloader_num_workers=settings.workers,

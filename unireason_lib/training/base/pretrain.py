@@ -12,19 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from unireason_lib.training.base.guidance import Guide, Hops, collate_hops, find_hops
+from unireason_lib.training.base.guidance import WEIGHT, Guide, Hops, collate_hops, find_hops
+from unireason_lib.training.base.seeing import collate_sights, find_looks, find_sights, picture_tokens
 from unireason_lib.training.base.skills import measure
-from unireason_lib.training.base.tasks import exercise
-from unireason_lib.training.checkpoints import ExactResume, latest, save_model
-from unireason_lib.training.encoding import Collator, Encoded, Encoder
+from unireason_lib.training.base.tasks import UNASKED, Exercise, exercise
+from unireason_lib.training.checkpoints import ExactResume, save_model, train
+from unireason_lib.training.encoding import IGNORED, Collator, Encoded, Encoder
 from unireason_lib.training.logbook import Logbook, Probe
-from unireason_lib.training.loss import own_token_loss
+from unireason_lib.training.loss import fast_bfloat16, own_token_loss
 
 Groups = tuple[tuple[str, int], ...]
 
@@ -44,13 +47,13 @@ class Plan:
     """
 
     stages: tuple[tuple[float, Groups], ...] = (
-        (0.02, (("words", 22), ("words", 22), ("words", 22))),
-        (0.08, (("words", 22), ("letters", 22), ("letters", 22))),
-        (0.20, (("letters", 22), ("letters", 22), ("text", 22))),
-        (0.20, (("pointing", 24), ("pointing", 24), ("text", 16))),
-        (0.50, (("one picture", 32), ("several pictures", 8), ("text", 12))),
+        (0.06, (("words", 24), ("words", 24), ("shapes", 64))),
+        (0.13, (("letters", 24), ("letters", 24), ("shapes", 64))),
+        (0.11, (("text", 24), ("text", 24), ("shapes", 64))),
+        (0.25, (("pointing", 32), ("pointing", 32), ("text", 12))),
+        (0.45, (("one picture", 40), ("several pictures", 10), ("text", 12))),
     )
-    steps: int = 2400
+    steps: int = 3200
     learning_rate: float = 1.5e-3
     warmup: int = 50
     seed: int = 0
@@ -70,8 +73,13 @@ class Plan:
         return len(self.stages[0][1])
 
 
-GUIDED = ("words", "letters", "text")
-"""Stages in which attention is guided."""
+class Shown(NamedTuple):
+    """An exercise, encoded, and what is shown with it: hops of attention, and sights of its picture tokens."""
+
+    name: str
+    encoded: Encoded
+    hops: Hops
+    sights: np.ndarray
 
 
 class Batches(Dataset):
@@ -79,53 +87,93 @@ class Batches(Dataset):
 
     def __init__(self, plan: Plan, processor: Any) -> None:
         self.plan, self.encode = plan, Encoder(processor)
+        self.image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
 
     def __len__(self) -> int:
         return self.plan.steps * self.plan.per_step
 
-    def __getitem__(self, index: int) -> tuple[list[Encoded], list[Hops] | None]:
+    def __getitem__(self, index: int) -> list[Shown]:
         step, place = divmod(index, self.plan.per_step)
         groups = self.plan.groups(step)
         stage, count = groups[place]
         first = 1000 * step + sum(count for _, count in groups[:place])
-        encoded = [self.encode(exercise(stage, first + k, self.plan.seed).messages) for k in range(count)]
-        if stage not in GUIDED:
-            return encoded, None
-        words = self.encode.tokenizer.batch_decode
-        return encoded, [find_hops(words(made.ids[:, None]), made.own) for made in encoded]
+        return [self._shown(exercise(stage, first + k, self.plan.seed)) for k in range(count)]
+
+    def _shown(self, one: Exercise) -> Shown:
+        encoded = self.encode(one.messages)
+        words = self.encode.tokenizer.batch_decode(encoded.ids[:, None])
+        hops = find_hops(words, encoded.own)
+        truth = [part["truth"] for part in one.messages[0]["content"] if part["type"] == "image"]
+        grids = [
+            (p.shape[0] // self.encode.frame.factor, p.shape[1] // self.encode.frame.factor)
+            for p in encoded.pictures
+        ]
+        places = picture_tokens(encoded.ids, self.image_token, grids)
+        sights = find_sights(places, grids, truth)
+        for name, more in find_looks(words, encoded.own, sights, places, truth).items():
+            hops[name] += more
+        return Shown(one.name, encoded, hops, sights)
 
 
 class BaseTrainer(ExactResume, Trainer):
-    """``Trainer`` whose loss looks at labelled tokens only; it also logs the share of tokens that are the likeliest."""
+    """``Trainer`` whose loss looks at labelled tokens only; it also logs the share of tokens, and of letters
+    in guided exercises, that are the likeliest."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.right: list[float] = []
-        self.guide = Guide(self.model)
+        self.shares: dict[str, list[float]] = {"right": [], "letter": []}
+        self.guide = Guide(self.model, self.processing_class.tokenizer)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Mean cross entropy of the step's labelled tokens, and the guidance."""
-        hops = inputs.pop("hops", None)
-        self.guide.watch(hops is not None)
-        loss, right = own_token_loss(model, inputs, num_items_in_batch)
-        if hops is not None:
-            loss = loss + self.guide.loss(hops, inputs["input_ids"]) / self.args.gradient_accumulation_steps
-        self.right.append(right.float().mean().item())
-        return loss
+        hops, sights = inputs.pop("hops", None), inputs.pop("sights", None)
+        if hops is None:  # pictures without a question
+            with self.accelerator.autocast():
+                found = model.model.get_image_features(
+                    inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+                )
+            seen = self.guide.sights.loss(torch.cat(found.pooler_output)[None], **sights, relative=True)
+            return WEIGHT * seen
+        self.guide.watch(True)
+        with self.accelerator.autocast():
+            loss, right = own_token_loss(model, inputs, num_items_in_batch)
+        self.shares["right"].append(right.float().mean().item())
+        due = _flags(right, inputs["labels"])[*hops["option"][:, :2].T]
+        self.shares["letter"] += [due.float().mean().item()] if len(due) else []
+        shown = self.guide.loss(hops, inputs["input_ids"], sights)
+        self.guide.watch(False)
+        return loss + shown  # the trainer divides both by the groups of a step
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The trainer's numbers, and ``right``."""
-        if "loss" in logs and self.right:
-            logs["right"], self.right = sum(self.right) / len(self.right), []
+        """The trainer's numbers, and the shares."""
+        if "loss" in logs:
+            logs.update({name: fmean(values) for name, values in self.shares.items() if values})
+            self.shares = {name: [] for name in self.shares}
         super().log(logs, *args, **kwargs)
 
 
-def _collated(collate: Collator, items: list[Any]) -> dict[str, Any]:
-    encoded, hops = items[0]
-    batch = dict(collate(encoded))
-    return batch if hops is None else {**batch, "hops": collate_hops(hops)}
+def _flags(right: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Flags of labelled tokens, at the positions that predict them: ``(rows, tokens - 1)``, False elsewhere."""
+    kept = labels[:, 1:] != IGNORED
+    return torch.zeros_like(kept).masked_scatter(kept, right)
+
+
+def _collated(collate: Collator, items: list[list[Shown]]) -> dict[str, Any]:
+    group = items[0]
+    batch = dict(collate([one.encoded for one in group]))
+    if all(
+        one.name in UNASKED for one in group
+    ):  # all that is left are the pictures, their tokens one after the other
+        sights = np.concatenate([one.sights for one in group])
+        sights[:, 0] = np.arange(len(sights))
+        kept = ("pixel_values", "image_grid_thw")
+        labels = torch.full_like(batch["labels"], IGNORED)
+        return {**{name: batch[name] for name in kept}, "labels": labels, "sights": collate_sights([sights])}
+    batch["hops"] = collate_hops([one.hops for one in group])
+    pictured = any(len(one.sights) for one in group)
+    return {**batch, "sights": collate_sights([one.sights for one in group])} if pictured else batch
 
 
 class StopAt(TrainerCallback):
@@ -145,7 +193,7 @@ def pretrain(
     plan: Plan | None = None,
     *,
     save_steps: int = 100,
-    measure_steps: int = 300,
+    measure_steps: int = 340,
     measure_size: int = 48,
     workers: int = 1,
     until: int | None = None,
@@ -195,6 +243,7 @@ def pretrain(
         dataloader_persistent_workers=workers > 0,
         remove_unused_columns=False,
         use_cpu=True,
+        bf16=fast_bfloat16(),
         seed=plan.seed,
         report_to="none",
         disable_tqdm=not progress,
@@ -206,12 +255,13 @@ def pretrain(
         args=arguments,
         train_dataset=Batches(plan, processor),
         data_collator=partial(_collated, collate),
+        processing_class=processor,
         callbacks=[
             Logbook(out / "log.jsonl", processor, [skills]),
             *([] if until is None else [StopAt(until)]),
         ],
     )
-    trainer.train(resume_from_checkpoint=latest(out))
+    train(trainer, out)
     if trainer.state.global_step < plan.steps:
         return out
-    return save_model(model, processor, out / "model")
+    return save_model(trainer, processor, out / "model")

@@ -24,29 +24,21 @@ Mask = np.ndarray
 _Form = Callable[[np.ndarray, np.ndarray, random.Random], Mask]
 
 
-def _blob(x: np.ndarray, y: np.ndarray, rng: random.Random) -> Mask:
-    angle, outline = np.arctan2(y, x), 0.75
-    for k in range(2, 6):
-        outline = outline + rng.uniform(0, 0.5) / k * np.cos(k * angle + rng.uniform(0, 6.3))
-    return np.hypot(x, y) < outline
-
-
 FORMS: dict[str, _Form] = {
     "circle": lambda x, y, rng: np.hypot(x, y) < 1,
-    "ellipse": lambda x, y, rng: np.hypot(x, y / rng.uniform(0.45, 0.65)) < 1,
     "square": lambda x, y, rng: np.maximum(abs(x), abs(y)) < 0.85,
     "bar": lambda x, y, rng: (abs(x) < 1) & (abs(y) < rng.uniform(0.2, 0.35)),
     "triangle": lambda x, y, rng: (y < 0.75) & (y > 2 * abs(x) - 0.95),
-    "diamond": lambda x, y, rng: abs(x) / 0.7 + abs(y) < 1,
     "cross": lambda x, y, rng: ((abs(x) < 0.33) | (abs(y) < 0.33)) & (np.maximum(abs(x), abs(y)) < 1),
     "ring": lambda x, y, rng: (np.hypot(x, y) < 1) & (np.hypot(x, y) > 0.55),
     "star": lambda x, y, rng: np.hypot(x, y) < 0.62 + 0.38 * np.cos(5 * np.arctan2(y, x)),
-    "crescent": lambda x, y, rng: (np.hypot(x, y) < 1) & (np.hypot(x - 0.55, y) > 0.8),
-    "blob": _blob,
 }
 """Form -> whether a point of the plane, in units of the shape's radius, belongs to it."""
 
-TURNED = ("ellipse", "bar", "crescent", "blob", "triangle", "star")
+NOUN = "shape"
+"""Any form."""
+
+TURNED = ("bar", "triangle", "star")
 """Forms that are shown in any direction; a turned square would be a diamond."""
 
 TEXTURES = (
@@ -102,7 +94,7 @@ def draw(
     textured: float = 0.5,
     fine: bool = False,
     forms: Sequence[str] = tuple(FORMS),
-    radius: tuple[float, float] = (0.07, 0.24),
+    radius: tuple[float, float] = (0.1, 0.27),
 ) -> Picture:
     """Draw a picture; the same state of ``rng`` gives the same picture.
 

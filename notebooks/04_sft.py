@@ -1,0 +1,763 @@
+# %% [markdown]
+# # 04 · Supervised fine-tuning: learning to point from examples
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/04_sft.ipynb)
+#
+# After this notebook you can
+# - turn a grounded record into tokens, and say of each token whether the model is trained on it, and why;
+# - fine-tune a model on pictures and volumes, stop it, go on with it, and read its curves without being fooled by the loss;
+# - show what fine-tuning changed: the same scans and questions, before and after, with intervals.
+#
+# **Where we stand.** Notebook 01 made records, 03 the interface. Here a base that can see shapes and knows no anatomy learns
+# both from examples. What comes out is what notebook 05 improves by reward and notebook 06 measures.
+#
+# **Time** about a quarter of an hour on 2 CPU cores in the profile `laptop`, nearly all of it in one cell that can be stopped and
+# gone on with; seconds in `smoke`; hours on GPUs in `gpu`. **Needs** nothing from earlier notebooks: the base ships with
+# the project (notebook 90 tells how it was made), and the data set is built here on first use. All patients are
+# **synthetic** phantoms. *Nothing here is for clinical use.*
+
+# %% tags=["parameters"]
+PROFILE = "laptop"
+OVERRIDES = ""
+SEED = 0
+FORM = "full"  # or one with a part left out: no regions, no boxes, answer
+COUNT_2D = None  # records of slices to learn from; None takes those of the profile, 0 none
+COUNT_3D = None  # records of volumes
+BASE = ""  # checkpoint to start from; empty takes that of the profile
+RUN = ""  # folder of the run in runs/sft; empty derives it from the settings
+
+# %% tags=["setup"]
+# Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
+    address = "https://github.com/unireason-lab/unireason-lab"
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=v0.1.0"]
+    subprocess.run([*clone, address, "unireason-lab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
+    os.chdir("unireason-lab/notebooks")
+
+from unireason_lib.tutorial import check_versions
+
+print(check_versions())
+
+# %%
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+from transformers.utils import logging
+
+from unireason_lib.profiles import load_profile
+from unireason_lib.training.forms import check_form, injects
+from unireason_lib.training.sft import SFTSettings
+from unireason_lib.tutorial import project_root, publish
+
+profile, root = load_profile(PROFILE, OVERRIDES), project_root()
+form = check_form(FORM if FORM != "full" else profile.sft.form)
+settings = SFTSettings.from_profile(profile.sft, form=form, seed=SEED)
+given = {"2d": COUNT_2D, "3d": COUNT_3D}
+counts = {d: profile.sft[f"counts_{d}"] if given[d] is None else int(given[d]) for d in given}
+as_it_is = (OVERRIDES, FORM, COUNT_2D, COUNT_3D, BASE) == ("", "full", None, None, "")
+logging.set_verbosity_error()  # what libraries tell one another is not for readers
+if PROFILE == "smoke":
+    print("Profile smoke: a few steps on a handful of patients. All of this runs; the figures mean nothing.")
+
+# %%
+from unireason_lib.display import pipeline_figure
+
+pipeline_figure("SFT")
+
+# %% [markdown]
+# ## 1 · The model to start from, and the data
+#
+# The base has the architecture of Qwen2.5-VL and was trained on plain shapes only: it knows letters, boxes and the form of
+# a reply, and has never seen a patient.
+
+# %%
+from unireason_lib.grounding import load_profile_model
+from unireason_lib.imaging import ProcessorFrame
+
+
+def load_base():
+    """The base with its processor, as it was before any fine-tuning."""
+    return load_profile_model(profile.model, root, BASE or profile.model.base)
+
+
+def short_hash(*parts):
+    """Eight digits that change when anything in the parts does."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+base, processor = load_base()
+base_path = base.name_or_path
+tokenizer, frame = processor.tokenizer, ProcessorFrame.from_processor(processor)
+print(f"{type(base).__name__}, {sum(p.numel() for p in base.parameters()) / 1e6:.2f} M parameters")
+
+# %% [markdown]
+# The data set is that of notebook 01, larger: of some phantom patients one slice is shown, of others the whole volume, and
+# nobody is both. Boxes are written in the pixels of this model's processor. A folder that is finished is taken as it is; a
+# build that was stopped goes on. Its name follows from the settings and from the code that makes data sets.
+
+# %%
+from unireason_lib.dataset.ledger import code_state
+from unireason_lib.dataset.phantom_set import phantom_set
+
+patients = profile.sft.patients_2d, profile.sft.patients_3d
+made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), code_state())
+place = root / "runs" / "data" / f"phantoms-{PROFILE}-{made_of}"
+report = phantom_set(place, *patients, frame, profile.dataset, workers=2)
+folder, manifest = report.folder, report.manifest
+print(f"{folder.relative_to(root)}: {manifest['records']:,} records, {manifest['pictures']:,} pictures")
+print(f"{report.built:,} patients made now, {report.seconds:.0f} s")
+
+# %%
+from unireason_lib.display import plot_counts
+
+kinds = {"2d": {}, "3d": {}}
+for name, count in manifest["counts"]["family and dimension"].items():
+    family, dimension = name.split(", ")
+    kinds[dimension][family] = count
+plot_counts({f"records in {d.upper()}": found for d, found in kinds.items()})
+
+# %% [markdown]
+# The same set from the command line; a finished folder answers at once, and one that was built otherwise is refused.
+
+# %%
+import shlex
+
+from unireason_lib.cli import app
+
+made = manifest["settings"]
+command = ["build", "--out", str(folder), "--model", base_path, "--pictures", made["pictures"]]
+for source in made["sources"]:
+    options = ",".join(f"{key}={value}" for key, value in source["options"].items())
+    command += ["--source", f"{source['name']}:{options}"]
+command += ["--size", ",".join(map(str, made["size"])), "--per-family", str(made["per_family"])]
+command += ["--census", str(made["census"]), "--workers", "2"]
+command += ["--fractions", ",".join(repr(made["fractions"][split]) for split in ("train", "val", "test"))]
+print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""), "\n")
+app(command, standalone_mode=False)
+
+# %% [markdown]
+# What to learn from: a selection by dimension, in a random order. `COUNT_3D` makes volumes scarce; the ablations of notebook
+# 07 turn it. A smaller count is part of a larger one, so that "more data" never also means "other data".
+
+# %%
+from collections import Counter
+
+from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.probes import probe_records
+
+records = training_records(folder, counts, seed=SEED)
+pictures = pictures_from(folder)
+others = training_records(folder, split="val", seed=SEED)
+held_out = probe_records(others, profile.sft.probe_size)
+print("to learn from:    ", dict(Counter(record.dimension for record in records)))
+print("to look after it: ", dict(Counter(record.dimension for record in held_out)), "of other patients")
+assert not {record.patient for record in records} & {record.patient for record in held_out}
+
+# %% [markdown]
+# One record in 2D. Boxes, crops and words are what the model shall write and get; the numbers are those of the true boxes.
+
+# %%
+from unireason_lib.display import show_record
+
+
+def example_of(dimension):
+    """The first record of a dimension that points, about a lesion where there is one."""
+    mine = [record for record in everything if record.dimension == dimension and record.boxes]
+    deepest = {record.id: max(getattr(box, "depth", 1) for box in record.boxes) for record in mine}
+    return max(mine, key=lambda record: (record.family == "lesion analysis", min(2, deepest[record.id])))
+
+
+everything = training_records(folder, seed=SEED)
+flat, deep = example_of("2d"), example_of("3d")
+show_record(flat, pictures(flat))
+
+# %% [markdown]
+# And one in 3D: a box is a cuboid and fetches its rectangle from every slice that it spans.
+
+# %%
+show_record(deep, pictures(deep))
+
+# %% [markdown]
+# ## 2 · From record to tokens: what carries loss
+#
+# A grounded reply is **one** assistant turn in which text and pictures alternate. The model wrote the text; the pictures were
+# put in. It must learn to write what it writes, and must not be asked to predict the pixels that it will be given. So the
+# loss is on its own tokens only. Once by hand, on a conversation short enough to read:
+
+# %%
+from unireason_lib.grounding import crop_region
+from unireason_lib.training.encoding import Encoder
+
+picture = frame.aligned(pictures(flat)[0])
+seen = crop_region([picture], flat.boxes[0])[0]
+conversation = [
+    {
+        "role": "user",
+        "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}],
+    },
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "<think>I look.<|box_start|>[8,8,40,40]<|box_end|>"},
+            {"type": "image", "image": seen},
+            {"type": "text", "text": " A lesion.</think>A. lesion"},
+        ],
+    },
+]
+encoded = Encoder(processor)(conversation)
+print(tokenizer.decode(encoded.ids).replace("<|image_pad|>", "·"))
+
+# %% [markdown]
+# The rule: everything after the assistant's header is its own, except a picture with its two delimiters, and the line break
+# that the template adds behind `<|im_end|>`. The end itself is own: a model that never learns to stop never stops.
+
+# %%
+words = tokenizer.convert_ids_to_tokens(encoded.ids)
+begin = len(words) - words[::-1].index("<|im_start|>") + 2  # behind <|im_start|>, assistant, line break
+by_hand, in_picture = [], False
+for at, word in enumerate(words):
+    in_picture = in_picture or word == "<|vision_start|>"
+    by_hand.append(at >= begin and not in_picture)
+    in_picture = in_picture and word != "<|vision_end|>"
+by_hand[-1] = False
+assert by_hand == encoded.own.tolist()
+print("own:", repr(tokenizer.decode(encoded.ids[by_hand])))
+
+# %% [markdown]
+# The library finds the same positions another way, from marks in the chat template (`Encoder`), and agrees token by token.
+# Now the 2D record as it is trained on. The bar is the whole sequence to scale:
+
+# %%
+from unireason_lib.display import loss_strip
+from unireason_lib.training.forms import conversation as conversation_of
+
+encoder = Encoder(processor)
+one = encoder(conversation_of(flat, pictures(flat)))
+assert tokenizer.decode(one.ids[one.own]) == flat.reply + "<|im_end|>"
+loss_strip(one, tokenizer, title="One record in 2D: what carries loss")
+
+# %% [markdown]
+# And the one in 3D, with its slices and crops: most of it is given.
+
+# %%
+other = encoder(conversation_of(deep, pictures(deep)))
+loss_strip(other, tokenizer, title="One record in 3D")
+
+# %% [markdown]
+# How that is over many records:
+
+# %%
+from unireason_lib.display.tokens import loss_owners
+
+sample = records[: profile.evaluation.questions]
+owners = {record.dimension: Counter() for record in sample}
+for record in sample:
+    found = encoder(conversation_of(record, pictures(record)))
+    owners[record.dimension].update(loss_owners(found, tokenizer))
+share = {d: found["own"] / found.total() for d, found in sorted(owners.items())}
+for d, part in share.items():
+    print(f"{d.upper()}: {part:.0%} of the tokens carry loss")
+
+# %%
+named = {
+    "prompt": "question",
+    "picture": "its pictures",
+    "own": "own words: loss",
+    "injected": "regions put in",
+}
+sampled = Counter(record.dimension for record in sample)
+panels = {
+    f"tokens a record, {d.upper()}": {named[who]: round(owners[d][who] / sampled[d], 1) for who in named}
+    for d in share
+}
+plot_counts(panels)
+
+# %% [markdown]
+# ## 3 · What learns
+#
+# As in the paper, vision tower and merger stay as they are; the language model learns in full. On two cores that also
+# means: what the tower makes of a picture need be computed only once.
+
+# %%
+from unireason_lib.training.sft import freeze
+
+learns, frozen = freeze(base, settings.freeze_vision)
+parts = {"learns": Counter(), "frozen": Counter()}
+for name, parameter in base.named_parameters():
+    part = "vision tower and merger" if "visual" in name else "embedding" if "embed" in name else "layers"
+    parts["learns" if parameter.requires_grad else "frozen"][part] += parameter.numel()
+print(f"{learns:,} parameters learn, {frozen:,} do not")
+assert sum(parts["learns"].values()) == learns
+assert settings.freeze_vision is False or not any(p.requires_grad for p in base.model.visual.parameters())
+plot_counts({f"parameters: {name}": dict(found) for name, found in parts.items() if found})
+
+# %% [markdown]
+# The tokens of the interface are single tokens, so pointing is one decision and not a spelling exercise. A tokenizer that
+# lacks `<think>` gets it, without touching rows that are there (the embedding is tied to the output layer, and
+# checkpoints are padded: cutting it to the tokenizer's length would throw rows away).
+
+# %%
+from unireason_lib.training.sft import add_thought_tokens
+
+print("tokens added:", add_thought_tokens(base, processor))
+for token in ("<think>", "</think>", "<|box_start|>", "<|box_end|>", "<|vision_start|>", "<|vision_end|>"):
+    print(f"{token:<18}{tokenizer.encode(token)}")
+    assert len(tokenizer.encode(token)) == 1
+
+# %% [markdown]
+# ## 4 · A data path that does not keep the model waiting
+#
+# A step should never wait for its data. So all records are decoded, cropped and tokenized **before** the first step and kept,
+# pictures as 8-bit arrays. And because the tower is frozen, so is what it makes of a picture: several questions are about
+# one patient, and each picture goes through the tower once, however often it is shown.
+
+# %%
+import time
+
+from unireason_lib.training.examples import Examples, FeatureCollator
+
+began = time.perf_counter()
+examples = Examples(sample, pictures, processor, form=form, max_length=settings.max_length)
+encoding = time.perf_counter() - began
+size = sum(one.ids.nbytes + one.own.nbytes + sum(p.nbytes for p in one.pictures) for one in examples)
+print(f"{len(examples)} examples: {size / 1e6:.1f} MB, {encoding / len(examples) * 1e3:.1f} ms each")
+
+# %%
+collator = FeatureCollator(processor, base)
+shown = [picture for one in examples for picture in one.pictures]
+began = time.perf_counter()
+collator.features.add(shown)
+looking = time.perf_counter() - began
+kept = collator.features.known.values()
+tokens_size = sum(tensor.nbytes for tensor in kept)
+print(
+    f"{len(kept)} different pictures of {len(shown)}, {looking:.1f} s: {tokens_size / 1e6:.1f} MB of tokens"
+)
+scale = len(records) / len(examples)
+both = size * scale / 1e6, tokens_size * scale / 1e6
+print(f"all {len(records):,} records: about {both[0]:,.1f} and {both[1]:,.1f} MB")
+
+# %% [markdown]
+# At the scale of the paper neither fits into memory; then examples are made in the loader's worker processes, and batches
+# carry pixels (`keep_examples: false`).
+#
+# A batch is as long as its longest example, and the rest is padding. A volume beside a slice makes the slice pay for eight
+# pictures that it does not have. Batches of like length avoid that:
+
+# %%
+import random
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from unireason_lib.display import plot_bars
+
+lengths = Examples(records, pictures, processor, form=form, keep=False).lengths  # estimated from the text
+rows = settings.batch_size
+
+
+def padding(order):
+    """Share of padding, in percent, when examples are put into batches in this order."""
+    batches = [[lengths[k] for k in order[first : first + rows]] for first in range(0, len(order), rows)]
+    return 100 * (1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches))
+
+
+draw = torch.Generator().manual_seed(SEED)
+grouped = list(LengthGroupedSampler(rows * settings.accumulation, lengths=lengths, generator=draw))
+mixed = random.Random(SEED).sample(grouped, len(grouped))
+plot_bars({"random batches": padding(mixed), "like lengths": padding(grouped)}, "padding, % of all tokens")
+
+# %% [markdown]
+# ## 5 · One step by hand
+#
+# Everything is ready: a batch, labels where the assistant's own tokens are, `-100` elsewhere. The output at a position
+# predicts the **next** token, hence the shift. The loss is the mean cross entropy over the labelled tokens. The model's own
+# loss is the same number, and so is the library's, which computes logits only where somebody looks at them.
+
+# %%
+from torch.nn import functional
+
+from unireason_lib.training.encoding import IGNORED, Collator
+from unireason_lib.training.loss import own_token_loss
+
+
+def on_device(batch):
+    """The tensors of a batch where the model is."""
+    return {k: v.to(base.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+batch = on_device(Collator(processor)(examples[: settings.batch_size]))
+with torch.no_grad():
+    logits = base(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    wanted = batch["labels"][:, 1:]
+    mine = wanted != IGNORED
+    loss = functional.cross_entropy(logits[:, :-1][mine].float(), wanted[mine])
+    for other_loss in (base(**batch).loss, own_token_loss(base, batch)[0]):
+        torch.testing.assert_close(loss, other_loss.float(), rtol=1e-3, atol=1e-3)
+print(f"loss {loss:.3f} on {int(mine.sum())} of {mine.numel()} positions; the same thrice")
+
+# %% [markdown]
+# Backward, and a few steps of AdamW on this one batch: the loss on it falls, and the vision tower has not even a gradient.
+# The batch carries the kept tokens of the tower in place of pixels now; the loss is the same.
+
+# %%
+lean = on_device(collator(examples[: settings.batch_size]))
+learning = [parameter for parameter in base.parameters() if parameter.requires_grad]
+optimizer = torch.optim.AdamW(learning, lr=settings.learning_rate / 10)
+base.train()
+falling, began = [], time.perf_counter()
+for _ in range(4):
+    loss_now, _ = own_token_loss(base, lean)
+    falling.append(loss_now.item())
+    loss_now.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+step_time = (time.perf_counter() - began) / 4
+print("loss:", " ".join(f"{value:.3f}" for value in falling))
+torch.testing.assert_close(falling[0], loss.item(), rtol=1e-2, atol=1e-2)
+assert falling[-1] < falling[0]
+assert not settings.freeze_vision or all(p.grad is None for p in base.model.visual.parameters())
+
+# %% [markdown]
+# What an example costs in each of its stations on this machine. (The batch mixes slices and volumes, so the last bar holds
+# their padding too.)
+
+# %%
+cost = {
+    "ahead: decode, crop, tokenize": encoding / len(examples),
+    "ahead: vision tower": looking / len(examples),
+    "in the step: language model": step_time / settings.batch_size,
+}
+base = optimizer = learning = lean = loss_now = None  # trained on one batch: of no further use
+plot_bars({name: 1e3 * seconds for name, seconds in cost.items()}, "milliseconds an example", unit=" ms")
+
+# %% [markdown]
+# `make bench` compares the whole trainer with a bare loop like this one, in tokens a second.
+#
+# ## 6 · Training
+#
+# The trainer is TRL's `SFTTrainer`; ours are the batches of like length and the loss on labelled tokens. Beside the loss, the
+# log holds **free-running** answers: now and then, patients who are not trained on are asked, the model writes on its own
+# (points, gets its crops, goes on), and its letter, boxes and form are scored.
+
+# %%
+from unireason_lib.grounding import Settings
+from unireason_lib.training.logbook import Probe, read_log
+from unireason_lib.training.probes import answer_probe
+
+generation = profile.generation
+replies = Settings(max_new_tokens=generation.max_new_tokens, max_rounds=generation.max_rounds)
+probe = answer_probe(held_out, pictures, profile.sft.probe_steps, form=form, settings=replies)
+
+
+def aloud(model, processor):
+    """What the probe measures, also as a line below the cell."""
+    found = probe.measure(model, processor)
+    said = [f"{d.upper()} {scores['right']:.0%} right" for d, scores in found.items()]
+    print(f"{(time.perf_counter() - began) / 60:5.1f} min: {', '.join(said)}", flush=True)
+    return found
+
+
+for name in ("steps", "epochs", "learning_rate", "batch_size", "accumulation", "form", "freeze_vision"):
+    print(f"{name:<15}{getattr(settings, name)}")
+
+# %% [markdown]
+# The folder of the run has a name that follows from everything that decides its outcome (settings, records, base), so that
+# two runs never share one.
+# A run that is finished is taken as it is; one that was stopped (with *interrupt kernel*, or by a power cut) goes on from
+# its last checkpoint when this cell runs again. (A 7B model is trained by the command further down, under `accelerate
+# launch`; give its folder as `RUN`, and this notebook reads it.)
+
+# %%
+from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.training.sft import fine_tune
+
+learnt_from = [(record.id, record.reply) for record in records]
+identity = short_hash(asdict(settings), learnt_from, model_identity(base_path))
+run = RUN or f"{PROFILE}-{form.replace(' ', '-')}-seed{SEED}-{identity}"
+out = root / "runs" / "sft" / run
+print(f"runs/sft/{run}:", "finished before" if (out / "model").is_dir() else "trains now")
+began = time.perf_counter()
+probes = [Probe(probe.name, probe.every, aloud)]
+tuned_path = fine_tune(load_base()[0], processor, records, pictures, out, settings, probes=probes)
+spent = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"] / 60
+print(f"{tuned_path.relative_to(root)}: {spent:.1f} min of training since its last stop")
+
+# %% [markdown]
+# In the profile `laptop` with seed 0 and nothing overridden, this **is** the run that makes the model which ships:
+# `data/tiny-sft` is its folder `model/`. The same from the command line:
+
+# %%
+command = ["sft", "--data", str(folder), "--model", base_path, "--out", str(out)]
+command += ["--profile", PROFILE, "--seed", str(SEED)]
+changes = [OVERRIDES] if OVERRIDES else []
+changes += [f"sft.form={form}"] if form != profile.sft.form else []
+changes += [f"sft.counts_{d}={n}" for d, n in given.items() if n is not None]
+for change in changes:
+    command += ["--set", change]
+print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""))
+
+# %% [markdown]
+# ### Reading the curves
+#
+# First the loss, on the tokens that carry it:
+
+# %%
+from unireason_lib.display import plot_lines
+
+log, asked = read_log(out / "log.jsonl"), read_log(out / "log.jsonl", "answers")
+points = [(line["step"], line["loss"]) for line in log]
+plot_lines({"loss": points}, "step", "loss on own words, nats a token")
+
+# %% [markdown]
+# It tells little about what we want. Here is the share of words that are predicted right **when the text before them is
+# given**, from the same log, beside the letters that the model gives free-running, when it writes the text itself:
+
+# %%
+chance = sum(1 / len(record.options) for record in held_out) / len(held_out)
+
+
+def over_steps(key):
+    """Curves of a probe's value, one a dimension; what was not measured is left out."""
+    return {
+        d: [(line["step"], line["answers"][d][key]) for line in asked if line["answers"][d][key] is not None]
+        for d in asked[-1]["answers"]
+    }
+
+
+curves = {"words, text given": [(line["step"], line["mean_token_accuracy"]) for line in log]}
+curves |= {f"{d.upper()} letters, free": points for d, points in over_steps("right").items()}
+plot_lines(curves, "step", "share right", reference=("letters by chance", chance))
+
+
+# %% [markdown]
+# The letter is one token among many in a reply. So the loss can fall a long way while the letters stand still, and look
+# nearly finished while they are guesses. In numbers, from this log: where the loss had most of its way behind it, and the
+# end.
+
+# %%
+def told(step):
+    """What the log says of a step: words right when those before are given, and letters right alone."""
+    words = max((line for line in log if line["step"] <= step), key=lambda line: line["step"])
+    found = next(line["answers"] for line in asked if line["step"] == step)
+    letters = ", ".join(f"{d.upper()} {scores['right']:.0%}" for d, scores in found.items())
+    fall = (log[0]["loss"] - words["loss"]) / (log[0]["loss"] - log[-1]["loss"] or 1)
+    text = f"step {step}: the loss has come {fall:.0%} of its way, {words['mean_token_accuracy']:.0%} of the words"
+    return fall, f"{text} are right, letters {letters} (chance {chance:.0%})"
+
+
+stories = [told(line["step"]) for line in asked]
+print(next((text for fall, text in stories if fall > 0.8), stories[-1][1]))
+print(stories[-1][1])
+for d in share:
+    print(f"{d.upper()}: the letter is one of {owners[d]['own'] / sampled[d]:.0f} own tokens of a reply")
+
+# %% [markdown]
+# That is why no run is judged by its loss here. Boxes (overlap with the true ones) and form, free-running too:
+
+# %%
+fitting = {f"IoU, {d.upper()}": points for d, points in over_steps("iou").items() if points}
+fitting |= {f"in format, {d.upper()}": points for d, points in over_steps("in_format").items()}
+plot_lines(fitting, "step", "overlap, share in format")
+
+# %% [markdown]
+# ## 7 · Before and after
+#
+# The same scans, the same questions, patients of the test split whom neither training nor validation has seen. Which ones
+# are shown is not chosen by the outcome: the first question of each dimension about a lesion.
+
+# %%
+from unireason_lib.evaluation import open_benchmark
+
+shape, census = profile.dataset.shape, min(300, profile.dataset.census)
+limit = profile.evaluation.control_questions
+test = open_benchmark("phantom", split="test", limit=limit, frame=frame, size=shape, census=census)
+
+
+def first_lesion(dimension):
+    """The first question about a lesion, else the first that has something to point at."""
+    mine = [item for item in test if item.dimension == dimension]
+    return min(mine, key=lambda item: (item.family != "lesion analysis", not item.truth_boxes))
+
+
+shown = {d: first_lesion(d) for d in ("2d", "3d")}
+for d, item in shown.items():
+    boxes = "; ".join(f"{name} {[int(n) for n in box.as_tuple()]}" for name, box in item.truth_boxes)
+    print(f"{d.upper()}: {item.question} {item.answer}. {item.options[item.answer]}; {boxes}")
+
+# %%
+from unireason_lib.inference.batch import Checkpoint
+
+device = None if profile.model.device == "auto" else profile.model.device
+adapted = (tuned_path / "adapter_config.json").is_file()
+tuned = (base_path, str(tuned_path)) if adapted else (str(tuned_path), None)
+models = {
+    "base": Checkpoint(base_path, dtype=profile.model.dtype, device=device),
+    "fine-tuned": Checkpoint(*tuned, dtype=profile.model.dtype, device=device),
+}
+replies = replace(replies, max_rounds=replies.max_rounds if injects(form) else 0)
+requests = [item.request(item.load()) for item in shown.values()]
+traces = {name: model.generator().generate(requests, **asdict(replies)) for name, model in models.items()}
+
+# %%
+from unireason_lib.display import show_trace
+
+show_trace(traces["base"][0], shown["2d"].load(), frame=frame)
+
+# %%
+show_trace(traces["fine-tuned"][0], shown["2d"].load(), frame=frame)
+
+# %% [markdown]
+# And the volume, before and after:
+
+# %%
+show_trace(traces["base"][1], shown["3d"].load(), frame=frame)
+
+# %%
+show_trace(traces["fine-tuned"][1], shown["3d"].load(), frame=frame)
+
+# %% [markdown]
+# One reply is an anecdote. So both models are asked a sample of the test, with intervals that resample patients. Notebook 06
+# asks many more, and asks what a model reaches that sees nothing.
+
+# %%
+from unireason_lib.display import plot_intervals
+from unireason_lib.evaluation import Report, evaluate
+
+reports = {}
+for name, model in models.items():
+    file = out / f"test-{name}-{short_hash(asdict(replies))}.jsonl"
+    evaluate(test, file, model, settings=replies, batch_size=profile.evaluation.batch_size, quiet=True)
+    reports[name] = Report.from_file(file, samples=profile.evaluation.samples)
+by_lot = sum(1 / len(item.options) for item in test) / len(test)
+
+
+def measured(name, measure, scale=1):
+    """Dimension -> value and interval of a measure, where it applies."""
+    cells = {c.dimension.upper(): c.values[measure] for c in reports[name].cells if c.family == "all"}
+    return {
+        d: tuple(scale * x for x in (i.value, i.low, i.high)) for d, i in cells.items() if i and d != "ALL"
+    }
+
+
+right = {name: measured(name, "accuracy", 100) for name in reports}
+plot_intervals(right, f"right of {len(test)} questions, %", reference=("chance", 100 * by_lot))
+
+# %% [markdown]
+# The boxes, against the true ones (intersection over union, the mean over all that should be pointed at):
+
+# %%
+overlaps = {name: found for name in reports if (found := measured(name, "iou_all"))}
+plot_intervals(overlaps, "IoU")
+
+# %%
+import math
+
+asked_of = Counter(item.dimension.upper() for item in test)
+notes = {d: f"{n} questions on held-out phantoms" for d, n in asked_of.items()}
+for d, (value, *ends) in right["fine-tuned"].items():
+    note = f"{notes[d]}, chance {by_lot:.0%}"
+    publish(f"SFT: {d} accuracy", value, "%", interval=tuple(ends), note=note)
+for d, (value, *ends) in overlaps.get("fine-tuned", {}).items():
+    interval = None if any(map(math.isnan, ends)) else tuple(ends)
+    publish(f"SFT: {d} IoU", value, interval=interval, note=notes[d])
+in_format = {d: value for d, (value, *_) in measured("fine-tuned", "in_format").items()}
+
+# %% [markdown]
+# ## 8 · Adapters, and a run that is killed
+#
+# A 7B model in full needs several large GPUs. LoRA trains small matrices beside the frozen ones instead: one setting
+# (`sft.lora_rank`). They sit in the language model only; a careless list of layer names would put them into the vision
+# tower, whose layers have the same names. A few steps on a few records:
+
+# %%
+import tempfile
+import warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore", FutureWarning)  # of adapters about the next transformers
+scratch = Path(tempfile.mkdtemp())
+short = replace(settings, lora_rank=8, steps=4, batch_size=2, accumulation=2, save_steps=2, log_steps=1)
+
+
+def short_run(name, probes=()):
+    """A run of four steps from the base into a folder of its own; gives the model."""
+    model, _ = load_base()
+    fine_tune(model, processor, everything[:16], pictures, scratch / name, short, probes=probes)
+    return model
+
+
+adapted_model = short_run("whole")
+adapters = {name: p.numel() for name, p in adapted_model.named_parameters() if p.requires_grad}
+assert adapters and all("lora_" in name and "language_model" in name for name in adapters)
+sizes = [file.stat().st_size for file in (scratch / "whole" / "model").glob("adapter_model.*")]
+print(
+    f"{sum(adapters.values()):,} parameters learn instead of {learns:,}; the adapter has {sum(sizes) / 1e3:.0f} kB"
+)
+
+# %% [markdown]
+# The same run again, killed in its third step and gone on with. A checkpoint holds weights, optimizer, schedule and the
+# place in the order of the data, so the losses are those of the run that was left alone:
+
+# %%
+import shutil
+
+
+def kill(model, processor):
+    """What a power cut does, as a probe."""
+    raise KeyboardInterrupt
+
+
+try:
+    short_run("killed", [Probe("killed", 3, kill)])
+except KeyboardInterrupt:
+    print("killed; left:", ", ".join(sorted(path.name for path in (scratch / "killed").glob("checkpoint-*"))))
+short_run("killed")
+logs = [read_log(scratch / name / "log.jsonl") for name in ("whole", "killed")]
+unbroken, resumed = ([line["loss"] for line in lines] for lines in logs)
+for step, (a, b) in enumerate(zip(unbroken, resumed, strict=True), start=1):
+    print(f"step {step}: {a:.6f} {b:.6f}")
+assert len(unbroken) == 4 and max(abs(a - b) for a, b in zip(unbroken, resumed, strict=True)) < 1e-5
+shutil.rmtree(scratch)
+
+# %% [markdown]
+# ## Check yourself
+
+# %%
+assert json.loads((out / "settings.json").read_text())["settings"] == asdict(settings)
+assert not any(one.own[one.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")].any() for one in examples)
+assert all(0 < part < 1 for part in share.values())
+assert padding(grouped) <= padding(mixed)
+assert len(asked) >= 1 and asked[-1]["step"] >= log[-1]["step"]  # the last probe is of the finished model
+if PROFILE != "smoke" and as_it_is:
+    assert right["fine-tuned"]["2D"][1] > 100 * by_lot, "2D is not clearly above chance"
+    assert right["fine-tuned"]["2D"][0] > right["base"]["2D"][0]
+    assert in_format["2D"] >= 0.9
+print("all checks passed")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Put the injected tokens into the loss by mistake (`own[begin:] = True` for an `Encoded`). What becomes of the number, and
+#    what would the model learn?
+# 2. How much of the loss is the letter? Compute the cross entropy at the letters alone, in the batch of section 5.
+# 3. Train without region tokens, and without volumes. Which of the curves moves? (Two runs of some minutes.)
+#
+# <details><summary>Solutions</summary>
+#
+# 1. `wrong = replace(one, own=np.arange(len(one)) >= one.own.argmax())`, then `own_token_loss(load_base()[0],
+#    Collator(processor)([wrong]))`. Labels would be `<|image_pad|>` for every token of a crop: trivial to predict after the
+#    first, so the mean loss *falls* and looks better. The model learns to write image tokens, and generation forbids them.
+# 2. The letter is the token behind `</think>`: `letter = torch.roll(batch["input_ids"] == end, 1, 1)[:, 1:] & mine` with
+#    `end = tokenizer.convert_tokens_to_ids("</think>")`, then the cross entropy of `logits[:, :-1][letter]`. Times its share
+#    of the own tokens, that is all that the loss knows of the answers.
+# 3. `python -m unireason_lib tutorial 04 -p FORM="no regions"`, and `-p COUNT_3D=0`. Each run has a folder of its own in
+#    `runs/sft`. Notebook 07 does this with several seeds.
+#
+# </details>

@@ -1,0 +1,914 @@
+# %% [markdown]
+# # 06 · Evaluation you can trust
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/06_evaluation.ipynb)
+#
+# After this notebook you can
+# - turn a reply into a letter, a box into an overlap, and many of them into numbers with intervals;
+# - say what a number is worth: beside chance, beside a reader who sees nothing, and beside the same model when its
+#   pictures or its crops are taken away;
+# - ask any model about your own scans or about a public benchmark, in a run that can be killed at any time.
+#
+# **Where we stand.** Notebook 04 made the model that is asked here. Notebook 07 compares several models, with the same
+# tools.
+#
+# **Time** about three minutes on 2 CPU cores the first time, one minute when the replies are there already. **Needs** a
+# model; the tiny fine-tuned one ships with the project. **Synthetic**: the phantoms, none of whom was used in training.
+# **Real**: the brain MRI of section 8, and a CT if you have one there. *Nothing here is for clinical use.*
+
+# %% tags=["parameters"]
+PROFILE = "laptop"
+OVERRIDES = ""
+SEED = 0
+MODEL = ""  # a folder or hub id; empty: the model of the profile
+RESULTS = ""  # folder for the replies; empty: one below runs/evaluation
+REAL = ""  # folder with abdomen_ct.nii.gz and abdomen_seg.nii.gz; empty: looks beside the checkout
+
+# %% tags=["setup"]
+# Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
+    address = "https://github.com/unireason-lab/unireason-lab"
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=v0.1.0"]
+    subprocess.run([*clone, address, "unireason-lab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
+    os.chdir("unireason-lab/notebooks")
+
+from unireason_lib.tutorial import check_versions
+
+print(check_versions())
+
+# %%
+from unireason_lib.display import pipeline_figure
+from unireason_lib.profiles import load_profile
+from unireason_lib.tutorial import project_root, publish
+
+profile = load_profile(PROFILE, OVERRIDES)
+pipeline_figure("evaluation")
+
+# %% [markdown]
+# ## 1 · One reply, scored by hand
+#
+# Three things make an evaluation: a model, questions whose answers are known, and a rule for how replies are written
+# (token budget, rounds). A `Checkpoint` names a model and loads it when the first question is asked.
+
+# %%
+from unireason_lib.grounding import Settings
+from unireason_lib.inference import Checkpoint
+
+name = MODEL or profile.model.path
+local = project_root() / name
+device = None if profile.model.device == "auto" else profile.model.device
+checkpoint = Checkpoint(
+    str(local if local.is_dir() else name), profile.model.adapter, profile.model.dtype, device
+)
+writing = profile.generation
+settings = Settings(
+    writing.max_new_tokens, writing.max_rounds, temperature=writing.temperature, top_p=writing.top_p
+)
+print(f"{checkpoint.identity()['model']['name']}: at most {settings.max_new_tokens} tokens of its own")
+
+# %% [markdown]
+# The questions are about phantom patients with numbers that training never reaches: a slice of one, the volume of the
+# next, two questions each. They are thinned like the training questions (notebook 01), so that reading them does not
+# help. Boxes are written in pixels of this model's processor.
+
+# %%
+from collections import Counter
+
+from unireason_lib.evaluation import open_benchmark
+
+shape = tuple(profile.dataset.shape)
+benchmark = open_benchmark(
+    "phantom",
+    split="test",
+    limit=profile.evaluation.questions,
+    size=shape,
+    frame=checkpoint.frame(),
+    seed=SEED,
+    census=min(300, profile.dataset.census),
+)
+item_of = {item.id: item for item in benchmark}
+print(f"{len(benchmark)} questions about {len({item.patient for item in benchmark})} patients")
+print(dict(Counter(item.dimension for item in benchmark)))
+
+# %% [markdown]
+# One question is asked. `ask_items` gives a line for it: the question, the reply, and how it was scored.
+
+# %%
+from unireason_lib.display import show_trace
+from unireason_lib.evaluation.run import ask_items
+
+generator = checkpoint.generator()
+frame = generator.frame
+item = next(i for i in benchmark if i.dimension == "2d" and len(i.truth_boxes) == 1)
+(line,) = ask_items(generator, [item], settings=settings)
+show_trace(line, item.load(), frame=frame)
+
+# %% [markdown]
+# By hand: what stands behind the thought, and the letter at its beginning. The line says the same.
+
+# %%
+import re
+
+tail = line["text"].rpartition("</think>")[2].strip()
+letter = re.match(r"([A-D])\. ", tail)
+print(f"behind the thought: {tail[:60]!r}\nby hand: {letter and letter[1]}   the line: {line['prediction']}")
+print(f"right: {item.answer}   scored as {'right' if line['correct'] else 'wrong'}")
+assert letter is None or line["prediction"] == letter[1]
+assert line["correct"] == (line["prediction"] == item.answer)
+
+# %% [markdown]
+# ### Replies that are harder to read
+#
+# A trained model ends with `B. liver`. Other models write what they like. Two readers: ours, and a pattern that is
+# often seen (the code released with the paper has one like it), which takes any letter from a to d that stands alone.
+# The English article is such a letter.
+
+# %%
+from unireason_lib.answers import extract_choice
+from unireason_lib.tutorial.results import aligned
+
+
+def lone_letter(text):
+    """The first letter from a to d that stands alone."""
+    found = re.search(r"\b([a-d])\b", text, re.IGNORECASE)
+    return found[1].upper() if found else None
+
+
+choices = {"A": "spleen", "B": "liver", "C": "left kidney", "D": "right kidney"}
+replies = {
+    "<think>I look at it.</think>B. liver": "B",
+    "(C)": "C",
+    "The answer is D.": "D",
+    "It is the left kidney.": "C",
+    "Large and round.\nB": "B",
+    "A mass is seen. B. Liver": "B",
+    "This shows a mass, so the answer is B.": "B",
+}
+
+# %% [markdown]
+# And replies that answer nothing. Not to choose is a class of its own, an **abstention**: it counts as wrong, and it is
+# counted. A thought that was never closed has not answered yet.
+
+# %%
+replies |= dict.fromkeys(
+    ["A mass is seen.", "It could be A or B.", "I cannot tell.", "<think>It may be D. right kidney"]
+)
+read = [("reply", "meant", "ours", "lone letter")]
+for text, meant in replies.items():
+    ours, loose = extract_choice(text, choices), lone_letter(text)
+    assert ours == meant
+    mark = "" if loose == meant else "  <- wrong"
+    read.append((repr(text), meant or "-", ours or "-", f"{loose or '-'}{mark}"))
+print(aligned(read))
+
+# %% [markdown]
+# ## 2 · How well does a box fit?
+#
+# **Intersection over union** (IoU): what two boxes share, divided by what they cover together. 1 is the same box, 0 is
+# no overlap. The same few lines do rectangles and cuboids:
+
+# %%
+from math import prod
+
+from unireason_lib.boxes import Box2D, Box3D
+
+
+def overlap(one, other):
+    """IoU of two boxes given as their first, then their second corner."""
+    n = len(one) // 2
+    shared = prod(max(0, min(one[k + n], other[k + n]) - max(one[k], other[k])) for k in range(n))
+    both = sum(prod(box[k + n] - box[k] for k in range(n)) for box in (one, other))
+    return shared / (both - shared)
+
+
+def moved(box, share, axes):
+    """The box, moved by a share of its side along its first axes."""
+    corners = list(box.as_tuple())
+    n = len(corners) // 2
+    for k in range(axes):
+        side = corners[k + n] - corners[k]
+        corners[k], corners[k + n] = corners[k] + share * side, corners[k + n] + share * side
+    return type(box)(*corners)
+
+
+# %%
+from unireason_lib.display import show_box
+
+true = item.truth_boxes[0][1]
+beside, off = moved(true, 1 / 3, 1), moved(true, 1 / 3, 2)
+for box in (beside, off):
+    assert abs(overlap(true.as_tuple(), box.as_tuple()) - true.iou(box)) < 1e-9
+show_box(
+    frame.aligned(item.load()[0]),
+    [true, beside, off],
+    names=["true", f"moved along x, IoU {true.iou(beside):.2f}", f"along x and y, IoU {true.iou(off):.2f}"],
+)
+
+# %% [markdown]
+# Moved by a third of its side along one axis, a box has an IoU of one half, the usual threshold of a hit. In a volume
+# there is one axis more to be wrong about, so the same care gives a lower number. That is why 2D and 3D overlaps are
+# never averaged here.
+
+# %%
+from unireason_lib.display import plot_lines
+
+cuboid = next(box for i in benchmark if i.dimension == "3d" for _, box in i.truth_boxes)
+off_3d = moved(cuboid, 1 / 3, 3)
+assert abs(overlap(cuboid.as_tuple(), off_3d.as_tuple()) - cuboid.iou(off_3d)) < 1e-9
+shares = [k / 20 for k in range(21)]
+plot_lines(
+    {
+        "rectangle": [(share, true.iou(moved(true, share, 2))) for share in shares],
+        "cuboid": [(share, cuboid.iou(moved(cuboid, share, 3))) for share in shares],
+    },
+    "moved along every axis by this share of its side",
+    "IoU",
+)
+
+# %% [markdown]
+# ## 3 · A run that can be killed
+#
+# The result of a run is a file with one JSON line a question. A line is on the disk before the next one begins, so
+# nothing is lost and nothing is asked twice. In miniature: six questions, a torn last line as a kill leaves it, and the
+# same call again with some more questions.
+
+# %%
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from unireason_lib.evaluation import evaluate
+from unireason_lib.inference import read_results
+
+how = {"settings": settings, "batch_size": profile.evaluation.batch_size, "quiet": True}
+
+
+def first(count):
+    """The first questions of the benchmark."""
+    return replace(benchmark, items=benchmark.items[:count])
+
+
+with tempfile.TemporaryDirectory() as place:
+    file = evaluate(first(6), Path(place, "replies.jsonl"), generator, **how)
+    file.write_bytes(file.read_bytes()[:-40])  # killed while the last line was written
+    kept = list(read_results(file))
+    evaluate(first(9), file, generator, **how)
+    after = list(read_results(file))
+print(f"{len(kept)} whole lines were left; now there are {len(after)}")
+assert after[: len(kept)] == kept and len({line["id"] for line in after}) == len(after) == 9
+
+# %% [markdown]
+# Beside the file stands what made it: model, settings and questions. Results of another model are refused, not mixed
+# in. The folder of this notebook is named after all of that; a second run of the notebook reads what is there.
+
+# %%
+import hashlib
+import json
+from dataclasses import asdict
+
+from unireason_lib import __version__
+
+made_by = [__version__, checkpoint.identity(), asdict(settings), benchmark.identity]
+digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
+usual = f"runs/evaluation/{profile.name}-{Path(name).name}-{digest}"
+folder = project_root() / (RESULTS or usual)
+
+
+def run(questions, file, control="none"):
+    """Ask what has not been asked yet."""
+    return evaluate(questions, folder / file, checkpoint, control=control, **how)
+
+
+print(RESULTS or usual)
+
+# %% [markdown]
+# The whole benchmark, and once more with all pictures in plain grey. That second run is the **blind baseline**: what
+# the model reaches from the words of the questions.
+
+# %%
+import time
+
+started = time.perf_counter()
+file = run(benchmark, "replies.jsonl")
+blind_file = run(benchmark, "replies.blank.jsonl", control="blank")
+lines = list(read_results(file))
+print(f"{len(lines)} replies, {sum('error' in line for line in lines)} failed")
+print(f"asking took {time.perf_counter() - started:.0f} s (next to nothing when all was there already)")
+
+# %% [markdown]
+# One line. Everything that follows is computed from such lines, without the model:
+
+# %%
+for key, value in next(line for line in lines if line["dimension"] == "3d").items():
+    print(f"{key:<16}{json.dumps(value, ensure_ascii=False)[:95]}")
+
+# %% [markdown]
+# ## 4 · How good, and how sure?
+#
+# Other patients would give another number. How different a one, the data can say themselves, by the **bootstrap**: draw
+# as many patients as there are, with repetition, compute the accuracy again, and do so many times. Patients are drawn,
+# not questions, because two questions about one patient succeed and fail together.
+
+# %%
+import numpy as np
+
+from unireason_lib.evaluation import bootstrap_mean
+
+samples = profile.evaluation.samples
+right = {}
+for line in lines:
+    right.setdefault(line["patient"], []).append(line["correct"])
+by_patient = list(right.values())
+draw = np.random.default_rng(SEED)
+means = []
+for _ in range(samples):
+    drawn = draw.integers(len(by_patient), size=len(by_patient))
+    means.append(np.mean([value for k in drawn for value in by_patient[k]]))
+by_hand = np.quantile(means, [0.025, 0.975])
+
+# %%
+found = bootstrap_mean(
+    [line["correct"] for line in lines], [line["patient"] for line in lines], samples=samples
+)
+print(f"accuracy {found.value:.3f} over {found.n} questions about {found.clusters} patients")
+print(f"by hand      {by_hand[0]:.3f} to {by_hand[1]:.3f}")
+print(f"the library  {found.low:.3f} to {found.high:.3f} ({found.method})")
+if found.method == "bootstrap":
+    assert np.abs(by_hand - (found.low, found.high)).max() < 0.02
+
+# %% [markdown]
+# With few patients, or when all replies are right, a bootstrap is too sure of itself. The library then takes Wilson's
+# interval, for as many questions as the patients are worth. A `Report` does this for every family and both dimensions:
+
+# %%
+from unireason_lib.evaluation import Report
+
+report = Report.from_file(file, samples=samples)
+titles, body = report.table()
+shown = ("dimension", "family", "n", "accuracy", "blind", "most likely", "one letter")
+columns = [titles.index(title) for title in shown if title in titles]
+print(aligned([tuple(row[k] for k in columns) for row in [titles, *body]]))
+
+# %% [markdown]
+# Three baselines stand beside the accuracy. **Blind** is the model itself without pictures. **Most likely** is a reader
+# who knows the training questions by heart and takes the option that was right most often. **One letter** always says
+# the letter that is right most often in this very test. A model has learnt to see as far as it is above the best of
+# them.
+
+# %%
+from unireason_lib.dataset.questions import FAMILIES
+from unireason_lib.display import plot_intervals
+from unireason_lib.evaluation.metrics import chance
+
+by_chance = 100 * chance(lines)
+rows = {(row["dimension"], row["family"]): row for row in report.rows()}
+families = [family for family in FAMILIES if ("all", family) in rows]
+chosen = {"2D": ("2d", "all"), "3D": ("3d", "all")} | {family: ("all", family) for family in families}
+
+
+def percent(row, measure):
+    """A measure of a row of the report with its interval, in percent."""
+    return tuple(100 * row[measure + end] for end in ("", "_low", "_high"))
+
+
+def of_all(measure):
+    """The measure for every chosen row that has it."""
+    return {n: percent(rows[k], measure) for n, k in chosen.items() if rows[k][measure] is not None}
+
+
+# %%
+series = {
+    "with pictures": of_all("accuracy"),
+    "blind": of_all("blind"),
+    "most likely option": of_all("guess"),
+}
+plot_intervals(series, "answered right, %", reference=("chance", by_chance))
+
+# %% [markdown]
+# ### What the blind baseline says
+#
+# If it is at chance, the words of the questions give nothing away, to this model at least; what is above it was seen.
+# If it is far above chance, every accuracy in the table is that much less impressive. (Without the thinning of
+# notebook 01 it would be: the liver is on the right in nearly everybody.) The difference is taken question by
+# question, which is surer than two intervals side by side:
+
+# %%
+blind = Report.from_file(blind_file, samples=samples)
+seen = blind.compare(report)
+d = seen.difference
+print(f"blind {100 * seen.a:.1f} %, with pictures {100 * seen.b:.1f} %, by lot {by_chance:.0f} %")
+print(f"seen: {100 * d.value:+.1f} points, interval {100 * d.low:+.1f} to {100 * d.high:+.1f}")
+
+# %% [markdown]
+# The figures of this project, for the table at the end of `make tutorial`:
+
+# %%
+for dimension in ("2d", "3d"):
+    row = rows[dimension, "all"]
+    note = f"{row['n']} questions about held-out phantoms"
+    value, *ends = percent(row, "accuracy")
+    publish(f"accuracy, {dimension.upper()}", value, "%", interval=tuple(ends), note=note)
+    ends = (row["iou_first_low"], row["iou_first_high"])
+    publish(f"IoU of the first box, {dimension.upper()}", row["iou_first"], interval=ends, note=note)
+for measure, words in (("blind", "accuracy, pictures blanked"), ("in_format", "replies in format")):
+    value, *ends = percent(rows["all", "all"], measure)
+    publish(words, value, "%", interval=tuple(ends), note=f"{found.n} questions")
+publish(f"time for {found.n} replies", sum(line["seconds"] for line in lines), "s")
+
+# %% [markdown]
+# And what the tiny model was meant to reach. A bar that misses its line is drawn in another colour and says so.
+
+# %%
+from unireason_lib.display import plot_bars
+
+aims = {
+    "accuracy, 2D": (rows["2d", "all"], "accuracy", 80),
+    "accuracy, 3D": (rows["3d", "all"], "accuracy", 60),
+    "IoU of the first box, 2D": (rows["2d", "all"], "iou_first", 50),
+    "IoU of the first box, 3D": (rows["3d", "all"], "iou_first", 35),
+    "replies in format": (rows["all", "all"], "in_format", 99),
+}
+reached = {words: percent(row, measure) for words, (row, measure, _) in aims.items()}
+plot_bars(
+    {words: value for words, (value, _, _) in reached.items()},
+    "accuracy, IoU and format, %",
+    targets={words: aim for words, (_, _, aim) in aims.items()},
+    intervals={words: ends for words, (_, *ends) in reached.items()},
+)
+
+# %% [markdown]
+# ## 5 · Does it point at the right place?
+#
+# A reply may hold several boxes, and a question may rest on several structures. The **first** box cannot be helped by
+# writing many; the **best** one can; **all** takes, for each structure that was to be found, the box that fits it best,
+# and averages. Where nothing was written, all three are 0.
+
+# %%
+measures = {
+    "iou_first": "IoU, first box",
+    "iou_best": "IoU, best box",
+    "iou_all": "IoU, all structures",
+    "hit": "share of best boxes with IoU >= 0.5",
+    "crop_share": "share of the scan that a box fetches",
+    "rounds": "rounds",
+    "own_tokens": "tokens of its own",
+    "injected_tokens": "tokens put in",
+    "seconds": "seconds",
+}
+
+
+def in_words(row, measure):
+    value, low, high = (row[measure + end] for end in ("", "_low", "_high"))
+    return (
+        "-" if value is None else f"{value:.3g}" + (f" ({low:.3g} to {high:.3g})" if low is not None else "")
+    )
+
+
+pointed = [(words, *(in_words(rows[d, "all"], key) for d in ("2d", "3d"))) for key, words in measures.items()]
+print(aligned([("mean of a reply", "2D", "3D"), *pointed]))
+
+# %% [markdown]
+# A model that always fetches everything would have a share of 1 and look at nothing in particular. A mean IoU hides
+# whether all boxes are fair or half of them perfect and half lost; how many boxes reach which overlap shows it:
+
+# %%
+from unireason_lib.evaluation import measure as mean_of
+
+curves, bands = {}, {}
+for d in ("2d", "3d"):
+    mine = [line for line in lines if line["dimension"] == d and line["iou_first"] is not None]
+    for step in range(1, 20):
+        share = mean_of(mine, lambda line, t=step / 20: float(line["iou_first"] >= t), samples=samples)
+        curves.setdefault(d.upper(), []).append((step / 20, 100 * share.value))
+        bands.setdefault(d.upper(), []).append((100 * share.low, 100 * share.high))
+plot_lines(curves, "IoU of the first box is at least", "share of the replies, %", band=bands)
+
+# %% [markdown]
+# ### Does a good box mean a right answer?
+#
+# If boxes were decoration, the answer would not care how well they fit. Accuracy among replies whose best box fits
+# badly, better, well:
+
+# %%
+from unireason_lib.evaluation import reliability
+
+steps, counts = {}, [("IoU of the best box", "2D", "3D")]
+for d in ("2d", "3d"):
+    steps[d.upper()] = reliability([line for line in lines if line["dimension"] == d])
+for pair in zip(*steps.values(), strict=True):
+    counts.append((f"{pair[0].low:g} to {pair[0].high:g}", *(str(part.n) for part in pair)))
+print(aligned(counts))
+
+
+def in_bins(parts):
+    """Accuracy with its interval, in percent, of the bins that hold some replies."""
+    some = [part for part in parts if part.n > 1]
+    ends = [(part.accuracy.value, part.accuracy.low, part.accuracy.high) for part in some]
+    names = [f"IoU {part.low:g} to {part.high:g}" for part in some]
+    return {name: tuple(100 * x for x in three) for name, three in zip(names, ends, strict=True)}
+
+
+bars = {d: in_bins(parts) for d, parts in steps.items()}
+plot_intervals(bars, "answered right, %", reference=("chance", by_chance))
+
+# %% [markdown]
+# Where accuracy climbs with the overlap, both go together. That does not prove that the box *makes* the answer: a hard
+# scan may spoil both. For cause and effect something has to be taken away: section 6.
+
+# %% [markdown]
+# ### The same place in a volume and in its slices?
+#
+# One model, two kinds of boxes: they can be held against each other without any truth. For each cuboid that the model
+# wrote, every slice it spans is shown to the model alone, as a picture. The rectangle of the cuboid should be the box
+# that it writes there.
+
+# %%
+from unireason_lib.errors import DatasetError
+from unireason_lib.evaluation import slice_benchmark
+from unireason_lib.evaluation.consistency import consistency, slices_file
+
+few = {item.id for item in first(profile.evaluation.control_questions)}
+alone = []
+try:
+    raised = slice_benchmark(benchmark, [line for line in lines if line["id"] in few])
+    alone = list(read_results(run(raised, slices_file(file).name)))
+    agreement = consistency(alone, samples)
+    print(f"{len(raised)} slices asked: {agreement.text()}")
+except DatasetError as nothing:
+    print(nothing)
+
+# %%
+from unireason_lib.display import show_pictures
+
+
+def slice_by_slice(alone):
+    """The cuboid that spans most slices, and what was written on each of them alone."""
+    spans = Counter(line["about"]["parent"] for line in alone)
+    parent = max(spans, key=spans.get)
+    mine = [line for line in alone if line["about"]["parent"] == parent]
+    mine.sort(key=lambda line: line["about"]["slice"])
+    across = Box3D(*mine[0]["about"]["cuboid"]).xy
+    scans = [frame.aligned(picture) for picture in item_of[parent].load()]
+    shown = [scans[line["about"]["slice"]] for line in mine]
+    boxes = [[across, *(Box2D(*box) for box in line["boxes"][:1] if len(box) == 4)] for line in mine]
+    titles = [f"slice {line['about']['slice']}" for line in mine]
+    return show_pictures(shown, boxes, titles, foot={0: "1  of the cuboid", 1: "2  of the slice alone"})
+
+
+slice_by_slice(alone) if alone else "no cuboid was written"
+
+# %% [markdown]
+# ## 6 · Does it look?
+#
+# **Controls** take something away and ask again. *Other pictures*: those of another patient. *Random crops*: a box
+# fetches a region of its size from elsewhere. *No crops*: a box fetches nothing. Whoever does not use what was taken
+# away answers as before.
+
+# %%
+controls = {"other pictures": "other", "random crops": "random-crop", "no crops": "no-crop"}
+control_files = {
+    words: run(first(profile.evaluation.control_questions), f"replies.{control}.jsonl", control=control)
+    for words, control in controls.items()
+}
+compared = {"blank pictures": blind.compare(report)}
+for words, path in control_files.items():
+    compared[words] = Report.from_file(path, samples=samples).compare(report)
+lost = {
+    words: tuple(100 * x for x in (c.difference.value, c.difference.low, c.difference.high))
+    for words, c in compared.items()
+}
+plot_intervals({"lost": lost}, "points of accuracy that are lost", reference=("nothing lost", 0))
+
+# %% [markdown]
+# Is a difference more than luck? Two tests. The bootstrap's p says how often resampled patients turn the difference
+# round. **McNemar** looks only at questions where the two runs disagree, and asks whether one wins more often than a
+# coin would. Whoever makes four comparisons finds something by luck more easily than with one; **Holm** corrects for
+# that.
+
+# %%
+from unireason_lib.evaluation import holm
+
+corrected = holm({words: c.p for words, c in compared.items()})
+tests = [("taken away", "questions", "with", "without", "p", "p, Holm", "McNemar's p", "Cohen's h")]
+for words, c in compared.items():
+    numbers = (f"{100 * c.b:.1f} %", f"{100 * c.a:.1f} %", f"{c.p:.2g}", f"{corrected[words]:.2g}")
+    tests.append((words, str(c.questions), *numbers, f"{c.mcnemar:.2g}", f"{c.h:+.2f}"))
+print(aligned(tests))
+
+# %% [markdown]
+# These are statements about *this checkpoint*. That one way of training is better than another takes several models of
+# each (notebook 07).
+#
+# ### Textures, which must be looked at closely
+#
+# Averaged over all questions, crops may matter little: where the liver lies is seen at first sight. The texture of a
+# lesion is not. It is one pixel wide, and in the whole picture falls into few tokens. So these questions are asked by
+# themselves, about other patients:
+
+# %%
+closely = open_benchmark(
+    "phantom",
+    split="test",
+    families=["lesion analysis"],
+    a_patient=1,
+    limit=2 * profile.evaluation.control_questions,
+    size=shape,
+    frame=frame,
+    seed=SEED,
+    census=min(300, profile.dataset.census),
+)
+asked = tuple(item for item in closely if item.kind == "texture")
+textures = replace(closely, items=asked, identity={**closely.identity, "kind": "texture"})
+print(f"{len(textures)} of {len(closely)} questions about lesions are about texture")
+
+# %%
+looks = {"its crops": "none", "random crops": "random-crop", "no crops": "no-crop"}
+texture_runs = {
+    words: Report.from_file(run(textures, f"textures.{control}.jsonl", control=control), samples=samples)
+    for words, control in looks.items()
+}
+by_look = {}
+for words, found_there in texture_runs.items():
+    cells = {(row["dimension"], row["family"]): row for row in found_there.rows()}
+    names = {"2D": "2d", "3D": "3d", "both": "all"}
+    by_look[words] = {
+        n: percent(cells[d, "all"], "accuracy") for n, d in names.items() if (d, "all") in cells
+    }
+plot_intervals(by_look, "textures answered right, %", reference=("chance", by_chance))
+
+# %%
+gain = texture_runs["random crops"].compare(texture_runs["its crops"])
+d = gain.difference
+ends = (100 * d.low, 100 * d.high)
+publish(
+    "textures: own crops against random ones",
+    100 * d.value,
+    "points",
+    interval=ends,
+    note=f"{gain.questions} questions",
+)
+
+# %% [markdown]
+# How to read it: *random crops* is the fair comparison, for the reply looks the same and only the pixels are others.
+# *No crops* is harder on the model than that, since in training a box always fetched something. Whether a model that is
+# **trained** without crops does worse is another question, and that of notebook 07.
+
+# %% [markdown]
+# ## 7 · Where it goes wrong
+#
+# Means are made of cases. Two kinds are worth a look. **Found and wrong**: everything that was to be found was found,
+# and the answer is wrong all the same. True boxes are green, written ones orange; the right option is bold.
+
+# %%
+from unireason_lib.display import show_replies
+
+
+def worst(wanted, order):
+    """Up to two replies of each dimension, the most extreme ones first."""
+    known = [line for line in lines if line.get("iou_best") is not None and wanted(line)]
+    known.sort(key=order)
+    return [line for d in ("2d", "3d") for line in [x for x in known if x["dimension"] == d][:2]]
+
+
+def draw_replies(some):
+    """Cards of these replies, or a word when there are none."""
+    if not some:
+        return "there is no such reply"
+    return show_replies(some, [[frame.aligned(p) for p in item_of[line["id"]].load()] for line in some])
+
+
+wrong = worst(lambda line: not line["correct"] and line["iou_all"] >= 0.5, lambda line: -line["iou_all"])
+draw_replies(wrong)
+
+# %%
+show_trace(wrong[-1], item_of[wrong[-1]["id"]].load(), frame=frame) if wrong else "no such reply"
+
+# %% [markdown]
+# **Right for the wrong reason**: the answer is right and the box is somewhere else. No accuracy ever shows these.
+
+# %%
+lucky = worst(lambda line: line["correct"] and line["iou_best"] < 0.1, lambda line: line["iou_best"])
+correct = [line for line in lines if line["correct"] and line["iou_best"] is not None]
+elsewhere = sum(line["iou_best"] < 0.1 for line in correct)
+print(f"{elsewhere} of {len(correct)} right answers point elsewhere (IoU below 0.1)")
+draw_replies(lucky)
+
+# %%
+show_trace(lucky[-1], item_of[lucky[-1]["id"]].load(), frame=frame) if lucky else "no such reply"
+
+# %% [markdown]
+# ## 8 · Real scans
+#
+# Any scan with a label map can be asked about. First a real brain MRI, the MNI152 template, which comes with a Python
+# package: its volume, and some of its slices. **Expect nothing.** The tiny model has seen schematic torsos and nothing
+# else; what a thalamus looks like it cannot know.
+
+# %%
+brain = {"size": shape, "frame": frame, "seed": SEED, "limit": 3 * profile.notebook.questions}
+real = {
+    "brain MRI, slices": open_benchmark("brain", dimension="2d", every_mm=20, **brain),
+    "brain MRI, volume": open_benchmark("brain", per_family=6, **brain),
+}
+for words, questions in real.items():
+    print(f"{words}: {len(questions)} questions, such as: {questions.items[0].question}")
+
+# %% [markdown]
+# Then a real CT of the abdomen, if one is there: with `REAL`, or in a folder beside the checkout. It is shown in the
+# window of the phantoms. A folder of your own is read by the same source; see notebook 01.
+
+# %%
+from unireason_lib.dataset.sources import PhantomConfig
+
+place = project_root() / REAL if REAL else project_root().parent / "shared" / "realdata"
+if (place / "abdomen_ct.nii.gz").is_file() and (place / "abdomen_seg.nii.gz").is_file():
+    files = {"image": "*_ct", "label": "*_seg", "names": "abdomen_seg_labels.json", "modality": "CT"}
+    window = PhantomConfig().window
+    ct = open_benchmark("folder", place, per_family=6, window=window, **files, **brain)
+    real["abdomen CT, volume"] = ct
+    print(f"abdomen CT: {len(ct)} questions, such as: {ct.items[0].question}")
+else:
+    print("abdomen CT: none here, so it is left out")
+
+# %%
+real_lines, outcome = {}, {}
+for words, questions in real.items():
+    path = run(questions, f"{words.replace(', ', '-').replace(' ', '-').lower()}.jsonl")
+    real_lines[words] = [line for line in read_results(path) if "error" not in line]
+    of_real = mean_of(real_lines[words], "accuracy")
+    outcome[words] = tuple(100 * x for x in (of_real.value, of_real.low, of_real.high))
+    boxes = mean_of(real_lines[words], "iou_best")
+    print(f"{words}: {len(real_lines[words])} replies, IoU of the best box {boxes.value:.2f}")
+plot_intervals({"accuracy": outcome}, "answered right, %", reference=("chance", by_chance))
+
+# %% [markdown]
+# The intervals are this wide on purpose. All questions are about **one** patient, so strictly they may all be one
+# question, and however many one asks, that does not change. And some of these questions can be answered from anatomy
+# alone: of a single scan everything is known, so nothing could be thinned.
+
+# %%
+at = next(
+    (line for line in real_lines["brain MRI, volume"] if line["boxes"]), real_lines["brain MRI, volume"][0]
+)
+asked_there = next(item for item in real["brain MRI, volume"] if item.id == at["id"])
+show_trace(at, asked_there.load(), frame=frame)
+
+# %% [markdown]
+# Outside of what it was trained on, a model goes on in the form that it has learnt: it points, in whole pixels of the
+# frame, and names an option, and no word of it says that it has no idea. The picture says so at once, which is one
+# good reason to let models point.
+
+# %% [markdown]
+# ## 9 · Public benchmarks
+#
+# Tables of questions and folders of scans, as their authors hand them out. You hold the files; nothing is downloaded.
+#
+# | name | its table | asked |
+# | --- | --- | --- |
+# | `m3d-vqa` | CSV: Image Path, Question, Choice A-D (`NA`: none), Answer, Answer Choice | choice, or `open=True` |
+# | `3d-rad` | CSV: VolumeName, Question, Answer, AnswerChoice, Choice A-D (`-`: none) | choice, open |
+# | `vqa-rad` | JSON: image_name, question, answer, answer_type, phrase_type | yes or no, open |
+# | `slake` | JSON: img_name, question, answer, q_lang, content_type | yes or no, open |
+# | `pathvqa` | Parquet, CSV or JSON: image, question, answer | yes or no, open |
+# | `pmc-vqa` | CSV: Figure_path, Question, Choice A-D, Answer_label | choice |
+# | `omnimedvqa` | JSON: image_path, question, gt_answer (text), option_A-D | choice |
+# | a folder with `rl/` or `sft/` | Parquet in the form of the released UniMed-CoT | choice |
+#
+# A table in the form of M3D-VQA, with three volumes in its form. The patients are phantoms again, so that something can
+# be expected of our model.
+
+# %%
+import csv
+
+from unireason_lib.dataset import phantom
+
+organs = ("liver", "spleen", "left kidney")
+patients = (phantom(900_000 + k) for k in range(100))
+single = (p for p in patients if len(p.lesions) == 1 and p.lesions[0].name.removesuffix(" lesion") in organs)
+cases = [next(single) for _ in range(3)]
+here = tempfile.TemporaryDirectory()
+low, high = PhantomConfig().window
+table = []
+for number, case in enumerate(cases, start=1):
+    scan = Path(here.name, "M3D_Cap_npy", f"case_{number}", "Axial.npy")
+    scan.parent.mkdir(parents=True)
+    np.save(scan, np.clip((case.scan.array[None] - low) / (high - low), 0, 1).astype(np.float32))
+    host = case.lesions[0].name.removesuffix(" lesion")
+    row = {
+        "Image Path": str(scan.relative_to(here.name)),
+        "Question Type": 3,
+        "Question": "Which organ has the lesion?",
+    }
+    row |= {f"Choice {letter}": organ for letter, organ in zip("ABCD", (*organs, "NA"), strict=True)}
+    table.append(row | {"Answer": host, "Answer Choice": "ABC"[organs.index(host)]})
+
+# %% [markdown]
+# A fourth row says that the right option is one that is not there. Real tables have such rows. It is skipped and named,
+# not guessed.
+
+# %%
+table.append(table[0] | {"Answer": "", "Answer Choice": "D"})
+listed = Path(here.name, "M3D_VQA_test.csv")
+with listed.open("w", encoding="utf-8", newline="") as stream:
+    writer = csv.DictWriter(stream, list(table[0]))
+    writer.writeheader()
+    writer.writerows(table)
+reading = {"size": shape, "window": "minmax", "frame": frame}
+closed = open_benchmark("m3d-vqa", listed, **reading)
+freely = open_benchmark("m3d-vqa", listed, open=True, **reading)
+print("\n".join(f"skipped: {row.name}: {row.reason}" for row in closed.skipped))
+assert len(closed) == 3 and all(list(item.options) == ["A", "B", "C"] for item in closed)
+
+# %% [markdown]
+# Asked with options and without. Open answers are compared word for word, articles and marks aside, and by the F1 of
+# their words, which gives half a point for half an answer. Our model was never trained to answer without options;
+# what it says then is shown as it is:
+
+# %%
+from unireason_lib.evaluation.metrics import same_words, word_f1
+
+told = [("asked", "truth", "said", "right", "F1")]
+for words, questions in (("with options", closed), ("open", freely)):
+    for line in ask_items(generator, questions.items, settings=settings):
+        truth = line["options"].get(line["truth"], line["truth"])
+        said = line["answer"].replace("\n", " ")[:40]
+        f1 = "-" if line["options"] else f"{word_f1(line['answer'], truth):.2f}"
+        told.append((words, truth, repr(said), "yes" if line["correct"] else "no", f1))
+print(aligned(told))
+
+# %% [markdown]
+# The rule itself, on answers that somebody might give:
+
+# %%
+scored = [("said", "truth", "the same", "F1")]
+for said, truth in (
+    ("The left kidney.", "left kidney"),
+    ("left kidney, lower pole", "left kidney"),
+    ("kidney", "left kidney"),
+    ("right kidney", "left kidney"),
+    ("I cannot tell", "left kidney"),
+):
+    scored.append((said, truth, "yes" if same_words(said, truth) else "no", f"{word_f1(said, truth):.2f}"))
+print(aligned(scored))
+here.cleanup()
+
+# %% [markdown]
+# Look at the fourth line: the wrong side earns half a point. Scores of words know nothing of medicine; read them beside
+# the strict ones, and never alone.
+#
+# The same from the command line, for any model and benchmark; it goes on where it was stopped:
+#
+# ```bash
+# python -m unireason_lib evaluate --model data/tiny-sft --benchmark phantom --limit 500 --with-blank --slices \
+#     --out runs/result.jsonl
+# python -m unireason_lib evaluate --model Qwen/Qwen2.5-VL-7B-Instruct --benchmark m3d-vqa:M3D_VQA_test.csv \
+#     --option open=true --out runs/m3d-open.jsonl
+# python -m unireason_lib evaluate --out runs/result.jsonl --compare runs/other.jsonl
+# ```
+
+# %% [markdown]
+# ## Check yourself
+
+# %%
+assert {line["id"] for line in lines} == set(item_of) and not report.failed
+assert all(line["correct"] == (line["prediction"] == line["truth"]) for line in lines)
+for line in (line for line in lines if line["boxes"] and line["truth_boxes"]):
+    one = line["boxes"][0]
+    fits = [overlap(one, other) for _, other in line["truth_boxes"] if len(other) == len(one)]
+    assert abs(max(fits, default=0) - line["iou_first"]) < 1e-5
+before = file.read_bytes()
+assert run(benchmark, "replies.jsonl").read_bytes() == before  # nothing is asked twice
+if PROFILE == "laptop" and not MODEL:
+    assert seen.difference.low > 0  # it answers better with its pictures than without
+print("all checks passed")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Another way to be blind.** `run(benchmark, "replies.noise.jsonl", control="noise")` shows random pixels in place
+#    of grey. Is it as blind? Compare the two as in section 6.
+# 2. **How many patients?** You want to tell 80 % from 83 %. How many patients do you need for an interval of plus or
+#    minus one point and a half?
+# 3. **Which family?** In which family does the model lose most when its crops come from elsewhere, and is that more
+#    than luck when you look at six families?
+# 4. **Somebody else.** Ask `data/tiny-base`, which has seen no phantom. What does it get, and in what does it fail
+#    first: the format, the boxes or the letters?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. `noise = Report.from_file(run(benchmark, "replies.noise.jsonl", control="noise"))`, then `blind.compare(noise)`.
+#    Where a grey picture makes a model fall back on one letter, noise may make it choose at random: both are at
+#    chance, and not in the same way. Look at `Counter(line["prediction"] for line in noise.lines)`.
+# 2. The half width shrinks with the square root of the number of patients. From the table of section 4:
+#    `found.clusters * (found.half_width / 0.015) ** 2`. Comparing two models on the *same* questions takes fewer, since
+#    only the questions on which they disagree count.
+# 3. For every family `Report([x for x in lines if x["family"] == family])`, the same of the control, `compare`, and
+#    `holm({family: comparison.p})` over the six. With 200 questions a family has about thirty: expect wide intervals.
+# 4. The command line above, with `--model data/tiny-base --limit 100`. It has learnt to point at plain shapes and to
+#    bind letters, so see first whether it writes the form at all.
+#
+# </details>
