@@ -10,14 +10,14 @@ So while it learns the text exercises, four heads are shown where to look:
 3. *said* (layer 1): where a letter is due, look at the end of the phrase that was said;
 4. *option* (layer 2): and from there at the end of the option that says the same.
 
-The first is what longer options need: without it the tiny model binds single words and little else.
+The first is what longer options need.
 
 Looking is not enough, what is seen must be handed on. So the letter is also read off early: behind layer 1 at the end
 of every option, behind layer 2 where the letter is due, both through the final norm and the output layer of the model.
 
 Guided attention is from speech synthesis (Tachibana et al. 2018, arXiv 1710.08969), a loss on early readings from
-deeply supervised nets (Lee et al. 2015, arXiv 1409.5185). Neither touches the architecture, and what comes later
-(pointing, fine-tuning, RL) is trained without them.
+deeply supervised nets (Lee et al. 2015, arXiv 1409.5185). Neither touches the architecture. Exercises with
+pictures are shown more (:mod:`unireason_lib.training.base.seeing`); fine-tuning and RL are trained without any of it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Tying an option's text to its letter is a skill of its own, and it does not come by itself in the time that a laptop
 has. So it is taught first, on text alone, while a few attention heads are shown where to look
-(:mod:`unireason_lib.training.base.guidance`). Pointing follows, then everything together.
+(:mod:`unireason_lib.training.base.guidance`). Beside it the vision tower learns what its tokens cover
+(:mod:`unireason_lib.training.base.seeing`). Pointing follows, then everything together.
 The loop is transformers' ``Trainer``: batches are numbered, every one follows from its number, so a run that is killed
 goes on exactly where its last checkpoint was.
 """
