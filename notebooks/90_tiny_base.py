@@ -251,7 +251,7 @@ for k in range(count):
         encoded = candidate
 words, hops = tokens_and_hops(encoded)
 begin = words.index("user") + 2  # behind the head of the user's turn
-FOUR = ("phrase", "mark", "said", "option")  # the fifth that can be shown, "look", is for pictures
+FOUR = ("phrase", "mark", "said", "option")  # the others that can be shown are for pictures
 moved = {name: [(a - begin, b - begin) for a, b in hops[name]] for name in FOUR}
 legend = {name: f"{name}: layer {layer}, head {head}" for name, (layer, head) in HEADS.items()}
 show_hops(words[begin:-1], moved, encoded.own[begin:-1], legend=legend)
@@ -419,7 +419,7 @@ shapes = [one[1][0].shapes for one in held_out]
 three = [len(several) == len({shape.form for shape in several}) == 3 for several in shapes].index(True)
 encoded, (picture,), (grid,), _, sights = held_out[three]  # the first picture of three shapes, all different
 print(f"{picture.pixels.shape[0]} x {picture.pixels.shape[1]} pixels, {grid[0]} x {grid[1]} tokens")
-print("position, form, shade, texture, x1, y1, x2, y2, middle x, y")
+print("position, form, shade, texture, x1, y1, x2, y2, middle x, y, picture")
 for row in sights[:4]:
     print("  ".join(f"{value:.3g}" for value in row))
 
@@ -432,7 +432,8 @@ for row in sights[:4]:
 #
 # - as the vision tower hands the tokens over, with edges counted from the middle of the token, because a tower cannot
 #   know where in the picture it is;
-# - behind layer 1, with edges counted from the corner of the picture, as they are to be written.
+# - behind layer 1, with edges counted from the corner of the picture, as they are to be written; where there are
+#   several pictures, also the number of the token's picture.
 
 # %%
 NOTHING, directions = len(FORMS), guide.sights.directions
@@ -570,7 +571,9 @@ assert torch.isclose(term, by_sights, rtol=1e-4)
 
 # %% [markdown]
 # Second, **where to look** while a box is written: a head of layer 2 (*look*) is shown the tokens of that shape, and the
-# head *said* of layer 1 its name, wherever that was said. Here is one picture and three questions. The stronger the
+# head *said* of layer 1 its name, wherever that was said. What the head brings is read off behind layer 2: the edges of
+# the box that is being written. The same head looks at a shape before the number of its picture is written (*number*,
+# which is then read off in the same way) and before the shape is named (*glance*). Here is one picture and three questions. The stronger the
 # colour, the more the head looks at a token while the box is written, with the share on the shape's own tokens above;
 # what the picture does not get goes to the text.
 
@@ -640,8 +643,10 @@ from unireason_lib.evaluation.statistics import wilson
 CHOICES = (
     "form, texture, shade and texture, which box, place, relation, compare, extent, presence, odd one, count"
 )
+BOXES = ["place of box", "largest box", "nearest box"]
 SKILLS = {
     "letter given text": (["letter"], "right"),
+    "choice by boxes in words": ([f"{name} of boxes" for name in ("relation", "ratio")] + BOXES, "right"),
     "choice about one picture": ([*CHOICES.split(", "), "close-up"], "right"),
     "which of several pictures": (["which picture"], "right"),
     "boxes, IoU": (["point", "point at all", "where from", "point in picture"], "iou"),

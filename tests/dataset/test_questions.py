@@ -201,16 +201,15 @@ def test_exactly_the_answer_is_right_by_the_masks(studies, census, d, thinned):
         "pair",
         "present",
         "ratio",
-        "extent",
         "relation",
         "texture",
         "density",
         "host",
-        *(("height", "count", "size class", "absent") if d == "3d" else ()),
+        *(("height", "count", "size class", "absent") if d == "3d" else ("extent",)),
         *(
             ()
             if thinned
-            else ("name", "cell", "absent", "count", "largest", "smallest", "clock", "which side")
+            else ("name", "cell", "extent", "absent", "count", "largest", "smallest", "clock", "which side")
         ),
     }
     assert expected <= set(kinds), expected - set(kinds)
@@ -520,7 +519,7 @@ def test_a_reader_who_never_looks_stays_near_chance(studies, census):
     score = blind_audit(blind, epochs=3)
     seeing = [q for study in studies["2d"][:120] for q in ask(study, view=view_of(study))]
     assert blind_audit(seeing, epochs=3)["all"].accuracy > 0.42
-    assert score["all"].questions > 2000 and score["all"].chance == 0.25
+    assert score["all"].questions > 1500 and score["all"].chance == 0.25
     assert score["all"].accuracy < 0.32, score
     assert all(s.accuracy < 0.25 + max(0.10, 3 * s.error) for s in score.values()), score
     assert set(score) == {"all", *FAMILIES}

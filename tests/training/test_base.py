@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -99,6 +100,52 @@ def test_every_exercise_comes_up(exercises):
     )  # one maker makes two of them
     seen = " ".join(words_of(one) for one in exercises)
     assert all(form in seen for form in FORMS) and all(texture in seen for texture in TEXTURES)
+
+
+def test_what_follows_from_boxes_in_words_is_right():
+    """Place, relation, ratio and largest, worked out again from the text of the question."""
+    checked = Counter()
+    for k in range(900):
+        one = exercise("text", k)
+        asked, reply = one.messages[0]["content"][-1]["text"], one.messages[1]["content"][0]["text"]
+        told = {
+            name.lower(): Box2D(*map(int, numbers.split(",")))
+            for name, numbers in re.findall(r"(The \w+|Shape \d) is at \[([\d,]+)\]", asked)
+        }
+        answer = reply.splitlines()[-1][3:]
+        if one.name == "relation of boxes":
+            seen = re.search(r"Where is (.+), seen from (.+)\?|From (.+), where is (.+)\?", asked)
+            name, other = (seen[1], seen[2]) if seen[1] else (seen[4], seen[3])
+            (x, y), (other_x, other_y) = told[name].center, told[other].center
+            assert ("bove" in answer) == (y < other_y) and ("left" in answer) == (x < other_x)
+        elif one.name == "ratio of boxes":
+            name, other = re.search(r"How large is (.+), compared with (.+)\?", asked).groups()
+            ratio = told[name].area / told[other].area
+            fits = {
+                "Less than half of it": ratio < 0.5,
+                "More than half of it, but less than all": 0.5 < ratio < 1,
+                "More than it, but less than double": 1 < ratio < 2,
+                "More than double": ratio > 2,
+            }
+            assert fits[answer]
+        elif one.name == "largest box":
+            pick = max if "largest" in asked else min
+            assert answer.lower() == pick(told, key=lambda name: told[name].area)
+        elif one.name == "place of box" and "row" in asked:
+            n = int(re.search(r"Of (\d) rows", asked)[1])
+            ((x, y),) = (box.center for box in told.values())
+            assert answer.endswith(f"ow {int(y / 64 * n) + 1}, column {int(x / 64 * n) + 1}")
+        elif one.name == "nearest box":
+            (told_box,) = told.values()
+            options = {
+                text: Box2D(*map(int, text[1:-1].split(","))) for text in re.findall(r"\. (\[.+\])", asked)
+            }
+            assert answer == max(options, key=lambda text: options[text].iou(told_box))
+        checked[one.name] += 1
+    assert (
+        all(checked[f"{name} of boxes"] > 20 for name in ("relation", "ratio"))
+        and checked["nearest box"] > 20
+    )
 
 
 @pytest.mark.parametrize("name", ["relation", "place", "which box"])
@@ -272,7 +319,7 @@ def shown(tiny_model):
 
 def test_a_token_knows_the_shape_that_it_covers():
     found = find_sights([np.arange(10, 18)], [(2, 4)], [ALONE])
-    assert found.shape == (8, 10) and found[:, 0].tolist() == list(range(10, 18))
+    assert found.shape == (8, 11) and found[:, 0].tolist() == list(range(10, 18))
     said = [WORDS[0][int(form)] for form in found[:, 1]]
     assert said == [NOTHING, "ring", NOTHING, NOTHING, "cross", NOTHING, "bar", "bar"]
     ring, cross, bar = found[1], found[4], found[7]
@@ -280,7 +327,12 @@ def test_a_token_knows_the_shape_that_it_covers():
     assert [WORDS[2][int(one[3])] for one in (ring, cross, bar)] == ["vertically", "mottled", "plain"]
     np.testing.assert_allclose(ring[4:8], [16 / 64, 0, 32 / 64, 16 / 32])
     np.testing.assert_allclose(bar[4:8], [34 / 64, 18 / 32, 62 / 64, 30 / 32])
-    np.testing.assert_allclose(found[[0, 1, 7], 8:], [[1 / 8, 1 / 4], [3 / 8, 1 / 4], [7 / 8, 3 / 4]])
+    np.testing.assert_allclose(found[[0, 1, 7], 8:10], [[1 / 8, 1 / 4], [3 / 8, 1 / 4], [7 / 8, 3 / 4]])
+
+
+def test_a_token_knows_the_number_of_its_picture():
+    found = find_sights([np.arange(8), np.arange(9, 18)], [(2, 4), (3, 3)], [ALONE, OTHER])
+    assert found[:, 10].tolist() == [0] * 8 + [1] * 9
 
 
 def test_of_two_shapes_a_token_knows_the_one_that_covers_more():
@@ -299,7 +351,7 @@ def test_of_two_shapes_a_token_knows_the_one_that_covers_more():
 def test_a_picture_without_shapes_has_nothing_to_know():
     found = find_sights([np.arange(4)], [(2, 2)], [EMPTY])
     assert set(found[:, 1]) == {len(FORMS)} and WORDS[0][len(FORMS)] == NOTHING
-    assert find_sights([], [], []).shape == (0, 10)
+    assert find_sights([], [], []).shape == (0, 11)
 
 
 def test_tokens_of_several_pictures_are_told_apart(tiny_model):
@@ -406,6 +458,61 @@ def test_an_option_is_no_name(shown):
     assert named.encoded.own[said] and words[said].strip() == "bar"
 
 
+def test_before_its_number_a_picture_is_looked_at_for_what_was_asked(shown):
+    reply = f"Picture 2 shows it at {format_box(OTHER.shapes[0].box)}. So: picture 2."
+    one, words = shown(talk([EMPTY, OTHER], "Which picture shows the bar?", reply))
+    image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
+    ((due, tokens),) = {k: looked_at(one.hops, "number", k) for k, _ in one.hops["number"]}.items()
+    assert (
+        words[due + 1] == "2" and one.encoded.own[due + 1] and "2" not in words[words.index("Picture") : due]
+    )
+    assert tokens == [image[4 + k] for k in (3, 4, 5)]
+
+
+def test_a_box_is_looked_for_in_the_picture_that_was_said(shown):
+    """Two pictures alike: their boxes are told apart by the number before."""
+    asked = "Where is the bar?"
+    for number in (1, 2):
+        reply = f"Picture {number}, {format_box(OTHER.shapes[0].box)}"
+        one, words = shown(talk([OTHER, OTHER], asked, reply))
+        image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
+        ((start, _),) = spans_of_boxes(words, one.encoded.own)
+        assert looked_at(one.hops, "look", start) == [image[9 * (number - 1) + k] for k in (3, 4, 5)]
+
+
+def test_before_a_shape_is_named_it_is_looked_at(shown):
+    one, words = shown(talk([OTHER, ALONE], "What does picture 2 show?", "A dark bar and a bright ring."))
+    image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
+    for name, tokens in (("bar", [9 + 6, 9 + 7]), ("ring", [9 + 1])):
+        noun = next(k for k, word in enumerate(words) if one.encoded.own[k] and word.strip() == name)
+        for position in (noun - 2, noun - 1):  # the article and the shade, which predict shade and form
+            assert looked_at(one.hops, "glance", position) == [image[k] for k in tokens]
+    only, _ = shown(talk([ALONE], "What is it?", f"The bar: {format_box(BAR.box)}. So: bar."))
+    assert not only.hops["glance"]
+
+
+def test_edges_and_numbers_are_read_where_they_are_due(tiny_model):
+    """By hand: nothing is left of the loss when the edges are what is read, and it grows with how far they are off."""
+    reader = Sights(tiny_model[0], tiny_model[1].tokenizer)
+    hidden = torch.randn(1, 4, 128, generator=torch.Generator().manual_seed(4))
+    look = torch.tensor([[0, 3, 1]])  # position 3 writes a box, token 1 is of its shape
+    with torch.no_grad():
+        state = tiny_model[0].model.language_model.norm(hidden[0, 3])
+        read = (state @ reader.directions / 4 + 0.5).tolist()
+        for off, loss in ((0.0, 0.0), (0.05, 0.1)):
+            edges = [edge + off for edge in read]
+            found = reader.read_edges(hidden, look, **sights_of(a_token(NOTHING), a_token(edges=edges)))
+            assert found.item() == pytest.approx(loss, abs=1e-4)
+        several = sights_of(a_token(), a_token(picture=1))
+        alone = sights_of(a_token(), a_token())
+        counted = [reader.loss(hidden, **one, relative=False).item() for one in (several, alone)]
+        embedding = tiny_model[0].get_input_embeddings().weight
+        digits = [tiny_model[1].tokenizer(digit).input_ids[0] for digit in "123456789"]
+        logits = tiny_model[0].model.language_model.norm(hidden[0, :2]) @ embedding[digits].T
+        number = functional.cross_entropy(logits, torch.tensor([0, 1])).item()
+        assert counted[0] - counted[1] == pytest.approx(number, rel=1e-4)
+
+
 def test_a_box_that_is_no_shape_shows_nothing(shown):
     one, _ = shown(talk([ALONE], "Point at the bar.", format_box(Box2D(1, 2, 3, 4))))
     assert not any(one.hops.values())
@@ -429,8 +536,16 @@ def test_every_box_of_a_shape_is_shown(stage, tiny_model):
     assert checked >= 12
 
 
-def a_token(form="ring", shade="bright", texture="plain", edges=(0.25, 0.0, 0.5, 0.5), middle=(0.375, 0.25)):
-    return [WORDS[0].index(form), SHADES.index(shade), WORDS[2].index(texture), *edges, *middle]
+def a_token(
+    form="ring",
+    shade="bright",
+    texture="plain",
+    edges=(0.25, 0.0, 0.5, 0.5),
+    middle=(0.375, 0.25),
+    picture=0,
+):
+    what = [WORDS[0].index(form), SHADES.index(shade), WORDS[2].index(texture)]
+    return [*what, *edges, *middle, picture]
 
 
 def sights_of(*tokens):
@@ -519,7 +634,8 @@ def test_the_guide_adds_up_attention_and_sights(fresh_model):
             row, start, end = hops[name].T
             assert len(row)
             total -= (seen.attentions[layer][row, head, start, end] + 1e-6).log().mean()
-        assert not len(hops["mark"]) and not len(hops["option"])
+        total += guide.sights.read_edges(seen.hidden_states[3], hops["look"], **sights)
+        assert not len(hops["mark"]) and not len(hops["option"]) and not len(hops["number"])
         assert guide.loss(hops, batch["input_ids"], sights).item() == pytest.approx(
             WEIGHT * total.item(), rel=1e-4
         )

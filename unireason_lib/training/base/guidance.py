@@ -37,9 +37,11 @@ HEADS: Mapping[str, tuple[int, int]] = {
     "said": (1, 1),
     "option": (2, 0),
     "look": (2, 1),
+    "number": (2, 1),
+    "glance": (2, 1),
 }
-"""Hop -> layer and head that are shown it; where several tokens are to be looked at, alike at all of them. The last is
-that of :mod:`unireason_lib.training.base.seeing`."""
+"""Hop -> layer and head that are shown it; where several tokens are to be looked at, alike at all of them. The last
+three are of :mod:`unireason_lib.training.base.seeing`."""
 
 VISION = -1
 """Stands for the input of layer 0, which holds what the vision tower makes of the pictures."""
@@ -164,6 +166,12 @@ class Guide:
         row, due, _ = hops["option"].unbind(1)
         if len(row):
             total = total + self._read_early(self.layer["option"], row, due, ids[row, due + 1])
+        row, due, _ = hops["number"].unbind(1)
+        if len(row):
+            total = total + self._read_early(self.layer["number"], row, due, ids[row, due + 1])
+        if sights is not None and len(hops["look"]):
+            behind = self.hidden[self.layer["look"]]
+            total = total + self.sights.read_edges(behind, hops["look"], **sights)
         if sights is not None:
             total = total + self.sights.loss(self.hidden[VISION], **sights, relative=True)
             total = total + self.sights.loss(self.hidden[self.layer["mark"]], **sights, relative=False)

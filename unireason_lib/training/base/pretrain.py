@@ -48,14 +48,14 @@ class Plan:
     """
 
     stages: tuple[tuple[float, Groups], ...] = (
-        (0.06, (("words", 24), ("words", 24), ("shapes", 64))),
+        (0.05, (("words", 24), ("words", 24), ("shapes", 64))),
         (0.13, (("letters", 24), ("letters", 24), ("shapes", 64))),
-        (0.11, (("text", 24), ("text", 24), ("shapes", 64))),
-        (0.25, (("pointing", 32), ("pointing", 32), ("text", 12))),
-        (0.45, (("one picture", 40), ("several pictures", 10), ("text", 12))),
+        (0.14, (("text", 24), ("text", 24), ("shapes", 64))),
+        (0.20, (("pointing", 32), ("pointing", 32), ("text", 16))),
+        (0.48, (("one picture", 40), ("several pictures", 12), ("text", 16))),
     )
-    steps: int = 3200
-    learning_rate: float = 1.5e-3
+    steps: int = 3300
+    learning_rate: float = 1.3e-3
     warmup: int = 50
     seed: int = 0
 

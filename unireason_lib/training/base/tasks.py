@@ -2,7 +2,8 @@
 
 Three kinds of skill, each a list of exercises below:
 
-- **text**: give the letter of the option that was named, at any distance from the options; compare and read numbers;
+- **text**: give the letter of the option that was named, at any distance from the options; compare numbers; say what
+  follows from boxes that are written down (place, relation, size);
 - **one picture**: point at shapes, say what is in a box, choose among four answers about form, texture, place, size,
   relation, presence and number, with or without pointing first;
 - **several pictures**: tell which of them shows something, point in it, recognise an enlarged part.
@@ -274,6 +275,87 @@ def _ratio(value: float) -> str:
     return next(text for text, edge in _RATIOS if value < edge)
 
 
+# --- boxes as text --------------------------------------------------------------------------------------------------
+
+_SIDE = 64
+
+
+def _some_box(rng: random.Random) -> Box2D:
+    """A box in a picture of 64 pixels."""
+    w, h = rng.randint(4, 36), rng.randint(4, 36)
+    x, y = rng.randrange(_SIDE - w), rng.randrange(_SIDE - h)
+    return Box2D(x, y, x + w, y + h)
+
+
+def _told(rng: random.Random, count: int) -> tuple[list[Box2D], list[str], str]:
+    """Boxes, the names of their shapes, and the sentences that tell of them."""
+    boxes = [_some_box(rng) for _ in range(count)]
+    names = [f"the {form}" for form in rng.sample(tuple(FORMS), count)]
+    if rng.random() < 0.3:
+        names = [f"{name} {k + 1}" for k, name in enumerate(["shape"] * count)]
+    return (
+        boxes,
+        names,
+        " ".join(f"{capital(n)} is at {_corners(b)}." for n, b in zip(names, boxes, strict=True)),
+    )
+
+
+def place_of_box(rng: random.Random) -> Exercise:
+    """The cell of a grid that holds the middle of a box."""
+    (box,), (name,), told = _told(rng, 1)
+    question, right, wrong, share = _cells(rng, name, box, _SIDE, _SIDE)
+    return _choose(rng, "place of box", (), f"{told} {question}", right, wrong, share)
+
+
+def relation_of_boxes(rng: random.Random) -> Exercise:
+    """Where one box is, seen from another."""
+    (one, other), (name, other_name), told = _told(rng, 2)
+    question, right, wrong = _seen_from(rng, one, other, name, other_name)
+    return _choose(rng, "relation of boxes", (), f"{told} {question}", right, wrong, "Going by the middles.")
+
+
+def ratio_of_boxes(rng: random.Random) -> Exercise:
+    """How the areas of two boxes compare."""
+    (one, other), (name, other_name), told = _told(rng, 2)
+    right = _ratio(one.area / other.area)
+    wrong = [text for text, _ in _RATIOS if text != right]
+    thought = f"That is {round(100 * one.area / other.area)} percent."
+    question = f"How large is {name}, compared with {other_name}?"
+    return _choose(rng, "ratio of boxes", (), f"{told} {question}", right, wrong, thought)
+
+
+def largest_box(rng: random.Random) -> Exercise:
+    """The largest or smallest of four boxes by area."""
+    boxes, names, told = _told(rng, 4)
+    areas = sorted((box.area, name) for box, name in zip(boxes, names, strict=True))
+    if rng.random() < 0.5:
+        areas.reverse()
+        word, clear = "largest", areas[0][0] > 1.25 * areas[1][0]
+    else:
+        word, clear = "smallest", areas[1][0] > 1.25 * areas[0][0]
+    if not clear:
+        raise _Again
+    wrong = [name for _, name in areas[1:]]
+    question = f"{told} Which is the {word}?"
+    return _choose(rng, "largest box", (), question, areas[0][1], wrong, "Going by area.")
+
+
+def nearest_box(rng: random.Random) -> Exercise:
+    """The option that is nearly the box that was told."""
+    (box,), (name,), _ = _told(rng, 1)
+    options = [box]
+    while len(options) < 4:
+        other = _some_box(rng)
+        if all(other.iou(known) < 0.25 for known in options):
+            options.append(other)
+    off = [int(n) + rng.choice((-2, -1, -1, 0, 0, 0, 1, 1, 2)) for n in box.as_tuple()]
+    told = f"{capital(name)} is at {_corners(Box2D(max(off[0], 0), max(off[1], 0), off[2], off[3]))}."
+    texts = [_corners(one) for one in options]
+    return _choose(
+        rng, "nearest box", (), f"{told} Which box holds it?", texts[0], texts[1:], "It fits best."
+    )
+
+
 # --- pictures without a question ------------------------------------------------------------------------------------
 
 
@@ -450,9 +532,17 @@ def place(rng: random.Random) -> Exercise:
     """The cell of a grid that holds the middle of a shape."""
     picture = _scene(rng)
     ((shape, name),) = _pick(rng, picture)
-    height, width = picture.pixels.shape
+    question, right, wrong, share = _cells(rng, name, shape.box, *picture.pixels.shape)
+    thought = f"{_seen(rng, name, shape.box)} {share}"
+    return _choose(rng, "place", [picture], question, right, wrong, thought, shape.box)
+
+
+def _cells(
+    rng: random.Random, name: str, box: Box2D, height: int, width: int
+) -> tuple[str, str, list[str], str]:
+    """Question for the cell of a grid, right and wrong answers, and how far across and down the middle is."""
     n = rng.choice((2, 3, 4))
-    x, y = shape.box.center[0] / width * n, shape.box.center[1] / height * n
+    x, y = box.center[0] / width * n, box.center[1] / height * n
     if min(x % 1, 1 - x % 1, y % 1, 1 - y % 1) < 0.08:
         raise _Again
     cells = [(r, c) for r in range(n) for c in range(n)]
@@ -465,26 +555,31 @@ def place(rng: random.Random) -> Exercise:
         question = f"Of {n} rows and {n} columns, which hold the middle of {name}?"
     wrong = [texts[cell] for cell in cells if cell != true]
     share = f"Its middle is at {round(100 * x / n)} percent across, {round(100 * y / n)} percent down."
-    thought = f"{_seen(rng, name, shape.box)} {share}"
-    return _choose(rng, "place", [picture], question, texts[true], wrong, thought, shape.box)
+    return question, texts[true], wrong, share
 
 
 def relation(rng: random.Random) -> Exercise:
     """Where one shape is, seen from another."""
     picture = _scene(rng, 2)
     (one, name), (other, other_name) = _pick(rng, picture, 2)
-    dx, dy = (a - b for a, b in zip(one.box.center, other.box.center, strict=True))
+    question, right, wrong = _seen_from(rng, one.box, other.box, name, other_name)
+    thought = f"{_seen(rng, name, one.box)} {_seen(rng, other_name, other.box)}"
+    return _choose(rng, "relation", [picture], question, right, wrong, thought, one.box)
+
+
+def _seen_from(
+    rng: random.Random, one: Box2D, other: Box2D, name: str, other_name: str
+) -> tuple[str, str, list[str]]:
+    """Question for the direction from the other to the one, right and wrong answers."""
+    dx, dy = (a - b for a, b in zip(one.center, other.center, strict=True))
     if min(abs(dx), abs(dy)) < 4:
         raise _Again
     words = [f"{v} and to the {h}" for v in ("above", "below") for h in ("left", "right")]
     right = f"{'above' if dy < 0 else 'below'} and to the {'left' if dx < 0 else 'right'}"
-    thought = f"{_seen(rng, name, one.box)} {_seen(rng, other_name, other.box)}"
     question = rng.choice(
         (f"Where is {name}, seen from {other_name}?", f"From {other_name}, where is {name}?")
     )
-    return _choose(
-        rng, "relation", [picture], question, right, [w for w in words if w != right], thought, one.box
-    )
+    return question, right, [word for word in words if word != right]
 
 
 def compare(rng: random.Random) -> Exercise:
@@ -670,7 +765,16 @@ STAGES: dict[str, tuple[tuple[_Make, float], ...]] = {
     "shapes": ((look_on, 3), (look_close, 1)),
     "words": ((partial(letter_of, plain=True), 1), (partial(letters_of, plain=True), 1)),
     "letters": ((letter_of, 1), (letters_of, 1)),
-    "text": ((letter_of, 6), (option_of, 1.5), (numbers, 0.8)),
+    "text": (
+        (letter_of, 5),
+        (option_of, 1),
+        (numbers, 0.6),
+        (place_of_box, 1),
+        (relation_of_boxes, 1.2),
+        (ratio_of_boxes, 1.2),
+        (largest_box, 0.7),
+        (nearest_box, 0.8),
+    ),
     "pointing": ((point, 4), (point_at_all, 2), (what_is_there, 2), (which_box, 1), (close_up, 1)),
     "one picture": (
         (point, 2.0),
