@@ -310,8 +310,8 @@ figure
 # %% [markdown]
 # ## Check yourself
 #
-# The command line gave the reply that the notebook got: one code path. With the shipped model, most replies have their form,
-# and more are right with pictures than without.
+# The command line gave the reply that the notebook got: one code path. With the shipped model, nearly all replies have their
+# form, and with its pictures it is right more often than not.
 
 # %%
 import json
@@ -323,9 +323,9 @@ assert all(sum(trace.own_mask) <= limits["max_new_tokens"] for trace in traces)
 assert all(int(line["patient"].removeprefix("phantom-")) >= FIRST_PATIENT["test"] for line in lines["none"])
 if PROFILE == "laptop":
     replies = lines["none"]
-    assert sum(line["in_format"] for line in replies) > 0.6 * count
+    assert sum(line["in_format"] for line in replies) > 0.9 * count
     assert sum("injected" in line["statuses"] for line in replies) > 0.5 * count
-    assert share("none")[0] > share("blank")[0]
+    assert share("none")[0] > 50 > share("blank")[0]
 print("all checks passed")
 
 # %% [markdown]

@@ -655,40 +655,8 @@ publish(
 
 # %% [markdown]
 # How to read it: *random crops* is the fair comparison, for the reply looks the same and only the pixels are others.
-# *No crops* is harder on the model than that, since in training a box always fetched something.
-#
-# Does a model that is **trained** without region tokens do worse? One was: the same base, records, seed and steps, with the
-# setting `sft.form=no regions`. Its boxes are as good a guide as the other's, only nothing comes back. What it replied to the
-# questions above lies in the repository. (One model of each kind; several, and what else can be left out, are in notebook
-# 07.)
-
-# %%
-kept = project_root() / "data" / "results" / "textures-no-regions.jsonl"
-without = Report.from_file(kept, samples=samples)
-same = {line["id"] for line in without.lines} == {item.id for item in textures}
-if same and not MODEL:
-    trained = without.compare(texture_runs["its crops"])
-    d = trained.difference
-    publish(
-        "textures: trained with region tokens against without",
-        100 * d.value,
-        "points",
-        interval=(100 * d.low, 100 * d.high),
-        note=f"{trained.questions} questions, one model each",
-    )
-    cells = {(row["dimension"], row["family"]): row for row in without.rows()}
-    by_look["trained without regions"] = {
-        n: percent(cells[d, "all"], "accuracy") for n, d in names.items() if (d, "all") in cells
-    }
-plot_intervals(by_look, "textures answered right, %", reference=("chance", by_chance))
-
-# %% [markdown]
-# How it was made:
-#
-# ```bash
-# python -m unireason_lib tutorial 04 --profile laptop -p FORM="no regions" --out runs/without
-# python -m unireason_lib tutorial 06 --profile laptop -p MODEL runs/sft/.../model -p OVERRIDES generation.max_rounds=0
-# ```
+# *No crops* is harder on the model than that, since in training a box always fetched something. Whether a model that is
+# **trained** without crops does worse is another question, and that of notebook 07.
 
 # %% [markdown]
 # ## 7 · Where it goes wrong
