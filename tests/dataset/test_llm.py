@@ -178,7 +178,7 @@ def test_good_answers_become_true_rationales_in_order(serve, writer_for, items):
 def test_prompt_says_what_is_known_and_sends_no_pixels_unasked(serve, writer_for, items):
     question, view = next(item for item in items if item[0].dimension == "3d" and item[0].evidence)
     text = prompt_for(question, view)[1]["content"]
-    assert "CT, a volume of 8 axial slices of 64 x 64 pixels. Voxel size 5.62 x 5.62 x 37.5 mm." in text
+    assert "CT, a volume of 8 axial slices of 64 x 64 pixels. Voxel size 5.31 x 5.31 x 37.5 mm." in text
     for structure in question.evidence:
         numbers = ",".join(map(str, view.box(structure).as_tuple()))
         assert f"* {structure.name}: [{numbers}]" in text

@@ -19,4 +19,4 @@ def test_a_base_is_trained_and_its_skills_lie_beside_it(tmp_path, monkeypatch):
     assert skills and all(scores["n"] >= 1 for scores in skills.values())
     assert (out / "model" / "log.jsonl").read_text(encoding="utf-8").count("loss") >= 1
     again = CliRunner().invoke(app, ["base", "--measure", str(out / "model"), "--size", "2"])
-    assert again.exit_code == 0 and set(skills) == {line[:16].strip() for line in again.stdout.splitlines()}
+    assert again.exit_code == 0 and set(skills) == {line[:18].strip() for line in again.stdout.splitlines()}

@@ -51,7 +51,7 @@ def base(
         words = ", ".join(
             f"{key} {value:.3f}" for key, value in scores.items() if key not in ("n", "iou_error")
         )
-        typer.echo(f"{name:16} {words} (n={scores['n']:.0f})")
+        typer.echo(f"{name:18} {words} (n={scores['n']:.0f})")
     if measure is None:
         write_whole(made / "log.jsonl", (out / "log.jsonl").read_text(encoding="utf-8"))
         write_whole(made / "skills.json", json.dumps(skills, indent=1) + "\n")
