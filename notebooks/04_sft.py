@@ -733,7 +733,7 @@ shutil.rmtree(scratch)
 assert json.loads((out / "settings.json").read_text())["settings"] == asdict(settings)
 assert not any(one.own[one.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")].any() for one in examples)
 assert all(0 < part < 1 for part in share.values())
-assert padding(grouped) <= padding(mixed)
+assert PROFILE == "smoke" or padding(grouped) <= padding(mixed)  # a handful of batches proves nothing
 assert len(asked) >= 1 and asked[-1]["step"] >= log[-1]["step"]  # the last probe is of the finished model
 if PROFILE != "smoke" and as_it_is:
     assert right["fine-tuned"]["2D"][1] > 100 * by_lot, "2D is not clearly above chance"
