@@ -78,9 +78,8 @@ class PhantomConfig:
     Args:
         shape: (Z, Y, X) of a volume; ``phantom_slice`` takes its planes from the same Z.
         field_of_view: (z, y, x) extent in mm; the voxel size follows from the shape.
-        variation: How much patients differ in anatomy; 1 is a varied clinic, 0 makes all the same. With the default, a
-            model of a few million parameters learns to find most structures in the minutes that a laptop has; with 1 it
-            does not.
+        variation: How much patients differ in anatomy; 1 is a varied clinic, 0 makes all the same. The
+            default is what a model of a few million parameters can learn much of in the minutes that a laptop has.
         warp: Largest smooth displacement in mm along x and along y.
         noise: Range of the standard deviation of the noise, in HU; each patient has one.
         field: Range of the amplitude of the smooth brightness field, in HU.

@@ -292,12 +292,9 @@ def _told(rng: random.Random, count: int) -> tuple[list[Box2D], list[str], str]:
     boxes = [_some_box(rng) for _ in range(count)]
     names = [f"the {form}" for form in rng.sample(tuple(FORMS), count)]
     if rng.random() < 0.3:
-        names = [f"{name} {k + 1}" for k, name in enumerate(["shape"] * count)]
-    return (
-        boxes,
-        names,
-        " ".join(f"{capital(n)} is at {_corners(b)}." for n, b in zip(names, boxes, strict=True)),
-    )
+        names = [f"{NOUN} {k + 1}" for k in range(count)]
+    told = (f"{capital(name)} is at {_corners(box)}." for name, box in zip(names, boxes, strict=True))
+    return boxes, names, " ".join(told)
 
 
 def place_of_box(rng: random.Random) -> Exercise:
