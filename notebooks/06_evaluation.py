@@ -655,8 +655,39 @@ publish(
 
 # %% [markdown]
 # How to read it: *random crops* is the fair comparison, for the reply looks the same and only the pixels are others.
-# *No crops* is harder on the model than that, since in training a box always fetched something. Whether a model that is
-# **trained** without crops does worse is another question, and that of notebook 07.
+# *No crops* is harder on the model than that, since in training a box always fetched something. So another model was
+# **trained without region tokens**: same base, records and steps, only that a box fetches nothing. Its replies to the
+# same questions lie in the repository; these two lines made them (RUN is the folder that the first one names):
+#
+# ```bash
+# python -m unireason_lib tutorial 04 -p FORM="no regions" --out runs/without
+# python -m unireason_lib tutorial 06 -p MODEL=RUN/model -p OVERRIDES=generation.max_rounds=0 --out runs/without
+# ```
+
+# %%
+kept = project_root() / "data" / "results" / "textures-no-regions.jsonl"
+ids = [line["id"] for line in read_results(kept)] if kept.exists() else []
+if not MODEL and set(ids) == {item.id for item in textures}:
+    without = Report.from_file(kept, samples=samples)
+    cells = {(row["dimension"], row["family"]): row for row in without.rows()}
+    by_look["trained without"] = {n: percent(cells[d, "all"], "accuracy") for n, d in names.items()}
+    gain = without.compare(texture_runs["its crops"])
+    d = gain.difference
+    publish(
+        "textures: trained with region tokens against without",
+        100 * d.value,
+        "points",
+        interval=(100 * d.low, 100 * d.high),
+        note=f"{gain.questions} questions, one seed",
+    )
+else:
+    print("no comparison: another model or other questions than those that were kept")
+
+# %%
+plot_intervals(by_look, "textures answered right, %", reference=("chance", by_chance))
+
+# %% [markdown]
+# One seed each: notebook 07 asks the same with several.
 
 # %% [markdown]
 # ## 7 · Where it goes wrong

@@ -29,6 +29,10 @@ class DatasetError(UniReasonError):
     """A data set folder, record or manifest is not in the expected form."""
 
 
+class TrainingError(UniReasonError):
+    """A training run cannot begin, or cannot sensibly go on."""
+
+
 class ProfileError(UniReasonError):
     """A profile or one of its overrides is unknown or out of range."""
 

@@ -91,7 +91,18 @@ def _make_trace(
         2,
     ]
     rounds = 1 + sum(p.status == "injected" for p in pointings)
-    return Trace(request, text, tuple(ids), tuple(own), tuple(prompt), tuple(pointings), "end", rounds, 0.5)
+    return Trace(
+        request,
+        text,
+        tuple(ids),
+        tuple(own),
+        (0.0,) * len(ids),
+        tuple(prompt),
+        tuple(pointings),
+        "end",
+        rounds,
+        0.5,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_a_null_default_takes_a_value_and_gives_it_back():
         ("../laptop", "", "smoke, laptop, gpu"),
         ("laptop", "generation.max_round=3", "generation.max_rounds"),
         ("laptop", "serialisation.size=[1,2,3]", "serialization.size"),
-        ("laptop", "colour=3", "model.path"),
+        ("laptop", "xyz=3", "model.path"),
         ("laptop", "max_rounds=many", "int"),
         ("laptop", "max_rounds=2.5", "int"),
         ("laptop", "max_rounds=true", "bool"),

@@ -36,6 +36,12 @@ def _batching() -> list[dict]:
     return bench_batching()
 
 
+def _rollouts() -> list[dict]:
+    from unireason_lib.bench.generation import bench_rollouts
+
+    return bench_rollouts()
+
+
 def _serialize() -> list[dict]:
     from unireason_lib.bench.imaging import bench_serialize
 
@@ -67,6 +73,7 @@ BENCHES: dict[str, Callable[[], list[dict]]] = {
     "cache": _cache,
     "cost-of-a-box": _cost_of_a_box,
     "batching": _batching,
+    "rollouts": _rollouts,
     "serialize": _serialize,
     "boxes": _boxes,
     "phantoms": _dataset("phantoms"),

@@ -221,6 +221,55 @@ def bench_batching(repeats: int = 3, requests: int = 16, slices: int = 8, new_to
     ]
 
 
+def bench_rollouts(repeats: int = 1, prompts: int = 8, rollouts: int = 8, slices: int = 8) -> list[dict]:
+    """Rollouts of one RL step: all in one batch, those of a prompt sharing its encoding, against one at a time with
+    everything encoded again after every box. Replies are sampled and made to point one to three times.
+
+    Returns:
+        One row: seconds of both, ratio of the replies a second, target, whether all replies point alike.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model, processor = load_model(build_tiny(Path(folder) / "model"), device="cpu")
+    together = GroundedGenerator(model, processor)
+    alone = GroundedGenerator(model, processor, reuse_cache=False)
+    asked = [
+        GroundedRequest("Where is the lesion?", pictures(slices, 64, seed), OPTIONS, "3d", id=str(seed))
+        for seed in range(prompts)
+    ]
+    scripts = [pointing_script(processor.tokenizer, 1 + k % 3, 4 + k % 5, 64, slices) for k in range(prompts)]
+    options = {"max_new_tokens": max(map(len, scripts)), "temperature": 1.0}
+
+    def one_by_one() -> list[Trace]:
+        found = []
+        for request, script in zip(asked, scripts, strict=True):
+            for seed in range(rollouts):
+                found += alone.generate([request], scripts=[script], seed=seed, **options)
+        return found
+
+    seconds, traces = side_by_side(
+        {
+            "baseline": one_by_one,
+            "ours": lambda: together.generate(asked, samples=rollouts, scripts=scripts, **options),
+        },
+        repeats,
+    )
+    points = {name: [len(trace.boxes) for trace in found] for name, found in traces.items()}
+    ratio, same = seconds["baseline"] / seconds["ours"], points["baseline"] == points["ours"]
+    name = f"{prompts} prompts x {rollouts} rollouts, {slices}-slice volumes: together / one at a time, encoding again"
+    return [
+        {
+            "name": name,
+            "baseline_s": seconds["baseline"],
+            "ours_s": seconds["ours"],
+            "ratio": ratio,
+            "target": 5.0,
+            "replies_per_s": prompts * rollouts / seconds["ours"],
+            "same_boxes": same,
+            "ok": same and ratio >= 5.0,
+        }
+    ]
+
+
 def _paper_shaped(folder: Path):
     sizes = {
         "hidden": 256,

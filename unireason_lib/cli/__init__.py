@@ -20,6 +20,7 @@ from unireason_lib.cli.bench import bench
 from unireason_lib.cli.build import build
 from unireason_lib.cli.evaluate import evaluate
 from unireason_lib.cli.infer import infer
+from unireason_lib.cli.rl import rl
 from unireason_lib.cli.sft import sft
 from unireason_lib.cli.tiny import tiny
 from unireason_lib.cli.trace import trace
@@ -61,6 +62,7 @@ app.add_typer(infer, name="infer")
 app.command("base")(base)
 app.command("build")(build)
 app.command("sft")(sft)
+app.command("rl")(rl)
 app.command("evaluate")(evaluate)
 app.command("trace")(trace)
 app.command("tiny")(tiny)

@@ -129,6 +129,7 @@ class _Row:
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.own: list[int] = []
+        self.logprobs: list[float] = []
         self.pointings: list[Pointing] = []
         self.pending: list[int] = []  # tokens that the cache does not hold yet
         self.pictures: list[_Pictures] = []  # pictures of the pending tokens
@@ -346,14 +347,16 @@ class _Batch:
         writing = [line for line, r in enumerate(alive) if not self.rows[r].pending]
         if not writing:
             return
-        chosen = self._choose([alive[line] for line in writing], self.logits[writing], scripts)
-        for line, token in zip(writing, chosen, strict=True):
-            self._accept(self.rows[alive[line]], token)
+        logits = self.logits[writing].float()
+        chosen = self._choose([alive[line] for line in writing], logits.clone(), scripts)
+        told = (logits / (self.settings.temperature or 1.0)).log_softmax(-1)
+        told = told.gather(1, torch.tensor(chosen, device=told.device)[:, None])[:, 0].tolist()
+        for line, token, logprob in zip(writing, chosen, told, strict=True):
+            self._accept(self.rows[alive[line]], token, logprob)
 
     def _choose(
-        self, rows: Sequence[int], logits: torch.Tensor, scripts: Sequence[Script | None]
+        self, rows: Sequence[int], scores: torch.Tensor, scripts: Sequence[Script | None]
     ) -> list[int]:
-        scores = logits.float()
         scores[:, self.gen.never_written] = -torch.inf
         forced: dict[int, int] = {}
         for line, r in enumerate(rows):
@@ -374,10 +377,11 @@ class _Batch:
             chosen = torch.searchsorted(shares, draws * shares[:, -1:]).squeeze(-1).tolist()
         return [forced.get(line, token) for line, token in enumerate(chosen)]
 
-    def _accept(self, row: _Row, token: int) -> None:
+    def _accept(self, row: _Row, token: int, logprob: float) -> None:
         """Note a written token: it may end the reply, open a box, or close one and fetch its crops."""
         row.ids.append(token)
         row.own.append(1)
+        row.logprobs.append(logprob)
         row.pending = [token]
         row.written += 1
         row.round_tokens += 1
@@ -422,6 +426,7 @@ class _Batch:
         tokens = [token for grid in grids for token in self._picture_tokens(grid)]
         row.ids += tokens
         row.own += [0] * len(tokens)
+        row.logprobs += [0.0] * len(tokens)
         row.pending += tokens
         row.injected += len(tokens)
         row.pictures = [(pixels, grids)]
@@ -577,6 +582,7 @@ class _Batch:
             text=self.gen.tokenizer.decode(own, skip_special_tokens=False),
             token_ids=tuple(row.ids),
             own_mask=tuple(row.own),
+            logprobs=tuple(row.logprobs),
             prompt_ids=tuple(row.prompt_ids),
             pointings=tuple(row.pointings),
             stop=row.stop or "length",

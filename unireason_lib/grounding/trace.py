@@ -129,6 +129,8 @@ class Trace:
         text: What the model wrote, with its control tokens (boxes, thought) and without the injected pictures.
         token_ids: The reply as the model saw it: its own tokens and the injected ones.
         own_mask: One number a token: 1 the model's own, 0 injected.
+        logprobs: One number a token: the logarithm of the probability that the model gave it, at the temperature of the
+            sampling (1 when greedy) and before any token was forbidden; 0 for injected ones.
         prompt_ids: The tokens before the reply.
         pointings: Every box that was opened.
         stop: ``"end"``: the model ended its turn; ``"length"``: the token budget did.
@@ -140,6 +142,7 @@ class Trace:
     text: str
     token_ids: tuple[int, ...]
     own_mask: tuple[int, ...]
+    logprobs: tuple[float, ...]
     prompt_ids: tuple[int, ...]
     pointings: tuple[Pointing, ...]
     stop: str

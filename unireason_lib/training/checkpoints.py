@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
+
+from unireason_lib.dataset.records import Record
+from unireason_lib.errors import DatasetError, explain
+from unireason_lib.inference.results import write_whole
 
 
 class ExactResume:
@@ -100,3 +107,36 @@ def save_model(trainer: Any, processor: Any, folder: Path) -> Path:
         temporary.rename(folder)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Record]) -> None:
+    """Write down what a run is made of; refuse to go on with another.
+
+    Raises:
+        DatasetError: The folder holds a run with other settings or records.
+    """
+    digest = blake2b(digest_size=16)
+    for record in records:
+        digest.update(f"{record.id}\0{record.reply}\0".encode())
+    now = {"settings": dict(settings), "records": len(records), "hash": digest.hexdigest()}
+    path = out / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{k} was {before['settings'].get(k)}, is {v}"
+            for k, v in now["settings"].items()
+            if before["settings"].get(k) != v
+        ]
+        changed += ["other records"] if before["hash"] != now["hash"] else []
+        if changed:
+            raise DatasetError(
+                explain(
+                    out,
+                    expected="the settings and records that this run was begun with",
+                    found="; ".join(changed),
+                    do="undo the change to go on, or train into another folder",
+                )
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(now, indent=1) + "\n")

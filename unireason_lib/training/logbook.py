@@ -58,21 +58,30 @@ class Logbook(TrainerCallback):
                     self._write(state.global_step, {probe.name: found})
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as lines:
-            lines.seek(max(0, lines.seek(0, 2) - 1))
-            torn = lines.read() not in (b"", b"\n")  # the run before was killed while it wrote
-            lines.write(b"\n" * torn + json.dumps({"step": step, **values}).encode() + b"\n")
+        append_lines(self.path, [{"step": step, **values}])
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; torn ones are passed over."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # torn by a kill
+            continue
+    return found
+
+
+def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add JSON lines to a file in one piece; what a kill tore off before is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        file.seek(max(0, file.seek(0, 2) - 1))
+        torn = file.read() not in (b"", b"\n")
+        file.write(b"\n" * torn + b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
 
 def read_log(path: str | Path, key: str = "loss") -> list[dict[str, Any]]:
     """The lines of a log that have a key, each step once, in order of steps; a torn line is passed over."""
-    kept: dict[int, dict[str, Any]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:  # a torn line
-            continue
-        if key in values:
-            kept[values["step"]] = values
+    kept = {values["step"]: values for values in read_lines(path) if key in values}
     return [kept[step] for step in sorted(kept)]

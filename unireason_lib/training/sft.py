@@ -9,7 +9,6 @@ paper), batches of like length, and on one CPU a loss that computes logits for l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,8 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.grounding.model import base_model
-from unireason_lib.inference.results import write_whole
-from unireason_lib.training.checkpoints import ExactResume, save_model, train
+from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
 from unireason_lib.training.logbook import Logbook, Probe
@@ -209,7 +207,7 @@ def fine_tune(
     settings, out = settings or SFTSettings(), Path(out)
     arguments = _arguments(settings, out, progress)
     with arguments.main_process_first(local=False, desc="settings"):
-        _keep_settings(out, settings, records)
+        keep_settings(out, asdict(settings), records)
     if (out / "model").is_dir():
         return out / "model"
     added = add_thought_tokens(model, processor)
@@ -246,7 +244,7 @@ def fine_tune(
         data_collator=Rows(examples, collator),
         lengths=examples.lengths,
         processing_class=processor,
-        peft_config=_lora(settings, model, added),
+        peft_config=lora(settings, model, added),
         callbacks=[Logbook(out / "log.jsonl", processor, probes)],
     )
     train(trainer, out)
@@ -292,8 +290,14 @@ def add_thought_tokens(model: Any, processor: Any) -> list[int]:
     return tokenizer.convert_tokens_to_ids(missing)
 
 
-def _lora(settings: SFTSettings, model: Any, added: Sequence[int]) -> Any:
-    """Adapters of the language model's layers; tokens that were added learn their rows of the embedding besides."""
+def lora(settings: Any, model: Any, added: Sequence[int] = ()) -> Any:
+    """Adapters of the language model's layers; tokens that were added learn their rows of the embedding besides.
+
+    Args:
+        settings: With ``lora_rank`` (None: no adapters), ``lora_alpha`` and ``lora_dropout``.
+        model: What gets them.
+        added: Ids of added tokens.
+    """
     if settings.lora_rank is None:
         return None
     from peft import LoraConfig
@@ -337,34 +341,3 @@ def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:
         report_to=settings.report_to,
         disable_tqdm=not progress,
     )
-
-
-def _keep_settings(out: Path, settings: SFTSettings, records: Sequence[Record]) -> None:
-    """Write down what a run is made of; refuse to go on with another."""
-    from hashlib import blake2b
-
-    digest = blake2b(digest_size=16)
-    for record in records:
-        digest.update(f"{record.id}\0{record.reply}\0".encode())
-    now = {"settings": asdict(settings), "records": len(records), "hash": digest.hexdigest()}
-    path = out / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{k} was {before['settings'].get(k)}, is {v}"
-            for k, v in now["settings"].items()
-            if before["settings"].get(k) != v
-        ]
-        changed += ["other records"] if before["hash"] != now["hash"] else []
-        if changed:
-            raise DatasetError(
-                explain(
-                    out,
-                    expected="the settings and records that this run was begun with",
-                    found="; ".join(changed),
-                    do="undo the change to go on, or train into another folder",
-                )
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(now, indent=1) + "\n")

@@ -1,0 +1,656 @@
+"""Outcome RL: TRL's ``GRPOTrainer`` with rollouts that point, look again and answer.
+
+What is ours is little: how replies come about (:class:`~unireason_lib.grounding.GroundedGenerator`, all rollouts of a
+step in one batch, those of one prompt sharing its encoding), and that the crops of a reply reach the forward pass with
+the pictures of the prompt, while injected tokens carry neither loss nor KL. Advantages, clipping, KL to the reference,
+accelerate, PEFT, checkpoints and trackers are TRL's.
+
+    records -> Questions -> [GroundedGenerator] -> rewards -> GRPOTrainer -> model/, log.jsonl, rollouts.jsonl
+
+What depends on the installed TRL is in :class:`GroundedGRPOTrainer` alone: the tuple of the private ``_generate``, and
+that pictures in a completion are taken as those of a tool. :func:`check_trl` refuses versions this was not tried with.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import datasets
+import torch
+import trl
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from unireason_lib.dataset.records import Record
+from unireason_lib.errors import TrainingError, UniReasonError, explain
+from unireason_lib.evaluation.items import Item
+from unireason_lib.evaluation.parquet import record_item
+from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Trace
+from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
+from unireason_lib.training.examples import Pictures
+from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
+from unireason_lib.training.loss import fast_bfloat16
+from unireason_lib.training.rewards import Asked, Reward, rewards
+from unireason_lib.training.sft import freeze, lora
+
+TESTED_TRL = ("1.16",)
+"""Versions of TRL whose private interface this was tried with."""
+
+
+def check_trl(version: str = trl.__version__) -> None:
+    """Refuse a TRL whose private interface may be another.
+
+    Raises:
+        TrainingError: It is not one of :data:`TESTED_TRL`.
+    """
+    if ".".join(version.split(".")[:2]) not in TESTED_TRL:
+        raise TrainingError(
+            explain(
+                "trl",
+                expected=" or ".join(f"{tested}.x" for tested in TESTED_TRL),
+                found=version,
+                do="install that version (the lock file names it); outcome RL relies on private parts of TRL",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class RLSettings:
+    """How to train; the paper's values are in ``gpu.yaml``.
+
+    Attributes:
+        mode: Of the rewards, ``"strict"`` or ``"paper"``; see :mod:`unireason_lib.training.rewards`.
+        iou, area: Weights of the optional rewards; 0 leaves them out, as the paper does.
+        prompts: Questions of one generation.
+        rollouts: Replies to each of them.
+        mini_batch: Questions of one optimizer step; a divisor of ``prompts``.
+        micro_batch: Replies of one forward pass on one device.
+        steps: Optimizer steps; None: as many as ``epochs`` passes over the questions take.
+        epochs: Passes.
+        learning_rate: Highest rate.
+        schedule: Of transformers.
+        warmup: Share of the steps in which the rate rises.
+        max_grad_norm: Of clipping.
+        kl: Weight of the KL divergence to the model at the start (estimator k3, of low variance).
+        clip: Of the ratio of probabilities.
+        reply_temperature, reply_tokens, reply_rounds: Of the sampling; ``temperature``, ``max_new_tokens`` and
+            ``max_rounds`` of :class:`~unireason_lib.grounding.generate.Settings`.
+        max_prompt_tokens: Longest prompt; questions with a longer one are left out and listed.
+        replace_flat: How many times a group whose rewards are all equal, from which nothing can be learnt, is replaced
+            by another question before its step; 0 keeps it.
+        lora_rank, lora_alpha, lora_dropout: As in fine-tuning.
+        freeze_vision: Whether vision tower and merger stay as they are.
+        bf16: As in fine-tuning.
+        gradient_checkpointing: Trade time for memory.
+        deepspeed: Path of a DeepSpeed configuration, or None.
+        patience: Logged steps after which a collapse (see :class:`Collapse`) ends the run; 0 never does.
+        save_steps, log_steps, keep_checkpoints, seed, report_to: As in fine-tuning.
+    """
+
+    mode: str = "strict"
+    iou: float = 0.0
+    area: float = 0.0
+    prompts: int = 128
+    rollouts: int = 16
+    mini_batch: int = 64
+    micro_batch: int = 8
+    steps: int | None = None
+    epochs: float = 3.0
+    learning_rate: float = 1e-6
+    schedule: str = "constant_with_warmup"
+    warmup: float = 0.0
+    max_grad_norm: float = 1.0
+    kl: float = 0.01
+    clip: float = 0.2
+    reply_temperature: float = 1.0
+    reply_tokens: int = 8192
+    reply_rounds: int = 10
+    max_prompt_tokens: int = 60_000
+    replace_flat: int = 0
+    lora_rank: int | None = None
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    freeze_vision: bool = True
+    bf16: bool | None = None
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = None
+    patience: int = 20
+    save_steps: int = 20
+    log_steps: int = 1
+    keep_checkpoints: int = 2
+    seed: int = 0
+    report_to: str = "none"
+
+    def __post_init__(self) -> None:
+        whole = self.rollouts >= 2 and self.prompts % self.mini_batch == 0
+        if not whole or (self.mini_batch * self.rollouts) % self.micro_batch:
+            raise TrainingError(
+                explain(
+                    "settings of RL",
+                    expected="two rollouts or more, mini_batch a divisor of prompts, and micro_batch one of "
+                    "mini_batch x rollouts",
+                    found=f"prompts {self.prompts}, mini_batch {self.mini_batch}, rollouts {self.rollouts}, "
+                    f"micro_batch {self.micro_batch}",
+                    do="correct them",
+                )
+            )
+
+    @classmethod
+    def from_profile(cls, section: Mapping[str, Any], **changes: Any) -> RLSettings:
+        """The settings of a profile's section ``rl``; keys that are not of the trainer are passed over."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{**{key: value for key, value in section.items() if key in names}, **changes})
+
+
+class Questions:
+    """The questions of a run: how each is put, and what its replies are held against.
+
+    Args:
+        records: What is asked.
+        pictures: Gives the pictures of a record.
+        max_prompt_tokens: Longest prompt.
+        left_out: File of JSON lines that names the questions which cannot be asked, and why.
+
+    A question is looked at when its turn comes. One whose pictures are missing, or whose prompt is too long, is named
+    in ``left_out`` and never asked again.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], pictures: Pictures, max_prompt_tokens: int, left_out: Path
+    ) -> None:
+        self.items: list[Item] = [record_item(record, pictures) for record in records]
+        self.max_prompt_tokens, self.left_out = max_prompt_tokens, left_out
+        self._unusable = {line["row"] for line in (read_lines(left_out) if left_out.exists() else ())}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def put(self, row: int, generator: GroundedGenerator) -> tuple[GroundedRequest, Asked] | None:
+        """A question with its pictures, and what a reply is held against; None when it cannot be asked."""
+        if row in self._unusable:
+            return None
+        item = self.items[row]
+        try:
+            shown = list(item.load())
+            request = item.request(shown)
+            tokens = prompt_tokens(generator, request)
+            if tokens > self.max_prompt_tokens:
+                raise TrainingError(f"prompt of {tokens} tokens, longer than {self.max_prompt_tokens}")
+            height, width = shown[0].height, shown[0].width
+            boxes = tuple(box for _, box in item.boxes_in(generator.frame, height, width))
+        except (UniReasonError, OSError) as error:
+            self._unusable.add(row)
+            append_lines(self.left_out, [{"row": row, "id": item.id, "why": str(error)[:500]}])
+            return None
+        height, width = generator.frame.size(height, width)
+        frame = (width, height, len(shown))
+        return request, Asked(item.answer or "", dict(item.options), item.dimension, frame, boxes)
+
+
+def prompt_tokens(generator: GroundedGenerator, request: GroundedRequest) -> int:
+    """Tokens of a prompt, counted without looking at its pixels."""
+    text = generator.processor.apply_chat_template(
+        request.conversation(), tokenize=False, add_generation_prompt=True
+    )
+    shown = sum(generator.frame.tokens(image.height, image.width) for image in request.images)
+    return len(generator.tokenizer(text).input_ids) + shown - len(request.images)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One reply and what it earned.
+
+    Attributes:
+        row: Which question.
+        trace: The reply.
+        asked: What it was held against.
+        parts: Reward -> value, not weighted.
+        reward: Their weighted sum.
+    """
+
+    row: int
+    trace: Trace
+    asked: Asked
+    parts: Mapping[str, float]
+    reward: float
+
+    def line(self, **more: Any) -> dict[str, Any]:
+        """As JSON: the reply in words, what became of its boxes, what it earned. Its pictures are those of ``id``."""
+        trace = self.trace
+        return {
+            **more,
+            "row": self.row,
+            "id": trace.request.id,
+            "dimension": trace.request.dimension,
+            "truth": self.asked.truth,
+            "text": trace.text,
+            "boxes": [list(box.as_tuple()) for box in trace.boxes],
+            "statuses": [pointing.status for pointing in trace.pointings],
+            "stop": trace.stop,
+            "rounds": trace.rounds,
+            "own_tokens": sum(trace.own_mask),
+            **{f"reward {name}": value for name, value in self.parts.items()},
+            "reward": self.reward,
+        }
+
+
+class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
+    """TRL's trainer whose completions are grounded replies.
+
+    Args:
+        questions: What is asked; ``train_dataset`` holds their numbers in its column ``row``.
+        settings: How.
+        diary: File of JSON lines to which every reply is added; None keeps none.
+    """
+
+    def __init__(
+        self, *args: Any, questions: Questions, settings: RLSettings, diary: Path | None = None, **kwargs: Any
+    ) -> None:
+        check_trl()
+        self.questions, self.settings, self.diary = questions, settings, diary
+        self.named: dict[str, tuple[Reward, float]] = rewards(settings.mode, settings.iou, settings.area)
+        super().__init__(*args, reward_funcs=[self._as_trl(name) for name in self.named], **kwargs)
+        # TRL takes pictures into a completion only from tools; none is ever called by name
+        self.tools = self._standalone_tools = [look_again]
+        self._now: list[Rollout] = []
+
+    def _as_trl(self, name: str) -> Any:
+        def reward(completions: Sequence[Any], **kwargs: Any) -> list[float]:
+            return [rollout.parts[name] for rollout in self._now]
+
+        reward.__name__ = name
+        return reward
+
+    def _get_train_sampler(self, dataset: Any = None) -> torch.utils.data.Sampler:
+        """TRL's sampler, whose order follows from seed and epoch alone: a run that goes on in its second epoch sees
+        what it would have seen."""
+        sampler = super()._get_train_sampler(dataset)
+        return EpochOrder(sampler, self.args.seed, lambda: int((self.state.epoch or 0) + 1e-6))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        mode = "train" if self.model.training else "eval"
+        count = self.num_generations if mode == "train" else self.num_generations_eval
+        rows = [one["row"] for one in inputs]
+        if any(len(set(rows[first : first + count])) > 1 for first in range(0, len(rows), count)):
+            raise TrainingError(
+                explain(
+                    "rollouts",
+                    expected="all replies to a question on one device",
+                    found=f"{len(rows)} replies a device, {count} a question",
+                    do="make micro_batch x forward passes of a generation a multiple of rollouts",
+                )
+            )
+        started = time.perf_counter()
+        self._now = self._roll_out(rows[::count], count, mode)
+        self._metrics[mode]["rollout_seconds"].append(time.perf_counter() - started)
+        self._note(mode)
+        inputs = [{**one, "row": rollout.row} for one, rollout in zip(inputs, self._now, strict=True)]
+        output = super()._generate_and_score_completions(inputs)
+        if "pixel_values" not in output:  # TRL would go on, blind
+            raise TrainingError(
+                explain(
+                    "rollouts",
+                    expected="as many picture tokens as the pictures have features",
+                    found="another number",
+                    do="check that model and processor belong together",
+                )
+            )
+        if self.diary is not None and mode == "train":
+            step, given = self.state.global_step, output["advantages"].tolist()
+            lines = [
+                rollout.line(step=step, advantage=advantage)
+                for rollout, advantage in zip(self._now, given, strict=True)
+            ]
+            append_lines(self.diary, lines)
+        return output
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """What TRL asks for of the replies that were just made. The order is that of TRL's own method."""
+        traces = [rollout.trace for rollout in self._now]
+        crops = [[crop for p in trace.pointings for crop in p.crops] for trace in traces]
+        pictures = [[one.convert("RGB") for one in trace.request.images] for trace in traces]
+        for trace, mine, fetched in zip(traces, pictures, crops, strict=True):
+            self._check_tokens(trace, len(mine) + len(fetched))
+        mode = "train" if self.model.training else "eval"
+        lengths = torch.tensor([[len(t.prompt_ids), sum(t.own_mask)] for t in traces])
+        lengths = self.accelerator.gather(lengths.to(self.accelerator.device))
+        if mode == "train":
+            self.state.num_input_tokens_seen += int(lengths.sum())
+        self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
+        own = lengths[:, 1].float()
+        for name, value in (("mean", own.mean()), ("min", own.min()), ("max", own.max())):
+            self._metrics[mode][f"completions/{name}_length"].append(value.item())
+        return (
+            [list(trace.prompt_ids) for trace in traces],
+            [list(trace.token_ids) for trace in traces],
+            [list(trace.own_mask) for trace in traces],
+            [[{"role": "assistant", "content": trace.text}] for trace in traces],
+            [list(trace.logprobs) for trace in traces],
+            {},
+            [mine + fetched for mine, fetched in zip(pictures, crops, strict=True)],
+            # as if all were a tool's, also when nothing was fetched: only then TRL counts picture tokens itself
+            [mine + fetched for mine, fetched in zip(pictures, crops, strict=True)],
+        )
+
+    def _check_tokens(self, trace: Trace, pictures: int) -> None:
+        tokens = (*trace.prompt_ids, *trace.token_ids)
+        starts = tokens.count(self._tokenizer.convert_tokens_to_ids("<|vision_start|>"))
+        if starts != pictures:
+            raise TrainingError(
+                explain(
+                    trace.request.id or "a reply",
+                    expected=f"{pictures} pictures in its tokens",
+                    found=str(starts),
+                    do="check that the processor's template shows every picture once",
+                )
+            )
+
+    # -- rollouts -----------------------------------------------------------------------------------------------
+
+    def _roll_out(self, rows: Sequence[int], count: int, mode: str) -> list[Rollout]:
+        """Replies to some questions, ``count`` each; questions that cannot be asked are replaced, and those with equal
+        rewards too, as often as the settings say."""
+        draw = random.Random(
+            f"{self.settings.seed}/{self.state.global_step}/{self.accelerator.process_index}"
+        )
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            generator = GroundedGenerator(model, self.processing_class)
+            groups = self._ask(rows, count, generator, draw, 0)
+            flat = [k for k, group in enumerate(groups) if _is_flat(group)]
+            self._metrics[mode]["flat_groups"].append(len(flat) / len(groups))
+            for attempt in range(self.settings.replace_flat if mode == "train" else 0):
+                if not flat:
+                    break
+                others = [draw.randrange(len(self.questions)) for _ in flat]
+                for k, group in zip(
+                    flat, self._ask(others, count, generator, draw, attempt + 1), strict=True
+                ):
+                    groups[k] = group
+                flat = [k for k in flat if _is_flat(groups[k])]
+            self._metrics[mode]["flat_groups_kept"].append(len(flat) / len(groups))
+        return [rollout for group in groups for rollout in group]
+
+    def _ask(
+        self,
+        rows: Sequence[int],
+        count: int,
+        generator: GroundedGenerator,
+        draw: random.Random,
+        attempt: int,
+    ) -> list[list[Rollout]]:
+        chosen, put = [], []
+        for row in rows:
+            for _ in range(100):
+                if (found := self.questions.put(row, generator)) is not None:
+                    break
+                row = draw.randrange(len(self.questions))
+            else:
+                raise TrainingError(
+                    explain(
+                        self.questions.left_out,
+                        expected="questions that can be asked",
+                        found="a hundred in a row that can not",
+                        do="see why in that file",
+                    )
+                )
+            chosen.append(row)
+            put.append(found)
+        settings = self.settings
+        traces = generator.generate(
+            [request for request, _ in put],
+            max_new_tokens=settings.reply_tokens,
+            max_rounds=settings.reply_rounds,
+            temperature=settings.reply_temperature,
+            samples=count,
+            seed=hash_of(settings.seed, self.state.global_step, attempt),
+        )
+        groups = []
+        for k, (row, (_, asked)) in enumerate(zip(chosen, put, strict=True)):
+            mine = traces[k * count : (k + 1) * count]
+            groups.append([self._scored(row, trace, asked) for trace in mine])
+        return groups
+
+    def _scored(self, row: int, trace: Trace, asked: Asked) -> Rollout:
+        parts = {name: float(reward(trace.text, asked)) for name, (reward, _) in self.named.items()}
+        total = sum(weight * parts[name] for name, (_, weight) in self.named.items())
+        return Rollout(row, trace, asked, parts, total)
+
+    def _note(self, mode: str) -> None:
+        """Numbers of the replies for the log: rounds, boxes, and how the two dimensions fare."""
+        traces = [rollout.trace for rollout in self._now]
+        statuses = [pointing.status for trace in traces for pointing in trace.pointings]
+        noted = {
+            "rounds": fmean(trace.rounds for trace in traces),
+            "boxes": len(statuses) / len(traces),
+            "cut_off": fmean(trace.stop == "length" for trace in traces),
+        }
+        if statuses:
+            noted["boxes_answered"] = statuses.count("injected") / len(statuses)
+        for d in ("2d", "3d"):
+            mine = [r.parts["answer"] for r in self._now if r.trace.request.dimension == d]
+            noted |= {f"answer_{d}": fmean(mine)} if mine else {}
+        for name, value in noted.items():
+            self._metrics[mode][name].append(value)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass; a loss that is no number ends the run before it can spoil the weights."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise TrainingError(
+                explain(
+                    f"step {self.state.global_step}",
+                    expected="a finite loss",
+                    found=str(loss.item()),
+                    do="lower the learning rate and call again: the run goes on from its last checkpoint",
+                )
+            )
+        return loss
+
+
+class EpochOrder(torch.utils.data.Sampler):
+    """A sampler with a ``generator``, seeded anew for each epoch.
+
+    Args:
+        sampler: What gives the order.
+        seed: Of the first epoch.
+        epoch: Tells the epoch that begins.
+    """
+
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.seed + self.epoch())
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def look_again() -> None:
+    """Stands for the crops of a reply, which TRL knows only as the pictures of a tool."""
+
+
+def _is_flat(group: Sequence[Rollout]) -> bool:
+    return pstdev(rollout.reward for rollout in group) < 1e-6
+
+
+def hash_of(*numbers: int) -> int:
+    """A seed that follows from some numbers."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class Collapse(TrainerCallback):
+    """Ends a run whose replies have stopped meaning anything, and says what collapsed.
+
+    Looked at over the last ``patience`` logged steps: all rewards equal; less than half of the form reward that there
+    was at the beginning; replies of a few tokens; a KL divergence beyond ``most_kl``.
+
+    Args:
+        patience: Logged steps.
+        most_kl: Nats a token.
+    """
+
+    def __init__(self, patience: int, most_kl: float = 10.0) -> None:
+        self.patience, self.most_kl = patience, most_kl
+        self.seen: list[Mapping[str, float]] = []
+        self.found: str | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Look at the last steps."""
+        if not logs or "reward" not in logs:
+            return
+        self.seen.append(logs)
+        if self.patience and len(self.seen) > self.patience:
+            self.found = self.verdict(self.seen[: self.patience], self.seen[-self.patience :])
+            control.should_training_stop = control.should_training_stop or self.found is not None
+
+    def verdict(
+        self, first: Sequence[Mapping[str, float]], last: Sequence[Mapping[str, float]]
+    ) -> str | None:
+        """What collapsed, or None."""
+
+        def mean(lines: Sequence[Mapping[str, float]], key: str) -> float:
+            known = [line[key] for line in lines if key in line and not math.isnan(line[key])]
+            return fmean(known) if known else math.nan
+
+        form, before = (mean(lines, "rewards/format/mean") for lines in (last, first))
+        if all(line.get("reward_std", 1.0) < 1e-6 for line in last):
+            return f"all rewards were equal for {len(last)} steps: nothing can be learnt from them"
+        if form < 0.5 * before:
+            return f"the form of replies: its reward fell from {before:.2f} to {form:.2f}"
+        if (length := mean(last, "completions/mean_length")) < 4:
+            return f"the length of replies: {length:.1f} tokens on average"
+        if (kl := mean(last, "kl")) > self.most_kl:
+            return f"the policy left its reference: KL {kl:.1f} a token"
+        return None
+
+
+def reinforce(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    pictures: Pictures,
+    out: str | Path,
+    settings: RLSettings | None = None,
+    *,
+    probes: Sequence[Probe] = (),
+    progress: bool = False,
+) -> Path:
+    """Train a fine-tuned model on outcomes; a run that was stopped goes on from its last checkpoint.
+
+    Args:
+        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in place; with a KL term
+            and without adapters, its reference is loaded from where the model was.
+        records: What is asked. Their replies are not looked at.
+        pictures: Gives the pictures of a record.
+        out: Folder of the run: ``settings.json``, ``log.jsonl``, ``rollouts.jsonl`` (every reply), ``left_out.jsonl``
+            (questions that could not be asked), ``checkpoint-*``, and at the end ``model/``.
+        settings: How.
+        probes: Measured now and then while training, into the log.
+        progress: Whether to show bars.
+
+    Returns:
+        ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
+
+    Raises:
+        TrainingError: An untried TRL, a loss that is no number, a collapse, or no question that can be asked.
+        DatasetError: The folder holds a run with other settings.
+    """
+    check_trl()
+    settings, out = settings or RLSettings(), Path(out)
+    if not records:
+        raise TrainingError(explain(out, expected="questions", found="none", do="give more records"))
+    arguments = _arguments(settings, out, len(records), progress)
+    with arguments.main_process_first(local=False, desc="settings"):
+        keep_settings(out, asdict(settings), records)
+    if (out / "model").is_dir():
+        return out / "model"
+    freeze(model, settings.freeze_vision)
+    questions = Questions(records, pictures, settings.max_prompt_tokens, out / "left_out.jsonl")
+    collapse = Collapse(settings.patience)
+    trainer = GroundedGRPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(
+            [
+                {"row": row, "prompt": [{"role": "user", "content": item.question}]}
+                for row, item in enumerate(questions.items)
+            ]
+        ),
+        processing_class=processor,
+        peft_config=lora(settings, model),
+        callbacks=[Logbook(out / "log.jsonl", processor, probes), collapse],
+        questions=questions,
+        settings=settings,
+        diary=out / "rollouts.jsonl",
+    )
+    train(trainer, out)
+    if collapse.found is not None:
+        raise TrainingError(
+            explain(
+                out,
+                expected="replies that go on being worth learning from",
+                found=f"a collapse at step {trainer.state.global_step}: {collapse.found}",
+                do="look at rollouts.jsonl; lower the learning rate or raise the KL weight in another folder",
+            )
+        )
+    return save_model(trainer, processor, out / "model")
+
+
+def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) -> GRPOConfig:
+    check = torch.distributed
+    world = check.get_world_size() if check.is_available() and check.is_initialized() else 1
+    accumulation, rest = divmod(settings.mini_batch * settings.rollouts, settings.micro_batch * world)
+    if rest:
+        raise TrainingError(
+            explain(
+                "settings of RL",
+                expected=f"mini_batch x rollouts a multiple of micro_batch x {world} processes",
+                found=f"{settings.mini_batch} x {settings.rollouts} and {settings.micro_batch} x {world}",
+                do="change micro_batch or the number of processes",
+            )
+        )
+    each = settings.prompts // settings.mini_batch  # optimizer steps of a generation
+    steps = settings.steps or max(1, round(settings.epochs * questions / settings.prompts)) * each
+    return GRPOConfig(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation * each,
+        num_generations=settings.rollouts,
+        max_completion_length=settings.reply_tokens,
+        temperature=settings.reply_temperature,
+        beta=settings.kl,
+        epsilon=settings.clip,
+        loss_type="grpo",
+        reward_weights=[w for _, w in rewards(settings.mode, settings.iou, settings.area).values()],
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=fast_bfloat16() if settings.bf16 is None else settings.bf16,
+        activation_checkpointing=settings.gradient_checkpointing,
+        deepspeed=settings.deepspeed,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        logging_steps=settings.log_steps,
+        seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        disable_dropout=True,
+        remove_unused_columns=False,
+        log_completions=False,
+        report_to=settings.report_to,
+        disable_tqdm=not progress,
+    )
