@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unireason_lib.bench.generation import bench_rollouts
 from unireason_lib.bench.training import SHARE, bench_sft
 
 
@@ -14,3 +15,9 @@ def test_every_row_compares_two_times():
     first = rows[0]
     assert first["target"] == SHARE and first["ok"] == (first["ratio"] >= SHARE)
     assert first["tokens_per_s"] > 0
+
+
+def test_rollouts_together_point_as_those_alone():
+    (row,) = bench_rollouts(prompts=2, rollouts=2, slices=2)
+    assert row["same_boxes"] and row["ratio"] == row["baseline_s"] / row["ours_s"] and row["target"] == 5
+    assert row["ok"] == (row["ratio"] >= 5) and row["replies_per_s"] == 4 / row["ours_s"]

@@ -11,7 +11,7 @@ from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
 from unireason_lib.training.data import pictures_from, training_records
-from unireason_lib.training.logbook import read_log
+from unireason_lib.training.logbook import read_lines, read_log
 from unireason_lib.training.probes import answer_probe
 
 from .conftest import FRAME
@@ -87,3 +87,18 @@ def test_the_command_refuses_a_setting_that_does_not_exist(data, tiny_checkpoint
     words = sft_words(data, tiny_checkpoint, tmp_path / "run", "--set", "sft.learning_rat=1")
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 2 and "learning_rate" in found.output
+
+
+def test_the_command_reinforces_and_goes_on(data, tiny_checkpoint, tmp_path):
+    out = tmp_path / "run"
+    words = ["rl", *sft_words(data, tiny_checkpoint, out, "--profile", "smoke", "--quiet")[1:]]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert [line["step"] for line in read_log(out / "log.jsonl", "reward")] == [1, 2]
+    assert read_log(out / "log.jsonl", "answers")[-1]["step"] == 2
+    assert len(read_lines(out / "rollouts.jsonl")) == 2 * 2 * 2  # steps, questions, replies
+    load_model(out / "model", device="cpu")
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0 and len(read_lines(out / "rollouts.jsonl")) == 8
+    other = CliRunner().invoke(app, [*words, "--set", "rl.kl=0.5"])
+    assert other.exit_code == 2 and "kl was 0.01, is 0.5" in other.output

@@ -304,6 +304,21 @@ def test_batches_that_do_not_divide_are_refused(change):
         replace(SMALL, **change)
 
 
+def test_processes_share_a_step(monkeypatch, tmp_path):
+    """Before they have met, the launcher says how many they are: the step stays as large as it is."""
+    for count, accumulation in (("1", 4), ("2", 2), ("4", 1)):
+        monkeypatch.setenv("WORLD_SIZE", count)
+        with monkeypatch.context() as patch:
+            made = {}
+            patch.setattr(rl, "GRPOConfig", lambda made=made, **given: made.update(given))
+            rl._arguments(replace(SMALL, prompts=16, mini_batch=8, micro_batch=8), tmp_path, 100, False)
+        assert made["gradient_accumulation_steps"] == accumulation
+        assert made["steps_per_generation"] == 2 * accumulation
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="8 x 3"):
+        rl._arguments(replace(SMALL, prompts=16, mini_batch=8, micro_batch=8), tmp_path, 100, False)
+
+
 def test_collapses_are_told():
     watch = Collapse(patience=3)
     fine = {

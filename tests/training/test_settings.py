@@ -11,6 +11,7 @@ import torch
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
 from unireason_lib.grounding import load_model
 from unireason_lib.profiles import load_profile
+from unireason_lib.training import settings as run_settings
 from unireason_lib.training import sft
 from unireason_lib.training.data import pictures_from, training_records
 from unireason_lib.training.logbook import read_log
@@ -71,10 +72,10 @@ def test_bfloat16_is_for_the_matrices_only(losses, monkeypatch):
     expected, found = losses(exact), losses(rough, bf16=True)
     assert set(exact) == {torch.float32} and set(rough) == {torch.bfloat16}
     assert found != expected and found == pytest.approx(expected, rel=0.02)
-    monkeypatch.setattr(sft, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(run_settings, "fast_bfloat16", lambda: True)
     assert losses(chosen, bf16=None) == found and set(chosen) == {torch.bfloat16}
     chosen.clear()
-    monkeypatch.setattr(sft, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(run_settings, "fast_bfloat16", lambda: False)
     assert losses(chosen, bf16=None) == expected and set(chosen) == {torch.float32}
 
 

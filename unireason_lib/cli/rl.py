@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from unireason_lib.cli.sft import Data, Model, Out, ProfileName, Quiet, Seed, Set
+from unireason_lib.cli.training import Data, Model, Out, ProfileName, Quiet, Seed, Set, prepare
 
 
 def rl(
@@ -23,35 +23,21 @@ def rl(
     A run that was stopped or killed goes on from its last checkpoint. Rewards, KL and lengths are in log.jsonl, every
     reply in rollouts.jsonl, questions that could not be asked in left_out.jsonl; the finished model is in model/.
     """
-    from unireason_lib.profiles import load_profile
-
-    settings = load_profile(profile, "\n".join(change or ()))
-
-    from unireason_lib.grounding import Settings, load_model
-    from unireason_lib.training.data import pictures_from, training_records
-    from unireason_lib.training.probes import answer_probe, probe_records
+    from unireason_lib.grounding import Settings
+    from unireason_lib.training.probes import answer_probe
     from unireason_lib.training.rl import RLSettings, reinforce
 
-    section = settings.rl
-    counts = {"2d": section.counts_2d, "3d": section.counts_3d}
-    records = training_records(data, counts, seed=seed)
-    held_out = probe_records(training_records(data, split="val", seed=seed), section.probe_size)
-    pictures = pictures_from(data)
-    device = None if settings.model.device == "auto" else settings.model.device
-    loaded, processor = load_model(model, dtype=settings.model.dtype, device=device)
+    _, section, ready = prepare("rl", data, model, profile, change, seed)
     limits = Settings(max_new_tokens=section.reply_tokens, max_rounds=section.reply_rounds)
-    probe = answer_probe(held_out, pictures, section.probe_steps, settings=limits)
-    typer.echo(
-        f"{len(records):,} questions to learn from, {len(held_out)} of other patients to look after it"
-    )
+    probe = answer_probe(ready.held_out, ready.pictures, section.probe_steps, settings=limits)
     made = reinforce(
-        loaded,
-        processor,
-        records,
-        pictures,
+        ready.model,
+        ready.processor,
+        ready.records,
+        ready.pictures,
         out,
         RLSettings.from_profile(section, seed=seed),
-        probes=[probe] if held_out else [],
+        probes=[probe] if ready.held_out else [],
         progress=not quiet,
     )
     if int(os.environ.get("RANK", 0)) == 0:

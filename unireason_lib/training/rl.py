@@ -17,12 +17,13 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import trl
 from transformers import TrainerCallback
@@ -37,8 +38,8 @@ from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Trace
 from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
 from unireason_lib.training.examples import Pictures
 from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
-from unireason_lib.training.loss import fast_bfloat16
 from unireason_lib.training.rewards import Asked, Reward, rewards
+from unireason_lib.training.settings import RunSettings, processes
 from unireason_lib.training.sft import freeze, lora
 
 TESTED_TRL = ("1.16",)
@@ -62,9 +63,9 @@ def check_trl(version: str = trl.__version__) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RLSettings:
-    """How to train; the paper's values are in ``gpu.yaml``.
+@dataclass(frozen=True, kw_only=True)
+class RLSettings(RunSettings):
+    """How to train; the paper's values are in ``gpu.yaml``. See :class:`RunSettings` for the rest.
 
     Attributes:
         mode: Of the rewards, ``"strict"`` or ``"paper"``; see :mod:`unireason_lib.training.rewards`.
@@ -73,12 +74,6 @@ class RLSettings:
         rollouts: Replies to each of them.
         mini_batch: Questions of one optimizer step; a divisor of ``prompts``.
         micro_batch: Replies of one forward pass on one device.
-        steps: Optimizer steps; None: as many as ``epochs`` passes over the questions take.
-        epochs: Passes.
-        learning_rate: Highest rate.
-        schedule: Of transformers.
-        warmup: Share of the steps in which the rate rises.
-        max_grad_norm: Of clipping.
         kl: Weight of the KL divergence to the model at the start (estimator k3, of low variance).
         clip: Of the ratio of probabilities.
         reply_temperature, reply_tokens, reply_rounds: Of the sampling; ``temperature``, ``max_new_tokens`` and
@@ -86,15 +81,15 @@ class RLSettings:
         max_prompt_tokens: Longest prompt; questions with a longer one are left out and listed.
         replace_flat: How many times a group whose rewards are all equal, from which nothing can be learnt, is replaced
             by another question before its step; 0 keeps it.
-        lora_rank, lora_alpha, lora_dropout: As in fine-tuning.
-        freeze_vision: Whether vision tower and merger stay as they are.
-        bf16: As in fine-tuning.
-        gradient_checkpointing: Trade time for memory.
-        deepspeed: Path of a DeepSpeed configuration, or None.
         patience: Logged steps after which a collapse (see :class:`Collapse`) ends the run; 0 never does.
-        save_steps, log_steps, keep_checkpoints, seed, report_to: As in fine-tuning.
     """
 
+    epochs: float = 3.0
+    learning_rate: float = 1e-6
+    schedule: str = "constant"
+    warmup: float = 0.0
+    save_steps: int = 20
+    log_steps: int = 1
     mode: str = "strict"
     iou: float = 0.0
     area: float = 0.0
@@ -102,12 +97,6 @@ class RLSettings:
     rollouts: int = 16
     mini_batch: int = 64
     micro_batch: int = 8
-    steps: int | None = None
-    epochs: float = 3.0
-    learning_rate: float = 1e-6
-    schedule: str = "constant_with_warmup"
-    warmup: float = 0.0
-    max_grad_norm: float = 1.0
     kl: float = 0.01
     clip: float = 0.2
     reply_temperature: float = 1.0
@@ -115,19 +104,7 @@ class RLSettings:
     reply_rounds: int = 10
     max_prompt_tokens: int = 60_000
     replace_flat: int = 0
-    lora_rank: int | None = None
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    freeze_vision: bool = True
-    bf16: bool | None = None
-    gradient_checkpointing: bool = False
-    deepspeed: str | None = None
     patience: int = 20
-    save_steps: int = 20
-    log_steps: int = 1
-    keep_checkpoints: int = 2
-    seed: int = 0
-    report_to: str = "none"
 
     def __post_init__(self) -> None:
         whole = self.rollouts >= 2 and self.prompts % self.mini_batch == 0
@@ -142,12 +119,6 @@ class RLSettings:
                     do="correct them",
                 )
             )
-
-    @classmethod
-    def from_profile(cls, section: Mapping[str, Any], **changes: Any) -> RLSettings:
-        """The settings of a profile's section ``rl``; keys that are not of the trainer are passed over."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{**{key: value for key, value in section.items() if key in names}, **changes})
 
 
 class Questions:
@@ -485,8 +456,6 @@ def _is_flat(group: Sequence[Rollout]) -> bool:
 
 def hash_of(*numbers: int) -> int:
     """A seed that follows from some numbers."""
-    import numpy as np
-
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -609,23 +578,21 @@ def reinforce(
 
 
 def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) -> GRPOConfig:
-    check = torch.distributed
-    world = check.get_world_size() if check.is_available() and check.is_initialized() else 1
-    accumulation, rest = divmod(settings.mini_batch * settings.rollouts, settings.micro_batch * world)
+    together = settings.micro_batch * processes()
+    accumulation, rest = divmod(settings.mini_batch * settings.rollouts, together)
     if rest:
         raise TrainingError(
             explain(
                 "settings of RL",
-                expected=f"mini_batch x rollouts a multiple of micro_batch x {world} processes",
-                found=f"{settings.mini_batch} x {settings.rollouts} and {settings.micro_batch} x {world}",
+                expected="mini_batch x rollouts a multiple of micro_batch x processes",
+                found=f"{settings.mini_batch} x {settings.rollouts} and {settings.micro_batch} x {processes()}",
                 do="change micro_batch or the number of processes",
             )
         )
     each = settings.prompts // settings.mini_batch  # optimizer steps of a generation
-    steps = settings.steps or max(1, round(settings.epochs * questions / settings.prompts)) * each
     return GRPOConfig(
-        output_dir=str(out),
-        max_steps=steps,
+        **settings.arguments(out, progress),
+        max_steps=settings.steps or max(1, round(settings.epochs * questions / settings.prompts)) * each,
         per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation * each,
@@ -636,21 +603,6 @@ def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) 
         epsilon=settings.clip,
         loss_type="grpo",
         reward_weights=[w for _, w in rewards(settings.mode, settings.iou, settings.area).values()],
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=fast_bfloat16() if settings.bf16 is None else settings.bf16,
-        activation_checkpointing=settings.gradient_checkpointing,
-        deepspeed=settings.deepspeed,
-        save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
-        logging_steps=settings.log_steps,
-        seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
         disable_dropout=True,
-        remove_unused_columns=False,
         log_completions=False,
-        report_to=settings.report_to,
-        disable_tqdm=not progress,
     )

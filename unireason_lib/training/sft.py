@@ -10,7 +10,7 @@ paper), batches of like length, and on one CPU a loss that computes logits for l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,69 +26,36 @@ from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
 from unireason_lib.training.logbook import Logbook, Probe
-from unireason_lib.training.loss import fast_bfloat16, own_token_loss
+from unireason_lib.training.loss import own_token_loss
+from unireason_lib.training.settings import RunSettings
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Linear layers of the language model. A regular expression, because plain names would also hit the vision tower."""
 
 
-@dataclass(frozen=True)
-class SFTSettings:
-    """How to fine-tune; the paper's values are in ``gpu.yaml``.
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(RunSettings):
+    """How to fine-tune; the paper's values are in ``gpu.yaml``. See :class:`RunSettings` for the rest.
 
     Attributes:
         form: What the reply holds; see :mod:`unireason_lib.training.forms`.
-        epochs: Passes over the records; ``steps``, when given, counts instead.
-        steps: Optimizer steps.
-        learning_rate: Highest rate.
-        schedule: Of transformers: ``"cosine"``, ``"linear"``, ``"constant_with_warmup"``, ...
-        warmup: Share of the steps in which the rate rises.
-        weight_decay, max_grad_norm: Of AdamW, and of clipping.
+        weight_decay: Of AdamW.
         batch_size: Examples of one forward pass on one device.
         accumulation: Forward passes of one step.
         max_length: Longest example in tokens.
-        lora_rank: Rank of LoRA adapters; None trains the language model in full.
-        lora_alpha, lora_dropout: Of LoRA.
-        freeze_vision: Whether vision tower and merger stay as they are.
         keep_examples: Encode all records before the first step and keep them.
         keep_features: Encode all pictures with the frozen tower before the first step and keep what it makes.
-        bf16: Train in bfloat16 (autocast); False trains in the model's own type, None takes bfloat16 where the machine
-            multiplies in it.
-        gradient_checkpointing: Trade time for memory.
-        deepspeed: Path of a DeepSpeed configuration, or None. FSDP comes from the accelerate configuration.
         workers: Loader processes.
-        save_steps, log_steps: Steps between checkpoints, and between lines of the log.
-        keep_checkpoints: How many to keep.
-        seed: Of everything random.
-        report_to: Tracker of transformers (``"tensorboard"``, ``"wandb"``, ``"trackio"``), or ``"none"``.
     """
 
     form: str = "full"
-    epochs: float = 1.0
-    steps: int | None = None
-    learning_rate: float = 1e-5
-    schedule: str = "cosine"
-    warmup: float = 0.03
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
     batch_size: int = 2
     accumulation: int = 4
     max_length: int = 40_960
-    lora_rank: int | None = None
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    freeze_vision: bool = True
     keep_examples: bool = True
     keep_features: bool = False
-    bf16: bool | None = None
-    gradient_checkpointing: bool = False
-    deepspeed: str | None = None
     workers: int = 0
-    save_steps: int = 200
-    log_steps: int = 10
-    keep_checkpoints: int = 2
-    seed: int = 0
-    report_to: str = "none"
 
     def __post_init__(self) -> None:
         if self.keep_features and not (self.freeze_vision and self.keep_examples):
@@ -100,12 +67,6 @@ class SFTSettings:
                     do="freeze the tower and keep the examples, or do not keep features",
                 )
             )
-
-    @classmethod
-    def from_profile(cls, section: Mapping[str, Any], **changes: Any) -> SFTSettings:
-        """The settings of a profile's section ``sft``; keys that are not of the trainer are passed over."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{**{key: value for key, value in section.items() if key in names}, **changes})
 
 
 @dataclass(frozen=True)
@@ -290,11 +251,11 @@ def add_thought_tokens(model: Any, processor: Any) -> list[int]:
     return tokenizer.convert_tokens_to_ids(missing)
 
 
-def lora(settings: Any, model: Any, added: Sequence[int] = ()) -> Any:
+def lora(settings: RunSettings, model: Any, added: Sequence[int] = ()) -> Any:
     """Adapters of the language model's layers; tokens that were added learn their rows of the embedding besides.
 
     Args:
-        settings: With ``lora_rank`` (None: no adapters), ``lora_alpha`` and ``lora_dropout``.
+        settings: Of the run; without a rank there are no adapters.
         model: What gets them.
         added: Ids of added tokens.
     """
@@ -316,28 +277,13 @@ def lora(settings: Any, model: Any, added: Sequence[int] = ()) -> Any:
 
 def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:
     return SFTConfig(
-        output_dir=str(out),
+        **settings.arguments(out, progress),
         num_train_epochs=settings.epochs,
         max_steps=settings.steps or -1,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,  # below 1: a share of the steps
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=fast_bfloat16() if settings.bf16 is None else settings.bf16,
-        activation_checkpointing=settings.gradient_checkpointing,
-        deepspeed=settings.deepspeed,
         dataloader_num_workers=settings.workers,
-        save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
-        logging_steps=settings.log_steps,
-        seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
         max_length=None,  # examples are cut by ours, never inside a picture
         dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        report_to=settings.report_to,
-        disable_tqdm=not progress,
     )

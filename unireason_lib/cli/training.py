@@ -1,0 +1,63 @@
+"""What the commands that train share: options, and what has to be there before the first step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+Data = Annotated[Path, typer.Option(help="Folder of the data set (sft/, rl/, images/); build makes one.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run; a run in it is gone on with.")]
+Model = Annotated[str, typer.Option(help="Checkpoint to start from, a folder or hub id.")]
+ProfileName = Annotated[str, typer.Option("--profile", help="smoke, laptop or gpu.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting: sft.learning_rate=2e-5; repeatable.")
+]
+Seed = Annotated[int, typer.Option(help="Of selection, order and everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+class Ready(NamedTuple):
+    """What a training run begins with.
+
+    Attributes:
+        model, processor: The checkpoint to start from.
+        records: What is learnt from.
+        held_out: Records of other patients.
+        pictures: Gives the pictures of a record.
+    """
+
+    model: Any
+    processor: Any
+    records: Sequence[Any]
+    held_out: Sequence[Any]
+    pictures: Any
+
+
+def prepare(
+    stage: str, data: Path, model: str, profile: str, change: Sequence[str] | None, seed: int
+) -> tuple[Any, Any, Ready]:
+    """The profile, its section for a stage, and everything that a run of it begins with."""
+    from unireason_lib.profiles import load_profile
+
+    settings = load_profile(profile, "\n".join(change or ()))
+
+    import torch
+
+    from unireason_lib.grounding import load_model
+    from unireason_lib.training.data import pictures_from, training_records
+    from unireason_lib.training.probes import probe_records
+
+    section = settings[stage]
+    counts = {"2d": section.counts_2d, "3d": section.counts_3d}
+    records = training_records(data, counts, seed=seed)
+    held_out = probe_records(training_records(data, split="val", seed=seed), section.probe_size)
+    device = None if settings.model.device == "auto" else settings.model.device
+    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
+    loaded, processor = load_model(model, dtype=settings.model.dtype, device=device)
+    typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it")
+    return settings, section, Ready(loaded, processor, records, held_out, pictures_from(data))
