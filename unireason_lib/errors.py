@@ -33,6 +33,10 @@ class TrainingError(UniReasonError):
     """A training run cannot begin, or cannot sensibly go on."""
 
 
+class GridError(UniReasonError):
+    """A grid of an ablation that cannot be run."""
+
+
 class ProfileError(UniReasonError):
     """A profile or one of its overrides is unknown or out of range."""
 

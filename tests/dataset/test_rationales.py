@@ -15,6 +15,7 @@ from unireason_lib.dataset.rationales import (
     FINDINGS,
     OPENINGS,
     POINTING,
+    WEIGHED,
     Point,
     Rationale,
     TemplateWriter,
@@ -68,6 +69,17 @@ TEXTURE_SHOWN = {
 }
 
 
+def compared(text: str) -> list[str]:
+    """What the numbers of a text come to: the word behind every "so", if it follows from the numbers before it."""
+    found = []
+    for numbers, word in re.findall(r"((?:[^;:.,]|\.\d)*), so (\w+)", text):
+        numbers = [float(n) for n in re.findall(r"\d+(?:\.\d+)?", re.sub("cm[23]", "", numbers))][-2:]
+        one, other = numbers if len(numbers) == 2 else (*numbers, 50)
+        assert (one > other) == (word in ("more", "left", "posterior", "superior")), text
+        found.append(word)
+    return found
+
+
 def test_finding_says_what_was_measured_before_the_conclusion(asked):
     """The reasoning entails the answer: what decides it stands there before the option does."""
     writer = TemplateWriter()
@@ -77,8 +89,14 @@ def test_finding_says_what_was_measured_before_the_conclusion(asked):
         facts, kind = question.facts, question.facts["kind"]
         if kind in ("relation", "quadrant", "place"):
             assert all(side in before for side in facts["sides"])
-        if kind in ("largest", "smallest", "ratio"):
+        if kind in ("relation", "quadrant", "place"):
+            assert compared(before) == facts["sides"], before
+        if kind in ("largest", "smallest"):
             assert all(size in before for size in facts["sizes"])
+        if kind == "ratio":
+            assert all(size in before for size in facts["sizes"]) and WEIGHED[facts["class"]] in before
+            one, other = (float(size.split()[0]) for size in facts["sizes"])
+            assert sum(one / other > border for border in (0.5, 1, 2)) == facts["class"]
         if kind == "extent":
             assert f"{facts['percent']} %" in before
         if kind == "cell":

@@ -17,16 +17,9 @@ from PIL import Image
 from unireason_lib.boxes import Box2D, Box3D, format_box
 from unireason_lib.errors import DatasetError, RequestError, ScanError
 from unireason_lib.evaluation import CONTROLS, Benchmark, Item, evaluate
-from unireason_lib.evaluation.run import (
-    RandomCrops,
-    ask_items,
-    by_length,
-    elsewhere,
-    fitted,
-    partners,
-    shown_pictures,
-)
+from unireason_lib.evaluation.run import ask_items, by_length, fitted, partners, shown_pictures
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, Settings
+from unireason_lib.grounding.elsewhere import RandomCrops, elsewhere
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import read_results
 

@@ -1,9 +1,15 @@
 """From a folder of Parquet to a fine-tuned model: which records, their pictures, the probe, the command."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from unireason_lib.cli import app
@@ -102,3 +108,29 @@ def test_the_command_reinforces_and_goes_on(data, tiny_checkpoint, tmp_path):
     assert again.exit_code == 0 and len(read_lines(out / "rollouts.jsonl")) == 8
     other = CliRunner().invoke(app, [*words, "--set", "rl.kl=0.5"])
     assert other.exit_code == 2 and "kl was 0.01, is 0.5" in other.output
+
+
+def test_outcome_rl_that_is_killed_goes_on(data, tiny_checkpoint, tmp_path):
+    """kill -9 in the middle of a run: the same command finishes it, with the weights of a run that nobody killed."""
+    changes = "rl.steps=4,rl.prompts=2,rl.mini_batch=2,rl.rollouts=2,rl.micro_batch=2,rl.reply_tokens=8,rl.patience=0"
+    changes += ",rl.save_steps=1,rl.probe_steps=100,rl.learning_rate=0.001"
+
+    def command(out):
+        given = ["--data", str(data), "--model", str(tiny_checkpoint), "--out", str(out), "--set", changes]
+        return [sys.executable, "-m", "unireason_lib", "rl", *given, "--profile", "laptop", "--quiet"]
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    running = subprocess.Popen(command(killed), env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not list(killed.glob("checkpoint-*/trainer_state.json")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL and not (killed / "model").exists()
+    for out in (killed, whole):
+        subprocess.run(command(out), env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240)
+    one, other = (load_model(out / "model", device="cpu")[0].state_dict() for out in (killed, whole))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    rewards = [[line["reward"] for line in read_log(out / "log.jsonl", "reward")] for out in (killed, whole)]
+    assert len(rewards[0]) == 4 and rewards[0] == pytest.approx(rewards[1])

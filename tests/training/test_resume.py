@@ -27,6 +27,7 @@ QUICK = {
 
 CASES = {
     "adapters with dropout": {"lora_rank": 4, "lora_dropout": 0.2},
+    "muon": {"muon": 1e-2},
     "encoded in every epoch": {"keep_examples": False, "keep_features": False},
     "checkpointed activations": {"gradient_checkpointing": True},
     "at the end of an epoch": {"steps": None, "epochs": 2.0, "batch_size": 3, "save_steps": 4},

@@ -9,7 +9,7 @@ import torch
 
 from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import GroundedGenerator, load_model
-from unireason_lib.grounding.generate import Script
+from unireason_lib.grounding.replies import Script
 from unireason_lib.training import rl
 from unireason_lib.training.logbook import read_lines, read_log
 from unireason_lib.training.rl import Collapse, Questions, RLSettings, check_trl, reinforce
@@ -41,8 +41,8 @@ def scripted(monkeypatch):
     """Replies of every request point none, once or three times by turns."""
     plain = GroundedGenerator.generate
 
-    def generate(self, requests, **how):
-        scripts = [
+    def generate(self, requests, scripts=None, **how):
+        scripts = scripts or [
             pointing(self.tokenizer, request.dimension, (0, 1, 3)[k % 3])
             for k, request in enumerate(requests)
         ]
@@ -218,6 +218,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(study, tiny_checkpoint, script
     assert losses[0] == pytest.approx(losses[1])
 
 
+def test_pictures_seen_once_change_nothing(study, tiny_checkpoint, scripted, tmp_path):
+    """The same losses, KL and weights with and without the memory of the frozen tower."""
+    made = {}
+    for keep in (False, True):
+        model, processor = load_model(tiny_checkpoint, device="cpu")
+        settings = replace(SMALL, keep_features=keep, learning_rate=1e-3, kl=0.1)
+        out = reinforce(model, processor, some(study), study.pictures, tmp_path / str(keep), settings)
+        lines = read_log(tmp_path / str(keep) / "log.jsonl", "reward")
+        weights = load_model(out, device="cpu")[0].state_dict()
+        made[keep] = [(line["loss"], line["kl"], line["reward"]) for line in lines], weights
+    for one, other in zip(made[False][0], made[True][0], strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert all(torch.allclose(made[False][1][n], made[True][1][n], atol=1e-6) for n in made[True][1])
+    with pytest.raises(TrainingError, match="frozen vision tower"):
+        replace(SMALL, keep_features=True, freeze_vision=False)
+
+
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
     study, fresh_model, scripted, monkeypatch, tmp_path
 ):
@@ -249,6 +266,67 @@ def test_groups_without_spread_are_replaced(study, fresh_model, monkeypatch, tmp
     assert rows[good] > 8
     (line,) = read_log(tmp_path / "log.jsonl", "flat_groups")
     assert line["flat_groups"] > line["flat_groups_kept"]
+
+
+def test_the_contrast_pays_answers_that_depend_on_the_crops(
+    study, fresh_model, scripted, monkeypatch, tmp_path
+):
+    """Every second repetition is made to be right: those replies do not depend on what was fetched."""
+    plain, repeated = rl.repeat_elsewhere, []
+
+    def repeat(generator, traces, **how):
+        again = plain(generator, traces, **how)
+        for k, (trace, other) in enumerate(zip(traces, again, strict=True)):
+            assert (other is None) == (not any(trace.crops))
+            if other is not None:
+                kept = trace.text[: trace.text.rindex("<|box_end|>")]
+                assert other.text.startswith(kept) and len(other.crops) == len(trace.crops)
+                assert [c.size for c in other.crops[0]] == [c.size for c in trace.crops[0]]
+                assert other.boxes == trace.boxes
+                text = trace.text if k % 2 else "nothing"
+                again[k] = replace(other, text=text)
+        repeated.extend(again)
+        return again
+
+    monkeypatch.setattr(rl, "repeat_elsewhere", repeat)
+    settings = replace(SMALL, steps=1, contrast=0.5)
+    records = [record for record in study.records if record.answer == "B"][:8]  # what the script says
+    reinforce(*fresh_model, records, study.pictures, tmp_path, settings)
+    lines = read_lines(tmp_path / "rollouts.jsonl")
+    assert len(lines) == len(repeated)
+    for k, (line, other) in enumerate(zip(lines, repeated, strict=True)):
+        depends = other is not None and line["reward answer"] == 1 and not k % 2
+        assert line["reward contrast"] == depends
+        parts = 0.8 * line["reward answer"] + 0.2 * line["reward format"] + 0.5 * line["reward contrast"]
+        assert line["reward"] == pytest.approx(parts)
+    assert any(line["reward contrast"] for line in lines)
+    (logged,) = read_log(tmp_path / "log.jsonl", "rewards/contrast/mean")
+    assert logged["rewards/contrast/mean"] == pytest.approx(
+        sum(r["reward contrast"] for r in lines) / len(lines)
+    )
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "<think>" + "Look <|box_start|>[8,8,24,40]<|box_end|> " * 50 + "</think>B. "]
+)
+def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(study, fresh_model, monkeypatch, tmp_path, reply):
+    """The one ends at once, the other gets its first four regions and earns nothing for its form."""
+    plain = GroundedGenerator.generate
+
+    def generate(self, requests, **how):
+        script = Script(self.tokenizer, (reply + self.tokenizer.eos_token,))
+        how |= {"max_new_tokens": 1000, "scripts": [script] * len(requests)}
+        return plain(self, requests, **how)
+
+    monkeypatch.setattr(GroundedGenerator, "generate", generate)
+    flat = [record for record in study.records if record.dimension == "2d"][:4]
+    settings = replace(SMALL, steps=1, kl=0.1)
+    reinforce(*fresh_model, flat, study.pictures, tmp_path, settings)
+    for line in read_lines(tmp_path / "rollouts.jsonl"):
+        assert line["stop"] == "end" and line["reward format"] == (0 if not reply else 0.5)
+        assert len(line["boxes"]) == (50 if reply else 0)
+        assert line["statuses"].count("injected") == (settings.reply_rounds if reply else 0)
+    assert (tmp_path / "model").is_dir()
 
 
 def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted, tmp_path):
@@ -353,6 +431,52 @@ def test_adapters_learn_against_their_base(study, fresh_model, scripted, tmp_pat
     assert (out / "adapter_config.json").exists() and not list(out.glob("model*.safetensors"))
     kl = [line["kl"] for line in read_log(tmp_path / "log.jsonl", "kl")]
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
+
+
+def test_rollouts_of_a_server(study, fresh_model, monkeypatch, tmp_path):
+    """What a server would have to do is asked of the trainer's own model: weights go over before every step, replies
+    come back with their log-probabilities, and the correction for the mismatch of the two is TRL's."""
+    model, processor = fresh_model
+    sent, asked = [], []
+
+    class Generation:
+        def __init__(self, **given):
+            self.given = given
+            self.vllm_client = self
+            self.served = given["model"]
+
+        def get_server_info(self):
+            return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+        def sync_weights(self):
+            sent.append({name: weight.clone() for name, weight in self.served.state_dict().items()})
+
+    class Served(GroundedGenerator):
+        def __init__(self, client, processor, ends=()):
+            assert client == "client of http://here:8000" and ends
+            super().__init__(model, processor)
+
+        def generate(self, requests, **how):
+            asked.append(len(requests))
+            return super().generate(requests, **how)
+
+    def scored(self, row, trace, asked):
+        value = float(trace.token_ids[0] % 2)
+        return rl.Rollout(row, trace, asked, {"answer": value, "format": 0.0}, 0.8 * value)
+
+    monkeypatch.setattr(rl.GroundedGRPOTrainer, "_scored", scored)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Generation)
+    monkeypatch.setattr(rl, "connect", lambda address: f"client of {address}")
+    monkeypatch.setattr(rl, "ServedGenerator", Served)
+    settings = replace(SMALL, vllm="http://here:8000", learning_rate=1e-3, steps=3)
+    reinforce(model, processor, some(study), study.pictures, tmp_path, settings)
+    assert asked == [SMALL.prompts] * 3 and len(sent) == 3
+    moved = [not torch.equal(sent[0][name], sent[2][name]) for name in sent[0] if "layers" in name]
+    assert any(moved)
+    lines = read_log(tmp_path / "log.jsonl", "reward")
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-3 for line in lines)
+    with pytest.raises(TrainingError, match="can not be made to repeat"):
+        replace(settings, contrast=0.1)
 
 
 def test_settings_of_a_profile():

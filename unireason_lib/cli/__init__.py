@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from unireason_lib import __version__
+from unireason_lib.cli.ablate import ablate
 from unireason_lib.cli.base import base
 from unireason_lib.cli.bench import bench
 from unireason_lib.cli.build import build
@@ -66,6 +67,7 @@ app.command("rl")(rl)
 app.command("evaluate")(evaluate)
 app.command("trace")(trace)
 app.command("tiny")(tiny)
+app.command("ablate")(ablate)
 app.command("tutorial")(tutorial_command)
 app.command("bench")(bench)
 

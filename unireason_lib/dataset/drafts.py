@@ -110,6 +110,17 @@ def rounded(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
+ALONG = ("across", "down", "along the slices")
+"""The axes in words, as a picture lies before the reader."""
+
+
+def _centres(scene: Scene, axes: Sequence[int], *structures: Structure) -> dict[str, Any]:
+    """Where centres are along some axes: ``along``, the axes in words, and ``at``, for each of them the percent of
+    every structure."""
+    at = [[round(100 * scene.share(structure, axis)) for structure in structures] for axis in axes]
+    return {"along": [ALONG[axis] for axis in axes], "at": at}
+
+
 def _true_first(true: int, count: int) -> list[int]:
     return [(true + k) % count for k in range(count)]
 
@@ -262,7 +273,7 @@ def quadrant(scene: Scene) -> Iterator[Draft]:
                 scene, thrown, axes, signs, lambda case, of=(axes, name): half_claim(scene.d, *of, case)
             )
             if found is not None:
-                facts = {"names": [name], "sides": found[1]}
+                facts = {"names": [name], "sides": found[1], **_centres(scene, axes, structure)}
                 yield Draft("quadrant", found[0], (structure,), {"a": name}, facts)
 
 
@@ -345,6 +356,7 @@ def pair(scene: Scene) -> Iterator[Draft]:
         seen = [name for name, there in options[0].items() if there]
         facts = {"names": [f"the {name}" for name in seen]}
         facts["absent"] = [f"the {name}" for name in (a, b) if name not in seen]
+        facts["asked"] = [f"the {name}" for name in (a, b)]
         evidence = tuple(scene.study.find(name) for name in seen)
         yield Draft("pair", [texts[case] for case in cases], evidence, {"a": a, "b": b}, facts)
 
@@ -468,7 +480,7 @@ def ratio(scene: Scene) -> Iterator[Draft]:
             f"More than double of {name_b}",
         )
         sizes = [amount(s.voxels, s.size, scene.d) for s in (a, b)]
-        facts = {"names": [name_a, name_b], "sizes": sizes, "percent": round(100 * a.voxels / b.voxels)}
+        facts = {"names": [name_a, name_b], "sizes": sizes, "class": true}
         words = {"a": name_a, "b": name_b, "measure": _measure_word(scene)}
         yield Draft("ratio", [texts[k] for k in order], (a, b), words, facts)
 
@@ -534,10 +546,7 @@ def relation(scene: Scene) -> Iterator[Draft]:
         )
         if found is None:
             continue
-        facts: dict[str, Any] = {"names": [name_a, name_b], "sides": found[1], "gaps": []}
-        if scene.mm:
-            gaps = (abs(a.centroid[axis] - b.centroid[axis]) * scene.mm[axis] for axis in axes)
-            facts["gaps"] = [f"{rounded(gap)} mm" for gap in gaps]
+        facts = {"names": [name_a, name_b], "sides": found[1], **_centres(scene, axes, a, b)}
         yield Draft("relation", found[0], (a, b), {"a": name_a, "b": name_b}, facts)
 
 
@@ -675,6 +684,7 @@ def place(scene: Scene) -> Iterator[Draft]:
         )
         if found is not None:
             facts = {"names": [name, f"the {host.name}"], "sides": found[1]}
+            facts |= _centres(scene, axes, lesion, host)
             words = {"a": name, "b": f"the {host.name}"}
             yield Draft("place", found[0], (lesion, host), words, facts)
 

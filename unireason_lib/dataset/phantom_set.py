@@ -23,6 +23,7 @@ def phantom_set(
     frame: ProcessorFrame,
     settings: Any,
     *,
+    first: int = 0,
     seed: int = 0,
     workers: int = 1,
     progress: bool = False,
@@ -35,16 +36,19 @@ def phantom_set(
         patients_3d: Patients of whom the volume is shown.
         frame: Of the processor that will read it.
         settings: The section ``dataset`` of a profile: ``shape``, ``per_family``, ``census``.
-        seed: Of the questions. The patients are always the same: number 0 and on, 500,000 and on.
+        first: First patient shown as a slice; volumes are of patients 500,000 further on. Sets of other patients begin
+            where those of this one end.
+        seed: Of the questions; the patients do not depend on it.
         workers: Processes.
         progress: Whether to show a bar.
 
     Returns:
         What :func:`unireason_lib.dataset.build.build` returns.
     """
+    start = {"start": first} if first else {}
     phantoms = (
-        SourceSpec("phantom", None, {"dimension": "2d", "count": patients_2d}),
-        SourceSpec("phantom", None, {"dimension": "3d", "start": FIRST_3D, "count": patients_3d}),
+        SourceSpec("phantom", None, {"dimension": "2d", **start, "count": patients_2d}),
+        SourceSpec("phantom", None, {"dimension": "3d", "start": FIRST_3D + first, "count": patients_3d}),
     )
     fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
     share = max(0.02, min(1 / 3, HELD_OUT / fewest))

@@ -295,6 +295,20 @@ POINTING_UNNAMED = (
 )
 """Where the box is given and what is in it has yet to be found."""
 
+SEARCHED = {
+    True: ("{A} is at {0}.", "{A} can be seen at {0}.", "{A} lies at {0}.", "{A} occupies {0}."),
+    False: ("{A} is not there.", "{A} is missing.", "{A} can not be seen.", "{A} is nowhere."),
+}
+"""What comes of searching one structure, found or not: the name first, then what is seen there."""
+
+CENTRES = (
+    "{Along1} the centres are at {at11} and {at12} %, so {side1}; {along2} at {at21} and {at22} %, so {side2}.",
+    "Centres {along1}: {at11} and {at12} %, so {side1}. Centres {along2}: {at21} and {at22} %, so {side2}.",
+    "{Along1} it is {at11} against {at12} %, so {side1}; {along2} {at21} against {at22} %, so {side2}.",
+    "{Along1} {at11} % and {at12} %, so {side1}; {along2} {at21} % and {at22} %, so {side2}: there are the centres.",
+)
+"""Two centres compared along two axes, one after the other."""
+
 FINDINGS: dict[str, tuple[str, ...]] = {
     "box": (
         "Its edges coincide with {box}.",
@@ -311,11 +325,11 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "The box {box} fits {a} closely.",
     ),
     "quadrant": (
-        "From the middle it is shifted {side1} and {side2}.",
-        "Its centre is on the {side1} and on the {side2} side.",
-        "In the patient's terms it is {side1} as well as {side2} of the middle.",
-        "Its centre lies further {side1} and further {side2} than the middle of the {it}.",
-        "Compared with the middle, one finds it more {side1} and more {side2}.",
+        "{Along1} its centre is at {at11} %, so {side1}; {along2} at {at21} %, so {side2}.",
+        "Its centre {along1} is at {at11} %, so {side1}; {along2}, at {at21} %, so {side2}.",
+        "{Along1} {at11} %, so {side1}, {along2} {at21} %, so {side2}: there is its centre.",
+        "{At11} % {along1}, so {side1}, and {at21} % {along2}, so {side2}.",
+        "Its middle, seen from that of the {it}: {at11} % {along1}, so {side1}; {at21} % {along2}, so {side2}.",
     ),
     "cell": (
         "Its centre is {across} % across and {down} % down.",
@@ -330,27 +344,6 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "After {up} % of the slices one is at its centre.",
         "Counting from the first slice, the centre comes at {up} %.",
         "The middle of its slices is {up} % up the stack.",
-    ),
-    "pair both": (
-        "I see them without doubt.",
-        "Each of them is clearly there.",
-        "All that was asked for is found.",
-        "Nothing that was asked for is missing.",
-    ),
-    "pair one": (
-        "I find no sign of {no}.",
-        "{No} can not be found anywhere.",
-        "Where {no} should be, there is something else.",
-        "The search for {no} ends without a result.",
-        "{No} is missing.",
-    ),
-    "pair none": (
-        "I search for {no}, and find nothing.",
-        "There is no sign of {no}.",
-        "{No} can not be found anywhere.",
-        "I go through the whole {it} and see no trace of {no}.",
-        "Where {no} would be, there are other structures.",
-        "The search for {no} ends without a result.",
     ),
     "present": (
         "I see nothing of {no}.",
@@ -392,11 +385,11 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "Sizes: {size1}, then {size2}; {other1} {size3}, {other2} {size4}.",
     ),
     "ratio": (
-        "They measure {size1} and {size2}, which is {percent} %.",
-        "{A} has {size1}, {b} has {size2}: {percent} % of it.",
-        "With {size1} against {size2}, the former is {percent} % of the latter.",
-        "The sizes are {size1} and {size2}, a ratio of {percent} to 100.",
-        "I measure {size1} for {a} and {size2} for {b}, {percent} %.",
+        "Set against {b}, {a} has {weighed}: {size1} and {size2}.",
+        "{A} has {weighed}, {size1} against {size2}.",
+        "{A} shows {weighed}; they measure {size1} and {size2}.",
+        "Next to {b}, {a} takes up {weighed}: {size1} to {size2}.",
+        "I see that {a} has {weighed}. {Size1} against {size2}.",
     ),
     "extent": (
         "Its {side}, the longer side, is {percent} % of {width} mm.",
@@ -405,13 +398,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "Along the {side} it measures {percent} % of {width} mm.",
         "{percent} % of {width} mm is what its {side} covers.",
     ),
-    "relation": (
-        "From {b} to {a} one goes {side1} and {side2}{gaps}.",
-        "The centre of {a} is more {side1} and more {side2} than that of {b}{gaps}.",
-        "Compared with {b}, {a} is shifted {side1} and {side2}{gaps}.",
-        "{A} is on the {side1} side and on the {side2} side of {b}{gaps}.",
-        "Going out from {b}, {a} is reached by going {side1} and {side2}{gaps}.",
-    ),
+    "relation": CENTRES,
     "clock": (
         "From {b} to {a} on the picture it is {shift}.",
         "The shift between the centres, on the picture, is {shift}.",
@@ -439,12 +426,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "{B} encloses it.",
         "The outline of {b} goes around it.",
     ),
-    "place": (
-        "Within {b} it is {side1} and {side2} of the centre.",
-        "From the centre of {b} it is shifted {side1} and {side2}.",
-        "It lies further {side1} and further {side2} than the centre of {b}.",
-        "Compared with the middle of {b} it lies more {side1} and more {side2}.",
-    ),
+    "place": CENTRES,
     "lesion": (
         "It is {looks}.",
         "What I see there is {looks}.",
@@ -471,6 +453,10 @@ LOOKS: dict[str, tuple[str, ...]] = {
     "homogeneous": ("there is no pattern", "the grey is even throughout", "I see no change of grey"),
 }
 """How each texture looks."""
+
+WEIGHED = ("not even half as much", "less, but over half", "more, but not double", "more than double")
+"""What is seen of two sizes side by side, by class of their ratio. It is said before the sizes: a small model sees how
+much larger one is long before it can put sizes into figures."""
 
 SEEMS: dict[str, tuple[str, ...]] = {
     **{name: (f"{name} inside", f"of {name} pattern", name) for name in LOOKS},
@@ -523,11 +509,14 @@ class TemplateWriter:
         words = _words(question, view, rng)
         evidence, kind = question.evidence, question.facts["kind"]
         sentences = []
-        if kind == "name":
-            sentences.append(rng.choice(POINTING_UNNAMED))
-        elif evidence:
-            sentences.append(rng.choice(POINTING[len(evidence)]))
-        sentences.append(rng.choice(FINDINGS[_finding(question)]))
+        if kind == "pair":
+            sentences += _searches(question, rng)
+        else:
+            if kind == "name":
+                sentences.append(rng.choice(POINTING_UNNAMED))
+            elif evidence:
+                sentences.append(rng.choice(POINTING[len(evidence)]))
+            sentences.append(rng.choice(FINDINGS[_finding(question)]))
         if self.length == "long":
             sentences.append(rng.choice(CHECKS[:2] if kind in ("pair", "count") else CHECKS))
         sentences.append(rng.choice(ENDINGS))
@@ -541,12 +530,20 @@ _MARKS = ("\0000\0", "\0001\0", "\0002\0")
 _MARK = re.compile("\0(.)\0")
 
 
+def _searches(question: Question, rng: random.Random) -> list[str]:
+    """One structure after the other, in the order in which they were asked for."""
+    facts, found = question.facts, []
+    for k, name in enumerate(facts["asked"], 1):
+        text = rng.choice(SEARCHED[name in facts["names"]]).replace("{A}", f"{{Asked{k}}}")
+        point = facts["names"].index(name) if name in facts["names"] else 0
+        found.append(text.replace("{0}", f"{{{point}}}"))
+    return found
+
+
 def _finding(question: Question) -> str:
     """Which findings fit a question."""
-    kind, there = question.facts["kind"], len(question.evidence)
-    if kind == "pair":
-        return ("pair none", "pair one", "pair both")[there]
-    if kind == "count" and not there:
+    kind = question.facts["kind"]
+    if kind == "count" and not question.evidence:
         return "count none"
     return "lesion" if kind in ("density", "size class") else kind
 
@@ -569,7 +566,12 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
     words |= {f"size{k}": size for k, size in enumerate(facts.get("sizes", []), 1)}
     words |= {f"side{k}": side for k, side in enumerate(facts.get("sides", []), 1)}
     words |= {f"other{k}": other for k, other in enumerate(facts.get("others", []), 1)}
-    words["gaps"] = ", {} and {}".format(*facts["gaps"]) if facts.get("gaps") else ""
+    words |= {f"asked{k}": name for k, name in enumerate(facts.get("asked", []), 1)}
+    words |= {f"along{k}": along for k, along in enumerate(facts.get("along", []), 1)}
+    for k, places in enumerate(facts.get("at", []), 1):
+        words |= {f"at{k}{n}": str(place) for n, place in enumerate(places, 1)}
+    if facts["kind"] == "ratio":
+        words["weighed"] = WEIGHED[facts["class"]]
     if "texture" in facts:
         words["texture look"] = rng.choice(LOOKS[facts["texture"]])
     seen = [rng.choice(SEEMS[facts[key]]) for key in ("density", "size_class", "texture") if key in facts]

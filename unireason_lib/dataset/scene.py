@@ -27,7 +27,7 @@ from unireason_lib.dataset.view import View
 Named = tuple[Structure, str]
 """A structure and what a sentence calls it."""
 
-MIN_PIXELS: dict[str, int] = {"2d": 6, "3d": 8}
+MIN_PIXELS: dict[str, int] = {"2d": 12, "3d": 16}
 """Smaller structures are neither asked for nor called absent: an annotation may show them where a picture
 does not."""
 
@@ -38,7 +38,7 @@ structures, and by :data:`MIN_SHIFT` of the picture."""
 MIN_SHIFT = (0.03, 0.03, 0.04)
 """Smallest share of width, height and depth of the grid that tells two places apart."""
 
-CLEARLY = 1.2
+CLEARLY = 1.3
 """The largest of four must exceed the next by this factor; a ratio must be off the borders of its class by
 nearly as much."""
 

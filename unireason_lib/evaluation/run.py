@@ -18,7 +18,6 @@ answers of the questions; one that answers as well when its crops come from a ra
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -28,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unireason_lib import __version__
-from unireason_lib.boxes import Box, Box2D, Box3D
+from unireason_lib.boxes import Box
 from unireason_lib.errors import RequestError, explain
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.evaluation.metrics import crop_share, overlaps, same_words
 from unireason_lib.grounding import GroundedGenerator, Settings, Trace
+from unireason_lib.grounding.elsewhere import RandomCrops
 from unireason_lib.grounding.trace import GroundedRequest
 from unireason_lib.inference.batch import Checkpoint, in_format
 from unireason_lib.inference.results import ResultsFile
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 CONTROLS = ("none", "blank", "noise", "other", "random-crop", "no-crop")
 
 _GROUPED = 16  # batches whose questions are sorted by length together
-_LOW_OVERLAP = 0.1
 
 
 def evaluate(
@@ -293,37 +292,3 @@ def fitted(pictures: Sequence[Image.Image], like: Sequence[Image.Image]) -> list
         one if one.size == other.size else one.convert("RGB").resize(other.size)
         for one, other in zip(chosen, like, strict=True)
     ]
-
-
-class RandomCrops(GroundedGenerator):
-    """A generator whose boxes fetch a region of their size from elsewhere: the one of sixteen random places that
-    overlaps the box least, or the first that overlaps it by less than a tenth. The place follows from request and
-    box."""
-
-    def crops_for(self, request: GroundedRequest, box: Box) -> list[Image.Image]:
-        """The crops of the random place."""
-        width, height = request.images[0].size
-        height, width = self.frame.size(height, width)
-        limits = (width, height) if isinstance(box, Box2D) else (width, height, len(request.images))
-        return super().crops_for(request, elsewhere(box, limits, f"{request.id}/{box.as_tuple()}"))
-
-
-def elsewhere(box: Box, limits: Sequence[int], seed: str) -> Box:
-    """A random box of the same size inside the limits that overlaps the given one little."""
-    draw = random.Random(seed)
-    inside = box.clip(*limits)
-    if inside.is_empty:
-        return box
-    low = inside.as_tuple()[: len(limits)]
-    sides = [high - start for start, high in zip(low, inside.as_tuple()[len(limits) :], strict=True)]
-    kind = Box2D if len(limits) == 2 else Box3D
-    best, least = inside, 2.0
-    for _ in range(16):
-        corner = [draw.randint(0, int(limit - side)) for limit, side in zip(limits, sides, strict=True)]
-        other = kind(*corner, *(start + side for start, side in zip(corner, sides, strict=True)))
-        overlap = other.iou(inside)
-        if overlap < least:
-            best, least = other, overlap
-        if least < _LOW_OVERLAP:
-            break
-    return best

@@ -12,7 +12,9 @@ each is logged apart. Two modes:
   no lines.
 
 The paper weighs answer and format 0.8 to 0.2 (:data:`WEIGHTS`). :func:`iou_reward` is the contrast that it does
-without, :func:`area_penalty` an optional price of large crops. :func:`audit` shows what made-up replies earn.
+without, :func:`area_penalty` an optional price of large crops. A fourth, "contrast", needs the model and is therefore
+the trainer's: it is earned by a right answer that is no longer right when the boxes fetch random regions
+(:func:`unireason_lib.grounding.elsewhere.repeat_elsewhere`). :func:`audit` shows what made-up replies earn.
 """
 
 from __future__ import annotations

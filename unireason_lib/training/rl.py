@@ -17,7 +17,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -35,9 +36,15 @@ from unireason_lib.errors import TrainingError, UniReasonError, explain
 from unireason_lib.evaluation.items import Item
 from unireason_lib.evaluation.parquet import record_item
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Trace
+from unireason_lib.grounding.elsewhere import repeat_elsewhere
+from unireason_lib.grounding.generate import end_tokens
+from unireason_lib.grounding.model import base_model
+from unireason_lib.grounding.replies import GroundedInterface
+from unireason_lib.grounding.served import Client, ServedGenerator, connect
 from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
 from unireason_lib.training.examples import Pictures
 from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
+from unireason_lib.training.remember import SeenPictures
 from unireason_lib.training.rewards import Asked, Reward, rewards
 from unireason_lib.training.settings import RunSettings, processes
 from unireason_lib.training.sft import freeze, lora
@@ -69,7 +76,7 @@ class RLSettings(RunSettings):
 
     Attributes:
         mode: Of the rewards, ``"strict"`` or ``"paper"``; see :mod:`unireason_lib.training.rewards`.
-        iou, area: Weights of the optional rewards; 0 leaves them out, as the paper does.
+        iou, area, contrast: Weights of the optional rewards; 0 leaves them out, as the paper does.
         prompts: Questions of one generation.
         rollouts: Replies to each of them.
         mini_batch: Questions of one optimizer step; a divisor of ``prompts``.
@@ -77,10 +84,12 @@ class RLSettings(RunSettings):
         kl: Weight of the KL divergence to the model at the start (estimator k3, of low variance).
         clip: Of the ratio of probabilities.
         reply_temperature, reply_tokens, reply_rounds: Of the sampling; ``temperature``, ``max_new_tokens`` and
-            ``max_rounds`` of :class:`~unireason_lib.grounding.generate.Settings`.
+            ``max_rounds`` of :class:`~unireason_lib.grounding.replies.Settings`.
         max_prompt_tokens: Longest prompt; questions with a longer one are left out and listed.
         replace_flat: How many times a group whose rewards are all equal, from which nothing can be learnt, is replaced
             by another question before its step; 0 keeps it.
+        keep_features: Encode no picture twice (:mod:`unireason_lib.training.remember`), with a frozen vision tower.
+        vllm: Address of a vLLM server that makes the rollouts (``http://host:port``); empty: the trainer's own model.
         patience: Logged steps after which a collapse (see :class:`Collapse`) ends the run; 0 never does.
     """
 
@@ -93,6 +102,7 @@ class RLSettings(RunSettings):
     mode: str = "strict"
     iou: float = 0.0
     area: float = 0.0
+    contrast: float = 0.0
     prompts: int = 128
     rollouts: int = 16
     mini_batch: int = 64
@@ -104,6 +114,8 @@ class RLSettings(RunSettings):
     reply_rounds: int = 10
     max_prompt_tokens: int = 60_000
     replace_flat: int = 0
+    keep_features: bool = False
+    vllm: str = ""
     patience: int = 20
 
     def __post_init__(self) -> None:
@@ -117,6 +129,24 @@ class RLSettings(RunSettings):
                     found=f"prompts {self.prompts}, mini_batch {self.mini_batch}, rollouts {self.rollouts}, "
                     f"micro_batch {self.micro_batch}",
                     do="correct them",
+                )
+            )
+        if self.vllm and self.contrast:
+            raise TrainingError(
+                explain(
+                    "contrast",
+                    expected="rollouts of the trainer's own model",
+                    found=f"vllm={self.vllm}",
+                    do="leave one of them out: a server can not be made to repeat a reply",
+                )
+            )
+        if self.keep_features and not self.freeze_vision:
+            raise TrainingError(
+                explain(
+                    "keep_features",
+                    expected="a frozen vision tower",
+                    found="freeze_vision: false",
+                    do="freeze the tower, or do not keep features",
                 )
             )
 
@@ -144,7 +174,7 @@ class Questions:
     def __len__(self) -> int:
         return len(self.items)
 
-    def put(self, row: int, generator: GroundedGenerator) -> tuple[GroundedRequest, Asked] | None:
+    def put(self, row: int, generator: GroundedInterface) -> tuple[GroundedRequest, Asked] | None:
         """A question with its pictures, and what a reply is held against; None when it cannot be asked."""
         if row in self._unusable:
             return None
@@ -166,7 +196,7 @@ class Questions:
         return request, Asked(item.answer or "", dict(item.options), item.dimension, frame, boxes)
 
 
-def prompt_tokens(generator: GroundedGenerator, request: GroundedRequest) -> int:
+def prompt_tokens(generator: GroundedInterface, request: GroundedRequest) -> int:
     """Tokens of a prompt, counted without looking at its pixels."""
     text = generator.processor.apply_chat_template(
         request.conversation(), tokenize=False, add_generation_prompt=True
@@ -228,10 +258,12 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         check_trl()
         self.questions, self.settings, self.diary = questions, settings, diary
         self.named: dict[str, tuple[Reward, float]] = rewards(settings.mode, settings.iou, settings.area)
-        super().__init__(*args, reward_funcs=[self._as_trl(name) for name in self.named], **kwargs)
+        names = [*self.named, *(["contrast"] if settings.contrast else [])]
+        super().__init__(*args, reward_funcs=[self._as_trl(name) for name in names], **kwargs)
         # TRL takes pictures into a completion only from tools; none is ever called by name
         self.tools = self._standalone_tools = [look_again]
         self._now: list[Rollout] = []
+        self._client: Client | None = None
 
     def _as_trl(self, name: str) -> Any:
         def reward(completions: Sequence[Any], **kwargs: Any) -> list[float]:
@@ -332,8 +364,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         draw = random.Random(
             f"{self.settings.seed}/{self.state.global_step}/{self.accelerator.process_index}"
         )
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            generator = GroundedGenerator(model, self.processing_class)
+        with self._generator() as generator:
             groups = self._ask(rows, count, generator, draw, 0)
             flat = [k for k, group in enumerate(groups) if _is_flat(group)]
             self._metrics[mode]["flat_groups"].append(len(flat) / len(groups))
@@ -349,11 +380,25 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
             self._metrics[mode]["flat_groups_kept"].append(len(flat) / len(groups))
         return [rollout for group in groups for rollout in group]
 
+    @contextmanager
+    def _generator(self) -> Iterator[GroundedInterface]:
+        """What makes replies: the model as it is now, here or behind a server that is given its weights first."""
+        if not self.settings.vllm:
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+                yield GroundedGenerator(model, self.processing_class)
+            return
+        if self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        self._client = self._client or connect(self.settings.vllm)  # every process asks for its own questions
+        ends = end_tokens(base_model(self.accelerator.unwrap_model(self.model)), self._tokenizer)
+        yield ServedGenerator(self._client, self.processing_class, ends)
+
     def _ask(
         self,
         rows: Sequence[int],
         count: int,
-        generator: GroundedGenerator,
+        generator: GroundedInterface,
         draw: random.Random,
         attempt: int,
     ) -> list[list[Rollout]]:
@@ -387,7 +432,29 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         for k, (row, (_, asked)) in enumerate(zip(chosen, put, strict=True)):
             mine = traces[k * count : (k + 1) * count]
             groups.append([self._scored(row, trace, asked) for trace in mine])
-        return groups
+        return self._contrasted(groups, generator) if settings.contrast else groups
+
+    def _contrasted(
+        self, groups: Sequence[Sequence[Rollout]], generator: GroundedGenerator
+    ) -> list[list[Rollout]]:
+        """The same with a reward for right answers that are no longer right when the boxes fetch random regions."""
+        flat = [rollout for group in groups for rollout in group]
+        again = repeat_elsewhere(
+            generator,
+            [rollout.trace for rollout in flat],
+            max_new_tokens=self.settings.reply_tokens,
+            max_rounds=self.settings.reply_rounds,
+        )
+        answer, _ = self.named["answer"]
+        told = []
+        for rollout, other in zip(flat, again, strict=True):
+            depends = other is not None and rollout.parts["answer"] > answer(other.text, rollout.asked)
+            parts = {**rollout.parts, "contrast": float(depends)}
+            told.append(
+                replace(rollout, parts=parts, reward=rollout.reward + self.settings.contrast * depends)
+            )
+        first = iter(told)
+        return [[next(first) for _ in group] for group in groups]
 
     def _scored(self, row: int, trace: Trace, asked: Asked) -> Rollout:
         parts = {name: float(reward(trace.text, asked)) for name, (reward, _) in self.named.items()}
@@ -564,6 +631,11 @@ def reinforce(
         settings=settings,
         diary=out / "rollouts.jsonl",
     )
+    if settings.keep_features:
+        seen = SeenPictures()
+        seen.attach(base_model(model))
+        if trainer.ref_model is not None:
+            seen.attach(base_model(trainer.ref_model.requires_grad_(False)))
     train(trainer, out)
     if collapse.found is not None:
         raise TrainingError(
@@ -602,7 +674,13 @@ def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) 
         beta=settings.kl,
         epsilon=settings.clip,
         loss_type="grpo",
-        reward_weights=[w for _, w in rewards(settings.mode, settings.iou, settings.area).values()],
+        reward_weights=[
+            *(weight for _, weight in rewards(settings.mode, settings.iou, settings.area).values()),
+            *([settings.contrast] if settings.contrast else []),
+        ],
+        use_vllm=bool(settings.vllm),
+        vllm_mode="server",
+        vllm_server_base_url=settings.vllm or None,
         disable_dropout=True,
         log_completions=False,
     )

@@ -27,6 +27,7 @@ from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
 from unireason_lib.training.logbook import Logbook, Probe
 from unireason_lib.training.loss import own_token_loss
+from unireason_lib.training.muon import muon_factory
 from unireason_lib.training.settings import RunSettings
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -39,7 +40,10 @@ class SFTSettings(RunSettings):
 
     Attributes:
         form: What the reply holds; see :mod:`unireason_lib.training.forms`.
-        weight_decay: Of AdamW.
+        weight_decay: Of the optimizer.
+        muon: Rate of Muon, which then learns the matrices of the layers while AdamW, at ``learning_rate``, learns the
+            rest (:mod:`unireason_lib.training.muon`); 0: AdamW learns all, as in the paper. Adapters and sharded
+            weights (DeepSpeed) are AdamW's in any case.
         batch_size: Examples of one forward pass on one device.
         accumulation: Forward passes of one step.
         max_length: Longest example in tokens.
@@ -50,6 +54,7 @@ class SFTSettings(RunSettings):
 
     form: str = "full"
     weight_decay: float = 0.0
+    muon: float = 0.0
     batch_size: int = 2
     accumulation: int = 4
     max_length: int = 40_960
@@ -207,6 +212,7 @@ def fine_tune(
         processing_class=processor,
         peft_config=lora(settings, model, added),
         callbacks=[Logbook(out / "log.jsonl", processor, probes)],
+        optimizer_cls_and_kwargs=_optimizer(settings),
     )
     train(trainer, out)
     return save_model(trainer, processor, out / "model")
@@ -273,6 +279,14 @@ def lora(settings: RunSettings, model: Any, added: Sequence[int] = ()) -> Any:
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
     )
+
+
+def _optimizer(settings: SFTSettings) -> tuple[Any, dict[str, Any]] | None:
+    """What the trainer is to build; None: what its arguments say."""
+    if not settings.muon or settings.lora_rank is not None or settings.deepspeed is not None:
+        return None
+    rates = {"lr": settings.learning_rate, "muon_lr": settings.muon, "weight_decay": settings.weight_decay}
+    return muon_factory, rates
 
 
 def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:

@@ -29,6 +29,7 @@ from unireason_lib.training.checkpoints import ExactResume, save_model, train
 from unireason_lib.training.encoding import IGNORED, Collator, Encoded, Encoder
 from unireason_lib.training.logbook import Logbook, Probe
 from unireason_lib.training.loss import fast_bfloat16, own_token_loss
+from unireason_lib.training.muon import muon_factory
 
 Groups = tuple[tuple[str, int], ...]
 
@@ -43,6 +44,7 @@ class Plan:
             padded to the length of long ones.
         steps: Optimizer steps in all.
         learning_rate: Highest rate, reached after ``warmup`` steps, then falling along a cosine to a tenth.
+        muon: The same for the matrices of the layers, which :mod:`unireason_lib.training.muon` teaches.
         warmup: Steps.
         seed: Of the exercises.
     """
@@ -56,6 +58,7 @@ class Plan:
     )
     steps: int = 3300
     learning_rate: float = 1.3e-3
+    muon: float = 3e-3
     warmup: int = 50
     seed: int = 0
 
@@ -233,8 +236,6 @@ def pretrain(
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=plan.warmup,
-        weight_decay=0.01,
-        adam_beta2=0.98,
         max_grad_norm=1.0,
         logging_steps=10,
         save_steps=save_steps,
@@ -261,6 +262,10 @@ def pretrain(
             Logbook(out / "log.jsonl", processor, [skills]),
             *([] if until is None else [StopAt(until)]),
         ],
+        optimizer_cls_and_kwargs=(
+            muon_factory,
+            {"lr": plan.learning_rate, "muon_lr": plan.muon, "weight_decay": 0.01, "betas": (0.9, 0.98)},
+        ),
     )
     train(trainer, out)
     if trainer.state.global_step < plan.steps:

@@ -1,0 +1,96 @@
+"""Verdicts on made data: with a known effect, with none, with the opposite, and with too few seeds."""
+
+import numpy as np
+import pytest
+
+from unireason_lib.ablation.claims import holm, judge
+from unireason_lib.ablation.grid import Claim
+
+
+def table(shares, seeds=5, questions=120, draw=0):
+    """Answers of conditions that are right with these probabilities; questions differ in how hard they are."""
+    rng = np.random.default_rng(draw)
+    hard = rng.normal(0, 0.1, questions)
+    rows = []
+    for name, share in shares.items():
+        for seed in range(seeds):
+            right = rng.random(questions) < np.clip(share + hard + rng.normal(0, 0.01), 0, 1)
+            rows += [
+                {
+                    "condition": name,
+                    "seed": seed,
+                    "id": f"q{k}",
+                    "patient": f"p{k // 2}",
+                    "dimension": "3d" if k % 2 else "2d",
+                    "kind": "k",
+                    "correct": float(right[k]),
+                    "iou_first": None,
+                }
+                for k in range(questions)
+            ]
+    return rows
+
+
+ONE = Claim("helps", "new", "old")
+
+
+@pytest.mark.parametrize(
+    "shares, verdict",
+    [
+        ({"old": 0.5, "new": 0.65}, "reproduced"),
+        ({"old": 0.65, "new": 0.5}, "reversed"),
+        ({"old": 0.5, "new": 0.5}, "not seen"),
+    ],
+)
+def test_a_known_effect_gets_its_verdict(shares, verdict):
+    (found,) = judge(table(shares), [ONE])
+    assert found.verdict == verdict and found.comparison.seeds == (5, 5)
+    assert found.comparison.h == pytest.approx(0, abs=0.15) or verdict != "not seen"
+
+
+def test_where_there_is_nothing_little_is_seen():
+    """Of forty claims about nothing, at most a few come out, and after the correction none or one."""
+    verdicts = [
+        judge(table({"old": 0.5, "new": 0.5}, draw=k), [ONE], samples=400)[0].verdict for k in range(40)
+    ]
+    assert verdicts.count("not seen") >= 34
+
+
+def test_the_number_of_claims_counts():
+    rows = table({"old": 0.5, "new": 0.57}, draw=3)
+    (alone,) = judge(rows, [ONE])
+    many = judge(rows, [ONE, *(Claim(f"no {k}", "old", "old", dimension="2d") for k in range(19))])
+    assert many[0].p == pytest.approx(min(1, 20 * alone.p), rel=0.3) and many[0].p >= alone.p
+
+
+def test_too_few_seeds_cannot_tell():
+    (found,) = judge(table({"old": 0.3, "new": 0.9}, seeds=2), [ONE])
+    assert found.verdict == "cannot tell" and "3 are needed" in found.why and found.p is None
+    assert found.comparison.difference.low > 0  # it is said, not judged
+
+
+def test_what_is_not_there_cannot_be_told():
+    rows = table({"old": 0.5, "new": 0.5})
+    for claim in (
+        Claim("x", "new", "older"),
+        Claim("x", "new", "old", value="iou_first"),
+        Claim("x", "new", "old", kind="z"),
+    ):
+        (found,) = judge(rows, [claim])
+        assert found.verdict == "cannot tell" and found.comparison is None and "found none" in found.why
+
+
+def test_only_the_questions_of_the_claim_count():
+    rows = table({"old": 0.5, "new": 0.5})
+    for row in rows:
+        if row["condition"] == "new" and row["dimension"] == "3d":
+            row["correct"] = 1.0
+    found = judge(
+        rows, [Claim("in 3D", "new", "old", dimension="3d"), Claim("in 2D", "new", "old", dimension="2d")]
+    )
+    assert [one.verdict for one in found] == ["reproduced", "not seen"]
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []

@@ -1,0 +1,283 @@
+"""Plans and their running: shared stages, failures, resuming, other code, the ledger, Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unireason_lib.ablation import runner
+from unireason_lib.ablation.grid import load_grid
+from unireason_lib.ablation.ledger import Ledger, estimate
+from unireason_lib.ablation.plan import code_hash, last_jobs, plan
+from unireason_lib.ablation.report import collect_rows, table_of_conditions, write_results
+from unireason_lib.ablation.runner import execute_job, finished, folder_of, run_jobs
+from unireason_lib.errors import GridError
+from unireason_lib.evaluation.tidy import conditions, read_tidy
+
+from .test_grid import GOOD
+
+ROOT = Path(__file__).parents[2]
+
+STUBS = {
+    "04_sft": (
+        'PROFILE = "laptop"\nOVERRIDES = ""\nSEED = 0\nFORM = "full"\nCOUNT_2D = None\nRUN = ""',
+        "from pathlib import Path\nmade = Path('../runs/sft') / RUN / 'model'\nassert FORM != 'broken'\n"
+        "made.mkdir(parents=True, exist_ok=True)\n(made / 'seed').write_text(str(SEED))",
+    ),
+    "05_outcome_rl": (
+        'PROFILE = "laptop"\nOVERRIDES = ""\nSEED = 0\nMODEL = ""\nRUN = ""',
+        "from pathlib import Path\nassert (Path('..') / MODEL / 'seed').read_text() == str(SEED)\n"
+        "made = Path('../runs/rl') / RUN / 'model'\nmade.mkdir(parents=True, exist_ok=True)\n"
+        "(made / 'seed').write_text(str(SEED))",
+    ),
+    "06_evaluation": (
+        'PROFILE = "laptop"\nOVERRIDES = ""\nSEED = 0\nMODEL = ""\nRESULTS = ""',
+        "import json\nfrom pathlib import Path\nseed = int((Path('..') / MODEL / 'seed').read_text())\n"
+        "place = Path('..') / RESULTS\nplace.mkdir(parents=True, exist_ok=True)\n"
+        "for name, good in (('replies', 1), ('replies.blank', 4)):\n"
+        "    lines = [{'id': f'q{k}', 'patient': f'p{k}', 'dimension': '2d', 'family': 'f', 'kind': 'k',\n"
+        "              'correct': (k + seed) % 4 >= good, 'in_format': True, 'iou_first': 0.5} for k in range(8)]\n"
+        "    (place / f'{name}.jsonl').write_text(''.join(json.dumps(line) + chr(10) for line in lines))",
+    ),
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project whose notebooks only leave what the real ones would."""
+    import nbformat
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "unireason_lib" / "profiles").mkdir(parents=True)
+    for name, (parameters, work) in STUBS.items():
+        cells = [
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(work),
+        ]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+        (tmp_path / "notebooks" / f"{name}.py").write_text(work)
+    return tmp_path
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    return load_grid(path)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Runs that only leave what they make; gives the names of those that ran."""
+    ran = []
+
+    def execute(root, out, job):
+        ran.append(job)
+        made = Path(root) / job.makes
+        made.parent.mkdir(parents=True, exist_ok=True)
+        if job.stage == "test":
+            line = {
+                "id": "q",
+                "patient": "p",
+                "correct": True,
+                "dimension": "2d",
+                "in_format": True,
+                "iou_first": 0.5,
+            }
+            made.write_text(json.dumps({**line, "family": "f", "kind": "k"}) + "\n")
+        else:
+            made.mkdir()
+        return "passed", 60.0, ""
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    return ran
+
+
+def test_stages_are_shared_and_ordered(grid):
+    jobs = plan(grid)
+    by_key = {job.key: job for job in jobs}
+    assert len(jobs) == 2 * (3 + 1 + 4) == len(by_key)  # three fine-tunings, one RL, four tests a seed
+    shared = [job for job in jobs if job.stage == "sft" and "joint" in job.conditions]
+    assert [job.conditions for job in shared] == [("joint", "RL")] * 2
+    seen = set()
+    for job in jobs:
+        assert job.needs is None or job.needs in seen
+        seen.add(job.key)
+        if job.needs:
+            assert job.parameters["MODEL"] == by_key[job.needs].makes
+    assert {job.seed for job in jobs[: len(jobs) // 2]} == {0}  # whole seeds come first
+    assert {job.parameters["SEED"] for job in jobs if job.stage == "test"} == {0}  # the same questions
+    (rl,) = [job for job in jobs if job.stage == "rl" and job.seed == 0]
+    assert rl.parameters["OVERRIDES"] == "sft.steps=3,rl.steps=2,rl.iou=0.5"
+    assert set(last_jobs(jobs)) == {(name, seed) for name in grid.conditions for seed in (0, 1)}
+    assert len(plan(grid, seeds=[0], only=["RL"])) == 3
+    with pytest.raises(GridError, match=r"'Rl'.*RL"):
+        plan(grid, only=["Rl"])
+
+
+def test_what_decides_an_outcome_decides_the_name(grid, tmp_path):
+    keys = {job.key for job in plan(grid)}
+    assert keys == {job.key for job in plan(grid)}
+    other = tmp_path / "mine.yaml"
+    other.write_text(GOOD.replace("sft.steps: 3", "sft.steps: 4"))
+    assert not keys & {job.key for job in plan(load_grid(other))}
+    assert not keys & {job.key for job in plan(grid, profile="laptop")}
+
+
+def test_a_single_run_by_hand_is_a_command(grid):
+    job = next(job for job in plan(grid) if job.stage == "rl")
+    command = job.command()
+    assert command.startswith("python -m unireason_lib tutorial 05 --profile smoke ")
+    assert f"-p RUN={job.parameters['RUN']}" in command and f"-p MODEL={job.parameters['MODEL']}" in command
+
+
+def test_a_plan_runs_and_is_not_run_again(grid, project, fake):
+    jobs = plan(grid)
+    ends = []
+    study = run_jobs(jobs, grid, project, on_end=lambda job, outcome, done, total: ends.append((done, total)))
+    assert len(study.passed) == len(jobs) == len(fake) and not study.failed and not study.skipped
+    assert ends == [(k + 1, len(jobs)) for k in range(len(jobs))]
+    assert run_jobs(jobs, grid, project).passed == study.passed and len(fake) == len(jobs)
+    (project / jobs[0].makes).rmdir()  # a result that is lost is made again
+    run_jobs(jobs, grid, project)
+    assert len(fake) == len(jobs) + 1 and fake[-1] == jobs[0]
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    assert ledger.minutes({"sft": 9}) == {"sft": 1.0, "rl": 1.0, "test": 1.0}
+    assert estimate(jobs, ledger.minutes()) == len(jobs) and estimate(jobs, {"sft": 1}) is None
+
+
+def test_a_failure_stops_only_what_needs_it(grid, project, fake, monkeypatch):
+    plain = runner.execute_job
+
+    def execute(root, out, job):
+        if job.stage == "sft" and "joint" in job.conditions and job.seed == 0:
+            fake.append(job)
+            return "failed", 1.0, "cell 3: ValueError: no"
+        return plain(root, out, job)
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    jobs = plan(grid)
+    for workers in (1, 3):
+        fake.clear()
+        study = run_jobs(jobs, grid, project, retries=2, workers=workers)
+        assert [job.stage for job in study.failed] == ["sft"]
+        assert sorted(job.stage for job in study.skipped) == ["rl", "test", "test"]
+        assert len(study.passed) == len(jobs) - 4
+        assert sum(job == study.failed[0] for job in fake) == 3
+    lines = Ledger(folder_of(grid, project) / "ledger.jsonl").lines
+    assert {line["error"] for line in lines if line["status"] == "failed"} == {"cell 3: ValueError: no"}
+    monkeypatch.setattr(runner, "execute_job", plain)  # mended
+    assert not run_jobs(jobs, grid, project).failed
+
+
+def test_runs_of_other_code_are_not_mixed_in(grid, project, fake):
+    jobs = plan(grid, seeds=[0], only=["joint"])
+    run_jobs(jobs, grid, project)
+    before = code_hash(project)
+    (project / "unireason_lib" / "new.py").write_text("x = 1\n")
+    assert code_hash(project) != before
+    with pytest.raises(GridError, match=rf"2 of other code \({before}\).*--mixed"):
+        run_jobs(jobs, grid, project)
+    assert len(run_jobs(jobs, grid, project, mixed=True).passed) == len(jobs) == len(fake)
+
+
+def test_a_torn_ledger_loses_one_line(grid, project, fake):
+    jobs = plan(grid, seeds=[0])
+    run_jobs(jobs, grid, project)
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    ledger.path.write_bytes(ledger.path.read_bytes()[:-30])
+    assert len(finished(jobs, ledger, project)) == len(jobs) - 1
+    run_jobs(jobs, grid, project)
+    assert len(fake) == len(jobs) + 1 and len(finished(jobs, ledger, project)) == len(jobs)
+
+
+def test_interrupting_leaves_what_is_done(grid, project, fake, monkeypatch):
+    plain = runner.execute_job
+
+    def execute(root, out, job):
+        if len(fake) == 3:
+            return "interrupted", 1.0, "after 2 of 9 cells"
+        return plain(root, out, job)
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    jobs = plan(grid)
+    study = run_jobs(jobs, grid, project)
+    assert study.interrupted and len(study.passed) == 3
+    monkeypatch.setattr(runner, "execute_job", plain)
+    assert len(run_jobs(jobs, grid, project).passed) == len(jobs) == len(fake)
+
+
+def test_notebooks_are_really_run(grid, project):
+    jobs = plan(grid, only=["RL"])
+    study = run_jobs(jobs, grid, project, workers=2)
+    assert len(study.passed) == len(jobs) == 6, study.failed
+    names = {path.stem for path in (folder_of(grid, project) / "notebooks").glob("*.ipynb")}
+    assert names == {job.name for job in jobs}
+    rows = collect_rows(jobs, project)
+    assert conditions(rows) == {"RL": [0, 1], "RL, blind": [0, 1]}
+    (_, *lines) = table_of_conditions(rows)
+    assert [line[:2] for line in lines] == [("RL", "2"), ("RL, blind", "2")]
+    assert lines[0][2].startswith("75.0 (") and lines[1][2] == "0.0 (0.0-0.0)"
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    write_results(grid, jobs, rows, ledger, project / "results", "python -m unireason_lib ablate mine.yaml")
+    assert read_tidy(project / "results" / "mine.csv") == rows
+    told = json.loads((project / "results" / "mine.json").read_text())
+    assert len(told["runs"]) == 6 and told["verdicts"][0]["verdict"] == "cannot tell"
+
+
+def test_a_notebook_that_fails_says_why(grid, project):
+    job = plan(grid, seeds=[0], only=["answer only"])[0]
+    broken = type(job)(**{**vars(job), "parameters": {**job.parameters, "FORM": "broken"}})
+    status, _, error = execute_job(str(project), str(project / "out"), broken)
+    assert status == "failed" and "AssertionError" in error and "broken" in error
+    assert (project / "out" / f"{job.name}.ipynb").is_file()
+    unknown = type(job)(**{**vars(job), "parameters": {**job.parameters, "FROM": "x"}})
+    status, _, error = execute_job(str(project), str(project / "out"), unknown)
+    assert status == "failed" and "'FROM'" in error
+    lost = type(job)(**{**vars(job), "makes": "runs/nowhere"})
+    assert execute_job(str(project), str(project / "out"), lost)[2].endswith("runs/nowhere is not there")
+
+
+def test_a_killed_study_goes_on(grid, project, tmp_path):
+    """kill -9 in the middle: no finished run is repeated, none is lost."""
+    program = (
+        "import sys; from pathlib import Path; from unireason_lib.ablation.grid import load_grid;"
+        "from unireason_lib.ablation.plan import plan; from unireason_lib.ablation.runner import run_jobs;"
+        "g = load_grid(sys.argv[1]); run_jobs(plan(g, seeds=[0]), g, Path(sys.argv[2]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "mine.yaml"), str(project)], env=environment
+    )
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    deadline = time.time() + 120
+    while time.time() < deadline and len(ledger.lines) < 2:
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = ledger.lines
+    jobs = plan(grid, seeds=[0])
+    assert 2 <= len(before) < len(jobs)
+    study = run_jobs(jobs, grid, project)
+    assert len(study.passed) == len(jobs)
+    keys = [line["key"] for line in ledger.lines]
+    assert len(set(keys)) == len(keys) == len(jobs) and ledger.lines[: len(before)] == before
+
+
+def test_a_ray_cluster_runs_the_same(grid, project):
+    pytest.importorskip("ray")
+    jobs = plan(grid, seeds=[0], only=["RL", "joint"])
+    study = run_jobs(jobs, grid, project, ray="local")
+    assert len(study.passed) == len(jobs), study.failed

@@ -1,0 +1,80 @@
+"""A row for every condition, seed and question."""
+
+import json
+
+import pytest
+
+from unireason_lib.errors import DatasetError
+from unireason_lib.evaluation.statistics import compare
+from unireason_lib.evaluation.tidy import COLUMNS, conditions, read_tidy, runs, tidy, write_tidy
+
+
+def line(k, right, dimension="2d", **more):
+    return {
+        "id": f"q{k}",
+        "patient": f"p{k // 2}",
+        "dimension": dimension,
+        "family": "size, comparison",
+        "kind": "ratio",
+        "correct": right,
+        "in_format": True,
+        "iou_first": 0.25 if dimension == "2d" else None,
+        "text": "much that is not kept",
+        **more,
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    made = {}
+    for condition, seed, right in (("before", 0, {0}), ("RL", 0, {0, 1, 3}), ("RL", 1, {0, 1})):
+        path = tmp_path / f"{condition}-{seed}.jsonl"
+        lines = [line(k, k in right, "3d" if k == 3 else "2d") for k in (3, 0, 1, 2)]
+        path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+        made[condition, seed] = path
+    return made
+
+
+def test_the_table_comes_back(files, tmp_path):
+    rows = tidy(files)
+    assert [row["id"] for row in rows[:4]] == ["q0", "q1", "q2", "q3"] and len(rows) == 12
+    write_tidy(rows, tmp_path / "t.csv")
+    assert read_tidy(tmp_path / "t.csv") == rows
+    assert (tmp_path / "t.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert rows[3]["iou_first"] is None and rows[0]["iou_first"] == 0.25
+    assert conditions(rows) == {"before": [0], "RL": [0, 1]}
+
+
+def test_runs_are_compared(files):
+    rows = tidy(files)
+    after, patients = runs(rows, "RL")
+    before, _ = runs(rows, "before")
+    assert len(after) == 2 and patients["q3"] == "p1"
+    assert compare(before * 2, after, patients).difference.value == pytest.approx(3 / 8)
+    assert runs(rows, "RL", dimension="3d")[0] == [{"q3": 1.0}, {"q3": 0.0}]
+    assert set(runs(rows, "RL", "iou_first")[0][0]) == {"q0", "q1", "q2"}
+
+
+def test_what_is_not_there_is_said(files, tmp_path):
+    rows = tidy(files)
+    with pytest.raises(DatasetError, match=r"rows of 'SFT'.*choose one of RL, before"):
+        runs(rows, "SFT")
+    with pytest.raises(DatasetError, match="none where"):
+        runs(rows, "RL", "iou_first", dimension="3d")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DatasetError, match=r"empty\.jsonl.*evaluate"):
+        tidy({("a", 0): tmp_path / "empty.jsonl"})
+    (tmp_path / "t.csv").write_text("condition,seed\n")
+    with pytest.raises(DatasetError, match=r"t\.csv: expected columns.*found no id"):
+        read_tidy(tmp_path / "t.csv")
+    write_tidy(rows, tmp_path / "t.csv")
+    torn = (tmp_path / "t.csv").read_text().replace(",0.25\n", ",x\n", 1)
+    (tmp_path / "t.csv").write_text(torn)
+    with pytest.raises(DatasetError, match=r"t\.csv:2: expected numbers"):
+        read_tidy(tmp_path / "t.csv")
+
+
+def test_a_reply_that_failed_is_wrong(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(line(0, None, in_format=None)) + "\n")
+    (row,) = tidy({("a", 0): tmp_path / "a.jsonl"})
+    assert row["correct"] == 0.0 and row["in_format"] is None

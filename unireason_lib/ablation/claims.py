@@ -1,0 +1,106 @@
+"""What a table says of the claims: differences with intervals, corrected for their number, and verdicts that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unireason_lib.ablation.grid import Claim
+from unireason_lib.errors import UniReasonError
+from unireason_lib.evaluation.statistics import Comparison, compare
+from unireason_lib.evaluation.tidy import runs
+
+LEAST_SEEDS = 3
+"""Fewer say something about checkpoints and nothing about conditions."""
+
+LEVEL = 0.05
+"""Of the family of all claims, after Holm's correction."""
+
+VERDICTS = ("reproduced", "reversed", "not seen", "cannot tell")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a claim.
+
+    Attributes:
+        claim: The claim.
+        comparison: Of the two conditions; None where there are no rows for it.
+        p: p-value after Holm's correction (Holm 1979) over all claims that could be compared; None without one.
+        verdict: One of :data:`VERDICTS`.
+        why: In words.
+    """
+
+    claim: Claim
+    comparison: Comparison | None
+    p: float | None
+    verdict: str
+    why: str
+
+
+def judge(
+    rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim], *, samples: int = 4000
+) -> list[Verdict]:
+    """Compare what each claim compares, and say what follows.
+
+    "reproduced": better by an interval that excludes zero, and significant after the correction. "reversed": the same
+    the other way round. "not seen": neither. "cannot tell": a condition with fewer than :data:`LEAST_SEEDS` seeds, or
+    no questions.
+
+    Args:
+        rows: The tidy table.
+        claims: What is claimed.
+        samples: Resamples of the bootstrap over seeds and questions.
+    """
+    found: list[Comparison | str] = []
+    for claim in claims:
+        where = {
+            name: value for name, value in (("dimension", claim.dimension), ("kind", claim.kind)) if value
+        }
+        try:
+            worse, patients = runs(rows, claim.worse, claim.value, **where)
+            better, _ = runs(rows, claim.better, claim.value, **where)
+            # conditions with the same seeds share what a seed decides: the order of the data and the questions
+            paired = len(worse) == len(better) and _seeds(rows, claim.worse) == _seeds(rows, claim.better)
+            found.append(compare(worse, better, patients, paired_seeds=paired, samples=samples))
+        except UniReasonError as error:
+            found.append(str(error))
+    enough = [one for one in found if isinstance(one, Comparison) and min(one.seeds) >= LEAST_SEEDS]
+    corrected = dict(zip(map(id, enough), holm([one.p for one in enough]), strict=True))
+    return [_verdict(claim, one, corrected.get(id(one))) for claim, one in zip(claims, found, strict=True)]
+
+
+def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
+    if isinstance(found, str):
+        return Verdict(claim, None, None, "cannot tell", found)
+    if p is None:
+        return Verdict(
+            claim,
+            found,
+            None,
+            "cannot tell",
+            f"{min(found.seeds)} seeds of a condition, {LEAST_SEEDS} are needed",
+        )
+    d = found.difference
+    if p < LEVEL and d.low > 0:
+        return Verdict(claim, found, p, "reproduced", "the interval lies above zero")
+    if p < LEVEL and d.high < 0:
+        return Verdict(claim, found, p, "reversed", "the interval lies below zero")
+    return Verdict(
+        claim, found, p, "not seen", "the interval, corrected for the number of claims, holds zero"
+    )
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that hold for all of them together."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    adjusted, most = [0.0] * len(values), 0.0
+    for rank, k in enumerate(order):
+        most = max(most, min(1.0, (len(values) - rank) * values[k]))
+        adjusted[k] = most
+    return adjusted
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]], condition: str) -> set[int]:
+    return {row["seed"] for row in rows if row["condition"] == condition}

@@ -1,0 +1,136 @@
+"""From a grid to notebook runs: each stage once, whoever shares it, in an order in which nothing waits for nothing.
+
+A run is named after all that decides its outcome: notebook, parameters, seed, and the run that it builds on. Two
+conditions with the same fine-tuning therefore name the same run, and it is made once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unireason_lib.ablation.grid import STAGES, Grid, joined
+from unireason_lib.errors import GridError, explain
+from unireason_lib.profiles import near
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one notebook.
+
+    Attributes:
+        key: Ten digits that follow from all that decides its outcome.
+        stage: ``"sft"``, ``"rl"`` or ``"test"``.
+        notebook: Number of the notebook.
+        parameters: Of papermill.
+        makes: Folder, relative to the project, whose existence shows that it is done.
+        needs: Key of the run that it builds on, or None.
+        seed: Of the run.
+        conditions: Names of those that share it.
+    """
+
+    key: str
+    stage: str
+    notebook: str
+    parameters: Mapping[str, Any]
+    makes: str
+    needs: str | None
+    seed: int
+    conditions: tuple[str, ...] = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """Of the executed notebook: ``sft-joint-seed0-1a2b3c4d5e``."""
+        first = "".join(c if c.isalnum() else "-" for c in self.conditions[0]).strip("-")
+        return f"{self.stage}-{first}-seed{self.seed}-{self.key}"
+
+    def command(self) -> str:
+        """What runs just this one by hand."""
+        given = [f"{name}={value}" for name, value in self.parameters.items() if name != "PROFILE"]
+        parts = ["tutorial", self.notebook, "--profile", self.parameters["PROFILE"]]
+        for one in given:
+            parts += ["-p", one]
+        return f"python -m unireason_lib {shlex.join(parts)}"
+
+
+def plan(
+    grid: Grid, *, profile: str | None = None, seeds: Iterable[int] | None = None, only: Collection[str] = ()
+) -> list[Job]:
+    """The runs of a grid, those that others need first, seed by seed: what is broken off is whole seeds.
+
+    Args:
+        grid: The study.
+        profile: In place of the grid's.
+        seeds: In place of the grid's.
+        only: Conditions; empty takes all.
+
+    Raises:
+        GridError: A condition that is not there.
+    """
+    for name in only:
+        if name not in grid.conditions:
+            raise GridError(
+                explain(
+                    "--only",
+                    expected="a condition of the grid",
+                    found=repr(name),
+                    do=near(name, list(grid.conditions)),
+                )
+            )
+    jobs: dict[str, Job] = {}
+    for seed in grid.seeds if seeds is None else seeds:
+        for condition in grid.conditions.values():
+            if only and condition.name not in only:
+                continue
+            before: Job | None = None
+            for stage, given in condition.stages.items():
+                parameters = {
+                    **given,
+                    "PROFILE": profile or grid.profile,
+                    "OVERRIDES": joined(grid.overrides, given.get("OVERRIDES", "")),
+                    "SEED": 0 if stage == "test" else seed,  # the same questions for all
+                }
+                key = _key(grid.name, stage, parameters, before)
+                if before is not None:
+                    parameters["MODEL"] = f"{before.makes}"
+                name = f"{grid.name}-{key}"
+                if stage == "test":
+                    parameters["RESULTS"] = f"runs/evaluation/{name}"
+                    makes = f"runs/evaluation/{name}/replies.jsonl"
+                else:
+                    parameters["RUN"] = name
+                    makes = f"runs/{stage}/{name}/model"
+                known = jobs.get(key)
+                shared = (*(known.conditions if known else ()), condition.name)
+                jobs[key] = Job(
+                    key, stage, STAGES[stage], parameters, makes, before.key if before else None, seed, shared
+                )
+                before = jobs[key]
+    return list(jobs.values())
+
+
+def _key(name: str, stage: str, parameters: Mapping[str, Any], before: Job | None) -> str:
+    content = [name, stage, sorted(parameters.items()), before.key if before else None]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=5).hexdigest()
+
+
+def code_hash(root: Path) -> str:
+    """Of everything that a run executes: the package and the notebooks' texts."""
+    digest = hashlib.blake2b(digest_size=8)
+    files = [
+        *sorted((root / "unireason_lib").rglob("*.py")),
+        *sorted((root / "notebooks").glob("[0-9][0-9]_*.py")),
+    ]
+    for path in [*files, *sorted((root / "unireason_lib" / "profiles").glob("*.yaml"))]:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def last_jobs(jobs: Iterable[Job]) -> dict[tuple[str, int], Job]:
+    """(Condition, seed) -> the run that tested it."""
+    return {(name, job.seed): job for job in jobs if job.stage == "test" for name in job.conditions}

@@ -1,0 +1,149 @@
+"""What a study found: one table of all answers, means with intervals, and the verdicts on its claims."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unireason_lib import __version__
+from unireason_lib.ablation.claims import Verdict, judge
+from unireason_lib.ablation.grid import Grid
+from unireason_lib.ablation.ledger import Ledger
+from unireason_lib.ablation.plan import Job, last_jobs
+from unireason_lib.evaluation.statistics import Interval, mean_over_runs
+from unireason_lib.evaluation.tidy import Rows, conditions, runs, tidy, write_tidy
+from unireason_lib.inference.results import write_whole
+
+MEASURES: tuple[tuple[str, str, str | None], ...] = (
+    ("2D, %", "correct", "2d"),
+    ("3D, %", "correct", "3d"),
+    ("IoU 2D", "iou_first", "2d"),
+    ("IoU 3D", "iou_first", "3d"),
+    ("form, %", "in_format", None),
+)
+"""Columns of the table of conditions: heading, value, dimension."""
+
+
+def collect_rows(jobs: Sequence[Job], root: Path) -> Rows:
+    """The tidy table of the tests that are there: right answers to the benchmark, and beside them what the same model
+    says to grey pictures, as the condition ``"NAME, blind"``."""
+    files: dict[tuple[str, int], Path] = {}
+    for (name, seed), job in last_jobs(jobs).items():
+        replies = root / job.makes
+        blank = replies.with_name("replies.blank.jsonl")
+        files |= {(name, seed): replies} if replies.exists() else {}
+        files |= {(f"{name}, blind", seed): blank} if replies.exists() and blank.exists() else {}
+    return tidy(files) if files else []
+
+
+def means(rows: Rows, name: str, *, samples: int = 2000) -> dict[str, Interval]:
+    """Heading -> mean of a condition with its interval over seeds and questions; measures that it lacks are left
+    out."""
+    found = {}
+    for heading, value, dimension in MEASURES:
+        where = {"dimension": dimension} if dimension else {}
+        if any(
+            row["condition"] == name
+            and row[value] is not None
+            and (not dimension or row["dimension"] == dimension)
+            for row in rows
+        ):
+            found[heading] = mean_over_runs(*runs(rows, name, value, **where), samples=samples)
+    return found
+
+
+def table_of_conditions(rows: Rows, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+    """Lines of text for :func:`unireason_lib.tutorial.results.aligned`."""
+    known = conditions(rows)
+    lines = [("condition", "seeds", *(heading for heading, *_ in MEASURES))]
+    for name in names or known:
+        if name not in known:
+            continue
+        found, cells = means(rows, name), []
+        for heading, *_ in MEASURES:
+            one = found.get(heading)
+            scale, digits = (100, 1) if "%" in heading else (1, 3)
+            cells.append(
+                ""
+                if one is None
+                else f"{scale * one.value:.{digits}f} ({scale * one.low:.{digits}f}-{scale * one.high:.{digits}f})"
+            )
+        lines.append((name, str(len(known[name])), *cells))
+    return lines
+
+
+def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
+    """The same for claims."""
+    lines = [("claim", "better", "worse", "on", "difference (95 %)", "p, Holm", "h", "verdict")]
+    for one in verdicts:
+        claim, found = one.claim, one.comparison
+        scale, digits = (100, 1) if claim.value != "iou_first" else (1, 3)
+        difference, h = "", ""
+        if found is not None:
+            d = found.difference
+            difference = (
+                f"{scale * d.value:+.{digits}f} ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
+            )
+            h = "" if found.h is None else f"{found.h:+.2f}"
+        on = ", ".join(
+            filter(None, (claim.dimension, claim.kind, claim.value if claim.value != "correct" else ""))
+        )
+        p = "" if one.p is None else f"{one.p:.3g}"
+        lines.append((claim.name, claim.better, claim.worse, on, difference, p, h, one.verdict))
+    return lines
+
+
+def write_results(
+    grid: Grid, jobs: Sequence[Job], rows: Rows, ledger: Ledger, folder: Path, command: str
+) -> None:
+    """Write ``NAME.csv`` (the tidy table) and ``NAME.json`` (how it came about, and the verdicts), each whole.
+
+    Args:
+        grid: The study.
+        jobs: Its runs.
+        rows: From :func:`collect_rows`.
+        ledger: Of its runs.
+        folder: Where to; ``data/results`` keeps a study beside the code.
+        command: That made it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tidy(rows, folder / f"{grid.name}.csv")
+    passed = ledger.passed()
+    lines = [passed[job.key] for job in jobs if job.key in passed]
+    content: dict[str, Any] = {
+        "name": grid.name,
+        "about": grid.about,
+        "command": command,
+        "version": __version__,
+        "python": platform.python_version(),
+        "code": sorted({line["code"] for line in lines}),
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
+        "runs": [
+            {
+                **{name: line[name] for name in ("key", "stage", "conditions", "seed", "seconds")},
+                "parameters": {
+                    k: v for k, v in line["parameters"].items() if k not in ("RUN", "RESULTS", "MODEL")
+                },
+            }
+            for line in lines
+        ],
+        "verdicts": [_plain(one) for one in judge(rows, grid.claims)] if rows else [],
+    }
+    write_whole(folder / f"{grid.name}.json", json.dumps(content, indent=1) + "\n")
+
+
+def _plain(one: Verdict) -> Mapping[str, Any]:
+    return {
+        "claim": one.claim.name,
+        "better": one.claim.better,
+        "worse": one.claim.worse,
+        "dimension": one.claim.dimension,
+        "value": one.claim.value,
+        "verdict": one.verdict,
+        "why": one.why,
+        "p_holm": one.p,
+        "comparison": None if one.comparison is None else one.comparison.to_dict(),
+    }

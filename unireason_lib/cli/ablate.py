@@ -1,0 +1,115 @@
+"""``ablate``: a grid of conditions and seeds, run as notebooks, and what it says of the claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GridFile = Annotated[Path, typer.Argument(help="Grid in YAML; see data/ablations.")]
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", help="In place of the grid's: smoke, laptop, gpu.")
+]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Only so many seeds, from 0 on; default: the grid's.")]
+Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time on this machine.")]
+Only = Annotated[list[str] | None, typer.Option(help="Only this condition; may be repeated.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only show the plan, its cost, and the command of each run.")
+]
+Retries = Annotated[int, typer.Option(min=0, help="How often a run that fails is begun again.")]
+Ray = Annotated[str | None, typer.Option(help='Address of a Ray cluster, or "local".')]
+Mixed = Annotated[bool, typer.Option("--mixed", help="Keep runs that other code made.")]
+Keep = Annotated[
+    Path | None, typer.Option(help="Folder that the tables are copied to, such as data/results.")
+]
+
+
+def ablate(
+    grid: GridFile,
+    profile: ProfileName = None,
+    seeds: Seeds = None,
+    workers: Workers = 1,
+    only: Only = None,
+    dry_run: DryRun = False,
+    retries: Retries = 1,
+    ray: Ray = None,
+    mixed: Mixed = False,
+    keep: Keep = None,
+) -> None:
+    """Run the conditions of a grid with every seed; what several share is made once.
+
+    Each run is a notebook; executed ones, the ledger and the table of all answers are in runs/ablation/NAME. A run that
+    fails stops only what builds on it. The same command goes on where it was stopped or killed.
+    """
+    import shlex
+    import sys
+    import time
+
+    from unireason_lib.ablation.claims import judge
+    from unireason_lib.ablation.grid import load_grid
+    from unireason_lib.ablation.ledger import Ledger, estimate
+    from unireason_lib.ablation.plan import plan
+    from unireason_lib.ablation.report import (
+        collect_rows,
+        table_of_claims,
+        table_of_conditions,
+        write_results,
+    )
+    from unireason_lib.ablation.runner import finished, folder_of, run_jobs
+    from unireason_lib.tutorial.project import project_root
+    from unireason_lib.tutorial.results import aligned
+
+    root, study = project_root(), load_grid(grid)
+    chosen = None if seeds is None else range(seeds)
+    jobs = plan(study, profile=profile, seeds=chosen, only=only or ())
+    folder = folder_of(study, root)
+    ledger = Ledger(folder / "ledger.jsonl")
+    done = finished(jobs, ledger, root)
+    left = [job for job in jobs if job.key not in done]
+
+    def cost() -> str:
+        remaining = [job for job in jobs if job.key not in finished(jobs, ledger, root)]
+        minutes = estimate(remaining, ledger.minutes(study.minutes))
+        return "" if minutes is None else f", about {minutes / workers:.0f} min with {workers} at a time"
+
+    if dry_run:
+        lines = [("run", "shared by", "seed", "needs")]
+        lines += [
+            (job.name, ", ".join(job.conditions), str(job.seed), job.needs or "-")
+            for job in jobs
+            if job in left
+        ]
+        typer.echo(aligned(lines) + "\n")
+        for job in left:
+            typer.echo(job.command())
+    typer.echo(f"{study.name}: {len(jobs)} runs, {len(done)} finished before, {len(left)} to go{cost()}")
+    if dry_run:
+        return
+    began = time.monotonic()
+
+    def told(job, outcome, count, total) -> None:
+        status, seconds, error = outcome
+        typer.echo(
+            f"  {count:3d} of {total}  {job.name}  {seconds:7.1f} s  {status}{': ' + error if error else ''}{cost()}"
+        )
+
+    result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
+    rows = collect_rows(jobs, root)
+    command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
+    for place in (folder, keep):
+        if place is not None:
+            write_results(study, jobs, rows, ledger, place, command)
+    if rows:
+        typer.echo("\n" + aligned(table_of_conditions(rows)))
+        if study.claims:
+            typer.echo("\n" + aligned(table_of_claims(judge(rows, study.claims))))
+    shown = folder.relative_to(root)
+    typer.echo(
+        f"\n{len(result.passed)} passed, {len(result.failed)} failed, {len(result.skipped)} not begun; "
+        f"{(time.monotonic() - began) / 60:.1f} min; {shown}/{study.name}.csv holds all answers"
+    )
+    if result.interrupted:
+        raise typer.Exit(130)
+    if result.failed or result.skipped:
+        raise typer.Exit(1)

@@ -1,0 +1,148 @@
+"""Many runs in one table: a row for every condition, seed and question.
+
+Files of replies are large and full of words; what claims rest on is little. This is that little, as CSV, so that it can
+be kept beside the code, and read by anything.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unireason_lib.errors import DatasetError, explain
+from unireason_lib.evaluation.statistics import Run
+from unireason_lib.inference.results import read_results, write_whole
+
+COLUMNS = (
+    "condition",
+    "seed",
+    "id",
+    "patient",
+    "dimension",
+    "family",
+    "kind",
+    "correct",
+    "in_format",
+    "iou_first",
+)
+"""Of the table; the last three are numbers, empty where there is nothing to measure."""
+
+Rows = list[dict[str, Any]]
+
+
+def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
+    """The table of some files of replies.
+
+    Args:
+        files: (Condition, seed) -> file that :func:`unireason_lib.evaluation.evaluate` wrote.
+
+    Returns:
+        Rows in the order of the files and, within one, of question ids. A failed reply counts as wrong.
+
+    Raises:
+        DatasetError: A file holds no replies.
+    """
+    rows: Rows = []
+    for (condition, seed), path in files.items():
+        lines = list(read_results(path))
+        if not lines:
+            raise DatasetError(
+                explain(path, expected="replies to a benchmark", found="none", do="evaluate that run first")
+            )
+        for line in sorted(lines, key=lambda line: line["id"]):
+            kept = {name: line.get(name) for name in COLUMNS[3:]}
+            numbers = {name: None if kept[name] is None else float(kept[name]) for name in COLUMNS[7:]}
+            numbers["correct"] = numbers["correct"] or 0.0
+            rows.append({"condition": condition, "seed": seed, "id": line["id"], **kept, **numbers})
+    return rows
+
+
+def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write the table, whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        short = {name: f"{row[name]:g}" for name in COLUMNS[7:] if row[name] is not None}
+        writer.writerow({**{name: row[name] for name in COLUMNS[:7]}, **short})
+    write_whole(Path(path), text.getvalue())
+
+
+def read_tidy(path: str | Path) -> Rows:
+    """Read the table.
+
+    Raises:
+        DatasetError: It lacks a column, or a number is none.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise DatasetError(
+                explain(
+                    path,
+                    expected=f"columns {', '.join(COLUMNS)}",
+                    found=f"no {lacking[0]}",
+                    do="make it anew",
+                )
+            )
+        rows = []
+        for number, row in enumerate(reader, 2):
+            try:
+                numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[7:]}
+                rows.append({**{name: row[name] for name in COLUMNS}, "seed": int(row["seed"]), **numbers})
+            except ValueError as error:
+                raise DatasetError(
+                    explain(f"{path}:{number}", expected="numbers", found=str(error), do="make it anew")
+                ) from error
+    return rows
+
+
+def runs(
+    rows: Iterable[Mapping[str, Any]], condition: str, value: str = "correct", **where: str
+) -> tuple[list[Run], dict[str, str]]:
+    """What :func:`unireason_lib.evaluation.statistics.compare` takes: the runs of a condition, one a seed.
+
+    Args:
+        rows: The table.
+        condition: Which.
+        value: Column that is compared; rows where it is empty are left out.
+        where: Columns and what they must hold (``dimension="3d"``).
+
+    Returns:
+        The runs in order of seeds, and the patient of every question.
+
+    Raises:
+        DatasetError: There are no such rows.
+    """
+    found: dict[int, dict[str, float]] = {}
+    patients: dict[str, str] = {}
+    for row in rows:
+        if row["condition"] != condition or row[value] is None:
+            continue
+        if all(row[name] == wanted for name, wanted in where.items()):
+            found.setdefault(row["seed"], {})[row["id"]] = row[value]
+            patients[row["id"]] = row["patient"]
+    if not found:
+        raise DatasetError(
+            explain(
+                "table",
+                expected=f"rows of {condition!r} with {value}",
+                found=f"none{f' where {where}' if where else ''}",
+                do=f"choose one of {', '.join(sorted({row['condition'] for row in rows}))}",
+            )
+        )
+    return [found[seed] for seed in sorted(found)], patients
+
+
+def conditions(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Condition -> its seeds, in the order of the table."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        seeds = found.setdefault(row["condition"], [])
+        if row["seed"] not in seeds:
+            seeds.append(row["seed"])
+    return found

@@ -1,0 +1,94 @@
+"""Muon for the matrices of a small model, AdamW for the rest of it.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix by the
+nearest orthogonal matrix before it is added, so that all its directions learn at one pace. A step costs a few products
+of small matrices more and is worth about one and a half of AdamW's. Both parts are PyTorch's; what is here makes them
+one optimizer, which trainers of transformers take as ``optimizer_cls_and_kwargs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers in one; rates are scheduled together, states saved and loaded together.
+
+    Args:
+        model: Whose parameters learn. The weights of its linear layers go to Muon, but those of tied or output
+            embeddings; embeddings, norms, biases and convolutions go to AdamW.
+        lr: Rate of AdamW.
+        muon_lr: Rate of Muon, whose steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982).
+        weight_decay: Of both; vectors have none.
+        betas: Of AdamW.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        muon_lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        matrices = list(_matrices(model))
+        known = {id(parameter) for parameter in matrices}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [
+                    {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
+                    {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+                ],
+                lr=lr,
+                betas=betas,
+            ),
+        )
+        super().__init__([{"params": group["params"]} for group in self._groups()], {})
+        self.param_groups = self._groups()  # the parts' own: what a schedule writes there, they read
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """A step of both."""
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of :meth:`state_dict`."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = self._groups()
+
+
+def muon_factory() -> Callable[..., torch.optim.Optimizer]:
+    """What transformers takes in place of a class: called without anything, it gives what is called with the model."""
+    return MuonWithAdamW
+
+
+def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    embeddings = {
+        id(module.weight)
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+    }
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Linear)
+            and module.weight.requires_grad
+            and id(module.weight) not in embeddings
+        ):
+            yield module.weight
