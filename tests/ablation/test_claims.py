@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unireason_lib.ablation.claims import holm, judge
+from unireason_lib.ablation.claims import judge
 from unireason_lib.ablation.grid import Claim
 
 
@@ -89,8 +89,3 @@ def test_only_the_questions_of_the_claim_count():
         rows, [Claim("in 3D", "new", "old", dimension="3d"), Claim("in 2D", "new", "old", dimension="2d")]
     )
     assert [one.verdict for one in found] == ["reproduced", "not seen"]
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []

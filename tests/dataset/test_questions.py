@@ -205,7 +205,7 @@ def test_exactly_the_answer_is_right_by_the_masks(studies, census, d, thinned):
         "texture",
         "density",
         "host",
-        *(("height", "count", "size class", "absent") if d == "3d" else ("extent",)),
+        *(("height", "count", "size class", "absent") if d == "3d" else ()),
         *(
             ()
             if thinned

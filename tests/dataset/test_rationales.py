@@ -101,8 +101,11 @@ def test_finding_says_what_was_measured_before_the_conclusion(asked):
             assert f"{facts['percent']} %" in before
         if kind == "cell":
             assert f"{facts['across']} %" in before and f"{facts['down']} %" in before
-        if kind in ("present", "absent", "pair") and facts["absent"]:
-            assert all(name in before.lower() for name in facts["absent"])
+        if kind == "present" and question.evidence[0].kind == "lesion":
+            text = writer.write(question, view).text  # where it is decides which it is
+            assert text.index("<|box_end|>") < text.index(facts["names"][0])
+        elif kind in ("present", "absent", "pair"):
+            assert all(name in before.lower() for name in (*facts["names"], *facts["absent"]))
         if kind == "texture":
             assert re.search(TEXTURE_SHOWN[facts["texture"]], before)
         if kind == "density":

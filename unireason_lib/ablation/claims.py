@@ -8,7 +8,7 @@ from typing import Any
 
 from unireason_lib.ablation.grid import Claim
 from unireason_lib.errors import UniReasonError
-from unireason_lib.evaluation.statistics import Comparison, compare
+from unireason_lib.evaluation.statistics import Comparison, compare, holm
 from unireason_lib.evaluation.tidy import runs
 
 LEAST_SEEDS = 3
@@ -90,16 +90,6 @@ def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
     return Verdict(
         claim, found, p, "not seen", "the interval, corrected for the number of claims, holds zero"
     )
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that hold for all of them together."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    adjusted, most = [0.0] * len(values), 0.0
-    for rank, k in enumerate(order):
-        most = max(most, min(1.0, (len(values) - rank) * values[k]))
-        adjusted[k] = most
-    return adjusted
 
 
 def _seeds(rows: Sequence[Mapping[str, Any]], condition: str) -> set[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -217,7 +217,7 @@ def _without_article(words: str) -> str:
 # --- templates ----------------------------------------------------------------------------------------------------
 #
 # Braces: {a} {b} {c} names of the evidence in order, {A} ... with a capital; {0} {1} {2} the points; {truth}
-# the right option; {no} the absent ones; everything else is a fact of the question.
+# the right option; everything else is a fact of the question.
 
 OPENINGS = {
     "short": ("", "", "", "Looking: ", "I look. ", "To begin: ", "Let me see. ", "First a look. "),
@@ -295,6 +295,34 @@ POINTING_UNNAMED = (
 )
 """Where the box is given and what is in it has yet to be found."""
 
+NAMED = (
+    "It is {a}.",
+    "That is {a}.",
+    "This must be {a}.",
+    "What I see there is {a}.",
+    "The place is that of {a}.",
+    "I recognize {a} in it.",
+)
+"""What a thing turns out to be that was found before it had a name: a lesion stands out, and only its place tells
+whose it is. To write a name first would be to guess it."""
+
+COUNTED = {
+    1: ("There is one at {0}.", "I see one at {0}.", "One is at {0}.", "I come to {0}."),
+    2: (
+        "There is one at {0}, another at {1}.",
+        "I see one at {0} and one at {1}.",
+        "One is at {0}. One more is at {1}.",
+        "I come to {0}, then to {1}.",
+    ),
+    3: (
+        "There is one at {0}, another at {1}, a third at {2}.",
+        "I see one at {0}, one at {1} and one at {2}.",
+        "One is at {0}. One more is at {1}, and one at {2}.",
+        "I come to {0}, then to {1}, then to {2}.",
+    ),
+}
+"""Number of points -> sentences about things of one kind."""
+
 SEARCHED = {
     True: ("{A} is at {0}.", "{A} can be seen at {0}.", "{A} lies at {0}.", "{A} occupies {0}."),
     False: ("{A} is not there.", "{A} is missing.", "{A} can not be seen.", "{A} is nowhere."),
@@ -344,20 +372,6 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "After {up} % of the slices one is at its centre.",
         "Counting from the first slice, the centre comes at {up} %.",
         "The middle of its slices is {up} % up the stack.",
-    ),
-    "present": (
-        "I see nothing of {no}.",
-        "There is no sign of {no}.",
-        "{No} can not be found.",
-        "The others, {nos}, are missing.",
-        "The search for {no} ends without a result.",
-    ),
-    "absent": (
-        "But I see nothing of {no}.",
-        "There is no sign of {no}.",
-        "{No} can not be found.",
-        "What is missing is {no}.",
-        "The search for {no} ends without a result.",
     ),
     "count": (
         "I find no more than these.",
@@ -508,14 +522,16 @@ class TemplateWriter:
         rng = random.Random(f"{self.seed}/{question.id}")
         words = _words(question, view, rng)
         evidence, kind = question.evidence, question.facts["kind"]
-        sentences = []
-        if kind == "pair":
-            sentences += _searches(question, rng)
+        if kind in ("pair", "absent") or (kind == "present" and not _about_lesions(question, view)):
+            sentences = _searches(question, rng)
+        elif kind == "present":
+            sentences = [rng.choice(POINTING_UNNAMED), rng.choice(NAMED)]
         else:
+            sentences = []
             if kind == "name":
                 sentences.append(rng.choice(POINTING_UNNAMED))
             elif evidence:
-                sentences.append(rng.choice(POINTING[len(evidence)]))
+                sentences.append(rng.choice((COUNTED if kind == "count" else POINTING)[len(evidence)]))
             sentences.append(rng.choice(FINDINGS[_finding(question)]))
         if self.length == "long":
             sentences.append(rng.choice(CHECKS[:2] if kind in ("pair", "count") else CHECKS))
@@ -530,12 +546,25 @@ _MARKS = ("\0000\0", "\0001\0", "\0002\0")
 _MARK = re.compile("\0(.)\0")
 
 
+def _about_lesions(question: Question, view: View) -> bool:
+    return any(lesion in view.study.lesions for lesion in question.evidence)
+
+
+def _asked(question: Question) -> list[str]:
+    """The structures whose presence is asked about, in the order in which the question names them."""
+    facts = question.facts
+    if "asked" in facts:
+        return facts["asked"]
+    every = {name.removeprefix("the ").casefold(): name for name in (*facts["names"], *facts["absent"])}
+    return [every[option.casefold()] for option in question.options.values()]
+
+
 def _searches(question: Question, rng: random.Random) -> list[str]:
-    """One structure after the other, in the order in which they were asked for."""
-    facts, found = question.facts, []
-    for k, name in enumerate(facts["asked"], 1):
-        text = rng.choice(SEARCHED[name in facts["names"]]).replace("{A}", f"{{Asked{k}}}")
-        point = facts["names"].index(name) if name in facts["names"] else 0
+    """One structure after the other."""
+    names, found = question.facts["names"], []
+    for k, name in enumerate(_asked(question), 1):
+        text = rng.choice(SEARCHED[name in names]).replace("{A}", f"{{Asked{k}}}")
+        point = names.index(name) if name in names else 0
         found.append(text.replace("{0}", f"{{{point}}}"))
     return found
 
@@ -559,14 +588,13 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
         "truth": _within(question.truth),
         "wrong": _within(wrong),
         "Wrong": wrong,
-        "no": _listed(facts.get("absent", []), "or"),
-        "nos": _listed(facts.get("absent", []), "and"),
     }
     words |= dict(zip("abc", facts["names"], strict=False))
     words |= {f"size{k}": size for k, size in enumerate(facts.get("sizes", []), 1)}
     words |= {f"side{k}": side for k, side in enumerate(facts.get("sides", []), 1)}
     words |= {f"other{k}": other for k, other in enumerate(facts.get("others", []), 1)}
-    words |= {f"asked{k}": name for k, name in enumerate(facts.get("asked", []), 1)}
+    if facts["kind"] in ("pair", "present", "absent"):
+        words |= {f"asked{k}": name for k, name in enumerate(_asked(question), 1)}
     words |= {f"along{k}": along for k, along in enumerate(facts.get("along", []), 1)}
     for k, places in enumerate(facts.get("at", []), 1):
         words |= {f"at{k}{n}": str(place) for n, place in enumerate(places, 1)}
@@ -585,8 +613,3 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
 def _within(option: str) -> str:
     """An option's text inside a sentence."""
     return option[:1].lower() + option[1:]
-
-
-def _listed(items: Sequence[str], joint: str) -> str:
-    """``"the liver, the spleen or the heart"``."""
-    return f" {joint} ".join(filter(None, (", ".join(items[:-1]), items[-1]))) if items else ""

@@ -27,7 +27,7 @@ from unireason_lib.dataset.view import View
 Named = tuple[Structure, str]
 """A structure and what a sentence calls it."""
 
-MIN_PIXELS: dict[str, int] = {"2d": 12, "3d": 16}
+MIN_PIXELS: dict[str, int] = {"2d": 24, "3d": 32}
 """Smaller structures are neither asked for nor called absent: an annotation may show them where a picture
 does not."""
 
