@@ -343,6 +343,40 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
             [mine + fetched for mine, fetched in zip(pictures, crops, strict=True)],
         )
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's own, on replies of like length together and without the padding that they do not need: half of a mixed
+        batch of slices and volumes is padding. What stood at the padding is zero; the loss does not look there."""
+        rows = input_ids.shape[0]
+        size = batch_size if batch_size is not None and batch_size < rows else -(-rows // 2)
+        prompt = input_ids.shape[1] - logits_to_keep
+        order = attention_mask.sum(dim=1).argsort(descending=True, stable=True)
+        parts: list[list[torch.Tensor]] = []
+        for chosen in order.split(size):
+            used = attention_mask[chosen].any(dim=0)
+            left = int(used[:prompt].int().argmax())
+            kept = max(1, int(used[prompt:].sum()))
+            span = slice(left, prompt + kept)
+            found = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids[chosen][:, span],
+                attention_mask[chosen][:, span],
+                kept,
+                **_of_rows(more, chosen, span),
+            )
+            padding = (0, logits_to_keep - kept)
+            parts.append([torch.nn.functional.pad(one, padding) for one in found[:2] if one is not None])
+        back = order.argsort()
+        joined = [torch.cat(some)[back] for some in zip(*parts, strict=True)]
+        return joined[0], joined[1] if len(joined) > 1 else None, None
+
     def _check_tokens(self, trace: Trace, pictures: int) -> None:
         tokens = (*trace.prompt_ids, *trace.token_ids)
         starts = tokens.count(self._tokenizer.convert_tokens_to_ids("<|vision_start|>"))
@@ -511,6 +545,23 @@ class EpochOrder(torch.utils.data.Sampler):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+def _of_rows(inputs: Mapping[str, Any], chosen: torch.Tensor, span: slice) -> dict[str, Any]:
+    """What TRL hands to the forward pass beside the tokens, for some replies and a stretch of their tokens."""
+    found = dict(inputs)
+    if inputs.get("image_grid_thw") is not None:
+        grids, counts = inputs["image_grid_thw"], inputs["num_images"]
+        pixels = torch.split(inputs["pixel_values"], grids.prod(dim=-1).tolist())
+        firsts = np.cumsum([0, *counts])
+        images = [k for row in chosen.tolist() for k in range(firsts[row], firsts[row + 1])]
+        found["image_grid_thw"] = grids[images]
+        found["pixel_values"] = torch.cat([pixels[k] for k in images])
+        found["num_images"] = [counts[row] for row in chosen.tolist()]
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if inputs.get(name) is not None:
+            found[name] = inputs[name][chosen][:, span]
+    return found
 
 
 def look_again() -> None:
