@@ -11,7 +11,7 @@
 # **Where we stand.** Notebook 01 made records, 03 the interface. Here a base that can see shapes and knows no anatomy learns
 # both from examples. What comes out is what notebook 05 improves by reward and notebook 06 measures.
 #
-# **Time** about a quarter of an hour on 2 CPU cores in the profile `laptop`, nearly all of it in one cell that can be stopped and
+# **Time** twenty-odd minutes on 2 CPU cores in the profile `laptop`, nearly all of it in one cell that can be stopped and
 # gone on with; seconds in `smoke`; hours on GPUs in `gpu`. **Needs** nothing from earlier notebooks: the base ships with
 # the project (notebook 90 tells how it was made), and the data set is built here on first use. All patients are
 # **synthetic** phantoms. *Nothing here is for clinical use.*

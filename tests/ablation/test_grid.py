@@ -2,8 +2,11 @@
 
 import pytest
 
-from unireason_lib.ablation.grid import joined, load_grid
+from unireason_lib.ablation.grid import STAGES, joined, load_grid
+from unireason_lib.ablation.plan import plan
 from unireason_lib.errors import GridError, ProfileError
+from unireason_lib.tutorial import project_root
+from unireason_lib.tutorial.runner import find_notebooks
 
 GOOD = """
 name: mine
@@ -79,6 +82,16 @@ def test_a_wrong_setting_is_found_before_anything_runs(tmp_path):
             load_grid(written(tmp_path, GOOD.replace(*change)))
     with pytest.raises(GridError, match=r"nowhere\.yaml"):
         load_grid(tmp_path / "nowhere.yaml")
+
+
+def test_the_grids_that_ship_can_be_run():
+    grids = sorted((project_root() / "data" / "ablations").glob("*.yaml"))
+    assert grids
+    for path in grids:
+        grid = load_grid(path)
+        stages = {stage for condition in grid.conditions.values() for stage in condition.stages}
+        assert find_notebooks(project_root() / "notebooks", [STAGES[stage] for stage in stages])
+        assert len(plan(grid)) % len(grid.seeds) == 0 and len(grid.seeds) >= 3
 
 
 def test_overrides_are_joined_in_order():

@@ -132,7 +132,10 @@ def test_what_decides_an_outcome_decides_the_name(grid, tmp_path):
     other = tmp_path / "mine.yaml"
     other.write_text(GOOD.replace("sft.steps: 3", "sft.steps: 4"))
     assert not keys & {job.key for job in plan(load_grid(other))}
-    assert not keys & {job.key for job in plan(grid, profile="laptop")}
+    elsewhere = plan(grid.at("laptop"))
+    assert not keys & {job.key for job in elsewhere}
+    # common settings are sizes for the grid's own profile; those of a condition are what it is about
+    assert {job.parameters["OVERRIDES"] for job in elsewhere} == {"", "generation.max_rounds=0", "rl.iou=0.5"}
 
 
 def test_a_single_run_by_hand_is_a_command(grid):

@@ -11,10 +11,13 @@ import pytest
 from unireason_lib.boxes import Box2D, Box3D, format_box
 from unireason_lib.dataset.questions import FAMILIES, ask
 from unireason_lib.dataset.rationales import (
+    COUNTED,
     ENDINGS,
     FINDINGS,
+    NAMED,
     OPENINGS,
     POINTING,
+    SEARCHED,
     WEIGHED,
     Point,
     Rationale,
@@ -126,7 +129,8 @@ def test_templates_are_many(asked):
         possible = len(set(OPENINGS["short"])) * len(ENDINGS) * 4
         assert len(texts) > min(150, 0.3 * possible), (kind, len(texts))
     assert all(len(set(found)) >= 4 for found in FINDINGS.values())
-    assert all(len(set(found)) >= 6 for found in POINTING.values())
+    assert all(len(set(found)) >= 6 for found in POINTING.values()) and len(set(NAMED)) >= 6
+    assert all(len(set(found)) >= 4 for table in (COUNTED, SEARCHED) for found in table.values())
 
 
 def test_short_is_short_and_long_is_longer(asked):

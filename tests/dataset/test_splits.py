@@ -100,24 +100,24 @@ VARIED = PhantomConfig(variation=1.0)
 @pytest.mark.parametrize(
     "change, least",
     [
-        (lambda scan: scan.astype(np.float64), 20),
-        (lambda scan: scan * 3 - 100, 20),
-        (jpeg, 19),
+        (lambda scan: scan.astype(np.float64), 60),
+        (lambda scan: scan * 3 - 100, 60),
+        (jpeg, 57),
         (
             lambda scan: np.asarray(
                 Image.fromarray(scan.astype(np.float32)).resize((200, 200), Image.BILINEAR)
             ),
-            17,
+            50,
         ),
-        (lambda scan: scan + np.random.default_rng(0).normal(0, 10, scan.shape), 19),
-        (lambda scan: np.stack([jpeg(scan, 80)] * 3, axis=-1), 19),
+        (lambda scan: scan + np.random.default_rng(0).normal(0, 10, scan.shape), 57),
+        (lambda scan: np.stack([jpeg(scan, 80)] * 3, axis=-1), 57),
     ],
     ids=["type", "linear", "jpeg", "smaller", "noise", "colour"],
 )
 def test_the_same_picture_in_another_dress_is_recognised(change, least):
     """Of 100 phantoms about 90 are recognised when resized, which moves the borders of the blocks; else nearly all."""
     recognised = 0
-    for seed in range(20):
+    for seed in range(60):
         scan = phantom_slice(seed, 256, config=VARIED).scan
         recognised += same_scan(fingerprint(scan), fingerprint(change(scan)))
     assert recognised >= least

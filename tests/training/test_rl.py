@@ -92,6 +92,23 @@ def test_log_probabilities_are_those_of_the_sampling(study, fresh_model, scripte
     assert (logps - output["sampling_per_token_logps"])[own].abs().max() < 1e-4
     features = (output["image_grid_thw"].prod(-1) // 4).sum()
     assert (ids == model.config.image_token_id).sum() == features
+    # without the padding, and short ones apart: the same numbers and gradients as TRL's own, with all of it
+    inputs = {name: output[name] for name in names}
+    found = []
+    for whose in (trainer, super(type(trainer), trainer)):
+        model.zero_grad()
+        logps, entropies, _ = whose._get_per_token_logps_and_entropies(
+            model, ids, mask, own.shape[1], compute_entropy=True, **inputs
+        )
+        logps[own].sum().backward()
+        gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((logps[own].detach(), entropies[own].detach(), gradient))
+    (ours, spread, gradient), (theirs, their_spread, their_gradient) = found
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(spread, their_spread, rtol=1e-4, atol=1e-4)
+    assert gradient.keys() == their_gradient.keys()
+    for name in gradient:
+        torch.testing.assert_close(gradient[name], their_gradient[name], rtol=1e-3, atol=1e-3)
     # what is trained on are the model's own tokens, one by one
     for row, rollout in enumerate(rollouts):
         written = [

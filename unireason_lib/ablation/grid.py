@@ -7,7 +7,7 @@ A condition says with which parameters the notebooks run, stage by stage: ``sft`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ class Grid:
         about: What it asks.
         profile: Of all its runs.
         seeds: Of every condition.
-        overrides: Settings for all stages (``OVERRIDES`` of the notebooks), before those of a condition.
+        overrides: Settings for all stages (``OVERRIDES`` of the notebooks), before those of a condition; for the
+            grid's own profile only.
         minutes: Stage -> what a run of it takes, where none was measured yet.
         conditions: Name -> condition, in order.
         claims: In order.
@@ -89,6 +90,13 @@ class Grid:
     overrides: str = ""
     minutes: Mapping[str, float] = field(default_factory=dict)
     about: str = ""
+
+    def at(self, profile: str) -> Grid:
+        """The same study at another size, as a study of its own: the overrides and minutes of all are those of the
+        profile that the grid was written for."""
+        if profile == self.profile:
+            return self
+        return replace(self, name=f"{self.name}-{profile}", profile=profile, overrides="", minutes={})
 
 
 def load_grid(path: str | Path) -> Grid:

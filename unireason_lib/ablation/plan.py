@@ -58,14 +58,11 @@ class Job:
         return f"python -m unireason_lib {shlex.join(parts)}"
 
 
-def plan(
-    grid: Grid, *, profile: str | None = None, seeds: Iterable[int] | None = None, only: Collection[str] = ()
-) -> list[Job]:
+def plan(grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str] = ()) -> list[Job]:
     """The runs of a grid, those that others need first, seed by seed: what is broken off is whole seeds.
 
     Args:
         grid: The study.
-        profile: In place of the grid's.
         seeds: In place of the grid's.
         only: Conditions; empty takes all.
 
@@ -91,7 +88,7 @@ def plan(
             for stage, given in condition.stages.items():
                 parameters = {
                     **given,
-                    "PROFILE": profile or grid.profile,
+                    "PROFILE": grid.profile,
                     "OVERRIDES": joined(grid.overrides, given.get("OVERRIDES", "")),
                     "SEED": 0 if stage == "test" else seed,  # the same questions for all
                 }

@@ -9,7 +9,7 @@ import typer
 
 GridFile = Annotated[Path, typer.Argument(help="Grid in YAML; see data/ablations.")]
 ProfileName = Annotated[
-    str | None, typer.Option("--profile", help="In place of the grid's: smoke, laptop, gpu.")
+    str | None, typer.Option("--profile", help="The study at another size: smoke, laptop, gpu.")
 ]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Only so many seeds, from 0 on; default: the grid's.")]
 Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time on this machine.")]
@@ -61,8 +61,9 @@ def ablate(
     from unireason_lib.tutorial.results import aligned
 
     root, study = project_root(), load_grid(grid)
+    study = study.at(profile) if profile else study
     chosen = None if seeds is None else range(seeds)
-    jobs = plan(study, profile=profile, seeds=chosen, only=only or ())
+    jobs = plan(study, seeds=chosen, only=only or ())
     folder = folder_of(study, root)
     ledger = Ledger(folder / "ledger.jsonl")
     done = finished(jobs, ledger, root)

@@ -2,8 +2,8 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix by the
 nearest orthogonal matrix before it is added, so that all its directions learn at one pace. A step costs a few products
-of small matrices more and is worth about one and a half of AdamW's. Both parts are PyTorch's; what is here makes them
-one optimizer, which trainers of transformers take as ``optimizer_cls_and_kwargs``.
+of small matrices more. Both parts are PyTorch's; what is here makes them one optimizer, which trainers of transformers
+take as ``optimizer_cls_and_kwargs``.
 """
 
 from __future__ import annotations

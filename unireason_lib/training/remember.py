@@ -2,7 +2,7 @@
 
 In outcome RL every picture comes up many times: in the prompts of a whole group of replies, in the policy's forward
 pass, in that of the reference, and again an epoch later. As long as tower and merger are frozen, what they make of a
-picture never changes. On two cores this is most of an update (``bench rollouts`` measures it).
+picture never changes.
 """
 
 from __future__ import annotations

@@ -352,8 +352,8 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         batch_size: int | None = None,
         **more: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's own, on replies of like length together and without the padding that they do not need: half of a mixed
-        batch of slices and volumes is padding. What stood at the padding is zero; the loss does not look there."""
+        """TRL's own, on replies of like length together and without the padding that they do not need: a batch of
+        slices and volumes has much of it. What stood at the padding is zero; the loss does not look there."""
         rows = input_ids.shape[0]
         size = batch_size if batch_size is not None and batch_size < rows else -(-rows // 2)
         prompt = input_ids.shape[1] - logits_to_keep
@@ -362,7 +362,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         for chosen in order.split(size):
             used = attention_mask[chosen].any(dim=0)
             left = int(used[:prompt].int().argmax())
-            kept = max(1, int(used[prompt:].sum()))
+            kept = max(1, int(used[prompt:].sum()))  # completions are padded on the right
             span = slice(left, prompt + kept)
             found = super()._get_per_token_logps_and_entropies(
                 model,
