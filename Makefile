@@ -33,7 +33,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "Settings: PROFILE=smoke|laptop|gpu  ONLY=\"00 03\" (notebooks)  PYTHON=/path/to/python3  WORKERS=2 (tests)"
+	@echo "Settings: PROFILE=smoke|laptop|t4|gpu  ONLY=\"00 03\" (notebooks)  PYTHON=/path/to/python3  WORKERS=2 (tests)"
 
 tutorial: $(READY) ## run every notebook, show where the executed ones are and what came out
 	@$(PY) -m unireason_lib tutorial --profile $(PROFILE) $(ONLY)

@@ -37,6 +37,10 @@ class GridError(UniReasonError):
     """A grid of an ablation that cannot be run."""
 
 
+class PlanError(UniReasonError):
+    """Nothing can be planned from this, or what is planned cannot fit."""
+
+
 class ProfileError(UniReasonError):
     """A profile or one of its overrides is unknown or out of range."""
 

@@ -20,11 +20,11 @@ def leaves(profile):
     }
 
 
-def test_three_profiles_smallest_first():
-    assert profile_names() == ["smoke", "laptop", "gpu"]
+def test_profiles_come_smallest_first():
+    assert profile_names() == ["smoke", "laptop", "t4", "gpu"]
 
 
-@pytest.mark.parametrize("name", ["smoke", "gpu"])
+@pytest.mark.parametrize("name", ["smoke", "t4", "gpu"])
 def test_all_profiles_have_the_settings_of_laptop_with_its_types(name):
     laptop, other = leaves(load_profile("laptop")), leaves(load_profile(name))
     assert list(other) == list(laptop)
@@ -75,7 +75,7 @@ def test_a_null_default_takes_a_value_and_gives_it_back():
     ("name", "overrides", "says"),
     [
         ("labtop", "", "laptop"),
-        ("../laptop", "", "smoke, laptop, gpu"),
+        ("../laptop", "", "smoke, laptop, t4, gpu"),
         ("laptop", "generation.max_round=3", "generation.max_rounds"),
         ("laptop", "serialisation.size=[1,2,3]", "serialization.size"),
         ("laptop", "xyz=3", "model.path"),

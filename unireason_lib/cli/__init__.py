@@ -21,6 +21,7 @@ from unireason_lib.cli.bench import bench
 from unireason_lib.cli.build import build
 from unireason_lib.cli.evaluate import evaluate
 from unireason_lib.cli.infer import infer
+from unireason_lib.cli.plan import plan
 from unireason_lib.cli.rl import rl
 from unireason_lib.cli.sft import sft
 from unireason_lib.cli.tiny import tiny
@@ -68,6 +69,7 @@ app.command("evaluate")(evaluate)
 app.command("trace")(trace)
 app.command("tiny")(tiny)
 app.command("ablate")(ablate)
+app.command("plan")(plan)
 app.command("tutorial")(tutorial_command)
 app.command("bench")(bench)
 

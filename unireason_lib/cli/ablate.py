@@ -9,7 +9,7 @@ import typer
 
 GridFile = Annotated[Path, typer.Argument(help="Grid in YAML; see data/ablations.")]
 ProfileName = Annotated[
-    str | None, typer.Option("--profile", help="The study at another size: smoke, laptop, gpu.")
+    str | None, typer.Option("--profile", help="The study at another size: smoke, laptop, t4, gpu.")
 ]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Only so many seeds, from 0 on; default: the grid's.")]
 Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time on this machine.")]

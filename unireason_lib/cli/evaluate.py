@@ -74,7 +74,7 @@ def evaluate(
     profile: Annotated[
         str,
         _option(
-            "--profile", panel="Replies", help="smoke, laptop or gpu: token budgets, rounds, batch size."
+            "--profile", panel="Replies", help="smoke, laptop, t4 or gpu: token budgets, rounds, batch size."
         ),
     ] = "laptop",
     change: Annotated[

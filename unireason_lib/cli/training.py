@@ -12,7 +12,7 @@ import typer
 Data = Annotated[Path, typer.Option(help="Folder of the data set (sft/, rl/, images/); build makes one.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run; a run in it is gone on with.")]
 Model = Annotated[str, typer.Option(help="Checkpoint to start from, a folder or hub id.")]
-ProfileName = Annotated[str, typer.Option("--profile", help="smoke, laptop or gpu.")]
+ProfileName = Annotated[str, typer.Option("--profile", help="smoke, laptop, t4 or gpu.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting: sft.learning_rate=2e-5; repeatable.")
 ]
@@ -47,7 +47,7 @@ def prepare(
 
     import torch
 
-    from unireason_lib.grounding import load_model
+    from unireason_lib.grounding import load_profile_model
     from unireason_lib.training.data import pictures_from, training_records
     from unireason_lib.training.probes import probe_records
 
@@ -55,9 +55,9 @@ def prepare(
     counts = {"2d": section.counts_2d, "3d": section.counts_3d}
     records = training_records(data, counts, seed=seed)
     held_out = probe_records(training_records(data, split="val", seed=seed), section.probe_size)
-    device = None if settings.model.device == "auto" else settings.model.device
-    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+    device = None
+    if settings.model.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
-    loaded, processor = load_model(model, dtype=settings.model.dtype, device=device)
+    loaded, processor = load_profile_model(settings.model, Path.cwd(), model, device=device)
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it")
     return settings, section, Ready(loaded, processor, records, held_out, pictures_from(data))

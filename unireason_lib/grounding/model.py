@@ -29,6 +29,7 @@ def load_model(
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model and its processor, ready for generation.
 
@@ -38,7 +39,11 @@ def load_model(
         dtype: ``"auto"`` (the checkpoint's own), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; the default is the first GPU, else the CPU.
         device_map: Passed to transformers to spread a model over devices; excludes ``device``.
-        attn_implementation: ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``; the default is transformers' choice.
+        attn_implementation: ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``; ``"auto"`` takes flash attention where it
+            is installed and can be used, else SDPA; the default is transformers' choice.
+        quantization: ``"4bit"`` keeps the matrices of the language model in 4 bits (NF4 with double quantisation,
+            arXiv 2305.14314) and computes in ``dtype``; vision tower, embedding and output layer stay as they are.
+            Needs bitsandbytes (``pip install 'unireason-lab[gpu]'``).
 
     Returns:
         ``(model, processor)``, the model in evaluation mode.
@@ -55,6 +60,11 @@ def load_model(
     _check_architecture(path)
     if device is None and device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    four_bits = _four_bits(quantization, dtype)
+    if four_bits is not None and device is not None:
+        device_map, device = {"": device}, None  # quantised where it is loaded to, and never moved
+    if attn_implementation == "auto":
+        attn_implementation = attention_of(dtype, device_map or device)
     try:
         # an adapter that was saved with its processor may have tokens that the base lacks
         own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
@@ -66,6 +76,7 @@ def load_model(
             attn_implementation=attn_implementation,
             trust_remote_code=False,
             use_safetensors=True,
+            **({} if four_bits is None else {"quantization_config": four_bits}),
         )
         if own and len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
@@ -81,8 +92,50 @@ def load_model(
     return model.eval(), processor
 
 
+NOT_QUANTISED = ("visual", "lm_head")
+"""Modules that 4-bit loading leaves alone: what the tower sees decides a box, the output layer writes its digits."""
+
+
+def attention_of(dtype: str, device: Any) -> str:
+    """``"flash_attention_2"`` where it is installed, on CUDA and in 16 bits; else ``"sdpa"``."""
+    from transformers.utils import is_flash_attn_2_available
+
+    half, cuda = dtype in ("bfloat16", "float16"), "cuda" in str(device) or device == "auto"
+    return "flash_attention_2" if half and cuda and is_flash_attn_2_available() else "sdpa"
+
+
+def _four_bits(quantization: str | None, dtype: str) -> Any:
+    """What transformers is told of quantised loading, or None."""
+    if quantization is None:
+        return None
+    if quantization != "4bit":
+        raise ModelError(
+            explain("quantization", expected="none or 4bit", found=repr(quantization), do="choose one")
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ModelError(
+            explain(
+                "quantization=4bit",
+                expected="bitsandbytes",
+                found="none installed",
+                do="pip install 'unireason-lab[gpu]', or train adapters of 16-bit weights (quantization=none)",
+            )
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
+        llm_int8_skip_modules=list(NOT_QUANTISED),
+    )
+
+
 def load_profile_model(
-    settings: Any, project: Path, path: str | None = None
+    settings: Any, project: Path, path: str | None = None, *, device: str | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model that a profile names.
 
@@ -92,6 +145,7 @@ def load_profile_model(
             Folders are looked up in the project.
         project: Root of the project.
         path: Another path than the section's, with its other settings.
+        device: Another device than the section's.
 
     Returns:
         ``(model, processor)``; see :func:`load_model`.
@@ -111,8 +165,9 @@ def load_profile_model(
         found,
         adapter=settings.adapter,
         dtype=settings.dtype,
-        device=None if settings.device == "auto" else settings.device,
+        device=device or (None if settings.device == "auto" else settings.device),
         attn_implementation=settings.attention,
+        quantization=settings.quantization,
     )
 
 

@@ -1,7 +1,7 @@
 """One dial for every size in the project: the profile.
 
-A profile is a YAML file in this folder. ``laptop`` holds every value there is, ``smoke`` (seconds, for tests)
-and ``gpu`` (the paper's scale) say ``extends: laptop`` and change some of them. A notebook has one parameter
+A profile is a YAML file in this folder. ``laptop`` holds every value there is; ``smoke`` (seconds, for tests), ``t4``
+(one GPU of 16 GB) and ``gpu`` (the paper's scale) say ``extends: laptop`` and change some of them. A notebook has one parameter
 ``PROFILE``, and one ``OVERRIDES`` for single values::
 
     >>> profile = load_profile("laptop", "generation.max_rounds=3")
@@ -72,14 +72,14 @@ class Profile(Section):
 def profile_names() -> list[str]:
     """The profiles that ship, smallest first."""
     names = [path.stem for path in FOLDER.glob("*.yaml")]
-    return sorted(names, key=lambda name: (["smoke", "laptop", "gpu"].index(name), name))
+    return sorted(names, key=lambda name: (["smoke", "laptop", "t4", "gpu"].index(name), name))
 
 
 def load_profile(name: str = "laptop", overrides: str | Mapping[str, Any] = "", **more: Any) -> Profile:
     """Read a profile and change single values of it.
 
     Args:
-        name: ``"smoke"``, ``"laptop"`` or ``"gpu"``.
+        name: ``"smoke"``, ``"laptop"``, ``"t4"`` or ``"gpu"``.
         overrides: ``{"generation.max_rounds": 3}`` or the same as text, as a papermill parameter has it:
             ``"generation.max_rounds=3, serialization.size=[8,64,64]"``.
         more: The same by keyword; the section may be left out where only one section has the name (``max_rounds=3``).

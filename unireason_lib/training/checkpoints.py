@@ -123,9 +123,9 @@ def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Reco
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [
-            f"{k} was {before['settings'].get(k)}, is {v}"
+            f"{k} was {before['settings'][k]}, is {v}"
             for k, v in now["settings"].items()
-            if before["settings"].get(k) != v
+            if before["settings"].get(k, v) != v  # a setting that came later leaves the run as it was
         ]
         changed += ["other records"] if before["hash"] != now["hash"] else []
         if changed:

@@ -47,7 +47,7 @@ from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_li
 from unireason_lib.training.remember import SeenPictures
 from unireason_lib.training.rewards import Asked, Reward, rewards
 from unireason_lib.training.settings import RunSettings, processes
-from unireason_lib.training.sft import freeze, lora
+from unireason_lib.training.sft import freeze, full_precision, lora
 
 TESTED_TRL = ("1.16",)
 """Versions of TRL whose private interface this was tried with."""
@@ -80,6 +80,8 @@ class RLSettings(RunSettings):
         prompts: Questions of one generation.
         rollouts: Replies to each of them.
         mini_batch: Questions of one optimizer step; a divisor of ``prompts``.
+        generated_together: Questions whose replies are written in one batch on one device; None: all that it has. What
+            memory for keys and values allows; see ``plan``.
         micro_batch: Replies of one forward pass on one device.
         kl: Weight of the KL divergence to the model at the start (estimator k3, of low variance).
         clip: Of the ratio of probabilities.
@@ -107,6 +109,7 @@ class RLSettings(RunSettings):
     rollouts: int = 16
     mini_batch: int = 64
     micro_batch: int = 8
+    generated_together: int | None = None
     kl: float = 0.01
     clip: float = 0.2
     reply_temperature: float = 1.0
@@ -453,15 +456,18 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 )
             chosen.append(row)
             put.append(found)
-        settings = self.settings
-        traces = generator.generate(
-            [request for request, _ in put],
-            max_new_tokens=settings.reply_tokens,
-            max_rounds=settings.reply_rounds,
-            temperature=settings.reply_temperature,
-            samples=count,
-            seed=hash_of(settings.seed, self.state.global_step, attempt),
-        )
+        settings, requests = self.settings, [request for request, _ in put]
+        together = settings.generated_together or len(requests)
+        traces: list[Trace] = []
+        for first in range(0, len(requests), together):
+            traces += generator.generate(
+                requests[first : first + together],
+                max_new_tokens=settings.reply_tokens,
+                max_rounds=settings.reply_rounds,
+                temperature=settings.reply_temperature,
+                samples=count,
+                seed=hash_of(settings.seed, self.state.global_step, attempt, first),
+            )
         groups = []
         for k, (row, (_, asked)) in enumerate(zip(chosen, put, strict=True)):
             mine = traces[k * count : (k + 1) * count]
@@ -663,6 +669,7 @@ def reinforce(
         keep_settings(out, asdict(settings), records)
     if (out / "model").is_dir():
         return out / "model"
+    full_precision(model, settings)
     freeze(model, settings.freeze_vision)
     questions = Questions(records, pictures, settings.max_prompt_tokens, out / "left_out.jsonl")
     collapse = Collapse(settings.patience)

@@ -29,6 +29,7 @@ class RunSettings:
         freeze_vision: Whether vision tower and merger stay as they are.
         bf16: Train in bfloat16 (autocast); False trains in the model's own type, None takes bfloat16 where the machine
             multiplies in it.
+        fp16: Train in float16 (autocast and a loss scale), for GPUs that have no bfloat16.
         gradient_checkpointing: Trade time for memory.
         deepspeed: Path of a DeepSpeed configuration, or None. FSDP comes from the accelerate configuration.
         save_steps, log_steps: Steps between checkpoints, and between lines of the log.
@@ -48,6 +49,7 @@ class RunSettings:
     lora_dropout: float = 0.0
     freeze_vision: bool = True
     bf16: bool | None = None
+    fp16: bool = False
     gradient_checkpointing: bool = False
     deepspeed: str | None = None
     save_steps: int = 200
@@ -75,7 +77,8 @@ class RunSettings:
             "lr_scheduler_type": self.schedule,
             "warmup_steps": self.warmup,  # below 1: a share of the steps
             "max_grad_norm": self.max_grad_norm,
-            "bf16": fast_bfloat16() if self.bf16 is None else self.bf16,
+            "bf16": fast_bfloat16() and not self.fp16 if self.bf16 is None else self.bf16,
+            "fp16": self.fp16,
             "activation_checkpointing": self.gradient_checkpointing,
             "deepspeed": self.deepspeed,
             "save_steps": self.save_steps,

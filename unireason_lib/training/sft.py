@@ -176,6 +176,7 @@ def fine_tune(
         keep_settings(out, asdict(settings), records)
     if (out / "model").is_dir():
         return out / "model"
+    full_precision(model, settings)
     added = add_thought_tokens(model, processor)
     freeze(model, settings.freeze_vision)
     examples = Examples(
@@ -218,13 +219,21 @@ def fine_tune(
     return save_model(trainer, processor, out / "model")
 
 
+def full_precision(model: Any, settings: RunSettings) -> None:
+    """Weights that all learn are kept in float32 and multiplied in 16 bits under autocast: small updates would be lost
+    in the rounding of a bfloat16 weight. (DeepSpeed keeps such a copy itself; under adapters the weights stay.)"""
+    if settings.lora_rank is None and settings.deepspeed is None:
+        model.float()
+
+
 def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
     """Let the language model learn, and vision tower and merger too unless they are frozen.
 
     Returns:
         Parameters that learn, and parameters that do not.
     """
-    model.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights never do
     base_model(model).model.visual.requires_grad_(not vision)
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return learns, sum(p.numel() for p in model.parameters()) - learns

@@ -1,0 +1,161 @@
+"""What is planned: it adds up, it refuses what cannot fit, and it names the nearest that can."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from unireason_lib.cli import app
+from unireason_lib.errors import PlanError
+from unireason_lib.imaging.frame import QWEN_FRAME
+from unireason_lib.planning import Cluster, Range, bill, memory, samples_of, shape_of
+from unireason_lib.planning.counts import count_rows, phantom_rows
+from unireason_lib.planning.grids import grid_hours
+from unireason_lib.profiles import load_profile
+
+GRID = "data/ablations/claims.yaml"
+
+
+@pytest.fixture(scope="module")
+def seven():
+    return shape_of("7b")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return samples_of(QWEN_FRAME, (32, 256, 256), 512)
+
+
+def made(samples, gpus="8xH100", changes="", **more):
+    profile = load_profile("gpu", changes)
+    return bill(profile, shape_of("7b"), Cluster.named(gpus), samples, **more)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+def test_clusters_are_read_as_people_write_them():
+    eight = Cluster.named("8xH100")
+    assert (eight.count, eight.gpu, eight.memory, eight.peak) == (8, "H100", 80e9, 989e12)
+    assert Cluster.named("a100").text == "1xA100"
+    assert Cluster.named("2 x rtx4090", price=0.5).price == Range(0.5, 0.5)
+    for wrong in ("8xH1000", "0xH100", "many", "x8"):
+        with pytest.raises(PlanError, match="--gpus"):
+            Cluster.named(wrong)
+
+
+def test_twice_the_gpus_take_half_the_hours_for_the_same_money(samples):
+    one, two = (made(samples, f"{n}xH100", strategy="zero3", stages=("sft",)) for n in (8, 16))
+    assert two.hours("sft").low == pytest.approx(one.hours("sft").low / 2)
+    assert two.lines[0].cost == pytest.approx(one.lines[0].cost)
+    assert two.memory["sft"].total < one.memory["sft"].total
+
+
+def test_hours_follow_from_operations(samples):
+    line = made(samples, stages=("sft",)).lines[0]
+    assert line.hours.low * 3600 * 8 * 989e12 * 0.45 == pytest.approx(line.flops)
+    assert line.hours.high * 3600 * 8 * 989e12 * 0.25 == pytest.approx(line.flops)
+    assert line.cost.low == pytest.approx(line.hours.low * 8 * 2.0)
+    half = made(samples, "8xH100", "sft.epochs=0.5", stages=("sft",)).lines[0]
+    assert half.flops == pytest.approx(line.flops / 2)
+    steps = made(samples, "8xH100", "sft.steps=100", stages=("sft",)).lines[0]
+    assert steps.flops == pytest.approx(line.flops * 100 * 2 * 4 * 8 / 220_000)
+
+
+def test_what_learns_decides_what_a_step_costs(samples):
+    full = made(samples, stages=("sft",)).lines[0].flops
+    adapters = made(samples, strategy="lora", stages=("sft",)).lines[0].flops
+    kept = (
+        made(samples, "8xH100", "sft.gradient_checkpointing=false", strategy="lora", stages=("sft",))
+        .lines[0]
+        .flops
+    )
+    assert adapters / full == pytest.approx(3 / 4, abs=0.02)
+    assert kept / full == pytest.approx(2 / 4, abs=0.04)
+
+
+def test_memory_is_shared_as_zero_says(seven):
+    cluster = Cluster.named("8xH100")
+    alone, shared = (memory(seven, cluster, way, 6000).parts for way in ("ddp", "zero3"))
+    name = "weights, gradients, optimizer"
+    assert alone[name] == 16 * seven.language and shared[name] == alone[name] / 8
+    assert memory(seven, cluster, "qlora", 6000).parts["frozen weights"] < alone["frozen weights"] + 6e9
+    assert memory(seven, cluster, "zero3", 6000) == memory(seven, cluster, "fsdp2", 6000)
+    more = memory(seven, cluster, "zero3", 12000).parts["activations"]
+    assert more == 2 * shared["activations"]
+    without = memory(seven, cluster, "zero3", 6000, checkpointing=False).parts["activations"]
+    assert without > 5 * shared["activations"]
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest_that_can(samples):
+    with pytest.raises(PlanError) as refused:
+        made(samples, "1xA100", strategy="ddp", stages=("sft",))
+    said = str(refused.value)
+    assert "sft, ddp on 1xA100: expected at most 73.6 GB" in said
+    assert "--strategy lora or qlora on 1xA100" in said
+    made(samples, "1xA100", strategy="lora", stages=("sft",))
+    with pytest.raises(PlanError, match=r"2xH100"):
+        made(samples, "1xH100", strategy="zero3", stages=("sft",))
+    made(samples, "2xH100", strategy="zero3", stages=("sft",))
+    with pytest.raises(PlanError, match="shorten the samples"):
+        made(samples, "1xT4", "rl.generated_together=128", strategy="lora", stages=("rl",))
+
+
+def test_rollouts_in_smaller_batches_need_less_memory_and_more_time(samples):
+    few, many = (made(samples, changes=f"rl.generated_together={n}", stages=("rl",)) for n in (2, 4))
+    assert few.memory["rl"].parts["keys and values"] * 2 == many.memory["rl"].parts["keys and values"]
+    assert few.lines[0].hours.low > many.lines[0].hours.low
+    served = made(samples, stages=("rl",), served=True)
+    assert "keys and values" not in served.memory["rl"].parts
+    assert served.lines[0].hours.low < few.lines[0].hours.low
+
+
+@pytest.mark.parametrize(
+    ("profile", "gpus", "model"), [("t4", "T4", "3b"), ("gpu", "8xH100", "7b"), ("gpu", "8xA100", "7b")]
+)
+def test_profiles_fit_what_they_are_made_for(profile, gpus, model, samples):
+    settings = load_profile(profile)
+    sizes = samples_of(QWEN_FRAME, settings.dataset.shape, 512)
+    one = bill(settings, shape_of(model), Cluster.named(gpus), sizes, **phantom_rows(settings))
+    assert all(held.fits for held in one.memory.values())
+
+
+def test_a_grid_costs_its_runs(samples):
+    one = made(samples, stages=("sft", "test"))
+    cost = grid_hours(GRID, "gpu", load_profile("gpu"), one)
+    assert cost.runs["sft"] == cost.runs["test"] >= 30
+    assert cost.hours["sft"].low < cost.runs["sft"] * one.hours("sft").low  # some leave a dimension out
+    assert cost.table()[-1][0] == "in all"
+
+
+def test_rows_are_counted_by_dimension(tmp_path):
+    for form in ("sft", "rl"):
+        (tmp_path / form).mkdir()
+        ids = [["a"], ["b"], ["s1", "s2"], [], None]
+        pq.write_table(pa.table({"image_ids": ids}), tmp_path / form / "part-0.parquet")
+    assert count_rows(tmp_path, "sft") == {"2d": 2, "3d": 3}
+    with pytest.raises(PlanError, match=r"expected \*\.parquet with rows"):
+        count_rows(tmp_path / "sft", "rl")
+    (tmp_path / "rl" / "part-1.parquet").write_bytes(b"no table")
+    with pytest.raises(PlanError, match=r"part-1\.parquet"):
+        count_rows(tmp_path, "rl")
+
+
+def test_the_command(tmp_path):
+    out = tmp_path / "bill.json"
+    shown = run("--gpus", "8xH100", "--price", "3", "--grid", GRID, "--json", str(out))
+    assert shown.exit_code == 0, shown.output
+    assert "8.29 B parameters" in shown.stdout and "zero3 on 8xH100" in shown.stdout
+    told = json.loads(out.read_text())
+    assert told["samples"]["3d"]["prompt"] == 2806
+    assert set(told["memory"]) == {"sft", "rl", "test"} and told["grids"][GRID]["sft"]["runs"] >= 30
+    assert run("--gpus", "1xA100").exit_code == 2
+    assert "--strategy lora" in run("--gpus", "1xA100").stderr
+    assert run("--gpus", "8xH100", "--records", "10").exit_code == 2
+    fewer = run("--gpus", "8xH100", "--records", "100,0", "--questions", "10,10", "--stage", "sft")
+    assert "1 passes over 100 records" in fewer.stdout
