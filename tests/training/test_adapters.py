@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from typer.testing import CliRunner
 
+from unireason_lib.cli import app
+from unireason_lib.errors import TrainingError
 from unireason_lib.grounding import GroundedGenerator, load_model, tiny
+from unireason_lib.training.checkpoints import merge_adapter
 from unireason_lib.training.sft import SFTSettings, fine_tune
 
 
@@ -55,3 +60,44 @@ def test_thought_tokens_travel_with_an_adapter(bare, study, tmp_path):
         max_new_tokens=4,
     )
     assert len(reply) == 1
+
+
+def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, study, tmp_path):
+    settings = SFTSettings(
+        steps=6,
+        learning_rate=1e-2,
+        batch_size=4,
+        accumulation=1,
+        lora_rank=4,
+        keep_features=True,
+        save_steps=50,
+    )
+    model, processor = load_model(bare, device="cpu")
+    made = fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / "run", settings)
+    card = (made / "README.md").read_text(encoding="utf-8")
+    assert "library_name: peft" in card and "| lora_rank | 4 |" in card and "not for clinical use" in card
+    assert str(tmp_path) not in card and f'load_model("{bare.name}", adapter="THIS_FOLDER")' in card
+    out = tmp_path / "merged"
+    arguments = ["merge", "--model", str(bare), "--adapter", str(made), "--out", str(out)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 2 and "no such folder" in again.stderr
+    assert not (out / "adapter_config.json").exists() and (out / "README.md").read_text() == card
+    # as the authors load theirs: the class itself, and the processor beside it
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    tokens = AutoProcessor.from_pretrained(out).tokenizer("<think>The liver.</think>A.", return_tensors="pt")
+    adapted = load_model(bare, adapter=made, device="cpu")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**tokens).logits, adapted(**tokens).logits, atol=1e-4, rtol=1e-4)
+    request = {"question": "Where?", "images": study.pictures(study.records[0]), "options": ["Left", "Right"]}
+    replies = [
+        GroundedGenerator(*pair).generate([request], max_new_tokens=12)[0].text
+        for pair in (load_model(out, device="cpu"), load_model(bare, adapter=made, device="cpu"))
+    ]
+    assert replies[0] == replies[1]
+
+
+def test_only_an_adapter_can_be_merged(tiny_checkpoint, tmp_path):
+    model, processor = load_model(tiny_checkpoint, device="cpu")
+    with pytest.raises(TrainingError, match="a model with an adapter"):
+        merge_adapter(model, processor, tmp_path / "out", tmp_path)

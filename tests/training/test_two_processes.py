@@ -55,8 +55,64 @@ if distributed.is_initialized():
 """
 
 
-def launch(program, processes, folder, *arguments):
-    """Run a program in processes that meet."""
+DIES = """
+import os, signal
+from pathlib import Path
+from torch import distributed
+from unireason_lib.training.logbook import Probe
+def dies(model, processor):
+    "The second process is killed once, in the middle of the run."
+    once = Path(__file__).with_name("died")
+    if distributed.get_rank() == 1 and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.barrier()
+    return {}
+"""
+
+SHARDED = """
+import sys
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from unireason_lib.grounding import load_model
+from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.encoding import Collator
+from unireason_lib.training.examples import Examples
+from unireason_lib.training.sft import freeze
+data, checkpoint, out = sys.argv[1:]
+distributed.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+model, processor = load_model(checkpoint, device="cpu")
+freeze(model)
+examples = Examples(training_records(data)[:4], pictures_from(data), processor)
+batch = dict(Collator(processor)([examples[k] for k in range(4)]))
+losses = []
+for spread in (False, True):
+    if spread:
+        for layer in model.model.language_model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    loss = model(**batch).loss
+    loss.backward()
+    norms = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            whole = parameter.grad.full_tensor() if spread else parameter.grad
+            norms[name] = float(whole.norm())
+    held = sum((p.to_local() if spread else p).numel() for p in model.parameters())
+    losses.append((float(loss.detach()), norms, held))
+    model.zero_grad(set_to_none=True)
+if distributed.get_rank() == 0:
+    torch.save({"plain": losses[0], "spread": losses[1]}, out)
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def launch(program, processes, folder, *arguments, fails=False):
+    """Run a program in processes that meet; what was said on stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,7 +137,8 @@ def launch(program, processes, folder, *arguments):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +198,41 @@ def test_two_processes_make_one_run_of_outcome_rl(data, tiny_checkpoint, tmp_pat
         for key in ("loss", "kl", "reward", "reward_std", "entropy"):
             assert one[key] == pytest.approx(other[key], abs=1e-4), key
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
+
+
+def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(data, tiny_checkpoint, tmp_path):
+    settings = {
+        "steps": 6,
+        "learning_rate": 1e-3,
+        "accumulation": 1,
+        "batch_size": 2,
+        "save_steps": 2,
+        "log_steps": 1,
+    }
+    given = json.dumps(settings | {"bf16": False, "keep_features": True})
+    whole = SFT.replace('lambda model, processor: {"rank": distributed.get_rank()}', "dies").replace(
+        '", 2', '", 3'
+    )
+    program = DIES + whole
+    said = launch(
+        program, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "run", given, fails=True
+    )
+    assert "SIGKILL" in said
+    assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (tmp_path / "run" / "model").exists()
+    launch(program, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "run", given)
+    launch(program, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "other", given)
+    broken, unbroken = (
+        [line["loss"] for line in read_log(tmp_path / run / "log.jsonl")] for run in ("run", "other")
+    )
+    assert len(broken) == 6 and broken == pytest.approx(unbroken, abs=1e-5)
+
+
+def test_the_model_can_be_spread_by_fsdp2(data, tiny_checkpoint, tmp_path):
+    """What the configuration fsdp2.yaml asks of it: layers sharded on their own, loss and gradients unchanged."""
+    launch(SHARDED, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "found.pt")
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    (plain, norms, whole), (spread, sharded, held) = found["plain"], found["spread"]
+    assert spread == pytest.approx(plain, abs=1e-5)
+    assert sharded.keys() == norms.keys() and len(norms) > 10
+    assert all(sharded[name] == pytest.approx(norms[name], rel=1e-3, abs=1e-6) for name in norms)
+    assert held < 0.55 * whole

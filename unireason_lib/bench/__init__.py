@@ -60,6 +60,24 @@ def _sft() -> list[dict]:
     return bench_sft()
 
 
+def _processes() -> list[dict]:
+    from unireason_lib.bench.training import bench_processes
+
+    return bench_processes()
+
+
+def _feeding() -> list[dict]:
+    from unireason_lib.bench.imaging import bench_feeding
+
+    return bench_feeding()
+
+
+def _plan() -> list[dict]:
+    from unireason_lib.bench.planning import bench_plan
+
+    return bench_plan()
+
+
 def _dataset(name: str) -> Callable[[], list[dict]]:
     def run() -> list[dict]:
         from unireason_lib.bench import dataset
@@ -82,6 +100,9 @@ BENCHES: dict[str, Callable[[], list[dict]]] = {
     "memory": _dataset("memory"),
     "scale": _dataset("scale"),
     "sft": _sft,
+    "processes": _processes,
+    "feeding": _feeding,
+    "plan": _plan,
 }
 """Name -> function that returns rows (``name``, ``baseline_s``, ``ours_s``, ``ratio``, perhaps ``target`` and
 ``ok``)."""

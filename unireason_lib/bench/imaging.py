@@ -193,6 +193,57 @@ def _in_child(name: str, path: Path, out: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def bench_feeding(repeats: int = 3, gpus: str = "8xH100") -> list[dict]:
+    """Whether volumes are read fast enough for many GPUs: seconds that one core takes for a volume of 32 slices of
+    256 x 256, up to the pixels that the processor cuts into patches, against the seconds that it may take.
+
+    How long it may take follows from the bill of the profile ``gpu``: when the GPUs are used well, so many volumes a
+    second are learnt from, and each GPU's process has ``sft.workers`` cores that read ahead.
+
+    Args:
+        repeats: Volumes read of each form; the median is taken.
+        gpus: Which the bill is for.
+    """
+    import nibabel as nib
+
+    from unireason_lib.imaging import load_volume, serialize
+    from unireason_lib.imaging.frame import QWEN_FRAME
+    from unireason_lib.planning import Cluster, bill, samples_of, shape_of
+    from unireason_lib.planning.machines import assumptions
+    from unireason_lib.profiles import load_profile
+
+    profile, cluster = load_profile("gpu"), Cluster.named(gpus)
+    samples = samples_of(QWEN_FRAME, SIZE, 512)
+    made = bill(profile, shape_of(profile.model.base), cluster, samples, stages=("sft",))
+    learnt = assumptions()["records"]["3d"] * profile.sft.epochs / (made.hours("sft").low * 3600)
+    cores = profile.sft.workers * cluster.count
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        scan, place = _made_scan(SHAPE), Path(folder)
+        nib.save(nib.Nifti1Image(scan, np.diag([0.7, 0.7, 3.0, 1.0])), place / "scan.nii.gz")
+        np.save(place / "volume.npy", np.random.default_rng(0).random((1, *SIZE), dtype=np.float32))
+        for name, shape in (("scan.nii.gz", SHAPE), ("volume.npy", SIZE)):
+            seconds = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                stack = serialize(load_volume(place / name), SIZE)
+                for picture in stack.images():
+                    np.asarray(QWEN_FRAME.aligned(picture))
+                seconds.append(time.perf_counter() - began)
+            allowed, taken = cores / learnt, median(seconds)
+            rows.append(
+                {
+                    "name": f"{gpus}, {learnt:.1f} volumes/s, {cores} cores: {'x'.join(map(str, shape))} {name[-4:]}",
+                    "baseline_s": allowed,
+                    "ours_s": taken,
+                    "ratio": allowed / taken,
+                    "target": 1.0,
+                    "ok": taken <= allowed,
+                }
+            )
+    return rows
+
+
 def _made_scan(shape: tuple[int, int, int]) -> np.ndarray:
     """A noisy int16 volume with air, tissue and bone."""
     draw = np.random.default_rng(0)

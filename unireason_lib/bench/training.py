@@ -6,7 +6,10 @@ it takes is the time in the model.
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +117,61 @@ def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
         (f"{torch.get_num_threads()} threads against 1", lambda: _with_threads(1, ours)),
     ):
         yield _compared(name + what, plain, ours, repeats)
+
+
+PROCESSES = 1.6
+"""Times the samples a second of one process that two must reach, with a thread each."""
+
+
+def bench_processes(steps: int = 60, batch: int = 16, repeats: int = 3) -> list[dict]:
+    """Samples a second of fine-tuning in two processes against one, a thread each and equal batches together.
+
+    Both run the command ``sft`` under ``torchrun``, as on GPUs. Process start, reading and the encoding of pictures
+    are not counted: what is compared is the trainer's own time.
+
+    Args:
+        steps: Optimizer steps of a measurement.
+        batch: Examples of a step, of all processes together.
+        repeats: Measurements of each; medians are compared.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        build_tiny(place / "model")
+        settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, census=0)
+        phantom_set(place / "data", 80, 30, ProcessorFrame(8, 2, 32 * 32, 128 * 128), settings)
+        runs = iter(range(10**6))
+
+        def samples_per_second(processes: int) -> float:
+            out = place / f"run-{next(runs)}"
+            changes = {"steps": steps, "batch_size": batch // processes, "save_steps": 10**6, "probe_size": 0}
+            command = [
+                "sft",
+                "--data",
+                str(place / "data"),
+                "--model",
+                str(place / "model"),
+                "--out",
+                str(out),
+            ]
+            command += ["--quiet"]
+            for name, value in changes.items():
+                command += ["--set", f"sft.{name}={value}"]
+            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+            subprocess.run(
+                [*start, str(processes), "-m", "unireason_lib", *command],
+                env=environment,
+                check=True,
+                capture_output=True,
+            )
+            return read_log(out / "log.jsonl", "train_runtime")[-1]["train_samples_per_second"]
+
+        rates = [(samples_per_second(1), samples_per_second(2)) for _ in range(repeats)]
+    alone, both = (median(column) for column in zip(*rates, strict=True))
+    name = f"SFT, {batch} samples a step: two processes against one, a thread each"
+    seconds = {"baseline_s": steps * batch / alone, "ours_s": steps * batch / both}
+    ratio = both / alone
+    return [{"name": name, **seconds, "ratio": ratio, "target": PROCESSES, "ok": ratio >= PROCESSES}]
 
 
 def _compared(name: str, plain: Callable[[], float], ours: Callable[[], float], repeats: int) -> dict:

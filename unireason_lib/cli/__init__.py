@@ -21,6 +21,7 @@ from unireason_lib.cli.bench import bench
 from unireason_lib.cli.build import build
 from unireason_lib.cli.evaluate import evaluate
 from unireason_lib.cli.infer import infer
+from unireason_lib.cli.merge import merge
 from unireason_lib.cli.plan import plan
 from unireason_lib.cli.rl import rl
 from unireason_lib.cli.sft import sft
@@ -65,6 +66,7 @@ app.command("base")(base)
 app.command("build")(build)
 app.command("sft")(sft)
 app.command("rl")(rl)
+app.command("merge")(merge)
 app.command("evaluate")(evaluate)
 app.command("trace")(trace)
 app.command("tiny")(tiny)

@@ -57,6 +57,7 @@ def plan(
     from unireason_lib.planning import Cluster, bill, samples_of, shape_of
     from unireason_lib.planning.counts import phantom_rows
     from unireason_lib.planning.grids import grid_hours
+    from unireason_lib.planning.launch import launch_command
     from unireason_lib.planning.report import table
     from unireason_lib.profiles import load_profile
     from unireason_lib.tutorial.results import aligned
@@ -78,6 +79,10 @@ def plan(
         **counts,
     )
     typer.echo(table(made))
+    typer.echo("")
+    for name in ("sft", "rl"):
+        if name in made.memory:
+            typer.echo(launch_command(name, profile, cluster, made.strategy))
     told: dict[str, Any] = made.to_dict()
     for path in grid or ():
         lines = grid_hours(path, profile, settings, made)

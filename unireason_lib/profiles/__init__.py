@@ -1,8 +1,8 @@
 """One dial for every size in the project: the profile.
 
 A profile is a YAML file in this folder. ``laptop`` holds every value there is; ``smoke`` (seconds, for tests), ``t4``
-(one GPU of 16 GB) and ``gpu`` (the paper's scale) say ``extends: laptop`` and change some of them. A notebook has one parameter
-``PROFILE``, and one ``OVERRIDES`` for single values::
+(one GPU of 16 GB) and ``gpu`` (the paper's scale) say ``extends: laptop`` and change some of them. A notebook has one
+parameter ``PROFILE``, and one ``OVERRIDES`` for single values::
 
     >>> profile = load_profile("laptop", "generation.max_rounds=3")
     >>> profile.generation.max_rounds

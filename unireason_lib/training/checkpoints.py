@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 
 from unireason_lib.dataset.records import Record
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.errors import DatasetError, TrainingError, explain
 from unireason_lib.inference.results import write_whole
 
 
@@ -36,6 +36,9 @@ class ExactResume:
             return
         saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         model.load_state_dict(saved.state_dict(), strict=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card of every checkpoint says nothing of this; a finished model gets its own (:func:`save_model`)."""
 
 
 class SaveOnInterrupt(TrainerCallback):
@@ -89,11 +92,17 @@ def latest(folder: Path) -> str | None:
     return str(whole[-1]) if whole else None
 
 
-def save_model(trainer: Any, processor: Any, folder: Path) -> Path:
+def save_model(trainer: Any, processor: Any, folder: Path, card: Callable[[], str] | None = None) -> Path:
     """Save model (or adapter) and processor whole: under another name first, then renamed.
 
     The trainer saves, because it can gather weights that are spread over processes (DeepSpeed, FSDP); of several
     processes one writes, and all go on when the folder is there.
+
+    Args:
+        trainer: What was trained.
+        processor: Saved beside it.
+        folder: Where.
+        card: Writes its ``README.md``.
     """
     temporary = folder.with_name(folder.name + ".partial")
     if trainer.is_world_process_zero():
@@ -104,9 +113,42 @@ def save_model(trainer: Any, processor: Any, folder: Path) -> Path:
     if trainer.is_world_process_zero():
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here reads it
         processor.save_pretrained(temporary)
+        if card is not None:  # in place of the one that PEFT puts beside an adapter
+            write_whole(temporary / "README.md", card())
         temporary.rename(folder)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def merge_adapter(model: Any, processor: Any, folder: Path, adapter: str | Path) -> Path:
+    """Save a model with its PEFT adapter as one checkpoint: under another name first, then renamed.
+
+    Args:
+        model: With the adapter on top, not quantised: merged 4-bit weights would be rounded again.
+        processor: Saved beside it.
+        folder: Where; must not exist.
+        adapter: Where it came from; the card that lies there is taken along.
+
+    Raises:
+        TrainingError: The folder exists, or there is nothing to merge.
+    """
+    if folder.exists() or not hasattr(model, "merge_and_unload"):
+        raise TrainingError(
+            explain(
+                folder,
+                expected="no such folder, and a model with an adapter",
+                found="a folder" if folder.exists() else "a model without one",
+                do="choose another name" if folder.exists() else "give the adapter's folder",
+            )
+        )
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    card = Path(adapter) / "README.md"
+    if card.is_file():
+        write_whole(temporary / "README.md", card.read_text(encoding="utf-8"))
+    return temporary.rename(folder)
 
 
 def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Record]) -> None:

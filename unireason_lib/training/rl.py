@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -41,13 +42,14 @@ from unireason_lib.grounding.generate import end_tokens
 from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface
 from unireason_lib.grounding.served import Client, ServedGenerator, connect
+from unireason_lib.training.card import model_card
 from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
 from unireason_lib.training.examples import Pictures
 from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
 from unireason_lib.training.remember import SeenPictures
 from unireason_lib.training.rewards import Asked, Reward, rewards
 from unireason_lib.training.settings import RunSettings, processes
-from unireason_lib.training.sft import freeze, full_precision, lora
+from unireason_lib.training.sft import count_parameters, freeze, full_precision, lora
 
 TESTED_TRL = ("1.16",)
 """Versions of TRL whose private interface this was tried with."""
@@ -694,6 +696,7 @@ def reinforce(
         seen.attach(base_model(model))
         if trainer.ref_model is not None:
             seen.attach(base_model(trainer.ref_model.requires_grad_(False)))
+    counted = count_parameters(trainer.model)
     train(trainer, out)
     if collapse.found is not None:
         raise TrainingError(
@@ -704,7 +707,9 @@ def reinforce(
                 do="look at rollouts.jsonl; lower the learning rate or raise the KL weight in another folder",
             )
         )
-    return save_model(trainer, processor, out / "model")
+    return save_model(
+        trainer, processor, out / "model", partial(model_card, out, "rl", trainer.model, counted)
+    )
 
 
 def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) -> GRPOConfig:

@@ -87,6 +87,7 @@ class RunSettings:
             "seed": self.seed,
             "use_cpu": not torch.cuda.is_available(),
             "remove_unused_columns": False,
+            "ddp_find_unused_parameters": False,  # all that learn are used in every step
             "report_to": self.report_to,
             "disable_tqdm": not progress,
         }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.grounding.model import base_model
+from unireason_lib.training.card import model_card
 from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
@@ -215,8 +217,11 @@ def fine_tune(
         callbacks=[Logbook(out / "log.jsonl", processor, probes)],
         optimizer_cls_and_kwargs=_optimizer(settings),
     )
+    counted = count_parameters(trainer.model)
     train(trainer, out)
-    return save_model(trainer, processor, out / "model")
+    return save_model(
+        trainer, processor, out / "model", partial(model_card, out, "sft", trainer.model, counted)
+    )
 
 
 def full_precision(model: Any, settings: RunSettings) -> None:
@@ -235,6 +240,11 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights never do
     base_model(model).model.visual.requires_grad_(not vision)
+    return count_parameters(model)
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Parameters that learn, and parameters that do not."""
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return learns, sum(p.numel() for p in model.parameters()) - learns
 
