@@ -6,7 +6,18 @@ import os
 
 import typer
 
-from unireason_lib.cli.training import Data, Model, Out, ProfileName, Quiet, Seed, Set, prepare
+from unireason_lib.cli.training import (
+    Data,
+    M3DRoot,
+    Model,
+    Out,
+    ProfileName,
+    Quiet,
+    Seed,
+    Set,
+    Volumes,
+    prepare,
+)
 
 
 def rl(
@@ -16,6 +27,8 @@ def rl(
     profile: ProfileName = "laptop",
     change: Set = None,
     seed: Seed = 0,
+    m3d_root: M3DRoot = None,
+    volumes: Volumes = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a fine-tuned model on outcomes: GRPO with a reward for answer and form, none for boxes.
@@ -27,7 +40,7 @@ def rl(
     from unireason_lib.training.probes import answer_probe
     from unireason_lib.training.rl import RLSettings, reinforce
 
-    _, section, ready = prepare("rl", data, model, profile, change, seed)
+    _, section, ready = prepare("rl", data, model, profile, change, seed, m3d_root, volumes)
     limits = Settings(max_new_tokens=section.reply_tokens, max_rounds=section.reply_rounds)
     probe = answer_probe(ready.held_out, ready.pictures, section.probe_steps, settings=limits)
     made = reinforce(

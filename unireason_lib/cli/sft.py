@@ -6,7 +6,18 @@ import os
 
 import typer
 
-from unireason_lib.cli.training import Data, Model, Out, ProfileName, Quiet, Seed, Set, prepare
+from unireason_lib.cli.training import (
+    Data,
+    M3DRoot,
+    Model,
+    Out,
+    ProfileName,
+    Quiet,
+    Seed,
+    Set,
+    Volumes,
+    prepare,
+)
 
 
 def sft(
@@ -16,6 +27,8 @@ def sft(
     profile: ProfileName = "laptop",
     change: Set = None,
     seed: Seed = 0,
+    m3d_root: M3DRoot = None,
+    volumes: Volumes = None,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on grounded records: loss on its own words only, vision tower frozen.
@@ -28,7 +41,7 @@ def sft(
     from unireason_lib.training.probes import answer_probe
     from unireason_lib.training.sft import SFTSettings, fine_tune
 
-    settings, section, ready = prepare("sft", data, model, profile, change, seed)
+    settings, section, ready = prepare("sft", data, model, profile, change, seed, m3d_root, volumes)
     probe = answer_probe(
         ready.held_out,
         ready.pictures,

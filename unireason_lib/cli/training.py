@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-Data = Annotated[Path, typer.Option(help="Folder of the data set (sft/, rl/, images/); build makes one.")]
+Data = Annotated[
+    str,
+    typer.Option(help="Data set (folder with sft/, rl/, images/; build makes one), or the authors' release."),
+]
 Out = Annotated[Path, typer.Option(help="Folder of the run; a run in it is gone on with.")]
+M3DRoot = Annotated[
+    Path | None,
+    typer.Option("--m3d-root", help="Folder of the M3D volumes that you hold, for the authors' release."),
+]
+Volumes = Annotated[
+    Path | None, typer.Option(help="Table of rows of the release and their volumes: CSV id,volume, or JSON.")
+]
 Model = Annotated[str, typer.Option(help="Checkpoint to start from, a folder or hub id.")]
 ProfileName = Annotated[str, typer.Option("--profile", help="smoke, laptop, t4 or gpu.")]
 Set = Annotated[
@@ -38,9 +48,17 @@ class Ready(NamedTuple):
 
 
 def prepare(
-    stage: str, data: Path, model: str, profile: str, change: Sequence[str] | None, seed: int
+    stage: Literal["sft", "rl"],
+    data: str,
+    model: str,
+    profile: str,
+    change: Sequence[str] | None,
+    seed: int,
+    m3d_root: Path | None = None,
+    volumes: Path | None = None,
 ) -> tuple[Any, Any, Ready]:
     """The profile, its section for a stage, and everything that a run of it begins with."""
+    from unireason_lib.errors import DatasetError
     from unireason_lib.profiles import load_profile
 
     settings = load_profile(profile, "\n".join(change or ()))
@@ -53,11 +71,19 @@ def prepare(
 
     section = settings[stage]
     counts = {"2d": section.counts_2d, "3d": section.counts_3d}
-    records = training_records(data, counts, seed=seed)
-    held_out = probe_records(training_records(data, split="val", seed=seed), section.probe_size)
+    where = {"form": stage, "m3d_root": m3d_root, "volumes": volumes, "seed": seed}
+    records = training_records(data, counts, **where)
+    try:
+        held_out = probe_records(training_records(data, split="val", **where), section.probe_size)
+    except DatasetError:  # a small set, or one that keeps nobody apart
+        held_out = []
     device = None
     if settings.model.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
     loaded, processor = load_profile_model(settings.model, Path.cwd(), model, device=device)
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it")
-    return settings, section, Ready(loaded, processor, records, held_out, pictures_from(data))
+    return (
+        settings,
+        section,
+        Ready(loaded, processor, records, held_out, pictures_from(data, m3d_root=m3d_root)),
+    )

@@ -17,12 +17,17 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from unireason_lib.answers import extract_choice
 from unireason_lib.boxes import Box3D, parse_boxes
@@ -31,7 +36,9 @@ from unireason_lib.dataset.parquet import (
     ImageStore,
     ScanRoots,
     inside,
+    picture_row,
     pictures_of,
+    read_records,
     record_of,
     rows,
 )
@@ -313,3 +320,69 @@ def _table(path: str | Path) -> dict[str, str]:
                 do="correct the table",
             )
         ) from error
+
+
+def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> Path:
+    """Write a data set of ours in the exact form of the release, for trying what reads it where the release is not.
+
+    Rows keep their conversation and image ids and nothing else that the release does not have. 3D rows lose their
+    pictures: the slices of each volume go to ``m3d_root`` as an M3D array, ``(1, slices, height, width)`` float32 in
+    [0, 1], and the row names its path.
+
+    Args:
+        folder: A data set that this package wrote, with its pictures.
+        out: Folder for ``sft/``, ``rl/``, ``images/``; must be new.
+        m3d_root: Folder for the volumes.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DatasetError: ``out`` is there already.
+    """
+    out, root, store = Path(out), Path(m3d_root), ImageStore(folder)
+    if out.exists():
+        raise DatasetError(explain(out, expected="no such folder", found="one", do="choose another name"))
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    sft: list[dict[str, Any]] = []
+    rl: list[dict[str, Any]] = []
+    flat: dict[str, Image.Image] = {}
+    volumes: dict[tuple[str, ...], str] = {}
+    for record in read_records(folder):
+        info: dict[str, Any] = {"index": len(sft)}
+        shown = list(record.image_ids) if record.dimension == "2d" else []
+        if record.dimension == "3d":
+            path = volumes.get(record.image_ids)
+            if path is None:
+                path = volumes[record.image_ids] = f"ct/{len(volumes):06d}/volume.npy"
+                slices = np.stack([np.asarray(store[name].convert("L")) for name in record.image_ids])
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                np.save(root / path, slices[None].astype(np.float32) / 255)
+            info["volume"] = path
+        flat |= {name: store[name] for name in shown}
+        asked = {"role": "user", "content": PLACEHOLDER * len(shown) + record.user_text}
+        told = json.dumps(info)
+        sft.append(
+            {
+                "messages": [asked, {"role": "assistant", "content": record.reply}],
+                "image_ids": shown,
+                "extra_info": told,
+            }
+        )
+        rl.append(
+            {
+                "prompt": [asked],
+                "image_ids": shown,
+                "data_source": record.source,
+                "agent_name": "urm_single_assistant",
+                "ability": "medical_vqa",
+                "reward_model": json.dumps({"style": "rule", "ground_truth": record.answer}),
+                "extra_info": told,
+            }
+        )
+    pictures = [picture_row(name, picture) for name, picture in flat.items()]
+    for name, found in (("sft", sft), ("rl", rl), ("images", pictures)):
+        (temporary / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(found), temporary / name / "part-00000.parquet")
+    return temporary.rename(out)

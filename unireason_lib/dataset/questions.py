@@ -1,19 +1,17 @@
 """Questions of six families, with four options each, about what is outlined in a study.
 
-| family | kinds |
-| --- | --- |
-| structure localization | ``box`` (which of four boxes encloses it), ``name`` (which structure fills a box) |
-| spatial localization | ``quadrant`` (patient directions), ``cell`` (grid over the picture), ``height``
-(quarter of the slices) | | existence verification | ``pair`` (both, only one, only the other, neither),
-``present``, ``absent`` (one of four), ``count`` (of lesions) | | size comparison | ``largest``, ``smallest``
-(of four), ``ratio`` (two, in four classes), ``extent`` (mm) | | spatial relationship | ``relation`` (patient
-directions), ``clock`` (hour over the picture), ``which side`` (of four) | | lesion analysis | ``texture``,
-``density``, ``size class``, ``host``, ``place`` (in the host), ``extent`` (mm) |
+structure localization  ``box`` (which of four boxes encloses it), ``name`` (which structure fills a box)
+spatial localization    ``quadrant`` (patient directions), ``cell`` (grid over the picture), ``height`` (quarter of the
+                        slices)
+existence verification  ``pair`` (both, only one, only the other, neither), ``present``, ``absent`` (one of four),
+                        ``count`` (of lesions)
+size comparison         ``largest``, ``smallest`` (of four), ``ratio`` (two, in four classes), ``extent`` (mm)
+spatial relationship    ``relation`` (patient directions), ``clock`` (hour over the picture), ``which side`` (of four)
+lesion analysis         ``texture``, ``density``, ``size class``, ``host``, ``place`` (in the host), ``extent`` (mm)
 
 Exactly one option is true by measurement; near-ties are never asked (:mod:`unireason_lib.dataset.scene`).
-Existence is yes or
-no: with four options we ask it about two structures at once (yes-yes, yes-no, no-yes, no-no) or turn it round
-(``present``, ``absent``). Absent structures are names that the source looked for and did not find, so a
+Existence is yes or no: with four options we ask it about two structures at once (yes-yes, yes-no, no-yes, no-no) or
+turn it round (``present``, ``absent``). Absent structures are names that the source looked for and did not find, so a
 source that outlines one thing a picture gets few of these. Density, a matter of two or three values, is asked
 together with a second property for the same reason.
 

@@ -1,35 +1,59 @@
-"""From a folder of Parquet to what a trainer takes: which records, and where their pictures are."""
+"""From a folder of Parquet to what a trainer takes: which records, and where their pictures are.
+
+The folder is a data set of ours, or the authors' release (a folder, or its hub id), of which a volume is known by its
+path only: with ``m3d_root`` rows whose volume the user holds are learnt from, without it only those about slices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from unireason_lib.dataset.mixture import Mixture
-from unireason_lib.dataset.parquet import ImageStore, ScanRoots, pictures_of, read_records
+from unireason_lib.dataset.official import open_official
+from unireason_lib.dataset.parquet import MANIFEST, ImageStore, ScanRoots, pictures_of, read_records
 from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.training.examples import Pictures
 
+HELD_OUT = 50
+"""One of so many studies of the release is kept apart for validation, another for a test: it names no splits."""
+
 
 def training_records(
-    folder: str | Path, counts: Mapping[str, int | None] | None = None, *, split: str = "train", seed: int = 0
+    folder: str | Path,
+    counts: Mapping[str, int | None] | None = None,
+    *,
+    split: str = "train",
+    seed: int = 0,
+    form: Literal["sft", "rl"] = "sft",
+    m3d_root: str | Path | None = None,
+    volumes: str | Path | None = None,
 ) -> list[Record]:
     """Records of a data set, in a random order.
 
     Args:
-        folder: A data set that :mod:`unireason_lib.dataset` wrote.
+        folder: A data set that :mod:`unireason_lib.dataset` wrote, or the authors' release.
         counts: Dimension -> how many records of it; None takes all of them, a dimension left out none. More than there
             are means that some come again, which is how a mixture is matched in steps.
         split: Of the data set.
         seed: Draws the selection and the order. With the same seed, a smaller count is part of a larger one.
+        form: ``"sft"`` with replies, ``"rl"`` without.
+        m3d_root, volumes: For the release: the volumes that the user holds, and which row belongs to which; see
+            :func:`~unireason_lib.dataset.official.open_official`. Rows whose volume is missing are left out, with a
+            warning that counts them.
 
     Raises:
         DatasetError: There are no records of a dimension that is asked for.
     """
     parts: dict[str, list[Record]] = {"2d": [], "3d": []}
-    for record in read_records(folder, split):
+    ours = (Path(folder) / MANIFEST).is_file()
+    found = read_records(folder, split, form) if ours else _released(folder, split, form, m3d_root, volumes)
+    for record in found:
         parts[record.dimension].append(record)
     sizes = {part: len(records) for part, records in parts.items()}
     wanted = {part: sizes[part] for part in parts} if counts is None else dict(counts)
@@ -48,16 +72,55 @@ def training_records(
     return [parts[part][row] for part, row in mixture.epoch(0)]
 
 
+def _released(
+    folder: str | Path,
+    split: str,
+    form: Literal["sft", "rl"],
+    m3d_root: str | Path | None,
+    volumes: str | Path | None,
+) -> Iterator[Record]:
+    data = open_official(folder, m3d_root=m3d_root, volumes=volumes)
+    left_out = 0
+    for record in data.records(form):
+        if (record.split or _split_of(record)) != split:
+            continue
+        if record.dimension == "3d" and not record.image_ids:
+            left_out += 1
+            continue
+        yield record
+    if left_out:
+        warnings.warn(
+            f"{folder}: {left_out:,} rows about volumes are left out, because their volume is not there; the release "
+            "has none: give the folder of those that you hold (m3d_root), and a table of rows and paths (volumes)",
+            stacklevel=3,
+        )
+
+
+def _split_of(record: Record) -> str:
+    """Of a row that names none: it follows from its study, or its pictures, so that nobody is in two."""
+    whose = record.patient or record.lookup or "/".join(record.image_ids) or record.study
+    number = int.from_bytes(hashlib.blake2b(whose.encode(), digest_size=4).digest()) % HELD_OUT
+    return {0: "val", 1: "test"}.get(number, "train")
+
+
 def pictures_from(
-    folder: str | Path, roots: Mapping[str, str | Path] | None = None, keep: int = 16
+    folder: str | Path,
+    roots: Mapping[str, str | Path] | None = None,
+    keep: int = 16,
+    *,
+    m3d_root: str | Path | None = None,
 ) -> Pictures:
     """Gives the pictures of a record: from ``images/`` of a data set, else from scans that the user holds.
 
     Args:
-        folder: The data set.
+        folder: The data set, or the release.
         roots: Source -> folder of its scans, for records that only name a path.
         keep: Groups of rows of ``images/`` to keep in memory.
+        m3d_root: Folder of the scans of all other sources.
     """
+    if not Path(folder).is_dir():
+        folder = open_official(folder).folder
     store = ImageStore(folder, keep=keep)
-    scan = ScanRoots(roots) if roots else None
+    known = {**({"": m3d_root} if m3d_root else {}), **(roots or {})}
+    scan = ScanRoots(known) if known else None
     return partial(pictures_of, store=store, scan=scan)
