@@ -24,6 +24,8 @@ FORM = "full"  # or one with a part left out: no regions, no boxes, answer
 COUNT_2D = None  # records of slices to learn from; None takes those of the profile, 0 none
 COUNT_3D = None  # records of volumes
 BASE = ""  # checkpoint to start from; empty takes that of the profile
+DATA = ""  # data set or the authors' release, a folder or hub id; empty makes phantoms
+M3D_ROOT = ""  # with the release: folder of the M3D volumes that you hold
 RUN = ""  # folder of the run in runs/sft; empty derives it from the settings
 
 # %% tags=["setup"]
@@ -99,28 +101,22 @@ print(f"{type(base).__name__}, {sum(p.numel() for p in base.parameters()) / 1e6:
 # %% [markdown]
 # The data set is that of notebook 01, larger: of some phantom patients one slice is shown, of others the whole volume, and
 # nobody is both. Boxes are written in the pixels of this model's processor. A folder that is finished is taken as it is; a
-# build that was stopped goes on. Its name follows from the settings and from the code that makes data sets.
+# build that was stopped goes on. Its name follows from the settings and from the code that makes data sets. With `DATA` the
+# notebook learns from a set of your own, or from the authors' release, and nothing else in it changes.
 
 # %%
 from unireason_lib.dataset.ledger import code_state
 from unireason_lib.dataset.phantom_set import phantom_set
 
-patients = profile.sft.patients_2d, profile.sft.patients_3d
-made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), code_state())
-place = root / "runs" / "data" / f"phantoms-{PROFILE}-{made_of}"
-report = phantom_set(place, *patients, frame, profile.dataset, workers=2)
-folder, manifest = report.folder, report.manifest
-print(f"{folder.relative_to(root)}: {manifest['records']:,} records, {manifest['pictures']:,} pictures")
-print(f"{report.built:,} patients made now, {report.seconds:.0f} s")
-
-# %%
-from unireason_lib.display import plot_counts
-
-kinds = {"2d": {}, "3d": {}}
-for name, count in manifest["counts"]["family and dimension"].items():
-    family, dimension = name.split(", ")
-    kinds[dimension][family] = count
-plot_counts({f"records in {d.upper()}": found for d, found in kinds.items()})
+folder, made = DATA, None
+if not DATA:
+    patients = profile.sft.patients_2d, profile.sft.patients_3d
+    made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), code_state())
+    place = root / "runs" / "data" / f"phantoms-{PROFILE}-{made_of}"
+    report = phantom_set(place, *patients, frame, profile.dataset, workers=2)
+    folder, made = report.folder, report.manifest["settings"]
+    print(f"{folder.relative_to(root)}: {report.manifest['records']:,} records")
+    print(f"{report.built:,} patients made now, {report.seconds:.0f} s")
 
 # %% [markdown]
 # The same set from the command line; a finished folder answers at once, and one that was built otherwise is refused.
@@ -130,16 +126,16 @@ import shlex
 
 from unireason_lib.cli import app
 
-made = manifest["settings"]
-command = ["build", "--out", str(folder), "--model", base_path, "--pictures", made["pictures"]]
-for source in made["sources"]:
-    options = ",".join(f"{key}={value}" for key, value in source["options"].items())
-    command += ["--source", f"{source['name']}:{options}"]
-command += ["--size", ",".join(map(str, made["size"])), "--per-family", str(made["per_family"])]
-command += ["--census", str(made["census"]), "--workers", "2"]
-command += ["--fractions", ",".join(repr(made["fractions"][split]) for split in ("train", "val", "test"))]
-print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""), "\n")
-app(command, standalone_mode=False)
+if made is not None:
+    command = ["build", "--out", str(folder), "--model", base_path, "--pictures", made["pictures"]]
+    for source in made["sources"]:
+        options = ",".join(f"{key}={value}" for key, value in source["options"].items())
+        command += ["--source", f"{source['name']}:{options}"]
+    command += ["--size", ",".join(map(str, made["size"])), "--per-family", str(made["per_family"])]
+    command += ["--census", str(made["census"]), "--workers", "2"]
+    command += ["--fractions", ",".join(repr(made["fractions"][split]) for split in ("train", "val", "test"))]
+    print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""), "\n")
+    app(command, standalone_mode=False)
 
 # %% [markdown]
 # What to learn from: a selection by dimension, in a random order. `COUNT_3D` makes volumes scarce; the ablations of notebook
@@ -151,13 +147,20 @@ from collections import Counter
 from unireason_lib.training.data import pictures_from, training_records
 from unireason_lib.training.probes import probe_records
 
-records = training_records(folder, counts, seed=SEED)
-pictures = pictures_from(folder)
-others = training_records(folder, split="val", seed=SEED)
+held = M3D_ROOT or None
+records = training_records(folder, counts, seed=SEED, m3d_root=held)
+pictures = pictures_from(folder, m3d_root=held)
+others = training_records(folder, split="val", seed=SEED, m3d_root=held)
 held_out = probe_records(others, profile.sft.probe_size)
 print("to learn from:    ", dict(Counter(record.dimension for record in records)))
 print("to look after it: ", dict(Counter(record.dimension for record in held_out)), "of other patients")
-assert not {record.patient for record in records} & {record.patient for record in held_out}
+assert not {record.patient for record in records if record.patient} & {record.patient for record in held_out}
+
+# %%
+from unireason_lib.display import plot_counts
+
+kinds = {d: Counter(record.family or "all" for record in records if record.dimension == d) for d in ("2d", "3d")}
+plot_counts({f"records in {d.upper()}": dict(sorted(found.items())) for d, found in kinds.items() if found})
 
 # %% [markdown]
 # One record in 2D. Boxes, crops and words are what the model shall write and get; the numbers are those of the true boxes.
@@ -577,7 +580,10 @@ from unireason_lib.evaluation import open_benchmark
 
 shape, census = profile.dataset.shape, min(300, profile.dataset.census)
 limit = profile.evaluation.control_questions
-test = open_benchmark("phantom", split="test", limit=limit, frame=frame, size=shape, census=census)
+if DATA:
+    test = open_benchmark(DATA, split="test", limit=limit, frame=frame, m3d_root=held)
+else:
+    test = open_benchmark("phantom", split="test", limit=limit, frame=frame, size=shape, census=census)
 
 
 def first_lesion(dimension):

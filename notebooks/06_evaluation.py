@@ -21,6 +21,8 @@ PROFILE = "laptop"
 OVERRIDES = ""
 SEED = 0
 MODEL = ""  # a folder or hub id; empty: the model of the profile
+DATA = ""  # data set or the authors' release whose test is asked, a folder; empty: phantoms
+M3D_ROOT = ""  # with the release: folder of the M3D volumes that you hold
 RESULTS = ""  # folder for the replies; empty: one below runs/evaluation
 REAL = ""  # folder with abdomen_ct.nii.gz and abdomen_seg.nii.gz; empty: looks beside the checkout
 
@@ -74,7 +76,7 @@ print(f"{checkpoint.identity()['model']['name']}: at most {settings.max_new_toke
 # %% [markdown]
 # The questions are about phantom patients with numbers that training never reaches: a slice of one, the volume of the
 # next, two questions each. They are thinned like the training questions (notebook 01), so that reading them does not
-# help. Boxes are written in pixels of this model's processor.
+# help. Boxes are written in pixels of this model's processor. `DATA` asks another benchmark in their place.
 
 # %%
 from collections import Counter
@@ -82,15 +84,11 @@ from collections import Counter
 from unireason_lib.evaluation import open_benchmark
 
 shape = tuple(profile.dataset.shape)
-benchmark = open_benchmark(
-    "phantom",
-    split="test",
-    limit=profile.evaluation.questions,
-    size=shape,
-    frame=checkpoint.frame(),
-    seed=SEED,
-    census=min(300, profile.dataset.census),
-)
+asked = {"split": "test", "limit": profile.evaluation.questions, "frame": checkpoint.frame()}
+if DATA:
+    benchmark = open_benchmark(DATA, m3d_root=M3D_ROOT or None, **asked)
+else:
+    benchmark = open_benchmark("phantom", size=shape, seed=SEED, census=min(300, profile.dataset.census), **asked)
 item_of = {item.id: item for item in benchmark}
 print(f"{len(benchmark)} questions about {len({item.patient for item in benchmark})} patients")
 print(dict(Counter(item.dimension for item in benchmark)))

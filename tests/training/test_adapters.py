@@ -8,9 +8,10 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
 from unireason_lib.cli import app
-from unireason_lib.errors import TrainingError
+from unireason_lib.errors import ModelError, TrainingError
 from unireason_lib.grounding import GroundedGenerator, load_model, tiny
 from unireason_lib.training.checkpoints import merge_adapter
+from unireason_lib.training.logbook import read_log
 from unireason_lib.training.sft import SFTSettings, fine_tune
 
 
@@ -101,3 +102,40 @@ def test_only_an_adapter_can_be_merged(tiny_checkpoint, tmp_path):
     model, processor = load_model(tiny_checkpoint, device="cpu")
     with pytest.raises(TrainingError, match="a model with an adapter"):
         merge_adapter(model, processor, tmp_path / "out", tmp_path)
+
+
+def test_adapters_are_learnt_on_4_bit_weights(tiny_checkpoint, study, tmp_path):
+    """Matrices of the language model in 4 bits, on the CPU; adapters in float32, and loaded again on 16-bit weights."""
+    model, processor = load_model(tiny_checkpoint, device="cpu", dtype="float32", quantization="4bit")
+    kinds = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if "Linear" in type(module).__name__
+    }
+    assert {kind for name, kind in kinds.items() if "language_model" in name} == {"Linear4bit"}
+    assert {kind for name, kind in kinds.items() if "language_model" not in name} == {
+        "Linear"
+    }  # tower and output layer
+    settings = SFTSettings(
+        steps=6,
+        learning_rate=1e-2,
+        batch_size=4,
+        accumulation=1,
+        lora_rank=4,
+        keep_features=True,
+        save_steps=50,
+        log_steps=1,
+    )
+    made = fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / "run", settings)
+    learnt = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert learnt == {torch.float32}
+    losses = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl")]
+    assert losses[-1] < losses[0]
+    loaded, again = load_model(tiny_checkpoint, adapter=made, device="cpu", dtype="bfloat16")
+    request = {"question": "Where?", "images": study.pictures(study.records[0]), "options": ["Left", "Right"]}
+    assert GroundedGenerator(loaded, again).generate([request], max_new_tokens=4)
+
+
+def test_only_4_bits_are_known(tiny_checkpoint):
+    with pytest.raises(ModelError, match="none or 4bit"):
+        load_model(tiny_checkpoint, device="cpu", quantization="8bit")

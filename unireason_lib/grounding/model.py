@@ -92,7 +92,7 @@ def load_model(
     return model.eval(), processor
 
 
-NOT_QUANTISED = ("visual", "lm_head")
+NOT_QUANTISED = ("model.visual", "lm_head")
 """Modules that 4-bit loading leaves alone: what the tower sees decides a box, the output layer writes its digits."""
 
 

@@ -671,7 +671,6 @@ def reinforce(
         keep_settings(out, asdict(settings), records)
     if (out / "model").is_dir():
         return out / "model"
-    full_precision(model, settings)
     freeze(model, settings.freeze_vision)
     questions = Questions(records, pictures, settings.max_prompt_tokens, out / "left_out.jsonl")
     collapse = Collapse(settings.patience)
@@ -696,6 +695,7 @@ def reinforce(
         seen.attach(base_model(model))
         if trainer.ref_model is not None:
             seen.attach(base_model(trainer.ref_model.requires_grad_(False)))
+    full_precision(trainer.model, settings)
     counted = count_parameters(trainer.model)
     train(trainer, out)
     if collapse.found is not None:

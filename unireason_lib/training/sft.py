@@ -178,7 +178,6 @@ def fine_tune(
         keep_settings(out, asdict(settings), records)
     if (out / "model").is_dir():
         return out / "model"
-    full_precision(model, settings)
     added = add_thought_tokens(model, processor)
     freeze(model, settings.freeze_vision)
     examples = Examples(
@@ -217,6 +216,7 @@ def fine_tune(
         callbacks=[Logbook(out / "log.jsonl", processor, probes)],
         optimizer_cls_and_kwargs=_optimizer(settings),
     )
+    full_precision(trainer.model, settings)
     counted = count_parameters(trainer.model)
     train(trainer, out)
     return save_model(
@@ -225,10 +225,17 @@ def fine_tune(
 
 
 def full_precision(model: Any, settings: RunSettings) -> None:
-    """Weights that all learn are kept in float32 and multiplied in 16 bits under autocast: small updates would be lost
-    in the rounding of a bfloat16 weight. (DeepSpeed keeps such a copy itself; under adapters the weights stay.)"""
-    if settings.lora_rank is None and settings.deepspeed is None:
+    """What learns is kept in float32 and multiplied in 16 bits under autocast: small updates would be lost in the
+    rounding of a bfloat16 weight, and the loss scale of float16 takes no other. Of a fully trained model that is all of
+    it, so that FSDP finds one type; under adapters the frozen weights stay as they are. (DeepSpeed keeps a copy itself;
+    TRL makes adapters of 4-bit weights bfloat16, which is undone here.)"""
+    if settings.deepspeed is not None:
+        return
+    if settings.lora_rank is None:
         model.float()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
