@@ -26,7 +26,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help tutorial test lint gate unit smoke lab bench notebooks sync format lock clean
+.PHONY: help tutorial test lint gate unit smoke study replicate lab bench notebooks sync format lock clean
 
 help: ## this list
 	@echo "UniReason-Lab. Each command sets up .venv by itself the first time (about 7 GB, some minutes)."
@@ -38,7 +38,7 @@ help: ## this list
 tutorial: $(READY) ## run every notebook, show where the executed ones are and what came out
 	@$(PY) -m unireason_lib tutorial --profile $(PROFILE) $(ONLY)
 
-test: lint gate unit smoke ## all that must hold: lint, notebook gate, unit tests, notebooks in the smoke profile
+test: lint gate unit smoke study ## all that must hold: lint, notebook gate, unit tests, notebooks and a study in the smoke profile
 
 lint: $(READY)
 	@$(PY) -m ruff format --check .
@@ -54,6 +54,16 @@ unit: $(READY)
 
 smoke: $(READY)
 	@$(PY) -m unireason_lib tutorial --profile smoke --out runs/smoke $(ONLY)
+
+# the study of the claims at its smallest: every condition once, from fine-tuning to the table; afresh each time
+study: $(READY)
+	@rm -rf runs/ablation/claims-smoke runs/sft/claims-smoke-* runs/rl/claims-smoke-* runs/evaluation/claims-smoke-*
+	@$(PY) -m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1
+
+# a thread each for two notebooks at a time: on two cores that is faster than two threads for one
+replicate: $(READY) ## the study of the claims on this machine (hours; goes on where it was stopped), into data/results
+	@OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/claims.yaml --workers 2 --keep data/results
+	@OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/efficiency.yaml --workers 2 --keep data/results
 
 lab: $(READY) ## JupyterLab on the notebooks, which it keeps in step with their text twins
 	@$(PY) -m jupyter lab notebooks

@@ -107,8 +107,9 @@ print(f"{type(base).__name__}, {sum(p.numel() for p in base.parameters()) / 1e6:
 # %%
 from unireason_lib.dataset.ledger import code_state
 from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib.training.data import data_folder
 
-folder, made = DATA, None
+folder, made = data_folder(DATA) if DATA else None, None
 if not DATA:
     patients = profile.sft.patients_2d, profile.sft.patients_3d
     made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), code_state())
@@ -159,7 +160,9 @@ assert not {record.patient for record in records if record.patient} & {record.pa
 # %%
 from unireason_lib.display import plot_counts
 
-kinds = {d: Counter(record.family or "all" for record in records if record.dimension == d) for d in ("2d", "3d")}
+kinds = {
+    d: Counter(record.family or "all" for record in records if record.dimension == d) for d in ("2d", "3d")
+}
 plot_counts({f"records in {d.upper()}": dict(sorted(found.items())) for d, found in kinds.items() if found})
 
 # %% [markdown]
@@ -581,7 +584,7 @@ from unireason_lib.evaluation import open_benchmark
 shape, census = profile.dataset.shape, min(300, profile.dataset.census)
 limit = profile.evaluation.control_questions
 if DATA:
-    test = open_benchmark(DATA, split="test", limit=limit, frame=frame, m3d_root=held)
+    test = open_benchmark(str(folder), split="test", limit=limit, frame=frame, m3d_root=held)
 else:
     test = open_benchmark("phantom", split="test", limit=limit, frame=frame, size=shape, census=census)
 

@@ -59,14 +59,15 @@ pipeline_figure("evaluation")
 
 # %%
 from unireason_lib.grounding import Settings
+from unireason_lib.grounding.model import adapter_base
 from unireason_lib.inference import Checkpoint
 
 name = MODEL or profile.model.path
 local = project_root() / name
+found = str(local if local.is_dir() else name)
 device = None if profile.model.device == "auto" else profile.model.device
-checkpoint = Checkpoint(
-    str(local if local.is_dir() else name), profile.model.adapter, profile.model.dtype, device
-)
+base = adapter_base(local)  # of an adapter, the model it was trained on
+checkpoint = Checkpoint(base or found, found if base else profile.model.adapter, profile.model.dtype, device)
 writing = profile.generation
 settings = Settings(
     writing.max_new_tokens, writing.max_rounds, temperature=writing.temperature, top_p=writing.top_p
@@ -82,13 +83,16 @@ print(f"{checkpoint.identity()['model']['name']}: at most {settings.max_new_toke
 from collections import Counter
 
 from unireason_lib.evaluation import open_benchmark
+from unireason_lib.training.data import data_folder
 
 shape = tuple(profile.dataset.shape)
 asked = {"split": "test", "limit": profile.evaluation.questions, "frame": checkpoint.frame()}
 if DATA:
-    benchmark = open_benchmark(DATA, m3d_root=M3D_ROOT or None, **asked)
+    benchmark = open_benchmark(str(data_folder(DATA)), m3d_root=M3D_ROOT or None, **asked)
 else:
-    benchmark = open_benchmark("phantom", size=shape, seed=SEED, census=min(300, profile.dataset.census), **asked)
+    benchmark = open_benchmark(
+        "phantom", size=shape, seed=SEED, census=min(300, profile.dataset.census), **asked
+    )
 item_of = {item.id: item for item in benchmark}
 print(f"{len(benchmark)} questions about {len({item.patient for item in benchmark})} patients")
 print(dict(Counter(item.dimension for item in benchmark)))

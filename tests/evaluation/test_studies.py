@@ -226,7 +226,7 @@ def test_the_released_form(tmp_path):
     ]
     (tmp_path / "rl").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rl" / "train.parquet")
-    found = open_benchmark(str(tmp_path))
+    found = open_benchmark(str(tmp_path), split="all")
     flat, deep = found.items
     assert [row.name for row in found.skipped] == ["rl-00000002"] and "reward_model" in found.skipped[
         0

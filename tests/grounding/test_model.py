@@ -15,6 +15,7 @@ from transformers import (
 
 from unireason_lib.errors import ModelError
 from unireason_lib.grounding import build_tiny, load_model
+from unireason_lib.grounding.model import adapter_base
 from unireason_lib.grounding.tiny import ADDED_TOKENS, SPECIAL_TOKENS, tiny_tokenizer
 
 
@@ -175,3 +176,14 @@ def test_a_tokenizer_without_box_tokens_is_refused(tiny_checkpoint, tmp_path):
     (lacking / "tokenizer.json").write_text(text)
     with pytest.raises(ModelError, match="box_end"):
         load_model(lacking)
+
+
+def test_an_adapter_says_what_it_was_trained_on(tiny_checkpoint, tmp_path):
+    assert adapter_base(tiny_checkpoint) is None and adapter_base("owner/name") is None
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct"}')
+    assert adapter_base(tmp_path) == "Qwen/Qwen2.5-VL-3B-Instruct"
+    for content, said in (("{}", "base_model_name_or_path"), ("no", "JSON")):
+        config.write_text(content)
+        with pytest.raises(ModelError, match=said):
+            adapter_base(tmp_path)

@@ -18,6 +18,8 @@ from unireason_lib.evaluation import open_benchmark
 from unireason_lib.grounding import GroundedGenerator, Script, load_model
 from unireason_lib.grounding.served import ServedGenerator, connect
 
+from .vllm_protocol import GenerateRequest, GenerateResponse, Rendered
+
 SFT = Path(__file__).parents[2] / "data" / "tiny-sft"
 HOW = {"max_new_tokens": 120, "max_rounds": 3}
 
@@ -46,17 +48,17 @@ class StandIn:
             self.pictures[name] = Image.open(io.BytesIO(raw)).convert("RGB")
             hashes.append(name)
         places = [{"offset": 4 + 9 * k, "length": 4} for k in range(len(hashes))]
-        return {
-            "features": {
-                "mm_hashes": {"image": hashes},
-                "mm_placeholders": {"image": places},
-                "kwargs_data": {"image": ["..." for _ in hashes]},
-            }
+        features = {
+            "mm_hashes": {"image": hashes},
+            "mm_placeholders": {"image": places},
+            "kwargs_data": {"image": ["..." for _ in hashes]},
         }
+        return Rendered(request_id="r", token_ids=[0], features=features).model_dump()
 
     def generate(self, body):
+        request = GenerateRequest.model_validate(body)
         params, ids, features = body["sampling_params"], list(body["token_ids"]), body["features"]
-        assert body["model"] == "tiny" and params["output_kind"] == 2
+        assert request.model == "tiny" and request.sampling_params.output_kind == 2
         self.asked.append(body)
         images = [self.pictures[name] for name in features["mm_hashes"]["image"]]
         pixels = self.processor.image_processor(images=images, return_tensors="pt")
@@ -98,8 +100,8 @@ class StandIn:
                     if self.drop_stop:
                         written.pop(), told.pop()
                     break
-            choices.append({"token_ids": written, "logprobs": {"content": told}})
-        return {"choices": choices}
+            choices.append({"index": sample, "token_ids": written, "logprobs": {"content": told}})
+        return GenerateResponse(request_id=request.request_id, choices=choices).model_dump()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def served():
             try:
                 with stand_in.lock:
                     self.answer(ways[self.path](body))
-            except AssertionError as error:
+            except (AssertionError, ValueError) as error:  # pydantic's errors are ValueErrors
                 self.answer({"error": str(error)}, 400)
 
         def log_message(self, *args):
@@ -181,6 +183,31 @@ def test_samples_share_the_first_request(served, requests):
     for trace in found:
         own = [lp for lp, mine in zip(trace.logprobs, trace.own_mask, strict=True) if mine]
         assert all(lp <= 0 for lp in own) and sum(own) < 0
+
+
+def test_greedy_replies_are_asked_for_once(served, requests):
+    """vLLM refuses to make several continuations greedily; they would be the same."""
+    stand_in, client, model, processor = served
+    generator = ServedGenerator(client, processor, [model.generation_config.eos_token_id[0]])
+    stand_in.asked.clear()
+    traces = generator.generate(requests[:1], samples=3, temperature=0.0, **HOW)
+    assert len({trace.text for trace in traces}) == 1 and len(traces) == 3
+    assert {body["sampling_params"]["n"] for body in stand_in.asked} == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token_ids": []}, "token_ids"),
+        ({"sampling_params": {"stop": ["x"]}}, "stop"),
+        ({"features": {"mm_hashes": {"image": ["a"]}, "mm_placeholders": {"image": []}}}, "mm_placeholders"),
+    ],
+)
+def test_the_stand_in_refuses_what_vllm_refuses(change, said):
+    body = {"request_id": "r", "token_ids": [1, 2], "sampling_params": {"n": 1}}
+    GenerateRequest.model_validate(body)
+    with pytest.raises(ValueError, match=said):
+        GenerateRequest.model_validate(body | change)
 
 
 def test_token_budgets_are_kept(served, requests):

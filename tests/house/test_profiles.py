@@ -30,7 +30,15 @@ def test_all_profiles_have_the_settings_of_laptop_with_its_types(name):
     assert list(other) == list(laptop)
     assert {key for key in laptop if laptop[key] != other[key]}, "a profile that changes nothing"
     for key, value in laptop.items():
-        match_type(key, other[key], value)
+        if other[key] is not None:
+            match_type(key, other[key], value)
+
+
+def test_null_may_stand_where_some_profile_has_it():
+    assert load_profile("laptop", "rl.lora_rank=none").rl.lora_rank is None
+    assert load_profile("laptop", "rl.lora_rank=none; rl.steps=3").rl.steps == 3
+    with pytest.raises(ProfileError, match="learning_rate"):
+        load_profile("laptop", "rl.learning_rate=none")
 
 
 def test_gpu_has_the_values_of_the_paper():

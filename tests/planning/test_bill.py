@@ -75,8 +75,8 @@ def test_what_learns_decides_what_a_step_costs(samples):
         .lines[0]
         .flops
     )
-    assert adapters / full == pytest.approx(3 / 4, abs=0.02)
-    assert kept / full == pytest.approx(2 / 4, abs=0.04)
+    assert adapters / full == pytest.approx(3 / 4, abs=0.03)  # and attention, which has no parameters
+    assert kept / full == pytest.approx(2 / 4, abs=0.06)
 
 
 def test_memory_is_shared_as_zero_says(seven):
@@ -85,7 +85,10 @@ def test_memory_is_shared_as_zero_says(seven):
     name = "weights, gradients, optimizer"
     assert alone[name] == 16 * seven.language and shared[name] == alone[name] / 8
     assert memory(seven, cluster, "qlora", 6000).parts["frozen weights"] < alone["frozen weights"] + 6e9
-    assert memory(seven, cluster, "zero3", 6000) == memory(seven, cluster, "fsdp2", 6000)
+    other = memory(seven, cluster, "fsdp2", 6000).parts
+    assert {k: v for k, v in shared.items() if other[k] != v} == {
+        "frozen weights": other["frozen weights"] / 2
+    }
     more = memory(seven, cluster, "zero3", 12000).parts["activations"]
     assert more == 2 * shared["activations"]
     without = memory(seven, cluster, "zero3", 6000, checkpointing=False).parts["activations"]
@@ -102,8 +105,8 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can(samples):
     with pytest.raises(PlanError, match=r"2xH100"):
         made(samples, "1xH100", strategy="zero3", stages=("sft",))
     made(samples, "2xH100", strategy="zero3", stages=("sft",))
-    with pytest.raises(PlanError, match="shorten the samples"):
-        made(samples, "1xT4", "rl.generated_together=128", strategy="lora", stages=("rl",))
+    with pytest.raises(PlanError, match=r"rl\.generated_together"):
+        made(samples, "1xA100", "rl.generated_together=128", strategy="lora", stages=("rl",))
 
 
 def test_rollouts_in_smaller_batches_need_less_memory_and_more_time(samples):
@@ -127,30 +130,76 @@ def test_profiles_fit_what_they_are_made_for(profile, gpus, model, samples):
 
 def test_a_grid_costs_its_runs(samples):
     one = made(samples, stages=("sft", "test"))
-    cost = grid_hours(GRID, "gpu", load_profile("gpu"), one)
-    assert cost.runs["sft"] == cost.runs["test"] >= 30
+    cost = grid_hours(GRID, "gpu", one)
+    assert cost.runs["test"] >= cost.runs["sft"] >= 30 and cost.runs["rl"] == 10
     assert cost.hours["sft"].low < cost.runs["sft"] * one.hours("sft").low  # some leave a dimension out
     assert cost.table()[-1][0] == "in all"
+    few = made(samples, stages=("sft", "test"), records={"2d": 1000, "3d": 1000})
+    assert grid_hours(GRID, "gpu", few).hours["sft"].low < cost.hours["sft"].low / 10
+    half = grid_hours(GRID, "gpu", one, "sft.epochs=0.5").hours["sft"].low
+    assert half < 0.6 * cost.hours["sft"].low  # a condition that counts steps stays as it is
 
 
 def test_rows_are_counted_by_dimension(tmp_path):
-    for form in ("sft", "rl"):
+    shown = ["<image>one", "<image>two", "<image><image>slices", "a volume"]
+    for form, turns in (("sft", "messages"), ("rl", "prompt")):
         (tmp_path / form).mkdir()
-        ids = [["a"], ["b"], ["s1", "s2"], [], None]
-        pq.write_table(pa.table({"image_ids": ids}), tmp_path / form / "part-0.parquet")
-    assert count_rows(tmp_path, "sft") == {"2d": 2, "3d": 3}
+        rows = [
+            [{"role": "user", "content": text}, {"role": "assistant", "content": "<image>"}] for text in shown
+        ]
+        ids = [["a"], ["b", "crop"], ["s1", "s2"], []]
+        pq.write_table(pa.table({turns: rows, "image_ids": ids}), tmp_path / form / "part-0.parquet")
+    assert count_rows(tmp_path, "sft") == count_rows(tmp_path, "rl") == {"2d": 2, "3d": 2}
+    train = tmp_path / "sft" / "train-0.parquet"
+    pq.write_table(pa.table({"messages": rows[:1]}), train)
+    assert count_rows(tmp_path, "sft") == {"2d": 1, "3d": 0}  # what is held out is not learnt from
+    train.write_bytes(b"no table")
+    with pytest.raises(PlanError, match=r"train-0\.parquet"):
+        count_rows(tmp_path, "sft")
+    (tmp_path / "empty" / "sft").mkdir(parents=True)
     with pytest.raises(PlanError, match=r"expected \*\.parquet with rows"):
-        count_rows(tmp_path / "sft", "rl")
-    (tmp_path / "rl" / "part-1.parquet").write_bytes(b"no table")
-    with pytest.raises(PlanError, match=r"part-1\.parquet"):
-        count_rows(tmp_path, "rl")
+        count_rows(tmp_path / "empty", "sft")
+
+
+def test_what_the_trainers_refuse_is_refused_before(samples):
+    with pytest.raises(PlanError, match=r"multiple of micro_batch x GPUs.*[48]xH100"):
+        made(samples, "6xH100", stages=("rl",))
+    with pytest.raises(PlanError, match="bfloat16.*profile t4"):
+        made(samples, "8xT4", stages=("sft",))
+    with pytest.raises(PlanError, match="--stage.*'eval'"):
+        made(samples, stages=("eval",))
+    with pytest.raises(PlanError, match="--strategy.*'tensor'"):
+        made(samples, strategy="tensor")
+
+
+def test_a_model_that_is_spread_has_to_be_loaded_first(samples):
+    """DeepSpeed puts all of a model on every GPU before it spreads it; PyTorch takes it from the CPU."""
+    with pytest.raises(PlanError, match="while it is loaded"):
+        made(samples, "16xL4", strategy="zero3", stages=("rl",), served=True)
+    assert made(samples, "32xL4", strategy="fsdp2", stages=("sft",)).memory["sft"].loading == 0
+
+
+def test_a_server_is_paid_for_as_long_as_rl_lasts(samples):
+    alone, served = made(samples, stages=("rl",)), made(samples, stages=("rl",), served=True)
+    updates, with_server = (
+        next(line for line in one.lines if line.what == "updates") for one in (alone, served)
+    )
+    assert with_server.hours == updates.hours
+    assert with_server.cost.low == pytest.approx(2 * updates.cost.low)
+
+
+def test_each_stage_has_the_strategy_that_its_section_asks_for(samples):
+    laptop = load_profile("laptop")
+    ways = bill(laptop, shape_of("data/tiny-base"), Cluster.named("H100"), samples).strategies
+    assert ways == {"sft": "ddp", "rl": "lora", "test": "frozen"}
 
 
 def test_the_command(tmp_path):
     out = tmp_path / "bill.json"
     shown = run("--gpus", "8xH100", "--price", "3", "--grid", GRID, "--json", str(out))
     assert shown.exit_code == 0, shown.output
-    assert "8.29 B parameters" in shown.stdout and "zero3 on 8xH100" in shown.stdout
+    assert "8.29 B parameters" in shown.stdout and "on 8xH100; fine-tuning: zero3" in shown.stdout
+    assert "--config_file unireason_lib/training/launch/zero3.yaml" in shown.stdout
     told = json.loads(out.read_text())
     assert told["samples"]["3d"]["prompt"] == 2806
     assert set(told["memory"]) == {"sft", "rl", "test"} and told["grids"][GRID]["sft"]["runs"] >= 30

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from unireason_lib.cli import app
 from unireason_lib.errors import ModelError, TrainingError
 from unireason_lib.grounding import GroundedGenerator, load_model, tiny
-from unireason_lib.training.checkpoints import merge_adapter
+from unireason_lib.training.checkpoints import merge_adapter, whole_checkpoint
 from unireason_lib.training.logbook import read_log
-from unireason_lib.training.sft import SFTSettings, fine_tune
+from unireason_lib.training.sft import SFTSettings, count_parameters, fine_tune
 
 
 @pytest.fixture(params=["exact", "padded", "untied"])
@@ -83,7 +83,22 @@ def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, s
     assert CliRunner().invoke(app, arguments).exit_code == 0
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2 and "no such folder" in again.stderr
-    assert not (out / "adapter_config.json").exists() and (out / "README.md").read_text() == card
+    told = (out / "README.md").read_text()
+    assert not (out / "adapter_config.json").exists() and "peft" not in told.split("## Versions")[0]
+    assert (
+        "library_name: transformers" in told
+        and 'load_model("THIS_FOLDER")' in told
+        and "from_pretrained" in told
+    )
+    assert "| lora_rank | 4 |" in told
+    assert whole_checkpoint(out) == str(out) and whole_checkpoint("owner/name") == "owner/name"
+    beside = whole_checkpoint(made)  # to train on: merged once, then found
+    assert beside == str(made.parent / "merged") == whole_checkpoint(made)
+    with torch.no_grad():
+        for one, other in zip(
+            load_model(beside)[0].parameters(), load_model(out)[0].parameters(), strict=True
+        ):
+            assert torch.equal(one, other)
     # as the authors load theirs: the class itself, and the processor beside it
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
     tokens = AutoProcessor.from_pretrained(out).tokenizer("<think>The liver.</think>A.", return_tensors="pt")
@@ -113,6 +128,8 @@ def test_adapters_are_learnt_on_4_bit_weights(tiny_checkpoint, study, tmp_path):
         if "Linear" in type(module).__name__
     }
     assert {kind for name, kind in kinds.items() if "language_model" in name} == {"Linear4bit"}
+    plain = sum(p.numel() for p in load_model(tiny_checkpoint, device="cpu")[0].parameters())
+    assert sum(count_parameters(model)) == plain
     assert {kind for name, kind in kinds.items() if "language_model" not in name} == {
         "Linear"
     }  # tower and output layer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,9 +13,11 @@ from typer.testing import CliRunner
 
 from unireason_lib.cli import app
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
-from unireason_lib.dataset.official import write_release
+from unireason_lib.dataset.official import split_of, write_release
 from unireason_lib.dataset.parquet import read_records
+from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError
+from unireason_lib.evaluation import open_benchmark
 from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.imaging.frame import QWEN_FRAME
 from unireason_lib.training.data import pictures_from, training_records
@@ -115,6 +119,34 @@ def training_records_or_none(folder, split, m3d):
         return []
 
 
+def test_what_is_learnt_from_is_not_asked(release):
+    """The release names no splits; training and evaluation read the same ones out of it."""
+    folder, m3d = release
+    learnt = {r.id for split in ("train", "val") for r in training_records_or_none(folder, split, m3d)}
+    asked = {item.id for item in open_benchmark(str(folder), split="test", m3d_root=str(m3d))}
+    everything = {item.id for item in open_benchmark(str(folder), split="all", m3d_root=str(m3d))}
+    assert not learnt & asked and learnt | asked == everything
+    many = [Record(**vars_of(k)) for k in range(2000)]
+    kept = Counter(split_of(record) for record in many)
+    assert 20 < kept["val"] < 65 and 20 < kept["test"] < 65 and kept["train"] > 1850
+    assert split_of(replace(many[0], split="val")) == "val"
+
+
+def vars_of(k):
+    """A released row about a picture of its own."""
+    names = {field.name for field in fields(Record)}
+    words = dict.fromkeys(
+        names & {"study", "patient", "source", "modality", "family", "question", "reply", "license"}, ""
+    )
+    return words | {
+        "id": f"sft-{k:08d}",
+        "dimension": "2d",
+        "options": {},
+        "answer": "",
+        "image_ids": (f"im_{k}",),
+    }
+
+
 def test_volumes_that_nobody_holds_are_left_out_and_counted(release):
     folder, _ = release
     with pytest.warns(UserWarning, match=r"\d+ rows about volumes are left out"):
@@ -134,7 +166,18 @@ def test_sft_rl_and_evaluation_run_on_it(release, small_qwen, tmp_path):
     replies = read_lines(tmp_path / "rl" / "rollouts.jsonl")
     assert len(replies) == 2 * 2 * 2 and not (tmp_path / "rl" / "left_out.jsonl").exists()
     out = tmp_path / "test.jsonl"
-    options = ["--benchmark", folder, "--option", f"m3d_root={m3d}", "--limit", "40", "--profile", "smoke"]
+    options = [
+        "--benchmark",
+        folder,
+        "--option",
+        f"m3d_root={m3d}",
+        "--split",
+        "all",
+        "--limit",
+        "40",
+        "--profile",
+        "smoke",
+    ]
     run("evaluate", "--model", tmp_path / "rl" / "model", *options, "--quiet", "--out", out)
     lines = read_lines(out)
     assert {line["dimension"] for line in lines} == {"2d", "3d"}

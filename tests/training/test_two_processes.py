@@ -111,14 +111,14 @@ distributed.destroy_process_group()
 """
 
 
-def launch(program, processes, folder, *arguments, fails=False):
+def launch(program, processes, folder, *arguments, fails=False, before=()):
     """Run a program in processes that meet; what was said on stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(program, encoding="utf-8")
-    command = [sys.executable]
+    command = [sys.executable, *before]
     if processes > 1:
         command += [
             "-m",
@@ -169,6 +169,31 @@ def test_two_processes_make_one_run(data, tiny_checkpoint, tmp_path):
     fine_tune(model, processor, training_records(data), pictures_from(data), tmp_path / "alone", alone)
     losses = [[line["loss"] for line in read_log(run / "log.jsonl")] for run in (out, tmp_path / "alone")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_a_launcher_may_start_a_single_process(data, tiny_checkpoint, tmp_path):
+    settings = {
+        "steps": 2,
+        "batch_size": 2,
+        "accumulation": 1,
+        "save_steps": 50,
+        "log_steps": 1,
+        "bf16": False,
+    }
+    program = SFT.replace("distributed.get_rank()", "0")
+    with_launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    out = tmp_path / "out"
+    launch(
+        program,
+        1,
+        tmp_path / "program",
+        data,
+        tiny_checkpoint,
+        out,
+        json.dumps(settings),
+        before=with_launcher,
+    )
+    assert len(read_log(out / "log.jsonl")) == 2
 
 
 def test_two_processes_make_one_run_of_outcome_rl(data, tiny_checkpoint, tmp_path):

@@ -28,7 +28,7 @@ def plan(
         list[str] | None, typer.Option(help="sft, rl or test; repeatable; default: all.")
     ] = None,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Data set with sft/ and rl/ whose rows are counted; default: the paper's numbers with gpu, else "
             "the phantoms that the profile's notebooks make."
@@ -38,7 +38,10 @@ def plan(
         str | None, typer.Option(help="Records of fine-tuning in 2D and 3D: 170000,50000.")
     ] = None,
     questions: Annotated[str | None, typer.Option(help="Questions of RL in 2D and 3D: 8000,4000.")] = None,
-    picture: Annotated[int, typer.Option(min=28, help="Side of a 2D picture in pixels.")] = 512,
+    picture: Annotated[
+        int | None,
+        typer.Option(min=28, help="Side of a 2D picture in pixels; default: 512 with gpu, else a slice's."),
+    ] = None,
     served: Annotated[
         bool, typer.Option("--served", help="Rollouts from a vLLM server on as many GPUs again.")
     ] = False,
@@ -65,6 +68,7 @@ def plan(
     settings = load_profile(profile, "\n".join(change or ()))
     shape = shape_of(model or settings.model.base)
     cluster = Cluster.named(gpus, price)
+    picture = picture or (512 if profile == "gpu" else None)
     sizes = samples_of(_frame(model or settings.model.base), settings.dataset.shape, picture)
     counts = _counted(data) if data else {} if profile == "gpu" else phantom_rows(settings)
     counts |= {k: _pair(k, v) for k, v in (("records", records), ("questions", questions)) if v is not None}
@@ -80,12 +84,12 @@ def plan(
     )
     typer.echo(table(made))
     typer.echo("")
-    for name in ("sft", "rl"):
-        if name in made.memory:
-            typer.echo(launch_command(name, profile, cluster, made.strategy))
+    for name, way in made.strategies.items():
+        if name != "test":
+            typer.echo(launch_command(name, settings, cluster, way, changes=change or (), served=served))
     told: dict[str, Any] = made.to_dict()
     for path in grid or ():
-        lines = grid_hours(path, profile, settings, made)
+        lines = grid_hours(path, profile, made, "\n".join(change or ()))
         typer.echo(f"\n{path}\n" + aligned(lines.table()))
         told.setdefault("grids", {})[str(path)] = lines.to_dict()
     if out is not None:
@@ -100,14 +104,16 @@ def _frame(model: str) -> Any:
     from unireason_lib.imaging import ProcessorFrame
     from unireason_lib.imaging.frame import QWEN_FRAME
 
-    if not Path(model).is_dir():
+    if not any(
+        (Path(model) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
+    ):
         return QWEN_FRAME
     from transformers import AutoProcessor
 
     return ProcessorFrame.from_processor(AutoProcessor.from_pretrained(model, trust_remote_code=False))
 
 
-def _counted(data: Path) -> dict[str, dict[str, int]]:
+def _counted(data: str) -> dict[str, dict[str, int]]:
     """Rows of a data set by dimension, without its pictures."""
     from unireason_lib.planning.counts import count_rows
 

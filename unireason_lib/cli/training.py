@@ -21,7 +21,9 @@ M3DRoot = Annotated[
 Volumes = Annotated[
     Path | None, typer.Option(help="Table of rows of the release and their volumes: CSV id,volume, or JSON.")
 ]
-Model = Annotated[str, typer.Option(help="Checkpoint to start from, a folder or hub id.")]
+Model = Annotated[
+    str, typer.Option(help="Checkpoint to start from, a folder or hub id; an adapter is merged first.")
+]
 ProfileName = Annotated[str, typer.Option("--profile", help="smoke, laptop, t4 or gpu.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting: sft.learning_rate=2e-5; repeatable.")
@@ -66,6 +68,7 @@ def prepare(
     import torch
 
     from unireason_lib.grounding import load_profile_model
+    from unireason_lib.training.checkpoints import whole_checkpoint
     from unireason_lib.training.data import pictures_from, training_records
     from unireason_lib.training.probes import probe_records
 
@@ -80,6 +83,7 @@ def prepare(
     device = None
     if settings.model.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
+    model = whole_checkpoint(model, settings.model.dtype)
     loaded, processor = load_profile_model(settings.model, Path.cwd(), model, device=device)
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it")
     return (

@@ -15,6 +15,7 @@ folder is refused, one that is missing is counted.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -32,6 +33,8 @@ import pyarrow.parquet as pq
 from unireason_lib.answers import extract_choice
 from unireason_lib.boxes import Box3D, parse_boxes
 from unireason_lib.dataset.parquet import (
+    ABILITY,
+    AGENT_NAME,
     PLACEHOLDER,
     ImageStore,
     ScanRoots,
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = "IQuestLab/UniReason-Med-Data"
 PAPER_SERIALIZATION: Mapping[str, Any] = {"size": [32, 256, 256], "window": "percentile"}
+
+HELD_OUT = 50
+"""One of so many studies is kept apart for validation, and another for a test: the release names no splits."""
 
 _OPTION = re.compile(r"^\s*\(?([A-H])[.):]\s*(\S.*?)\s*$")
 _VOLUME_SUFFIXES = (".npy", ".npz", ".nii", ".nii.gz")
@@ -208,6 +214,16 @@ def open_official(
     return OfficialData(folder, root, _table(volumes) if volumes else {})
 
 
+def split_of(record: Record) -> str:
+    """The split of a released record: the one it names, else one that follows from its patient, volume or pictures.
+    Rows about one picture are never in two; two pictures of one patient may be, where rows name no patients."""
+    if record.split:
+        return record.split
+    whose = record.patient or record.lookup or "/".join(record.image_ids) or record.study
+    number = int.from_bytes(hashlib.blake2b(whose.encode(), digest_size=4).digest()) % HELD_OUT
+    return {0: "val", 1: "test"}.get(number, "train")
+
+
 def _snapshot(repository: str, download: bool, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -230,7 +246,7 @@ def _snapshot(repository: str, download: bool, revision: str) -> Path:
                 found=" ".join(str(error).split())[:200] if download else "neither",
                 do="check the name and the connection"
                 if download
-                else "give the folder, or allow the download (download=True)",
+                else f"give the folder, or download it first: hf download --repo-type dataset {repository}",
             )
         ) from error
     return Path(found)
@@ -332,17 +348,20 @@ def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> 
     Args:
         folder: A data set that this package wrote, with its pictures.
         out: Folder for ``sft/``, ``rl/``, ``images/``; must be new.
-        m3d_root: Folder for the volumes.
+        m3d_root: Folder for the volumes; must be new too.
 
     Returns:
         ``out``.
 
     Raises:
-        DatasetError: ``out`` is there already.
+        DatasetError: One of the folders is there already.
     """
     out, root, store = Path(out), Path(m3d_root), ImageStore(folder)
-    if out.exists():
-        raise DatasetError(explain(out, expected="no such folder", found="one", do="choose another name"))
+    for made in (out, root):
+        if made.exists():
+            raise DatasetError(
+                explain(made, expected="no such folder", found="one", do="choose another name")
+            )
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     sft: list[dict[str, Any]] = []
@@ -375,8 +394,8 @@ def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> 
                 "prompt": [asked],
                 "image_ids": shown,
                 "data_source": record.source,
-                "agent_name": "urm_single_assistant",
-                "ability": "medical_vqa",
+                "agent_name": AGENT_NAME,
+                "ability": ABILITY,
                 "reward_model": json.dumps({"style": "rule", "ground_truth": record.answer}),
                 "extra_info": told,
             }

@@ -50,8 +50,7 @@ def phantom_set(
         SourceSpec("phantom", None, {"dimension": "2d", **start, "count": patients_2d}),
         SourceSpec("phantom", None, {"dimension": "3d", "start": FIRST_3D + first, "count": patients_3d}),
     )
-    fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
-    share = max(0.02, min(1 / 3, HELD_OUT / fewest))
+    share = held_out_share(patients_2d, patients_3d)
     config = BuildConfig(
         sources=phantoms,
         size=tuple(settings.shape),
@@ -63,3 +62,9 @@ def phantom_set(
         fractions={"train": 1 - 2 * share, "val": share, "test": share},
     )
     return build(config, folder, workers=workers, progress=progress)
+
+
+def held_out_share(patients_2d: int, patients_3d: int) -> float:
+    """Of the patients of a set, the share that is kept for validation; as large a one is kept for a test."""
+    fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
+    return max(0.02, min(1 / 3, HELD_OUT / fewest))

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.dataset.official import OfficialData, open_official
+from unireason_lib.dataset.official import OfficialData, open_official, split_of
 from unireason_lib.dataset.parquet import MANIFEST, ImageStore, ScanRoots, pictures_of, rows, shard_paths
 from unireason_lib.dataset.records import Record, box_of
 from unireason_lib.errors import DatasetError, UniReasonError, explain
@@ -42,7 +42,8 @@ def parquet_benchmark(
 
     Args:
         path: Folder with ``sft/`` or ``rl/``, and ``images/``.
-        split: Rows of that split. Released rows name none and belong to every split.
+        split: Rows of that split; ``"all"`` takes every row. Released rows name none: theirs is the one that training
+            gives them (:func:`~unireason_lib.dataset.official.split_of`).
         limit: At most so many.
         frame: Of the model; rows whose *words* hold boxes of another frame fail when they are asked, the true boxes of
             all others are converted.
@@ -136,7 +137,7 @@ def _items(
         name = f"{form}-{number:08d}"
         try:
             record = data.record(name, row)
-            if record.split in ("", split):
+            if split in ("all", split_of(record)):
                 yield record_item(record, pictures)
         except UniReasonError as error:
             skipped.append(Skipped(name, str(error)))

@@ -171,6 +171,27 @@ def load_profile_model(
     )
 
 
+def adapter_base(folder: str | Path) -> str | None:
+    """The model that an adapter in a folder was trained on, as the adapter names it; None for a whole checkpoint.
+
+    Raises:
+        ModelError: The adapter's configuration cannot be read or names no model.
+    """
+    path = Path(folder) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise ModelError(
+            explain(path, expected="JSON", found=str(error), do="save the adapter again")
+        ) from error
+    if not isinstance(found, str) or not found:
+        do = "give the model yourself, with this folder as its adapter"
+        raise ModelError(explain(path, expected="base_model_name_or_path", found="none", do=do))
+    return found
+
+
 def base_model(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper (adapters act inside its layers), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

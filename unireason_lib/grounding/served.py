@@ -5,7 +5,10 @@ box begins with what was sent before, so its prefix cache keeps the slices and t
 new. The client is TRL's (``trl.generation.vllm_client.VLLMClient``), which also carries the weights of outcome RL to
 the server; anything with its two methods ``image_features`` and ``generate`` will do.
 
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --limit-mm-per-prompt.image 64
+    export VLLM_SERVER_DEV_MODE=1
+    vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs --limit-mm-per-prompt.image 256
+
+``--enable-scale-out`` is asked for by vLLM 0.30 and later, and unknown to earlier versions.
 """
 
 from __future__ import annotations
@@ -95,10 +98,13 @@ class _ServedBatch(Replies):
     ) -> list[tuple[list[int], list[float], int]]:
         """The continuations of some prompts: tokens, their log-probabilities, and how many tokens were allowed."""
         placed = [self._placed(one, prompt) for one, prompt in zip(features, prompts, strict=True)]
+        alike = (
+            n if self.settings.temperature == 0 else 1
+        )  # a server refuses to write greedily more than once
         found = self.gen.client.generate(
             prompts,
             features=placed,
-            n=n,
+            n=n // alike,
             temperature=self.settings.temperature,
             top_p=self.settings.top_p,
             max_tokens=tokens,
@@ -110,7 +116,8 @@ class _ServedBatch(Replies):
             },
         )
         told = [[first if first is not None else 0.0 for first, *_ in one] for one in found["logprobs"]]
-        return [(ids, one, tokens) for ids, one in zip(found["completion_ids"], told, strict=True)]
+        replies = [(ids, one, tokens) for ids, one in zip(found["completion_ids"], told, strict=True)]
+        return [reply for reply in replies for _ in range(alike)]
 
     def _write(self, rows: Sequence[Row], found: Sequence[tuple[list[int], list[float], int]]) -> None:
         for row, (ids, logprobs, allowed) in zip(rows, found, strict=True):
@@ -200,6 +207,7 @@ def connect(address: str, patience: float = 240.0) -> Client:
                 address,
                 expected="a vLLM server",
                 found=f"{error} ({time.monotonic() - began:.0f} s)",
-                do="install the extra vllm and start: vllm serve MODEL --logprobs-mode processed_logprobs",
+                do="install the extra vllm and start: vllm serve MODEL --enable-scale-out --logprobs-mode "
+                "processed_logprobs",
             )
         ) from error

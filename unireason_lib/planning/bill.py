@@ -15,6 +15,9 @@ from unireason_lib.planning.work import Sample, Work
 
 STAGES = ("sft", "rl", "test")
 
+RANK = 16
+"""Of adapters, where a strategy has some and the profile names no rank."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -40,19 +43,25 @@ class Bill:
     """What a profile costs on given GPUs.
 
     Attributes:
-        cluster, strategy: On what, and how the model is spread.
+        cluster: On what.
+        strategies: Stage -> how the model is spread; of the test, how its weights are kept.
         shape: Of the model.
         samples: Dimension -> a typical question with its reply.
         lines: Parts of the bill.
         memory: Stage -> what one GPU holds.
+        records, questions: Dimension -> how many are learnt from, and asked.
+        served: Whether rollouts come from a server.
     """
 
     cluster: Cluster
-    strategy: str
+    strategies: Mapping[str, str]
     shape: Shape
     samples: Mapping[str, Sample]
     lines: tuple[Line, ...]
     memory: Mapping[str, Memory]
+    records: Mapping[str, int]
+    questions: Mapping[str, int]
+    served: bool = False
 
     def hours(self, stage: str) -> Range:
         """Of all parts of a stage."""
@@ -66,7 +75,9 @@ class Bill:
         """As JSON."""
         return {
             "cluster": asdict(self.cluster),
-            "strategy": self.strategy,
+            "strategies": dict(self.strategies),
+            "records": dict(self.records),
+            "questions": dict(self.questions),
             "parameters": self.shape.total,
             "samples": {d: {"prompt": s.prompt, "injected": s.injected, "written": s.written, "tokens": s.tokens}
                         for d, s in self.samples.items()},
@@ -76,12 +87,12 @@ class Bill:
         }  # fmt: skip
 
 
-def strategy_of(profile: Any, cluster: Cluster) -> str:
-    """How a profile spreads a model over GPUs: adapters where it asks for them, else ZeRO-3 on several."""
-    if profile.model.quantization == "4bit":
-        return "qlora"
-    if profile.sft.lora_rank is not None:
-        return "lora"
+def strategy_of(profile: Any, cluster: Cluster, stage: str) -> str:
+    """How a profile spreads a model over GPUs in a stage: adapters where it asks for them, else ZeRO-3 on several."""
+    if stage == "test":
+        return "frozen 4-bit" if profile.model.quantization == "4bit" else "frozen"
+    if profile[stage].lora_rank is not None:
+        return "qlora" if profile.model.quantization == "4bit" else "lora"
     return "zero3" if cluster.count > 1 else "ddp"
 
 
@@ -104,33 +115,75 @@ def bill(
         shape: Of the model.
         cluster: The GPUs.
         samples: Dimension -> a typical question with its reply; see :func:`~unireason_lib.planning.work.samples_of`.
-        strategy: One of :data:`~unireason_lib.planning.memory.STRATEGIES`; None: :func:`strategy_of`.
+        strategy: One of :data:`~unireason_lib.planning.memory.STRATEGIES`; None: what the profile asks for, stage by
+            stage (:func:`strategy_of`).
         records: Dimension -> records of fine-tuning; None: those of the paper.
         questions: Dimension -> questions of RL; None: what is assumed.
         stages: Which.
-        served: Whether rollouts come from a vLLM server (on as many GPUs again, whose price is added).
+        served: Whether rollouts come from a vLLM server on as many GPUs again, which are rented for all of RL.
 
     Raises:
-        PlanError: It does not fit; the message names the nearest that does.
+        PlanError: An unknown stage or strategy, settings that the trainer would refuse on these GPUs, or something that
+            does not fit; the message names the nearest that does.
     """
-    strategy = strategy or strategy_of(profile, cluster)
-    if strategy not in STRATEGIES:
-        raise PlanError(
-            explain("--strategy", expected=" or ".join(STRATEGIES), found=repr(strategy), do="choose one")
-        )
-    held = {stage: _memory(stage, profile, shape, cluster, samples, strategy, served) for stage in stages}
+    for name, known, found in (
+        ("--stage", STAGES, stages),
+        ("--strategy", STRATEGIES, [strategy] if strategy else []),
+    ):
+        if unknown := [one for one in found if one not in known]:
+            raise PlanError(
+                explain(name, expected=" or ".join(known), found=repr(unknown[0]), do="choose one")
+            )
+    ways = {
+        stage: strategy if strategy and stage != "test" else strategy_of(profile, cluster, stage)
+        for stage in stages
+    }
+    if strategy == "qlora" and "test" in ways:
+        ways["test"] = "frozen 4-bit"
+    _check_settings(profile, cluster, ways)
+    held = {
+        stage: _memory(stage, profile, shape, cluster, samples, way, served) for stage, way in ways.items()
+    }
     for stage, one in held.items():
         if not one.fits:
-            raise PlanError(_refusal(stage, one, profile, shape, cluster, samples, strategy, served))
-    assumed = assumptions()
+            raise PlanError(_refusal(stage, one, profile, shape, cluster, samples, ways[stage], served))
+    records, questions = records or assumptions()["records"], questions or assumptions()["questions"]
     lines: list[Line] = []
-    if "sft" in stages:
-        lines += _sft(profile, shape, cluster, samples, strategy, records or assumed["records"])
-    if "rl" in stages:
-        lines += _rl(profile, shape, cluster, samples, strategy, questions or assumed["questions"], served)
-    if "test" in stages:
-        lines += _test(profile, shape, cluster, samples, strategy)
-    return Bill(cluster, strategy, shape, samples, tuple(lines), held)
+    if "sft" in ways:
+        lines += _sft(profile, shape, cluster, samples, ways["sft"], records)
+    if "rl" in ways:
+        lines += _rl(profile, shape, cluster, samples, ways["rl"], questions, served)
+    if "test" in ways:
+        lines += _test(profile, shape, cluster, samples)
+    return Bill(cluster, ways, shape, samples, tuple(lines), held, records, questions, served)
+
+
+def _check_settings(profile: Any, cluster: Cluster, ways: Mapping[str, str]) -> None:
+    """What the trainers refuse on these GPUs, said before they are rented."""
+    for stage in ways:
+        if stage != "test" and profile[stage].bf16 and not cluster.bf16:
+            raise PlanError(
+                explain(
+                    f"{stage} on {cluster.text}",
+                    expected="a GPU that multiplies in bfloat16",
+                    found=f"{stage}.bf16: true",
+                    do=f"--profile t4, or --set {stage}.bf16=false --set {stage}.fp16=true",
+                )
+            )
+    if "rl" not in ways:
+        return
+    replies, micro = profile.rl.mini_batch * profile.rl.rollouts, profile.rl.micro_batch
+    if replies % (micro * cluster.count):
+        fitting = [n for n in range(1, 2 * cluster.count + 1) if replies % (micro * n) == 0]
+        near = min(fitting, key=lambda n: abs(n - cluster.count)) if fitting else 1
+        raise PlanError(
+            explain(
+                f"rl on {cluster.text}",
+                expected="mini_batch x rollouts a multiple of micro_batch x GPUs",
+                found=f"{profile.rl.mini_batch} x {profile.rl.rollouts} and {micro} x {cluster.count}",
+                do=f"--gpus {near}x{cluster.gpu}, or change rl.micro_batch",
+            )
+        )
 
 
 # -- memory -------------------------------------------------------------------------------------------------------
@@ -146,13 +199,13 @@ def _memory(
     served: bool,
 ) -> Memory:
     longest = max(sample.tokens for sample in samples.values())
-    settings = profile.rl if stage == "rl" else profile.sft
-    rank = settings.lora_rank or 16
     if stage == "test":
         cached = profile.evaluation.batch_size * longest
         return memory(
             shape, cluster, "frozen 4-bit" if strategy == "qlora" else "frozen", longest, cache=cached
         )
+    settings = profile[stage]
+    rank = settings.lora_rank or RANK
     together, cache = settings.batch_size if stage == "sft" else settings.micro_batch, 0
     if stage == "rl" and not served:
         each = settings.generated_together or math.ceil(settings.prompts / cluster.count)
@@ -182,7 +235,7 @@ def _refusal(
     def fits(other: Cluster, way: str) -> bool:
         return _memory(stage, profile, shape, other, samples, way, served).fits
 
-    ways = [way for way in STRATEGIES if way != strategy and fits(cluster, way)]
+    ways = [way for way in STRATEGIES if stage != "test" and way != strategy and fits(cluster, way)]
     nearest = [f"--strategy {' or '.join(ways)} on {cluster.text}"] if ways else []
     more = [replace(cluster, count=cluster.count * 2**k) for k in range(1, 7)]
     nearest += [f"--gpus {other.text}" for other in more if fits(other, strategy)][:1]
@@ -195,11 +248,20 @@ def _refusal(
     parts = ", ".join(
         f"{name} {value / 1e9:.1f}" for name, value in sorted(found.parts.items(), key=lambda p: -p[1])
     )
+    smaller = {
+        "sft": "sft.batch_size",
+        "rl": "rl.micro_batch or rl.generated_together",
+        "test": "evaluation.batch_size",
+    }
+    nearest.append(f"a smaller {smaller[stage]}, or shorter samples")
+    said = f"{found.total / 1e9:.1f} GB ({parts})"
+    if found.loading > found.total:
+        said = f"{found.loading / 1e9:.1f} GB while it is loaded, before it is spread"
     return explain(
         f"{stage}, {strategy} on {cluster.text}",
         expected=f"at most {found.limit / 1e9:.1f} GB on a GPU",
-        found=f"{found.total / 1e9:.1f} GB ({parts})",
-        do="; or ".join(nearest) or "shorten the samples, or take a smaller model",
+        found=said,
+        do="; or ".join(nearest),
     )
 
 
@@ -223,12 +285,13 @@ def _line(
     return Line(stage, what, flops, hours, cost)
 
 
-def _computed(stage: str, what: str, flops: float, cluster: Cluster, strategy: str, kind: str) -> Line:
+def _computed(
+    stage: str, what: str, flops: float, cluster: Cluster, strategy: str, kind: str, gpus: int | None = None
+) -> Line:
     reached = _reached(kind, strategy)
     peak = cluster.peak * cluster.count
-    return _line(
-        stage, what, flops, Range(flops / (peak * reached.high), flops / (peak * reached.low)), cluster
-    )
+    seconds = Range(flops / (peak * reached.high), flops / (peak * reached.low))
+    return _line(stage, what, flops, seconds, cluster, gpus)
 
 
 def _work(settings: Any, shape: Shape, strategy: str) -> Work:
@@ -284,7 +347,8 @@ def _rl(
         parallel, words = parallel + asked * once, words + asked * one_by_one
         learning += asked * settings.rollouts * work.learning(samples[d])
         reading += asked * settings.rollouts * work.reading(samples[d])
-    scored = reading * ((settings.kl > 0) + (each > 1))  # the reference; the policy before several steps
+    # the reference; the policy, before several steps, or since a server's numbers are a little others
+    scored = reading * ((settings.kl > 0) + (each > 1 or served))
     written = max(sample.written for sample in samples.values()) * 1.5  # the longest of a batch is waited for
     replies = settings.prompts * settings.rollouts / cluster.count
     together = min(replies, (settings.generated_together or settings.prompts) * settings.rollouts)
@@ -293,12 +357,12 @@ def _rl(
     )
     rollouts = _computed("rl", "", parallel, cluster, strategy, "scoring")
     hours = Range(seconds.low / 3600 + rollouts.hours.low, seconds.high / 3600 + rollouts.hours.high)
-    gpus = cluster.count * (2 if served else 1)
+    gpus = cluster.count * (2 if served else 1)  # rented for all of RL
     what = f"rollouts: {generations:,.0f} x {settings.prompts} questions x {settings.rollouts} replies"
     return [
         _line("rl", what, parallel + words, hours.times(3600), cluster, gpus),
-        _computed("rl", "log-probabilities", scored, cluster, strategy, "scoring"),
-        _computed("rl", "updates", learning, cluster, strategy, "training"),
+        _computed("rl", "log-probabilities", scored, cluster, strategy, "scoring", gpus),
+        _computed("rl", "updates", learning, cluster, strategy, "training", gpus),
     ]
 
 
@@ -328,11 +392,10 @@ def _writing_seconds(
     return Range(batches * tokens * fast, batches * tokens * slow * again)
 
 
-def _test(
-    profile: Any, shape: Shape, cluster: Cluster, samples: Mapping[str, Sample], strategy: str
-) -> list[Line]:
+def _test(profile: Any, shape: Shape, cluster: Cluster, samples: Mapping[str, Sample]) -> list[Line]:
     settings, work = profile.evaluation, Work(shape)
-    asked = settings.questions + settings.control_questions
+    # notebook 06: all with pictures and without; three controls; twice as many about textures, looked at in three ways
+    asked = 2 * settings.questions + (3 + 2 * 3) * settings.control_questions
     flops, words = 0.0, 0.0
     for sample in samples.values():
         once, one_by_one = work.writing(sample, 1)
@@ -340,6 +403,8 @@ def _test(
     batches = math.ceil(asked / settings.batch_size)
     written = max(sample.written for sample in samples.values()) * 1.5
     single = replace(cluster, count=1)  # one process asks
-    seconds = _writing_seconds(shape, single, strategy, samples, written, settings.batch_size, batches, False)
-    read = _computed("test", "", flops, single, strategy, "scoring").hours.times(3600)
-    return [_line("test", f"{asked:,} questions, on one GPU", flops + words, seconds + read, single)]
+    seconds = _writing_seconds(shape, single, "frozen", samples, written, settings.batch_size, batches, False)
+    read = _computed("test", "", flops, single, "frozen", "scoring").hours.times(3600)
+    return [
+        _line("test", f"{asked:,} questions and controls, on one GPU", flops + words, seconds + read, single)
+    ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.ablation.grid import load_grid
+from unireason_lib.ablation.grid import joined, load_grid
 from unireason_lib.ablation.plan import Job
 from unireason_lib.ablation.plan import plan as jobs_of
 from unireason_lib.planning.bill import Bill, bill
-from unireason_lib.planning.machines import Range, assumptions
+from unireason_lib.planning.machines import Range
 from unireason_lib.planning.report import NAMES, hours, number
 from unireason_lib.profiles import load_profile
 
@@ -46,21 +46,20 @@ class GridCost:
                 for stage in self.runs}  # fmt: skip
 
 
-def grid_hours(path: str | Path, profile: str, settings: Any, made: Bill) -> GridCost:
+def grid_hours(path: str | Path, profile: str, made: Bill, changes: str = "") -> GridCost:
     """Add up the runs of a grid.
 
     Args:
         path: Of the grid.
         profile: Size of the study.
-        settings: That profile, with changes.
-        made: The bill of that profile, whose machine and samples are taken.
+        made: The bill of that profile: machine, samples and numbers of records are taken from it.
+        changes: Settings that were changed, as text; they count more than those of the grid.
     """
-    grid = load_grid(path)
     runs: dict[str, int] = {}
     times: dict[str, Range] = {}
     costs: dict[str, Range] = {}
-    for job in jobs_of(grid.at(profile)):
-        one = _job(job, settings if grid.at(profile) is not grid else None, profile, made)
+    for job in jobs_of(load_grid(path).at(profile)):
+        one = _job(job, profile, made, changes)
         total, paid = Range(0, 0), Range(0, 0)
         for line in one.lines:
             total, paid = total + line.hours, paid + line.cost
@@ -70,23 +69,22 @@ def grid_hours(path: str | Path, profile: str, settings: Any, made: Bill) -> Gri
     return GridCost(runs, times, costs)
 
 
-def _job(job: Job, settings: Any, profile: str, made: Bill) -> Bill:
-    """The bill of one run: fewer records where it leaves a dimension out, no regions where it fetches none."""
-    own = job.parameters.get("OVERRIDES", "")
-    changed = load_profile(profile, own) if own or settings is None else settings
-    records = dict(assumptions()["records"])
-    for d in records:
-        count = job.parameters.get(f"COUNT_{d.upper()}")
-        records[d] = records[d] if count is None else int(count)
+def _job(job: Job, profile: str, made: Bill, changes: str) -> Bill:
+    """The bill of one run: fewer records where it leaves a dimension out, no regions where none are fetched."""
+    settings = load_profile(profile, joined(job.parameters.get("OVERRIDES", ""), changes))
+    counts = {d: job.parameters.get(f"COUNT_{d.upper()}") for d in made.records}
+    records = {d: made.records[d] if count is None else int(count) for d, count in counts.items()}
     samples = dict(made.samples)
-    if job.parameters.get("FORM", "full") != "full":
-        samples = {d: type(s)(s.dimension, s.pictures, (), s.asked, s.written, 0) for d, s in samples.items()}
+    if job.parameters.get("FORM", "full") != "full" or settings.generation.max_rounds == 0:
+        samples = {d: replace(sample, crops=(), boxes=0) for d, sample in samples.items()}
     return bill(
-        changed,
+        settings,
         made.shape,
         made.cluster,
         samples,
-        strategy=made.strategy,
+        strategy=made.strategies.get(job.stage) if job.stage != "test" else None,
         records=records,
+        questions=made.questions,
         stages=(job.stage,),
+        served=made.served,
     )

@@ -42,10 +42,12 @@ class Memory:
     Attributes:
         parts: Part -> bytes.
         limit: What may be used of the GPU.
+        loading: Bytes before the first step: DeepSpeed puts all of a model on every GPU before it spreads it.
     """
 
     parts: dict[str, float]
     limit: float
+    loading: float = 0.0
 
     @property
     def total(self) -> float:
@@ -55,7 +57,7 @@ class Memory:
     @property
     def fits(self) -> bool:
         """Whether they fit."""
-        return self.total <= self.limit
+        return max(self.total, self.loading) <= self.limit
 
 
 def memory(
@@ -90,7 +92,8 @@ def memory(
         small = shape.layers * shape.layer_matrices
         parts["frozen weights"] = QUANTISED * small + half * (frozen - small)
     else:
-        parts["frozen weights"] = half * frozen / spread
+        # a fully trained model is float32 throughout, so that FSDP finds one type; DeepSpeed makes it 16 bits
+        parts["frozen weights"] = (4 if strategy in ("ddp", "fsdp2") else half) * frozen / spread
     parts["weights, gradients, optimizer"] = LEARNING * learns / spread
     largest = max(shape.layer, shape.embedding)
     if spread > 1:  # layer by layer; to write replies in the trainer's process, the whole model
@@ -107,7 +110,9 @@ def memory(
     parts["logits"] = 3.0 * 4 * min(tokens, CHUNK) * shape.vocabulary
     parts["keys and values"] = 2.0 * half * cache * shape.layers * shape.keys
     parts["CUDA and libraries"] = OTHER
+    copies = 2 if reference and not adapters else 1
     return Memory(
         {name: value for name, value in parts.items() if value},
         assumptions()["reached"]["memory"] * cluster.memory,
+        loading=half * shape.total * copies + OTHER if strategy == "zero3" else 0.0,
     )

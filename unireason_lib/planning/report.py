@@ -24,9 +24,10 @@ def hours(value: Range) -> str:
 def table(made: Bill) -> str:
     """The whole bill: what a sample is, what a GPU holds, and what the stages take."""
     shape = made.shape
+    ways = [f"{NAMES[stage]}: {way}" for stage, way in made.strategies.items()]
     parts = [
-        f"{shape.total / 1e9:.2f} B parameters ({shape.vision / 1e9:.2f} B of the vision tower, frozen); "
-        f"{made.strategy} on {made.cluster.text}\n"
+        f"{shape.total / 1e9:.2f} B parameters ({shape.vision / 1e9:.2f} B of the vision tower, frozen) on "
+        f"{made.cluster.text}; {', '.join(ways)}\n"
     ]
     lines = [("a sample", "prompt", "injected", "written", "tokens")]
     lines += [

@@ -112,9 +112,15 @@ class Work:
         """
         shape = self.shape
         dense = 2 * shape.layers * shape.layer * tokens
-        # a token looks at those before it and, on average, at half of its companions
-        attention = 4 * shape.layers * shape.hidden * tokens * (before + tokens / 2)
-        return dense + attention + 2 * shape.embedding * (tokens if logits is None else logits)
+        return (
+            dense
+            + self._attention(tokens, before)
+            + 2 * shape.embedding * (tokens if logits is None else logits)
+        )
+
+    def _attention(self, tokens: int, before: int) -> float:
+        """A token looks at those before it and, on average, at half of its companions."""
+        return 4 * self.shape.layers * self.shape.hidden * tokens * (before + tokens / 2)
 
     def vision(self, pictures: Sequence[int]) -> float:
         """Forward pass of the vision tower over pictures, given in tokens of the language model."""
@@ -135,9 +141,12 @@ class Work:
     def learning(self, sample: Sample) -> float:
         """Forward and backward over a sample; the frozen tower goes forward only."""
         again = 1 if self.checkpointing else 0
-        back = 1 if self.adapters else 2
         language = self.language(sample.tokens, logits=sample.written)
-        return (1 + again + back) * language + self.seeing(sample)
+        attention = self._attention(
+            sample.tokens, 0
+        )  # has no parameters: its way back costs twice in any case
+        back = language + attention if self.adapters else 2 * language
+        return (1 + again) * language + back + self.seeing(sample)
 
     def seeing(self, sample: Sample) -> float:
         """The vision tower over the pictures of a sample, once."""

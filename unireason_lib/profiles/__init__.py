@@ -1,8 +1,8 @@
 """One dial for every size in the project: the profile.
 
-A profile is a YAML file in this folder. ``laptop`` holds every value there is; ``smoke`` (seconds, for tests), ``t4``
-(one GPU of 16 GB) and ``gpu`` (the paper's scale) say ``extends: laptop`` and change some of them. A notebook has one
-parameter ``PROFILE``, and one ``OVERRIDES`` for single values::
+A profile is a YAML file in this folder. ``laptop`` holds every value there is; ``smoke`` (seconds, for tests), ``gpu``
+(the paper's scale) and ``t4`` (one GPU of 16 GB) say which profile they extend, and change some values. A notebook has
+one parameter ``PROFILE``, and one ``OVERRIDES`` for single values::
 
     >>> profile = load_profile("laptop", "generation.max_rounds=3")
     >>> profile.generation.max_rounds
@@ -17,12 +17,16 @@ import ast
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from unireason_lib.errors import ProfileError, explain
 
 FOLDER = Path(__file__).parent
+
+ORDER = ["smoke", "laptop", "t4", "gpu"]
+"""Profiles that ship, smallest first; others come behind."""
 
 
 class Section(Mapping):
@@ -72,7 +76,7 @@ class Profile(Section):
 def profile_names() -> list[str]:
     """The profiles that ship, smallest first."""
     names = [path.stem for path in FOLDER.glob("*.yaml")]
-    return sorted(names, key=lambda name: (["smoke", "laptop", "t4", "gpu"].index(name), name))
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def load_profile(name: str = "laptop", overrides: str | Mapping[str, Any] = "", **more: Any) -> Profile:
@@ -95,7 +99,10 @@ def load_profile(name: str = "laptop", overrides: str | Mapping[str, Any] = "", 
     changes = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
     for key, value in {**changes, **more}.items():
         section, setting = _find(values, key, name)
-        section[setting] = match_type(f"profile {name!r}, {key}", value, section[setting])
+        if value is None and setting in _nullable():
+            section[setting] = None
+        else:
+            section[setting] = match_type(f"profile {name!r}, {key}", value, section[setting])
     return Profile({"name": name, **values})
 
 
@@ -178,8 +185,20 @@ def _read(name: str) -> dict[str, Any]:
         for setting, value in settings.items():
             key = f"{section}.{setting}"
             place, leaf = _find(merged, key, path.name)
-            place[leaf] = match_type(f"{path.name}, {key}", value, place[leaf])
+            place[leaf] = None if value is None else match_type(f"{path.name}, {key}", value, place[leaf])
     return merged
+
+
+@cache
+def _nullable() -> frozenset[str]:
+    """Names of the settings that are null in some profile, and so may be null in any."""
+    import yaml
+
+    files = [
+        yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) for name in profile_names()
+    ]
+    sections = [section for values in files for section in values.values() if isinstance(section, dict)]
+    return frozenset(name for section in sections for name, value in section.items() if value is None)
 
 
 def _find(values: dict[str, Any], key: str, name: str) -> tuple[dict[str, Any], str]:

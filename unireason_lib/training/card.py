@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,11 @@ STAGES = {
         "supervised fine-tuning",
         "loss on the assistant's own tokens; boxes fetch their region's tokens",
     ),
-    "rl": ("outcome RL (GRPO)", "paid for the answer and for the form of the reply, not for boxes"),
+    "rl": ("outcome RL (GRPO)", "paid for the answer and for the form of the reply"),
 }
+
+OPTIONAL = ("iou", "area", "contrast")
+"""Rewards that are paid only where the settings say so."""
 
 _USE = """```python
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, load_model
@@ -49,6 +53,11 @@ def model_card(out: Path, stage: str, model: Any, parameters: tuple[int, int]) -
     """
     kept = json.loads((out / "settings.json").read_text(encoding="utf-8"))
     what, how = STAGES[stage]
+    if stage == "rl":
+        extra = [
+            f"{name} (weight {kept['settings'][name]:g})" for name in OPTIONAL if kept["settings"].get(name)
+        ]
+        how += f", and for {', '.join(extra)}" if extra else ", not for boxes"
     base, adapter = base_model(model).name_or_path, base_model(model) is not model
     name = Path(base).name if Path(base).is_dir() else base
     head = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "image-text-to-text"}
@@ -76,6 +85,13 @@ def model_card(out: Path, stage: str, model: Any, parameters: tuple[int, int]) -
     lines += ["", *_outcome(out), "", "## Versions", ""]
     packages = ("torch", "transformers", "trl", "peft", "accelerate")
     return "\n".join([*lines, ", ".join(f"{package} {version(package)}" for package in packages), ""])
+
+
+def merged_card(card: str) -> str:
+    """The card of an adapter, for the checkpoint that it was merged into."""
+    card = re.sub(r'load_model\("[^"]*", adapter="THIS_FOLDER"\)', 'load_model("THIS_FOLDER")', card)
+    card = card.replace("library_name: peft", "library_name: transformers")
+    return card.replace("```\n\n## Learnt from", "```\n" + _PLAIN + "\n## Learnt from")
 
 
 def _outcome(out: Path) -> list[str]:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, TrainingError, explain
 from unireason_lib.inference.results import write_whole
+from unireason_lib.training.card import merged_card
 
 
 class ExactResume:
@@ -127,7 +128,7 @@ def merge_adapter(model: Any, processor: Any, folder: Path, adapter: str | Path)
         model: With the adapter on top, not quantised: merged 4-bit weights would be rounded again.
         processor: Saved beside it.
         folder: Where; must not exist.
-        adapter: Where it came from; the card that lies there is taken along.
+        adapter: Where it came from; the card that lies there is taken along, with the words for a whole checkpoint.
 
     Raises:
         TrainingError: The folder exists, or there is nothing to merge.
@@ -147,8 +148,28 @@ def merge_adapter(model: Any, processor: Any, folder: Path, adapter: str | Path)
     processor.save_pretrained(temporary)
     card = Path(adapter) / "README.md"
     if card.is_file():
-        write_whole(temporary / "README.md", card.read_text(encoding="utf-8"))
+        write_whole(temporary / "README.md", merged_card(card.read_text(encoding="utf-8")))
     return temporary.rename(folder)
+
+
+def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
+    """Where a model is that can be trained further: the path itself, or for the folder of an adapter the checkpoint
+    that it makes with its model, which lies beside it under the name ``merged`` and is made when it is not there.
+
+    Args:
+        path: Folder or hub id of a checkpoint, or folder of a PEFT adapter.
+        dtype: Of the merged weights.
+    """
+    from unireason_lib.grounding.model import adapter_base, load_model
+
+    base = adapter_base(path)
+    if base is None:
+        return str(path)
+    merged = Path(path).parent / "merged"
+    if not merged.is_dir():
+        model, processor = load_model(base, adapter=path, dtype=dtype, device="cpu")
+        merge_adapter(model, processor, merged, path)
+    return str(merged)
 
 
 def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Record]) -> None:

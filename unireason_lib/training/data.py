@@ -6,7 +6,6 @@ path only: with ``m3d_root`` rows whose volume the user holds are learnt from, w
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,14 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from unireason_lib.dataset.mixture import Mixture
-from unireason_lib.dataset.official import open_official
+from unireason_lib.dataset.official import open_official, split_of
 from unireason_lib.dataset.parquet import MANIFEST, ImageStore, ScanRoots, pictures_of, read_records
 from unireason_lib.dataset.records import Record
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.training.examples import Pictures
-
-HELD_OUT = 50
-"""One of so many studies of the release is kept apart for validation, another for a test: it names no splits."""
 
 
 def training_records(
@@ -72,6 +68,15 @@ def training_records(
     return [parts[part][row] for part, row in mixture.epoch(0)]
 
 
+def data_folder(where: str | Path) -> Path:
+    """The folder of a data set: itself, or for a hub id what of it lies in the local cache.
+
+    Raises:
+        DatasetError: Neither is there.
+    """
+    return Path(where) if Path(where).is_dir() else open_official(where).folder
+
+
 def _released(
     folder: str | Path,
     split: str,
@@ -82,7 +87,7 @@ def _released(
     data = open_official(folder, m3d_root=m3d_root, volumes=volumes)
     left_out = 0
     for record in data.records(form):
-        if (record.split or _split_of(record)) != split:
+        if split_of(record) != split:
             continue
         if record.dimension == "3d" and not record.image_ids:
             left_out += 1
@@ -94,13 +99,6 @@ def _released(
             "has none: give the folder of those that you hold (m3d_root), and a table of rows and paths (volumes)",
             stacklevel=3,
         )
-
-
-def _split_of(record: Record) -> str:
-    """Of a row that names none: it follows from its study, or its pictures, so that nobody is in two."""
-    whose = record.patient or record.lookup or "/".join(record.image_ids) or record.study
-    number = int.from_bytes(hashlib.blake2b(whose.encode(), digest_size=4).digest()) % HELD_OUT
-    return {0: "val", 1: "test"}.get(number, "train")
 
 
 def pictures_from(
@@ -118,9 +116,7 @@ def pictures_from(
         keep: Groups of rows of ``images/`` to keep in memory.
         m3d_root: Folder of the scans of all other sources.
     """
-    if not Path(folder).is_dir():
-        folder = open_official(folder).folder
-    store = ImageStore(folder, keep=keep)
+    store = ImageStore(data_folder(folder), keep=keep)
     known = {**({"": m3d_root} if m3d_root else {}), **(roots or {})}
     scan = ScanRoots(known) if known else None
     return partial(pictures_of, store=store, scan=scan)

@@ -48,7 +48,7 @@ from unireason_lib.training.examples import Pictures
 from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
 from unireason_lib.training.remember import SeenPictures
 from unireason_lib.training.rewards import Asked, Reward, rewards
-from unireason_lib.training.settings import RunSettings, processes
+from unireason_lib.training.settings import RunSettings, processes, spread_by
 from unireason_lib.training.sft import count_parameters, freeze, full_precision, lora
 
 TESTED_TRL = ("1.16",)
@@ -666,6 +666,15 @@ def reinforce(
     settings, out = settings or RLSettings(), Path(out)
     if not records:
         raise TrainingError(explain(out, expected="questions", found="none", do="give more records"))
+    if spread_by() == "fsdp" and not settings.vllm:
+        raise TrainingError(
+            explain(
+                "outcome RL under FSDP",
+                expected="a model that can write replies in this process",
+                found="weights that are spread over processes",
+                do="use zero3.yaml, which gathers them, adapters with ddp.yaml, or a vLLM server (rl.vllm)",
+            )
+        )
     arguments = _arguments(settings, out, len(records), progress)
     with arguments.main_process_first(local=False, desc="settings"):
         keep_settings(out, asdict(settings), records)
@@ -745,5 +754,6 @@ def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) 
         vllm_mode="server",
         vllm_server_base_url=settings.vllm or None,
         disable_dropout=True,
-        log_completions=False,
+        log_completions=settings.report_to in ("wandb", "trackio"),  # which show them as tables
+        num_completions_to_print=1,
     )

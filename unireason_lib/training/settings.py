@@ -93,6 +93,14 @@ class RunSettings:
         }
 
 
+def spread_by() -> str | None:
+    """What spreads weights over processes: ``"deepspeed"``, ``"fsdp"`` or None, as ``accelerate launch`` says."""
+    for name in ("deepspeed", "fsdp"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
+            return name
+    return None
+
+
 def processes() -> int:
     """How many train together: what the launcher (torchrun, accelerate) says, before they have met."""
     return int(os.environ.get("WORLD_SIZE", 1))

@@ -9,6 +9,7 @@ paper), batches of like length, and on one CPU a loss that computes logits for l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import DistributedType
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
@@ -30,7 +32,7 @@ from unireason_lib.training.examples import Examples, FeatureCollator, Pictures,
 from unireason_lib.training.logbook import Logbook, Probe
 from unireason_lib.training.loss import own_token_loss
 from unireason_lib.training.muon import muon_factory
-from unireason_lib.training.settings import RunSettings
+from unireason_lib.training.settings import RunSettings, spread_by
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Linear layers of the language model. A regular expression, because plain names would also hit the vision tower."""
@@ -131,7 +133,8 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        alone = self.accelerator.num_processes == 1 and self.args.device.type == "cpu"
+        # a launcher wraps the model even for a single process
+        alone = self.accelerator.distributed_type == DistributedType.NO and self.args.device.type == "cpu"
         if not alone or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
@@ -173,6 +176,9 @@ def fine_tune(
         DatasetError: No record is left to train on, or the folder holds a run with other settings.
     """
     settings, out = settings or SFTSettings(), Path(out)
+    if probes and spread_by() == "fsdp":
+        warnings.warn("weights are spread by FSDP: no free-running tests while training", stacklevel=2)
+        probes = ()
     arguments = _arguments(settings, out, progress)
     with arguments.main_process_first(local=False, desc="settings"):
         keep_settings(out, asdict(settings), records)
@@ -229,7 +235,7 @@ def full_precision(model: Any, settings: RunSettings) -> None:
     rounding of a bfloat16 weight, and the loss scale of float16 takes no other. Of a fully trained model that is all of
     it, so that FSDP finds one type; under adapters the frozen weights stay as they are. (DeepSpeed keeps a copy itself;
     TRL makes adapters of 4-bit weights bfloat16, which is undone here.)"""
-    if settings.deepspeed is not None:
+    if settings.deepspeed is not None or spread_by() == "deepspeed":
         return
     if settings.lora_rank is None:
         model.float()
@@ -252,8 +258,10 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Parameters that learn, and parameters that do not."""
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return learns, sum(p.numel() for p in model.parameters()) - learns
+    packed = {"Params4bit": 2}  # two to a byte
+    sizes = [(p.numel() * packed.get(type(p).__name__, 1), p.requires_grad) for p in model.parameters()]
+    learns = sum(size for size, needed in sizes if needed)
+    return learns, sum(size for size, _ in sizes) - learns
 
 
 def add_thought_tokens(model: Any, processor: Any) -> list[int]:
@@ -309,7 +317,7 @@ def lora(settings: RunSettings, model: Any, added: Sequence[int] = ()) -> Any:
 
 def _optimizer(settings: SFTSettings) -> tuple[Any, dict[str, Any]] | None:
     """What the trainer is to build; None: what its arguments say."""
-    if not settings.muon or settings.lora_rank is not None or settings.deepspeed is not None:
+    if not settings.muon or settings.lora_rank is not None or settings.deepspeed is not None or spread_by():
         return None
     rates = {"lr": settings.learning_rate, "muon_lr": settings.muon, "weight_decay": settings.weight_decay}
     return muon_factory, rates

@@ -21,7 +21,7 @@ from unireason_lib.profiles import Profile, load_profile, match_type, near, pars
 from unireason_lib.tutorial.project import project_root
 from unireason_lib.tutorial.results import Result, aligned, collect, results_table
 
-TRAINING = ("04",)
+TRAINING = ("04", "05")
 """Numbers of the notebooks that train for longer than a tour may take: in a run of all they run as ``smoke``."""
 
 
@@ -181,10 +181,10 @@ def tutorial_command(
     notebooks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Numbers or names of notebooks, like 00 03; by default all, those that train long (04) as smoke."
+            help="Numbers or names of notebooks, like 00 03; by default all, those that train long (04, 05) as smoke."
         ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes) or gpu.")] = "laptop",
+    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes), t4 or gpu.")] = "laptop",
     only: Annotated[
         list[str] | None, typer.Option(help="The same as naming notebooks: --only 00 03.")
     ] = None,
