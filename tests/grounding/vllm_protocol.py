@@ -7,6 +7,7 @@ request against them, and answers through them.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -43,7 +44,7 @@ class Features(Strict):
         ranges = sorted(
             (p.offset, p.offset + p.length) for found in self.mm_placeholders.values() for p in found
         )
-        assert all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False)), "overlap"
+        assert all(end <= start for (_, end), (start, _) in pairwise(ranges)), "overlap"
         return self
 
 

@@ -164,11 +164,11 @@ def test_rows_are_counted_by_dimension(tmp_path):
 def test_what_the_trainers_refuse_is_refused_before(samples):
     with pytest.raises(PlanError, match=r"multiple of micro_batch x GPUs.*[48]xH100"):
         made(samples, "6xH100", stages=("rl",))
-    with pytest.raises(PlanError, match="bfloat16.*profile t4"):
+    with pytest.raises(PlanError, match=r"bfloat16.*profile t4"):
         made(samples, "8xT4", stages=("sft",))
-    with pytest.raises(PlanError, match="--stage.*'eval'"):
+    with pytest.raises(PlanError, match=r"--stage.*'eval'"):
         made(samples, stages=("eval",))
-    with pytest.raises(PlanError, match="--strategy.*'tensor'"):
+    with pytest.raises(PlanError, match=r"--strategy.*'tensor'"):
         made(samples, strategy="tensor")
 
 

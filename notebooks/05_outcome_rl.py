@@ -1,0 +1,593 @@
+# %% [markdown]
+# # 05 · Outcome RL: rewarded for the answer, free to look where it likes
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/05_outcome_rl.ipynb)
+#
+# After this notebook you can
+# - say what is rewarded and what is not, and what a careless reward would pay for;
+# - compute the advantages of a group of replies by hand, and say which tokens they teach;
+# - train with GRPO on replies that fetch their own evidence, and read the curves.
+#
+# **Where we stand.** The last step of training. Fine-tuning (04) taught the model to write what a writer wrote: it was told
+# where to point. Now it is told nothing but whether the answer was right. It samples several replies to a question, each
+# of which points, gets its regions, and answers; those that did better than their group become likelier. Boxes earn nothing by
+# themselves. The paper's third claim is that this improves the answers, and that boxes stay sensible.
+#
+# **Time** about three quarters of an hour on 2 CPU cores, most of it RL. **Needs** a shorter fine-tuning and data sets of phantoms,
+# which it makes itself when they are not there. **Synthetic**: patients are phantoms. *Nothing here is for clinical use.*
+
+# %% tags=["parameters"]
+PROFILE = "laptop"
+OVERRIDES = ""
+SEED = 0
+MODEL = ""  # what to start from, a folder or hub id; empty: a shorter fine-tuning, made here
+DATA = ""  # data set or the authors' release with the questions, a folder or hub id; empty: phantoms
+M3D_ROOT = ""  # with the release: folder of the M3D volumes that you hold
+RUN = ""  # folder below runs/rl, of a run for a study; empty: named after what decides the outcome
+
+# %% tags=["setup"]
+# Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
+    address = "https://github.com/unireason-lab/unireason-lab"
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=v0.1.0"]
+    subprocess.run([*clone, address, "unireason-lab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
+    os.chdir("unireason-lab/notebooks")
+
+from unireason_lib.tutorial import check_versions
+
+print(check_versions())
+
+# %%
+from transformers.utils import logging
+
+from unireason_lib.display import pipeline_figure
+from unireason_lib.profiles import load_profile
+from unireason_lib.training.rl import RLSettings
+from unireason_lib.tutorial import project_root, publish
+
+profile, root = load_profile(PROFILE, OVERRIDES), project_root()
+settings = RLSettings.from_profile(profile.rl, seed=SEED)
+logging.set_verbosity_error()  # what libraries tell one another is not for readers
+pipeline_figure("outcome RL")
+
+# %% [markdown]
+# ## 1 · What is rewarded
+#
+# Two things, weighed 0.8 and 0.2 as in the paper: the letter is right; the reply has its form (a thought, boxes that are
+# boxes, an answer behind). Each is a function from a reply to a number. A reward is what the model will become good at, so
+# the first question about one is: **what else earns it?** Some made-up replies to a question whose right answer is B, and
+# what they earn from the arithmetic of the authors' release (`paper`) and from ours (`strict`):
+
+# %%
+from unireason_lib.training.rewards import GAMES, audit
+from unireason_lib.tutorial.results import aligned
+
+earned = audit()
+names = [f"{mode} {part}" for mode in ("paper", "strict") for part in ("answer", "format", "total")]
+print(
+    aligned([("reply", *names), *[(row["reply"], *[f"{row[name]:g}" for name in names]) for row in earned]])
+)
+
+# %% [markdown]
+# In the release's arithmetic a lone letter earns all there is, and so does a thought without a word in it; an *article* is
+# read as option A. A model that is trained long enough finds that out. The strict rewards grant the form to nobody who did
+# not reason and point.
+
+# %%
+by_name = {row["reply"]: row for row in earned}
+gamed = {
+    mode: [n for n, r in by_name.items() if n != "honest" and r[f"{mode} total"] > 0.99]
+    for mode in ("paper", "strict")
+}
+print("earn everything though they are not honest, paper: ", ", ".join(gamed["paper"]))
+print("earn everything though they are not honest, strict:", ", ".join(gamed["strict"]) or "none")
+print()
+print("an article:", GAMES["an article"])
+assert not gamed["strict"]
+
+# %% [markdown]
+# ## 2 · Where it starts
+#
+# A model that has learnt all that its examples teach answers alike whenever it is asked, and where all replies to a question earn
+# the same, nothing is learnt. RL therefore often starts from an earlier stage of fine-tuning. So does this notebook: it fine-tunes
+# as notebook 04 does, but for fewer passes over the data (`rl.start_epochs` of the profile; the schedule shrinks with them). With
+# `MODEL` it starts from whatever you name, `data/tiny-sft` for instance.
+
+# %%
+import hashlib
+import json
+from dataclasses import asdict
+
+from unireason_lib.dataset.ledger import code_state
+from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib.grounding import GroundedGenerator, load_profile_model
+from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.training.checkpoints import whole_checkpoint
+from unireason_lib.training.data import data_folder, pictures_from, training_records
+from unireason_lib.training.sft import SFTSettings, fine_tune
+
+
+# %%
+def short_hash(*parts):
+    """Eight digits that change when anything in the parts does."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def phantoms(section, name, first=0):
+    """Folder of a data set of phantoms, made when it is not there; of the same settings it is that of notebook 04."""
+    patients = section.patients_2d, section.patients_3d
+    made_of = short_hash(
+        patients, *([first] if first else []), profile.dataset.as_dict(), asdict(frame), code_state()
+    )
+    place = root / "runs" / "data" / f"{name}-{PROFILE}-{made_of}"
+    return phantom_set(place, *patients, frame, profile.dataset, first=first, workers=2).folder
+
+
+# %%
+given, epochs = MODEL or profile.model.path, profile.rl.start_epochs
+start = whole_checkpoint(root / given if (root / given).is_dir() else given)
+if epochs is not None and not MODEL:
+    base, processor = load_profile_model(profile.model, root, profile.model.base)
+    frame = ProcessorFrame.from_processor(processor)
+    how = SFTSettings.from_profile(profile.sft, seed=0, epochs=epochs, steps=None)
+    examples = phantoms(profile.sft, "phantoms")
+    learnt = training_records(examples, {"2d": profile.sft.counts_2d, "3d": profile.sft.counts_3d}, seed=0)
+    taught = [(record.id, record.reply) for record in learnt]
+    name = f"{PROFILE}-start-{short_hash(asdict(how), taught, model_identity(base.name_or_path))}"
+    start = str(
+        fine_tune(base, processor, learnt, pictures_from(examples), root / "runs" / "sft" / name, how)
+    )
+
+
+# %%
+def load_start():
+    """The model to start from with its processor."""
+    return load_profile_model(profile.model, root, start)
+
+
+model, processor = load_start()
+model_path = model.name_or_path
+frame = ProcessorFrame.from_processor(processor)
+print("starts from", model_path.replace(f"{root}/", ""))
+
+# %% [markdown]
+# ## 3 · A group of replies
+#
+# The questions are about **other patients** than fine-tuning had: of those it knows answers by heart. No reply is written for these
+# questions; all that is known of each is the letter.
+
+# %%
+first = max(profile.sft.patients_2d, profile.sft.patients_3d)  # behind those of fine-tuning
+folder = data_folder(DATA) if DATA else phantoms(profile.rl, "phantoms-rl", first)
+counts = {"2d": profile.rl.counts_2d, "3d": profile.rl.counts_3d}
+held = M3D_ROOT or None
+records = training_records(folder, counts, seed=SEED, form="rl", m3d_root=held)
+pictures = pictures_from(folder, m3d_root=held)
+number = {d: sum(record.dimension == d for record in records) for d in ("2d", "3d")}
+print(
+    f"{str(folder).replace(f'{root}/', '')}: {number['2d']:,} questions about slices, {number['3d']:,} about volumes"
+)
+
+# %% [markdown]
+# One question, sampled several times at temperature 1. All replies share the encoding of the prompt; each goes its own way from
+# the first token on. We take the first question whose replies do not all earn the same.
+
+# %%
+import tempfile
+from pathlib import Path
+
+from unireason_lib.training.rewards import WEIGHTS, answer_reward, format_reward
+from unireason_lib.training.rl import Questions
+
+listed = Path(tempfile.mkdtemp()) / "left_out.jsonl"  # what cannot be asked is named in a file
+questions = Questions(records, pictures, settings.max_prompt_tokens, listed)
+generator = GroundedGenerator(model, processor)
+limits = {"max_new_tokens": settings.reply_tokens, "max_rounds": settings.reply_rounds}
+
+
+# %%
+def roll_out(row):
+    """Sampled replies to a question, what they are held against, and what each earns."""
+    request, asked = questions.put(row, generator)
+    traces = generator.generate(
+        [request], samples=settings.rollouts, temperature=settings.reply_temperature, seed=SEED, **limits
+    )
+    parts = [
+        (
+            answer_reward(trace.text, asked.truth, options=asked.options),
+            format_reward(trace.text, dimension=asked.dimension, frame=asked.frame),
+        )
+        for trace in traces
+    ]
+    return request, asked, traces, parts
+
+
+# %%
+for row in range(min(40, len(records))):
+    if questions.put(row, generator) is None:
+        continue
+    request, asked, traces, parts = roll_out(row)
+    if len(set(parts)) > 1:
+        break
+print(request.question, request.options, "right:", asked.truth, "\n")
+for trace, (answer, form) in zip(traces, parts, strict=True):
+    print(f"answer {answer:g}, format {form:g}: {trace.text}\n")
+
+# %%
+from unireason_lib.boxes import Box3D
+from unireason_lib.display import show_pictures
+
+
+def shown(trace):
+    """The slice that a reply's first box begins in, or the first one, and the boxes in it."""
+    slices = [frame.aligned(image) for image in request.images]
+    boxes = trace.boxes
+    at = int(boxes[0].z1) if boxes and isinstance(boxes[0], Box3D) else 0
+    flat = [box.xy if isinstance(box, Box3D) else box for box in boxes]
+    return slices[min(at, len(slices) - 1)], flat
+
+
+drawn = [shown(trace) for trace in traces]
+titles = [f"answer {answer:g}, format {form:g}" for answer, form in parts]
+show_pictures([picture for picture, _ in drawn], [boxes for _, boxes in drawn], titles=titles)
+
+# %% [markdown]
+# ### The advantage, by hand
+#
+# A reply is not good or bad in itself, but better or worse than its group: reward minus the group's mean, divided by its
+# standard deviation. Every token that the model wrote in a reply gets the reply's advantage. The mean over a group is zero, so a
+# question that is always answered right, or always wrong, teaches nothing.
+
+# %%
+from statistics import fmean, stdev
+
+rewards = [WEIGHTS["answer"] * answer + WEIGHTS["format"] * form for answer, form in parts]
+mean, spread = fmean(rewards), stdev(rewards)
+advantages = [(reward - mean) / (spread + 1e-4) for reward in rewards]
+print(f"mean {mean:.3f}, standard deviation {spread:.3f}")
+for reward, advantage in zip(rewards, advantages, strict=True):
+    print(f"reward {reward:.2f}  advantage {advantage:+.2f}")
+assert abs(sum(advantages)) < 1e-6 * len(advantages) + 1e-6
+
+# %% [markdown]
+# ### Which tokens learn
+#
+# Those that the model wrote. The regions were put in: they are read, and carry neither loss nor KL.
+
+# %%
+from unireason_lib.display import token_strip
+
+token_strip(max(traces, key=lambda trace: len(trace.own_mask)), processor.tokenizer)
+
+# %% [markdown]
+# ## 4 · Training
+#
+# The trainer is TRL's `GRPOTrainer`; ours are the rollouts and that their crops reach the forward pass. The loss is that of GRPO
+# with clipping, and a KL term (estimator k3) that keeps the model near to where it started.
+
+# %%
+for name in (
+    "prompts",
+    "rollouts",
+    "mini_batch",
+    "steps",
+    "learning_rate",
+    "lora_rank",
+    "kl",
+    "clip",
+    "reply_temperature",
+):
+    print(f"{name:<19}{getattr(settings, name)}")
+
+# %%
+from unireason_lib.training.logbook import read_lines, read_log
+from unireason_lib.training.rl import reinforce
+
+identity = short_hash(asdict(settings), [record.id for record in records], model_identity(model_path))
+run = RUN or f"{PROFILE}-seed{SEED}-{identity}"
+out = root / "runs" / "rl" / run
+print(f"runs/rl/{run}:", "finished before" if (out / "model").is_dir() else "trains now")
+trained_path = reinforce(load_start()[0], processor, records, pictures, out, settings)
+spent = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"] / 60
+print(f"{trained_path.relative_to(root)}: {spent:.1f} min since its last start")
+
+# %% [markdown]
+# The same from the command line:
+
+# %%
+import shlex
+
+command = ["rl", "--data", str(folder), "--model", model_path, "--out", str(out)]
+command += ["--profile", PROFILE, "--seed", str(SEED)] + (["--set", OVERRIDES] if OVERRIDES else [])
+command += ["--m3d-root", M3D_ROOT] if M3D_ROOT else []
+print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""))
+
+# %% [markdown]
+# First the check of the last section, on all groups of the run: advantages by hand, from the rewards of each reply, against
+# those that the trainer used.
+
+# %%
+replies = read_lines(out / "rollouts.jsonl")
+groups = [replies[first : first + settings.rollouts] for first in range(0, len(replies), settings.rollouts)]
+off = []
+for group in groups:
+    earned_here = [line["reward"] for line in group]
+    mean, spread = fmean(earned_here), stdev(earned_here)
+    off += [abs((line["reward"] - mean) / (spread + 1e-4) - line["advantage"]) for line in group]
+print(f"{len(groups)} groups, {len(replies)} replies; largest difference {max(off):.1e}")
+flat = fmean(len({round(line["reward"], 6) for line in group}) == 1 for group in groups)
+print(f"groups in which all replies earned the same, and nothing was learnt: {flat:.0%}")
+assert max(off) < 1e-3
+
+# %% [markdown]
+# The curves, each point the mean of the last five steps. Rewards are of *sampled* replies; greedy ones are better.
+
+# %%
+from unireason_lib.display import plot_stages
+
+log = read_log(out / "log.jsonl", "reward")
+
+
+def curve(key, width=5):
+    """A value of the log, the mean of some steps."""
+    found = [(line["step"], line[key]) for line in log if key in line]
+    return [
+        (found[k][0], fmean(value for _, value in found[max(0, k - width + 1) : k + 1]))
+        for k in range(len(found))
+    ]
+
+
+# %%
+panels = {
+    "reward": {
+        "answer": curve("rewards/answer/mean"),
+        "answer, 2D": curve("answer_2d"),
+        "answer, 3D": curve("answer_3d"),
+        "format": curve("rewards/format/mean"),
+    },
+    "nats a token": {"KL to the start": curve("kl"), "entropy": curve("entropy")},
+    "tokens a reply": {"own tokens": curve("completions/mean_length")},
+    "a reply": {"boxes": curve("boxes"), "rounds": curve("rounds")},
+    "share": {"boxes that fetched": curve("boxes_answered"), "flat groups": curve("flat_groups")},
+}
+plot_stages(
+    {unit: {name: points for name, points in lines.items() if points} for unit, lines in panels.items()},
+    [("", 0, log[-1]["step"])],
+    "step",
+)
+
+# %%
+seconds = {key: sum(line[key] for line in log if key in line) for key in ("rollout_seconds", "step_time")}
+looking = seconds["rollout_seconds"] / seconds["step_time"]
+print(f"{looking:.0%} of the time went into rollouts, the rest into rewards and updates")
+
+# %% [markdown]
+# ## 5 · Before and after
+#
+# Held-out patients, the same questions to both, greedy. Intervals resample patients; the difference is paired.
+
+# %%
+from unireason_lib.display import plot_intervals, plot_lines
+from unireason_lib.evaluation import Report, evaluate, open_benchmark
+from unireason_lib.grounding import Settings
+from unireason_lib.inference.batch import Checkpoint
+
+shape, census = profile.dataset.shape, min(300, profile.dataset.census)
+asked = {"split": "test", "limit": profile.rl.test_questions, "frame": frame}
+if DATA:
+    test = open_benchmark(str(folder), m3d_root=held, **asked)
+else:
+    test = open_benchmark("phantom", size=shape, census=census, **asked)
+device = None if profile.model.device == "auto" else profile.model.device
+adapted = (trained_path / "adapter_config.json").is_file()
+after = (model_path, str(trained_path)) if adapted else (str(trained_path), None)
+models = {
+    "before": Checkpoint(model_path, dtype=profile.model.dtype, device=device),
+    "after": Checkpoint(*after, dtype=profile.model.dtype, device=device),
+}
+
+# %%
+how = Settings(max_new_tokens=profile.generation.max_new_tokens, max_rounds=profile.generation.max_rounds)
+reports = {}
+for name, checkpoint in models.items():
+    file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
+    evaluate(test, file, checkpoint, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
+    reports[name] = Report.from_file(file, samples=profile.evaluation.samples)
+by_lot = sum(1 / len(item.options) for item in test) / len(test)
+
+
+def measured(name, measure, scale=1):
+    """Dimension -> value and interval of a measure, where it applies."""
+    cells = {c.dimension.upper(): c.values[measure] for c in reports[name].cells if c.family == "all"}
+    return {d: tuple(scale * x for x in (i.value, i.low, i.high)) for d, i in cells.items() if i}
+
+
+right = {name: measured(name, "accuracy", 100) for name in reports}
+plot_intervals(right, f"right of {len(test)} questions, %", reference=("chance", 100 * by_lot))
+
+# %%
+overlaps = {name: measured(name, "iou_first") for name in reports}
+plot_intervals(overlaps, "IoU of the first box")
+
+# %%
+gain = reports["before"].compare(reports["after"])
+d = gain.difference
+publish(
+    "RL: after against before",
+    100 * d.value,
+    "points",
+    interval=(100 * d.low, 100 * d.high),
+    note=f"{gain.questions} questions on held-out phantoms, one seed",
+)
+for name in sorted({"2D", "3D"} & set(overlaps["after"])):
+    moved = overlaps["after"][name][0] - overlaps["before"][name][0]
+    publish(f"RL: change of the IoU in {name}", moved, note="no reward is paid for boxes")
+
+# %% [markdown]
+# ### Three seeds
+#
+# One run is an anecdote. The profile's run was made with three seeds, from the same model and on the same questions; the
+# answers to the test, without their words, are kept in the repository. Each was made by
+#
+# ```
+# python -m unireason_lib tutorial 05 -p SEED=1        # and 0, and 2
+# ```
+#
+# and the table by `tidy` and `write_tidy` of `unireason_lib.evaluation.tidy`, from the files `test-*.jsonl` of the runs.
+# The intervals resample patients *and* seeds. What follows from them is printed, not typed.
+
+# %%
+from unireason_lib.evaluation.statistics import compare
+from unireason_lib.evaluation.tidy import conditions, read_tidy, runs
+
+kept = root / "data" / "results" / "rl-laptop.csv"
+rows = read_tidy(kept) if kept.exists() else []
+gains = {}
+
+
+def over_seeds(value):
+    """Dimension -> before and after over all seeds, paired."""
+    found = {}
+    for d in ("2d", "3d"):
+        before, whose = runs(rows, "SFT", value, dimension=d)
+        rewarded, _ = runs(rows, "SFT+RL", value, dimension=d)
+        found[d.upper()] = compare(before * len(rewarded), rewarded, whose, paired_seeds=True)
+    return found
+
+
+# %%
+if {row["id"] for row in rows} == {item.id for item in test} and not MODEL:
+    print({name: f"seeds {seeds}" for name, seeds in conditions(rows).items()})
+    for name, value, scale in (("answers, %", "correct", 100), ("IoU of the first box", "iou_first", 1)):
+        gains[name] = over_seeds(value)
+        for d, gain in gains[name].items():
+            low, high = gain.difference.low, gain.difference.high
+            print(
+                f"{d}, {name}:",
+                "better" if low > 0 else "worse" if high < 0 else "not to be told from no change",
+            )
+            seeds = gain.seeds[1]
+            note = f"{gain.questions} questions, {seeds} seeds; before {scale * gain.a:.3g}, after {scale * gain.b:.3g}"
+            interval = (scale * low, scale * high)
+            publish(f"RL, {d}: change of {name}", scale * gain.difference.value, interval=interval, note=note)
+    said = fmean(row["in_format"] for row in rows if row["condition"] == "SFT+RL")
+    publish("RL: replies in the right form", 100 * said, "%", note="over all seeds")
+else:
+    print("no comparison over seeds: another model or other questions than those that were kept")
+
+# %%
+from IPython.display import display
+
+if gains:
+    changed = {
+        d: tuple(100 * x for x in (g.difference.value, g.difference.low, g.difference.high))
+        for d, g in gains["answers, %"].items()
+    }
+    display(
+        plot_intervals(
+            {"after against before": changed}, "change of right answers, points", reference=("none", 0)
+        )
+    )
+
+# %% [markdown]
+# ## 6 · A reward is what you get
+#
+# Section 1 priced made-up replies. Does it matter to a model? Two short runs from the same start, alike in everything but
+# the reward: the release's arithmetic, and ours. To have something to learn, sampling is hot, so that many replies are
+# out of form: a thought that is not closed, a box that is none, words behind the end. Both rewards know the right letter. What
+# is plotted is the same for both: the share of sampled replies that a *reader* would grant the form.
+
+# %%
+from dataclasses import replace
+
+hot = replace(
+    settings,
+    prompts=8,
+    mini_batch=8,
+    micro_batch=min(settings.micro_batch, 8 * settings.rollouts),
+    steps=4 if PROFILE == "smoke" else 20,
+    reply_temperature=1.6,
+    kl=0.0,
+    patience=0,
+    save_steps=1000,
+)
+flat_only = [record for record in records if record.dimension == "2d"]
+
+
+# %%
+def frame_of(row):
+    """Width, height and number of the pictures of a question, as the model sees them."""
+    height, width = flat_only[row].picture_size or pictures(flat_only[row])[0].size[::-1]
+    return (*frame.size(height, width)[::-1], 1)
+
+
+formed, paid = {}, {}
+for mode in () if RUN or not flat_only else ("paper", "strict"):  # a run for a study leaves this lesson out
+    short = replace(hot, mode=mode)
+    name = short_hash(asdict(short), [record.id for record in flat_only], model_identity(model_path))
+    scratch = root / "runs" / "rl" / f"{PROFILE}-hot-{mode}-{name}"
+    reinforce(load_start()[0], processor, flat_only, pictures, scratch, short)
+    steps = {}
+    for line in read_lines(scratch / "rollouts.jsonl"):
+        form = format_reward(line["text"], dimension="2d", frame=frame_of(line["row"]))
+        steps.setdefault(line["step"] + 1, []).append((form, line["reward format"]))
+    formed[mode] = [(step, fmean(form for form, _ in found)) for step, found in steps.items()]
+    paid[mode] = [(step, fmean(pay for _, pay in found)) for step, found in steps.items()]
+
+
+# %%
+def smooth(points, width=4):
+    """Means of some steps."""
+    return [
+        (points[k][0], fmean(value for _, value in points[max(0, k - width + 1) : k + 1]))
+        for k in range(len(points))
+    ]
+
+
+if formed:
+    curves = {f"trained on {mode}": smooth(points) for mode, points in formed.items()}
+    display(plot_lines(curves, "step", "form as a reader sees it"))
+
+# %%
+for mode, points in formed.items():
+    begin, end = (fmean(value for _, value in part) for part in (points[:4], points[-4:]))
+    price = fmean(value for _, value in paid[mode][:4])
+    print(f"{mode:7} form {begin:.2f} -> {end:.2f}; at the beginning it paid {price:.2f} for it")
+
+# %% [markdown]
+# The same replies are worth more to the release's arithmetic, because it counts tags only: a reply with none, or with as many closed
+# as opened ones, has its form. What each *pays for* can be told from the first step. What each *teaches* cannot be told from twenty
+# steps: compare what is printed above with how much the curves move from one step to the next.
+
+# %% [markdown]
+# ## Check yourself
+
+# %%
+assert [line["step"] for line in log] == list(range(1, log[-1]["step"] + 1))
+assert {line["id"] for line in replies} <= {record.id for record in records}
+assert all(0 <= line[f"reward {part}"] <= 1 for line in replies for part in ("answer", "format"))
+print("all checks passed")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. A group of four earns 1, 1, 1 and 0.2. What are the advantages, and what would they be without dividing by the standard
+#    deviation? When does that matter?
+# 2. Write a reply that earns full marks from the strict rewards without reasoning. How would you forbid it?
+# 3. Train with `OVERRIDES="rl.iou=0.5"`. Do boxes fit better? Do answers?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. Mean 0.8, standard deviation 0.4: +0.5 three times and -1.5; without division +0.2 and -0.6. Dividing makes a group in
+#    which one reply of sixteen is wrong as loud as one that is split in halves.
+# 2. One word and any sound box: `<think>Hm <|box_start|>[1,1,9,9]<|box_end|></think>B`. Only the answer can tell, and it does,
+#    if looking pays: that is why the form has a fifth of the weight.
+# 3. The paper does without. Compare with intervals, and over several seeds (notebook 07).
+#
+# </details>
