@@ -155,7 +155,7 @@ def test_a_volume_outside_of_the_folder_is_never_read(release, held, tmp_path, p
 
 def test_a_hub_id_is_not_downloaded_unasked(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DatasetError, match="allow the download"):
+    with pytest.raises(DatasetError, match="hf download --repo-type dataset"):
         open_official("IQuestLab/UniReason-Med-Data")
     with pytest.raises(DatasetError, match="neither"):
         open_official(tmp_path / "no such folder")

@@ -123,8 +123,11 @@ def test_what_is_learnt_from_is_not_asked(release):
     """The release names no splits; training and evaluation read the same ones out of it."""
     folder, m3d = release
     learnt = {r.id for split in ("train", "val") for r in training_records_or_none(folder, split, m3d)}
-    asked = {item.id for item in open_benchmark(str(folder), split="test", m3d_root=str(m3d))}
     everything = {item.id for item in open_benchmark(str(folder), split="all", m3d_root=str(m3d))}
+    try:
+        asked = {item.id for item in open_benchmark(str(folder), split="test", m3d_root=str(m3d))}
+    except DatasetError:  # none of five studies fell into it
+        asked = set()
     assert not learnt & asked and learnt | asked == everything
     many = [Record(**vars_of(k)) for k in range(2000)]
     kept = Counter(split_of(record) for record in many)

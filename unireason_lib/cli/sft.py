@@ -38,6 +38,7 @@ def sft(
     """
     from unireason_lib.display import show_learning
     from unireason_lib.grounding import Settings
+    from unireason_lib.training.logbook import read_log
     from unireason_lib.training.probes import answer_probe
     from unireason_lib.training.sft import SFTSettings, fine_tune
 
@@ -62,5 +63,6 @@ def sft(
         progress=not quiet,
     )
     if int(os.environ.get("RANK", 0)) == 0:
-        show_learning(out / "log.jsonl").savefig(out / "curves.png", dpi=150)
+        if read_log(out / "log.jsonl"):  # a run shorter than log_steps has nothing to draw
+            show_learning(out / "log.jsonl").savefig(out / "curves.png", dpi=150)
         typer.echo(f"{made}: the fine-tuned model; {out / 'log.jsonl'} and curves.png: how it went")
