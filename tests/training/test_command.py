@@ -113,7 +113,7 @@ def test_the_command_reinforces_and_goes_on(data, tiny_checkpoint, tmp_path):
 def test_outcome_rl_that_is_killed_goes_on(data, tiny_checkpoint, tmp_path):
     """kill -9 in the middle of a run: the same command finishes it, with the weights of a run that nobody killed."""
     changes = "rl.steps=4,rl.prompts=2,rl.mini_batch=2,rl.rollouts=2,rl.micro_batch=2,rl.reply_tokens=8,rl.patience=0"
-    changes += ",rl.save_steps=1,rl.probe_steps=100,rl.learning_rate=0.001"
+    changes += ",rl.save_steps=1,rl.probe_steps=100,rl.learning_rate=0.001,rl.lora_rank=none"
 
     def command(out):
         given = ["--data", str(data), "--model", str(tiny_checkpoint), "--out", str(out), "--set", changes]
