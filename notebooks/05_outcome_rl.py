@@ -13,7 +13,7 @@
 # of which points, gets its regions, and answers; those that did better than their group become likelier. Boxes earn nothing by
 # themselves. The paper's third claim is that this improves the answers, and that boxes stay sensible.
 #
-# **Time** about three quarters of an hour on 2 CPU cores, most of it RL. **Needs** a shorter fine-tuning and data sets of phantoms,
+# **Time** about forty minutes on 2 CPU cores, 25 of them RL. **Needs** a shorter fine-tuning and data sets of phantoms,
 # which it makes itself when they are not there. **Synthetic**: patients are phantoms. *Nothing here is for clinical use.*
 
 # %% tags=["parameters"]
@@ -329,7 +329,9 @@ assert max(off) < 1e-3
 # The curves, each point the mean of the last five steps. Rewards are of *sampled* replies; greedy ones are better.
 
 # %%
-from unireason_lib.display import plot_stages
+from IPython.display import display
+
+from unireason_lib.display import plot_lines
 
 log = read_log(out / "log.jsonl", "reward")
 
@@ -346,7 +348,6 @@ def curve(key, width=5):
 # %%
 panels = {
     "reward": {
-        "answer": curve("rewards/answer/mean"),
         "answer, 2D": curve("answer_2d"),
         "answer, 3D": curve("answer_3d"),
         "format": curve("rewards/format/mean"),
@@ -356,11 +357,8 @@ panels = {
     "a reply": {"boxes": curve("boxes"), "rounds": curve("rounds")},
     "share": {"boxes that fetched": curve("boxes_answered"), "flat groups": curve("flat_groups")},
 }
-plot_stages(
-    {unit: {name: points for name, points in lines.items() if points} for unit, lines in panels.items()},
-    [("", 0, log[-1]["step"])],
-    "step",
-)
+for unit, lines in panels.items():
+    display(plot_lines({name: points for name, points in lines.items() if points}, "step", unit))
 
 # %%
 seconds = {key: sum(line[key] for line in log if key in line) for key in ("rollout_seconds", "step_time")}
@@ -373,7 +371,7 @@ print(f"{looking:.0%} of the time went into rollouts, the rest into rewards and 
 # Held-out patients, the same questions to both, greedy. Intervals resample patients; the difference is paired.
 
 # %%
-from unireason_lib.display import plot_intervals, plot_lines
+from unireason_lib.display import plot_intervals
 from unireason_lib.evaluation import Report, evaluate, open_benchmark
 from unireason_lib.grounding import Settings
 from unireason_lib.inference.batch import Checkpoint
@@ -405,7 +403,9 @@ by_lot = sum(1 / len(item.options) for item in test) / len(test)
 def measured(name, measure, scale=1):
     """Dimension -> value and interval of a measure, where it applies."""
     cells = {c.dimension.upper(): c.values[measure] for c in reports[name].cells if c.family == "all"}
-    return {d: tuple(scale * x for x in (i.value, i.low, i.high)) for d, i in cells.items() if i}
+    return {
+        d: tuple(scale * x for x in (i.value, i.low, i.high)) for d, i in cells.items() if i and d != "ALL"
+    }
 
 
 right = {name: measured(name, "accuracy", 100) for name in reports}
@@ -425,7 +425,7 @@ publish(
     interval=(100 * d.low, 100 * d.high),
     note=f"{gain.questions} questions on held-out phantoms, one seed",
 )
-for name in sorted({"2D", "3D"} & set(overlaps["after"])):
+for name in overlaps["after"]:
     moved = overlaps["after"][name][0] - overlaps["before"][name][0]
     publish(f"RL: change of the IoU in {name}", moved, note="no reward is paid for boxes")
 
@@ -482,8 +482,6 @@ else:
     print("no comparison over seeds: another model or other questions than those that were kept")
 
 # %%
-from IPython.display import display
-
 if gains:
     changed = {
         d: tuple(100 * x for x in (g.difference.value, g.difference.low, g.difference.high))

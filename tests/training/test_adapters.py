@@ -32,18 +32,24 @@ def bare(request, tmp_path, monkeypatch):
     return tmp_path / "bare"
 
 
-def test_thought_tokens_travel_with_an_adapter(bare, study, tmp_path):
+def teach(model, processor, study, out, steps):
+    """The folder of an adapter that learnt a little."""
     settings = SFTSettings(
-        steps=12,
+        steps=steps,
         learning_rate=1e-2,
         batch_size=4,
         accumulation=1,
         lora_rank=4,
         keep_features=True,
         save_steps=50,
+        log_steps=1,
     )
+    return fine_tune(model, processor, study.records[::3], study.pictures, out, settings)
+
+
+def test_thought_tokens_travel_with_an_adapter(bare, study, tmp_path):
     model, processor = load_model(bare, device="cpu")
-    made = fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / "run", settings)
+    made = teach(model, processor, study, tmp_path / "run", steps=12)
     trained = model.eval()
     loaded, again = load_model(bare, adapter=made, device="cpu")
     (think,) = again.tokenizer.encode("<think>")
@@ -64,17 +70,8 @@ def test_thought_tokens_travel_with_an_adapter(bare, study, tmp_path):
 
 
 def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, study, tmp_path):
-    settings = SFTSettings(
-        steps=6,
-        learning_rate=1e-2,
-        batch_size=4,
-        accumulation=1,
-        lora_rank=4,
-        keep_features=True,
-        save_steps=50,
-    )
     model, processor = load_model(bare, device="cpu")
-    made = fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / "run", settings)
+    made = teach(model, processor, study, tmp_path / "run", steps=6)
     card = (made / "README.md").read_text(encoding="utf-8")
     assert "library_name: peft" in card and "| lora_rank | 4 |" in card and "not for clinical use" in card
     assert str(tmp_path) not in card and f'load_model("{bare.name}", adapter="THIS_FOLDER")' in card
@@ -133,17 +130,7 @@ def test_adapters_are_learnt_on_4_bit_weights(tiny_checkpoint, study, tmp_path):
     assert {kind for name, kind in kinds.items() if "language_model" not in name} == {
         "Linear"
     }  # tower and output layer
-    settings = SFTSettings(
-        steps=6,
-        learning_rate=1e-2,
-        batch_size=4,
-        accumulation=1,
-        lora_rank=4,
-        keep_features=True,
-        save_steps=50,
-        log_steps=1,
-    )
-    made = fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / "run", settings)
+    made = teach(model, processor, study, tmp_path / "run", steps=6)
     learnt = {p.dtype for p in model.parameters() if p.requires_grad}
     assert learnt == {torch.float32}
     losses = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl")]

@@ -71,6 +71,7 @@ def prepare(
     from unireason_lib.training.checkpoints import whole_checkpoint
     from unireason_lib.training.data import pictures_from, training_records
     from unireason_lib.training.probes import probe_records
+    from unireason_lib.training.settings import spread_by
 
     section = settings[stage]
     counts = {"2d": section.counts_2d, "3d": section.counts_3d}
@@ -81,7 +82,11 @@ def prepare(
     except DatasetError:  # a small set, or one that keeps nobody apart
         held_out = []
     device = None
-    if settings.model.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+    if spread_by() == "fsdp":
+        device = "cpu"  # each process takes its part from there
+    elif (
+        settings.model.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available()
+    ):
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
     model = whole_checkpoint(model, settings.model.dtype)
     loaded, processor = load_profile_model(settings.model, Path.cwd(), model, device=device)

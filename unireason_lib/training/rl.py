@@ -46,6 +46,7 @@ from unireason_lib.training.card import model_card
 from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
 from unireason_lib.training.examples import Pictures
 from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
+from unireason_lib.training.memory import give_back
 from unireason_lib.training.remember import SeenPictures
 from unireason_lib.training.rewards import Asked, Reward, rewards
 from unireason_lib.training.settings import RunSettings, processes, spread_by
@@ -318,6 +319,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 for rollout, advantage in zip(self._now, given, strict=True)
             ]
             append_lines(self.diary, lines)
+        give_back()
         return output
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
