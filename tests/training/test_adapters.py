@@ -69,7 +69,7 @@ def test_thought_tokens_travel_with_an_adapter(bare, study, tmp_path):
     assert len(reply) == 1
 
 
-def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, study, tmp_path):
+def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, study, tmp_path, monkeypatch):
     model, processor = load_model(bare, device="cpu")
     made = teach(model, processor, study, tmp_path / "run", steps=6)
     card = (made / "README.md").read_text(encoding="utf-8")
@@ -89,6 +89,10 @@ def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, s
     )
     assert "| lora_rank | 4 |" in told
     assert whole_checkpoint(out) == str(out) and whole_checkpoint("owner/name") == "owner/name"
+    with monkeypatch.context() as several:
+        several.setenv("WORLD_SIZE", "2")
+        with pytest.raises(TrainingError, match=r"several processes.*unireason_lib merge --model"):
+            whole_checkpoint(made)
     beside = whole_checkpoint(made)  # to train on: merged once, then found
     assert beside == str(made.parent / "merged") == whole_checkpoint(made)
     with torch.no_grad():

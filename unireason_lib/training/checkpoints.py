@@ -159,14 +159,27 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     Args:
         path: Folder or hub id of a checkpoint, or folder of a PEFT adapter.
         dtype: Of the merged weights.
+
+    Raises:
+        TrainingError: It has to be made, and several processes would make it at once.
     """
     from unireason_lib.grounding.model import adapter_base, load_model
+    from unireason_lib.training.settings import processes
 
     base = adapter_base(path)
     if base is None:
         return str(path)
     merged = Path(path).parent / "merged"
     if not merged.is_dir():
+        if processes() > 1:
+            raise TrainingError(
+                explain(
+                    path,
+                    expected="a whole checkpoint",
+                    found="an adapter, and several processes",
+                    do=f"merge it first: python -m unireason_lib merge --model {base} --adapter {path} --out {merged}",
+                )
+            )
         model, processor = load_model(base, adapter=path, dtype=dtype, device="cpu")
         merge_adapter(model, processor, merged, path)
     return str(merged)
