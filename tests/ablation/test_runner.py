@@ -18,6 +18,7 @@ from unireason_lib.ablation.report import collect_rows, table_of_conditions, wri
 from unireason_lib.ablation.runner import execute_job, finished, folder_of, run_jobs
 from unireason_lib.errors import GridError
 from unireason_lib.evaluation.tidy import conditions, read_tidy
+from unireason_lib.inference.fingerprint import sha256_of
 
 from .test_grid import GOOD
 
@@ -233,10 +234,15 @@ def test_notebooks_are_really_run(grid, project):
     assert [line[:2] for line in lines] == [("RL", "2"), ("RL, blind", "2")]
     assert lines[0][2].startswith("75.0 (") and lines[1][2] == "0.0 (0.0-0.0)"
     ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
-    write_results(grid, jobs, rows, ledger, project / "results", "python -m unireason_lib ablate mine.yaml")
+    command = "python -m unireason_lib ablate mine.yaml"
+    write_results(grid, jobs, rows, ledger, project / "results", command, "data/tiny-base")
     assert read_tidy(project / "results" / "mine.csv") == rows
     told = json.loads((project / "results" / "mine.json").read_text())
     assert len(told["runs"]) == 6 and told["verdicts"][0]["verdict"] == "cannot tell"
+    assert (
+        told["table_sha256"] == sha256_of(project / "results" / "mine.csv")
+        and told["base"]["name"] == "tiny-base"
+    )
 
 
 def test_a_notebook_that_fails_says_why(grid, project):

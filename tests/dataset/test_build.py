@@ -8,6 +8,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -645,6 +646,26 @@ def test_two_builds_in_one_folder_do_not_run_at_once(settings, tmp_path, monkeyp
 
     monkeypatch.setattr(assembly, "assemble", meanwhile)
     assert build(settings("phantom:count=1", census=0), tmp_path / "set").built == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock")
+def test_a_build_that_waits_takes_what_the_other_made(settings, tmp_path, monkeypatch):
+    import unireason_lib.dataset.assembly as assembly
+
+    assemble = assembly.assemble
+    config, folder = settings("phantom:count=1", census=0), tmp_path / "set"
+    with ThreadPoolExecutor(1) as second:
+
+        def meanwhile(*given):
+            waiting.append(second.submit(build, config, folder, wait=True))
+            with pytest.raises(TimeoutError):
+                waiting[0].result(timeout=0.5)
+            return assemble(*given)
+
+        waiting = []
+        monkeypatch.setattr(assembly, "assemble", meanwhile)
+        made = build(config, folder)
+        assert waiting[0].result().manifest == made.manifest and waiting[0].result().built == 0 < made.built
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------

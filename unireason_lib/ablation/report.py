@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from unireason_lib.ablation.ledger import Ledger
 from unireason_lib.ablation.plan import Job, last_jobs
 from unireason_lib.evaluation.statistics import Interval, mean_over_runs
 from unireason_lib.evaluation.tidy import Rows, conditions, runs, tidy, write_tidy
+from unireason_lib.inference.fingerprint import model_identity, sha256_of
 from unireason_lib.inference.results import write_whole
 
 MEASURES: tuple[tuple[str, str, str | None], ...] = (
@@ -97,7 +99,7 @@ def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
 
 
 def write_results(
-    grid: Grid, jobs: Sequence[Job], rows: Rows, ledger: Ledger, folder: Path, command: str
+    grid: Grid, jobs: Sequence[Job], rows: Rows, ledger: Ledger, folder: Path, command: str, base: str
 ) -> None:
     """Write ``NAME.csv`` (the tidy table) and ``NAME.json`` (how it came about, and the verdicts), each whole.
 
@@ -108,9 +110,11 @@ def write_results(
         ledger: Of its runs.
         folder: Where to; ``data/results`` keeps a study beside the code.
         command: That made it.
+        base: Folder or hub id of the model that all runs start from, for its digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tidy(rows, folder / f"{grid.name}.csv")
+    table = folder / f"{grid.name}.csv"
+    write_tidy(rows, table)
     passed = ledger.passed()
     lines = [passed[job.key] for job in jobs if job.key in passed]
     content: dict[str, Any] = {
@@ -119,6 +123,9 @@ def write_results(
         "command": command,
         "version": __version__,
         "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        "base": model_identity(base),
+        "table_sha256": sha256_of(table),
         "code": sorted({line["code"] for line in lines}),
         "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
         "runs": [

@@ -57,6 +57,7 @@ def ablate(
         write_results,
     )
     from unireason_lib.ablation.runner import finished, folder_of, run_jobs
+    from unireason_lib.profiles import load_profile
     from unireason_lib.tutorial.project import project_root
     from unireason_lib.tutorial.results import aligned
 
@@ -98,9 +99,11 @@ def ablate(
     result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
     rows = collect_rows(jobs, root)
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
+    base = load_profile(study.profile, study.overrides).model.base
+    base = str(root / base) if (root / base).is_dir() else base
     for place in (folder, keep):
         if place is not None:
-            write_results(study, jobs, rows, ledger, place, command)
+            write_results(study, jobs, rows, ledger, place, command, base)
     if rows:
         typer.echo("\n" + aligned(table_of_conditions(rows)))
         if study.claims:

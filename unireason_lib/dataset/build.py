@@ -88,6 +88,7 @@ def build(
     workers: int = 1,
     ray: str | None = None,
     progress: bool = False,
+    wait: bool = False,
 ) -> BuildReport:
     """Build a data set, or go on with one.
 
@@ -99,6 +100,7 @@ def build(
         ray: Address of a running Ray cluster that shares the folder, or ``"local"``; None stays on this
             machine without Ray.
         progress: Whether to show bars with rate and remaining time.
+        wait: Whether another process that builds there is waited for, and its set taken; else it is an error.
 
     Returns:
         A report. Studies that could not be read are counted in it, and listed with everything else that was
@@ -117,7 +119,7 @@ def build(
     sources = open_sources(config, folder)
     ledger = ledger_of(config, sources)
     refuse_foreign(folder)
-    with lock(work):
+    with lock(work, wait):
         check_ledger(work / "ledger.json", ledger)
         counts = [studies_of(source, config.limit) for source in sources]
         units, total = plan_units(counts), sum(counts)

@@ -147,8 +147,8 @@ def refuse_foreign(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(work: Path) -> Iterator[None]:
-    """One build a folder at a time; the lock ends with the process, however it ends."""
+def lock(work: Path, wait: bool = False) -> Iterator[None]:
+    """One build a folder at a time; the lock ends with its process, however that ends. Another waits or is refused."""
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,7 +160,7 @@ def lock(work: Path) -> Iterator[None]:
             import fcntl
 
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError:
                 raise fault(
                     work.parent,

@@ -28,7 +28,7 @@ def phantom_set(
     workers: int = 1,
     progress: bool = False,
 ) -> BuildReport:
-    """Build the data set, or take it as it is when it is there.
+    """Build the data set, or take it as it is when it is there. Runs that want the same one at once build it once.
 
     Args:
         folder: Of the data set.
@@ -61,7 +61,7 @@ def phantom_set(
         pictures="all",
         fractions={"train": 1 - 2 * share, "val": share, "test": share},
     )
-    return build(config, folder, workers=workers, progress=progress)
+    return build(config, folder, workers=workers, progress=progress, wait=True)
 
 
 def held_out_share(patients_2d: int, patients_3d: int) -> float:
