@@ -236,11 +236,11 @@ def test_notebooks_are_really_run(grid, project):
     ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
     command = "python -m unireason_lib ablate mine.yaml"
     write_results(grid, jobs, rows, ledger, project / "results", command, "data/tiny-base")
-    assert read_tidy(project / "results" / "mine.csv") == rows
+    assert read_tidy(project / "results" / "mine.csv.gz") == rows
     told = json.loads((project / "results" / "mine.json").read_text())
     assert len(told["runs"]) == 6 and told["verdicts"][0]["verdict"] == "cannot tell"
     assert (
-        told["table_sha256"] == sha256_of(project / "results" / "mine.csv")
+        told["table_sha256"] == sha256_of(project / "results" / "mine.csv.gz")
         and told["base"]["name"] == "tiny-base"
     )
 

@@ -111,6 +111,8 @@ def test_intervals_stand_in_the_row_and_at_the_value_they_belong_to(clean_layout
     spans = {(line[0][0], line[1][0], round(line[0][1])) for line in lines if len(line) == 2}
     assert {(55, 61, 0), (60, 80, 1), (23, 29, 0), (25, 25, 0)} >= spans - {(25, 25, 1)}
     assert {(55, 61, 0), (60, 80, 1), (23, 29, 0)} <= spans
+    heights = {line[0][0]: line[0][1] for line in lines if len(line) == 2}
+    assert heights[60] == 1 and heights[55] < 0 < heights[23], "alone in the middle, two around it"
     words = [text.get_text() for text in axes.texts]
     assert "26  (23 to 29)" in words and "chance" in words
     assert [text.get_text() for text in figure.texts] == list(series)

@@ -1,5 +1,6 @@
 """A row for every condition, seed and question."""
 
+import gzip
 import json
 
 import pytest
@@ -41,6 +42,18 @@ def test_the_table_comes_back(files, tmp_path):
     write_tidy(rows, tmp_path / "t.csv")
     assert read_tidy(tmp_path / "t.csv") == rows
     assert (tmp_path / "t.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    packed = tmp_path / "t.csv.gz"
+    write_tidy(rows, packed)
+    assert (
+        read_tidy(packed) == rows
+        and gzip.decompress(packed.read_bytes()) == (tmp_path / "t.csv").read_bytes()
+    )
+    first = packed.read_bytes()
+    write_tidy(rows, packed)
+    assert packed.read_bytes() == first
+    packed.write_bytes(first[:-20])
+    with pytest.raises(DatasetError, match=r"t\.csv\.gz: expected gzip"):
+        read_tidy(packed)
     assert rows[3]["iou_first"] is None and rows[0]["iou_first"] == 0.25
     assert conditions(rows) == {"before": [0], "RL": [0, 1]}
 

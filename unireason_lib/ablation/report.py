@@ -101,7 +101,7 @@ def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
 def write_results(
     grid: Grid, jobs: Sequence[Job], rows: Rows, ledger: Ledger, folder: Path, command: str, base: str
 ) -> None:
-    """Write ``NAME.csv`` (the tidy table) and ``NAME.json`` (how it came about, and the verdicts), each whole.
+    """Write ``NAME.csv.gz`` (the tidy table) and ``NAME.json`` (how it came about, and the verdicts), each whole.
 
     Args:
         grid: The study.
@@ -113,7 +113,7 @@ def write_results(
         base: Folder or hub id of the model that all runs start from, for its digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / f"{grid.name}.csv"
+    table = folder / f"{grid.name}.csv.gz"
     write_tidy(rows, table)
     passed = ledger.passed()
     lines = [passed[job.key] for job in jobs if job.key in passed]

@@ -111,7 +111,7 @@ def ablate(
     shown = folder.relative_to(root)
     typer.echo(
         f"\n{len(result.passed)} passed, {len(result.failed)} failed, {len(result.skipped)} not begun; "
-        f"{(time.monotonic() - began) / 60:.1f} min; {shown}/{study.name}.csv holds all answers"
+        f"{(time.monotonic() - began) / 60:.1f} min; {shown}/{study.name}.csv.gz holds all answers"
     )
     if result.interrupted:
         raise typer.Exit(130)

@@ -240,7 +240,7 @@ def plot_intervals(
     """Values with their intervals, a row for each thing measured and a mark for each way of measuring it.
 
     Args:
-        series: Name -> row -> ``(value, low, high)``. Rows that a series lacks stay empty.
+        series: Name -> row -> ``(value, low, high)``. A row has room for the series that have it.
         xlabel: Quantity and unit.
         reference: Name and place of a vertical line, what chance would reach for instance.
         title: A heading.
@@ -255,7 +255,8 @@ def plot_intervals(
         )
     names = [printable(row) for row in rows]
     left = min(4.2, max(text_width(name, 9) for name in names) + 0.3)
-    step = 0.2 * len(series) + 0.16
+    inside = {row: [name for name, values in series.items() if row in values] for row in rows}
+    step = 0.2 * max(map(len, inside.values())) + 0.16
     top = 0.24 if reference else 0.06
     legend = list(series) if len(series) > 1 else []
     head = 0.12 + (0.32 if title else 0) + (0.3 if legend else 0) + top
@@ -264,10 +265,10 @@ def plot_intervals(
         sheet.write(0.12, 0.1, title, 11, fontweight="bold")
     _draw_names(sheet, left, head - top - 0.26, legend)
     axes = sheet.place(left, head, WIDTH - left - 1.7, step * len(rows), bare=False)
-    for i, values in enumerate(series.values()):
+    for i, (one, values) in enumerate(series.items()):
         color, marker = LINE_COLORS[i % len(LINE_COLORS)], MARKERS[i % len(MARKERS)]
         for row, (value, low, high) in values.items():
-            y = rows.index(row) + ((i + 0.5) / len(series) - 0.5) * 0.2 * len(series) / step
+            y = rows.index(row) + (inside[row].index(one) + 0.5 - len(inside[row]) / 2) * 0.2 / step
             axes.plot([low, high], [y, y], color=color, linewidth=1.8, marker="|", markersize=6)
             axes.plot([value], [y], color=color, marker=marker, markersize=6)
             words = f"{value:.3g}  ({low:.3g} to {high:.3g})"

@@ -1,13 +1,15 @@
 """Many runs in one table: a row for every condition, seed and question.
 
 Files of replies are large and full of words; what claims rest on is little. This is that little, as CSV, so that it can
-be kept beside the code, and read by anything.
+be kept beside the code, compressed where the name ends in ``.gz``, and read by anything.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,23 +63,29 @@ def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
 
 
 def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write the table, whole."""
+    """Write the table, whole; the same rows give the same bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         short = {name: f"{row[name]:g}" for name in COLUMNS[7:] if row[name] is not None}
         writer.writerow({**{name: row[name] for name in COLUMNS[:7]}, **short})
-    write_whole(Path(path), text.getvalue())
+    packed = Path(path).suffix == ".gz"
+    write_whole(path, gzip.compress(text.getvalue().encode(), mtime=0) if packed else text.getvalue())
 
 
 def read_tidy(path: str | Path) -> Rows:
     """Read the table.
 
     Raises:
-        DatasetError: It lacks a column, or a number is none.
+        DatasetError: It is damaged, lacks a column, or a number is none.
     """
-    with open(path, encoding="utf-8", newline="") as file:
+    content = Path(path).read_bytes()
+    try:
+        content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(explain(path, expected="gzip", found=str(error), do="make it anew")) from error
+    with io.StringIO(content.decode("utf-8"), newline="") as file:
         reader = csv.DictReader(file)
         lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if lacking:

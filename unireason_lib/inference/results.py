@@ -201,14 +201,14 @@ def read_results(path: str | Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def write_whole(path: str | Path, text: str | Iterator[str]) -> None:
+def write_whole(path: str | Path, text: str | bytes | Iterator[str]) -> None:
     """Write a file under a temporary name, then rename it: a reader finds the old or the new one, never a part."""
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for part in [text] if isinstance(text, str) else text:
-                file.write(part)
+        with os.fdopen(handle, "wb") as file:
+            for part in [text] if isinstance(text, str | bytes) else text:
+                file.write(part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
