@@ -269,20 +269,23 @@ share = rollouts.hours.high / (rollouts.hours.high + sum(line.hours.high for lin
 print(f"of outcome RL, writing replies takes {share:.0%} of the time, by the bill of section 3")
 
 # %% [markdown]
-# **Slurm.** One task a node, which starts the node's processes:
+# **Slurm.** One task a node, with all its cores, which starts the node's processes:
 #
 # ```
-# #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8
+# !/bin/bash
+# #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
 # export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# srun bash -c 'NODE=$SLURM_NODEID; accelerate launch --config_file ... --machine_rank $NODE --main_process_ip $FIRST ...'
+# srun --cpus-per-task=$SLURM_CPUS_PER_TASK \
+#     bash -c 'NODE=$SLURM_NODEID; accelerate launch --config_file ... --machine_rank $NODE --main_process_ip $FIRST ...'
 # ```
 #
-# **Kubernetes.** Use what your cluster has: a `PyTorchJob` of the Kubeflow trainer sets rank and address, and its container runs the
-# command above; with KubeRay, `ablate --ray auto` runs one notebook a GPU.
+# **Kubernetes.** Use what your cluster has. A `PyTorchJob` of Kubeflow's training operator (v1) sets `RANK` and `MASTER_ADDR` of each
+# node: its container runs the command above after `NODE=$RANK FIRST=$MASTER_ADDR`. With KubeRay, `ablate --ray auto` runs
+# one notebook a GPU.
 #
-# **Rollouts by vLLM.** A server writes replies faster than the trainer. It is given the policy's weights before each generation,
-# and knows nothing of boxes: they are stop tokens to it, the crop is cut here, and the longer prompt
-# is sent, of which its prefix cache knows all but the crop.
+# **Rollouts by vLLM.** A server writes replies faster than the trainer. It is given the policy's weights before each generation, and
+# knows nothing of boxes: they are stop tokens to it, the crop is cut here, and the longer prompt is sent, of which its prefix
+# cache knows all but the crop. With vLLM 0.30 or later:
 #
 # ```
 # VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs --limit-mm-per-prompt.image 256
@@ -423,10 +426,11 @@ print("all checks passed")
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `plan --gpus 1xH100 --strategy zero3` is refused and names the nearest. Sixteen bytes for every parameter that learns, over the
-#    number of GPUs.
+# 1. Two for fine-tuning: `plan --gpus 1xH100 --strategy zero3 --stage sft` is refused, with `2xH100` it is not. Sixteen bytes for every
+#    parameter that learns, over the number of GPUs, decide. Outcome RL needs more: leave out `--stage`.
 # 2. `rl.rollouts` and `rl.epochs`: each question is learnt from sixteen times, three times over.
-# 3. `--set dataset.shape=[32,512,512]`: 18 x 18 = 324 tokens a slice in place of 81: four times the tokens, and about sixteen
-# times the operations of attention.
+# 3. `plan --gpus 8xH100 --stage sft --set dataset.shape=[32,512,512]`: 18 x 18 = 324 tokens a slice in place of 81: four times the tokens,
+#    and about sixteen times the operations of attention. Without `--stage sft` it is refused: the keys and values of so many
+#    replies at once do not fit.
 #
 # </details>

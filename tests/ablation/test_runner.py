@@ -1,5 +1,7 @@
 """Plans and their running: shared stages, failures, resuming, other code, the ledger, Ray."""
 
+import gzip
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +20,7 @@ from unireason_lib.ablation.report import collect_rows, table_of_conditions, wri
 from unireason_lib.ablation.runner import execute_job, finished, folder_of, run_jobs
 from unireason_lib.errors import GridError
 from unireason_lib.evaluation.tidy import conditions, read_tidy
-from unireason_lib.inference.fingerprint import sha256_of
+from unireason_lib.profiles import load_profile
 
 from .test_grid import GOOD
 
@@ -139,6 +141,31 @@ def test_what_decides_an_outcome_decides_the_name(grid, tmp_path):
     assert {job.parameters["OVERRIDES"] for job in elsewhere} == {"", "generation.max_rounds=0", "rl.iou=0.5"}
 
 
+def test_steps_of_a_condition_keep_their_share_at_another_size(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "profile: laptop\nseeds: 1\noverrides: {sft.steps: 1000}\n"
+        "conditions: {all: {sft: {}}, short: {sft: {OVERRIDES: sft.steps=250}}}\n"
+    )
+    grid = load_grid(path)
+
+    def steps(study):
+        return {
+            job.conditions[0]: load_profile(study.profile, job.parameters["OVERRIDES"]).sft.steps
+            for job in plan(study)
+            if job.stage == "sft"
+        }
+
+    assert steps(grid) == {"all": 1000, "short": 250}
+    assert steps(grid.at("smoke")) == {"all": 4, "short": 1}
+    assert steps(grid.at("gpu", "sft.steps=3000")) == {"all": 3000, "short": 750}
+    assert steps(grid.at("laptop", "sft.steps=2000")) == {"all": 2000, "short": 250}, (
+        "a condition counts more"
+    )
+    with pytest.raises(GridError, match=r"250 of 1000.*--set sft\.steps=NUMBER"):
+        grid.at("gpu")
+
+
 def test_a_single_run_by_hand_is_a_command(grid):
     job = next(job for job in plan(grid) if job.stage == "rl")
     command = job.command()
@@ -240,7 +267,8 @@ def test_notebooks_are_really_run(grid, project):
     told = json.loads((project / "results" / "mine.json").read_text())
     assert len(told["runs"]) == 6 and told["verdicts"][0]["verdict"] == "cannot tell"
     assert (
-        told["table_sha256"] == sha256_of(project / "results" / "mine.csv.gz")
+        told["table_sha256"]
+        == hashlib.sha256(gzip.decompress((project / "results" / "mine.csv.gz").read_bytes())).hexdigest()
         and told["base"]["name"] == "tiny-base"
     )
 

@@ -132,12 +132,28 @@ def test_a_grid_costs_its_runs(samples):
     one = made(samples, stages=("sft", "test"))
     cost = grid_hours(GRID, "gpu", one)
     assert cost.runs["test"] >= cost.runs["sft"] >= 30 and cost.runs["rl"] == 10
-    assert cost.hours["sft"].low < cost.runs["sft"] * one.hours("sft").low  # some leave a dimension out
+    slices, volumes = (
+        made(samples, stages=("sft",), records=records).hours("sft").low
+        for records in ({"2d": 220_000, "3d": 0}, {"2d": 0, "3d": 220_000})
+    )  # as many steps for all, of the cheapest and of the dearest examples
+    assert cost.runs["sft"] * slices < cost.hours["sft"].low < cost.runs["sft"] * volumes
     assert cost.table()[-1][0] == "in all"
     few = made(samples, stages=("sft", "test"), records={"2d": 1000, "3d": 1000})
     assert grid_hours(GRID, "gpu", few).hours["sft"].low < cost.hours["sft"].low / 10
     half = grid_hours(GRID, "gpu", one, "sft.epochs=0.5").hours["sft"].low
-    assert half < 0.6 * cost.hours["sft"].low  # a condition that counts steps stays as it is
+    assert half == pytest.approx(
+        cost.hours["sft"].low / 2, rel=0.01
+    )  # steps of a condition are a share of all
+
+
+def test_a_quantised_model_is_asked_with_the_weights_that_it_has(samples):
+    settings = load_profile("t4")
+    sizes = samples_of(QWEN_FRAME, settings.dataset.shape, 512)
+    small = bill(settings, shape_of("3b"), Cluster.named("T4"), sizes, stages=("test",))
+    whole = load_profile("t4", "model.quantization=null")
+    large = bill(whole, shape_of("3b"), Cluster.named("T4"), sizes, stages=("test",))
+    assert small.memory["test"].parts["frozen weights"] < 0.5 * large.memory["test"].parts["frozen weights"]
+    assert small.hours("test").low > large.hours("test").low  # they are unpacked in every step
 
 
 def test_rows_are_counted_by_dimension(tmp_path):

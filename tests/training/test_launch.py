@@ -41,6 +41,7 @@ def test_fsdp2_names_layers_that_there_are_and_saves_whole_checkpoints():
 def test_zero3_saves_whole_checkpoints_and_leaves_the_schedule_to_the_profile():
     settings = load_config_from_file(str(FOLDER / "zero3.yaml")).deepspeed_config
     assert settings["zero_stage"] == 3 and settings["zero3_save_16bit_model"]
+    assert settings["deepspeed_multinode_launcher"] == "standard"  # not pdsh from every node
     assert settings["gradient_accumulation_steps"] == settings["gradient_clipping"] == "auto"
 
 

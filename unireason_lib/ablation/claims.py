@@ -87,9 +87,10 @@ def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
         return Verdict(claim, found, p, "reproduced", "the interval lies above zero")
     if p < LEVEL and d.high < 0:
         return Verdict(claim, found, p, "reversed", "the interval lies below zero")
-    return Verdict(
-        claim, found, p, "not seen", "the interval, corrected for the number of claims, holds zero"
-    )
+    why = "the interval holds zero"
+    if not d.low <= 0 <= d.high:
+        why = "the interval of this claim alone leaves out zero, but one of so many would by chance"
+    return Verdict(claim, found, p, "not seen", why)
 
 
 def _seeds(rows: Sequence[Mapping[str, Any]], condition: str) -> set[int]:

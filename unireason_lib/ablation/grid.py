@@ -6,6 +6,7 @@ A condition says with which parameters the notebooks run, stage by stage: ``sft`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ STAGES: Mapping[str, str] = {"sft": "04", "rl": "05", "test": "06"}
 GIVEN = ("PROFILE", "SEED", "RUN", "RESULTS", "MODEL")
 """Parameters that the plan fills in: a grid must not."""
 
+_STEPS = re.compile(r"\b(sft|rl)\.steps=(\d+)")
 _DIMENSIONS = ("2d", "3d")
 _VALUES = ("correct", "iou_first", "in_format")
 _FAMILIES = ("mixture", "components", "stages", "efficiency", "other")
@@ -91,12 +93,55 @@ class Grid:
     minutes: Mapping[str, float] = field(default_factory=dict)
     about: str = ""
 
-    def at(self, profile: str) -> Grid:
-        """The same study at another size, as a study of its own: the overrides and minutes of all are those of the
-        profile that the grid was written for."""
+    def at(self, profile: str, overrides: str = "") -> Grid:
+        """The same study at another size, as a study of its own.
+
+        The grid's overrides and minutes are those of the profile that it was written for, and are dropped. Where a
+        condition learns for so many steps, it keeps its share of the steps of all.
+
+        Args:
+            profile: Another profile.
+            overrides: Settings for all stages.
+
+        Raises:
+            GridError: A condition has steps of its own, and the other profile counts in epochs.
+        """
         if profile == self.profile:
-            return self
-        return replace(self, name=f"{self.name}-{profile}", profile=profile, overrides="", minutes={})
+            return replace(self, overrides=joined(self.overrides, overrides))
+        own, other = load_profile(self.profile, self.overrides), load_profile(profile, overrides)
+
+        def scaled(found: re.Match[str]) -> str:
+            stage, steps = found[1], int(found[2])
+            of, to = own[stage].steps, other[stage].steps
+            if not of or not to:
+                raise GridError(
+                    explain(
+                        f"{self.name} at {profile}",
+                        expected=f"{stage}.steps, since a condition learns for {steps} of {of}",
+                        found=f"{to} in the profile, which counts in epochs",
+                        do=f"--set {stage}.steps=NUMBER",
+                    )
+                )
+            return f"{stage}.steps={max(1, round(to * steps / of))}"
+
+        conditions = {
+            name: replace(
+                condition,
+                stages={
+                    stage: {k: _STEPS.sub(scaled, v) if k == "OVERRIDES" else v for k, v in given.items()}
+                    for stage, given in condition.stages.items()
+                },
+            )
+            for name, condition in self.conditions.items()
+        }
+        return replace(
+            self,
+            name=f"{self.name}-{profile}",
+            profile=profile,
+            conditions=conditions,
+            overrides=overrides,
+            minutes={},
+        )
 
 
 def load_grid(path: str | Path) -> Grid:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from unireason_lib.ablation.ledger import Ledger
 from unireason_lib.ablation.plan import Job, last_jobs
 from unireason_lib.evaluation.statistics import Interval, mean_over_runs
 from unireason_lib.evaluation.tidy import Rows, conditions, runs, tidy, write_tidy
-from unireason_lib.inference.fingerprint import model_identity, sha256_of
+from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.inference.results import write_whole
 
 MEASURES: tuple[tuple[str, str, str | None], ...] = (
@@ -125,7 +127,7 @@ def write_results(
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "base": model_identity(base),
-        "table_sha256": sha256_of(table),
+        "table_sha256": hashlib.sha256(gzip.decompress(table.read_bytes())).hexdigest(),  # of the text
         "code": sorted({line["code"] for line in lines}),
         "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
         "runs": [

@@ -233,7 +233,7 @@ def bench_feeding(repeats: int = 3, gpus: str = "8xH100") -> list[dict]:
             allowed, taken = cores / learnt, median(seconds)
             rows.append(
                 {
-                    "name": f"{gpus}, {learnt:.1f} volumes/s, {cores} cores: {'x'.join(map(str, shape))} {name[-4:]}",
+                    "name": f"{gpus}, {learnt:.1f} volumes/s, {cores} cores: {'x'.join(map(str, shape))} {name}",
                     "baseline_s": allowed,
                     "ours_s": taken,
                     "ratio": allowed / taken,

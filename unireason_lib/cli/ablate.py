@@ -11,6 +11,10 @@ GridFile = Annotated[Path, typer.Argument(help="Grid in YAML; see data/ablations
 ProfileName = Annotated[
     str | None, typer.Option("--profile", help="The study at another size: smoke, laptop, t4, gpu.")
 ]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of all runs: sft.steps=3000; may be repeated."),
+]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Only so many seeds, from 0 on; default: the grid's.")]
 Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time on this machine.")]
 Only = Annotated[list[str] | None, typer.Option(help="Only this condition; may be repeated.")]
@@ -28,6 +32,7 @@ Keep = Annotated[
 def ablate(
     grid: GridFile,
     profile: ProfileName = None,
+    change: Change = None,
     seeds: Seeds = None,
     workers: Workers = 1,
     only: Only = None,
@@ -62,7 +67,7 @@ def ablate(
     from unireason_lib.tutorial.results import aligned
 
     root, study = project_root(), load_grid(grid)
-    study = study.at(profile) if profile else study
+    study = study.at(profile or study.profile, ",".join(change or ()))
     chosen = None if seeds is None else range(seeds)
     jobs = plan(study, seeds=chosen, only=only or ())
     folder = folder_of(study, root)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -160,14 +161,17 @@ def lock(work: Path, wait: bool = False) -> Iterator[None]:
             import fcntl
 
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise fault(
-                    work.parent,
-                    "no other build here",
-                    "one that is running",
-                    "wait for it, or choose another --out",
-                ) from None
+                if not wait:
+                    raise fault(
+                        work.parent,
+                        "no other build here",
+                        "one that is running",
+                        "wait for it, or choose another --out",
+                    ) from None
+                print(f"another build of {work.parent.name} is waited for", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

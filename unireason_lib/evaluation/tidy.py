@@ -63,7 +63,7 @@ def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
 
 
 def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write the table, whole; the same rows give the same bytes."""
+    """Write the table, whole; the same rows give the same bytes (compressed: with the same zlib)."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -19,6 +19,9 @@ RANK = 16
 """Of adapters, where a strategy has some and the profile names no rank."""
 
 
+_QUANTISED = ("qlora", "frozen 4-bit")
+
+
 @dataclass(frozen=True)
 class Line:
     """A part of the bill.
@@ -154,7 +157,7 @@ def bill(
     if "rl" in ways:
         lines += _rl(profile, shape, cluster, samples, ways["rl"], questions, served)
     if "test" in ways:
-        lines += _test(profile, shape, cluster, samples)
+        lines += _test(profile, shape, cluster, samples, ways["test"])
     return Bill(cluster, ways, shape, samples, tuple(lines), held, records, questions, served)
 
 
@@ -201,9 +204,8 @@ def _memory(
     longest = max(sample.tokens for sample in samples.values())
     if stage == "test":
         cached = profile.evaluation.batch_size * longest
-        return memory(
-            shape, cluster, "frozen 4-bit" if strategy == "qlora" else "frozen", longest, cache=cached
-        )
+        kept = "frozen 4-bit" if strategy in _QUANTISED else "frozen"
+        return memory(shape, cluster, kept, longest, cache=cached)
     settings = profile[stage]
     rank = settings.lora_rank or RANK
     together, cache = settings.batch_size if stage == "sft" else settings.micro_batch, 0
@@ -273,7 +275,7 @@ def _reached(kind: str, strategy: str) -> Range:
     if kind == "training" and strategy in ("lora", "qlora"):
         kind = "adapters"
     found = Range(*reached[kind])
-    return found.times(0.5) if strategy == "qlora" else found
+    return found.times(0.5) if strategy in _QUANTISED else found
 
 
 def _line(
@@ -388,11 +390,13 @@ def _writing_seconds(
     )
     slow = max((weights + cache) / (cluster.bandwidth * bandwidth.low), launch[0])
     fast = max((weights + cache) / (cluster.bandwidth * bandwidth.high), launch[1])
-    again = 2 if strategy == "qlora" else 1  # unpacked in every step
+    again = 2 if strategy in _QUANTISED else 1  # unpacked in every step
     return Range(batches * tokens * fast, batches * tokens * slow * again)
 
 
-def _test(profile: Any, shape: Shape, cluster: Cluster, samples: Mapping[str, Sample]) -> list[Line]:
+def _test(
+    profile: Any, shape: Shape, cluster: Cluster, samples: Mapping[str, Sample], strategy: str
+) -> list[Line]:
     settings, work = profile.evaluation, Work(shape)
     # notebook 06: all with pictures and without; three controls; twice as many about textures, looked at in three ways
     asked = 2 * settings.questions + (3 + 2 * 3) * settings.control_questions
@@ -403,8 +407,8 @@ def _test(profile: Any, shape: Shape, cluster: Cluster, samples: Mapping[str, Sa
     batches = math.ceil(asked / settings.batch_size)
     written = max(sample.written for sample in samples.values()) * 1.5
     single = replace(cluster, count=1)  # one process asks
-    seconds = _writing_seconds(shape, single, "frozen", samples, written, settings.batch_size, batches, False)
-    read = _computed("test", "", flops, single, "frozen", "scoring").hours.times(3600)
+    seconds = _writing_seconds(shape, single, strategy, samples, written, settings.batch_size, batches, False)
+    read = _computed("test", "", flops, single, strategy, "scoring").hours.times(3600)
     return [
         _line("test", f"{asked:,} questions and controls, on one GPU", flops + words, seconds + read, single)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,12 @@ def grid_hours(path: str | Path, profile: str, made: Bill, changes: str = "") ->
     runs: dict[str, int] = {}
     times: dict[str, Range] = {}
     costs: dict[str, Range] = {}
-    for job in jobs_of(load_grid(path).at(profile)):
-        one = _job(job, profile, made, changes)
+    sft = load_profile(profile, changes).sft
+    if not sft.steps:  # all conditions learn for as many steps: those of the epochs over all records
+        step = sft.batch_size * sft.accumulation * made.cluster.count
+        changes = joined(changes, f"sft.steps={math.ceil(sft.epochs * sum(made.records.values()) / step)}")
+    for job in jobs_of(load_grid(path).at(profile, changes)):
+        one = _job(job, profile, made)
         total, paid = Range(0, 0), Range(0, 0)
         for line in one.lines:
             total, paid = total + line.hours, paid + line.cost
@@ -69,9 +74,9 @@ def grid_hours(path: str | Path, profile: str, made: Bill, changes: str = "") ->
     return GridCost(runs, times, costs)
 
 
-def _job(job: Job, profile: str, made: Bill, changes: str) -> Bill:
+def _job(job: Job, profile: str, made: Bill) -> Bill:
     """The bill of one run: fewer records where it leaves a dimension out, no regions where none are fetched."""
-    settings = load_profile(profile, joined(job.parameters.get("OVERRIDES", ""), changes))
+    settings = load_profile(profile, job.parameters.get("OVERRIDES", ""))
     counts = {d: job.parameters.get(f"COUNT_{d.upper()}") for d in made.records}
     records = {d: made.records[d] if count is None else int(count) for d, count in counts.items()}
     samples = dict(made.samples)

@@ -177,7 +177,8 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
                     path,
                     expected="a whole checkpoint",
                     found="an adapter, and several processes",
-                    do=f"merge it first: python -m unireason_lib merge --model {base} --adapter {path} --out {merged}",
+                    do=f"merge it first: python -m unireason_lib merge --model {base} --adapter {path} --out {merged}"
+                    + (f" --dtype {dtype}" if dtype != "auto" else ""),
                 )
             )
         model, processor = load_model(base, adapter=path, dtype=dtype, device="cpu")
