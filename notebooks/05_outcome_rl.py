@@ -392,9 +392,9 @@ models = {
 
 # %%
 how = Settings(max_new_tokens=profile.generation.max_new_tokens, max_rounds=profile.generation.max_rounds)
-reports = {}
+reports, files = {}, {}
 for name, checkpoint in models.items():
-    file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
+    files[name] = file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
     evaluate(test, file, checkpoint, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
     reports[name] = Report.from_file(file, samples=profile.evaluation.samples)
 by_lot = sum(1 / len(item.options) for item in test) / len(test)
@@ -548,6 +548,31 @@ if comparable:
         change = gain.difference
         changed[d.upper()][kind] = tuple(100 * x for x in (change.value, change.low, change.high))
     display(plot_intervals(changed, "change of right answers, points", reference=("none", 0)))
+
+# %% [markdown]
+# A kind that changes without getting anywhere deserves a look at its replies. "Are there a spleen and a heart?" has the options
+# *both*, *neither*, *only the spleen* and *only the heart*. What is answered, in the test of this notebook?
+
+# %%
+from unireason_lib.inference.results import read_results
+
+
+def answers(name, key):
+    """First word of an option -> how often it is what `key` says, among the questions about pairs in slices."""
+    pairs = [
+        line for line in read_results(files[name]) if (line["dimension"], line["kind"]) == ("2d", "pair")
+    ]
+    return dict(Counter(line["options"].get(line[key], "none").split()[0] for line in pairs).most_common())
+
+
+print("right ", answers("before", "truth"))
+for name in files:
+    print(f"{name:<6}", answers(name, "prediction"))
+
+# %% [markdown]
+# Where nearly all questions get one answer, before and after, the answer does not depend on the picture. Rewards then say
+# nothing of when which answer is right; they move the model from one constant to another, and whether that costs or brings
+# points is chance. RL needs a start that can do a little of everything that it is asked.
 
 # %% [markdown]
 # ## 6 · A reward is what you get
