@@ -128,7 +128,7 @@ def test_profiles_fit_what_they_are_made_for(profile, gpus, model, samples):
     assert all(held.fits for held in one.memory.values())
 
 
-def test_a_grid_costs_its_runs(samples):
+def test_a_grid_costs_its_runs(samples, tmp_path):
     one = made(samples, stages=("sft", "test"))
     cost = grid_hours(GRID, "gpu", one)
     assert cost.runs["test"] >= cost.runs["sft"] >= 30 and cost.runs["rl"] == 10
@@ -144,6 +144,14 @@ def test_a_grid_costs_its_runs(samples):
     assert half == pytest.approx(
         cost.hours["sft"].low / 2, rel=0.01
     )  # steps of a condition are a share of all
+    own = tmp_path / "own.yaml"
+    own.write_text("profile: gpu\nseeds: 1\noverrides: {sft.steps: 1000}\nconditions: {all: {sft: {}}}\n")
+    found = {  # at its own size a grid has steps of its own; what is changed by hand counts more
+        changes: grid_hours(own, "gpu", one, changes).hours["sft"].low
+        for changes in ("", "sft.steps=2000", "sft.epochs=9\nsft.log_steps=5")
+    }
+    assert found["sft.steps=2000"] == pytest.approx(2 * found[""], rel=0.01)
+    assert found["sft.epochs=9\nsft.log_steps=5"] == found[""]
 
 
 def test_a_quantised_model_is_asked_with_the_weights_that_it_has(samples):

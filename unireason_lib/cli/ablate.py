@@ -67,7 +67,9 @@ def ablate(
     from unireason_lib.tutorial.results import aligned
 
     root, study = project_root(), load_grid(grid)
-    study = study.at(profile or study.profile, ",".join(change or ()))
+    study = study.at(profile or study.profile, "\n".join(change or ()))
+    base = load_profile(study.profile, study.overrides).model.base
+    base = str(root / base) if (root / base).is_dir() else base
     chosen = None if seeds is None else range(seeds)
     jobs = plan(study, seeds=chosen, only=only or ())
     folder = folder_of(study, root)
@@ -104,8 +106,6 @@ def ablate(
     result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
     rows = collect_rows(jobs, root)
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
-    base = load_profile(study.profile, study.overrides).model.base
-    base = str(root / base) if (root / base).is_dir() else base
     for place in (folder, keep):
         if place is not None:
             write_results(study, jobs, rows, ledger, place, command, base)

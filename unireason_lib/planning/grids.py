@@ -59,11 +59,12 @@ def grid_hours(path: str | Path, profile: str, made: Bill, changes: str = "") ->
     runs: dict[str, int] = {}
     times: dict[str, Range] = {}
     costs: dict[str, Range] = {}
-    sft = load_profile(profile, changes).sft
+    study = load_grid(path)
+    sft = load_profile(profile, joined(study.overrides if profile == study.profile else "", changes)).sft
     if not sft.steps:  # all conditions learn for as many steps: those of the epochs over all records
         step = sft.batch_size * sft.accumulation * made.cluster.count
         changes = joined(changes, f"sft.steps={math.ceil(sft.epochs * sum(made.records.values()) / step)}")
-    for job in jobs_of(load_grid(path).at(profile, changes)):
+    for job in jobs_of(study.at(profile, changes)):
         one = _job(job, profile, made)
         total, paid = Range(0, 0), Range(0, 0)
         for line in one.lines:
