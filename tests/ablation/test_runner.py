@@ -4,16 +4,19 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from unireason_lib.ablation import runner
 from unireason_lib.ablation.grid import load_grid
+from unireason_lib.ablation.kept import Kept, check_kept, read_kept, still_needed
 from unireason_lib.ablation.ledger import Ledger, estimate
 from unireason_lib.ablation.plan import code_hash, last_jobs, plan
 from unireason_lib.ablation.report import collect_rows, table_of_conditions, write_results
@@ -271,6 +274,81 @@ def test_notebooks_are_really_run(grid, project):
         == hashlib.sha256(gzip.decompress((project / "results" / "mine.csv.gz").read_bytes())).hexdigest()
         and told["base"]["name"] == "tiny-base"
     )
+
+
+def test_a_study_in_parts_is_the_study(grid, project, fake, tmp_path):
+    """What one machine kept, another goes on from, without the runs; the table is that of one go."""
+    base = {"name": "tiny"}
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    jobs, first = plan(grid), plan(grid, seeds=[0])
+    run_jobs(first, grid, project)
+    write_results(
+        grid, jobs, collect_rows(jobs, project), ledger, tmp_path / "kept", "ablate", "tiny", judged=False
+    )
+    told = json.loads((tmp_path / "kept" / "mine.json").read_text())
+    assert len(told["missing"]) == 4 and told["missing"][0].endswith("seed 1") and told["verdicts"] == []
+    kept = read_kept(tmp_path / "kept", "mine")
+    run_jobs(jobs, grid, project)
+    whole = collect_rows(jobs, project)
+    for place in ("sft", "rl", "evaluation", "ablation"):  # another machine
+        shutil.rmtree(project / "runs" / place)
+    fake.clear()
+    left = still_needed(jobs, kept)
+    assert {job.seed for job in left} == {1} and len(left) == len(jobs) - len(first)
+    run_jobs(left, grid, project)
+    assert len(fake) == len(left)
+    rows = collect_rows(jobs, project, kept)
+    assert rows == whole
+    write_results(grid, jobs, rows, ledger, tmp_path / "kept", "ablate", "tiny", kept)
+    told = json.loads((tmp_path / "kept" / "mine.json").read_text())
+    assert [line["key"] for line in told["runs"]] == [job.key for job in jobs] and told["missing"] == []
+    assert told["verdicts"] and not still_needed(jobs, read_kept(tmp_path / "kept", "mine"))
+    base, code = told["base"], told["code"][0]
+    check_kept(kept, jobs, tmp_path, code, base)
+    check_kept(kept, jobs, tmp_path, "", base)
+    with pytest.raises(GridError, match=rf"of other code \({code}\).*--mixed"):
+        check_kept(kept, jobs, tmp_path, "0123", base)
+    with pytest.raises(GridError, match="take that base"):
+        check_kept(kept, jobs, tmp_path, code, {"name": "other"})
+
+
+def test_what_a_kept_test_shares_is_made_again_for_others(grid, project, fake, tmp_path):
+    jobs = plan(grid, seeds=[0])
+    run_jobs(jobs, grid, project)
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    (rl,) = [job for job in jobs if job.stage == "rl"]
+    rows = [row for row in collect_rows(jobs, project) if not row["condition"].startswith("RL")]
+    write_results(grid, jobs, rows, ledger, tmp_path, "ablate", "tiny")
+    left = still_needed(jobs, read_kept(tmp_path, "mine"))
+    assert [job.stage for job in left] == ["sft", "rl", "test"] and rl in left
+    assert left[0].conditions == ("joint", "RL")  # joint's test is kept, its model is not
+    assert still_needed(jobs, Kept()) == jobs
+    other = plan(replace(grid, overrides="sft.steps=7"), seeds=[0])
+    assert still_needed(other, read_kept(tmp_path, "mine")) == other  # another study
+
+
+def test_damaged_parts_are_refused(grid, project, fake, tmp_path):
+    assert read_kept(tmp_path, "mine") == Kept()
+    jobs = plan(grid, seeds=[0], only=["joint"])
+    run_jobs(jobs, grid, project)
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    write_results(grid, jobs, collect_rows(jobs, project), ledger, tmp_path, "ablate", "tiny")
+    told, table = tmp_path / "mine.json", tmp_path / "mine.csv.gz"
+    good, packed = told.read_text(), table.read_bytes()
+    for file, content in ((told, good[:-20]), (told, "[]"), (told, good.replace('"code"', '"cod"'))):
+        file.write_text(content)
+        with pytest.raises(GridError, match="without --parts"):
+            read_kept(tmp_path, "mine")
+    told.write_text(good)
+    table.write_bytes(packed[:-9])
+    with pytest.raises(GridError, match=r"mine\.json.*without --parts"):
+        read_kept(tmp_path, "mine")
+    table.write_bytes(gzip.compress(gzip.decompress(packed).replace(b"q", b"r")))
+    with pytest.raises(GridError, match="from one place"):
+        read_kept(tmp_path, "mine")
+    table.unlink()
+    with pytest.raises(GridError, match="without --parts"):
+        read_kept(tmp_path, "mine")
 
 
 def test_a_notebook_that_fails_says_why(grid, project):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from unireason_lib.training import sft
-from unireason_lib.training.muon import MuonWithAdamW, muon_factory
+from unireason_lib.training.muon import FloatMuon, MuonWithAdamW, muon_factory, orthogonal
 from unireason_lib.training.sft import SFTSettings, fine_tune, freeze
 
 
@@ -48,6 +48,46 @@ def test_a_step_of_a_matrix_is_orthogonal():
     assert len(whole) >= 8 and whole[:8].max() / whole[:8].min() < 2  # the gradient's own differ far more
 
 
+def test_in_float32_the_steps_are_those_of_pytorch():
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((32, 32), (16, 48), (48, 16), (32, 32))]
+    gradients = [[torch.randn_like(one) for one in start] for _ in range(5)]
+    ends, states = [], []
+    for kind in (torch.optim.Muon, FloatMuon):
+        mine = [nn.Parameter(one.clone()) for one in start]
+        optimizer = kind(
+            [*mine, nn.Parameter(torch.ones(2, 2))], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        )
+        for step in gradients:
+            for parameter, gradient in zip(mine, step, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        ends.append(mine)
+        states.append(optimizer.state_dict()["state"])
+    for before, theirs, ours in zip(start, *ends, strict=True):
+        moved = (theirs - before).norm()
+        assert moved > 1 and (theirs - ours).norm() < 0.02 * moved  # the rounding of bfloat16
+    torch.testing.assert_close(states[0], states[1])  # either can go on with the other's
+
+
+def test_newton_schulz_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    wide = torch.randn(8, 24)
+    for one in (wide, wide.T):
+        sizes = torch.linalg.svdvals(orthogonal(one, (3.4445, -4.7750, 2.0315), 5, 1e-7))
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
+    assert not orthogonal(torch.zeros(4, 4), (3.4445, -4.7750, 2.0315), 5, 1e-7).any()  # nothing to learn
+
+
+@pytest.mark.parametrize("fast, kind", [(True, torch.optim.Muon), (False, FloatMuon)])
+def test_the_arithmetic_is_what_the_machine_does_fast(fresh_model, monkeypatch, fast, kind):
+    monkeypatch.setattr("unireason_lib.training.muon.fast_bfloat16", lambda: fast)
+    both = MuonWithAdamW(fresh_model[0], lr=1e-3, muon_lr=1e-2)
+    assert type(both.parts[0]) is kind
+    other = MuonWithAdamW(fresh_model[0], lr=1e-3, muon_lr=1e-2, bf16=not fast)  # what a run was told
+    assert type(other.parts[0]) is not kind
+
+
 def test_one_schedule_moves_both_and_a_state_comes_back(fresh_model):
     model, _ = fresh_model
     both = muon_factory()(model, lr=1e-3, muon_lr=1e-2)
@@ -82,3 +122,4 @@ def test_adapters_are_for_adamw(study, fresh_model, monkeypatch, tmp_path, chang
     settings = SFTSettings(**{"steps": 1, "muon": 1e-3, "bf16": False, **change})
     fine_tune(*fresh_model, study.records[:8], study.pictures, tmp_path, settings)
     assert isinstance(seen[0], MuonWithAdamW) == muon
+    assert not muon or isinstance(seen[0].parts[0], FloatMuon)  # as bf16 says

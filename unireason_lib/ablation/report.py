@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 from unireason_lib import __version__
 from unireason_lib.ablation.claims import Verdict, judge
 from unireason_lib.ablation.grid import Grid
+from unireason_lib.ablation.kept import Kept, table_digest
 from unireason_lib.ablation.ledger import Ledger
 from unireason_lib.ablation.plan import Job, last_jobs
 from unireason_lib.evaluation.statistics import Interval, mean_over_runs
@@ -31,16 +30,27 @@ MEASURES: tuple[tuple[str, str, str | None], ...] = (
 """Columns of the table of conditions: heading, value, dimension."""
 
 
-def collect_rows(jobs: Sequence[Job], root: Path) -> Rows:
+def collect_rows(jobs: Sequence[Job], root: Path, kept: Kept = Kept()) -> Rows:  # noqa: B008 (frozen)
     """The tidy table of the tests that are there: right answers to the benchmark, and beside them what the same model
-    says to grey pictures, as the condition ``"NAME, blind"``."""
-    files: dict[tuple[str, int], Path] = {}
+    says to grey pictures, as the condition ``"NAME, blind"``. What is not there may have been kept."""
+    before: dict[tuple[str, int], Rows] = {}
+    for row in kept.rows:
+        before.setdefault((row["condition"], row["seed"]), []).append(row)
+    rows, tests = [], kept.tests
     for (name, seed), job in last_jobs(jobs).items():
         replies = root / job.makes
-        blank = replies.with_name("replies.blank.jsonl")
-        files |= {(name, seed): replies} if replies.exists() else {}
-        files |= {(f"{name}, blind", seed): blank} if replies.exists() and blank.exists() else {}
-    return tidy(files) if files else []
+        files = {name: replies, f"{name}, blind": replies.with_name("replies.blank.jsonl")}
+        if replies.exists():
+            rows += tidy({(told, seed): path for told, path in files.items() if path.exists()})
+        elif job.key in tests:
+            rows += [row for told in files for row in before.get((told, seed), ())]
+    return rows
+
+
+def missing_tests(jobs: Sequence[Job], rows: Rows) -> list[tuple[str, int]]:
+    """Conditions and seeds of a plan that the table has no answers of."""
+    there = {(row["condition"], row["seed"]) for row in rows}
+    return [test for test in last_jobs(jobs) if test not in there]
 
 
 def means(rows: Rows, name: str, *, samples: int = 2000) -> dict[str, Interval]:
@@ -101,7 +111,15 @@ def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
 
 
 def write_results(
-    grid: Grid, jobs: Sequence[Job], rows: Rows, ledger: Ledger, folder: Path, command: str, base: str
+    grid: Grid,
+    jobs: Sequence[Job],
+    rows: Rows,
+    ledger: Ledger,
+    folder: Path,
+    command: str,
+    base: str,
+    kept: Kept = Kept(),  # noqa: B008 (frozen)
+    judged: bool = True,
 ) -> None:
     """Write ``NAME.csv.gz`` (the tidy table) and ``NAME.json`` (how it came about, and the verdicts), each whole.
 
@@ -113,12 +131,15 @@ def write_results(
         folder: Where to; ``data/results`` keeps a study beside the code.
         command: That made it.
         base: Folder or hub id of the model that all runs start from, for its digest.
+        kept: Earlier parts of the study that the rows hold.
+        judged: Whether the study has ended. Before that there are no verdicts: one that may stop when its figures
+            please has no intervals.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{grid.name}.csv.gz"
     write_tidy(rows, table)
-    passed = ledger.passed()
-    lines = [passed[job.key] for job in jobs if job.key in passed]
+    known = {**kept.lines, **ledger.passed()}
+    lines = [known[job.key] for job in jobs if job.key in known]
     content: dict[str, Any] = {
         "name": grid.name,
         "about": grid.about,
@@ -127,19 +148,20 @@ def write_results(
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "base": model_identity(base),
-        "table_sha256": hashlib.sha256(gzip.decompress(table.read_bytes())).hexdigest(),  # of the text
+        "table_sha256": table_digest(table),
         "code": sorted({line["code"] for line in lines}),
         "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
         "runs": [
             {
-                **{name: line[name] for name in ("key", "stage", "conditions", "seed", "seconds")},
+                **{name: line[name] for name in ("key", "stage", "conditions", "seed", "seconds", "code")},
                 "parameters": {
                     k: v for k, v in line["parameters"].items() if k not in ("RUN", "RESULTS", "MODEL")
                 },
             }
             for line in lines
         ],
-        "verdicts": [_plain(one) for one in judge(rows, grid.claims)] if rows else [],
+        "missing": [f"{name}, seed {seed}" for name, seed in missing_tests(jobs, rows)],
+        "verdicts": [_plain(one) for one in judge(rows, grid.claims)] if judged and rows else [],
     }
     write_whole(folder / f"{grid.name}.json", json.dumps(content, indent=1) + "\n")
 

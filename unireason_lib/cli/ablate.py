@@ -27,6 +27,10 @@ Mixed = Annotated[bool, typer.Option("--mixed", help="Keep runs that other code 
 Keep = Annotated[
     Path | None, typer.Option(help="Folder that the tables are copied to, such as data/results.")
 ]
+Parts = Annotated[
+    Path | None,
+    typer.Option(help="Folder that an earlier part of this study was kept in: its tests are not run again."),
+]
 
 
 def ablate(
@@ -41,6 +45,7 @@ def ablate(
     ray: Ray = None,
     mixed: Mixed = False,
     keep: Keep = None,
+    parts: Parts = None,
 ) -> None:
     """Run the conditions of a grid with every seed; what several share is made once.
 
@@ -53,15 +58,18 @@ def ablate(
 
     from unireason_lib.ablation.claims import judge
     from unireason_lib.ablation.grid import load_grid
+    from unireason_lib.ablation.kept import Kept, check_kept, read_kept, still_needed
     from unireason_lib.ablation.ledger import Ledger, estimate
-    from unireason_lib.ablation.plan import plan
+    from unireason_lib.ablation.plan import code_hash, last_jobs, plan
     from unireason_lib.ablation.report import (
         collect_rows,
+        missing_tests,
         table_of_claims,
         table_of_conditions,
         write_results,
     )
     from unireason_lib.ablation.runner import finished, folder_of, run_jobs
+    from unireason_lib.inference.fingerprint import model_identity
     from unireason_lib.profiles import load_profile
     from unireason_lib.tutorial.project import project_root
     from unireason_lib.tutorial.results import aligned
@@ -71,7 +79,11 @@ def ablate(
     base = load_profile(study.profile, study.overrides).model.base
     base = str(root / base) if (root / base).is_dir() else base
     chosen = None if seeds is None else range(seeds)
-    jobs = plan(study, seeds=chosen, only=only or ())
+    planned = plan(study, seeds=chosen, only=only or ())
+    before = Kept() if parts is None else read_kept(parts, study.name)
+    if before.lines:
+        check_kept(before, planned, parts, "" if mixed else code_hash(root), model_identity(base))
+    jobs = still_needed(planned, before)
     folder = folder_of(study, root)
     ledger = Ledger(folder / "ledger.jsonl")
     done = finished(jobs, ledger, root)
@@ -92,7 +104,10 @@ def ablate(
         typer.echo(aligned(lines) + "\n")
         for job in left:
             typer.echo(job.command())
-    typer.echo(f"{study.name}: {len(jobs)} runs, {len(done)} finished before, {len(left)} to go{cost()}")
+    kept = f"{len(planned) - len(jobs)} kept in {parts}, " if parts else ""
+    typer.echo(
+        f"{study.name}: {len(planned)} runs, {kept}{len(done)} finished before, {len(left)} to go{cost()}"
+    )
     if dry_run:
         return
     began = time.monotonic()
@@ -104,12 +119,17 @@ def ablate(
         )
 
     result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
-    rows = collect_rows(jobs, root)
+    rows = collect_rows(planned, root, before)
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
     for place in (folder, keep):
         if place is not None:
-            write_results(study, jobs, rows, ledger, place, command, base)
-    if rows:
+            write_results(study, planned, rows, ledger, place, command, base, before, not result.interrupted)
+    missing = missing_tests(planned, rows)
+    if missing:
+        typer.echo(f"\n{len(missing)} of {len(last_jobs(planned))} tests are missing")
+    if result.interrupted:  # whoever may stop when the figures please has no intervals
+        typer.echo("what came out is told when the study has ended")
+    elif rows:
         typer.echo("\n" + aligned(table_of_conditions(rows)))
         if study.claims:
             typer.echo("\n" + aligned(table_of_claims(judge(rows, study.claims))))

@@ -64,6 +64,11 @@ class RunSettings:
         names = {field.name for field in fields(cls)}
         return cls(**{**{key: value for key, value in section.items() if key in names}, **changes})
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """What ``bf16`` comes to on this machine."""
+        return fast_bfloat16() and not self.fp16 if self.bf16 is None else self.bf16
+
     def arguments(self, out: Path, progress: bool) -> dict[str, Any]:
         """What a trainer of transformers is told of it.
 
@@ -77,7 +82,7 @@ class RunSettings:
             "lr_scheduler_type": self.schedule,
             "warmup_steps": self.warmup,  # below 1: a share of the steps
             "max_grad_norm": self.max_grad_norm,
-            "bf16": fast_bfloat16() and not self.fp16 if self.bf16 is None else self.bf16,
+            "bf16": self.in_bfloat16,
             "fp16": self.fp16,
             "activation_checkpointing": self.gradient_checkpointing,
             "deepspeed": self.deepspeed,

@@ -319,8 +319,12 @@ def _optimizer(settings: SFTSettings) -> tuple[Any, dict[str, Any]] | None:
     """What the trainer is to build; None: what its arguments say."""
     if not settings.muon or settings.lora_rank is not None or settings.deepspeed is not None or spread_by():
         return None
-    rates = {"lr": settings.learning_rate, "muon_lr": settings.muon, "weight_decay": settings.weight_decay}
-    return muon_factory, rates
+    return muon_factory, {
+        "lr": settings.learning_rate,
+        "muon_lr": settings.muon,
+        "weight_decay": settings.weight_decay,
+        "bf16": settings.in_bfloat16,
+    }
 
 
 def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:
