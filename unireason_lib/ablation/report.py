@@ -119,6 +119,7 @@ def write_results(
     command: str,
     base: str,
     kept: Kept = Kept(),  # noqa: B008 (frozen)
+    *,
     judged: bool = True,
 ) -> None:
     """Write ``NAME.csv.gz`` (the tidy table) and ``NAME.json`` (how it came about, and the verdicts), each whole.

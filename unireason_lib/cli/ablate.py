@@ -69,6 +69,7 @@ def ablate(
         write_results,
     )
     from unireason_lib.ablation.runner import finished, folder_of, run_jobs
+    from unireason_lib.evaluation.tidy import Rows
     from unireason_lib.inference.fingerprint import model_identity
     from unireason_lib.profiles import load_profile
     from unireason_lib.tutorial.project import project_root
@@ -111,19 +112,23 @@ def ablate(
     if dry_run:
         return
     began = time.monotonic()
+    command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
+
+    def write(place: Path, ended: bool = False) -> Rows:
+        rows = collect_rows(planned, root, before)
+        write_results(study, planned, rows, ledger, place, command, base, before, judged=ended)
+        return rows
 
     def told(job, outcome, count, total) -> None:
         status, seconds, error = outcome
+        if keep is not None and job.stage == "test" and status == "passed":
+            write(keep)  # so that a machine may be lost
         typer.echo(
             f"  {count:3d} of {total}  {job.name}  {seconds:7.1f} s  {status}{': ' + error if error else ''}{cost()}"
         )
 
     result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
-    rows = collect_rows(planned, root, before)
-    command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
-    for place in (folder, keep):
-        if place is not None:
-            write_results(study, planned, rows, ledger, place, command, base, before, not result.interrupted)
+    rows = [write(place, not result.interrupted) for place in (keep, folder) if place is not None][-1]
     missing = missing_tests(planned, rows)
     if missing:
         typer.echo(f"\n{len(missing)} of {len(last_jobs(planned))} tests are missing")
