@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from unireason_lib.ablation import runner
 from unireason_lib.ablation.grid import load_grid
@@ -21,6 +22,7 @@ from unireason_lib.ablation.ledger import Ledger, estimate
 from unireason_lib.ablation.plan import code_hash, last_jobs, plan
 from unireason_lib.ablation.report import collect_rows, table_of_conditions, write_results
 from unireason_lib.ablation.runner import execute_job, finished, folder_of, run_jobs
+from unireason_lib.cli import app
 from unireason_lib.errors import GridError
 from unireason_lib.evaluation.tidy import conditions, read_tidy
 from unireason_lib.profiles import load_profile
@@ -310,6 +312,39 @@ def test_a_study_in_parts_is_the_study(grid, project, fake, tmp_path):
         check_kept(kept, jobs, tmp_path, "0123", base)
     with pytest.raises(GridError, match="take that base"):
         check_kept(kept, jobs, tmp_path, code, {"name": "other"})
+
+
+def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path, monkeypatch):
+    """Interrupted, it keeps what it has and judges nothing; another machine goes on from there."""
+    (project / "data" / "tiny-base").mkdir(parents=True)
+    monkeypatch.setattr("unireason_lib.tutorial.project.project_root", lambda: project)
+    plain, kept = runner.execute_job, tmp_path / "kept"
+
+    def execute(root, out, job):
+        if len(fake) == 10:
+            told = json.loads((kept / "mine.json").read_text())  # written after every test, not at the end
+            assert len(told["runs"]) >= 8 and told["missing"] and not told["verdicts"]
+            return "interrupted", 1.0, "after 2 of 9 cells"
+        return plain(root, out, job)
+
+    def ablate(*options):
+        return CliRunner().invoke(app, ["ablate", str(tmp_path / "mine.yaml"), "--keep", str(kept), *options])
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    first = ablate()
+    assert first.exit_code == 130, first.output
+    assert "of 8 tests are missing" in first.output and "told when the study has ended" in first.output
+    assert "verdict" not in first.output
+    shutil.rmtree(project / "runs")
+    monkeypatch.setattr(runner, "execute_job", plain)
+    # of the second seed one test is there; what it built on, RL needs again
+    assert "9 kept in" in ablate("--parts", str(kept), "--dry-run").output
+    second = ablate("--parts", str(kept))
+    assert second.exit_code == 0 and "verdict" in second.output and "missing" not in second.output
+    assert len(json.loads((kept / "mine.json").read_text())["runs"]) == len(plan(grid))
+    (project / "unireason_lib" / "new.py").write_text("x = 1\n")
+    refused = ablate("--parts", str(kept))
+    assert refused.exit_code == 2 and "of other code" in refused.output and "--mixed" in refused.output
 
 
 def test_what_a_kept_test_shares_is_made_again_for_others(grid, project, fake, tmp_path):
