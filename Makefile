@@ -58,12 +58,14 @@ smoke: $(READY)
 # the study of the claims at its smallest: every condition once, from fine-tuning to the table; afresh each time
 study: $(READY)
 	@rm -rf runs/ablation/claims-smoke runs/sft/claims-smoke-* runs/rl/claims-smoke-* runs/evaluation/claims-smoke-*
-	@$(PY) -m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1
+	@$(PY) -m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1 --look
 
 # a thread each for two notebooks at a time: on two cores that is faster than two threads for one
 replicate: $(READY) ## the study of the claims on this machine (hours; goes on where it was stopped), into data/results
-	@OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/claims.yaml --workers 2 --keep data/results
-	@OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/efficiency.yaml --workers 2 --keep data/results
+	@failed=0; for study in claims efficiency; do \
+		OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/$$study.yaml --workers 2 --keep data/results || failed=$$?; \
+		[ $$failed != 130 ] || break; \
+	done; exit $$failed
 
 lab: $(READY) ## JupyterLab on the notebooks, which it keeps in step with their text twins
 	@$(PY) -m jupyter lab notebooks

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from unireason_lib.ablation import runner
 from unireason_lib.ablation.grid import load_grid
-from unireason_lib.ablation.kept import Kept, check_kept, read_kept, still_needed
-from unireason_lib.ablation.ledger import Ledger, estimate
-from unireason_lib.ablation.plan import code_hash, last_jobs, plan
-from unireason_lib.ablation.report import collect_rows, table_of_conditions, write_results
+from unireason_lib.ablation.ledger import Ledger, estimate, wall_minutes
+from unireason_lib.ablation.plan import check_made_by, code_hash, last_jobs, made_by, plan
+from unireason_lib.ablation.report import table_of_conditions
+from unireason_lib.ablation.results import Results, collect, read_kept, still_needed, write_results
 from unireason_lib.ablation.runner import execute_job, finished, folder_of, run_jobs
 from unireason_lib.cli import app
 from unireason_lib.errors import GridError
@@ -193,6 +193,15 @@ def test_a_plan_runs_and_is_not_run_again(grid, project, fake):
     assert estimate(jobs, ledger.minutes()) == len(jobs) and estimate(jobs, {"sft": 1}) is None
 
 
+def test_runs_side_by_side_take_their_time_once():
+    def line(end, seconds):
+        return {"finished": f"2026-01-01T00:{end:02d}:00+0000", "seconds": seconds}
+
+    assert wall_minutes([]) == 0
+    together = [line(10, 600), line(8, 120), line(12, 300), line(30, 60)]  # 0-10, 6-8, 7-12, 29-30
+    assert wall_minutes(together) == pytest.approx(13)
+
+
 def test_a_failure_stops_only_what_needs_it(grid, project, fake, monkeypatch):
     plain = runner.execute_job
 
@@ -223,7 +232,12 @@ def test_runs_of_other_code_are_not_mixed_in(grid, project, fake):
     before = code_hash(project)
     (project / "unireason_lib" / "new.py").write_text("x = 1\n")
     assert code_hash(project) != before
-    with pytest.raises(GridError, match=rf"2 of other code \({before}\).*--mixed"):
+    now = code_hash(project)
+    (project / "unireason_lib" / "display").mkdir()
+    (project / "unireason_lib" / "display" / "new.py").write_text("x = 1\n")  # decides no outcome
+    (project / "notebooks" / "07_ablations.py").write_text("x = 1\n")
+    assert code_hash(project) == now
+    with pytest.raises(GridError, match=rf"2 of another code \({before}\).*--mixed"):
         run_jobs(jobs, grid, project)
     assert len(run_jobs(jobs, grid, project, mixed=True).passed) == len(jobs) == len(fake)
 
@@ -260,38 +274,43 @@ def test_notebooks_are_really_run(grid, project):
     assert len(study.passed) == len(jobs) == 6, study.failed
     names = {path.stem for path in (folder_of(grid, project) / "notebooks").glob("*.ipynb")}
     assert names == {job.name for job in jobs}
-    rows = collect_rows(jobs, project)
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    found = collect(grid, project, ledger, "python -m unireason_lib ablate mine.yaml")
+    rows = found.rows
     assert conditions(rows) == {"RL": [0, 1], "RL, blind": [0, 1]}
     (_, *lines) = table_of_conditions(rows)
     assert [line[:2] for line in lines] == [("RL", "2"), ("RL, blind", "2")]
     assert lines[0][2].startswith("75.0 (") and lines[1][2] == "0.0 (0.0-0.0)"
-    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
-    command = "python -m unireason_lib ablate mine.yaml"
-    write_results(grid, jobs, rows, ledger, project / "results", command, "data/tiny-base")
+    write_results(grid, found, project / "results")
     assert read_tidy(project / "results" / "mine.csv.gz") == rows
     told = json.loads((project / "results" / "mine.json").read_text())
     assert len(told["runs"]) == 6 and told["verdicts"][0]["verdict"] == "cannot tell"
-    assert (
-        told["table_sha256"]
-        == hashlib.sha256(gzip.decompress((project / "results" / "mine.csv.gz").read_bytes())).hexdigest()
-        and told["base"]["name"] == "tiny-base"
-    )
+    text = gzip.decompress((project / "results" / "mine.csv.gz").read_bytes())
+    assert told["table_sha256"] == hashlib.sha256(text).hexdigest()
+    assert told["made"][0]["command"] == "python -m unireason_lib ablate mine.yaml"
+    assert set(told["minutes"]) == {"of all runs", "while any was under way"}
+    assert told["missing"] == [
+        f"{name}, seed {k}" for k in (0, 1) for name in grid.conditions if name != "RL"
+    ]
+
+
+def kept_by(grid, project, place, **how):
+    """What a project keeps of a study now."""
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    found = collect(grid, project, ledger, "ablate")
+    write_results(grid, found, place, **how)
+    return read_kept(place, grid.name)
 
 
 def test_a_study_in_parts_is_the_study(grid, project, fake, tmp_path):
     """What one machine kept, another goes on from, without the runs; the table is that of one go."""
-    base = {"name": "tiny"}
-    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
     jobs, first = plan(grid), plan(grid, seeds=[0])
     run_jobs(first, grid, project)
-    write_results(
-        grid, jobs, collect_rows(jobs, project), ledger, tmp_path / "kept", "ablate", "tiny", judged=False
-    )
+    kept = kept_by(grid, project, tmp_path / "kept", judged=False)
     told = json.loads((tmp_path / "kept" / "mine.json").read_text())
     assert len(told["missing"]) == 4 and told["missing"][0].endswith("seed 1") and told["verdicts"] == []
-    kept = read_kept(tmp_path / "kept", "mine")
     run_jobs(jobs, grid, project)
-    whole = collect_rows(jobs, project)
+    whole = kept_by(grid, project, tmp_path / "whole")
     for place in ("sft", "rl", "evaluation", "ablation"):  # another machine
         shutil.rmtree(project / "runs" / place)
     fake.clear()
@@ -299,19 +318,52 @@ def test_a_study_in_parts_is_the_study(grid, project, fake, tmp_path):
     assert {job.seed for job in left} == {1} and len(left) == len(jobs) - len(first)
     run_jobs(left, grid, project)
     assert len(fake) == len(left)
-    rows = collect_rows(jobs, project, kept)
-    assert rows == whole
-    write_results(grid, jobs, rows, ledger, tmp_path / "kept", "ablate", "tiny", kept)
+    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
+    both = collect(grid, project, ledger, "ablate --parts kept", kept)
+    assert both.rows == whole.rows and list(both.lines) == [job.key for job in jobs]
+    assert [one["command"] for one in both.made] == ["ablate", "ablate --parts kept"]
+    write_results(grid, both, tmp_path / "kept")
+    again = read_kept(tmp_path / "kept", "mine")
+    assert not still_needed(jobs, again) and not again.missing(grid)
     told = json.loads((tmp_path / "kept" / "mine.json").read_text())
-    assert [line["key"] for line in told["runs"]] == [job.key for job in jobs] and told["missing"] == []
-    assert told["verdicts"] and not still_needed(jobs, read_kept(tmp_path / "kept", "mine"))
-    base, code = told["base"], told["code"][0]
-    check_kept(kept, jobs, tmp_path, code, base)
-    check_kept(kept, jobs, tmp_path, "", base)
-    with pytest.raises(GridError, match=rf"of other code \({code}\).*--mixed"):
-        check_kept(kept, jobs, tmp_path, "0123", base)
-    with pytest.raises(GridError, match="take that base"):
-        check_kept(kept, jobs, tmp_path, code, {"name": "other"})
+    assert told["missing"] == [] and told["verdicts"]
+    assert collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", again) == again  # nothing was added
+
+
+def test_other_code_and_another_base_are_named(grid, project, fake, tmp_path):
+    run_jobs(plan(grid), grid, project)
+    lines, here = list(kept_by(grid, project, tmp_path).lines.values()), made_by(grid, project)
+    check_made_by(lines, here, tmp_path)
+    for what in ("code", "base"):
+        with pytest.raises(
+            GridError, match=rf"{len(lines)} of another {what} .*sft of joint, seed 0.*--mixed"
+        ):
+            check_made_by(lines, {**here, what: "0123"}, tmp_path)
+
+
+def test_a_test_under_way_does_not_count(grid, project, fake, tmp_path):
+    """Its file is there from the beginning, first empty, then with some of the answers."""
+    jobs = plan(grid, seeds=[0])
+    run_jobs(jobs[:2], grid, project)
+    (under_way,) = [job for job in jobs if job.stage == "test" and job.conditions == ("3D only",)]
+    replies = project / under_way.makes
+    replies.parent.mkdir(parents=True)
+    line = (project / jobs[1].makes).read_text()
+    for content in ("", line, line[:-9]):
+        replies.write_text(content)
+        assert conditions(kept_by(grid, project, tmp_path).rows) == {"joint": [0]}
+
+
+def test_the_agreement_of_volumes_and_slices_is_kept(grid, project, fake, tmp_path):
+    jobs = plan(grid, seeds=[0], only=["joint"])
+    run_jobs(jobs, grid, project)
+    about = {"parent": "q", "slice": 1, "cuboid": [0, 0, 1, 4, 4, 2]}
+    line = {"id": "q/1", "patient": "p", "about": about, "boxes": [[0, 0, 4, 2]], "frame": [8, 8, 1]}
+    (project / jobs[-1].makes).with_name("replies.slices.jsonl").write_text(json.dumps(line) + "\n")
+    kept = kept_by(grid, project, tmp_path)
+    assert kept.consistency[jobs[-1].key]["overlap"]["value"] == pytest.approx(0.5)
+    other = collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", kept)
+    assert other.consistency == kept.consistency
 
 
 def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path, monkeypatch):
@@ -333,7 +385,7 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path,
     monkeypatch.setattr(runner, "execute_job", execute)
     first = ablate()
     assert first.exit_code == 130, first.output
-    assert "of 8 tests are missing" in first.output and "told when the study has ended" in first.output
+    assert "of 8 tests of the study are missing" in first.output and "when it has ended" in first.output
     assert "verdict" not in first.output
     shutil.rmtree(project / "runs")
     monkeypatch.setattr(runner, "execute_job", plain)
@@ -342,32 +394,32 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path,
     second = ablate("--parts", str(kept))
     assert second.exit_code == 0 and "verdict" in second.output and "missing" not in second.output
     assert len(json.loads((kept / "mine.json").read_text())["runs"]) == len(plan(grid))
+    part = ablate("--parts", str(kept), "--seeds", "1")  # all is there, but a part was asked for
+    assert part.exit_code == 0 and "with --look" in part.output and "verdict" not in part.output
+    assert "verdict" in ablate("--parts", str(kept), "--seeds", "1", "--look").output
     (project / "unireason_lib" / "new.py").write_text("x = 1\n")
     refused = ablate("--parts", str(kept))
-    assert refused.exit_code == 2 and "of other code" in refused.output and "--mixed" in refused.output
+    assert refused.exit_code == 2 and "of another code" in refused.output and "--mixed" in refused.output
 
 
 def test_what_a_kept_test_shares_is_made_again_for_others(grid, project, fake, tmp_path):
     jobs = plan(grid, seeds=[0])
     run_jobs(jobs, grid, project)
-    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
     (rl,) = [job for job in jobs if job.stage == "rl"]
-    rows = [row for row in collect_rows(jobs, project) if not row["condition"].startswith("RL")]
-    write_results(grid, jobs, rows, ledger, tmp_path, "ablate", "tiny")
-    left = still_needed(jobs, read_kept(tmp_path, "mine"))
+    found = kept_by(grid, project, tmp_path)
+    kept = replace(found, rows=[row for row in found.rows if not row["condition"].startswith("RL")])
+    left = still_needed(jobs, kept)
     assert [job.stage for job in left] == ["sft", "rl", "test"] and rl in left
     assert left[0].conditions == ("joint", "RL")  # joint's test is kept, its model is not
-    assert still_needed(jobs, Kept()) == jobs
+    assert still_needed(jobs, Results()) == jobs
     other = plan(replace(grid, overrides="sft.steps=7"), seeds=[0])
-    assert still_needed(other, read_kept(tmp_path, "mine")) == other  # another study
+    assert still_needed(other, found) == other  # another study
 
 
 def test_damaged_parts_are_refused(grid, project, fake, tmp_path):
-    assert read_kept(tmp_path, "mine") == Kept()
-    jobs = plan(grid, seeds=[0], only=["joint"])
-    run_jobs(jobs, grid, project)
-    ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
-    write_results(grid, jobs, collect_rows(jobs, project), ledger, tmp_path, "ablate", "tiny")
+    assert read_kept(tmp_path, "mine") == Results()
+    run_jobs(plan(grid, seeds=[0], only=["joint"]), grid, project)
+    whole = kept_by(grid, project, tmp_path)
     told, table = tmp_path / "mine.json", tmp_path / "mine.csv.gz"
     good, packed = told.read_text(), table.read_bytes()
     for file, content in ((told, good[:-20]), (told, "[]"), (told, good.replace('"code"', '"cod"'))):
@@ -381,6 +433,9 @@ def test_damaged_parts_are_refused(grid, project, fake, tmp_path):
     table.write_bytes(gzip.compress(gzip.decompress(packed).replace(b"q", b"r")))
     with pytest.raises(GridError, match="from one place"):
         read_kept(tmp_path, "mine")
+    (tmp_path / "mine.new.csv.gz").write_bytes(packed)  # killed between the two files
+    assert read_kept(tmp_path, "mine") == whole
+    (tmp_path / "mine.new.csv.gz").unlink()
     table.unlink()
     with pytest.raises(GridError, match="without --parts"):
         read_kept(tmp_path, "mine")

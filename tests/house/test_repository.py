@@ -249,5 +249,5 @@ def test_test_runs_all_parts_in_order(clone):
         "-m unireason_lib.tutorial gate",
         "-m pytest",
         "-m unireason_lib tutorial --profile smoke --out runs/smoke",
-        "-m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1",
+        "-m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1 --look",
     ]

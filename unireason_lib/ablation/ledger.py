@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,8 +28,8 @@ class Ledger:
         """All of them, the oldest first."""
         return read_lines(self.path) if self.path.exists() else []
 
-    def add(self, job: Job, status: str, seconds: float, error: str, code: str) -> None:
-        """A run has ended."""
+    def add(self, job: Job, status: str, seconds: float, error: str, made_by: Mapping[str, str]) -> None:
+        """A run has ended. ``made_by`` is what :func:`unireason_lib.ablation.plan.made_by` says."""
         line = {
             "key": job.key,
             "stage": job.stage,
@@ -38,7 +39,7 @@ class Ledger:
             "seconds": round(seconds, 1),
             "error": error,
             "parameters": dict(job.parameters),
-            "code": code,
+            **made_by,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         append_lines(self.path, [line])
@@ -61,3 +62,16 @@ def estimate(jobs: Sequence[Job], minutes: Mapping[str, float]) -> float | None:
     if any(job.stage not in minutes for job in jobs):
         return None
     return sum(minutes[job.stage] for job in jobs)
+
+
+def wall_minutes(lines: Iterable[Mapping[str, Any]]) -> float:
+    """Minutes during which any of some runs was under way, however many at a time."""
+    spans = []
+    for line in lines:
+        end = datetime.strptime(line["finished"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        spans.append((end - line["seconds"], end))
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total / 60

@@ -16,7 +16,8 @@ from typing import Any
 
 from unireason_lib.ablation.grid import STAGES, Grid, joined
 from unireason_lib.errors import GridError, explain
-from unireason_lib.profiles import near
+from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.profiles import load_profile, near
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,62 @@ def _key(name: str, stage: str, parameters: Mapping[str, Any], before: Job | Non
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=5).hexdigest()
 
 
+READERS = ("ablation", "bench", "cli", "display", "planning", "tutorial")
+"""Rooms of the package that decide nothing of what a model writes: they order runs, and show what came out."""
+
+READING = ("evaluation/report.py", "evaluation/statistics.py", "evaluation/tidy.py")
+"""Modules of other rooms that do the same."""
+
+
 def code_hash(root: Path) -> str:
-    """Of everything that a run executes: the package and the notebooks' texts."""
-    digest = hashlib.blake2b(digest_size=8)
+    """Of all that decides the outcome of a run: the package without :data:`READERS` and :data:`READING`, the profiles,
+    and the texts of the notebooks that runs execute."""
+    package, digest = root / "unireason_lib", hashlib.blake2b(digest_size=8)
     files = [
-        *sorted((root / "unireason_lib").rglob("*.py")),
-        *sorted((root / "notebooks").glob("[0-9][0-9]_*.py")),
+        path
+        for path in sorted([*package.rglob("*.py"), *(package / "profiles").glob("*.yaml")])
+        if path.relative_to(package).parts[0] not in READERS
+        and path.relative_to(package).as_posix() not in READING
     ]
-    for path in [*files, *sorted((root / "unireason_lib" / "profiles").glob("*.yaml"))]:
+    for number in sorted(STAGES.values()):
+        files += sorted((root / "notebooks").glob(f"{number}_*.py"))
+    for path in files:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def made_by(grid: Grid, root: Path) -> dict[str, str]:
+    """What runs are made by besides their parameters: digests of the code, and of the model that all start from."""
+    base = load_profile(grid.profile, grid.overrides).model.base
+    base = str(root / base) if (root / base).is_dir() else base
+    known = model_identity(base)
+    return {"code": code_hash(root), "base": known.get("sha256") or f"{known['name']}@{known['commit']}"}
+
+
+def check_made_by(lines: Iterable[Mapping[str, Any]], here: Mapping[str, str], where: Path) -> None:
+    """Refuse to mix runs of two versions of the code, or from two bases.
+
+    Args:
+        lines: Of runs that belong to the plan.
+        here: From :func:`made_by`.
+        where: They are written down, for the error.
+
+    Raises:
+        GridError: Some were made by something else.
+    """
+    lines = list(lines)
+    for what, found in here.items():
+        other = [line for line in lines if line[what] != found]
+        if other:
+            run = f"{other[0]['stage']} of {other[0]['conditions'][0]}, seed {other[0]['seed']}"
+            raise GridError(
+                explain(
+                    where,
+                    expected=f"runs of the {what} as it is now ({found[:16]})",
+                    found=f"{len(other)} of another {what} ({other[0][what][:16]}), {run} for one",
+                    do=f"go back to that {what}, begin anew (rename the grid), or keep them all the same with --mixed",
+                )
+            )
 
 
 def last_jobs(jobs: Iterable[Job]) -> dict[tuple[str, int], Job]:

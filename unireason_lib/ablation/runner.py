@@ -12,7 +12,7 @@ from typing import Any
 
 from unireason_lib.ablation.grid import Grid
 from unireason_lib.ablation.ledger import Ledger
-from unireason_lib.ablation.plan import Job, code_hash
+from unireason_lib.ablation.plan import Job, check_made_by, made_by
 from unireason_lib.errors import GridError, explain
 from unireason_lib.profiles import load_profile
 
@@ -49,25 +49,6 @@ def finished(jobs: Sequence[Job], ledger: Ledger, root: Path) -> set[str]:
     return {job.key for job in jobs if job.key in passed and (root / job.makes).exists()}
 
 
-def check_code(jobs: Sequence[Job], ledger: Ledger, code: str) -> None:
-    """Refuse to mix runs of two versions of the code.
-
-    Raises:
-        GridError: Runs of this plan were made by other code.
-    """
-    passed = ledger.passed()
-    other = [job for job in jobs if job.key in passed and passed[job.key]["code"] != code]
-    if other:
-        raise GridError(
-            explain(
-                ledger.path,
-                expected=f"runs of the code as it is now ({code})",
-                found=f"{len(other)} of other code ({passed[other[0].key]['code']}), {other[0].name} for one",
-                do="go back to that code, begin anew (rename the grid), or keep them all the same with --mixed",
-            )
-        )
-
-
 def run_jobs(
     jobs: Sequence[Job],
     grid: Grid,
@@ -88,18 +69,19 @@ def run_jobs(
         workers: Notebooks at a time, here.
         retries: How often a run that fails is begun again; it goes on from its last checkpoint.
         ray: Address of a Ray cluster whose nodes see the project under the same path, or ``"local"``.
-        mixed: Whether runs of other code are kept.
+        mixed: Whether runs of other code or from another base are kept.
         on_end: Called for every run that ended: the run, its outcome, how many are done, and of how many.
 
     Returns:
         What came of it. After Ctrl-C: up to then; runs under way save a checkpoint.
 
     Raises:
-        GridError: Runs of other code, or no cluster.
+        GridError: Runs of other code or from another base, or no cluster.
     """
-    ledger, code = Ledger(folder_of(grid, root) / "ledger.jsonl"), code_hash(root)
+    ledger, here = Ledger(folder_of(grid, root) / "ledger.jsonl"), made_by(grid, root)
     if not mixed:
-        check_code(jobs, ledger, code)
+        passed = ledger.passed()
+        check_made_by((passed[job.key] for job in jobs if job.key in passed), here, ledger.path)
     done = finished(jobs, ledger, root)
     waiting = [job for job in jobs if job.key not in done]
     failed: dict[str, Job] = {}
@@ -107,7 +89,8 @@ def run_jobs(
     tries: dict[str, int] = {}
     interrupted = False
     out = folder_of(grid, root) / "notebooks"
-    with _crew(root, out, workers, ray) as (submit, most, wait_for_some):
+    on_gpu = load_profile(grid.profile, grid.overrides).model.device != "cpu"
+    with _crew(root, out, workers, ray, on_gpu) as (submit, most, wait_for_some):
         running: dict[Any, Job] = {}
         try:
             while waiting or running:
@@ -124,7 +107,7 @@ def run_jobs(
                 for handle, outcome in wait_for_some(list(running)):
                     job = running.pop(handle)
                     status, seconds, error = outcome
-                    ledger.add(job, status, seconds, error, code)
+                    ledger.add(job, status, seconds, error, here)
                     if status == "passed":
                         done.add(job.key)
                     elif status == "interrupted":
@@ -179,10 +162,12 @@ def _execute(root: Path, out: Path, job: Job) -> Outcome:
 
 
 @contextlib.contextmanager
-def _crew(root: Path, out: Path, workers: int, ray: str | None) -> Iterator[tuple[Submit, int, Any]]:
+def _crew(
+    root: Path, out: Path, workers: int, ray: str | None, on_gpu: bool
+) -> Iterator[tuple[Submit, int, Any]]:
     """Who runs notebooks: how to hand one over, how many at a time, and how to wait for those that end."""
     if ray is not None:
-        with _ray_cluster(root, out, ray) as crew:
+        with _ray_cluster(root, out, ray, on_gpu) as crew:
             yield crew
         return
     if workers == 1:  # in this thread, so that Ctrl-C reaches the cell that runs
@@ -204,7 +189,7 @@ def _crew(root: Path, out: Path, workers: int, ray: str | None) -> Iterator[tupl
 
 
 @contextlib.contextmanager
-def _ray_cluster(root: Path, out: Path, address: str) -> Iterator[tuple[Submit, int, Any]]:
+def _ray_cluster(root: Path, out: Path, address: str, on_gpu: bool) -> Iterator[tuple[Submit, int, Any]]:
     try:
         import ray
     except ImportError as error:
@@ -224,10 +209,19 @@ def _ray_cluster(root: Path, out: Path, address: str) -> Iterator[tuple[Submit, 
                 do="start it, or correct the address",
             )
         ) from error
-    gpus = ray.cluster_resources().get("GPU", 0)
     task = ray.remote(max_retries=2)(execute_job)
-    task = task.options(num_gpus=1) if gpus else task.options(num_cpus=1)
-    most = max(1, int(gpus or ray.cluster_resources().get("CPU", 1)))
+    kind = "GPU" if on_gpu else "CPU"
+    most = int(ray.cluster_resources().get(kind, 0))
+    if not most:
+        raise GridError(
+            explain(
+                f"--ray {address}",
+                expected=f"a {kind} for each run, as model.device of the profile says",
+                found=f"a cluster without any {kind}",
+                do="start nodes that have some, or --set model.device=cpu",
+            )
+        )
+    task = task.options(num_gpus=1) if on_gpu else task.options(num_cpus=1)
 
     def some(handles: list) -> list[tuple[Any, Outcome]]:
         ended, _ = ray.wait(handles)

@@ -23,7 +23,8 @@ DryRun = Annotated[
 ]
 Retries = Annotated[int, typer.Option(min=0, help="How often a run that fails is begun again.")]
 Ray = Annotated[str | None, typer.Option(help='Address of a Ray cluster, or "local".')]
-Mixed = Annotated[bool, typer.Option("--mixed", help="Keep runs that other code made.")]
+Mixed = Annotated[bool, typer.Option("--mixed", help="Keep runs of other code or from another base.")]
+Look = Annotated[bool, typer.Option("--look", help="Show what came out of a part of the study, too.")]
 Keep = Annotated[
     Path | None, typer.Option(help="Folder that the tables are copied to, such as data/results.")
 ]
@@ -46,11 +47,13 @@ def ablate(
     mixed: Mixed = False,
     keep: Keep = None,
     parts: Parts = None,
+    look: Look = False,
 ) -> None:
     """Run the conditions of a grid with every seed; what several share is made once.
 
     Each run is a notebook; executed ones, the ledger and the table of all answers are in runs/ablation/NAME. A run that
-    fails stops only what builds on it. The same command goes on where it was stopped or killed.
+    fails stops only what builds on it. The same command goes on where it was stopped or killed. What came out is told
+    when all conditions and seeds of the grid have been run: if one may stop when the figures please, they mean nothing.
     """
     import shlex
     import sys
@@ -58,36 +61,38 @@ def ablate(
 
     from unireason_lib.ablation.claims import judge
     from unireason_lib.ablation.grid import load_grid
-    from unireason_lib.ablation.kept import Kept, check_kept, read_kept, still_needed
     from unireason_lib.ablation.ledger import Ledger, estimate
-    from unireason_lib.ablation.plan import code_hash, last_jobs, plan
-    from unireason_lib.ablation.report import (
-        collect_rows,
-        missing_tests,
-        table_of_claims,
-        table_of_conditions,
+    from unireason_lib.ablation.plan import check_made_by, last_jobs, made_by, plan
+    from unireason_lib.ablation.report import table_of_claims, table_of_conditions
+    from unireason_lib.ablation.results import (
+        Results,
+        collect,
+        read_kept,
+        still_needed,
         write_results,
     )
     from unireason_lib.ablation.runner import finished, folder_of, run_jobs
-    from unireason_lib.evaluation.tidy import Rows
-    from unireason_lib.inference.fingerprint import model_identity
-    from unireason_lib.profiles import load_profile
+    from unireason_lib.errors import UniReasonError
     from unireason_lib.tutorial.project import project_root
     from unireason_lib.tutorial.results import aligned
 
     root, study = project_root(), load_grid(grid)
     study = study.at(profile or study.profile, "\n".join(change or ()))
-    base = load_profile(study.profile, study.overrides).model.base
-    base = str(root / base) if (root / base).is_dir() else base
-    chosen = None if seeds is None else range(seeds)
-    planned = plan(study, seeds=chosen, only=only or ())
-    before = Kept() if parts is None else read_kept(parts, study.name)
-    if before.lines:
-        check_kept(before, planned, parts, "" if mixed else code_hash(root), model_identity(base))
+    whole = plan(study)
+    planned = (
+        whole
+        if seeds is None and not only
+        else plan(study, seeds=range(seeds) if seeds else None, only=only or ())
+    )
+    before = Results() if parts is None else read_kept(parts, study.name)
+    if not mixed:
+        mine = (before.lines[job.key] for job in planned if job.key in before.lines)
+        check_made_by(mine, made_by(study, root), parts)
     jobs = still_needed(planned, before)
     folder = folder_of(study, root)
     ledger = Ledger(folder / "ledger.jsonl")
     done = finished(jobs, ledger, root)
+    strange = len(ledger.passed().keys() - {job.key for job in whole})
     left = [job for job in jobs if job.key not in done]
 
     def cost() -> str:
@@ -109,35 +114,42 @@ def ablate(
     typer.echo(
         f"{study.name}: {len(planned)} runs, {kept}{len(done)} finished before, {len(left)} to go{cost()}"
     )
+    if strange:
+        typer.echo(
+            f"{strange} finished runs in {ledger.path.relative_to(root)} are of another form of this grid: left alone"
+        )
     if dry_run:
         return
     began = time.monotonic()
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
 
-    def write(place: Path, ended: bool = False) -> Rows:
-        rows = collect_rows(planned, root, before)
-        write_results(study, planned, rows, ledger, place, command, base, before, judged=ended)
-        return rows
+    def write(place: Path, judged: bool = False) -> Results:
+        found = collect(study, root, ledger, command, before)
+        write_results(study, found, place, judged=judged)
+        return found
 
     def told(job, outcome, count, total) -> None:
         status, seconds, error = outcome
-        if keep is not None and job.stage == "test" and status == "passed":
-            write(keep)  # so that a machine may be lost
         typer.echo(
             f"  {count:3d} of {total}  {job.name}  {seconds:7.1f} s  {status}{': ' + error if error else ''}{cost()}"
         )
+        if keep is not None and job.stage == "test" and status == "passed":
+            try:  # so that this machine may be lost
+                write(keep)
+            except (OSError, UniReasonError) as problem:  # the study goes on
+                typer.echo(f"  not kept: {problem}")
 
     result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
-    rows = [write(place, not result.interrupted) for place in (keep, folder) if place is not None][-1]
-    missing = missing_tests(planned, rows)
-    if missing:
-        typer.echo(f"\n{len(missing)} of {len(last_jobs(planned))} tests are missing")
-    if result.interrupted:  # whoever may stop when the figures please has no intervals
-        typer.echo("what came out is told when the study has ended")
-    elif rows:
-        typer.echo("\n" + aligned(table_of_conditions(rows)))
+    ended = not result.interrupted and len(planned) == len(whole)
+    found = [write(place, ended or look) for place in (keep, folder) if place is not None][-1]
+    if missing := len(found.missing(study)):
+        typer.echo(f"\n{missing} of {len(last_jobs(whole))} tests of the study are missing")
+    if not ended and not look:
+        typer.echo("what came out is told when it has ended, or with --look")
+    elif found.rows:
+        typer.echo("\n" + aligned(table_of_conditions(found.rows)))
         if study.claims:
-            typer.echo("\n" + aligned(table_of_claims(judge(rows, study.claims))))
+            typer.echo("\n" + aligned(table_of_claims(judge(found.rows, study.claims))))
     shown = folder.relative_to(root)
     typer.echo(
         f"\n{len(result.passed)} passed, {len(result.failed)} failed, {len(result.skipped)} not begun; "
