@@ -481,6 +481,38 @@ def test_a_killed_study_goes_on(grid, project, tmp_path):
     assert len(set(keys)) == len(keys) == len(jobs) and ledger.lines[: len(before)] == before
 
 
+def test_ctrl_c_reaches_all_notebooks_under_way(grid, project, tmp_path):
+    """Two at a time, in threads, where no signal arrives: what they have is saved, and none is waited for."""
+    import nbformat
+
+    path = project / "notebooks" / "04_sft.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = (
+        "import time\nfrom pathlib import Path\nmade = Path('../runs/sft') / RUN\n"
+        "made.mkdir(parents=True)\n(made / 'begun').touch()\n"
+        "try:\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    (made / 'saved').touch()"
+    )
+    nbformat.write(notebook, path)
+    program = (
+        "import sys; from pathlib import Path; from unireason_lib.ablation.grid import load_grid;"
+        "from unireason_lib.ablation.plan import plan; from unireason_lib.ablation.runner import run_jobs;"
+        "g = load_grid(sys.argv[1]); study = run_jobs(plan(g), g, Path(sys.argv[2]), workers=2);"
+        "sys.exit(7 if study.interrupted else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "mine.yaml"), str(project)], env=environment
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and len(list(project.glob("runs/sft/*/begun"))) < 2:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=120) == 7
+    assert len(list(project.glob("runs/sft/*/saved"))) == 2
+    assert not Ledger(folder_of(grid, project) / "ledger.jsonl").passed()
+
+
 def test_a_ray_cluster_runs_the_same(grid, project):
     pytest.importorskip("ray")
     jobs = plan(grid, seeds=[0], only=["RL", "joint"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -185,7 +186,13 @@ def _crew(
             ended, _ = wait(handles, return_when=FIRST_COMPLETED)
             return [(handle, handle.result()) for handle in ended]
 
-        yield lambda job: pool.submit(execute_job, str(root), str(out), job), workers, some
+        try:
+            yield lambda job: pool.submit(execute_job, str(root), str(out), job), workers, some
+        finally:  # after Ctrl-C some are under way
+            from unireason_lib.tutorial.execution import interrupt_running
+
+            if interrupt_running():
+                print("\nStopping the running cells; once more stops at once.", file=sys.stderr)
 
 
 @contextlib.contextmanager

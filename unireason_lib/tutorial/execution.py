@@ -88,11 +88,13 @@ def execute(
             raise KeyboardInterrupt
 
     interrupted: list[int] = []
+    mine = object()
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / path.name
         manager = _start_kernel(path.parent, Path(scratch), offline)
         try:
             on_cell(0, total)
+            _running[mine] = (manager, interrupted)
             with _interrupts_go_to(manager, interrupted):
                 papermill.execute_notebook(
                     str(path),
@@ -118,6 +120,7 @@ def execute(
         except KeyboardInterrupt:
             interrupted.append(signal.SIGINT)
         finally:
+            _running.pop(mine, None)
             run_sync(manager.shutdown_kernel)(now=True)
         if interrupted:
             status, error = "interrupted", f"after {done} of {total} cells"
@@ -161,6 +164,24 @@ def kernel_environment(offline: bool) -> dict[str, str]:
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return environment
+
+
+_running: dict[object, tuple[Any, list[int]]] = {}  # notebooks under way in this process, in whatever thread
+
+
+def interrupt_running() -> int:
+    """Interrupt the cells that run now in other threads, which no Ctrl-C reaches; what they make is saved as they do.
+
+    Returns:
+        How many notebooks that were.
+    """
+    stopped = list(_running.values())
+    for manager, interrupted in stopped:
+        process = getattr(manager.provisioner, "process", None)
+        interrupted.append(signal.SIGINT)
+        if process is not None and os.name != "nt":
+            process.send_signal(signal.SIGINT)
+    return len(stopped)
 
 
 @contextmanager
