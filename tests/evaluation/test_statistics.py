@@ -109,6 +109,31 @@ def test_without_a_difference_seeds_that_vary_do_not_feign_one():
     assert both.over == "seeds and questions" and both.seeds == (5, 5) and both.mcnemar is None
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_p_values_hold_in_the_tail_that_a_correction_uses(spread):
+    """Where there is no difference p falls below any level at most so often, whatever seeds do: also where the first of
+    nine claims has to be, at 0.05 / 9. (A share of resamples beyond zero does so eight times of 300, where 1.7 may.)"""
+    draw, trials, small, usual = np.random.default_rng(10), 300, 0, 0
+    for trial in range(trials):
+        hard = draw.normal(0, 0.1, 40)
+        a, b = (runs(draw, 5, 40, 6, 0.5, spread, hard) for _ in range(2))
+        p = compare(a, b, whose(40, 6), paired_seeds=True, samples=600, seed=trial).p
+        small, usual = small + (p < 0.05 / 9), usual + (p < 0.05)
+    assert usual / trials <= 0.08 and small <= 5
+
+
+def test_noise_of_replies_is_not_counted_twice():
+    """Runs that differ by the luck of replies only. (Counted twice, the ratio below is 1.5.)"""
+    draw, values, widths = np.random.default_rng(10), [], []
+    for trial in range(200):
+        hard = draw.normal(0, 0.1, 100)
+        a, b = (runs(draw, 5, 100, 2, 0.5, 0.0, hard) for _ in range(2))
+        found = compare(a, b, whose(100, 2), samples=300, seed=trial).difference
+        values.append(found.value)
+        widths.append(found.half_width)
+    assert 1.0 <= np.mean(widths) / (1.96 * np.std(values)) <= 1.4
+
+
 def test_two_seeds_give_wider_intervals_than_eight():
     draw, few, many = np.random.default_rng(7), [], []
     for trial in range(20):
@@ -143,6 +168,13 @@ def test_the_mean_of_a_condition_covers_it():
         found = mean_over_runs(made, whose(30, 4), samples=500, seed=trial)
         covered += found.low <= 0.6 <= found.high
     assert 0.9 <= covered / trials
+
+
+def test_a_mean_near_the_end_stays_a_share():
+    draw = np.random.default_rng(12)
+    made = runs(draw, 3, 20, 4, 0.985, 0.02, np.zeros(20))
+    found = mean_over_runs(made, whose(20, 4))
+    assert 0.9 < found.low < found.value < found.high <= 1
 
 
 def test_runs_without_a_common_question_are_refused():

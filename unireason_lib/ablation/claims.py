@@ -61,7 +61,7 @@ def judge(
         try:
             worse, patients = runs(rows, claim.worse, claim.value, **where)
             better, _ = runs(rows, claim.better, claim.value, **where)
-            # conditions with the same seeds share what a seed decides: the order of the data and the questions
+            # conditions with the same seeds share what a seed decides: which records are drawn, and their order
             paired = len(worse) == len(better) and _seeds(rows, claim.worse) == _seeds(rows, claim.better)
             found.append(compare(worse, better, patients, paired_seeds=paired, samples=samples))
         except UniReasonError as error:

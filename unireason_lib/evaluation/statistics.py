@@ -5,10 +5,13 @@ resampled, not questions (a cluster bootstrap). And a *condition* ("trained with
 another seed gives another model. A claim about conditions therefore resamples **seeds and patients** together.
 
 With few seeds a bootstrap over them is too narrow twice over: resampling S values shrinks their variance by (S - 1)
-/ S, and their spread is itself hardly known. Both are put right here: deviations of seeds are widened by sqrt(S / (S
-- 1)), and the interval is stretched from normal to Student's t, with the degrees of freedom that Satterthwaite's
-formula gives to the sum of the two variances. :func:`compare` says so when there is one seed only: then its
-statement is about two checkpoints.
+/ S, and their spread is itself hardly known. It is also too wide: means of seeds differ already because single
+replies do, and that has been counted when patients were resampled. All three are put right here. Deviations of seeds
+are widened by sqrt(S / (S - 1)), and narrowed to what is left of their variance without the noise of replies (the
+residuals of seeds x patients, as in an analysis of variance). The interval is stretched from normal to Student's t,
+with the degrees of freedom of Satterthwaite (1946) for the sum of the variances, in which the spread of seeds counts
+in full, since it is known no better for having been narrowed. p-values are those of the same t. :func:`compare` says
+so when there is one seed only: then its statement is about two checkpoints.
 """
 
 from __future__ import annotations
@@ -187,7 +190,8 @@ class Comparison:
     Attributes:
         a, b: Means of the two.
         difference: ``b - a`` with its interval.
-        p: Two-sided p-value of no difference, from the same resamples as the interval.
+        p: Two-sided p-value of no difference: Student's t of the difference over its resampled deviation, with the
+            degrees of freedom of the interval.
         h: Cohen's h of the two shares; None for measures that are no shares.
         mcnemar: Exact p-value of McNemar's test; None unless there is one run each of rights and wrongs. It takes
             questions as independent, so with several questions a patient it is too sure of itself.
@@ -249,23 +253,23 @@ def compare(
     code = _codes([patients[name] for name in ids])
     counts = np.bincount(code).astype(float)
     sums = [np.stack([np.bincount(code, row) for row in table]) for table in (left, right)]
-    means = _hierarchical(sums, counts, paired_seeds, samples, seed)
+    drawn = [(sums[1] - sums[0], 1)] if paired_seeds else [(sums[0], -1), (sums[1], 1)]
+    means = _hierarchical(drawn, counts, samples, seed)
     value = float(right.mean() - left.mean())
-    stretch = _stretch(sums, counts, paired_seeds, level)
-    means = value + (means - value) * stretch
+    freedom = _freedom(drawn, counts)
+    p = _p_value(value, float(means.std()), freedom)
+    means = value + (means - value) * _stretch(freedom, level)
     if len(counts) < 2:
         low = high = math.nan
     else:
         low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    p = 1.0 if len(counts) < 2 else min(1.0, 2 * (int(beyond) + 1) / (samples + 1))
     shares = bool(np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all())
     single = len(a) == len(b) == 1
     return Comparison(
         a=float(left.mean()),
         b=float(right.mean()),
         difference=Interval(value, low, high, len(ids), len(counts)),
-        p=p,
+        p=p if len(counts) > 1 else 1.0,
         h=cohens_h(float(left.mean()), float(right.mean())) if shares else None,
         mcnemar=mcnemar(left[0], right[0]) if single and shares else None,
         seeds=(len(a), len(b)),
@@ -289,9 +293,11 @@ def mean_over_runs(
         return bootstrap_mean(table[0], [patients[i] for i in ids], samples=samples, seed=seed, level=level)
     code = _codes([patients[name] for name in ids])
     counts = np.bincount(code).astype(float)
-    sums = [np.zeros((1, len(counts))), np.stack([np.bincount(code, row) for row in table])]
-    means, value = _hierarchical(sums, counts, False, samples, seed), float(table.mean())
-    means = value + (means - value) * _stretch(sums, counts, False, level)
+    drawn = [(np.stack([np.bincount(code, row) for row in table]), 1)]
+    means, value = _hierarchical(drawn, counts, samples, seed), float(table.mean())
+    means = value + (means - value) * _stretch(_freedom(drawn, counts), level)
+    if ((table >= 0) & (table <= 1)).all():
+        means = means.clip(0, 1)
     low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
     return Interval(value, low, high, table.size, len(counts))
 
@@ -310,13 +316,15 @@ def _common(a: Sequence[Run], b: Sequence[Run], paired: bool) -> list[str]:
     return [name for name in (a[0] if a else {}) if name in shared]
 
 
-def _hierarchical(
-    sums: Sequence[np.ndarray], counts: np.ndarray, paired: bool, samples: int, seed: int
-) -> np.ndarray:
-    """Differences of means (second minus first), patients resampled once for both and seeds for each.
+Drawn = Sequence[tuple[np.ndarray, int]]
+"""Tables (runs, clusters) of sums of values whose seeds are resampled each by themselves, with their signs."""
+
+
+def _hierarchical(drawn: Drawn, counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Signed sums of means, patients resampled once for all tables and seeds for each.
 
     Args:
-        sums: Of each condition (runs, clusters): the sum of the values in every cluster.
+        drawn: One table of differences when seeds are paired, else one a condition.
         counts: (clusters,) questions.
     """
     draw = np.random.default_rng(seed)
@@ -325,36 +333,61 @@ def _hierarchical(
     for first in range(0, samples, step):
         size = min(step, samples - first)
         patients = _weights(draw, len(counts), size)
-        drawn, chosen = [], None
-        for table in sums:
-            if not (paired and chosen is not None):
-                chosen = _weights(draw, len(table), size) / len(table)
-            middle = (patients @ table.mean(0)) / (patients @ counts)
+        total = np.zeros(size)
+        for table, sign in drawn:
+            chosen = _weights(draw, len(table), size) / len(table)
             # deviations of runs from their mean, over the patients as they are
             away = (table.sum(1) - table.sum(1).mean()) / n
-            wider = math.sqrt(len(table) / (len(table) - 1)) if len(table) > 1 else 0.0
-            drawn.append(middle + wider * (chosen @ away))
-        found.append(drawn[1] - drawn[0])
+            of_seeds, whole = _seed_variance(table, counts)
+            wider = math.sqrt(of_seeds / whole * len(table) / (len(table) - 1)) if whole > 0 else 0.0
+            total += sign * ((patients @ table.mean(0)) / (patients @ counts) + wider * (chosen @ away))
+        found.append(total)
     return np.concatenate(found)
 
 
-def _stretch(sums: Sequence[np.ndarray], counts: np.ndarray, paired: bool, level: float) -> float:
-    """Student's quantile over the normal one, for Satterthwaite's degrees of freedom."""
+def _seed_variance(table: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Variance of the means of runs: what is left of it without the noise of single replies, and as it is."""
+    if len(table) < 2:
+        return 0.0, 0.0
+    n, k, runs = counts.sum(), len(counts), len(table)
+    means = table.sum(1) / n
+    whole = float(means.var(ddof=1))
+    left = table - table.mean(0) - np.outer(means - means.mean(), counts)
+    noise = float((left**2).sum()) / n**2 * k / max(1, k - 1) / (runs - 1)
+    return max(0.0, whole - noise), whole
+
+
+def _freedom(drawn: Drawn, counts: np.ndarray) -> float:
+    """Satterthwaite's degrees of freedom of the sum of the variances; infinite where nothing varies."""
+    n, k, total, terms = counts.sum(), len(counts), 0.0, []
+    for table, _ in drawn:
+        of_seeds, whole = _seed_variance(table, counts)
+        total += of_seeds / len(table)
+        terms += [(whole / len(table), len(table) - 1)] if len(table) > 1 else []
+    if k > 1:
+        mean = sum(sign * table.mean(0) for table, sign in drawn)
+        off = mean - mean.sum() / n * counts
+        terms.append((k / (k - 1) * float((off**2).sum()) / n**2, k - 1))
+        total += terms[-1][0]
+    uncertain = sum(variance**2 / df for variance, df in terms)
+    return total**2 / uncertain if uncertain > 0 else math.inf
+
+
+def _stretch(freedom: float, level: float) -> float:
+    """Student's quantile over the normal one."""
     from scipy.stats import norm, t
 
-    n, k = counts.sum(), len(counts)
-    parts = [(sums[1] - sums[0]).sum(1) / n] if paired else [table.sum(1) / n for table in sums]
-    terms = [(part.var(ddof=1) / len(part), len(part) - 1) for part in parts if len(part) > 1]
-    if k > 1:
-        difference = sums[1].mean(0) - sums[0].mean(0)
-        off = difference - difference.sum() / n * counts
-        terms.append((k / (k - 1) * float((off**2).sum()) / n**2, k - 1))
-    total = sum(variance for variance, _ in terms)
-    if total <= 0:
-        return 1.0
-    freedom = total**2 / sum(variance**2 / df for variance, df in terms)
     quantile = (1 + level) / 2
-    return float(t.ppf(quantile, freedom) / norm.ppf(quantile))
+    return float(t.ppf(quantile, freedom) / norm.ppf(quantile)) if 0 < freedom < math.inf else 1.0
+
+
+def _p_value(value: float, deviation: float, freedom: float) -> float:
+    from scipy.stats import norm, t
+
+    if deviation <= 0:
+        return 1.0 if value == 0 else 0.0
+    law = t(freedom) if 0 < freedom < math.inf else norm
+    return min(1.0, 2 * float(law.sf(abs(value) / deviation)))
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
