@@ -132,3 +132,12 @@ def test_counts_are_bars_in_the_order_given(clean_layout):
     clean_layout(figure)
     with pytest.raises(RequestError):
         plot_counts({"letter": {}})
+
+
+def test_a_logarithmic_x_axis_has_a_tick_at_every_point():
+    sheet = plot_lines({"a": [(40, 1.0), (150, 2.0), (600, 3.0)]}, "volumes", "right", log_x=True)
+    (axes,) = [axes for axes in sheet.axes if axes.lines]
+    assert axes.get_xscale() == "log" and axes.get_xticks().tolist() == [40, 150, 600]
+    sheet.canvas.draw()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["40", "150", "600"]
+    assert not axes.get_xticks(minor=True).size

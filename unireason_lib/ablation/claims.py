@@ -27,7 +27,7 @@ class Verdict:
     Attributes:
         claim: The claim.
         comparison: Of the two conditions; None where there are no rows for it.
-        p: p-value after Holm's correction (Holm 1979) over all claims that could be compared; None without one.
+        p: p-value after Holm's correction (Holm 1979) for all claims; None where it cannot be judged.
         verdict: One of :data:`VERDICTS`.
         why: In words.
     """
@@ -66,9 +66,13 @@ def judge(
             found.append(compare(worse, better, patients, paired_seeds=paired, samples=samples))
         except UniReasonError as error:
             found.append(str(error))
-    enough = [one for one in found if isinstance(one, Comparison) and min(one.seeds) >= LEAST_SEEDS]
-    corrected = dict(zip(map(id, enough), holm([one.p for one in enough]), strict=True))
-    return [_verdict(claim, one, corrected.get(id(one))) for claim, one in zip(claims, found, strict=True)]
+    enough = [isinstance(one, Comparison) and min(one.seeds) >= LEAST_SEEDS for one in found]
+    # claims that cannot be judged count among those that were made
+    corrected = holm([one.p if known else 1.0 for one, known in zip(found, enough, strict=True)])
+    return [
+        _verdict(claim, one, p if known else None)
+        for claim, one, p, known in zip(claims, found, corrected, enough, strict=True)
+    ]
 
 
 def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unireason_lib.ablation.claims import Verdict
 from unireason_lib.evaluation.statistics import Interval, mean_over_runs
@@ -34,14 +34,22 @@ def means(rows: Rows, name: str, *, samples: int = 2000) -> dict[str, Interval]:
     return found
 
 
-def table_of_conditions(rows: Rows, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
-    """Lines of text for :func:`unireason_lib.tutorial.results.aligned`."""
-    known = conditions(rows)
+def table_of_conditions(
+    rows: Rows, names: Sequence[str] | None = None, known: Mapping[str, Mapping[str, Interval]] | None = None
+) -> list[tuple[str, ...]]:
+    """Lines of text for :func:`unireason_lib.tutorial.results.aligned`.
+
+    Args:
+        rows: The tidy table.
+        names: Its conditions that are shown; None: all.
+        known: :func:`means` of some, computed before.
+    """
+    there = conditions(rows)
     lines = [("condition", "seeds", *(heading for heading, *_ in MEASURES))]
-    for name in names or known:
-        if name not in known:
+    for name in names or there:
+        if name not in there:
             continue
-        found, cells = means(rows, name), []
+        found, cells = (known or {}).get(name) or means(rows, name), []
         for heading, *_ in MEASURES:
             one = found.get(heading)
             scale, digits = (100, 1) if "%" in heading else (1, 3)
@@ -50,7 +58,7 @@ def table_of_conditions(rows: Rows, names: Sequence[str] | None = None) -> list[
                 if one is None
                 else f"{scale * one.value:.{digits}f} ({scale * one.low:.{digits}f}-{scale * one.high:.{digits}f})"
             )
-        lines.append((name, str(len(known[name])), *cells))
+        lines.append((name, str(len(there[name])), *cells))
     return lines
 
 
@@ -70,6 +78,6 @@ def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
         on = ", ".join(
             filter(None, (claim.dimension, claim.kind, claim.value if claim.value != "correct" else ""))
         )
-        p = "" if one.p is None else f"{one.p:.3g}"
+        p = "" if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3g}"
         lines.append((claim.name, claim.better, claim.worse, on, difference, p, h, one.verdict))
     return lines

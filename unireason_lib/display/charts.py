@@ -38,6 +38,7 @@ def plot_lines(
     target: float | None = None,
     reference: tuple[str, float] | None = None,
     log: bool = False,
+    log_x: bool = False,
     title: str | None = None,
 ) -> Sheet:
     """Curves, one a series, with intervals where they are known.
@@ -49,6 +50,7 @@ def plot_lines(
         target: A horizontal line to reach.
         reference: Name and place of a horizontal line to compare with, what chance would reach for instance.
         log: Logarithmic y axis; otherwise it starts at 0 unless there are negative values.
+        log_x: Logarithmic x axis, with a tick at every x where there are few.
         title: A heading.
 
     Returns:
@@ -83,8 +85,12 @@ def plot_lines(
             color=INK,
         )
     ticks = sorted({x for points in series.values() for x, _ in points})
+    if log_x:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter("{x:g}")
     if len(ticks) <= 8 and all(float(x).is_integer() for x in ticks):
-        axes.set_xticks(_apart(ticks))
+        axes.set_xticks(ticks if log_x else _apart(ticks))
     lowest = min(
         [y for points in series.values() for _, y in points] + [low for b in band.values() for low, _ in b]
     )
