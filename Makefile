@@ -61,9 +61,9 @@ study: $(READY)
 	@$(PY) -m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1 --look
 
 # a thread each for two notebooks at a time: on two cores that is faster than two threads for one
-replicate: $(READY) ## the study of the claims on this machine (hours; goes on where it was stopped), into data/results
+replicate: $(READY) ## the study of the claims on this machine (hours; goes on where it was stopped), into runs/results
 	@failed=0; for study in claims efficiency; do \
-		OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/$$study.yaml --workers 2 --keep data/results || failed=$$?; \
+		OMP_NUM_THREADS=1 $(PY) -m unireason_lib ablate data/ablations/$$study.yaml --workers 2 --keep runs/results || failed=$$?; \
 		[ $$failed != 130 ] || break; \
 	done; exit $$failed
 

@@ -391,6 +391,10 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path,
     monkeypatch.setattr(runner, "execute_job", plain)
     # of the second seed one test is there; what it built on, RL needs again
     assert "9 kept in" in ablate("--parts", str(kept), "--dry-run").output
+    ours = (kept / "mine.json").read_bytes()
+    refused = ablate()
+    assert refused.exit_code == 2 and "5 tests that this study does not have" in refused.output
+    assert (kept / "mine.json").read_bytes() == ours
     second = ablate("--parts", str(kept))
     assert second.exit_code == 0 and "verdict" in second.output and "missing" not in second.output
     assert len(json.loads((kept / "mine.json").read_text())["runs"]) == len(plan(grid))

@@ -72,7 +72,7 @@ def ablate(
         write_results,
     )
     from unireason_lib.ablation.runner import finished, folder_of, run_jobs
-    from unireason_lib.errors import UniReasonError
+    from unireason_lib.errors import GridError, UniReasonError, explain
     from unireason_lib.tutorial.project import project_root
     from unireason_lib.tutorial.results import aligned
 
@@ -120,6 +120,17 @@ def ablate(
         )
     if dry_run:
         return
+    if keep is not None:
+        lost = read_kept(keep, study.name).tests - before.tests - finished(whole, ledger, root)
+        if lost:
+            raise GridError(
+                explain(
+                    keep / f"{study.name}.json",
+                    expected="nothing that would be lost",
+                    found=f"{len(lost)} tests that this study does not have",
+                    do=f"keep it elsewhere, or go on from them with --parts {keep}",
+                )
+            )
     began = time.monotonic()
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
 
