@@ -522,3 +522,5 @@ def test_a_ray_cluster_runs_the_same(grid, project):
     jobs = plan(grid, seeds=[0], only=["RL", "joint"])
     study = run_jobs(jobs, grid, project, ray="local")
     assert len(study.passed) == len(jobs), study.failed
+    with pytest.raises(GridError, match=r"a GPU for each run.*model\.device=cpu"):
+        run_jobs(jobs, replace(grid, name="other", overrides="model.device=cuda"), project, ray="local")

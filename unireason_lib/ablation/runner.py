@@ -216,19 +216,6 @@ def _ray_cluster(root: Path, out: Path, address: str, on_gpu: bool) -> Iterator[
                 do="start it, or correct the address",
             )
         ) from error
-    task = ray.remote(max_retries=2)(execute_job)
-    kind = "GPU" if on_gpu else "CPU"
-    most = int(ray.cluster_resources().get(kind, 0))
-    if not most:
-        raise GridError(
-            explain(
-                f"--ray {address}",
-                expected=f"a {kind} for each run, as model.device of the profile says",
-                found=f"a cluster without any {kind}",
-                do="start nodes that have some, or --set model.device=cpu",
-            )
-        )
-    task = task.options(num_gpus=1) if on_gpu else task.options(num_cpus=1)
 
     def some(handles: list) -> list[tuple[Any, Outcome]]:
         ended, _ = ray.wait(handles)
@@ -242,7 +229,19 @@ def _ray_cluster(root: Path, out: Path, address: str, on_gpu: bool) -> Iterator[
                 found.append((handle, ("failed", time.monotonic() - began, said)))
         return found
 
+    kind = "GPU" if on_gpu else "CPU"
     try:
+        most = int(ray.cluster_resources().get(kind, 0))
+        if not most:
+            raise GridError(
+                explain(
+                    f"--ray {address}",
+                    expected=f"a {kind} for each run, as model.device of the profile says",
+                    found=f"a cluster without any {kind}",
+                    do="start nodes that have some, or --set model.device=cpu",
+                )
+            )
+        task = ray.remote(max_retries=2)(execute_job).options(**{f"num_{kind.lower()}s": 1})
         yield lambda job: task.remote(str(root), str(out), job), most, some
     finally:
         ray.shutdown()
