@@ -198,3 +198,13 @@ def test_holm_corrects_step_by_step():
 def test_cohens_h():
     assert cohens_h(0.5, 0.5) == 0 and cohens_h(0, 1) == pytest.approx(math.pi)
     assert cohens_h(0.5, 0.6910) == pytest.approx(0.392, abs=0.01)
+
+
+def test_cohens_d_stands_for_measures_that_are_no_shares():
+    draw = np.random.default_rng(13)
+    a = {str(k): float(v) for k, v in enumerate(draw.normal(0.4, 0.2, 2000))}
+    b = {str(k): float(v) for k, v in enumerate(draw.normal(0.5, 0.2, 2000))}
+    found = compare(a, b, {k: k for k in a})
+    assert found.h is None and found.d == pytest.approx(0.5, abs=0.07) and found.to_dict()["d"] == found.d
+    flat = compare(dict.fromkeys(a, 0.5), dict.fromkeys(a, 0.5), {k: k for k in a})
+    assert flat.d == 0 and flat.p == 1

@@ -64,20 +64,20 @@ def table_of_conditions(
 
 def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """The same for claims."""
-    lines = [("claim", "better", "worse", "on", "difference (95 %)", "p, Holm", "h", "verdict")]
+    lines = [("claim", "better", "worse", "on", "difference (95 %)", "p, Holm", "effect", "verdict")]
     for one in verdicts:
         claim, found = one.claim, one.comparison
         scale, digits = (100, 1) if claim.value != "iou_first" else (1, 3)
-        difference, h = "", ""
+        difference, size = "", ""
         if found is not None:
             d = found.difference
             difference = (
                 f"{scale * d.value:+.{digits}f} ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
             )
-            h = "" if found.h is None else f"{found.h:+.2f}"
+            size = f"d {found.d:+.2f}" if found.h is None else f"h {found.h:+.2f}"
         on = ", ".join(
             filter(None, (claim.dimension, claim.kind, claim.value if claim.value != "correct" else ""))
         )
         p = "" if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3g}"
-        lines.append((claim.name, claim.better, claim.worse, on, difference, p, h, one.verdict))
+        lines.append((claim.name, claim.better, claim.worse, on, difference, p, size, one.verdict))
     return lines

@@ -193,6 +193,7 @@ class Comparison:
         p: Two-sided p-value of no difference: Student's t of the difference over its resampled deviation, with the
             degrees of freedom of the interval.
         h: Cohen's h of the two shares; None for measures that are no shares.
+        d: Cohen's d of the other measures: the difference over the deviation of single values, pooled over both.
         mcnemar: Exact p-value of McNemar's test; None unless there is one run each of rights and wrongs. It takes
             questions as independent, so with several questions a patient it is too sure of itself.
         seeds: Runs of a and of b.
@@ -205,6 +206,7 @@ class Comparison:
     difference: Interval
     p: float
     h: float | None
+    d: float | None
     mcnemar: float | None
     seeds: tuple[int, int]
     questions: int
@@ -218,6 +220,7 @@ class Comparison:
             "difference": self.difference.to_dict(),
             "p": self.p,
             "h": self.h,
+            "d": self.d,
             "mcnemar": self.mcnemar,
             "seeds": list(self.seeds),
             "questions": self.questions,
@@ -271,6 +274,7 @@ def compare(
         difference=Interval(value, low, high, len(ids), len(counts)),
         p=p if len(counts) > 1 else 1.0,
         h=cohens_h(float(left.mean()), float(right.mean())) if shares else None,
+        d=None if shares else cohens_d(left, right),
         mcnemar=mcnemar(left[0], right[0]) if single and shares else None,
         seeds=(len(a), len(b)),
         questions=len(ids),
@@ -425,6 +429,15 @@ def cohens_h(a: float, b: float) -> float:
     0.2 is small, 0.5 medium, 0.8 large.
     """
     return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
+
+
+def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
+    """Effect size of two measures, their difference over the pooled deviation (Cohen 1988); 0 where nothing varies.
+
+    0.2 is small, 0.5 medium, 0.8 large.
+    """
+    deviation = math.sqrt((float(a.var()) + float(b.var())) / 2)
+    return float(b.mean() - a.mean()) / deviation if deviation > 0 else 0.0
 
 
 def runs_of(
