@@ -96,3 +96,8 @@ def test_the_grids_that_ship_can_be_run():
 
 def test_overrides_are_joined_in_order():
     assert joined("a=1", "", "b=2") == "a=1,b=2" and joined("", "") == ""
+
+
+def test_seeds_are_the_first_of_the_grid_and_then_further_ones(tmp_path):
+    grid = load_grid(written(tmp_path, GOOD.replace("seeds: 2", "seeds: [5, 3]")))
+    assert [grid.first_seeds(n) for n in (1, 2, 4)] == [(5,), (5, 3), (5, 3, 6, 7)]

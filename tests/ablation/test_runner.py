@@ -401,6 +401,9 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path,
     part = ablate("--parts", str(kept), "--seeds", "1")  # all is there, but a part was asked for
     assert part.exit_code == 0 and "with --look" in part.output and "verdict" not in part.output
     assert "verdict" in ablate("--parts", str(kept), "--seeds", "1", "--look").output
+    more = ablate("--parts", str(kept), "--seeds", "3")  # one seed more than the grid has
+    assert more.exit_code == 0 and "verdict" in more.output
+    assert {row["seed"] for row in read_kept(kept, "mine").rows} == {0, 1, 2}
     (project / "unireason_lib" / "new.py").write_text("x = 1\n")
     refused = ablate("--parts", str(kept))
     assert refused.exit_code == 2 and "of another code" in refused.output and "--mixed" in refused.output

@@ -93,6 +93,11 @@ class Grid:
     minutes: Mapping[str, float] = field(default_factory=dict)
     about: str = ""
 
+    def first_seeds(self, count: int) -> tuple[int, ...]:
+        """So many of its seeds, the first ones; where it has fewer, further numbers follow its largest."""
+        further = range(max(self.seeds) + 1, max(self.seeds) + 1 + max(0, count - len(self.seeds)))
+        return (*self.seeds[:count], *further)
+
     def at(self, profile: str, overrides: str = "") -> Grid:
         """The same study at another size, as a study of its own.
 

@@ -15,7 +15,9 @@ Change = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting of all runs: sft.steps=3000; may be repeated."),
 ]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Only so many seeds, from 0 on; default: the grid's.")]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, help="Only so many of the grid's seeds, or more; default: all.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time on this machine.")]
 Only = Annotated[list[str] | None, typer.Option(help="Only this condition; may be repeated.")]
 DryRun = Annotated[
@@ -58,6 +60,7 @@ def ablate(
     import shlex
     import sys
     import time
+    from dataclasses import replace
 
     from unireason_lib.ablation.claims import judge
     from unireason_lib.ablation.grid import load_grid
@@ -78,12 +81,11 @@ def ablate(
 
     root, study = project_root(), load_grid(grid)
     study = study.at(profile or study.profile, "\n".join(change or ()))
+    chosen = study.seeds if seeds is None else study.first_seeds(seeds)
+    if len(chosen) > len(study.seeds):
+        study = replace(study, seeds=chosen)
     whole = plan(study)
-    planned = (
-        whole
-        if seeds is None and not only
-        else plan(study, seeds=range(seeds) if seeds else None, only=only or ())
-    )
+    planned = plan(study, seeds=chosen, only=only or ())
     before = Results() if parts is None else read_kept(parts, study.name)
     if not mixed:
         mine = (before.lines[job.key] for job in planned if job.key in before.lines)
