@@ -461,17 +461,20 @@ def test_a_notebook_that_fails_says_why(grid, project):
     assert execute_job(str(project), str(project / "out"), lost)[2].endswith("runs/nowhere is not there")
 
 
-def test_a_killed_study_goes_on(grid, project, tmp_path):
-    """kill -9 in the middle: no finished run is repeated, none is lost."""
+def begin(grid_file, project, rest):
+    """A study in a process of its own; ``rest`` is what it does with the grid ``g`` and the project ``p``."""
     program = (
         "import sys; from pathlib import Path; from unireason_lib.ablation.grid import load_grid;"
         "from unireason_lib.ablation.plan import plan; from unireason_lib.ablation.runner import run_jobs;"
-        "g = load_grid(sys.argv[1]); run_jobs(plan(g, seeds=[0]), g, Path(sys.argv[2]))"
+        f"g, p = load_grid(sys.argv[1]), Path(sys.argv[2]); {rest}"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    running = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "mine.yaml"), str(project)], env=environment
-    )
+    return subprocess.Popen([sys.executable, "-c", program, str(grid_file), str(project)], env=environment)
+
+
+def test_a_killed_study_goes_on(grid, project, tmp_path):
+    """kill -9 in the middle: no finished run is repeated, none is lost."""
+    running = begin(tmp_path / "mine.yaml", project, "run_jobs(plan(g, seeds=[0]), g, p)")
     ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
     deadline = time.time() + 120
     while time.time() < deadline and len(ledger.lines) < 2:
@@ -500,16 +503,8 @@ def test_ctrl_c_reaches_all_notebooks_under_way(grid, project, tmp_path):
         "try:\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    (made / 'saved').touch()"
     )
     nbformat.write(notebook, path)
-    program = (
-        "import sys; from pathlib import Path; from unireason_lib.ablation.grid import load_grid;"
-        "from unireason_lib.ablation.plan import plan; from unireason_lib.ablation.runner import run_jobs;"
-        "g = load_grid(sys.argv[1]); study = run_jobs(plan(g), g, Path(sys.argv[2]), workers=2);"
-        "sys.exit(7 if study.interrupted else 0)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    running = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "mine.yaml"), str(project)], env=environment
-    )
+    rest = "sys.exit(7 if run_jobs(plan(g), g, p, workers=2).interrupted else 0)"
+    running = begin(tmp_path / "mine.yaml", project, rest)
     deadline = time.time() + 120
     while time.time() < deadline and len(list(project.glob("runs/sft/*/begun"))) < 2:
         assert running.poll() is None
