@@ -47,7 +47,7 @@ STUBS = {
         'PROFILE = "laptop"\nOVERRIDES = ""\nSEED = 0\nMODEL = ""\nRESULTS = ""',
         "import json\nfrom pathlib import Path\nseed = int((Path('..') / MODEL / 'seed').read_text())\n"
         "place = Path('..') / RESULTS\nplace.mkdir(parents=True, exist_ok=True)\n"
-        "for name, good in (('replies', 1), ('replies.blank', 4)):\n"
+        "for name, good in (('replies', 1), ('replies.blank', 4), ('replies.random-crop', 2)):\n"
         "    lines = [{'id': f'q{k}', 'patient': f'p{k}', 'dimension': '2d', 'family': 'f', 'kind': 'k',\n"
         "              'correct': (k + seed) % 4 >= good, 'in_format': True, 'iou_first': 0.5} for k in range(8)]\n"
         "    (place / f'{name}.jsonl').write_text(''.join(json.dumps(line) + chr(10) for line in lines))",
@@ -277,8 +277,8 @@ def test_notebooks_are_really_run(grid, project):
     ledger = Ledger(folder_of(grid, project) / "ledger.jsonl")
     found = collect(grid, project, ledger, "python -m unireason_lib ablate mine.yaml")
     rows = found.rows
-    assert conditions(rows) == {"RL": [0, 1], "RL, blind": [0, 1]}
-    (_, *lines) = table_of_conditions(rows)
+    assert conditions(rows) == {"RL": [0, 1], "RL, blind": [0, 1], "RL, random crops": [0, 1]}
+    (_, *lines) = table_of_conditions(rows, ["RL", "RL, blind"])
     assert [line[:2] for line in lines] == [("RL", "2"), ("RL, blind", "2")]
     assert lines[0][2].startswith("75.0 (") and lines[1][2] == "0.0 (0.0-0.0)"
     write_results(grid, found, project / "results")

@@ -29,6 +29,18 @@ from unireason_lib.evaluation.consistency import read_consistency, slices_file
 from unireason_lib.evaluation.tidy import Rows, read_tidy, tidy, write_tidy
 from unireason_lib.inference.results import write_whole
 
+BESIDE = {
+    "blind": "replies.blank.jsonl",
+    "other pictures": "replies.other.jsonl",
+    "random crops": "replies.random-crop.jsonl",
+    "no crops": "replies.no-crop.jsonl",
+    "textures": "textures.none.jsonl",
+    "textures, random crops": "textures.random-crop.jsonl",
+    "textures, no crops": "textures.no-crop.jsonl",
+}
+"""What notebook 06 asks a model besides, and the file it leaves beside the replies. In the table of a study each is a
+condition of its own, named ``"CONDITION, WHAT"``."""
+
 _OF_A_RUN = ("key", "stage", "conditions", "seed", "seconds", "finished", "code", "base")
 _OF_A_FOLDER = ("RUN", "RESULTS", "MODEL")
 
@@ -38,8 +50,8 @@ class Results:
     """What a study has found so far.
 
     Attributes:
-        rows: Its tidy table: right answers to the benchmark, and beside them what the same model says to grey
-            pictures, as the condition ``"NAME, blind"``.
+        rows: Its tidy table: right answers to the benchmark, and beside them what the same model says when something
+            is taken away (:data:`BESIDE`).
         lines: Key of a run that passed -> what the ledger says of it.
         consistency: Key of a test -> agreement of its cuboids with the boxes on their slices
             (:mod:`unireason_lib.evaluation.consistency`); left out where no cuboid was written.
@@ -86,7 +98,10 @@ def collect(grid: Grid, root: Path, ledger: Ledger, command: str, earlier: Resul
     kept = earlier.tests
     for (name, seed), job in last_jobs(jobs).items():
         replies = root / job.makes
-        files = {name: replies, f"{name}, blind": replies.with_name("replies.blank.jsonl")}
+        files = {
+            name: replies,
+            **{f"{name}, {what}": replies.with_name(file) for what, file in BESIDE.items()},
+        }
         if job.key in passed and replies.exists():
             rows += tidy({(told, seed): path for told, path in files.items() if path.exists()})
             if slices_file(replies).exists():

@@ -160,13 +160,13 @@ def ablate(
     if not ended and not look:
         typer.echo("what came out is told when it has ended, or with --look")
     elif found.rows:
-        typer.echo("\n" + aligned(table_of_conditions(found.rows)))
+        shown = [told for name in study.conditions for told in (name, f"{name}, blind")]
+        typer.echo("\n" + aligned(table_of_conditions(found.rows, shown)))
         if study.claims:
             typer.echo("\n" + aligned(table_of_claims(judge(found.rows, study.claims))))
-    shown = folder.relative_to(root)
     typer.echo(
         f"\n{len(result.passed)} passed, {len(result.failed)} failed, {len(result.skipped)} not begun; "
-        f"{(time.monotonic() - began) / 60:.1f} min; {shown}/{study.name}.csv.gz holds all answers"
+        f"{(time.monotonic() - began) / 60:.1f} min; {folder.relative_to(root)}/{study.name}.csv.gz holds all answers"
     )
     if result.interrupted:
         raise typer.Exit(130)
