@@ -242,6 +242,39 @@ def test_runs_of_other_code_are_not_mixed_in(grid, project, fake):
     assert len(run_jobs(jobs, grid, project, mixed=True).passed) == len(jobs) == len(fake)
 
 
+def test_code_that_changes_while_a_study_runs_is_noticed(grid, project, fake, monkeypatch):
+    """Notebooks read the code anew, so a run begun after the change would not be what the ledger says."""
+    plain, jobs = runner.execute_job, plan(grid, seeds=[0])
+
+    def execute(root, out, job):
+        if len(fake) == 2:
+            (project / "unireason_lib" / "new.py").write_text("x = 1\n")
+        return plain(root, out, job)
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    with pytest.raises(GridError, match=rf"code of the study.*as it was.*seen at {jobs[2].name}.*--mixed"):
+        run_jobs(jobs, grid, project)
+    assert len(Ledger(folder_of(grid, project) / "ledger.jsonl").lines) == 2
+    (project / "unireason_lib" / "new.py").unlink()  # as the error says
+    (project / jobs[2].makes).rmdir()
+    assert len(run_jobs(jobs, grid, project).passed) == len(jobs)
+
+
+def test_a_study_is_run_by_one_process(grid, project, fake, monkeypatch):
+    plain, refused = runner.execute_job, []
+
+    def execute(root, out, job):
+        if not refused:
+            with pytest.raises(GridError, match="another process running it") as error:
+                run_jobs(plan(grid), grid, project)
+            refused.append(error)
+        return plain(root, out, job)
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    assert not run_jobs(plan(grid), grid, project).failed and refused
+    assert len(run_jobs(plan(grid), grid, project).passed) == len(plan(grid))  # it is free again
+
+
 def test_a_torn_ledger_loses_one_line(grid, project, fake):
     jobs = plan(grid, seeds=[0])
     run_jobs(jobs, grid, project)
@@ -280,7 +313,7 @@ def test_notebooks_are_really_run(grid, project):
     assert conditions(rows) == {"RL": [0, 1], "RL, blind": [0, 1], "RL, random crops": [0, 1]}
     (_, *lines) = table_of_conditions(rows, ["RL", "RL, blind"])
     assert [line[:2] for line in lines] == [("RL", "2"), ("RL, blind", "2")]
-    assert lines[0][2].startswith("75.0 (") and lines[1][2] == "0.0 (0.0-0.0)"
+    assert lines[0][2].startswith("75.0 (") and lines[1][2] == "0.0 (0.0-32.4)"
     write_results(grid, found, project / "results")
     assert read_tidy(project / "results" / "mine.csv.gz") == rows
     told = json.loads((project / "results" / "mine.json").read_text())
@@ -364,6 +397,48 @@ def test_the_agreement_of_volumes_and_slices_is_kept(grid, project, fake, tmp_pa
     assert kept.consistency[jobs[-1].key]["overlap"]["value"] == pytest.approx(0.5)
     other = collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", kept)
     assert other.consistency == kept.consistency
+
+
+def test_replies_that_failed_are_counted(grid, project, fake, tmp_path):
+    jobs = plan(grid, seeds=[0], only=["joint"])
+    run_jobs(jobs, grid, project)
+    blank = (project / jobs[-1].makes).with_name("replies.blank.jsonl")
+    lines = [{"id": f"q{k}", "patient": "p", "dimension": "2d", "family": "f", "kind": "k"} for k in (0, 1)]
+    blank.write_text("".join(json.dumps({**line, "error": "no memory"}) + "\n" for line in lines))
+    kept = kept_by(grid, project, tmp_path)
+    assert kept.failed == {"joint, blind, seed 0": 2}
+    assert collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", kept).failed == kept.failed
+
+
+def test_the_command_does_not_judge_what_failed(grid, project, fake, tmp_path, monkeypatch):
+    """A condition that could not be run may be mended, and whoever mends it has not seen the rest."""
+    (project / "data" / "tiny-base").mkdir(parents=True)
+    monkeypatch.setattr("unireason_lib.tutorial.project.project_root", lambda: project)
+    plain, kept = runner.execute_job, tmp_path / "kept"
+
+    def execute(root, out, job):
+        if job.stage == "rl" and job.seed == 1:
+            return "failed", 1.0, "cell 3: MemoryError"
+        return plain(root, out, job)
+
+    def ablate(*options):
+        return CliRunner().invoke(app, ["ablate", str(tmp_path / "mine.yaml"), "--keep", str(kept), *options])
+
+    monkeypatch.setattr(runner, "execute_job", execute)
+    first = ablate()
+    assert first.exit_code == 1 and "1 of 8 tests of the study are missing" in first.output
+    assert "verdict" not in first.output and "verdict" in ablate("--look").output
+    assert json.loads((kept / "mine.json").read_text())["verdicts"] == []  # looked at, not judged
+    monkeypatch.setattr(runner, "execute_job", plain)
+    assert "verdict" in ablate().output and json.loads((kept / "mine.json").read_text())["verdicts"]
+    # runs of other code that are here do not slip in behind what was kept
+    (project / "unireason_lib" / "new.py").write_text("x = 1\n")
+    told = json.loads((kept / "mine.json").read_text())
+    for line in told["runs"]:
+        line["code"] = code_hash(project)
+    (kept / "mine.json").write_text(json.dumps(told))
+    refused = ablate("--parts", str(kept))
+    assert refused.exit_code == 2 and "of another code" in refused.output and "ledger" in refused.output
 
 
 def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path, monkeypatch):

@@ -117,6 +117,10 @@ def test_intervals_stand_in_the_row_and_at_the_value_they_belong_to(clean_layout
     assert "26  (23 to 29)" in words and "chance" in words
     assert [text.get_text() for text in figure.texts] == list(series)
     clean_layout(figure)
+    (signed,) = [
+        a for a in plot_intervals({"x": {"a": (2, -0.04, 4)}}, "points", form="+.1f").axes if a.texts
+    ]
+    assert signed.texts[0].get_text() == "+2.0  (-0.0 to +4.0)"
     with pytest.raises(RequestError):
         plot_intervals({"nothing": {}}, "x")
 

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from unireason_lib.errors import RequestError
 from unireason_lib.evaluation import bootstrap_mean, cohens_h, compare, holm, mcnemar, mean_over_runs, wilson
+from unireason_lib.evaluation.statistics import power
 
 
 def clustered(draw: np.random.Generator, patients: int, each: int, mean: float, spread: float):
@@ -160,6 +161,26 @@ def test_paired_seeds_take_out_what_seeds_share():
         compare(a[:3], b, whose(patients, each), paired_seeds=True)
 
 
+def test_power_is_how_often_an_effect_is_seen():
+    """Of studies with five seeds that differ, of 60 patients, with and without an effect."""
+    draw, trials = np.random.default_rng(13), 300
+    for effect in (0.0, 0.1):
+        seen, errors = 0, []
+        for trial in range(trials):
+            hard = draw.normal(0, 0.1, 60)
+            a, b = (runs(draw, 5, 60, 3, mean, 0.05, hard) for mean in (0.5, 0.5 + effect))
+            found = compare(a, b, whose(60, 3), paired_seeds=True, samples=300, seed=trial)
+            seen += found.p < 0.05 and found.difference.value > 0
+            errors.append(found.error)
+        error = math.sqrt(np.mean(np.square(errors)))  # that of one study is known roughly
+        assert seen / trials == pytest.approx(power(error, 4, effect), abs=0.07)
+    assert power(0.1, 4, 0.0) == pytest.approx(0.025) == power(0.1, math.inf, 0.0)
+    assert power(1, 1e5, 2.0) == pytest.approx(power(1, 9e3, 2.0), abs=1e-3)
+    assert power(1, 30, 2.0, 0.01) < power(1, 30, 2.0) < power(1, 30, 3.0)
+    with pytest.raises(RequestError, match="above 0"):
+        power(0.0, 4, 0.1)
+
+
 def test_the_mean_of_a_condition_covers_it():
     draw, trials, covered = np.random.default_rng(9), 150, 0
     for trial in range(trials):
@@ -175,6 +196,15 @@ def test_a_mean_near_the_end_stays_a_share():
     made = runs(draw, 3, 20, 4, 0.985, 0.02, np.zeros(20))
     found = mean_over_runs(made, whose(20, 4))
     assert 0.9 < found.low < found.value < found.high <= 1
+
+
+def test_runs_that_all_agree_get_wilsons_interval():
+    made = [{f"q{k}": 1.0 for k in range(40)} for _ in range(3)]
+    found = mean_over_runs(made, {f"q{k}": k // 2 for k in range(40)})
+    assert (found.value, found.high, found.method) == (1.0, 1.0, "wilson")
+    assert found.low == pytest.approx(wilson(20, 20)[0])
+    lengths = mean_over_runs([{"q": 3.0}, {"q": 3.0}], {"q": "p"})
+    assert (lengths.low, lengths.high) == (3.0, 3.0)  # no share
 
 
 def test_runs_without_a_common_question_are_refused():

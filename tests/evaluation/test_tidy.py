@@ -7,7 +7,7 @@ import pytest
 
 from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.statistics import compare
-from unireason_lib.evaluation.tidy import COLUMNS, conditions, read_tidy, runs, tidy, write_tidy
+from unireason_lib.evaluation.tidy import COLUMNS, conditions, paired_runs, read_tidy, runs, tidy, write_tidy
 
 
 def line(k, right, dimension="2d", **more):
@@ -91,3 +91,15 @@ def test_a_reply_that_failed_is_wrong(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(line(0, None, in_format=None)) + "\n")
     (row,) = tidy({("a", 0): tmp_path / "a.jsonl"})
     assert row["correct"] == 0.0 and row["in_format"] is None
+
+
+def test_pairs_are_of_one_seed(files, tmp_path):
+    rows = tidy(files)
+    before, after, patients, seeds = paired_runs(rows, "before", "RL", dimension="2d")
+    assert seeds == [0] and patients == {"q0": "p0", "q1": "p0", "q2": "p1"}
+    assert before == [{"q0": 1.0, "q1": 0.0, "q2": 0.0}] and after == [{"q0": 1.0, "q1": 1.0, "q2": 0.0}]
+    apart = [row for row in rows if (row["condition"], row["seed"]) != ("RL", 0)]
+    with pytest.raises(DatasetError, match=r"'before' and 'RL' have.*\[0\] and \[1\]"):
+        paired_runs(apart, "before", "RL")
+    with pytest.raises(DatasetError, match="rows of 'Rl'"):
+        paired_runs(rows, "before", "Rl")

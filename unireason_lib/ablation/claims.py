@@ -9,7 +9,7 @@ from typing import Any
 from unireason_lib.ablation.grid import Claim
 from unireason_lib.errors import UniReasonError
 from unireason_lib.evaluation.statistics import Comparison, compare, holm
-from unireason_lib.evaluation.tidy import runs
+from unireason_lib.evaluation.tidy import paired_runs
 
 LEAST_SEEDS = 3
 """Fewer say something about checkpoints and nothing about conditions."""
@@ -45,8 +45,10 @@ def judge(
     """Compare what each claim compares, and say what follows.
 
     "reproduced": better by an interval that excludes zero, and significant after the correction. "reversed": the same
-    the other way round. "not seen": neither. "cannot tell": a condition with fewer than :data:`LEAST_SEEDS` seeds, or
-    no questions.
+    the other way round. "not seen": neither. "cannot tell": fewer than :data:`LEAST_SEEDS` seeds, or no
+    questions.
+
+    Both are compared on the seeds that both have, seed by seed.
 
     Args:
         rows: The tidy table.
@@ -59,11 +61,8 @@ def judge(
             name: value for name, value in (("dimension", claim.dimension), ("kind", claim.kind)) if value
         }
         try:
-            worse, patients = runs(rows, claim.worse, claim.value, **where)
-            better, _ = runs(rows, claim.better, claim.value, **where)
-            # conditions with the same seeds share what a seed decides: which records are drawn, and their order
-            paired = len(worse) == len(better) and _seeds(rows, claim.worse) == _seeds(rows, claim.better)
-            found.append(compare(worse, better, patients, paired_seeds=paired, samples=samples))
+            worse, better, patients, _ = paired_runs(rows, claim.worse, claim.better, claim.value, **where)
+            found.append(compare(worse, better, patients, paired_seeds=True, samples=samples))
         except UniReasonError as error:
             found.append(str(error))
     enough = [isinstance(one, Comparison) and min(one.seeds) >= LEAST_SEEDS for one in found]
@@ -84,7 +83,7 @@ def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
             found,
             None,
             "cannot tell",
-            f"{min(found.seeds)} seeds of a condition, {LEAST_SEEDS} are needed",
+            f"{min(found.seeds)} seeds that both conditions have, {LEAST_SEEDS} are needed",
         )
     d = found.difference
     if p < LEVEL and d.low > 0:
@@ -95,7 +94,3 @@ def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
     if not d.low <= 0 <= d.high:
         why = "the interval of this claim alone leaves out zero, but one of so many would by chance"
     return Verdict(claim, found, p, "not seen", why)
-
-
-def _seeds(rows: Sequence[Mapping[str, Any]], condition: str) -> set[int]:
-    return {row["seed"] for row in rows if row["condition"] == condition}

@@ -162,14 +162,14 @@ def check_made_by(lines: Iterable[Mapping[str, Any]], here: Mapping[str, str], w
     """
     lines = list(lines)
     for what, found in here.items():
-        other = [line for line in lines if line[what] != found]
+        other = [line for line in lines if line.get(what) != found]
         if other:
             run = f"{other[0]['stage']} of {other[0]['conditions'][0]}, seed {other[0]['seed']}"
             raise GridError(
                 explain(
                     where,
                     expected=f"runs of the {what} as it is now ({found[:16]})",
-                    found=f"{len(other)} of another {what} ({other[0][what][:16]}), {run} for one",
+                    found=f"{len(other)} of another {what} ({str(other[0].get(what))[:16]}), {run} for one",
                     do=f"go back to that {what}, begin anew (rename the grid), or keep them all the same with --mixed",
                 )
             )

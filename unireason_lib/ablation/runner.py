@@ -77,21 +77,40 @@ def run_jobs(
         What came of it. After Ctrl-C: up to then; runs under way save a checkpoint.
 
     Raises:
-        GridError: Runs of other code or from another base, or no cluster.
+        GridError: Runs of other code or from another base, code or base that change while it runs, another process
+            that runs this study, or no cluster.
     """
-    ledger, here = Ledger(folder_of(grid, root) / "ledger.jsonl"), made_by(grid, root)
+    folder = folder_of(grid, root)
+    ledger, here = Ledger(folder / "ledger.jsonl"), made_by(grid, root)
     if not mixed:
         passed = ledger.passed()
         check_made_by((passed[job.key] for job in jobs if job.key in passed), here, ledger.path)
+
+    def made_now(job: Job) -> Mapping[str, str]:
+        """Each run reads the code anew, so it is looked at before and after each."""
+        found = made_by(grid, root)
+        if found != here and not mixed:
+            what = next(name for name in found if found[name] != here[name])
+            do = f"put the {what} back, delete {job.makes} if it is there, and give the command again; or give --mixed"
+            raise GridError(
+                explain(
+                    f"{what} of the study",
+                    expected=f"as it was when the study began ({here[what][:16]})",
+                    found=f"{found[what][:16]}, seen at {job.name}",
+                    do=do,
+                )
+            )
+        return found
+
     done = finished(jobs, ledger, root)
     waiting = [job for job in jobs if job.key not in done]
     failed: dict[str, Job] = {}
     skipped: list[Job] = []
     tries: dict[str, int] = {}
     interrupted = False
-    out = folder_of(grid, root) / "notebooks"
+    out = folder / "notebooks"
     on_gpu = load_profile(grid.profile, grid.overrides).model.device != "cpu"
-    with _crew(root, out, workers, ray, on_gpu) as (submit, most, wait_for_some):
+    with _alone(folder), _crew(root, out, workers, ray, on_gpu) as (submit, most, wait_for_some):
         running: dict[Any, Job] = {}
         try:
             while waiting or running:
@@ -101,6 +120,7 @@ def run_jobs(
                     skipped.append(job)
                 ready = [job for job in waiting if job.needs is None or job.needs in done]
                 for job in ready[: most - len(running)]:
+                    made_now(job)
                     waiting.remove(job)
                     running[submit(job)] = job
                 if not running:
@@ -108,7 +128,7 @@ def run_jobs(
                 for handle, outcome in wait_for_some(list(running)):
                     job = running.pop(handle)
                     status, seconds, error = outcome
-                    ledger.add(job, status, seconds, error, here)
+                    ledger.add(job, status, seconds, error, made_now(job))
                     if status == "passed":
                         done.add(job.key)
                     elif status == "interrupted":
@@ -129,6 +149,30 @@ def run_jobs(
         tuple(skipped),
         interrupted,
     )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes with one study would train into the same folders."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise GridError(
+            explain(
+                folder,
+                expected="a study that no one runs",
+                found="another process running it",
+                do="wait for it",
+            )
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def execute_job(root: str, out: str, job: Job) -> Outcome:

@@ -87,20 +87,25 @@ def ablate(
     whole = plan(study)
     planned = plan(study, seeds=chosen, only=only or ())
     before = Results() if parts is None else read_kept(parts, study.name)
-    if not mixed:
-        mine = (before.lines[job.key] for job in planned if job.key in before.lines)
-        check_made_by(mine, made_by(study, root), parts)
-    jobs = still_needed(planned, before)
     folder = folder_of(study, root)
-    ledger = Ledger(folder / "ledger.jsonl")
+    ledger, keys = Ledger(folder / "ledger.jsonl"), {job.key for job in whole}
+    if not mixed:
+        here = made_by(study, root)
+        for lines, where in ((before.lines, parts), (ledger.passed(), ledger.path)):
+            check_made_by([line for key, line in lines.items() if key in keys], here, where)
+    jobs = still_needed(planned, before)
     done = finished(jobs, ledger, root)
-    strange = len(ledger.passed().keys() - {job.key for job in whole})
+    strange = len(ledger.passed().keys() - keys)
     left = [job for job in jobs if job.key not in done]
 
     def cost() -> str:
         remaining = [job for job in jobs if job.key not in finished(jobs, ledger, root)]
         minutes = estimate(remaining, ledger.minutes(study.minutes))
-        return "" if minutes is None else f", about {minutes / workers:.0f} min with {workers} at a time"
+        if minutes is None:
+            return ""
+        if ray is not None:
+            return f", about {minutes:.0f} min of runs"
+        return f", about {minutes / workers:.0f} min with {workers} at a time"
 
     if dry_run:
         lines = [("run", "shared by", "seed", "needs")]
@@ -136,10 +141,8 @@ def ablate(
     began = time.monotonic()
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
 
-    def write(place: Path, judged: bool = False) -> Results:
-        found = collect(study, root, ledger, command, before)
-        write_results(study, found, place, judged=judged)
-        return found
+    def found_so_far() -> Results:
+        return collect(study, root, ledger, command, before)
 
     def told(job, outcome, count, total) -> None:
         status, seconds, error = outcome
@@ -148,14 +151,18 @@ def ablate(
         )
         if keep is not None and job.stage == "test" and status == "passed":
             try:  # so that this machine may be lost
-                write(keep)
+                write_results(study, found_so_far(), keep, judged=False)
             except (OSError, UniReasonError) as problem:  # the study goes on
                 typer.echo(f"  not kept: {problem}")
 
     result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
-    ended = not result.interrupted and len(planned) == len(whole)
-    found = [write(place, ended or look) for place in (keep, folder) if place is not None][-1]
-    if missing := len(found.missing(study)):
+    found = found_so_far()
+    missing = len(found.missing(study))
+    ended = not result.interrupted and not missing and len(planned) == len(whole)
+    for place in (keep, folder):
+        if place is not None:
+            write_results(study, found, place, judged=ended)
+    if missing:
         typer.echo(f"\n{missing} of {len(last_jobs(whole))} tests of the study are missing")
     if not ended and not look:
         typer.echo("what came out is told when it has ended, or with --look")

@@ -242,6 +242,7 @@ def plot_intervals(
     *,
     reference: tuple[str, float] | None = None,
     title: str | None = None,
+    form: str = ".3g",
 ) -> Sheet:
     """Values with their intervals, a row for each thing measured and a mark for each way of measuring it.
 
@@ -250,6 +251,7 @@ def plot_intervals(
         xlabel: Quantity and unit.
         reference: Name and place of a vertical line, what chance would reach for instance.
         title: A heading.
+        form: Of the numbers beside it, as in a format string: ``"+.1f"`` for differences.
 
     Raises:
         RequestError: Nothing to plot.
@@ -277,7 +279,7 @@ def plot_intervals(
             y = rows.index(row) + (inside[row].index(one) + 0.5 - len(inside[row]) / 2) * 0.2 / step
             axes.plot([low, high], [y, y], color=color, linewidth=1.8, marker="|", markersize=6)
             axes.plot([value], [y], color=color, marker=marker, markersize=6)
-            words = f"{value:.3g}  ({low:.3g} to {high:.3g})"
+            words = f"{value:{form}}  ({low:{form}} to {high:{form}})"
             _write_beside(axes, words, 1, y, 8.5, xycoords=("axes fraction", "data"), color=color)
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -29,6 +29,8 @@ FEW = 20
 """With fewer patients than this, or when all replies agree, a share gets Wilson's interval: the percentile bootstrap
 covers too little there (and nothing at all when every value is the same)."""
 
+_AS_NORMAL = 10_000  # degrees of freedom from which Student's t is as good as normal
+
 _CHUNK = 4_000_000  # numbers of a matrix of resamples in memory at a time
 
 
@@ -198,6 +200,8 @@ class Comparison:
             questions as independent, so with several questions a patient it is too sure of itself.
         seeds: Runs of a and of b.
         questions: Asked in all runs.
+        error: Standard error of the difference: its deviation over the resamples.
+        freedom: Degrees of freedom that this is known with (Satterthwaite's).
         over: ``"questions"``: a statement about these checkpoints; ``"seeds and questions"``: about the conditions.
     """
 
@@ -210,6 +214,8 @@ class Comparison:
     mcnemar: float | None
     seeds: tuple[int, int]
     questions: int
+    error: float
+    freedom: float
     over: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,6 +230,8 @@ class Comparison:
             "mcnemar": self.mcnemar,
             "seeds": list(self.seeds),
             "questions": self.questions,
+            "error": round(self.error, 6),
+            "freedom": None if math.isinf(self.freedom) else round(self.freedom, 2),
             "over": self.over,
         }
 
@@ -259,8 +267,9 @@ def compare(
     drawn = [(sums[1] - sums[0], 1)] if paired_seeds else [(sums[0], -1), (sums[1], 1)]
     means = _hierarchical(drawn, counts, samples, seed)
     value = float(right.mean() - left.mean())
-    freedom = _freedom(drawn, counts)
-    p = _p_value(value, float(means.std()), freedom)
+    freedom = float(_freedom(drawn, counts))
+    error = float(means.std())
+    p = _p_value(value, error, freedom)
     means = value + (means - value) * _stretch(freedom, level)
     if len(counts) < 2:
         low = high = math.nan
@@ -278,8 +287,42 @@ def compare(
         mcnemar=mcnemar(left[0], right[0]) if single and shares else None,
         seeds=(len(a), len(b)),
         questions=len(ids),
+        error=error,
+        freedom=freedom,
         over="questions" if single else "seeds and questions",
     )
+
+
+def power(error: float, freedom: float, effect: float, level: float = 0.05) -> float:
+    """How often a study sees an effect: two-sided at a level, and in its own direction.
+
+    The share of studies in which the effect, as the noncentral t has it (Johnson, Kotz and Balakrishnan 1995, ch. 31),
+    lies above Student's critical value.
+
+    Args:
+        error: Standard error of the difference in such a study. That of one :class:`Comparison` over few seeds is known
+            roughly, and power computed from it is too high on average: take the root mean square of several.
+        freedom: Degrees of freedom that each study knows it with; seeds - 1 is on the safe side.
+        effect: True difference, in the unit of the error.
+        level: Of the p-value below which it counts as seen.
+
+    Raises:
+        RequestError: An error that is not positive.
+    """
+    from scipy.stats import nct, norm, t
+
+    if not error > 0:
+        raise RequestError(
+            explain(
+                "power",
+                expected="a standard error above 0",
+                found=f"{error:g}",
+                do="compare runs that differ in something",
+            )
+        )
+    if freedom > _AS_NORMAL:
+        return float(norm.sf(norm.isf(level / 2) - effect / error))
+    return float(nct.sf(t.isf(level / 2, freedom), freedom, effect / error))
 
 
 def mean_over_runs(
@@ -290,13 +333,17 @@ def mean_over_runs(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of a condition over its seeds and questions, with an interval that resamples both."""
+    """Mean of a condition over its seeds and questions, with an interval that resamples both; Wilson's, for as many
+    questions as there are patients, where all replies are right or all wrong."""
     ids = _common(runs, runs, False)
     table = np.array([[float(run[name]) for name in ids] for run in runs])
     if len(runs) == 1:
         return bootstrap_mean(table[0], [patients[i] for i in ids], samples=samples, seed=seed, level=level)
     code = _codes([patients[name] for name in ids])
     counts = np.bincount(code).astype(float)
+    if table.min() == table.max() and table.max() in (0, 1):
+        low, high = wilson(float(table.max()) * len(counts), len(counts), level)
+        return Interval(float(table.max()), low, high, table.size, len(counts), "wilson")
     drawn = [(np.stack([np.bincount(code, row) for row in table]), 1)]
     means, value = _hierarchical(drawn, counts, samples, seed), float(table.mean())
     means = value + (means - value) * _stretch(_freedom(drawn, counts), level)

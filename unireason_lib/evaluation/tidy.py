@@ -126,6 +126,46 @@ def runs(
     Raises:
         DatasetError: There are no such rows.
     """
+    found, patients = _by_seed(rows, condition, value, where)
+    return [found[seed] for seed in sorted(found)], patients
+
+
+def paired_runs(
+    rows: Sequence[Mapping[str, Any]], a: str, b: str, value: str = "correct", **where: str
+) -> tuple[list[Run], list[Run], dict[str, str], list[int]]:
+    """The runs of two conditions, seed by seed. What a seed decides (the records drawn, their order, where RL starts)
+    is then the same on both sides, so a seed that only one of them has is left out.
+
+    Args:
+        rows: The table.
+        a, b: The conditions.
+        value: Column that is compared.
+        where: Columns and what they must hold.
+
+    Returns:
+        Runs of a and of b, the patient of every question, and the seeds.
+
+    Raises:
+        DatasetError: One has no such rows, or they have no seed in common.
+    """
+    (left, patients), (right, others) = (_by_seed(rows, name, value, where) for name in (a, b))
+    seeds = sorted(left.keys() & right.keys())
+    if not seeds:
+        raise DatasetError(
+            explain(
+                "table",
+                expected=f"a seed that both {a!r} and {b!r} have",
+                found=f"{sorted(left)} and {sorted(right)}",
+                do="run both with the same seeds",
+            )
+        )
+    return [left[seed] for seed in seeds], [right[seed] for seed in seeds], {**patients, **others}, seeds
+
+
+def _by_seed(
+    rows: Iterable[Mapping[str, Any]], condition: str, value: str, where: Mapping[str, str]
+) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
+    rows = list(rows)
     found: dict[int, dict[str, float]] = {}
     patients: dict[str, str] = {}
     for row in rows:
@@ -143,7 +183,7 @@ def runs(
                 do=f"choose one of {', '.join(sorted({row['condition'] for row in rows}))}",
             )
         )
-    return [found[seed] for seed in sorted(found)], patients
+    return found, patients
 
 
 def conditions(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
