@@ -57,8 +57,9 @@ smoke: $(READY)
 
 # the study of the claims at its smallest: every condition once, from fine-tuning to the table; afresh each time
 study: $(READY)
-	@rm -rf runs/ablation/claims-smoke runs/sft/claims-smoke-* runs/rl/claims-smoke-* runs/evaluation/claims-smoke-*
+	@rm -rf runs/ablation/*-smoke runs/sft/*-smoke-* runs/rl/*-smoke-* runs/evaluation/*-smoke-*
 	@$(PY) -m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1 --look
+	@$(PY) -m unireason_lib ablate data/ablations/efficiency.yaml --profile smoke --seeds 1 --only "40 volumes" --look
 
 # a thread each for two notebooks at a time: on two cores that is faster than two threads for one
 replicate: $(READY) ## the study of the claims on this machine (hours; goes on where it was stopped), into runs/results
@@ -88,7 +89,7 @@ format: $(READY) ## format code and notebooks
 lock: $(READY) ## refresh requirements.lock from pyproject.toml (UPGRADE=1 for newer versions)
 	@$(PY) -m pip install --quiet uv
 	@grep -v '^#' requirements.lock > $(VENV)/pins.txt
-	@$(PY) -m uv pip compile pyproject.toml --extra dev --extra cc3d --extra llm --universal --python-version 3.11 \
+	@$(PY) -m uv pip compile pyproject.toml --extra dev --extra cc3d --extra llm --extra ray --universal --python-version 3.11 \
 		--fork-strategy fewest --no-header --no-annotate --quiet $(if $(UPGRADE),--upgrade) --output-file $(VENV)/pins.txt
 	@{ sed -n '/^#/p' requirements.lock; cat $(VENV)/pins.txt; } > $(VENV)/requirements.lock
 	@mv $(VENV)/requirements.lock requirements.lock
