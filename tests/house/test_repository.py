@@ -250,4 +250,5 @@ def test_test_runs_all_parts_in_order(clone):
         "-m pytest",
         "-m unireason_lib tutorial --profile smoke --out runs/smoke",
         "-m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1 --look",
+        "-m unireason_lib ablate data/ablations/efficiency.yaml --profile smoke --seeds 1 --only 40 volumes --look",
     ]
