@@ -245,7 +245,7 @@ def _ray_cluster(root: Path, out: Path, address: str, on_gpu: bool) -> Iterator[
         import ray
     except ImportError as error:
         raise GridError(
-            explain("--ray", expected="the package ray", found="none", do="pip install 'unireason-lab[ray]'")
+            explain("--ray", expected="the package ray", found="none", do="pip install -e '.[ray]'")
         ) from error
     own: Mapping[str, Any] = {"num_cpus": 2, "include_dashboard": False} if address == "local" else {}
     try:

@@ -1,7 +1,9 @@
 """Speed and memory, measured side by side: ``make bench`` prints a table and writes JSON.
 
-Absolute seconds say more about a machine than about a program, so every row is a ratio of two ways of doing the same,
-taken in turns in one run, medians over the repeats. A row with a target says whether it was met.
+Absolute seconds say more about a machine than about a program, so most rows are ratios of two ways of doing the same,
+taken in turns in one run, medians over the repeats. Others hold a rate against a target that was set (``phantoms``,
+``records``), another size (``memory``), or a forecast (``scale``, ``feeding``, ``plan``). A row with a target says
+whether it was met.
 """
 
 from __future__ import annotations

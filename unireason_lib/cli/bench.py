@@ -12,7 +12,7 @@ def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="JSON file for the numbers.")] = Path("runs/bench.json"),
 ) -> None:
-    """Measure speed and memory against the plain way of doing the same; print a table, write JSON."""
+    """Measure speed and memory against the plain way, a target or a forecast; print a table, write JSON."""
     from unireason_lib.bench import run_bench
 
     run_bench(names or (), out)

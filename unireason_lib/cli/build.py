@@ -98,7 +98,8 @@ WriterOptions = Annotated[
     _option(
         "--writer-option",
         panel="Reasoning",
-        help="name=value for the writer, repeatable: model=gpt-4o, base_url=http://..., budget=20, concurrency=8.",
+        help="name=value for the writer, repeatable: model=gpt-4o, price_in=2.5 and price_out=10 (a million tokens), "
+        "budget=20, base_url=http://..., concurrency=8.",
     ),
 ]
 Workers = Annotated[

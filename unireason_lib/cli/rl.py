@@ -34,7 +34,8 @@ def rl(
     """Train a fine-tuned model on outcomes: GRPO with a reward for answer and form, none for boxes.
 
     A run that was stopped or killed goes on from its last checkpoint. Rewards, KL and lengths are in log.jsonl, every
-    reply in rollouts.jsonl, questions that could not be asked in left_out.jsonl; the finished model is in model/.
+    reply in rollouts.jsonl, questions that could not be asked in left_out.jsonl; the finished model, or its adapter
+    (rl.lora_rank), is in model/.
     """
     from unireason_lib.grounding import Settings
     from unireason_lib.training.probes import answer_probe

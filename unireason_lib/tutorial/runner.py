@@ -184,7 +184,9 @@ def tutorial_command(
             help="Numbers or names of notebooks, like 00 03; by default all, those that train long (04, 05) as smoke."
         ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes), t4 or gpu.")] = "laptop",
+    profile: Annotated[
+        str, typer.Option(help="smoke (seconds), laptop (minutes; 04 and 05 up to 40), t4 or gpu.")
+    ] = "laptop",
     only: Annotated[
         list[str] | None, typer.Option(help="The same as naming notebooks: --only 00 03.")
     ] = None,
