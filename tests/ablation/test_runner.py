@@ -275,6 +275,28 @@ def test_a_study_is_run_by_one_process(grid, project, fake, monkeypatch):
     assert len(run_jobs(plan(grid), grid, project).passed) == len(plan(grid))  # it is free again
 
 
+def test_data_that_changes_is_named(grid, project, fake, tmp_path):
+    """A data set of one's own; conditions without it are not concerned."""
+    data = project / "runs" / "mine"
+    data.mkdir(parents=True)
+    (data / "train.parquet").write_bytes(b"rows")
+    (tmp_path / "own.yaml").write_text(GOOD.replace("{COUNT_2D: 0}", "{DATA: ../runs/mine}"))
+    own = load_grid(tmp_path / "own.yaml")
+    jobs = plan(own, seeds=[0], only=["3D only", "joint"])
+    run_jobs(jobs, own, project)
+    kept = kept_by(own, project, tmp_path / "kept")
+    (data / "picture.png").write_bytes(b"p")  # named in the table, or not used
+    assert len(run_jobs(jobs, own, project).passed) == len(jobs) == len(fake)
+    (data / "train.parquet").write_bytes(b"more")
+    others = [job for job in jobs if job.conditions[0] != "3D only"]
+    assert len(run_jobs(others, own, project).passed) == len(others)
+    for lines in (kept.lines.values(), Ledger(folder_of(own, project) / "ledger.jsonl").passed().values()):
+        with pytest.raises(GridError, match=r"1 of another data \.\./runs/mine .*sft of 3D only.*--mixed"):
+            check_made_by(lines, made_by(own, project), tmp_path)
+    with pytest.raises(GridError, match="of another data"):
+        run_jobs(jobs, own, project)
+
+
 def test_a_torn_ledger_loses_one_line(grid, project, fake):
     jobs = plan(grid, seeds=[0])
     run_jobs(jobs, grid, project)

@@ -124,6 +124,12 @@ READING = ("evaluation/report.py", "evaluation/statistics.py", "evaluation/tidy.
 """Modules of other rooms that do the same."""
 
 
+DATA = "data "
+"""What the digest of a data set is named by, before the value of the parameter ``DATA``."""
+
+_TABLES, _BEGINNING = (".parquet", ".json", ".jsonl"), 8 * 2**20
+
+
 def code_hash(root: Path) -> str:
     """Of all that decides the outcome of a run: the package without :data:`READERS` and :data:`READING`, the profiles,
     and the texts of the notebooks that runs execute."""
@@ -142,15 +148,37 @@ def code_hash(root: Path) -> str:
 
 
 def made_by(grid: Grid, root: Path) -> dict[str, str]:
-    """What runs are made by besides their parameters: digests of the code, and of the model that all start from."""
+    """What runs are made by besides their parameters: digests of the code, of the model that all start from, and of the
+    data sets that conditions name (``"data FOLDER"``; phantoms follow from the code)."""
     base = load_profile(grid.profile, grid.overrides).model.base
     base = str(root / base) if (root / base).is_dir() else base
     known = model_identity(base)
-    return {"code": code_hash(root), "base": known.get("sha256") or f"{known['name']}@{known['commit']}"}
+    found = {"code": code_hash(root), "base": known.get("sha256") or f"{known['name']}@{known['commit']}"}
+    stages = [given for condition in grid.conditions.values() for given in condition.stages.values()]
+    for where in sorted({str(given["DATA"]) for given in stages if given.get("DATA")}):
+        found[DATA + where] = data_hash(root / "notebooks" / where, where)
+    return found
+
+
+def data_hash(folder: Path, hub: str = "") -> str:
+    """Of the tables of a data set: names, sizes, and what they begin with; pictures are named in them.
+
+    Args:
+        folder: Of the data set, as a notebook sees it.
+        hub: Id of a data set in the local cache, where there is no such folder.
+    """
+    from unireason_lib.training.data import data_folder
+
+    folder, digest = folder if folder.is_dir() else data_folder(hub), hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _TABLES and path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_BEGINNING))
+    return digest.hexdigest()
 
 
 def check_made_by(lines: Iterable[Mapping[str, Any]], here: Mapping[str, str], where: Path) -> None:
-    """Refuse to mix runs of two versions of the code, or from two bases.
+    """Refuse to mix runs of two versions of the code, from two bases, or on changed data.
 
     Args:
         lines: Of runs that belong to the plan.
@@ -162,7 +190,8 @@ def check_made_by(lines: Iterable[Mapping[str, Any]], here: Mapping[str, str], w
     """
     lines = list(lines)
     for what, found in here.items():
-        other = [line for line in lines if line.get(what) != found]
+        about = [line for line in lines if not what.startswith(DATA) or DATA + _data_of(line) == what]
+        other = [line for line in about if line.get(what) != found]
         if other:
             run = f"{other[0]['stage']} of {other[0]['conditions'][0]}, seed {other[0]['seed']}"
             raise GridError(
@@ -173,6 +202,10 @@ def check_made_by(lines: Iterable[Mapping[str, Any]], here: Mapping[str, str], w
                     do=f"go back to that {what}, begin anew (rename the grid), or keep them all the same with --mixed",
                 )
             )
+
+
+def _data_of(line: Mapping[str, Any]) -> str:
+    return str(line["parameters"].get("DATA", ""))
 
 
 def last_jobs(jobs: Iterable[Job]) -> dict[tuple[str, int], Job]:

@@ -23,7 +23,7 @@ from unireason_lib import __version__
 from unireason_lib.ablation.claims import Verdict, judge
 from unireason_lib.ablation.grid import Grid
 from unireason_lib.ablation.ledger import Ledger, wall_minutes
-from unireason_lib.ablation.plan import Job, last_jobs, plan
+from unireason_lib.ablation.plan import DATA, Job, last_jobs, plan
 from unireason_lib.errors import DatasetError, GridError, explain
 from unireason_lib.evaluation.consistency import read_consistency, slices_file
 from unireason_lib.evaluation.tidy import Rows, read_tidy, tidy, write_tidy
@@ -163,7 +163,7 @@ def write_results(grid: Grid, found: Results, folder: Path, *, judged: bool = Tr
         },
         "runs": [
             {
-                **{name: line[name] for name in _OF_A_RUN},
+                **{name: line[name] for name in line if name in _OF_A_RUN or name.startswith(DATA)},
                 "parameters": {k: v for k, v in line["parameters"].items() if k not in _OF_A_FOLDER},
             }
             for line in lines
