@@ -57,7 +57,9 @@ smoke: $(READY)
 
 # the study of the claims at its smallest: every condition once, from fine-tuning to the table; afresh each time
 study: $(READY)
-	@rm -rf runs/ablation/*-smoke runs/sft/*-smoke-* runs/rl/*-smoke-* runs/evaluation/*-smoke-*
+	@for study in claims-smoke efficiency-smoke; do \
+		rm -rf runs/ablation/$$study runs/sft/$$study-* runs/rl/$$study-* runs/evaluation/$$study-*; \
+	done
 	@$(PY) -m unireason_lib ablate data/ablations/claims.yaml --profile smoke --seeds 1 --look
 	@$(PY) -m unireason_lib ablate data/ablations/efficiency.yaml --profile smoke --seeds 1 --only "40 volumes" --look
 

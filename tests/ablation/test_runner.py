@@ -112,6 +112,15 @@ def fake(monkeypatch):
     return ran
 
 
+@pytest.fixture
+def ablate(project, grid, tmp_path, monkeypatch):
+    """The command on the grid in the project; keeps in ``tmp_path / "kept"``."""
+    (project / "data" / "tiny-base").mkdir(parents=True)
+    monkeypatch.setattr("unireason_lib.tutorial.project.project_root", lambda: project)
+    given = ["ablate", str(tmp_path / "mine.yaml"), "--keep", str(tmp_path / "kept")]
+    return lambda *options: CliRunner().invoke(app, [*given, *options])
+
+
 def test_stages_are_shared_and_ordered(grid):
     jobs = plan(grid)
     by_key = {job.key: job for job in jobs}
@@ -432,19 +441,14 @@ def test_replies_that_failed_are_counted(grid, project, fake, tmp_path):
     assert collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", kept).failed == kept.failed
 
 
-def test_the_command_does_not_judge_what_failed(grid, project, fake, tmp_path, monkeypatch):
+def test_the_command_does_not_judge_what_failed(grid, project, fake, ablate, tmp_path, monkeypatch):
     """A condition that could not be run may be mended, and whoever mends it has not seen the rest."""
-    (project / "data" / "tiny-base").mkdir(parents=True)
-    monkeypatch.setattr("unireason_lib.tutorial.project.project_root", lambda: project)
     plain, kept = runner.execute_job, tmp_path / "kept"
 
     def execute(root, out, job):
         if job.stage == "rl" and job.seed == 1:
             return "failed", 1.0, "cell 3: MemoryError"
         return plain(root, out, job)
-
-    def ablate(*options):
-        return CliRunner().invoke(app, ["ablate", str(tmp_path / "mine.yaml"), "--keep", str(kept), *options])
 
     monkeypatch.setattr(runner, "execute_job", execute)
     first = ablate()
@@ -463,10 +467,8 @@ def test_the_command_does_not_judge_what_failed(grid, project, fake, tmp_path, m
     assert refused.exit_code == 2 and "of another code" in refused.output and "ledger" in refused.output
 
 
-def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path, monkeypatch):
+def test_the_command_tells_nothing_before_the_end(grid, project, fake, ablate, tmp_path, monkeypatch):
     """Interrupted, it keeps what it has and judges nothing; another machine goes on from there."""
-    (project / "data" / "tiny-base").mkdir(parents=True)
-    monkeypatch.setattr("unireason_lib.tutorial.project.project_root", lambda: project)
     plain, kept = runner.execute_job, tmp_path / "kept"
 
     def execute(root, out, job):
@@ -475,9 +477,6 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, tmp_path,
             assert len(told["runs"]) >= 8 and told["missing"] and not told["verdicts"]
             return "interrupted", 1.0, "after 2 of 9 cells"
         return plain(root, out, job)
-
-    def ablate(*options):
-        return CliRunner().invoke(app, ["ablate", str(tmp_path / "mine.yaml"), "--keep", str(kept), *options])
 
     monkeypatch.setattr(runner, "execute_job", execute)
     first = ablate()

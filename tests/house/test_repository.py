@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import stat
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCKED_EXTRAS = ("dev", "cc3d", "llm")
+LOCKED_EXTRAS = ("dev", "cc3d", "llm", "ray")
 
 
 @pytest.fixture
@@ -103,6 +105,25 @@ def test_light_parts_import_without_heavy_packages(checkout):
         [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_rooms_import_in_no_circle(checkout):
+    """As README says; imports inside functions count."""
+    package, knows = checkout / "unireason_lib", {}
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                named = [f"{node.module}.{one.name}" for one in node.names]
+            else:
+                named = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            for name in named:
+                first, other, *_ = [*name.split("."), ""]
+                if first == "unireason_lib" and other not in (room, "") and not other.startswith("__"):
+                    knows.setdefault(room, set()).add(other)
+    assert {"grounding", "training", "evaluation", "ablation"} <= knows["cli"] and "boxes" not in knows
+    order = list(TopologicalSorter(knows).static_order())  # raises where there is a circle
+    assert order.index("imaging") < order.index("training") < order.index("cli")
 
 
 # --- make, with stand-ins for Python and pip ------------------------------------------------------------------------

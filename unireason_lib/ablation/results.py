@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from unireason_lib.ablation.plan import DATA, Job, last_jobs, plan
 from unireason_lib.errors import DatasetError, GridError, explain
 from unireason_lib.evaluation.consistency import read_consistency, slices_file
 from unireason_lib.evaluation.tidy import Rows, read_tidy, tidy, write_tidy
-from unireason_lib.inference.results import read_results, write_whole
+from unireason_lib.inference.results import write_whole
 
 BESIDE = {
     "blind": "replies.blank.jsonl",
@@ -53,8 +54,6 @@ class Results:
         rows: Its tidy table: right answers to the benchmark, and beside them what the same model says when something
             is taken away (:data:`BESIDE`).
         lines: Key of a run that passed -> what the ledger says of it.
-        failed: Condition and seed, ``"NAME, seed 0"`` -> questions that a machine failed on, where there are any; they
-            stand in the table as wrong.
         consistency: Key of a test -> agreement of its cuboids with the boxes on their slices
             (:mod:`unireason_lib.evaluation.consistency`); left out where no cuboid was written.
         made: How its parts were made, the oldest first: command, version, Python, packages.
@@ -62,9 +61,18 @@ class Results:
 
     rows: Rows = field(default_factory=list)
     lines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    failed: Mapping[str, int] = field(default_factory=dict)
     consistency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     made: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """``"NAME, seed 0"`` -> replies that a machine failed on, where there are any: they stand as wrong and have no
+        form."""
+        return dict(
+            Counter(
+                f"{row['condition']}, seed {row['seed']}" for row in self.rows if row["in_format"] is None
+            )
+        )
 
     @property
     def tests(self) -> set[str]:
@@ -97,7 +105,6 @@ def collect(grid: Grid, root: Path, ledger: Ledger, command: str, earlier: Resul
     for row in earlier.rows:
         before.setdefault((row["condition"], row["seed"]), []).append(row)
     rows: Rows = []
-    failed: dict[str, int] = {}
     agreement: dict[str, Mapping[str, Any]] = {}
     kept = earlier.tests
     for (name, seed), job in last_jobs(jobs).items():
@@ -107,18 +114,11 @@ def collect(grid: Grid, root: Path, ledger: Ledger, command: str, earlier: Resul
             **{f"{name}, {what}": replies.with_name(file) for what, file in BESIDE.items()},
         }
         if job.key in passed and replies.exists():
-            files = {told: path for told, path in files.items() if path.exists()}
-            rows += tidy({(told, seed): path for told, path in files.items()})
-            errors = {
-                told: sum("error" in line for line in read_results(path)) for told, path in files.items()
-            }
-            failed |= {f"{told}, seed {seed}": count for told, count in errors.items() if count}
+            rows += tidy({(told, seed): path for told, path in files.items() if path.exists()})
             if slices_file(replies).exists():
                 agreement[job.key] = read_consistency(replies).to_dict()
         elif job.key in kept:
             rows += [row for told in files for row in before.get((told, seed), ())]
-            told_of = {f"{told}, seed {seed}" for told in files}
-            failed |= {told: count for told, count in earlier.failed.items() if told in told_of}
             agreement |= {k: v for k, v in earlier.consistency.items() if k == job.key}
     known = {**earlier.lines, **passed}
     lines = {job.key: known[job.key] for job in jobs if job.key in known}
@@ -129,7 +129,7 @@ def collect(grid: Grid, root: Path, ledger: Ledger, command: str, earlier: Resul
         "packages": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
     made = earlier.made if not any(key in passed for key in lines) else (*earlier.made, here)
-    return Results(rows, lines, failed, agreement, made)
+    return Results(rows, lines, agreement, made)
 
 
 def write_results(grid: Grid, found: Results, folder: Path, *, judged: bool = True) -> None:
@@ -168,7 +168,6 @@ def write_results(grid: Grid, found: Results, folder: Path, *, judged: bool = Tr
             }
             for line in lines
         ],
-        "failed_replies": dict(found.failed),
         "consistency": dict(found.consistency),
         "missing": [f"{name}, seed {seed}" for name, seed in found.missing(grid)],
         "verdicts": [_plain(one) for one in judge(found.rows, grid.claims)] if judged and found.rows else [],
@@ -195,8 +194,7 @@ def read_kept(folder: Path, name: str) -> Results:
         if new.exists() and table_digest(new) == expected:  # broken off before the last rename
             table = new
         found, rows = table_digest(table), read_tidy(table)
-        failed = content.get("failed_replies", {})
-        kept = Results(rows, lines, failed, content["consistency"], tuple(content["made"]))
+        kept = Results(rows, lines, content["consistency"], tuple(content["made"]))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, DatasetError) as error:
         said = f"{type(error).__name__}: {error}"
         do = "get both files whole from where they were made, or go on without --parts"

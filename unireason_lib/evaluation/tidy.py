@@ -30,7 +30,7 @@ COLUMNS = (
     "in_format",
     "iou_first",
 )
-"""Of the table; the last three are numbers, empty where there is nothing to measure."""
+"""Of the table; the last three are numbers, empty where there is nothing to measure. A failed reply has no form."""
 
 Rows = list[dict[str, Any]]
 
