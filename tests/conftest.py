@@ -1,8 +1,15 @@
 """Shared fixtures: one tiny checkpoint for the whole test session."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure():
+    """A shell in the background ignores Ctrl-C for all it starts, so commands under test would not hear it either."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
