@@ -58,6 +58,33 @@ def test_the_table_comes_back(files, tmp_path):
     assert conditions(rows) == {"before": [0], "RL": [0, 1]}
 
 
+@pytest.mark.parametrize(
+    "text, letter, concluded, followed",
+    [
+        ("<think>The left one. Hence the right one.</think>B. The right one", "B", 1, 1),
+        (
+            "<think>Hence the right one.</think>A. The left one",
+            "A",
+            1,
+            0,
+        ),  # reasoned well, the letter is another's
+        ("<think>Hence the left one.</think>B. The right one", "B", 0, 0),
+        ("<think>Hence that.</think>B. The right one", "B", 0, None),
+        ("B. The right one", "B", None, None),
+        (None, None, None, None),  # a failed reply
+    ],
+)
+def test_where_the_reasoning_comes_to_is_told_apart_from_the_letter(
+    tmp_path, text, letter, concluded, followed
+):
+    options = {"A": "The left one", "B": "The right one"}
+    one = line(0, letter == "B", text=text, options=options, truth="B", prediction=letter)
+    (tmp_path / "r.jsonl").write_text(json.dumps(one) + "\n")
+    write_tidy(tidy({("x", 0): tmp_path / "r.jsonl"}), tmp_path / "t.csv")
+    (row,) = read_tidy(tmp_path / "t.csv")
+    assert (row["concluded"], row["followed"]) == (concluded, followed)
+
+
 def test_runs_are_compared(files):
     rows = tidy(files)
     after, patients = runs(rows, "RL")
@@ -81,7 +108,7 @@ def test_what_is_not_there_is_said(files, tmp_path):
     with pytest.raises(DatasetError, match=r"t\.csv: expected columns.*found no id"):
         read_tidy(tmp_path / "t.csv")
     write_tidy(rows, tmp_path / "t.csv")
-    torn = (tmp_path / "t.csv").read_text().replace(",0.25\n", ",x\n", 1)
+    torn = (tmp_path / "t.csv").read_text().replace(",0.25,,\n", ",x,,\n", 1)
     (tmp_path / "t.csv").write_text(torn)
     with pytest.raises(DatasetError, match=r"t\.csv:2: expected numbers"):
         read_tidy(tmp_path / "t.csv")

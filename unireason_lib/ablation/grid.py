@@ -25,7 +25,7 @@ GIVEN = ("PROFILE", "SEED", "RUN", "RESULTS", "MODEL")
 
 _STEPS = re.compile(r"\b(sft|rl)\.steps=(\d+)")
 _DIMENSIONS = ("2d", "3d")
-_VALUES = ("correct", "iou_first", "in_format")
+_VALUES = ("correct", "iou_first", "in_format", "concluded")
 _FAMILIES = ("mixture", "components", "stages", "efficiency", "other")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unireason_lib.dataset.rationales import conclusion
 from unireason_lib.errors import DatasetError, explain
 from unireason_lib.evaluation.statistics import Run
 from unireason_lib.inference.results import read_results, write_whole
@@ -29,8 +30,16 @@ COLUMNS = (
     "correct",
     "in_format",
     "iou_first",
+    "concluded",
+    "followed",
 )
-"""Of the table; the last three are numbers, empty where there is nothing to measure. A failed reply has no form."""
+"""Of the table; from ``correct`` on numbers, empty where there is nothing to measure. A failed reply has no form.
+
+``concluded``: the reasoning comes to the right option, whichever letter is then given; empty where there is none.
+``followed``: the letter is that of the option it comes to; empty where it comes to none.
+"""
+
+_WORDS = COLUMNS.index("correct")  # columns before it hold words
 
 Rows = list[dict[str, Any]]
 
@@ -55,11 +64,22 @@ def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
                 explain(path, expected="replies to a benchmark", found="none", do="evaluate that run first")
             )
         for line in sorted(lines, key=lambda line: line["id"]):
-            kept = {name: line.get(name) for name in COLUMNS[3:]}
-            numbers = {name: None if kept[name] is None else float(kept[name]) for name in COLUMNS[7:]}
+            kept = {name: line.get(name) for name in COLUMNS[3:]} | _reasoned(line)
+            numbers = {name: None if kept[name] is None else float(kept[name]) for name in COLUMNS[_WORDS:]}
             numbers["correct"] = numbers["correct"] or 0.0
             rows.append({"condition": condition, "seed": seed, "id": line["id"], **kept, **numbers})
     return rows
+
+
+def _reasoned(line: Mapping[str, Any]) -> dict[str, bool | None]:
+    thought, end, _ = str(line.get("text") or "").partition("</think>")
+    if not end:
+        return {"concluded": None, "followed": None}
+    letter = conclusion(thought, line["options"])
+    return {
+        "concluded": letter == line["truth"],
+        "followed": None if letter is None else letter == line["prediction"],
+    }
 
 
 def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -68,8 +88,8 @@ def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        short = {name: f"{row[name]:g}" for name in COLUMNS[7:] if row[name] is not None}
-        writer.writerow({**{name: row[name] for name in COLUMNS[:7]}, **short})
+        short = {name: f"{row[name]:g}" for name in COLUMNS[_WORDS:] if row[name] is not None}
+        writer.writerow({**{name: row[name] for name in COLUMNS[:_WORDS]}, **short})
     packed = Path(path).suffix == ".gz"
     write_whole(path, gzip.compress(text.getvalue().encode(), mtime=0) if packed else text.getvalue())
 
@@ -100,7 +120,7 @@ def read_tidy(path: str | Path) -> Rows:
         rows = []
         for number, row in enumerate(reader, 2):
             try:
-                numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[7:]}
+                numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[_WORDS:]}
                 rows.append({**{name: row[name] for name in COLUMNS}, "seed": int(row["seed"]), **numbers})
             except ValueError as error:
                 raise DatasetError(
