@@ -121,6 +121,9 @@ def test_intervals_stand_in_the_row_and_at_the_value_they_belong_to(clean_layout
         a for a in plot_intervals({"x": {"a": (2, -0.04, 4)}}, "points", form="+.1f").axes if a.texts
     ]
     assert signed.texts[0].get_text() == "+2.0  (-0.0 to +4.0)"
+    dotted = plot_intervals({"x": {"a": (2, 0, 4)}}, "points", dots={"x": {"a": (1, 2.5, 3)}})
+    drawn = [list(line.get_xdata()) for axes in dotted.axes for line in axes.lines]
+    assert [1, 2.5, 3] in drawn
     with pytest.raises(RequestError):
         plot_intervals({"nothing": {}}, "x")
 

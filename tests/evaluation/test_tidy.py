@@ -70,19 +70,26 @@ def test_the_table_comes_back(files, tmp_path):
         ),  # reasoned well, the letter is another's
         ("<think>Hence the left one.</think>B. The right one", "B", 0, 0),
         ("<think>Hence that.</think>B. The right one", "B", 0, None),
-        ("B. The right one", "B", None, None),
-        (None, None, None, None),  # a failed reply
+        ("<think>Hence the right one", None, 0, None),  # cut off
+        ("B. The right one", "B", 0, None),
+        (None, None, 0, None),  # a failed reply
     ],
 )
 def test_where_the_reasoning_comes_to_is_told_apart_from_the_letter(
     tmp_path, text, letter, concluded, followed
 ):
     options = {"A": "The left one", "B": "The right one"}
-    one = line(0, letter == "B", text=text, options=options, truth="B", prediction=letter)
-    (tmp_path / "r.jsonl").write_text(json.dumps(one) + "\n")
+    asked = {"options": options, "truth": "B"}
+    one = line(0, letter == "B", text=text, prediction=letter, **asked)
+    other = line(1, True, text="<think>Hence the right one.</think>B. The right one", prediction="B", **asked)
+    (tmp_path / "r.jsonl").write_text(json.dumps(one) + "\n" + json.dumps(other) + "\n")
     write_tidy(tidy({("x", 0): tmp_path / "r.jsonl"}), tmp_path / "t.csv")
-    (row,) = read_tidy(tmp_path / "t.csv")
+    row, _ = read_tidy(tmp_path / "t.csv")
     assert (row["concluded"], row["followed"]) == (concluded, followed)
+
+
+def test_who_does_not_reason_comes_to_no_conclusion(files):
+    assert {(row["concluded"], row["followed"]) for row in tidy(files)} == {(None, None)}
 
 
 def test_runs_are_compared(files):

@@ -92,5 +92,5 @@ def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
         return Verdict(claim, found, p, "reversed", "the interval lies below zero")
     why = "the interval holds zero"
     if not d.low <= 0 <= d.high:
-        why = "the interval of this claim alone leaves out zero, but one of so many would by chance"
+        why = "the interval of this claim alone leaves out zero, p does not after the correction for their number"
     return Verdict(claim, found, p, "not seen", why)

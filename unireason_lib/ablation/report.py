@@ -13,7 +13,8 @@ MEASURES: tuple[tuple[str, str, str | None], ...] = (
     ("3D, %", "correct", "3d"),
     ("IoU 2D", "iou_first", "2d"),
     ("IoU 3D", "iou_first", "3d"),
-    ("form, %", "in_format", None),
+    ("form 2D, %", "in_format", "2d"),
+    ("form 3D, %", "in_format", "3d"),
 )
 """Columns of the table of conditions: heading, value, dimension."""
 

@@ -243,6 +243,7 @@ def plot_intervals(
     reference: tuple[str, float] | None = None,
     title: str | None = None,
     form: str = ".3g",
+    dots: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Sheet:
     """Values with their intervals, a row for each thing measured and a mark for each way of measuring it.
 
@@ -252,6 +253,7 @@ def plot_intervals(
         reference: Name and place of a vertical line, what chance would reach for instance.
         title: A heading.
         form: Of the numbers beside it, as in a format string: ``"+.1f"`` for differences.
+        dots: Name -> row -> single values that the value is the mean of (one a seed), drawn pale below it.
 
     Raises:
         RequestError: Nothing to plot.
@@ -277,6 +279,9 @@ def plot_intervals(
         color, marker = LINE_COLORS[i % len(LINE_COLORS)], MARKERS[i % len(MARKERS)]
         for row, (value, low, high) in values.items():
             y = rows.index(row) + (inside[row].index(one) + 0.5 - len(inside[row]) / 2) * 0.2 / step
+            single = (dots or {}).get(one, {}).get(row, ())
+            below = [y + 0.07 / step] * len(single)
+            axes.plot(single, below, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
             axes.plot([low, high], [y, y], color=color, linewidth=1.8, marker="|", markersize=6)
             axes.plot([value], [y], color=color, marker=marker, markersize=6)
             words = f"{value:{form}}  ({low:{form}} to {high:{form}})"

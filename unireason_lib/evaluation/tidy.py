@@ -35,8 +35,9 @@ COLUMNS = (
 )
 """Of the table; from ``correct`` on numbers, empty where there is nothing to measure. A failed reply has no form.
 
-``concluded``: the reasoning comes to the right option, whichever letter is then given; empty where there is none.
-``followed``: the letter is that of the option it comes to; empty where it comes to none.
+``concluded``: the option named last in the reasoning is the right one, whichever letter is then given; naming none
+counts as wrong, and empty is a file of replies without any reasoning. ``followed``: the letter is that of the option
+named last; empty where none is named.
 """
 
 _WORDS = COLUMNS.index("correct")  # columns before it hold words
@@ -63,8 +64,9 @@ def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
             raise DatasetError(
                 explain(path, expected="replies to a benchmark", found="none", do="evaluate that run first")
             )
+        reasons = any("</think>" in (line.get("text") or "") for line in lines)
         for line in sorted(lines, key=lambda line: line["id"]):
-            kept = {name: line.get(name) for name in COLUMNS[3:]} | _reasoned(line)
+            kept = {name: line.get(name) for name in COLUMNS[3:]} | (_reasoned(line) if reasons else {})
             numbers = {name: None if kept[name] is None else float(kept[name]) for name in COLUMNS[_WORDS:]}
             numbers["correct"] = numbers["correct"] or 0.0
             rows.append({"condition": condition, "seed": seed, "id": line["id"], **kept, **numbers})
@@ -72,13 +74,13 @@ def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
 
 
 def _reasoned(line: Mapping[str, Any]) -> dict[str, bool | None]:
-    thought, end, _ = str(line.get("text") or "").partition("</think>")
-    if not end:
-        return {"concluded": None, "followed": None}
-    letter = conclusion(thought, line["options"])
+    thought, end, _ = (line.get("text") or "").partition("</think>")
+    letter = conclusion(thought, line["options"]) if end else None
+    if letter is None:
+        return {"concluded": False, "followed": None}
     return {
         "concluded": letter == line["truth"],
-        "followed": None if letter is None else letter == line["prediction"],
+        "followed": letter == line["prediction"],
     }
 
 
