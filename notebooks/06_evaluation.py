@@ -24,7 +24,7 @@ MODEL = ""  # a folder or hub id; empty: the model of the profile
 DATA = ""  # data set or the authors' release whose test is asked, a folder; empty: phantoms
 M3D_ROOT = ""  # with the release: folder of the M3D volumes that you hold
 RESULTS = ""  # folder for the replies; empty: one below runs/evaluation
-REAL = ""  # folder with abdomen_ct.nii.gz and abdomen_seg.nii.gz; empty: looks beside the checkout
+REAL = ""  # folder with abdomen_ct.nii.gz and abdomen_seg.nii.gz; empty: data/private, if it holds them
 
 # %% tags=["setup"]
 # Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
@@ -751,13 +751,13 @@ for words, questions in real.items():
     print(f"{words}: {len(questions)} questions, such as: {questions.items[0].question}")
 
 # %% [markdown]
-# Then a real CT of the abdomen, if one is there: with `REAL`, or in a folder beside the checkout. It is shown in the
+# Then a real CT of the abdomen, if one is there: with `REAL`, or in `data/private`, which git ignores. It is shown in the
 # window of the phantoms. A folder of your own is read by the same source; see notebook 01.
 
 # %%
 from unireason_lib.dataset.sources import PhantomConfig
 
-place = project_root() / REAL if REAL else project_root().parent / "shared" / "realdata"
+place = project_root() / (REAL or "data/private")
 if (place / "abdomen_ct.nii.gz").is_file() and (place / "abdomen_seg.nii.gz").is_file():
     files = {"image": "*_ct", "label": "*_seg", "names": "abdomen_seg_labels.json", "modality": "CT"}
     window = PhantomConfig().window

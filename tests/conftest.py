@@ -13,6 +13,28 @@ def pytest_configure():
 
 
 @pytest.fixture(scope="session")
+def real_scans() -> Path:
+    """A folder with a CT (``abdomen_ct.nii.gz``), its label map (``abdomen_seg.nii.gz``) and the names of
+    its labels (``abdomen_seg_labels.json``); the test is skipped where there is none.
+
+    It is ``data/private``, which git ignores, or ``shared/realdata`` beside the checkout.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    for folder in (checkout / "data" / "private", checkout.parent / "shared" / "realdata"):
+        if (folder / "abdomen_ct.nii.gz").is_file() and (folder / "abdomen_seg.nii.gz").is_file():
+            return folder
+    pytest.skip("no real scans in data/private")
+
+
+@pytest.fixture(scope="session")
+def samed2d_demo(real_scans) -> Path:
+    """Pictures and masks in the form of SAM-Med2D, beside the real scans."""
+    if not (real_scans / "sam_med2d_demo").is_dir():
+        pytest.skip(f"no sam_med2d_demo in {real_scans.name}")
+    return real_scans / "sam_med2d_demo"
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """The folder of a tiny checkpoint with random weights."""
     from unireason_lib.grounding import build_tiny

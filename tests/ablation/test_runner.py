@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from unireason_lib.cli import app
 from unireason_lib.errors import GridError
 from unireason_lib.evaluation.tidy import conditions, read_tidy
 from unireason_lib.profiles import load_profile
+from unireason_lib.tutorial.document import read_notebook, write_notebook
 
 from .test_grid import GOOD
 
@@ -58,8 +60,6 @@ STUBS = {
 @pytest.fixture
 def project(tmp_path):
     """A project whose notebooks only leave what the real ones would."""
-    import nbformat
-
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "unireason_lib" / "profiles").mkdir(parents=True)
     for name, (parameters, work) in STUBS.items():
@@ -74,7 +74,6 @@ def project(tmp_path):
             "language": "python",
         }
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-        (tmp_path / "notebooks" / f"{name}.py").write_text(work)
     return tmp_path
 
 
@@ -245,7 +244,17 @@ def test_runs_of_other_code_are_not_mixed_in(grid, project, fake):
     (project / "unireason_lib" / "display").mkdir()
     (project / "unireason_lib" / "display" / "new.py").write_text("x = 1\n")  # decides no outcome
     (project / "notebooks" / "07_ablations.py").write_text("x = 1\n")
+    ran = project / "notebooks" / "05_outcome_rl.ipynb"
+    notebook = read_notebook(ran)
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="done")]
+    notebook.cells.append(nbformat.v4.new_markdown_cell("words"))
+    write_notebook(ran, notebook)
     assert code_hash(project) == now
+    notebook.cells[1].source += "\n"
+    write_notebook(ran, notebook)
+    assert code_hash(project) != now
+    notebook.cells[1].source = notebook.cells[1].source[:-1]
+    write_notebook(ran, notebook)
     with pytest.raises(GridError, match=rf"2 of another code \({before}\).*--mixed"):
         run_jobs(jobs, grid, project)
     assert len(run_jobs(jobs, grid, project, mixed=True).passed) == len(jobs) == len(fake)
@@ -589,8 +598,6 @@ def test_a_killed_study_goes_on(grid, project, tmp_path):
 
 def test_ctrl_c_reaches_all_notebooks_under_way(grid, project, tmp_path):
     """Two at a time, in threads, where no signal arrives: what they have is saved, and none is waited for."""
-    import nbformat
-
     path = project / "notebooks" / "04_sft.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].source = (

@@ -606,27 +606,21 @@ def test_a_build_names_what_it_could_not_read_and_goes_on(decathlon, tmp_path):
 
 # --- a real scan ------------------------------------------------------------------------------------------------------
 
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
-needs_scan = pytest.mark.skipif(
-    not (REAL / "abdomen_ct.nii.gz").is_file(), reason="the real scan is not there"
-)
-
 
 @pytest.fixture
-def real(tmp_path):
+def real(tmp_path, real_scans):
     for name, there in {"ct": "abdomen_ct", "segmentations": "abdomen_seg"}.items():
         (tmp_path / "s0001").mkdir(exist_ok=True)
-        (tmp_path / f"s0001/{name}.nii.gz").symlink_to(REAL / f"{there}.nii.gz")
-    (tmp_path / "labels.json").symlink_to(REAL / "abdomen_seg_labels.json")
+        (tmp_path / f"s0001/{name}.nii.gz").symlink_to(real_scans / f"{there}.nii.gz")
+    (tmp_path / "labels.json").symlink_to(real_scans / "abdomen_seg_labels.json")
     return tmp_path
 
 
-@needs_scan
-def test_real_label_map_by_its_header_and_by_a_table(real):
+def test_real_label_map_by_its_header_and_by_a_table(real, real_scans):
     (study,) = open_source("totalsegmentator", real)
     (again,) = open_source("totalsegmentator", real, names="labels.json")
     assert study.structures == again.structures
-    values = set(np.unique(np.asarray(nib.load(REAL / "abdomen_seg.nii.gz").dataobj)).tolist()) - {0}
+    values = set(np.unique(np.asarray(nib.load(real_scans / "abdomen_seg.nii.gz").dataobj)).tolist()) - {0}
     assert {s.label for s in study.structures} == values and len(values) > 40
     assert len(study.vocabulary) == 117 and study.directions == "LPS"
     assert (
@@ -639,9 +633,8 @@ def test_real_label_map_by_its_header_and_by_a_table(real):
     assert study.scan.shape == study.shape
 
 
-@needs_scan
-def test_real_folder():
+def test_real_folder(real_scans):
     source = open_source(
-        "folder", REAL, image="*_ct", label="*_seg", names="abdomen_seg_labels.json", modality="CT"
+        "folder", real_scans, image="*_ct", label="*_seg", names="abdomen_seg_labels.json", modality="CT"
     )
-    assert [s.id for s in source] == ["realdata-abdomen"] and len(source[0].structures) > 40
+    assert [s.id for s in source] == [f"{real_scans.name}-abdomen"] and len(source[0].structures) > 40

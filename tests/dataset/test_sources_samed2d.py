@@ -15,7 +15,6 @@ from unireason_lib.dataset.sources import IndexedSource, open_source
 from unireason_lib.dataset.sources.samed2d import PictureName, SAMed2DSource, SAMMed2DSource
 from unireason_lib.errors import DatasetError, LabelError, ScanError, UniReasonError
 
-DEMO = Path(__file__).parents[3] / "shared" / "realdata" / "sam_med2d_demo"
 CLASSES = {
     "FLARE22": {
         "liver": "0000",
@@ -454,9 +453,8 @@ def test_demo_items_that_are_wrong_are_named(demo):
         SAMMed2DSource(demo)
 
 
-@pytest.mark.skipif(not DEMO.is_dir(), reason="the SAM-Med2D demo is not there")
-def test_real_demo():
-    abdomen, thorax = open_source("sam-med2d", DEMO)
+def test_real_demo(samed2d_demo):
+    abdomen, thorax = open_source("sam-med2d", samed2d_demo)
     assert [s.name for s in abdomen.structures] == ["aorta", "inferior vena cava", "liver"]
     assert abdomen.find("aorta").box == Box2D(289, 203, 316, 230) and abdomen.scan.shape == (512, 512, 3)
     assert thorax.modality == "CT" and thorax.shape == (181, 258) and len(thorax.structures) == 15

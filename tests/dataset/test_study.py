@@ -3,7 +3,6 @@
 import json
 import tracemalloc
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,14 +259,13 @@ def test_streaming_many_studies_stays_flat_in_memory():
     assert kept < 1e6
 
 
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
-
-
-@pytest.mark.skipif(not (REAL / "abdomen_seg.nii.gz").exists(), reason="the real scans are not here")
-def test_a_real_ct_with_its_segmentation():
-    table = json.loads((REAL / "abdomen_seg_labels.json").read_text())
+def test_a_real_ct_with_its_segmentation(real_scans):
+    table = json.loads((real_scans / "abdomen_seg_labels.json").read_text())
     names = {int(value): readable_name(name) for value, name in table.items()}
-    scan, labels = load_volume(REAL / "abdomen_ct.nii.gz"), load_volume(REAL / "abdomen_seg.nii.gz")
+    scan, labels = (
+        load_volume(real_scans / "abdomen_ct.nii.gz"),
+        load_volume(real_scans / "abdomen_seg.nii.gz"),
+    )
     study = Study.from_labels(labels, names, scan=scan, **ABOUT)
     assert len(study.structures) == len(np.unique(labels.array)) - 1 > 40
     assert study.directions == "LPS" and study.spacing == (3.0, 3.0, 3.0)

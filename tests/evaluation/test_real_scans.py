@@ -6,7 +6,6 @@ The brain comes with a package that is always there. The abdomen stands beside t
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -18,15 +17,10 @@ from unireason_lib.grounding import GroundedGenerator, Script, Settings
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import read_results
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "realdata"
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
-needs_abdomen = pytest.mark.skipif(
-    not (REAL / "abdomen_ct.nii.gz").exists(), reason="real scans are not here"
-)
-
 ABDOMEN = {"image": "*_ct", "label": "*_seg", "names": "abdomen_seg_labels.json", "modality": "CT"}
-"""How the files beside the checkout are named."""
+"""How the files of the real scans are named."""
 
 
 @pytest.fixture
@@ -70,19 +64,26 @@ def test_the_brain_has_questions_of_most_families():
     assert len(found.items[0].load()) == 8 and found.items[0].load()[0].size == (64, 64)
 
 
-@needs_abdomen
-def test_an_abdomen_in_a_folder(run):
+def test_an_abdomen_in_a_folder(run, real_scans):
     options = [word for name, value in ABDOMEN.items() for word in ("--option", f"{name}={value}")]
-    words = ("--benchmark", f"folder:{REAL}", "--window", "abdomen", "--size", "16x128x128", "--limit", "4")
+    words = (
+        "--benchmark",
+        f"folder:{real_scans}",
+        "--window",
+        "abdomen",
+        "--size",
+        "16x128x128",
+        "--limit",
+        "4",
+    )
     output, lines, table = run(*words, *options, "--with-blank")
     check(lines, table, 4, 16)
     assert "benchmark folder" in output
 
 
-@needs_abdomen
-def test_a_model_that_points_well_is_measured_well(tmp_path, monkeypatch, generator):
+def test_a_model_that_points_well_is_measured_well(tmp_path, monkeypatch, generator, real_scans):
     """Truth boxes, written by a script, come back as what they are."""
-    found = open_benchmark("folder", REAL, size=(8, 64, 64), frame=FRAME, window="abdomen", **ABDOMEN)
+    found = open_benchmark("folder", real_scans, size=(8, 64, 64), frame=FRAME, window="abdomen", **ABDOMEN)
     items = {item.id: item for item in found if item.truth_boxes}
     plain = GroundedGenerator.generate
 

@@ -49,7 +49,6 @@ def test_gpu_has_the_values_of_the_paper():
     assert profile.serialization.size == (32, 256, 256)
     assert profile.serialization.window == "percentile"
     assert profile.generation.max_rounds == 10
-    assert (profile.generation.tokens_per_round_2d, profile.generation.tokens_per_round_3d) == (256, 128)
 
 
 def test_smoke_is_no_larger_than_laptop_anywhere():
@@ -76,7 +75,7 @@ def test_overrides_as_text_as_mapping_and_by_keyword_agree():
 
 def test_a_null_default_takes_a_value_and_gives_it_back():
     assert load_profile("laptop", "model.adapter=runs/sft").model.adapter == "runs/sft"
-    assert load_profile("laptop", tokens_per_round_3d=64).generation.tokens_per_round_3d == 64
+    assert load_profile("laptop", "sft.lora_rank=16").sft.lora_rank == 16
 
 
 @pytest.mark.parametrize(

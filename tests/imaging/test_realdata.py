@@ -1,7 +1,6 @@
-"""Real scans, when they stand beside the checkout."""
+"""Real scans, where there are some."""
 
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,14 +15,14 @@ from unireason_lib.imaging import (
     slice_order_report,
 )
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "realdata"
-pytestmark = pytest.mark.skipif(not (FOLDER / "abdomen_ct.nii.gz").exists(), reason="real scans are not here")
-
 
 @pytest.fixture(scope="module")
-def abdomen():
-    names = json.loads((FOLDER / "abdomen_seg_labels.json").read_text())
-    scan, labels = load_volume(FOLDER / "abdomen_ct.nii.gz"), load_volume(FOLDER / "abdomen_seg.nii.gz")
+def abdomen(real_scans):
+    names = json.loads((real_scans / "abdomen_seg_labels.json").read_text())
+    scan, labels = (
+        load_volume(real_scans / "abdomen_ct.nii.gz"),
+        load_volume(real_scans / "abdomen_seg.nii.gz"),
+    )
     boxes = {names[str(label)]: box for label, box in label_boxes(labels).items()}
     return scan, labels, boxes
 
@@ -40,11 +39,11 @@ def test_left_is_left(abdomen):
     assert scan.array[:, :5].mean() < -500  # air in front of the patient
 
 
-def test_the_liver_is_liver(abdomen):
+def test_the_liver_is_liver(abdomen, real_scans):
     scan, labels, boxes = abdomen
     code = next(
         int(k)
-        for k, name in json.loads((FOLDER / "abdomen_seg_labels.json").read_text()).items()
+        for k, name in json.loads((real_scans / "abdomen_seg_labels.json").read_text()).items()
         if name == "liver"
     )
     inside = scan.array[labels.array == code]
@@ -59,10 +58,10 @@ def test_slices_are_in_order(abdomen):
     assert not slice_order_report(abdomen[0].array).suspicious
 
 
-def test_demo_pictures_and_masks_share_a_grid():
-    for image in (FOLDER / "sam_med2d_demo" / "images").iterdir():
+def test_demo_pictures_and_masks_share_a_grid(samed2d_demo):
+    for image in (samed2d_demo / "images").iterdir():
         picture = load_image(image)
-        masks = list((FOLDER / "sam_med2d_demo" / "masks").glob(f"{image.stem}_*.png"))
+        masks = list((samed2d_demo / "masks").glob(f"{image.stem}_*.png"))
         assert masks
         for mask in masks:
             array = np.asarray(load_image(mask))[..., 0]

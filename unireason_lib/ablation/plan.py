@@ -18,6 +18,7 @@ from unireason_lib.ablation.grid import STAGES, Grid, joined
 from unireason_lib.errors import GridError, explain
 from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.profiles import load_profile, near
+from unireason_lib.tutorial.document import code_cells, read_notebook
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ _TABLES, _BEGINNING = (".parquet", ".json", ".jsonl"), 8 * 2**20
 
 def code_hash(root: Path) -> str:
     """Of all that decides the outcome of a run: the package without :data:`READERS` and :data:`READING`, the profiles,
-    and the texts of the notebooks that runs execute."""
+    and the code of the notebooks that runs execute (not their words, nor what they last put out)."""
     package, digest = root / "unireason_lib", hashlib.blake2b(digest_size=8)
     files = [
         path
@@ -140,10 +141,12 @@ def code_hash(root: Path) -> str:
         if path.relative_to(package).parts[0] not in READERS
         and path.relative_to(package).as_posix() not in READING
     ]
+    contents = {path: path.read_bytes() for path in files}
     for number in sorted(STAGES.values()):
-        files += sorted((root / "notebooks").glob(f"{number}_*.py"))
-    for path in files:
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        for path in sorted((root / "notebooks").glob(f"{number}_*.ipynb")):
+            contents[path] = "\0".join(cell.source for cell in code_cells(read_notebook(path))).encode()
+    for path, content in contents.items():
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + content + b"\0")
     return digest.hexdigest()
 
 

@@ -86,7 +86,7 @@ def _ray_cluster(config: BuildConfig, folder: Path, workers: int, address: str) 
     try:
         import ray
     except ImportError as error:
-        raise fault("--ray", "the package ray", "none", "pip install 'unireason-lab[ray]'") from error
+        raise fault("--ray", "the package ray", "none", "pip install -e '.[ray]'") from error
     own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, **own)

@@ -263,7 +263,7 @@ def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
                 "asking a language model",
                 expected="the package openai",
                 found="no such package",
-                do="pip install 'unireason-lab[llm]'",
+                do="pip install -e '.[llm]'",
             )
         ) from None
     key = os.environ.get(endpoint.key_variable)

@@ -165,8 +165,8 @@ def open_sources(config: BuildConfig, folder: Path | None = None) -> list[Any]:
     """Open the sources of the settings.
 
     Raises:
-        DatasetError: An unknown source or a bad path; a source that cannot make its k-th study; two of one
-            name and path; the data set would be written into a source.
+        DatasetError: An unknown source or a bad path; a source that cannot make its k-th study; the data
+            set would be written into a source.
     """
     from unireason_lib.dataset.sources import IndexedSource, open_source
 

@@ -43,7 +43,7 @@ def load_model(
             is installed and can be used, else SDPA; the default is transformers' choice.
         quantization: ``"4bit"`` keeps the matrices of the language model in 4 bits (NF4 with double quantisation,
             arXiv 2305.14314) and computes in ``dtype``; vision tower, embedding and output layer stay as they are.
-            Needs bitsandbytes (``pip install 'unireason-lab[gpu]'``).
+            Needs bitsandbytes (``pip install -e '.[gpu]'``).
 
     Returns:
         ``(model, processor)``, the model in evaluation mode.
@@ -122,7 +122,7 @@ def _four_bits(quantization: str | None, dtype: str) -> Any:
                 "quantization=4bit",
                 expected="bitsandbytes",
                 found="none installed",
-                do="pip install 'unireason-lab[gpu]', or train adapters of 16-bit weights (quantization=none)",
+                do="pip install -e '.[gpu]', or train adapters of 16-bit weights (quantization=none)",
             )
         )
     return BitsAndBytesConfig(
