@@ -403,14 +403,13 @@ def by_seed(name, value="correct", **where):
     return [100 * float(np.mean(list(run.values()))) for run in runs(rows, name, value, **where)[0]]
 
 
+# %%
 for dimension, found in unseeing.items():
     heading, best = f"{dimension.upper()}, %", max(found, key=found.get)
     series = {"with pictures": {}, "blind": {}}
     for name in names:
-        series["with pictures"][name], series["blind"][name] = (
-            percent(name, heading),
-            percent(f"{name}, blind", heading),
-        )
+        series["with pictures"][name] = percent(name, heading)
+        series["blind"][name] = percent(f"{name}, blind", heading)
     dots = {"with pictures": {name: by_seed(name, dimension=dimension) for name in names}}
     line, xlabel = (f"best without looking ({best})", found[best]), f"right in {dimension.upper()}, %"
     display(plot_intervals(series, xlabel, reference=line, form=".1f", dots=dots))
@@ -821,6 +820,8 @@ at = {
     "volumes alone": {40: "40 volumes", 150: "150 volumes", 600: "3D only, as many volumes seen"},
     "slices beside": {40: "40 volumes and slices", 150: "150 volumes and slices", 600: "joint"},
 }
+
+# %%
 if ended:
     assert {(run["code"], run["base"]) for run in other["runs"]} == versions, "made by other code"
     few = read_kept(curve.parent, curve.stem).rows
