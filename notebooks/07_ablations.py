@@ -1003,6 +1003,7 @@ for name in ("joint, 2,000 steps", "joint, 1,500 steps"):
 
 # %%
 from unireason_lib.ablation.ledger import estimate
+from unireason_lib.ablation.plan import code_hash
 from unireason_lib.ablation.results import still_needed
 
 mine = """
@@ -1025,6 +1026,10 @@ print(f"about {estimate(new, minutes):.0f} minutes")
 print(
     aligned([("run", "seed", "builds on"), *((job.name, str(job.seed), job.needs or "-") for job in new[:4])])
 )
+now = code_hash(root)
+print(
+    f"\nthe code is {'that of' if now in {code for code, _ in versions} else 'newer than that of'} the study"
+)
 
 # %% [markdown]
 # The grid is in `runs/mine.yaml`, with its name as it was, so that the kept results are found. Only the new tests are to be made,
@@ -1037,7 +1042,7 @@ print(
 # ```
 #
 # The first line tries whether it runs at all, the last shows this notebook with your condition in it. If the code has changed since
-# the study, the second refuses; with `--mixed` it goes on, and you compare what two versions made. A claim that is added after
+# the study (the cell above says so), the second refuses; with `--mixed` it goes on, and you compare what two versions made. A claim that is added after
 # one has looked is an exploration (exercise 5). A study with other questions, seeds or steps is another one: give it another `name`.
 #
 # On GPUs it is the same grid: `--ray ADDRESS` runs a notebook on each GPU of a Ray cluster. A notebook is one process on one
