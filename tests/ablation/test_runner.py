@@ -623,5 +623,24 @@ def test_a_ray_cluster_runs_the_same(grid, project):
     jobs = plan(grid, seeds=[0], only=["RL", "joint"])
     study = run_jobs(jobs, grid, project, ray="local")
     assert len(study.passed) == len(jobs), study.failed
-    with pytest.raises(GridError, match=r"a GPU for each run.*model\.device=cpu"):
+    with pytest.raises(GridError, match=r"expected 1 GPU for a run.*with 0\..*model\.device=cpu"):
         run_jobs(jobs, replace(grid, name="other", overrides="model.device=cuda"), project, ray="local")
+
+
+@pytest.mark.parametrize("gpus, together", [("0.5", 2), ("1.0", 1), ("2.0", 0)])
+def test_gpus_of_a_run_on_a_cluster_are_those_of_the_profile(
+    grid, project, tmp_path, monkeypatch, gpus, together
+):
+    ray = pytest.importorskip("ray")
+    begin_ray = ray.init
+    monkeypatch.setattr(ray, "init", lambda address, **own: begin_ray(address, num_gpus=1, **own))
+    overrides = f"model.device=cuda, model.gpus={gpus}"
+    if not together:
+        with pytest.raises(GridError, match=r"expected 2 GPU for a run.*with 1\."):
+            run_jobs(plan(grid), replace(grid, overrides=overrides), project, ray="local")
+        return
+    with runner._crew(project, tmp_path, 1, "local", float(gpus)) as (_, most, _):
+        assert most == together
+    jobs = plan(grid, seeds=[0], only=["joint"])
+    study = run_jobs(jobs, replace(grid, overrides=overrides), project, ray="local")
+    assert len(study.passed) == len(jobs), study.failed

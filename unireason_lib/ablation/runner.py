@@ -109,8 +109,9 @@ def run_jobs(
     tries: dict[str, int] = {}
     interrupted = False
     out = folder / "notebooks"
-    on_gpu = load_profile(grid.profile, grid.overrides).model.device != "cpu"
-    with _alone(folder), _crew(root, out, workers, ray, on_gpu) as (submit, most, wait_for_some):
+    model = load_profile(grid.profile, grid.overrides).model
+    gpus = 0.0 if model.device == "cpu" else model.gpus
+    with _alone(folder), _crew(root, out, workers, ray, gpus) as (submit, most, wait_for_some):
         running: dict[Any, Job] = {}
         try:
             while waiting or running:
@@ -208,11 +209,11 @@ def _execute(root: Path, out: Path, job: Job) -> Outcome:
 
 @contextlib.contextmanager
 def _crew(
-    root: Path, out: Path, workers: int, ray: str | None, on_gpu: bool
+    root: Path, out: Path, workers: int, ray: str | None, gpus: float
 ) -> Iterator[tuple[Submit, int, Any]]:
     """Who runs notebooks: how to hand one over, how many at a time, and how to wait for those that end."""
     if ray is not None:
-        with _ray_cluster(root, out, ray, on_gpu) as crew:
+        with _ray_cluster(root, out, ray, gpus) as crew:
             yield crew
         return
     if workers == 1:  # in this thread, so that Ctrl-C reaches the cell that runs
@@ -240,7 +241,7 @@ def _crew(
 
 
 @contextlib.contextmanager
-def _ray_cluster(root: Path, out: Path, address: str, on_gpu: bool) -> Iterator[tuple[Submit, int, Any]]:
+def _ray_cluster(root: Path, out: Path, address: str, gpus: float) -> Iterator[tuple[Submit, int, Any]]:
     try:
         import ray
     except ImportError as error:
@@ -273,19 +274,19 @@ def _ray_cluster(root: Path, out: Path, address: str, on_gpu: bool) -> Iterator[
                 found.append((handle, ("failed", time.monotonic() - began, said)))
         return found
 
-    kind = "GPU" if on_gpu else "CPU"
+    kind, each = ("GPU", gpus) if gpus else ("CPU", 1.0)
     try:
-        most = int(ray.cluster_resources().get(kind, 0))
+        most = int(ray.cluster_resources().get(kind, 0) / each)
         if not most:
             raise GridError(
                 explain(
                     f"--ray {address}",
-                    expected=f"a {kind} for each run, as model.device of the profile says",
-                    found=f"a cluster without any {kind}",
+                    expected=f"{each:g} {kind} for a run, as model.device and model.gpus of the profile say",
+                    found=f"a cluster with {ray.cluster_resources().get(kind, 0):g}",
                     do="start nodes that have some, or --set model.device=cpu",
                 )
             )
-        task = ray.remote(max_retries=2)(execute_job).options(**{f"num_{kind.lower()}s": 1})
+        task = ray.remote(max_retries=2)(execute_job).options(**{f"num_{kind.lower()}s": each})
         yield lambda job: task.remote(str(root), str(out), job), most, some
     finally:
         ray.shutdown()
