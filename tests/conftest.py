@@ -17,13 +17,12 @@ def real_scans() -> Path:
     """A folder with a CT (``abdomen_ct.nii.gz``), its label map (``abdomen_seg.nii.gz``) and the names of
     its labels (``abdomen_seg_labels.json``); the test is skipped where there is none.
 
-    It is ``data/private``, which git ignores, or ``shared/realdata`` beside the checkout.
+    It is ``data/private``, which git ignores.
     """
-    checkout = Path(__file__).resolve().parents[1]
-    for folder in (checkout / "data" / "private", checkout.parent / "shared" / "realdata"):
-        if (folder / "abdomen_ct.nii.gz").is_file() and (folder / "abdomen_seg.nii.gz").is_file():
-            return folder
-    pytest.skip("no real scans in data/private")
+    folder = Path(__file__).resolve().parents[1] / "data" / "private"
+    if not all((folder / name).is_file() for name in ("abdomen_ct.nii.gz", "abdomen_seg.nii.gz")):
+        pytest.skip("no real scans in data/private")
+    return folder
 
 
 @pytest.fixture(scope="session")

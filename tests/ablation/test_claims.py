@@ -7,6 +7,7 @@ import pytest
 
 from unireason_lib.ablation.claims import judge
 from unireason_lib.ablation.grid import Claim
+from unireason_lib.ablation.report import means, table_of_conditions
 from unireason_lib.evaluation.statistics import compare
 from unireason_lib.evaluation.tidy import runs
 
@@ -119,3 +120,24 @@ def test_only_the_questions_of_the_claim_count():
         rows, [Claim("in 3D", "new", "old", dimension="3d"), Claim("in 2D", "new", "old", dimension="2d")]
     )
     assert [one.verdict for one in found] == ["reproduced", "not seen"]
+
+
+def test_form_is_told_for_each_dimension():
+    rows = [
+        {
+            "condition": "volumes alone",
+            "seed": seed,
+            "id": f"q{k}",
+            "patient": f"p{k}",
+            "dimension": "3d" if k % 2 else "2d",
+            "correct": 1.0,
+            "in_format": float(k % 2),  # it writes the form in volumes, and in no slice
+            "iou_first": None,
+        }
+        for seed in range(3)
+        for k in range(8)
+    ]
+    found = means(rows, "volumes alone", samples=50)
+    assert found["form 3D, %"].value == 1 and found["form 2D, %"].value == 0 and "IoU 2D" not in found
+    head, line = table_of_conditions(rows)
+    assert dict(zip(head, line, strict=True))["form 2D, %"].startswith("0.0 (0.0-")

@@ -250,10 +250,10 @@ def test_runs_of_other_code_are_not_mixed_in(grid, project, fake):
     notebook.cells.append(nbformat.v4.new_markdown_cell("words"))
     write_notebook(ran, notebook)
     assert code_hash(project) == now
-    notebook.cells[1].source += "\n"
+    notebook.cells[1].source = "x = 1\n" + (was := notebook.cells[1].source)
     write_notebook(ran, notebook)
     assert code_hash(project) != now
-    notebook.cells[1].source = notebook.cells[1].source[:-1]
+    notebook.cells[1].source = was
     write_notebook(ran, notebook)
     with pytest.raises(GridError, match=rf"2 of another code \({before}\).*--mixed"):
         run_jobs(jobs, grid, project)

@@ -75,7 +75,7 @@ def test_overrides_as_text_as_mapping_and_by_keyword_agree():
 
 def test_a_null_default_takes_a_value_and_gives_it_back():
     assert load_profile("laptop", "model.adapter=runs/sft").model.adapter == "runs/sft"
-    assert load_profile("laptop", "sft.lora_rank=16").sft.lora_rank == 16
+    assert load_profile("laptop", adapter="runs/rl").model.adapter == "runs/rl"
 
 
 @pytest.mark.parametrize(

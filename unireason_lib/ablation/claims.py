@@ -57,11 +57,10 @@ def judge(
     """
     found: list[Comparison | str] = []
     for claim in claims:
-        where = {
-            name: value for name, value in (("dimension", claim.dimension), ("kind", claim.kind)) if value
-        }
         try:
-            worse, better, patients, _ = paired_runs(rows, claim.worse, claim.better, claim.value, **where)
+            worse, better, patients, _ = paired_runs(
+                rows, claim.worse, claim.better, claim.value, **claim.where
+            )
             found.append(compare(worse, better, patients, paired_seeds=True, samples=samples))
         except UniReasonError as error:
             found.append(str(error))
@@ -92,5 +91,5 @@ def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
         return Verdict(claim, found, p, "reversed", "the interval lies below zero")
     why = "the interval holds zero"
     if not d.low <= 0 <= d.high:
-        why = "the interval of this claim alone leaves out zero, p does not after the correction for their number"
+        why = "its own interval leaves out zero, but p is not below 5 % after the correction for all claims"
     return Verdict(claim, found, p, "not seen", why)

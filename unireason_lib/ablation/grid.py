@@ -67,6 +67,12 @@ class Claim:
     part: str = "other"
     says: str = ""
 
+    @property
+    def where(self) -> dict[str, str]:
+        """Which rows count, as :func:`unireason_lib.evaluation.tidy.runs` takes it."""
+        asked = {"dimension": self.dimension, "kind": self.kind}
+        return {name: value for name, value in asked.items() if value}
+
 
 @dataclass(frozen=True)
 class Grid:

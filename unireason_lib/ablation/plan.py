@@ -18,7 +18,7 @@ from unireason_lib.ablation.grid import STAGES, Grid, joined
 from unireason_lib.errors import GridError, explain
 from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.profiles import load_profile, near
-from unireason_lib.tutorial.document import code_cells, read_notebook
+from unireason_lib.tutorial.document import read_notebook, source_hash
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def code_hash(root: Path) -> str:
     contents = {path: path.read_bytes() for path in files}
     for number in sorted(STAGES.values()):
         for path in sorted((root / "notebooks").glob(f"{number}_*.ipynb")):
-            contents[path] = "\0".join(cell.source for cell in code_cells(read_notebook(path))).encode()
+            contents[path] = source_hash(read_notebook(path)).encode()
     for path, content in contents.items():
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + content + b"\0")
     return digest.hexdigest()

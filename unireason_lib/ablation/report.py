@@ -75,7 +75,8 @@ def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
             difference = (
                 f"{scale * d.value:+.{digits}f} ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
             )
-            size = f"d {found.d:+.2f}" if found.h is None else f"h {found.h:+.2f}"
+            name, size_of = ("d", found.d) if found.h is None else ("h", found.h)
+            size = f"{name} {round(size_of, 2) + 0.0:+.2f}"  # never -0.00
         on = ", ".join(
             filter(None, (claim.dimension, claim.kind, claim.value if claim.value != "correct" else ""))
         )

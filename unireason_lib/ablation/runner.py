@@ -110,7 +110,7 @@ def run_jobs(
     interrupted = False
     out = folder / "notebooks"
     model = load_profile(grid.profile, grid.overrides).model
-    gpus = 0.0 if model.device == "cpu" else model.gpus
+    gpus = None if model.device == "cpu" else model.gpus
     with _alone(folder), _crew(root, out, workers, ray, gpus) as (submit, most, wait_for_some):
         running: dict[Any, Job] = {}
         try:
@@ -209,7 +209,7 @@ def _execute(root: Path, out: Path, job: Job) -> Outcome:
 
 @contextlib.contextmanager
 def _crew(
-    root: Path, out: Path, workers: int, ray: str | None, gpus: float
+    root: Path, out: Path, workers: int, ray: str | None, gpus: float | None
 ) -> Iterator[tuple[Submit, int, Any]]:
     """Who runs notebooks: how to hand one over, how many at a time, and how to wait for those that end."""
     if ray is not None:
@@ -241,7 +241,9 @@ def _crew(
 
 
 @contextlib.contextmanager
-def _ray_cluster(root: Path, out: Path, address: str, gpus: float) -> Iterator[tuple[Submit, int, Any]]:
+def _ray_cluster(
+    root: Path, out: Path, address: str, gpus: float | None
+) -> Iterator[tuple[Submit, int, Any]]:
     try:
         import ray
     except ImportError as error:
@@ -274,9 +276,9 @@ def _ray_cluster(root: Path, out: Path, address: str, gpus: float) -> Iterator[t
                 found.append((handle, ("failed", time.monotonic() - began, said)))
         return found
 
-    kind, each = ("GPU", gpus) if gpus else ("CPU", 1.0)
+    kind, each = ("CPU", 1.0) if gpus is None else ("GPU", gpus)
     try:
-        most = int(ray.cluster_resources().get(kind, 0) / each)
+        most = int(ray.cluster_resources().get(kind, 0) / each) if each > 0 else 0
         if not most:
             raise GridError(
                 explain(
