@@ -1004,7 +1004,6 @@ for name in ("joint, 2,000 steps", "joint, 1,500 steps"):
 
 # %%
 from unireason_lib.ablation.ledger import estimate
-from unireason_lib.ablation.plan import code_hash
 from unireason_lib.ablation.results import still_needed
 
 mine = """
@@ -1027,8 +1026,12 @@ print(f"about {estimate(new, minutes):.0f} minutes")
 print(
     aligned([("run", "seed", "builds on"), *((job.name, str(job.seed), job.needs or "-") for job in new[:4])])
 )
+
+# %%
+from unireason_lib.ablation.plan import code_hash
+
 now, before = code_hash(root), {code for code, _ in versions}
-print(f"\nthis code {'is' if now in before else 'differs from'} that of the study")
+print(f"this code {'is' if now in before else 'differs from'} that of the study")
 
 # %% [markdown]
 # The grid is in `runs/mine.yaml`, with its name as it was, so that the kept results are found. Only the new tests are to be made,
