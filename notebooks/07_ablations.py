@@ -991,7 +991,8 @@ for name in ("joint, 2,000 steps", "joint, 1,500 steps"):
 #
 # After the outcome was known: the columns of conclusions and the rows with crops taken away were added to the table, from the replies
 # as they were; one claim says the same in plainer words ("outcome RL also improves on volumes"); the readings of the mixture say "not
-# shown" where they said "no more than"; sections 7 and 9 were written. Models, answers, claims and verdicts stayed.
+# shown" where they said "no more than"; the part of section 7 about letters, and section 9, were written. Models, answers, claims
+# and verdicts stayed.
 #
 # A first start was lost with its machine after a third of the runs, unseen; since then a study keeps what it has after every test
 # (`--keep`) and can go on from there on another machine (`--parts`). The questions of the test are those of notebook 06, on
@@ -1048,7 +1049,7 @@ print(f"this code {'is' if now in before else 'differs from'} that of the study"
 # claim that is added after one has looked is an exploration (exercise 5). A study with other questions, seeds or steps is another
 # one: give it another `name`.
 #
-# On GPUs it is the same grid: `--ray ADDRESS` runs a notebook on each GPU of a Ray cluster. A notebook is one process on one
+# On GPUs it is the same grid: `--ray ADDRESS` runs a notebook on each GPU of a Ray cluster (`model.gpus`: on half of one, or more). A notebook is one process on one
 # device, so a 7B model takes adapters (`--set sft.lora_rank=16`, or the profile `t4` for 4-bit weights), and `DATA` in a
 # condition names other records than phantoms. What that costs is said before it is spent:
 #
