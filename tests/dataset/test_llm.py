@@ -589,5 +589,5 @@ def test_unknown_options_are_named(tmp_path):
 
 def test_without_the_package_one_is_told_what_to_install(monkeypatch, tmp_path, items):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(DatasetError, match=r"unireason-lab\[llm\]"):
+    with pytest.raises(DatasetError, match=r"pip install -e '\.\[llm\]'"):
         LLMWriter("tester", base_url="http://127.0.0.1:9/v1", cache=tmp_path).write(*items[0])
