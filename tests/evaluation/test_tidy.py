@@ -88,6 +88,13 @@ def test_where_the_reasoning_comes_to_is_told_apart_from_the_letter(
     assert (row["concluded"], row["followed"]) == (concluded, followed)
 
 
+def test_an_older_table_lacks_what_came_later(files, tmp_path):
+    write_tidy(tidy(files), tmp_path / "t.csv")
+    shorter = [row.rsplit(",", 2)[0] for row in (tmp_path / "t.csv").read_text().splitlines()]
+    (tmp_path / "t.csv").write_text("\n".join(shorter) + "\n")
+    assert read_tidy(tmp_path / "t.csv") == tidy(files)  # without reasoning, so both are empty
+
+
 def test_who_does_not_reason_comes_to_no_conclusion(files):
     assert {(row["concluded"], row["followed"]) for row in tidy(files)} == {(None, None)}
 

@@ -41,6 +41,7 @@ named last; empty where none is named.
 """
 
 _WORDS = COLUMNS.index("correct")  # columns before it hold words
+_ADDED = COLUMNS.index("concluded")  # older tables lack those from here on
 
 Rows = list[dict[str, Any]]
 
@@ -97,7 +98,7 @@ def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def read_tidy(path: str | Path) -> Rows:
-    """Read the table.
+    """Read the table. Columns that an older one lacks (``concluded``, ``followed``) are empty.
 
     Raises:
         DatasetError: It is damaged, lacks a column, or a number is none.
@@ -109,7 +110,7 @@ def read_tidy(path: str | Path) -> Rows:
         raise DatasetError(explain(path, expected="gzip", found=str(error), do="make it anew")) from error
     with io.StringIO(content.decode("utf-8"), newline="") as file:
         reader = csv.DictReader(file)
-        lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        lacking = [name for name in COLUMNS[:_ADDED] if name not in (reader.fieldnames or ())]
         if lacking:
             raise DatasetError(
                 explain(
@@ -122,8 +123,9 @@ def read_tidy(path: str | Path) -> Rows:
         rows = []
         for number, row in enumerate(reader, 2):
             try:
-                numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[_WORDS:]}
-                rows.append({**{name: row[name] for name in COLUMNS}, "seed": int(row["seed"]), **numbers})
+                numbers = {name: float(row[name]) if row.get(name) else None for name in COLUMNS[_WORDS:]}
+                words = {name: row[name] for name in COLUMNS[:_WORDS]}
+                rows.append({**words, "seed": int(row["seed"]), **numbers})
             except ValueError as error:
                 raise DatasetError(
                     explain(f"{path}:{number}", expected="numbers", found=str(error), do="make it anew")
