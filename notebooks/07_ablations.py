@@ -877,9 +877,11 @@ if ended:
 if ended:
     mine = load_grid(root / "data" / "ablations" / "efficiency.yaml")
     print(aligned(table_of_claims(judge(few, mine.claims))) + "\n")
-    print(aligned(table_of_conditions(few, [*mine.conditions, "joint"])) + "\n")
+    there = {row["condition"] for row in few}
+    told_of = [name for name in (*mine.conditions, "joint") if name in there]
+    print(aligned(table_of_conditions(few, told_of)) + "\n")
     lines = [("3D, %", "", *(f"seed {seed}" for seed in other["seeds"]))]
-    for name in (*mine.conditions, "joint"):
+    for name in told_of:
         for words, value in columns.items():
             if words in ("right answers", "letter follows"):
                 found = runs(few, name, value, dimension="3d")[0]
