@@ -914,6 +914,7 @@ display(Markdown(head + "\n".join(cells)))
 # | --- | --- | --- |
 # | slices beside volumes | a phantom volume is made like the slices, so help is easy to give; with enough volumes none is needed | help in as many steps is possible and not shown; the condition with as many volumes seen is hardly better than not looking |
 # | boxes, regions | a tiny model sees much at first sight; a crop helps only if the box is right and shows something new | boxes help where a question is about a place, in volumes mainly where the options are boxes; regions help with lesions, and the widest intervals come from one seed that lost its letters. Pointing is not shown to be better than knowing where things usually lie |
+# | how many volumes | (beyond the paper) | with slices beside them, a quarter of the volumes is not seen to lose; a twentieth loses, where letters are looked up; volumes alone are at the level of not looking, however many |
 # | outcome RL | few steps, on slices only; a model that is nearly as good as it gets is paid for luck | the surest claims of all: right answers hardly change in so few steps; replies about volumes lose the form a little more often |
 #
 # What would settle it: for slices, a study of that one claim with new seeds; for regions, conclusions as the measure, or more steps,
