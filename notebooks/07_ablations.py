@@ -79,8 +79,8 @@ print(aligned(lines))
 
 # %% [markdown]
 # ("-": this stage is left out; `COUNT_3D=0`: no volumes are learnt from; `max_rounds=0`: no region comes back. A region that
-# comes back is also called a *crop*.) A **claim** names two conditions and says which
-# should be better, in what, and on which questions. **IoU** is how far two boxes overlap, from 0 (apart) to 1 (the same).
+# comes back is also called a *crop*.) A **claim** names two conditions and says which should be better, in what, and on which
+# questions. **IoU** is how far two boxes overlap, from 0 (apart) to 1 (the same).
 
 # %%
 measures = {
@@ -146,8 +146,9 @@ print(job.command())
 # ## 2 · One table
 #
 # What comes out is a row for every condition, seed and question: right or not, in the form that was asked for or not (a thought that
-# is closed, boxes in it, if any, that can be read, then the answer; so "answer only" never is), the IoU of the first box with the true one that it fits best, and two columns that section 7 explains. A second file says how it was made. `read_kept` reads both, and
-# compares the table with the digest that was written beside it.
+# is closed, boxes in it, if any, that can be read, then the answer; so "answer only" never is), the IoU of the first box with the
+# true one that it fits best, and two columns that section 7 explains. A second file says how it was made. `read_kept` reads both,
+# and compares the table with the digest that was written beside it.
 
 # %%
 study = (root / STUDY).with_name(f"{(root / STUDY).name}.json")
@@ -167,9 +168,6 @@ for part in told["made"]:
 from collections import Counter
 
 names = [name for name in grid.conditions if any(row["condition"] == name for row in rows)]
-per = Counter(
-    row["condition"].removeprefix(names[0]) for row in rows if row["condition"].startswith(names[0])
-)
 asked = {row["id"] for row in rows if row["condition"] in names}
 print(f"{len(asked)} questions, {len(told['seeds'])} seeds; failed replies: {sum(kept.failed.values())}")
 summed, clock = told["minutes"].values()
@@ -1076,9 +1074,9 @@ print(f"this code {'is' if now in before else 'differs from'} that of the study"
 # claim that is added after one has looked is an exploration (exercise 5). A study with other questions, seeds or steps is another
 # one: give it another `name`.
 #
-# On GPUs it is the same grid: `--ray ADDRESS` runs a notebook on each GPU of a Ray cluster (`model.gpus`: on half of one, or more). A notebook is one process on one
-# device, so a 7B model takes adapters (`--set sft.lora_rank=16`, or the profile `t4` for 4-bit weights), and `DATA` in a
-# condition names other records than phantoms. What that costs is said before it is spent:
+# On GPUs it is the same grid: `--ray ADDRESS` runs a notebook on each GPU of a Ray cluster (`model.gpus`: on half of one, or more).
+# A notebook is one process on one device, so a 7B model takes adapters (`--set sft.lora_rank=16`, or the profile `t4` for 4-bit
+# weights), and `DATA` in a condition names other records than phantoms. What that costs is said before it is spent:
 #
 # ```bash
 # python -m unireason_lib plan --gpus 8xH100 --grid runs/mine.yaml
@@ -1096,8 +1094,9 @@ for one, was in zip(
     assert (one.claim.better, one.claim.worse, one.verdict) == (was["better"], was["worse"], was["verdict"])
 for groups in (*gained.values(), *used.values(), *series.values()):
     assert all(low <= value <= high for value, low, high in groups.values())
-for one in shown:  # the plots show what was judged
-    assert abs(effects[one.claim.name][0] - 100 * one.comparison.difference.value) < 1e-9
+for one in shown:  # what was judged is the mean of the seeds
+    a, b = (np.mean(by_seed(side, **one.claim.where)) for side in (one.claim.worse, one.claim.better))
+    assert abs(effects[one.claim.name][0] - (b - a)) < 1e-9
 if (
     STUDY == "data/results/claims"
 ):  # RL starts from the very model that it is compared with: none was made anew between
