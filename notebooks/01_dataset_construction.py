@@ -6,7 +6,7 @@
 # After this notebook you can
 # - turn a scan with a mask into multiple-choice questions of six families whose answers are measured, not judged;
 # - write reasoning that points at its evidence with true boxes, and refuse reasoning that does not;
-# - build a data set that splits by patient, and measure how much of it can be answered with closed eyes.
+# - build a data set that splits by patient, and measure how much of it can be answered without any image.
 #
 # **Where we stand.** The first step: what is built here is what notebooks 04 to 07 learn from and are measured on.
 #
@@ -179,10 +179,10 @@ show_slices(
 # %% [markdown]
 # ## 3 · Six families of questions
 #
-# Measured boxes, volumes, centroids and attributes answer questions without anybody's opinion. Exactly one option is
+# Measured boxes, extents, centroids and attributes answer questions without anybody's opinion. Exactly one option is
 # true; near-ties are never asked; left and right are the patient's. The data set for our small model is of phantoms,
-# in the pixels of the small model's frame. One question of each family about **pictures**, the right option in bold,
-# and in boxes what the reasoning will have to point at:
+# in the pixels of the small model's frame. One question of each family about **images**, the right option in bold,
+# and in boxes what the reasoning will have to refer to:
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES, ask
@@ -195,21 +195,20 @@ small = tuple(profile.dataset.shape)
 
 def one_of_each(make, start):
     """The first question of every family, with its view, from as many patients as it takes."""
-    found = {}
+    first = {}
     for k in range(start, start + 60):
         view = View(make(k), small, frame=FRAME)
-        for question in ask(view.study, view=view, seed=SEED):
+        for question in ask(view, seed=SEED):
             if question.evidence:
-                found.setdefault(question.family, (question, view))
-    return [found[family] for family in FAMILIES]
+                first.setdefault(question.family, (question, view))
+    return [first[family] for family in FAMILIES]
 
 
 in_2d = one_of_each(phantom_slice, SEED)
 show_questions(*zip(*in_2d, strict=True))
 
 # %% [markdown]
-# And about **volumes**: boxes have six numbers, sizes are volumes, "above" is towards the head. Of eight slices you
-# see here only the one on which the evidence lies (or one for each structure, where no slice has them all).
+# And about **volumes**: boxes have six numbers, and "superior" is towards the head. Of eight slices you see here only the one on which the evidence lies (or one for each structure, where no slice has them all).
 
 # %%
 in_3d = one_of_each(phantom, SEED + 900)
@@ -220,7 +219,7 @@ show_questions(*zip(*in_3d, strict=True))
 # two families have nothing to ask:
 
 # %%
-about_brain = ask(brain, view=view, seed=SEED)
+about_brain = ask(view, seed=SEED)
 print("nothing to ask about:", sorted(set(FAMILIES) - {question.family for question in about_brain}))
 show_questions(about_brain, [view] * len(about_brain))
 
@@ -228,45 +227,47 @@ show_questions(about_brain, [view] * len(about_brain))
 # ## 4 · Could it be answered with closed eyes?
 #
 # The liver is on the right in nearly everybody. Whoever knows that answers without looking, and a model that learns
-# from such questions learns to read, not to see. The **blind audit** is that reader: it learns from questions and
-# options, never sees a picture, and is tested on patients that it has not read about. First all questions as they
-# come:
+# from such questions learns to read, not to see. The **question-only baseline** is such a reader: it learns from
+# questions and options, never sees an image, and is tested on patients that it has not read about. First all
+# questions as they come:
 
 # %%
-from unireason_lib.dataset.audit import blind_audit
-from unireason_lib.dataset.questions import take_census
+from unireason_lib.dataset.questions import learn_prior, question_only_baseline
 
-patients = [phantom_slice(k) for k in range(profile.dataset.patients_2d)]
+patients = [View(phantom_slice(k), small, frame=FRAME) for k in range(profile.dataset.patients_2d)]
 
 
-def asked_of_all(census):
+def asked_of_all(prior):
     """Questions about all these patients."""
-    several = {"per_family": profile.dataset.per_family, "seed": SEED, "census": census}
-    return [question for study in patients for question in ask(study, **several)]
+    several = {"per_family": profile.dataset.per_family, "seed": SEED, "prior": prior}
+    return [question for view in patients for question in ask(view, **several)]
 
 
 plain = asked_of_all(None)
-blind = {"as they come": blind_audit(plain)}
-score = blind["as they come"]["all"]
-print(f"{score.questions} questions; blind reader {score.accuracy:.0%}, chance {score.chance:.0%}")
+baseline = {"as they come": question_only_baseline(plain)}
+score = baseline["as they come"]["all"]
+print(f"{score.questions} questions; question-only baseline {score.accuracy:.0%}, chance {score.chance:.0%}")
 
 # %% [markdown]
-# A **census** counts, over the patients, how often each claim is true. Two keys of it: where the liver lies seen from
-# the spleen (the same place in everybody: no need to look), and where it lies seen from a lesion (one has to look).
-# The signs stand for the two directions of the picture.
+# An **answer prior** counts, over the patients, how often each value of a fact is true. Two facts: where the liver
+# lies seen from the spleen (nearly the same in everybody: no need to look), and where the aorta lies seen from a
+# lesion (one has to look). The signs stand for the two directions of the image, x and y.
 
 # %%
-census = take_census(patients[: profile.dataset.census], seed=SEED)
-for key in ("2d side (0, 1)|the liver|the spleen", "2d side (0, 1)|the lesion|the liver"):
-    print(f"{key:<40} {dict(census.counts.get(key, {}))}")
+from unireason_lib.dataset.questions import Fact
+
+prior = learn_prior(patients[: profile.dataset.prior_studies], seed=SEED)
+for names in (("the liver", "the spleen"), ("the aorta", "the lesion")):
+    fact = Fact("relation", "2d", (0, 1), names)
+    print(f"{' / '.join(names):<26} {dict(prior.counts.get(fact, {}))}")
 
 # %% [markdown]
-# Questions are then **thinned**. Say that the four options of some question are true in these shares of patients. If
-# the truth is option k, the question is kept with probability min(P) / P[k]. What is left is even, so the words say
-# nothing:
+# Questions are then kept or dropped, which removes this prior from them (**debiasing**). Say that the four options of
+# some question are true in these fractions of patients. If the truth is option k, the question is kept with
+# probability min(P) / P[k]. What is left is even, so the words say nothing:
 
 # %%
-from unireason_lib.dataset.census import share_kept
+from unireason_lib.dataset.questions import keep_probability
 
 chances = np.array([0.55, 0.25, 0.15, 0.05])
 random = np.random.default_rng(SEED)
@@ -276,22 +277,24 @@ print("truths before:", np.bincount(truths) / len(truths))
 print(
     "truths after: ", (np.bincount(truths[kept]) / kept.sum()).round(2), f"of {kept.mean():.0%} that are kept"
 )
-assert all(share_kept([chances[k], *np.delete(chances, k)]) == chances.min() / chances[k] for k in range(4))
+for k in range(4):
+    assert keep_probability([chances[k], *np.delete(chances, k)]) == chances.min() / chances[k]
 
 # %% [markdown]
 # The price is questions, and some must go altogether: where one answer is next to certain, nothing even can be left.
-# The gain, with 95 % intervals. A census has **read** the patients it counts, and their values serve as wrong options
-# for one another; that leads our blind reader astray and flatters us. So there is a second census, of patients about
-# whom nothing is asked:
+# The gain, with 95 % intervals. A prior is learnt from the very patients that it counts, and their values serve as
+# wrong options for one another; that leads our baseline astray and flatters us. So there is a second prior, of
+# patients about whom nothing is asked:
 
 # %%
 from unireason_lib.display import plot_intervals
 
-others = take_census((phantom_slice(10_000 + k) for k in range(profile.dataset.census)), seed=SEED)
-for name, taken in (("census of the same patients", census), ("census of other patients", others)):
-    thinned = asked_of_all(taken)
-    blind[name] = blind_audit(thinned)
-    print(f"{name}: {len(thinned)} of {len(plain)} questions are left")
+strangers = range(10_000, 10_000 + profile.dataset.prior_studies)
+other_prior = learn_prior((View(phantom_slice(k), small, frame=FRAME) for k in strangers), seed=SEED)
+for name, learnt in (("prior of the same patients", prior), ("prior of other patients", other_prior)):
+    debiased = asked_of_all(learnt)
+    baseline[name] = question_only_baseline(debiased)
+    print(f"{name}: {len(debiased)} of {len(plain)} questions are left")
 
 
 def in_percent(scores):
@@ -300,18 +303,18 @@ def in_percent(scores):
     return {name: tuple(100 * x for x in (scores[name].accuracy, *scores[name].interval)) for name in rows}
 
 
-percent = {name: in_percent(scores) for name, scores in blind.items()}
-plot_intervals(percent, "answered right without the picture, %", reference=("chance", 25))
+percent = {name: in_percent(scores) for name, scores in baseline.items()}
+plot_intervals(percent, "answered right without the image, %", reference=("chance", 25))
 
 # %% [markdown]
-# What may remain with the second census is what the patients that it counted do not show, rare places and rare
+# What may remain with the second prior is what the patients that it counted do not show, rare places and rare
 # combinations, and what it takes to be independent and is not. That is why a real build counts many studies
-# (`--census`).
+# (`--prior-studies`).
 
 # %%
 for name, values in percent.items():
     value, lowest, highest = values["all"]
-    publish(f"blind reader, {name}", value, "%", interval=(lowest, highest), note="chance is 25 %")
+    publish(f"question-only baseline, {name}", value, "%", interval=(lowest, highest), note="chance is 25 %")
 
 # %% [markdown]
 # ## 5 · Reasoning that points
@@ -321,14 +324,14 @@ for name, values in percent.items():
 
 # %%
 from unireason_lib.dataset.rationales import TemplateWriter, verify
-from unireason_lib.dataset.records import Record
+from unireason_lib.dataset.schema import Record
 
-writer = TemplateWriter(length="short", seed=SEED)
+writer = TemplateWriter(seed=SEED)
 question, seen = next(
     (question, view)
-    for view in (View(study, small, frame=FRAME) for study in patients)
-    for question in ask(view.study, families=["lesion analysis"], view=view, seed=SEED)
-    if question.facts["kind"] == "texture"
+    for view in patients
+    for question in ask(view, families=["lesion analysis"], seed=SEED)
+    if question.kind == "texture"
 )
 rationale = writer.write(question, seen)
 for part in rationale.parts:
@@ -337,7 +340,7 @@ assert verify(rationale, question, seen) == []
 
 # %% [markdown]
 # Question and thought together are a **record**: text and references, no pixels. Wherever the reply points, the
-# region's crop follows from the box; it stands beside the picture here.
+# region's crop follows from the box; it stands beside the image here.
 
 # %%
 from unireason_lib.display import show_record
@@ -346,15 +349,15 @@ record = Record.make(seen, question, rationale, writer=writer.name, seed=SEED)
 show_record(record, seen.images())
 
 # %% [markdown]
-# You may well see the texture in the picture already. The model sees tokens, each made of a square of pixels, and few
+# You may well see the texture in the image already. The model sees tokens, each made of a square of pixels, and few
 # of them fall on the lesion. The processor enlarges a small crop, so looking again spends more of them there:
 
 # %%
 box = record.boxes[0]
-whole = FRAME.tokens(*seen.picture_size)
+whole = FRAME.tokens(*seen.image_size)
 crop_height, crop_width = (int(side) for side in (box.height, box.width))
-share = box.area / np.prod(FRAME.size(*seen.picture_size))
-print(f"the picture has {whole} tokens, of which the box covers {share * whole:.1f}")
+proportion = box.area / np.prod(FRAME.size(*seen.image_size))
+print(f"the image has {whole} tokens, of which the box covers {proportion * whole:.1f}")
 print(f"its crop has {FRAME.tokens(crop_height, crop_width)}")
 
 # %% [markdown]
@@ -378,7 +381,7 @@ show_record(Record.make(view, about_two, thought, writer=writer.name, seed=SEED)
 
 # %%
 for seed in range(1, 5):
-    again = TemplateWriter(length="short", seed=seed).write(question, seen)
+    again = TemplateWriter(seed=seed).write(question, seen)
     print("-", "".join(part if isinstance(part, str) else "[box]" for part in again.parts))
 
 # %% [markdown]
@@ -387,7 +390,7 @@ for seed in range(1, 5):
 # there and asked to point with tags, never with coordinates:
 
 # %%
-from unireason_lib.dataset.llm import prompt_for, read_answer
+from unireason_lib.dataset.annotator import prompt_for, read_answer
 
 for message in prompt_for(question, seen):
     print(f"--- {message['role']}\n{message['content']}\n")
@@ -404,7 +407,7 @@ from unireason_lib.boxes import format_box
 
 name, true = question.evidence[0].name, seen.box(question.evidence[0])
 made_up = {
-    "reasoning": f"I search the picture. There is the {name} <|box_start|>[1,2,30,40]<|box_end|>; looking closely at "
+    "reasoning": f"I search the image. There is the {name} <|box_start|>[1,2,30,40]<|box_end|>; looking closely at "
     f"what is inside, the finding is clear: {question.truth}.",
     "answer": question.answer,
 }
@@ -426,8 +429,8 @@ print("\n".join(problems))
 # %% [markdown]
 # ## 6 · Nothing bad passes, nothing vanishes
 #
-# Every record is checked, whoever wrote it; what fails is refused with a reason, counted, and written to
-# `refused.jsonl`. We break a good record in six ways:
+# Every record is checked, whoever wrote it; what fails is refused with a reason, counted, and written to the
+# configuration `refused` of the set. We break a good record in six ways:
 
 # %%
 from dataclasses import replace
@@ -469,11 +472,11 @@ assert check_record(lied) is None and check_truth(lied, seen, question)[0] == "u
 #
 # Two slices of one person in training and test make a test of memory. So the **patient** is what is split, by a
 # number computed from the name: the same in every build. But the same scan is often found under two names. Each scan
-# therefore gets a **fingerprint** (is this block brighter than the one beside it?), and who looks alike stays
+# therefore gets a **perceptual hash** (is this block brighter than the one beside it?), and scans that look alike stay
 # together. We store the real brain again under new names, each time changed, and draw three equal splits:
 
 # %%
-from unireason_lib.dataset.splits import SPLITS, assign_splits, fingerprint, patient_key, same_scan
+from unireason_lib.dataset.splits import SPLITS, TOLERANCE, assign_splits, patient_key, perceptual_hash
 
 original = brain.scan.array.astype(np.float32)
 noise = np.random.default_rng(SEED).normal(0, 0.02 * original.max(), original.shape)
@@ -486,30 +489,34 @@ scans = {
     "border cut off": original[:, 12:-12, 12:-12],
     "somebody else": deep.scan.array,
 }
-prints = np.array([np.frombuffer(fingerprint(scan), np.uint8) for scan in scans.values()])
+hashes = np.array([np.frombuffer(perceptual_hash(scan), np.uint8) for scan in scans.values()])
 keys = np.array([patient_key(f"case {k}") for k in range(len(scans))], np.uint64)
 even = dict.fromkeys(SPLITS, 1 / 3)
+no_voxel_hash = np.zeros(len(scans), np.uint64)
 own = np.full(len(scans), -1, np.int8)  # -1: the source has not split them
-alone = assign_splits(keys, 0 * prints, own, even).splits  # zeros: no fingerprint, so names only
-together = assign_splits(keys, prints, own, even).splits
-alike = {name: same_scan(fingerprint(original), fingerprint(scan)) for name, scan in scans.items()}
-for name, one, other in zip(scans, alone, together, strict=True):
-    seen_through = "recognised" if alike[name] else "not recognised"
-    print(f"{name:<20}{seen_through:<16}by name alone: {SPLITS[one]:<7}with fingerprints: {SPLITS[other]}")
+alone = assign_splits(keys, 0 * hashes, no_voxel_hash, own, even).splits  # zeros: no hash, so names only
+together = assign_splits(keys, hashes, no_voxel_hash, own, even).splits
+bits = np.bitwise_count(hashes ^ hashes[0]).sum(axis=1)
+alike = (bits <= TOLERANCE).tolist()
+for name, differing, one, other in zip(scans, bits, alone, together, strict=True):
+    splits = f"by name alone: {SPLITS[one]:<7}with hashes: {SPLITS[other]}"
+    print(f"{name:<20}{differing:>4} of {8 * hashes.shape[1]} bits differ   {splits}")
 
 # %% [markdown]
-# Brightness, noise, resampling and small shifts are seen through. A scan whose border was cut off is not: a
-# fingerprint finds copies, it does not prove that there are none.
+# Brightness, noise, resampling and a shift by one voxel hardly change it: scans that differ in at most `TOLERANCE`
+# bits count as one. A scan whose border was cut off is not recognised: a hash finds copies, it does not prove that
+# there are none.
 
 # %% [markdown]
 # ## 7 · The whole build
 #
 # All that, for any number of studies and sources, by any number of processes. It can be killed at any moment, goes on
-# where it was when the same command is given again, and ends with the same bytes. In a shell: `python -m
+# where it was when the same command is given again, and ends with the same rows. In a shell: `python -m
 # unireason_lib build --source phantom:dimension=2d --source phantom --out DIR`.
 
 # %%
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.sources import SourceSpec
 
 made = profile.dataset
 config = BuildConfig(
@@ -520,7 +527,7 @@ config = BuildConfig(
     size=small,
     frame=FRAME,
     per_family=made.per_family,
-    census=made.census,
+    prior_studies=made.prior_studies,
     seed=SEED,
     fractions={"train": 0.8, "val": 0.1, "test": 0.1},
 )
@@ -534,50 +541,48 @@ shutil.rmtree(folder, ignore_errors=True)  # to show it: without this line, a fi
 started = time.perf_counter()
 manifest = build(config, folder).manifest
 print(
-    f"{manifest['records']} records and {manifest['pictures']} pictures in {time.perf_counter() - started:.0f} s"
+    f"{manifest['records']} records and {manifest['images']} images in {time.perf_counter() - started:.0f} s"
 )
 assert build(config, folder).built == 0  # again: nothing left to do
 
 # %% [markdown]
-# The **manifest** is written last; a folder that has one is finished. It counts everything and holds a hash of every
-# file.
+# The **manifest** is written last; a folder that has one is finished. It counts everything and holds one hash of all
+# rows and images, which does not depend on how many processes made them.
 
 # %%
-from unireason_lib.dataset.parquet import changed_files
-
 print("studies:", manifest["studies"])
-print("refused:", manifest["refused"] or "none", "| splits:", manifest["counts"]["split"])
-for entry in manifest["files"]:
-    print(
-        f"{entry['path']:<28}{entry['rows']:>6} rows {entry['bytes'] / 1e3:>8.0f} kB  {entry['sha256'][:12]}"
-    )
-assert changed_files(folder) == []
+print("refused:", manifest["refused"] or "none", "| warnings:", manifest["warnings"])
+print("splits: ", manifest["counts"]["split"], "| hash of all rows:", manifest["content_hash"])
+for path in sorted(folder.rglob("*.parquet")):
+    print(f"{path.relative_to(folder)!s:<32}{path.stat().st_size / 1e3:>8.0f} kB")
 
 # %% [markdown]
-# The **Parquet** has the columns of the released UniMed-CoT. `<image>` stands for each picture of the question. Crops
-# are not stored: they follow from the boxes in the text.
+# Any tool that reads **Parquet** reads it, and `datasets` needs one line: the rows stay on the disk, with the columns
+# of the released UniMed-CoT first and ours, typed, behind them. `<image>` stands for each image of the question.
+# Crops are not stored: they follow from the boxes in the text.
 
 # %%
-import pyarrow.parquet as pq
+from datasets import load_dataset
 
-path = sorted((folder / "sft").glob("train-*.parquet"))[0]
-print("columns:", ", ".join(pq.read_schema(path).names))
-row = pq.read_table(path).slice(0, 1).to_pylist()[0]
-for message in row["messages"]:
+rows = load_dataset(str(folder), "sft")
+print({split: len(part) for split, part in rows.items()})
+print("columns:", ", ".join(rows["train"].column_names))
+for message in rows["train"][0]["messages"]:
     print(f"\n{message['role']}: {message['content']}")
 
 # %% [markdown]
-# Read back, with pictures and crops, exactly what was written:
+# As records again, with images and crops, exactly what was written:
 
 # %%
-from unireason_lib.dataset.parquet import ImageStore, pictures_of, read_records
+from unireason_lib.dataset.hub import ImageTable, record_images
 
-records, store = list(read_records(folder)), ImageStore(folder)
+records = [Record.from_row(row) for part in rows.values() for row in part]
+images = ImageTable(folder)
 chosen = max((r for r in records if r.dimension == "3d"), key=lambda r: len(r.boxes))
-conversation = chosen.load(pictures_of(chosen, store))
+conversation = chosen.load(record_images(chosen, images))
 parts = [part["type"] for turn in conversation for part in turn["content"]]
-print(f"{chosen.id}, split {chosen.split}: {parts.count('image')} pictures in {len(parts)} parts")
-show_record(chosen, pictures_of(chosen, store))
+print(f"{chosen.id}, split {chosen.split}: {parts.count('image')} images in {len(parts)} parts")
+show_record(chosen, record_images(chosen, images))
 
 # %% [markdown]
 # ## 8 · What is in it?
@@ -607,10 +612,10 @@ of_family = Counter((r.family, r.dimension) for r in records)
 plot_counts(
     {
         "right letter": {letter: sum(r.answer == letter for r in records) for letter in "ABCD"},
-        "points in a reply": dict(sorted(Counter(len(r.boxes) for r in records).items())),
+        "boxes in a reply": dict(sorted(Counter(len(r.boxes) for r in records).items())),
         "families, 2D": {name: of_family[name, "2d"] for name in FAMILIES},
         "families, 3D": {name: of_family[name, "3d"] for name in FAMILIES},
-        "box, share of the picture": binned(areas, (0, 1, 2, 4, 8, 16, 100), " %"),
+        "box, fraction of the image": binned(areas, (0, 1, 2, 4, 8, 16, 100), " %"),
         "words in a reply": binned(words, (0, 15, 20, 25, 30, 40, 100), ""),
     }
 )
@@ -624,37 +629,41 @@ print(
 )
 
 # %% [markdown]
-# The paper mixes 170K questions about pictures with 50K about volumes, and its claim is about this mixture. A
-# `Mixture` says how much of each part makes an epoch, whatever the parts hold, and draws it reproducibly:
+# The paper mixes 170K questions about images with 50K about volumes, and its claim is about this mixture. `datasets`
+# mixes in one line, reproducibly, whatever the parts hold:
 
 # %%
-from unireason_lib.dataset.mixture import PAPER, Mixture
+from datasets import interleave_datasets
 
-have = dict(Counter(r.dimension for r in records))
-mixture = Mixture.by_weight(have, PAPER, seed=SEED)
-print(f"the set has {have}; an epoch in the paper's ratio takes {dict(mixture.counts)}")
-print("it begins", " ".join(part for part, _ in mixture.epoch(0))[:47], "...")
+train = rows["train"].select_columns(["id", "dimension"])
+by_dimension = [train.filter(lambda row, d=d: row["dimension"] == d) for d in ("2d", "3d")]
+mixed = interleave_datasets(by_dimension, probabilities=[170 / 220, 50 / 220], seed=SEED)
+print("to train on:", dict(zip(("2d", "3d"), map(len, by_dimension), strict=True)))
+print("in the paper's ratio, until one part is used up:", dict(Counter(mixed["dimension"])))
+print("it begins", " ".join(mixed["dimension"][:12]), "...")
 
 # %% [markdown]
-# And the audit once more, on the set as it was written, pictures and volumes apart. Two readings to beware of. Below
-# 25 is not better than 25: the build takes its census from its own first patients, and in a set as small as this one
-# the reader is led astray (section 4); with thousands of patients the effect fades. And an interval that holds 25
+# And the baseline once more, on the set as it was written, images and volumes apart. Two readings to beware of. Below
+# 25 is not better than 25: the build learns its prior from its own first patients, and in a set as small as this one
+# the baseline is led astray (section 4); with thousands of patients the effect fades. And an interval that holds 25
 # says that *this* reader found no shortcut, not that there is none for one with more questions to learn from.
 
 # %%
-parts = {"pictures": "2d", "volumes": "3d"}
-apart = {name: blind_audit([r for r in records if r.dimension == d]) for name, d in parts.items()}
+parts = {"images": "2d", "volumes": "3d"}
+apart = {name: question_only_baseline([r for r in records if r.dimension == d]) for name, d in parts.items()}
 plot_intervals(
     {name: in_percent(scores) for name, scores in apart.items()},
-    "answered right without the picture, %",
+    "answered right without the image, %",
     reference=("chance", 25),
 )
 
 # %%
-final = blind_audit(records)["all"]
+final = question_only_baseline(records)["all"]
 publish("records built", manifest["records"], note=f"{manifest['studies']['patients']} phantom patients")
 interval = tuple(100 * x for x in final.interval)
-publish("blind reader, built set", 100 * final.accuracy, "%", interval=interval, note="chance is 25 %")
+publish(
+    "question-only baseline, built set", 100 * final.accuracy, "%", interval=interval, note="chance is 25 %"
+)
 
 # %% [markdown]
 # ## Check yourself
@@ -665,9 +674,9 @@ assert all(check_record(r) is None for r in records)
 split_of = {(r.patient, r.split) for r in records}
 assert len(split_of) == len({r.patient for r in records})  # one split a patient
 assert all([box.as_tuple() for box in r.boxes] == [box for _, box in r.evidence] for r in records)
-assert len(set(together[:5])) == 1 and list(alike.values()) == [True] * 5 + [False] * 2
+assert len(set(together[:5])) == 1 and alike == [True] * 5 + [False] * 2
 assert final.interval[0] < final.chance + 0.05
-assert len(plain) < 1000 or blind["as they come"]["all"].interval[0] > 0.4
+assert len(plain) < 1000 or baseline["as they come"]["all"].interval[0] > 0.4
 print("all checks passed")
 
 # %% [markdown]
@@ -678,7 +687,7 @@ print("all checks passed")
 #    section 1, and ask.
 # 2. **Another way to ask.** Add a phrasing to one kind of question. Which words must it hold, and what would notice
 #    if it gave the answer away?
-# 3. **One family.** Ask only for size comparisons, with and without a census. Which kinds are thinned most, and why?
+# 3. **One family.** Ask only for size comparisons, with and without a prior. Which kinds lose most, and why?
 # 4. **A language model.** Start any OpenAI-compatible server on your machine. What would it cost to let it write
 #    about 400 studies, and what happens when the build is stopped in the middle?
 #
@@ -686,16 +695,16 @@ print("all checks passed")
 #
 # 1. `study = next(iter(open_source("folder", "mine")))` from `unireason_lib.dataset.sources`; then
 #    `show_masks([View(plane).images()[0]], [plane.labels], {s.label: s.name for s in plane.structures})` with `plane
-#    = study.slice(z)`, and `ask(study, view=View(study))`. A layout of your own is a class with a `name`, a
-#    `license`, a `modality`, `__len__` and `__getitem__` that returns a `Study`;
-#    `unireason_lib/dataset/sources/folder.py` is a short one to start from.
-# 2. `from unireason_lib.dataset.phrasings import PHRASINGS`; the kinds of section 3 are its keys
-#    (`question.facts["kind"]`), and the words in braces of the phrasings that are there must be in yours. The check
-#    "answer leak" refuses a question that holds the right option and no other; the blind audit notices what is more
-#    subtle.
-# 3. `ask(study, families=["size comparison"], census=census)`, and a `Counter` of `question.facts["kind"]` over all
-#    patients. "Which is the largest of four" goes altogether: the order of four organs is next to certain. Ratios of
-#    two and lengths stay where patients differ; lengths take their wrong options from other patients.
+#    = study.slice(z)`, and `ask(View(study))`. A layout of your own is a class with a `name`, a `license`, a
+#    `modality`, and three methods: `index`, `study(key)` and `scan(key)`; `unireason_lib/dataset/sources/folder.py`
+#    is a short one to start from.
+# 2. `from unireason_lib.dataset.questions import WORDS`; `WORDS["families"][family]` has the phrasings of every kind
+#    of section 3 (`question.kind`), and the words in braces of the phrasings that are there must be in yours. The
+#    check "answer leak" refuses a question that holds the right option and no other; the question-only baseline
+#    notices what is more subtle.
+# 3. `ask(view, families=["size comparison"], prior=prior)`, and a `Counter` of `question.kind` over all patients.
+#    Which of two structures is wider and which taller goes where nearly all patients agree and stays where they
+#    differ; lengths take their wrong options from other patients.
 # 4. `python -m unireason_lib build --source phantom:count=400 --out runs/written --writer llm --writer-option
 #    model=NAME --writer-option base_url=http://localhost:8000/v1 --dry-run` prints an estimate and sends nothing.
 #    Every answer that was bought is kept on disk: the same command goes on, and asks for none of them again.

@@ -101,18 +101,18 @@ print(f"{type(base).__name__}, {sum(p.numel() for p in base.parameters()) / 1e6:
 # %% [markdown]
 # The data set is that of notebook 01, larger: of some phantom patients one slice is shown, of others the whole volume, and
 # nobody is both. Boxes are written in the pixels of this model's processor. A folder that is finished is taken as it is; a
-# build that was stopped goes on. Its name follows from the settings and from the code that makes data sets. With `DATA` the
+# build that was stopped goes on. Its name follows from the settings and from the version of this package. With `DATA` the
 # notebook learns from a set of your own, or from the authors' release, and nothing else in it changes.
 
 # %%
-from unireason_lib.dataset.ledger import code_state
-from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib import __version__
+from unireason_lib.dataset.build import phantom_set
 from unireason_lib.training.data import data_folder
 
 folder, made = data_folder(DATA) if DATA else None, None
 if not DATA:
     patients = profile.sft.patients_2d, profile.sft.patients_3d
-    made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), code_state())
+    made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), __version__)
     place = root / "runs" / "data" / f"phantoms-{PROFILE}-{made_of}"
     report = phantom_set(place, *patients, frame, profile.dataset, workers=2)
     folder, made = report.folder, report.manifest["settings"]
@@ -128,12 +128,11 @@ import shlex
 from unireason_lib.cli import app
 
 if made is not None:
-    command = ["build", "--out", str(folder), "--model", base_path, "--pictures", made["pictures"]]
+    command = ["build", "--out", str(folder), "--model", base_path, "--images", made["images"]]
     for source in made["sources"]:
-        options = ",".join(f"{key}={value}" for key, value in source["options"].items())
-        command += ["--source", f"{source['name']}:{options}"]
+        command += ["--source", source]
     command += ["--size", ",".join(map(str, made["size"])), "--per-family", str(made["per_family"])]
-    command += ["--census", str(made["census"]), "--workers", "2"]
+    command += ["--prior-studies", str(made["prior_studies"]), "--workers", "2"]
     command += ["--fractions", ",".join(repr(made["fractions"][split]) for split in ("train", "val", "test"))]
     print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""), "\n")
     app(command, standalone_mode=False)
@@ -145,12 +144,12 @@ if made is not None:
 # %%
 from collections import Counter
 
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.probes import probe_records
 
 held = M3D_ROOT or None
 records = training_records(folder, counts, seed=SEED, m3d_root=held)
-pictures = pictures_from(folder, m3d_root=held)
+pictures = images_from(folder, m3d_root=held)
 others = training_records(folder, split="val", seed=SEED, m3d_root=held)
 held_out = probe_records(others, profile.sft.probe_size)
 print("to learn from:    ", dict(Counter(record.dimension for record in records)))
@@ -581,12 +580,13 @@ plot_lines(fitting, "step", "overlap, share in format")
 # %%
 from unireason_lib.evaluation import open_benchmark
 
-shape, census = profile.dataset.shape, min(300, profile.dataset.census)
+shape, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
 limit = profile.evaluation.control_questions
 if DATA:
     test = open_benchmark(str(folder), split="test", limit=limit, frame=frame, m3d_root=held)
 else:
-    test = open_benchmark("phantom", split="test", limit=limit, frame=frame, size=shape, census=census)
+    known = {"size": shape, "prior_studies": prior_studies}
+    test = open_benchmark("phantom", split="test", limit=limit, frame=frame, **known)
 
 
 def first_lesion(dimension):

@@ -103,13 +103,13 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from unireason_lib.dataset.ledger import code_state
-from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib import __version__
+from unireason_lib.dataset.build import phantom_set
 from unireason_lib.grounding import GroundedGenerator, load_profile_model
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.training.checkpoints import whole_checkpoint
-from unireason_lib.training.data import data_folder, pictures_from, training_records
+from unireason_lib.training.data import data_folder, images_from, training_records
 from unireason_lib.training.sft import SFTSettings, fine_tune
 
 
@@ -123,7 +123,7 @@ def phantoms(section, name, first=0):
     """Folder of a data set of phantoms, made when it is not there; of the same settings it is that of notebook 04."""
     patients = section.patients_2d, section.patients_3d
     made_of = short_hash(
-        patients, *([first] if first else []), profile.dataset.as_dict(), asdict(frame), code_state()
+        patients, *([first] if first else []), profile.dataset.as_dict(), asdict(frame), __version__
     )
     place = root / "runs" / "data" / f"{name}-{PROFILE}-{made_of}"
     return phantom_set(place, *patients, frame, profile.dataset, first=first, workers=2).folder
@@ -140,9 +140,7 @@ if epochs is not None and not MODEL:
     learnt = training_records(examples, {"2d": profile.sft.counts_2d, "3d": profile.sft.counts_3d}, seed=0)
     taught = [(record.id, record.reply) for record in learnt]
     name = f"{PROFILE}-start-{short_hash(asdict(how), taught, model_identity(base.name_or_path))}"
-    start = str(
-        fine_tune(base, processor, learnt, pictures_from(examples), root / "runs" / "sft" / name, how)
-    )
+    start = str(fine_tune(base, processor, learnt, images_from(examples), root / "runs" / "sft" / name, how))
 
 
 # %%
@@ -168,7 +166,7 @@ folder = data_folder(DATA) if DATA else phantoms(profile.rl, "phantoms-rl", firs
 counts = {"2d": profile.rl.counts_2d, "3d": profile.rl.counts_3d}
 held = M3D_ROOT or None
 records = training_records(folder, counts, seed=SEED, form="rl", m3d_root=held)
-pictures = pictures_from(folder, m3d_root=held)
+pictures = images_from(folder, m3d_root=held)
 number = {d: sum(record.dimension == d for record in records) for d in ("2d", "3d")}
 print(
     f"{str(folder).replace(f'{root}/', '')}: {number['2d']:,} questions about slices, {number['3d']:,} about volumes"
@@ -376,12 +374,12 @@ from unireason_lib.evaluation import Report, evaluate, open_benchmark
 from unireason_lib.grounding import Settings
 from unireason_lib.inference.batch import Checkpoint
 
-shape, census = profile.dataset.shape, min(300, profile.dataset.census)
+shape, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
 asked = {"split": "test", "limit": profile.rl.test_questions, "frame": frame}
 if DATA:
     test = open_benchmark(str(folder), m3d_root=held, **asked)
 else:
-    test = open_benchmark("phantom", size=shape, census=census, **asked)
+    test = open_benchmark("phantom", size=shape, prior_studies=prior_studies, **asked)
 device = None if profile.model.device == "auto" else profile.model.device
 adapted = (trained_path / "adapter_config.json").is_file()
 after = (model_path, str(trained_path)) if adapted else (str(trained_path), None)
@@ -440,7 +438,7 @@ for name in overlaps["after"]:
 #
 # ```
 # python -m unireason_lib tutorial 05 -p SEED=1        # and 0, and 2
-# python -m unireason_lib evaluate --model START --adapter RUN --limit 4800 --size 8,64,64 --option census=300 --batch-size 50 --out FILE
+# python -m unireason_lib evaluate --model START --adapter RUN --limit 4800 --size 8,64,64 --option prior_studies=300 --batch-size 50 --out FILE
 # ```
 #
 # and the table by `tidy` and `write_tidy` of `unireason_lib.evaluation.tidy`. The intervals resample patients *and* seeds. What
@@ -550,8 +548,8 @@ if comparable:
     display(plot_intervals(changed, "change of right answers, points", reference=("none", 0)))
 
 # %% [markdown]
-# A kind that changes without getting anywhere deserves a look at its replies. "Are there a spleen and a heart?" has the options
-# *both*, *neither*, *only the spleen* and *only the heart*. What is answered, in the test of this notebook?
+# A kind that changes without getting anywhere deserves a look at its replies. "Are there a spleen and a gallbladder?" has the options
+# *both*, *neither*, *only the spleen* and *only the gallbladder*. What is answered, in the test of this notebook?
 
 # %%
 from unireason_lib.inference.results import read_results
@@ -585,11 +583,12 @@ for name in files:
 # %%
 from dataclasses import replace
 
+prompts = 2 if PROFILE == "smoke" else 8
 hot = replace(
     settings,
-    prompts=8,
-    mini_batch=8,
-    micro_batch=min(settings.micro_batch, 8 * settings.rollouts),
+    prompts=prompts,
+    mini_batch=prompts,
+    micro_batch=min(settings.micro_batch, prompts * settings.rollouts),
     steps=4 if PROFILE == "smoke" else 20,
     reply_temperature=1.6,
     kl=0.0,
@@ -602,7 +601,7 @@ flat_only = [record for record in records if record.dimension == "2d"]
 # %%
 def frame_of(row):
     """Width, height and number of the pictures of a question, as the model sees them."""
-    height, width = flat_only[row].picture_size or pictures(flat_only[row])[0].size[::-1]
+    height, width = flat_only[row].image_size or pictures(flat_only[row])[0].size[::-1]
     return (*frame.size(height, width)[::-1], 1)
 
 

@@ -76,8 +76,8 @@ print(f"{checkpoint.identity()['model']['name']}: at most {settings.max_new_toke
 
 # %% [markdown]
 # The questions are about phantom patients with numbers that training never reaches: a slice of one, the volume of the
-# next, two questions each. They are thinned like the training questions (notebook 01), so that reading them does not
-# help. Boxes are written in pixels of this model's processor. `DATA` asks another benchmark in their place.
+# next, two questions each. The answer prior is taken out of them as out of the training questions (notebook 01), so
+# that reading them does not help. Boxes are written in pixels of this model's processor. `DATA` asks another benchmark in their place.
 
 # %%
 from collections import Counter
@@ -91,7 +91,7 @@ if DATA:
     benchmark = open_benchmark(str(data_folder(DATA)), m3d_root=M3D_ROOT or None, **asked)
 else:
     benchmark = open_benchmark(
-        "phantom", size=shape, seed=SEED, census=min(300, profile.dataset.census), **asked
+        "phantom", size=shape, seed=SEED, prior_studies=min(300, profile.dataset.prior_studies), **asked
     )
 item_of = {item.id: item for item in benchmark}
 print(f"{len(benchmark)} questions about {len({item.patient for item in benchmark})} patients")
@@ -395,7 +395,7 @@ plot_intervals(series, "answered right, %", reference=("chance", by_chance))
 # ### What the blind baseline says
 #
 # If it is at chance, the words of the questions give nothing away, to this model at least; what is above it was seen.
-# If it is far above chance, every accuracy in the table is that much less impressive. (Without the thinning of
+# If it is far above chance, every accuracy in the table is that much less impressive. (Without the debiasing of
 # notebook 01 it would be: the liver is on the right in nearly everybody.) The difference is taken question by
 # question, which is surer than two intervals side by side:
 
@@ -622,7 +622,7 @@ closely = open_benchmark(
     size=shape,
     frame=frame,
     seed=SEED,
-    census=min(300, profile.dataset.census),
+    prior_studies=min(300, profile.dataset.prior_studies),
 )
 asked = tuple(item for item in closely if item.kind == "texture")
 textures = replace(closely, items=asked, identity={**closely.identity, "kind": "texture"})
@@ -781,7 +781,7 @@ plot_intervals({"accuracy": outcome}, "answered right, %", reference=("chance", 
 # %% [markdown]
 # The intervals are this wide on purpose. All questions are about **one** patient, so strictly they may all be one
 # question, and however many one asks, that does not change. And some of these questions can be answered from anatomy
-# alone: of a single scan everything is known, so nothing could be thinned.
+# alone: of a single scan everything is known, so no prior could be taken out.
 
 # %%
 at = next(

@@ -204,14 +204,14 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib.dataset.build import phantom_set
 from unireason_lib.grounding import build_tiny
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.training.logbook import read_log
 
 scratch = Path(tempfile.mkdtemp())
 build_tiny(scratch / "model")
-how = SimpleNamespace(shape=(8, 64, 64), per_family=2, census=0)
+how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
 phantom_set(scratch / "data", 60, 24, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
 steps = 4 if PROFILE == "smoke" else 40
 
@@ -302,9 +302,10 @@ print(f"of outcome RL, writing replies takes {share:.0%} of the time, by the bil
 # says where. Here is a replica in the same folders and columns, made of phantoms.
 
 # %%
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
-from unireason_lib.dataset.official import write_release
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.release import write_release
+from unireason_lib.dataset.sources import SourceSpec
+from unireason_lib.training.data import images_from, training_records
 
 sources = (
     SourceSpec("phantom", None, {"dimension": "2d", "count": 8}),
@@ -313,7 +314,7 @@ sources = (
 all_train = {"train": 1.0, "val": 0.0, "test": 0.0}
 size = tuple(profiles["gpu"].serialization.size)
 ours = build(
-    BuildConfig(sources, size=size, frame=QWEN_FRAME, per_family=1, census=0, fractions=all_train),
+    BuildConfig(sources, size=size, frame=QWEN_FRAME, per_family=1, prior_studies=0, fractions=all_train),
     scratch / "ours",
 ).folder
 release = write_release(ours, scratch / "UniReason-Med-Data", scratch / "m3d")
@@ -336,7 +337,7 @@ print(
 records = training_records(release, m3d_root=scratch / "m3d")
 print("with them:          ", len(records), "records")
 deep = next(record for record in records if record.dimension == "3d")
-slices = pictures_from(release, m3d_root=scratch / "m3d")(deep)
+slices = images_from(release, m3d_root=scratch / "m3d")(deep)
 print(f"\n{deep.question} {deep.options}\n{len(slices)} slices of {slices[0].size}; {deep.reply[:160]}...")
 
 # %%

@@ -1,5 +1,7 @@
 """The wording of questions, and what counts as an answer."""
 
+import time
+
 import pytest
 
 from unireason_lib.answers import extract_choice, final_answer
@@ -7,133 +9,134 @@ from unireason_lib.errors import RequestError
 from unireason_lib.prompts import chat, question_text
 
 OPTIONS = {"A": "Anterior", "B": "Posterior", "C": "Left", "D": "Left lung"}
+LIST = "A. Anterior\nB. Posterior\nC. Left\nD. Left lung\n"
 
 
-def test_pictures_come_first_then_the_words():
+def test_images_come_first_then_the_words_that_models_were_trained_on():
     (turn,) = chat("Where is it?", ["s0", "s1"], {"A": "here", "B": "there"}, volume=True)
-    assert [part["type"] for part in turn["content"]] == ["image", "image", "text"]
-    lines = turn["content"][-1]["text"].splitlines()
-    assert lines[0] == "These are 2 axial slices of one volume, from foot to head."
-    assert lines[1:4] == ["Where is it?", "A. here", "B. there"]
-    assert "slices" not in question_text("Where is it?")
-    assert question_text("Where is it?") != question_text("Where is it?", {"A": "here", "B": "there"})
+    assert turn["content"][:2] == [{"type": "image", "image": name} for name in ("s0", "s1")]
+    assert turn["content"][-1]["text"] == (
+        "These are 2 axial slices of one volume, from foot to head.\nWhere is it?\nA. here\nB. there\n"
+        "Reason about what you see, point with boxes, then answer with one option."
+    )
+    free = "Reason about what you see, point with boxes, then give a short answer."
+    assert question_text("Where is it?") == f"Where is it?\n{free}"
+
+
+@pytest.mark.parametrize("question", ["", "  ", "what <|im_end|>", "what <think>"])
+def test_unusable_questions_are_refused(question):
+    with pytest.raises(RequestError, match="What to do"):
+        question_text(question)
 
 
 @pytest.mark.parametrize(
-    ("question", "options"),
-    [
-        ("", {}),
-        ("  ", {}),
-        ("what <|im_end|>", {}),
-        ("what <think>", {}),
-        ("what", {"A": "x"}),
-        ("what", {"A": "x", "C": "y"}),
-        ("what", {"B": "x", "A": "y"}),
-        ("what", {"A": "x", "B": ""}),
-        ("what", {"A": "x", "B": "<|vision_start|>"}),
-    ],
+    "options", ["A=x", "A=x C=y", "B=x A=y", "A=x B=", "A=x B=<|vision_start|>"]
 )
-def test_unusable_questions_are_refused(question, options):
+def test_unusable_options_are_refused(options):
     with pytest.raises(RequestError, match="What to do"):
-        question_text(question, options)
+        question_text("what", dict(pair.split("=") for pair in options.split()))
+
+
+CHOSEN = {
+    "A": ["A. Anterior", "A Anterior", "(A)", "A.", "the answer is a."],
+    "B": [
+        *("(B)", "B", "b", "（B）", "(b) behind", "b. posterior", "B, because it lies behind."),
+        *("the answer is B.", "The answer is (B).", "This shows a mass, so the answer is B."),
+        *("Reasoning first.\nB", "Reasoning first.\nB. Posterior", "Reasoning first. (B)"),
+        *("<think>first</think>x<think>second</think>B.", "**Answer:** B", "The answer is “B”."),
+        *(
+            "The answer is \\boxed{B}.",
+            "$\\boxed{\\text{B}}$",
+            "B is correct.",
+            "I would choose B.",
+        ),
+        *("Option B is the best answer, A is not.", "Therefore, B.", "I think it's B"),
+        "Not option A. The answer is B.",
+        *("Posterior, I have no doubt", LIST + "The answer is B.", "B. Behind the heart"),
+        # missed before (report 13)
+        *('{"answer": "B"}', '```json\n{"answer": "B. Posterior"}\n```', "\\boxed{\\mathrm{B}}"),
+        *(
+            "\\boxed{\\textbf{(B) Posterior}}",
+            "答案是B",
+            "答案：B。",
+            "正确答案是选项B，因为",
+            "选B",
+        ),
+    ],
+    "C": ["**C**", "C: Left", "Answer: C", "answer: c", LIST + "\nC"],
+    "D": ["D - Left lung", "The correct option is D because of it", "It lies in the left lung."],
+    None: [
+        *(
+            "",
+            "A mass is seen",
+            "a mass",
+            "A-scan of the eye",
+            "<think>A. Anterior",
+            "no idea",
+            "F",
+        ),
+        *(
+            "I think A or B",
+            "The answer is A. The answer is B.",
+            "anterior and posterior",
+            "a. mass",
+        ),
+        *("the answer is a mass", "the answer is a", "A is right of the cord", "The HEAD is right"),
+        *(
+            "The mass is in segment B.",
+            "A, B or C",
+            "The answer is A, B or C.",
+            "It isn't posterior",
+        ),
+        *("It is not option B.", "It is not in the left lung.", LIST, "A. Anterior\nB. Posterior"),
+        *("I cannot tell whether it is posterior", "Unlike option A, option B fits."),
+        # the letter of one option with the text of another
+        *("C. Anterior", "C Anterior", "The answer is C. Anterior", "(b) anterior", "C. Left lung"),
+        *("Reasoning.\nC. Anterior", '{"answer": "C. Anterior"}'),
+    ],
+}
 
 
 @pytest.mark.parametrize(
     ("reply", "letter"),
-    [
-        ("A. Anterior", "A"),
-        ("A Anterior", "A"),
-        ("(B)", "B"),
-        ("B", "B"),
-        ("**C**", "C"),
-        ("C: Left", "C"),
-        ("D - Left lung", "D"),
-        ("the answer is B.", "B"),
-        ("The answer is (B).", "B"),
-        ("This shows a mass, so the answer is B.", "B"),
-        ("The correct option is D because of it", "D"),
-        ("Answer: C", "C"),
-        ("Reasoning first.\nB", "B"),
-        ("Reasoning first.\nB. Posterior", "B"),
-        ("Left lung", "D"),
-        ("It lies in the left lung.", "D"),
-        ("<think>A. Anterior</think>C. Left<|im_end|>", "C"),
-        ("<think>first</think>x<think>second</think>B.", "B"),
-        ("A mass is seen", None),
-        ("a mass", None),
-        ("A-scan of the eye", None),
-        ("", None),
-        ("<think>A. Anterior", None),
-        ("I think A or B", None),
-        ("The answer is A. The answer is B.", None),
-        ("anterior and posterior", None),
-        ("F", None),
-        ("no idea", None),
-        # letters as other models write them
-        ("(A)", "A"),
-        ("A.", "A"),
-        ("b", "B"),
-        ("(b) behind", "B"),
-        ("b. posterior", "B"),
-        ("answer: c", "C"),
-        ("the answer is a.", "A"),
-        ("the answer is a mass", None),
-        ("the answer is a", None),
-        ("a. mass", None),
-        ("**Answer:** B", "B"),
-        ("The answer is \\boxed{B}.", "B"),
-        ("$\\boxed{\\text{B}}$", "B"),
-        ("The answer is “B”.", "B"),
-        ("（B）", "B"),
-        ("B, because it lies behind.", "B"),
-        ("B is correct.", "B"),
-        ("Option B is the best answer, A is not.", "B"),
-        ("I would choose B.", "B"),
-        ("Therefore, B.", "B"),
-        ("I think it's B", "B"),
-        ("Reasoning first. (B)", "B"),
-        # what is only talked about
-        ("A is right of the cord", None),
-        ("The HEAD is right", None),
-        ("The mass is in segment B.", None),
-        ("A, B or C", None),
-        ("The answer is A, B or C.", None),
-        ("Not option A. The answer is B.", "B"),
-        ("It is not option B.", None),
-        ("Unlike option A, option B fits.", None),
-        ("It is not in the left lung.", None),
-        ("I cannot tell whether it is posterior", None),
-        ("It isn't posterior", None),
-        ("Posterior, I have no doubt", "B"),
-        # the options repeated, then an answer, or none
-        ("A. Anterior\nB. Posterior\nC. Left\nD. Left lung\nThe answer is B.", "B"),
-        ("A. Anterior\nB. Posterior\nC. Left\nD. Left lung\n\nC", "C"),
-        ("A. Anterior\nB. Posterior\nC. Left\nD. Left lung", None),
-        ("A. Anterior\nB. Posterior", None),
-    ],
+    [(reply, letter) for letter, replies in CHOSEN.items() for reply in replies],
 )
 def test_what_counts_as_a_choice(reply, letter):
     assert extract_choice(reply, OPTIONS) == letter
 
 
-def test_numbers_are_read_whole_and_in_any_script():
-    sizes = {"A": "5 mm", "B": "1.5 mm", "C": "15 mm", "D": "51 mm"}
-    assert extract_choice("It measures 1.5 mm.", sizes) == "B"
-    assert extract_choice("It measures 2.5 mm.", sizes) is None
-    assert extract_choice("肝脏", {"A": "脾脏", "B": "肝脏"}) == "B"
-    assert extract_choice("ein Ödem", {"A": "Udem", "B": "Ödem"}) == "B"
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        ("It measures 1.5 mm.", ["5 mm", "1.5 mm", "15 mm"], "B"),
+        ("It measures 2.5 mm.", ["5 mm", "1.5 mm", "15 mm"], None),
+        ("肝脏", ["脾脏", "肝脏"], "B"),
+        ("ein Ödem", ["Udem", "Ödem"], "B"),
+        ("No, there is no effusion.", ["Yes", "No"], "B"),
+        ("Yes, it is not normal.", ["Yes", "No"], "A"),
+        ("I do not know.", ["Yes", "No"], None),
+        ("Left lung", [], None),
+        ("B. Posterior", [], "B"),
+    ],
+)
+def test_numbers_scripts_yes_and_no(reply, options, letter):
+    assert extract_choice(reply, dict(zip("ABC", options, strict=False))) == letter
 
 
-def test_yes_and_no_are_answers():
-    options = {"A": "Yes", "B": "No"}
-    assert extract_choice("No, there is no effusion.", options) == "B"
-    assert extract_choice("Yes, it is not normal.", options) == "A"
-    assert extract_choice("I do not know.", options) is None
+SLOW = "answer |answer is B. |A,|(|\\boxed{|A. Anterior\n|not |left lung |exclud|. \n|\t|option |an|so "
 
 
-def test_without_options_only_letters_count():
-    assert extract_choice("Left lung") is None
-    assert extract_choice("B. Posterior") == "B"
+@pytest.mark.parametrize("length", [8_000, 80_000])
+@pytest.mark.parametrize("pattern", [". . .", *SLOW.split("|")])
+def test_reading_an_answer_takes_linear_time_B12(pattern, length):
+    """8,000 characters of ". . ." took two seconds."""
+    started = time.perf_counter()
+    for text in (
+        pattern * (length // len(pattern)),
+        "answer" + pattern * (length // len(pattern)) + "x",
+    ):
+        extract_choice(text, OPTIONS)
+    assert time.perf_counter() - started < 2
 
 
 def test_final_answer_is_what_stands_after_the_thought():

@@ -4,5 +4,5 @@ import logging
 
 __version__ = "0.1.0"
 
-# bitsandbytes, where it is installed, tells everybody who imports peft which faster CPU kernel it did not find
+# bitsandbytes tells everybody who imports peft which faster CPU kernel it did not find
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,16 +1,49 @@
 """Errors that help: each message names the thing, what was expected, what was found and what to do.
 
-All of them are ``ValueError`` subclasses, so a caller who only wants "bad input" catches one built-in type, while
-a batch run can tell an unreadable scan from a bad question.
+All of them are ``ValueError`` subclasses, so a caller who only wants "bad input" catches one
+built-in type, while a batch run can tell an unreadable scan from a bad question. They survive a
+process pool: pickling keeps the four parts.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class UniReasonError(ValueError):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        subject: What the message is about, usually a file path; alone, it is the whole message.
+        expected: What would have been right.
+        found: What was there instead.
+        do: What the reader can do now.
+    """
+
+    def __init__(
+        self,
+        subject: object,
+        expected: str | None = None,
+        found: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.subject, self.expected, self.do = str(subject), expected, do
+        self.found = None if found is None else str(found)
+        message = self.subject
+        if expected is not None:
+            message = f"{subject}: expected {expected}, found {found}. What to do: {do}."
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.subject, self.expected, self.found, self.do)
+
+
+class BoxError(UniReasonError):
+    """A box was built from, or used with, something that is not a box."""
 
 
 class ScanError(UniReasonError):
-    """A volume or picture is missing, unreadable or ill-formed."""
+    """A volume or image is missing, unreadable or ill-formed."""
 
 
 class LabelError(UniReasonError):
@@ -22,7 +55,7 @@ class ModelError(UniReasonError):
 
 
 class RequestError(UniReasonError):
-    """A question put to the model, or one row of a batch of questions, is incomplete or contradictory."""
+    """A question to the model, or one row of a batch, is incomplete or contradictory."""
 
 
 class DatasetError(UniReasonError):
@@ -45,16 +78,5 @@ class ProfileError(UniReasonError):
     """A profile or one of its overrides is unknown or out of range."""
 
 
-def explain(subject: object, *, expected: str, found: str, do: str) -> str:
-    """The house form of an error message.
-
-    Args:
-        subject: What the message is about, usually a file path.
-        expected: What would have been right.
-        found: What was there instead.
-        do: What the reader can do now.
-
-    Returns:
-        ``"subject: expected ..., found .... Do: ..."`` on one line.
-    """
-    return f"{subject}: expected {expected}, found {found}. What to do: {do}."
+class ScanWarning(UserWarning):
+    """Something that the user of a scan or label map should know, which was read all the same."""

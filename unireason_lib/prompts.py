@@ -1,8 +1,8 @@
 """The user's turn: one wording for training data, evaluation, the command line and rollouts.
 
-A model that is asked in other words than it was trained with answers worse for no medical reason, so every part of the
-package asks through :func:`chat`. The pictures come first (one image, or the slices of a volume from foot to head),
-then the question, its options, and what form the reply should take.
+A model that is asked in other words than it was trained with answers worse for no medical reason,
+so every part of the package asks through :func:`chat`: first the image, or the slices of a volume
+from foot to head, then the question, its options, and how to reply.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 LETTERS = "ABCDEFGH"
 """Option letters, in order."""
@@ -22,75 +22,65 @@ _CONTROL = re.compile(r"<\|[a-z_]+\|>|</?think>")
 
 
 def plain_text(text: str, what: str) -> str:
-    """Check that a text from outside contains no control token of the model.
-
-    Args:
-        text: A question or an option.
-        what: What it is, for the message.
-
-    Returns:
-        The text, stripped.
+    """A text from outside, stripped, if it contains no control token of the model.
 
     Raises:
-        RequestError: The text is empty, or has something like ``<|image_pad|>`` in it, which would be read as a
-            control token and not as text.
+        RequestError: ``what`` is empty, or has something like ``<|image_pad|>`` in it, which the
+            tokenizer would not read as text.
     """
-    found = _CONTROL.search(text)
-    if found or not text.strip():
-        raise RequestError(
-            explain(
-                what,
-                expected="plain text",
-                found=f"the control token {found[0]}" if found else "nothing",
-                do="remove it from the text" if found else "write it",
-            )
-        )
+    if token := _CONTROL.search(text):
+        raise RequestError(what, "plain text", f"the control token {token[0]}", "remove it")
+    if not text.strip():
+        raise RequestError(what, "plain text", "nothing", "write it")
     return text.strip()
 
 
-def question_text(question: str, options: Mapping[str, str] | None = None, slices: int | None = None) -> str:
+def question_text(
+    question: str, options: Mapping[str, str] | None = None, slices: int | None = None
+) -> str:
     """The words of the user's turn.
 
     Args:
         question: The question.
         options: Letter -> text of the option; None or empty asks for a short free answer.
-        slices: Number of slices when the pictures are a volume, None for a 2D image.
+        slices: Number of slices of a volume, None for a 2D image.
 
     Raises:
-        RequestError: Question or options are empty or contain control tokens; letters are not A, B, C, ...
+        RequestError: Question or options are empty or contain control tokens, or the letters are
+            not A, B, C, ...
     """
     options = options or {}
     if list(options) != list(LETTERS[: len(options)]) or len(options) == 1:
-        raise RequestError(
-            explain(
-                "options",
-                expected="none, or two and more with the letters A, B, C, ... in order",
-                found=", ".join(options),
-                do="give --option-a, --option-b, ... without gaps",
-            )
-        )
-    lines = (
-        [f"These are {slices} axial slices of one volume, from foot to head."] if slices is not None else []
-    )
+        expected = "none, or two and more with the letters A, B, C, ... in order"
+        do = "give --option-a, --option-b, ... without gaps"
+        raise RequestError("options", expected, ", ".join(options), do)
+    lines = []
+    if slices is not None:
+        lines.append(f"These are {slices} axial slices of one volume, from foot to head.")
     lines.append(plain_text(question, "the question"))
-    lines += [f"{letter}. {plain_text(text, f'option {letter}')}" for letter, text in options.items()]
+    lines += [
+        f"{letter}. {plain_text(text, f'option {letter}')}" for letter, text in options.items()
+    ]
     lines.append(_CHOOSE if options else _TELL)
     return "\n".join(lines)
 
 
 def chat(
-    question: str, images: Sequence[Any], options: Mapping[str, str] | None = None, volume: bool = False
+    question: str,
+    images: Sequence[Any],
+    options: Mapping[str, str] | None = None,
+    volume: bool = False,
 ) -> list[dict[str, Any]]:
-    """The conversation up to the model's turn, in the chat form of transformers.
+    """The conversation up to the model's turn, as transformers' chat templates take it.
 
     Args:
         question: The question.
-        images: The pictures, or whatever stands for them (paths, ids); one for a 2D image, the slices for a volume.
+        images: The images, or what stands for them (paths, ids): one, or the slices of a volume.
         options: Letter -> text of the option.
-        volume: Whether the pictures are the slices of a volume.
+        volume: Whether the images are the slices of a volume.
 
     Returns:
-        One user message whose content lists the pictures in order, then the text.
+        One user message whose content lists the images in order, then the text.
     """
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     text = question_text(question, options, slices=len(images) if volume else None)

@@ -21,7 +21,9 @@ def table(shares, seeds=5, questions=120, draw=0, spread=0.01, common=0.0):
     rows = []
     for name, share in shares.items():
         for seed in range(seeds):
-            right = rng.random(questions) < np.clip(share + hard + alike[seed] + rng.normal(0, spread), 0, 1)
+            right = rng.random(questions) < np.clip(
+                share + hard + alike[seed] + rng.normal(0, spread), 0, 1
+            )
             rows += [
                 {
                     "condition": name,
@@ -108,7 +110,11 @@ def test_what_is_not_there_cannot_be_told():
         Claim("x", "new", "old", kind="z"),
     ):
         (found,) = judge(rows, [claim])
-        assert found.verdict == "cannot tell" and found.comparison is None and "found none" in found.why
+        assert (
+            found.verdict == "cannot tell"
+            and found.comparison is None
+            and "found none" in found.why
+        )
 
 
 def test_only_the_questions_of_the_claim_count():
@@ -117,7 +123,11 @@ def test_only_the_questions_of_the_claim_count():
         if row["condition"] == "new" and row["dimension"] == "3d":
             row["correct"] = 1.0
     found = judge(
-        rows, [Claim("in 3D", "new", "old", dimension="3d"), Claim("in 2D", "new", "old", dimension="2d")]
+        rows,
+        [
+            Claim("in 3D", "new", "old", dimension="3d"),
+            Claim("in 2D", "new", "old", dimension="2d"),
+        ],
     )
     assert [one.verdict for one in found] == ["reproduced", "not seen"]
 
@@ -138,6 +148,8 @@ def test_form_is_told_for_each_dimension():
         for k in range(8)
     ]
     found = means(rows, "volumes alone", samples=50)
-    assert found["form 3D, %"].value == 1 and found["form 2D, %"].value == 0 and "IoU 2D" not in found
+    assert (
+        found["form 3D, %"].value == 1 and found["form 2D, %"].value == 0 and "IoU 2D" not in found
+    )
     head, line = table_of_conditions(rows)
     assert dict(zip(head, line, strict=True))["form 2D, %"].startswith("0.0 (0.0-")

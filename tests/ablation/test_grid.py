@@ -49,9 +49,16 @@ def test_a_grid_is_read(tmp_path):
     assert grid.conditions["RL"].stages["rl"] == {"OVERRIDES": "rl.iou=0.5"}
     assert grid.conditions["3D only"].about == "no slices" and grid.minutes == {"sft": 4.0}
     (claim,) = grid.claims
-    assert (claim.better, claim.worse, claim.dimension, claim.value) == ("joint", "3D only", "3d", "correct")
+    assert (claim.better, claim.worse, claim.dimension, claim.value) == (
+        "joint",
+        "3D only",
+        "3d",
+        "correct",
+    )
     assert load_grid(written(tmp_path, GOOD.replace("seeds: 2", "seeds: [3, 5]"))).seeds == (3, 5)
-    assert load_grid(written(tmp_path, GOOD.replace("name: mine\n", ""))).name == "mine"  # the file's
+    assert (
+        load_grid(written(tmp_path, GOOD.replace("name: mine\n", ""))).name == "mine"
+    )  # the file's
 
 
 @pytest.mark.parametrize(

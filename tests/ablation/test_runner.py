@@ -123,7 +123,9 @@ def ablate(project, grid, tmp_path, monkeypatch):
 def test_stages_are_shared_and_ordered(grid):
     jobs = plan(grid)
     by_key = {job.key: job for job in jobs}
-    assert len(jobs) == 2 * (3 + 1 + 4) == len(by_key)  # three fine-tunings, one RL, four tests a seed
+    assert (
+        len(jobs) == 2 * (3 + 1 + 4) == len(by_key)
+    )  # three fine-tunings, one RL, four tests a seed
     shared = [job for job in jobs if job.stage == "sft" and "joint" in job.conditions]
     assert [job.conditions for job in shared] == [("joint", "RL")] * 2
     seen = set()
@@ -133,7 +135,9 @@ def test_stages_are_shared_and_ordered(grid):
         if job.needs:
             assert job.parameters["MODEL"] == by_key[job.needs].makes
     assert {job.seed for job in jobs[: len(jobs) // 2]} == {0}  # whole seeds come first
-    assert {job.parameters["SEED"] for job in jobs if job.stage == "test"} == {0}  # the same questions
+    assert {job.parameters["SEED"] for job in jobs if job.stage == "test"} == {
+        0
+    }  # the same questions
     (rl,) = [job for job in jobs if job.stage == "rl" and job.seed == 0]
     assert rl.parameters["OVERRIDES"] == "sft.steps=3,rl.steps=2,rl.iou=0.5"
     assert set(last_jobs(jobs)) == {(name, seed) for name in grid.conditions for seed in (0, 1)}
@@ -151,7 +155,11 @@ def test_what_decides_an_outcome_decides_the_name(grid, tmp_path):
     elsewhere = plan(grid.at("laptop"))
     assert not keys & {job.key for job in elsewhere}
     # common settings are sizes for the grid's own profile; those of a condition are what it is about
-    assert {job.parameters["OVERRIDES"] for job in elsewhere} == {"", "generation.max_rounds=0", "rl.iou=0.5"}
+    assert {job.parameters["OVERRIDES"] for job in elsewhere} == {
+        "",
+        "generation.max_rounds=0",
+        "rl.iou=0.5",
+    }
 
 
 def test_steps_of_a_condition_keep_their_share_at_another_size(tmp_path):
@@ -183,13 +191,18 @@ def test_a_single_run_by_hand_is_a_command(grid):
     job = next(job for job in plan(grid) if job.stage == "rl")
     command = job.command()
     assert command.startswith("python -m unireason_lib tutorial 05 --profile smoke ")
-    assert f"-p RUN={job.parameters['RUN']}" in command and f"-p MODEL={job.parameters['MODEL']}" in command
+    assert (
+        f"-p RUN={job.parameters['RUN']}" in command
+        and f"-p MODEL={job.parameters['MODEL']}" in command
+    )
 
 
 def test_a_plan_runs_and_is_not_run_again(grid, project, fake):
     jobs = plan(grid)
     ends = []
-    study = run_jobs(jobs, grid, project, on_end=lambda job, outcome, done, total: ends.append((done, total)))
+    study = run_jobs(
+        jobs, grid, project, on_end=lambda job, outcome, done, total: ends.append((done, total))
+    )
     assert len(study.passed) == len(jobs) == len(fake) and not study.failed and not study.skipped
     assert ends == [(k + 1, len(jobs)) for k in range(len(jobs))]
     assert run_jobs(jobs, grid, project).passed == study.passed and len(fake) == len(jobs)
@@ -229,7 +242,9 @@ def test_a_failure_stops_only_what_needs_it(grid, project, fake, monkeypatch):
         assert len(study.passed) == len(jobs) - 4
         assert sum(job == study.failed[0] for job in fake) == 3
     lines = Ledger(folder_of(grid, project) / "ledger.jsonl").lines
-    assert {line["error"] for line in lines if line["status"] == "failed"} == {"cell 3: ValueError: no"}
+    assert {line["error"] for line in lines if line["status"] == "failed"} == {
+        "cell 3: ValueError: no"
+    }
     monkeypatch.setattr(runner, "execute_job", plain)  # mended
     assert not run_jobs(jobs, grid, project).failed
 
@@ -270,7 +285,9 @@ def test_code_that_changes_while_a_study_runs_is_noticed(grid, project, fake, mo
         return plain(root, out, job)
 
     monkeypatch.setattr(runner, "execute_job", execute)
-    with pytest.raises(GridError, match=rf"code of the study.*as it was.*seen at {jobs[2].name}.*--mixed"):
+    with pytest.raises(
+        GridError, match=rf"code of the study.*as it was.*seen at {jobs[2].name}.*--mixed"
+    ):
         run_jobs(jobs, grid, project)
     assert len(Ledger(folder_of(grid, project) / "ledger.jsonl").lines) == 2
     (project / "unireason_lib" / "new.py").unlink()  # as the error says
@@ -308,8 +325,13 @@ def test_data_that_changes_is_named(grid, project, fake, tmp_path):
     (data / "train.parquet").write_bytes(b"more")
     others = [job for job in jobs if job.conditions[0] != "3D only"]
     assert len(run_jobs(others, own, project).passed) == len(others)
-    for lines in (kept.lines.values(), Ledger(folder_of(own, project) / "ledger.jsonl").passed().values()):
-        with pytest.raises(GridError, match=r"1 of another data \.\./runs/mine .*sft of 3D only.*--mixed"):
+    for lines in (
+        kept.lines.values(),
+        Ledger(folder_of(own, project) / "ledger.jsonl").passed().values(),
+    ):
+        with pytest.raises(
+            GridError, match=r"1 of another data \.\./runs/mine .*sft of 3D only.*--mixed"
+        ):
             check_made_by(lines, made_by(own, project), tmp_path)
     with pytest.raises(GridError, match="of another data"):
         run_jobs(jobs, own, project)
@@ -381,7 +403,11 @@ def test_a_study_in_parts_is_the_study(grid, project, fake, tmp_path):
     run_jobs(first, grid, project)
     kept = kept_by(grid, project, tmp_path / "kept", judged=False)
     told = json.loads((tmp_path / "kept" / "mine.json").read_text())
-    assert len(told["missing"]) == 4 and told["missing"][0].endswith("seed 1") and told["verdicts"] == []
+    assert (
+        len(told["missing"]) == 4
+        and told["missing"][0].endswith("seed 1")
+        and told["verdicts"] == []
+    )
     run_jobs(jobs, grid, project)
     whole = kept_by(grid, project, tmp_path / "whole")
     for place in ("sft", "rl", "evaluation", "ablation"):  # another machine
@@ -400,7 +426,9 @@ def test_a_study_in_parts_is_the_study(grid, project, fake, tmp_path):
     assert not still_needed(jobs, again) and not again.missing(grid)
     told = json.loads((tmp_path / "kept" / "mine.json").read_text())
     assert told["missing"] == [] and told["verdicts"]
-    assert collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", again) == again  # nothing was added
+    assert (
+        collect(grid, tmp_path, Ledger(tmp_path / "none"), "nothing", again) == again
+    )  # nothing was added
 
 
 def test_other_code_and_another_base_are_named(grid, project, fake, tmp_path):
@@ -431,7 +459,13 @@ def test_the_agreement_of_volumes_and_slices_is_kept(grid, project, fake, tmp_pa
     jobs = plan(grid, seeds=[0], only=["joint"])
     run_jobs(jobs, grid, project)
     about = {"parent": "q", "slice": 1, "cuboid": [0, 0, 1, 4, 4, 2]}
-    line = {"id": "q/1", "patient": "p", "about": about, "boxes": [[0, 0, 4, 2]], "frame": [8, 8, 1]}
+    line = {
+        "id": "q/1",
+        "patient": "p",
+        "about": about,
+        "boxes": [[0, 0, 4, 2]],
+        "frame": [8, 8, 1],
+    }
     (project / jobs[-1].makes).with_name("replies.slices.jsonl").write_text(json.dumps(line) + "\n")
     kept = kept_by(grid, project, tmp_path)
     assert kept.consistency[jobs[-1].key]["overlap"]["value"] == pytest.approx(0.5)
@@ -443,7 +477,10 @@ def test_replies_that_failed_are_counted(grid, project, fake, tmp_path):
     jobs = plan(grid, seeds=[0], only=["joint"])
     run_jobs(jobs, grid, project)
     blank = (project / jobs[-1].makes).with_name("replies.blank.jsonl")
-    lines = [{"id": f"q{k}", "patient": "p", "dimension": "2d", "family": "f", "kind": "k"} for k in (0, 1)]
+    lines = [
+        {"id": f"q{k}", "patient": "p", "dimension": "2d", "family": "f", "kind": "k"}
+        for k in (0, 1)
+    ]
     blank.write_text("".join(json.dumps({**line, "error": "no memory"}) + "\n" for line in lines))
     kept = kept_by(grid, project, tmp_path)
     assert kept.failed == {"joint, blind, seed 0": 2}
@@ -473,16 +510,24 @@ def test_the_command_does_not_judge_what_failed(grid, project, fake, ablate, tmp
         line["code"] = code_hash(project)
     (kept / "mine.json").write_text(json.dumps(told))
     refused = ablate("--parts", str(kept))
-    assert refused.exit_code == 2 and "of another code" in refused.output and "ledger" in refused.output
+    assert (
+        refused.exit_code == 2
+        and "of another code" in refused.output
+        and "ledger" in refused.output
+    )
 
 
-def test_the_command_tells_nothing_before_the_end(grid, project, fake, ablate, tmp_path, monkeypatch):
+def test_the_command_tells_nothing_before_the_end(
+    grid, project, fake, ablate, tmp_path, monkeypatch
+):
     """Interrupted, it keeps what it has and judges nothing; another machine goes on from there."""
     plain, kept = runner.execute_job, tmp_path / "kept"
 
     def execute(root, out, job):
         if len(fake) == 10:
-            told = json.loads((kept / "mine.json").read_text())  # written after every test, not at the end
+            told = json.loads(
+                (kept / "mine.json").read_text()
+            )  # written after every test, not at the end
             assert len(told["runs"]) >= 8 and told["missing"] and not told["verdicts"]
             return "interrupted", 1.0, "after 2 of 9 cells"
         return plain(root, out, job)
@@ -490,7 +535,10 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, ablate, t
     monkeypatch.setattr(runner, "execute_job", execute)
     first = ablate()
     assert first.exit_code == 130, first.output
-    assert "of 8 tests of the study are missing" in first.output and "when it has ended" in first.output
+    assert (
+        "of 8 tests of the study are missing" in first.output
+        and "when it has ended" in first.output
+    )
     assert "verdict" not in first.output
     shutil.rmtree(project / "runs")
     monkeypatch.setattr(runner, "execute_job", plain)
@@ -511,7 +559,11 @@ def test_the_command_tells_nothing_before_the_end(grid, project, fake, ablate, t
     assert {row["seed"] for row in read_kept(kept, "mine").rows} == {0, 1, 2}
     (project / "unireason_lib" / "new.py").write_text("x = 1\n")
     refused = ablate("--parts", str(kept))
-    assert refused.exit_code == 2 and "of another code" in refused.output and "--mixed" in refused.output
+    assert (
+        refused.exit_code == 2
+        and "of another code" in refused.output
+        and "--mixed" in refused.output
+    )
 
 
 def test_what_a_kept_test_shares_is_made_again_for_others(grid, project, fake, tmp_path):
@@ -534,7 +586,11 @@ def test_damaged_parts_are_refused(grid, project, fake, tmp_path):
     whole = kept_by(grid, project, tmp_path)
     told, table = tmp_path / "mine.json", tmp_path / "mine.csv.gz"
     good, packed = told.read_text(), table.read_bytes()
-    for file, content in ((told, good[:-20]), (told, "[]"), (told, good.replace('"code"', '"cod"'))):
+    for file, content in (
+        (told, good[:-20]),
+        (told, "[]"),
+        (told, good.replace('"code"', '"cod"')),
+    ):
         file.write_text(content)
         with pytest.raises(GridError, match="without --parts"):
             read_kept(tmp_path, "mine")
@@ -563,7 +619,9 @@ def test_a_notebook_that_fails_says_why(grid, project):
     status, _, error = execute_job(str(project), str(project / "out"), unknown)
     assert status == "failed" and "'FROM'" in error
     lost = type(job)(**{**vars(job), "makes": "runs/nowhere"})
-    assert execute_job(str(project), str(project / "out"), lost)[2].endswith("runs/nowhere is not there")
+    assert execute_job(str(project), str(project / "out"), lost)[2].endswith(
+        "runs/nowhere is not there"
+    )
 
 
 def begin(grid_file, project, rest):
@@ -574,7 +632,9 @@ def begin(grid_file, project, rest):
         f"g, p = load_grid(sys.argv[1]), Path(sys.argv[2]); {rest}"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    return subprocess.Popen([sys.executable, "-c", program, str(grid_file), str(project)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(grid_file), str(project)], env=environment
+    )
 
 
 def test_a_killed_study_goes_on(grid, project, tmp_path):
@@ -624,7 +684,9 @@ def test_a_ray_cluster_runs_the_same(grid, project):
     study = run_jobs(jobs, grid, project, ray="local")
     assert len(study.passed) == len(jobs), study.failed
     with pytest.raises(GridError, match=r"expected 1 GPU for a run.*with 0\..*model\.device=cpu"):
-        run_jobs(jobs, replace(grid, name="other", overrides="model.device=cuda"), project, ray="local")
+        run_jobs(
+            jobs, replace(grid, name="other", overrides="model.device=cuda"), project, ray="local"
+        )
 
 
 @pytest.mark.parametrize("gpus, together", [("0.5", 2), ("1.0", 1), ("2.0", 0)])

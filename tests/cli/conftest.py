@@ -17,15 +17,17 @@ from unireason_lib.cli import app
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory) -> Path:
-    """A folder with pictures ``0.png`` ... ``5.png`` (80 x 48) and volumes ``0.nii.gz`` ... ``2.nii.gz``."""
+    """Images ``0.png`` ... ``5.png`` (80 x 48) and volumes ``0.nii.gz`` ... ``2.nii.gz``."""
     folder = tmp_path_factory.mktemp("scans")
     draw = np.random.default_rng(0)
     for k in range(6):
-        Image.fromarray(draw.integers(0, 256, (48, 80, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+        noise = draw.integers(0, 256, (48, 80, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{k}.png")
+    affine = np.array([[-2.0, 0, 0, 30], [0, -2.0, 0, 20], [0, 0, 5.0, -40], [0, 0, 0, 1]])
+    ramp = np.linspace(-100, 300, 20 * 16 * 12).reshape(20, 16, 12)
     for k in range(3):
-        ramp = np.linspace(-100, 300, 20 * 16 * 12).reshape(20, 16, 12) + draw.normal(0, 30, (20, 16, 12))
-        affine = np.array([[-2.0, 0, 0, 30], [0, -2.0, 0, 20], [0, 0, 5.0, -40], [0, 0, 0, 1]])
-        nib.save(nib.Nifti1Image(ramp.astype(np.int16), affine), folder / f"{k}.nii.gz")
+        noisy = ramp + draw.normal(0, 30, ramp.shape)
+        nib.save(nib.Nifti1Image(noisy.astype(np.int16), affine), folder / f"{k}.nii.gz")
     return folder
 
 
@@ -48,12 +50,8 @@ def run(tiny_checkpoint) -> Callable[..., Result]:
     def call(*words: object) -> Result:
         words = [str(word) for word in words]
         if words[0] == "infer" and "--help" not in words:
-            for name, value in (
-                ("--model-path", tiny_checkpoint),
-                ("--max-new-tokens", 3),
-                ("--device", "cpu"),
-            ):
-                words += [] if name in words else [name, str(value)]
+            usual = {"--model-path": tiny_checkpoint, "--max-new-tokens": 3, "--device": "cpu"}
+            words += [str(w) for pair in usual.items() if pair[0] not in words for w in pair]
         result = CliRunner().invoke(app, words)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -40,10 +39,11 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
 
 def test_every_command_has_help_and_the_flags_people_know(run):
     assert run("--version").stdout.strip() == __version__
-    assert "2d-batch" in run("infer", "--help").stdout and "NAMES" in run("bench", "--help").stdout.upper()
-    shared = (
-        "--model-path --adapter --device --device-map --torch-dtype --normalize --output --max-new-tokens "
+    assert (
+        "2d-batch" in run("infer", "--help").stdout
+        and "NAMES" in run("bench", "--help").stdout.upper()
     )
+    shared = "--model-path --adapter --device --device-map --torch-dtype --normalize --output --max-new-tokens "
     shared += "--max-rounds --tokens-per-round --temperature --top-p --seed --quiet"
     single = "--question --option-a --option-b --option-c --option-d"
     table = "--input --input-csv --image-root --data-root --max-samples --batch-size"
@@ -93,47 +93,3 @@ def test_tiny_makes_a_checkpoint_once(run, tmp_path):
 def test_bench_is_registered(run):
     result = run("bench", "nonsense")
     assert result.exit_code == 2 and "serialize" in result.stderr
-
-
-def test_results_become_a_page(run, scans, questions, scripted, tmp_path):
-    scripted("<think><|box_start|>[16,8,1,48,24,3]<|box_end|></think>B. cyst<|im_end|>")
-    asked = [{"id": f"v{k}", "volume": f"{k}.nii.gz", "question": "What?"} for k in (0, 1, 7)]
-    out = tmp_path / "out.jsonl"
-    run(
-        *("infer", "3d-batch", "--input", questions(*asked), "--data-root", scans, "--output", out),
-        *("--target-size", "4x32x64", "--max-new-tokens", 99),
-    )
-    result = run("trace", out)
-    page = (tmp_path / "out.html").read_text()
-    assert result.exit_code == 0 and "3 replies" in result.stdout and result.stderr == ""
-    assert all(f">{name}<" in page for name in ("v0", "v1", "v7")) and page.count("data:image/png") >= 8
-    assert "7.nii.gz: expected a file" in page  # an error is shown as it was recorded
-
-    result = run("trace", out, "--id", "v0", "--max-samples", 1, "--out", tmp_path / "one.html")
-    assert result.exit_code == 0 and ">v1<" not in (tmp_path / "one.html").read_text()
-    assert run("trace", out, "--id", "nobody").exit_code == 2
-    assert run("trace", tmp_path / "none.jsonl").exit_code == 2
-    result = run("trace", out, "--data-root", tmp_path, "--out", tmp_path / "bare.html")
-    assert result.exit_code == 0 and "v0: shown without pictures" in result.stderr
-
-
-def test_one_reply_becomes_a_page_and_paths_in_results_are_not_trusted(run, scans, scripted, tmp_path):
-    scripted("<think><|box_start|>[16,8,48,24]<|box_end|></think>B. cyst<|im_end|>")
-    out = tmp_path / "reply.json"
-    words = ("--question", "What?", "--output", out, "--max-new-tokens", 99)
-    run("infer", "2d", "--image", scans / "0.png", *words)
-    result = run("trace", out)
-    assert result.exit_code == 0 and "shown without pictures" in result.stderr  # not below the current folder
-    result = run("trace", out, "--image-root", scans)
-    assert (
-        result.exit_code == 0
-        and result.stderr == ""
-        and "data:image" in (tmp_path / "reply.html").read_text()
-    )
-    record = json.loads(out.read_text())
-    for change in ({"image": "../secret.png"}, {"frame": None}, {"picture": {"window": "nonsense"}}):
-        out.write_text(json.dumps({**record, **change}))
-        result = run("trace", out, "--image-root", scans)
-        assert result.exit_code == 0 and "shown without pictures" in result.stderr
-    out.write_text("[]")
-    assert run("trace", out).exit_code == 2

@@ -2,14 +2,23 @@
 
 from dataclasses import asdict
 
+import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
-from unireason_lib.dataset.records import Record
+from unireason_lib.dataset.schema import Record, ScanReference
 from unireason_lib.dataset.view import View
 from unireason_lib.imaging import ProcessorFrame
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=512 * 512)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_datasets(tmp_path_factory):
+    """What ``load_dataset`` keeps goes with the tests."""
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    datasets.disable_progress_bars()
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +34,11 @@ def box():
 
 
 @pytest.fixture(scope="session")
-def picture_record(box):
-    """Makes a question about one 64 x 48 picture, answered with two boxes; arguments replace fields."""
+def image_record(box):
+    """Makes a question about one 64 x 48 image, answered with two boxes; arguments replace fields."""
 
     def make(**changes) -> Record:
+        first, second = box(4, 4, 40, 30), box(30, 2, 48, 20)
         values = {
             "id": "s1/structure-localization/0",
             "study": "s1",
@@ -37,18 +47,21 @@ def picture_record(box):
             "modality": "CT",
             "dimension": "2d",
             "family": "structure localization",
+            "kind": "structure",
             "question": "Which structure fills the box [4,4,40,30]?",
             "options": {"A": "the spleen", "B": "the liver", "C": "the heart", "D": "the stomach"},
             "answer": "B",
-            "reply": f"<think>Here {box(4, 4, 40, 30)} I see it, beside {box(30, 2, 48, 20)}.</think>B. the liver",
+            "reply": f"<think>Here {first} I see it, beside {second}.</think>B. the liver",
             "image_ids": ("aa00",),
             "evidence": (("liver", (4, 4, 40, 30)), ("heart", (30, 2, 48, 20))),
-            "picture_size": (64, 48),
+            "image_size": (64, 48),
             "serialization": {"size": None, "window": "percentile", "frame": asdict(FRAME)},
+            "scan": ScanReference("made:flip=xy", "s1"),
             "license": "none",
             "writer": "hand",
             "seed": 3,
             "split": "train",
+            "names": ("the liver", "the heart"),
         }
         return Record(**{**values, **changes})
 
@@ -56,42 +69,47 @@ def picture_record(box):
 
 
 @pytest.fixture(scope="session")
-def volume_record(box, picture_record):
+def volume_record(box, image_record):
     """Makes a question about six slices of 64 x 64, answered with one cuboid over three of them."""
 
     def make(**changes) -> Record:
+        thought = f"It spans {box(2, 8, 1, 30, 40, 4)}: low and behind."
+        sides = ("Left, front", "Right, front", "Left, back", "Right, back")
         values = {
             "id": "v1/spatial-localization/0",
             "study": "v1",
             "patient": "p2",
             "dimension": "3d",
             "family": "spatial localization",
+            "kind": "quadrant",
             "question": "Where does the liver lie?",
-            "options": {"A": "Left, front", "B": "Right, front", "C": "Left, back", "D": "Right, back"},
+            "options": dict(zip("ABCD", sides, strict=True)),
             "answer": "D",
-            "reply": f"<think>It spans {box(2, 8, 1, 30, 40, 4)}: low and behind.</think>D. Right, back",
+            "reply": f"<think>{thought}</think>D. Right, back",
             "image_ids": tuple(f"bb00-{z:03d}" for z in range(6)),
             "evidence": (("liver", (2, 8, 1, 30, 40, 4)),),
-            "picture_size": (64, 64),
-            "serialization": {"size": [6, 64, 64], "window": [-200.0, 300.0], "frame": asdict(FRAME)},
+            "image_size": (64, 64),
+            "serialization": {
+                "size": [6, 64, 64],
+                "window": [-200.0, 300.0],
+                "frame": asdict(FRAME),
+            },
             "split": "test",
+            "names": ("the liver",),
         }
-        return picture_record(**{**values, **changes})
+        return image_record(**{**values, **changes})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def pictures():
-    """Makes a picture for every image id of a record, each with another ramp."""
+def images_of():
+    """Makes an image for every image id of a record, each with another ramp."""
 
-    def make(record: Record) -> dict[str, Image.Image]:
-        height, width = record.picture_size
-        ramp = Image.linear_gradient("L").resize((width, height))
-        return {
-            name: ramp.point(lambda value, k=k: (value + 17 * k) % 256).convert("RGB")
-            for k, name in enumerate(record.image_ids)
-        }
+    def make(record: Record) -> list[Image.Image]:
+        ramp = np.linspace(0, 200, np.prod(record.image_size)).reshape(record.image_size)
+        planes = [(ramp + 9 * k).astype(np.uint8) for k in range(len(record.image_ids))]
+        return [Image.fromarray(plane).convert("RGB") for plane in planes]
 
     return make
 

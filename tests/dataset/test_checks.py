@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, study_records
-from unireason_lib.dataset.checks import REASONS, check_all, check_record, check_truth, leaked
+from unireason_lib.dataset.checks import REASONS, check_record, check_truth, leaked
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 
@@ -32,25 +32,28 @@ BAD = {
     "control token in the question": ({"question": "What <|image_pad|> is it?"}, "control token"),
     "placeholder in the question": ({"question": "What <image> is it?"}, "control token"),
     "answer in the question": ({"question": "Is it the liver?"}, "answer leak"),
-    "no thought": ({"reply": "B. the liver"}, "form"),
-    "empty thought": ({"reply": replied(" ")}, "form"),
-    "two thoughts": ({"reply": "<think>a</think><think>b</think>B. the liver"}, "form"),
-    "other letter at the end": ({"reply": GOOD.replace("B. the", "A. the")}, "form"),
-    "other text at the end": ({"reply": GOOD + "!"}, "form"),
+    "no thought": ({"reply": "B. the liver"}, "format"),
+    "empty thought": ({"reply": replied(" ")}, "format"),
+    "two thoughts": ({"reply": "<think>a</think><think>b</think>B. the liver"}, "format"),
+    "other letter at the end": ({"reply": GOOD.replace("B. the", "A. the")}, "format"),
+    "other text at the end": ({"reply": GOOD + "!"}, "format"),
     "box not closed": ({"reply": replied("Here <|box_start|>[4,4,40,30] it is.")}, "tags"),
     "box not opened": ({"reply": replied("Here [4,4,40,30]<|box_end|> it is.")}, "tags"),
     "reversed box": ({"reply": replied(f"Here {box(40, 4, 4, 30)} it is.")}, "tags"),
-    "vision token": ({"reply": replied("Here <|vision_start|> it is."), "evidence": ()}, "control token"),
+    "vision token": (
+        {"reply": replied("Here <|vision_start|> it is."), "evidence": ()},
+        "control token",
+    ),
     "one number altered": ({"reply": GOOD.replace("[4,4,", "[4,5,")}, "boxes"),
     "box invented": ({"reply": GOOD.replace("</think>", f" {box(1, 1, 9, 9)}</think>")}, "boxes"),
     "box left out": ({"reply": replied(f"Here {box(4, 4, 40, 30)}.")}, "boxes"),
-    "cuboid on a picture": (
+    "cuboid on an image": (
         {"reply": replied(box(1, 1, 0, 9, 9, 1)), "evidence": (("liver", (1, 1, 0, 9, 9, 1)),)},
-        "pointings",
+        "rounds",
     ),
     "too many boxes": (
         {"reply": replied(box(1, 1, 9, 9) * 11), "evidence": (("liver", (1, 1, 9, 9)),) * 11},
-        "pointings",
+        "rounds",
     ),
     "box outside": ({"reply": replied(FAR), "evidence": (("liver", (4, 4, 40, 300)),)}, "crop"),
     "concludes otherwise": (
@@ -61,15 +64,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("changes, reason", BAD.values(), ids=BAD)
-def test_a_bad_record_is_refused_for_its_reason(changes, reason, picture_record):
-    assert picture_record().reply == GOOD and check_record(picture_record()) is None
-    found = check_record(picture_record(**changes))
+def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
+    assert image_record().reply == GOOD and check_record(image_record()) is None
+    found = check_record(image_record(**changes))
     assert found is not None and found[0] == reason and reason in REASONS and found[1]
 
 
 @pytest.mark.parametrize(
     "cuboid, reason",
-    [((2, 8, 1, 30, 40, 7), "crop"), ((2, 8, 6, 30, 40, 7), "crop"), ((2, 8, 30, 40), "pointings")],
+    [((2, 8, 1, 30, 40, 7), "crop"), ((2, 8, 6, 30, 40, 7), "crop"), ((2, 8, 30, 40), "rounds")],
     ids=["one slice too deep", "beyond the slices", "rectangle"],
 )
 def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason, volume_record):
@@ -81,16 +84,9 @@ def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason, volume_record):
 
 
 def test_a_question_may_name_several_options_but_not_only_the_right_one():
-    assert leaked("Which is larger, the liver or the spleen?", OPTIONS, "B") is None
+    assert not leaked("Which is larger, the liver or the spleen?", OPTIONS, "B")
     assert leaked("Is the LIVER, seen here, large?", {"A": "liver", "B": "spleen"}, "A")
-    assert leaked("Is the liver seen?", {"A": "live", "B": "spleen"}, "A") is None
-
-
-def test_refusals_say_which_record_and_are_kept_apart(picture_record):
-    good, refused = check_all([picture_record(), picture_record(id="x", answer="A")])
-    assert [record.id for record in good] == ["s1/structure-localization/0"]
-    assert (refused[0].record, refused[0].reason, refused[0].study) == ("x", "form", "s1")
-    assert refused[0].to_dict()["text"] == picture_record().reply
+    assert not leaked("Is the liver seen?", {"A": "live", "B": "spleen"}, "A")
 
 
 @pytest.fixture(params=[phantom, phantom_slice], ids=["3d", "2d"])
@@ -99,13 +95,13 @@ def made(request, view_of, frame):
     study = request.param(3)
     config = BuildConfig((SourceSpec("phantom"),), size=(8, 64, 64), frame=frame)
     view = view_of(study)
-    questions = {question.id: question for question in ask(study, view=view)}
-    records = study_records(config, study, encode=False).records
+    questions = {question.id: question for question in ask(view)}
+    records = study_records(config, study).records
     assert len(records) >= 4
     return view, questions, records
 
 
-def test_what_the_pipeline_makes_is_true(made):
+def test_what_the_build_makes_is_true(made):
     view, questions, records = made
     for record in records:
         assert check_truth(record, view, questions[record.id]) is None
@@ -118,18 +114,19 @@ def test_a_box_moved_by_one_pixel_or_given_to_another_structure_is_noticed(made)
         question = questions[record.id]
         for k, (name, coordinates) in enumerate(record.evidence):
             moved = (coordinates[0] + 1, *coordinates[1:])
-            others = [s.name for s in view.study.structures if s.box != view.study.find(name).box]
-            for entry in ((name, moved), (others[0], coordinates)):
+            other = next(s.name for s in view.study.structures if s.name != name)
+            for entry in ((name, moved), (other, coordinates)):
                 evidence = (*record.evidence[:k], entry, *record.evidence[k + 1 :])
-                found = check_truth(replace(record, evidence=evidence), view, question)
-                assert found[0] == "untrue box"
+                problem = check_truth(replace(record, evidence=evidence), view, question)
+                assert problem[0] == "untrue box"
                 tried += 1
     assert tried >= 8
 
 
-def test_evidence_that_is_not_pointed_at_is_noticed(made):
+def test_evidence_without_a_box_is_noticed(made):
     view, questions, records = made
     pointing = [record for record in records if questions[record.id].evidence]
     assert pointing
     for record in pointing:
-        assert check_truth(replace(record, evidence=()), view, questions[record.id])[0] == "evidence"
+        problem = check_truth(replace(record, evidence=()), view, questions[record.id])
+        assert problem[0] == "evidence"

@@ -1,7 +1,7 @@
 """Studies: measured structures, overlaps, slices, names and sides, laziness."""
 
-import json
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.study import Study, _measure, kind_of, readable_name, side_of
 from unireason_lib.errors import DatasetError, LabelError
-from unireason_lib.imaging import Volume, label_boxes, load_volume
+from unireason_lib.imaging import Volume, label_boxes
 
 ABOUT = {"id": "s1", "patient": "p1", "source": "made", "modality": "CT"}
 LPS = np.diag([-2.0, -2.0, 5.0, 1.0])  # x, y, z voxel size 2, 2, 5 mm
@@ -28,31 +28,25 @@ def naive(mask: np.ndarray):
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 6), (1, 9, 4), (8, 8)])
-@pytest.mark.parametrize("scale", [1, 997, 3_000_000], ids=["dense", "sparse", "huge"])
-@pytest.mark.parametrize("chunk", [1 << 20, 20])
-def test_measured_structures_are_the_naive_ones(shape, scale, chunk):
+@pytest.mark.parametrize("scale", [1, 997, 200_000], ids=["dense", "sparse", "large"])
+def test_measured_structures_are_the_naive_ones(shape, scale):
     rng = np.random.default_rng(len(shape) + scale)
     labels = (rng.integers(0, 6, shape) * (rng.random(shape) < 0.3) * scale).astype(np.int64)
-    found = _measure(labels, chunk)
-    assert sorted(found) == sorted(set(np.unique(labels).tolist()) - {0})
-    boxes = label_boxes(labels)
-    for value, extent in found.items():
-        box, voxels, centroid = naive(labels == value)
-        assert (*extent.low, *extent.high) == box == boxes[value].as_tuple()
-        assert extent.voxels == voxels
-        np.testing.assert_allclose(np.array(extent.total) / voxels, centroid)
+    extents, boxes = _measure(labels), label_boxes(labels)
+    assert sorted(extents) == sorted(set(np.unique(labels).tolist()) - {0})
+    for value, (low, high, voxels, total) in extents.items():
+        box, count, centroid = naive(labels == value)
+        assert (*low, *high) == box == boxes[value].as_tuple() and voxels == count
+        np.testing.assert_allclose(np.array(total) / voxels, centroid)
 
 
 def test_host_keeps_its_whole_box_when_a_lesion_replaces_its_edge():
     labels = np.zeros((4, 10, 12), np.uint8)
     labels[1:3, 2:8, 3:9] = 5
     labels[1:3, 2:5, 7:11] = 41  # bites a corner off the liver and sticks out of it
+    names = {1: "body", 5: "liver", 41: "liver lesion", 42: "cyst"}
     study = Study.from_labels(
-        labels,
-        {1: "body", 5: "liver", 41: "liver lesion", 42: "cyst"},
-        scan=volume_like(labels),
-        inside={41: 5, 5: 1},
-        **ABOUT,
+        labels, names, scan=volume_like(labels), inside={41: 5, 5: 1}, **ABOUT
     )
     liver, lesion, body = study.find("liver"), study.find("liver lesion"), study.find("body")
     box, voxels, centroid = naive((labels == 5) | (labels == 41))
@@ -62,16 +56,13 @@ def test_host_keeps_its_whole_box_when_a_lesion_replaces_its_edge():
     assert lesion.box == Box3D(7, 2, 1, 11, 5, 3) and lesion.kind == "lesion"
     assert body.voxels == voxels  # nested two deep, and without a voxel of its own
     assert (study.mask(liver) == ((labels == 5) | (labels == 41))).all()
-    assert study.absent == ("cyst",)
-    assert study.lesions == (lesion,)
+    assert study.absent == ("cyst",) and study.lesions == (lesion,)
 
 
 def test_overlapping_masks_are_measured_exactly_also_on_slices():
     rng = np.random.default_rng(1)
-    masks = [
-        (name, rng.random((3, 9, 9)) < p)
-        for name, p in (("a", 0.5), ("b", 0.4), ("a", 0.3), ("c", 0.0), ("d", 0.2))
-    ]
+    chances = (("a", 0.5), ("b", 0.4), ("a", 0.3), ("c", 0.0), ("d", 0.2))
+    masks = [(name, rng.random((3, 9, 9)) < p) for name, p in chances]
     study = Study.from_masks(iter(masks), scan=np.zeros((3, 9, 9)), **ABOUT)
     assert [s.name for s in study.structures] == ["a", "b", "a", "d"] and study.absent == ("c",)
     assert [s.label for s in study.structures] == [1, 2, 3, 5]
@@ -96,17 +87,17 @@ def test_slice_is_a_2d_study_of_the_same_patient():
         scan=scan,
         inside={9: 7},
         attributes={9: {"host": "kidney_left"}},
+        key="k",
         **ABOUT,
     )
     cut = study.slice(1)
     assert (cut.dimension, cut.patient, cut.id, cut.shape) == ("2d", "p1", "s1-z001", (6, 8))
     assert (cut.spacing, cut.directions, cut.details["z"]) == ((2.0, 2.0), "LP", 1)
     assert (cut.scan == scan.array[1]).all() and (cut.labels == labels[1]).all()
+    assert study.key == "k" and cut.key == ""  # no source can read a slice by the volume's key
     kidney, cyst = cut.structures
     assert kidney.box == Box2D(2, 1, 5, 4) and kidney.size == 9 * 4.0 and kidney.side == "left"
-    assert (
-        cyst.box == Box2D(3, 2, 4, 3) and cyst.attributes == {"host": "kidney_left"} and cyst.kind == "lesion"
-    )
+    assert cyst.box == Box2D(3, 2, 4, 3) and cyst.attributes == {"host": "kidney_left"}
     assert [s.name for s in study.slice(0).structures] == ["kidney_left"]
     assert study.slice(2).structures == () and study.slice(2).absent == ("kidney_left", "cyst")
     for bad in (-1, 3):
@@ -116,19 +107,19 @@ def test_slice_is_a_2d_study_of_the_same_patient():
         cut.slice(0)
 
 
-def test_one_pixel_and_border_structures():
+def test_border_one_pixel_and_empty_maps():
     labels = np.zeros((5, 5), np.uint8)
     labels[0, 0], labels[4, 1:] = 1, 2
-    first, second = Study.from_labels(labels, {1: "spot", 2: "edge"}, scan=labels, **ABOUT).structures
-    assert first.box == Box2D(0, 0, 1, 1) and first.centroid == (0.5, 0.5) and first.size is None
-    assert second.box == Box2D(1, 4, 5, 5) and second.centroid == (3.0, 4.5)
-
-
-def test_empty_label_map_has_no_structures():
-    study = Study.from_labels(np.zeros((4, 4), np.uint8), {3: "liver"}, scan=np.zeros((4, 4)), **ABOUT)
-    assert study.structures == () and study.absent == ("liver",)
-    with pytest.raises(DatasetError, match="liver"):
-        study.find("liver")
+    names = {1: "spot", 2: "edge", 3: None}
+    spot, edge = Study.from_labels(labels, names, scan=labels, **ABOUT).structures
+    assert spot.box == Box2D(0, 0, 1, 1) and spot.centroid == (0.5, 0.5) and spot.size is None
+    assert edge.box == Box2D(1, 4, 5, 5) and edge.centroid == (3.0, 4.5)
+    empty = Study.from_labels(labels * 0, names, scan=labels, **ABOUT)
+    assert empty.structures == () and empty.absent == empty.vocabulary == ("spot", "edge")
+    with pytest.raises(DatasetError, match="spot"):
+        empty.find("spot")
+    floats = Study.from_labels(labels * 1.0, names, scan=labels, **ABOUT)
+    assert floats.structures == (spot, edge) and floats.labels.dtype.kind == "i"
 
 
 @pytest.mark.parametrize(
@@ -138,11 +129,13 @@ def test_empty_label_map_has_no_structures():
         (np.full((4, 4), 1.5), {1: "a"}, {}, "whole numbers"),
         (np.full((4, 4), np.nan), {1: "a"}, {}, "whole numbers"),
         (np.full((4, 4), -1), {1: "a"}, {}, "0 and more"),
-        (np.ones((2, 2, 2, 2), int), {1: "a"}, {}, "whole numbers"),
+        (np.full((4, 4), -1, np.int8), {1: "a"}, {}, "0 and more"),
+        (np.full((4, 4), 1e12), {1: "a"}, {}, "below 1048576"),
+        (np.ones((2, 2, 2, 2), int), {1: "a"}, {}, "2D or 3D"),
         (np.ones((0, 4), int), {1: "a"}, {}, "shape .0, 4."),
         (np.ones((3, 4), int), {1: "a"}, {}, "shape"),
         (np.ones((4, 4), int), {1: "a", 2: "b"}, {"inside": {1: 2, 2: 1}}, "circles"),
-        (np.ones((4, 4), int), {1: "a"}, {"inside": {1: 8}}, "1 -> 8"),
+        (np.ones((4, 4), int), {1: "a"}, {"inside": {1: 8}}, "1: 8"),
     ],
 )
 def test_bad_label_maps_are_refused(labels, names, more, message):
@@ -150,46 +143,30 @@ def test_bad_label_maps_are_refused(labels, names, more, message):
         Study.from_labels(labels, names, scan=np.zeros((4, 4)), **more, **ABOUT)
 
 
-def test_labels_on_another_grid_are_refused():
-    labels = np.ones((2, 3, 4), np.uint8)
-    elsewhere = LPS.copy()
+def test_bad_masks_and_labels_on_another_grid_are_refused():
+    masks = [("a", np.ones((2, 2))), ("b", np.ones((2, 3)))]
+    with pytest.raises(LabelError, match="mask of b"):
+        Study.from_masks(masks, scan=np.zeros((2, 2)), **ABOUT)
+    with pytest.raises(LabelError, match="at least one mask"):
+        Study.from_masks([], scan=np.zeros((2, 2)), **ABOUT)
+    labels, elsewhere = np.ones((2, 3, 4), np.uint8), LPS.copy()
     elsewhere[2, 3] = 40
     with pytest.raises(LabelError, match="apart"):
         Study.from_labels(Volume(labels, elsewhere), {1: "a"}, scan=volume_like(labels), **ABOUT)
 
 
-def test_labels_stored_as_floats_are_read():
-    labels = np.array([[0.0, 2.0], [2.0, 0.0]])
-    study = Study.from_labels(labels, {2: "liver"}, scan=labels, **ABOUT)
-    assert study.find("liver").voxels == 2 and study.labels.dtype.kind == "i"
+def test_directions_and_spacing_only_where_the_volume_knows_them():
+    """Report 9: no questions about sides where a header contradicts itself."""
+    labels = np.ones((2, 3, 4), np.uint8)
 
+    def known(volume):
+        study = Study.from_labels(labels, {1: "one"}, scan=volume, **ABOUT)
+        return study.directions, study.spacing
 
-def test_bad_masks_are_refused():
-    with pytest.raises(LabelError, match="mask of b"):
-        Study.from_masks([("a", np.ones((2, 2))), ("b", np.ones((2, 3)))], scan=np.zeros((2, 2)), **ABOUT)
-    with pytest.raises(LabelError, match="at least one mask"):
-        Study.from_masks([], scan=np.zeros((2, 2)), **ABOUT)
-
-
-def test_values_named_none_are_left_out():
-    labels = np.array([[1, 2]], np.uint8)
-    study = Study.from_labels(labels, {1: "liver", 2: None}, scan=labels, **ABOUT)
-    assert [s.name for s in study.structures] == ["liver"] and study.vocabulary == ("liver",)
-
-
-def test_patient_directions_and_distances():
-    labels = np.zeros((6, 10, 10), np.uint8)
-    labels[4, 2, 8], labels[1, 7, 1] = 1, 2
-    study = Study.from_labels(labels, {1: "one", 2: "two"}, scan=volume_like(labels), **ABOUT)
-    one, two = study.structures
-    assert study.offset(one, two) == {"left": 14.0, "posterior": -10.0, "superior": 15.0}
-    assert study.location(one, two) == ("left", "anterior", "superior")
-    assert study.location(two, one, margin=12) == ("right", "inferior")
-    assert study.location(two) == ("right", "posterior", "inferior")  # seen from the middle of the grid
-    unknown = Study.from_labels(
-        labels, {1: "one", 2: "two"}, scan=Volume(labels, np.eye(4), has_affine=False), **ABOUT
-    )
-    assert unknown.directions == "" and unknown.location(one, two) == () and unknown.spacing is None
+    volume = volume_like(labels)
+    assert known(volume) == ("LPS", (5.0, 2.0, 2.0))
+    assert known(replace(volume, has_affine=False)) == ("", None)
+    assert known(replace(volume, sides_certain=False)) == ("", (5.0, 2.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -197,14 +174,12 @@ def test_patient_directions_and_distances():
     [
         ("kidney_left", "left kidney", "left"),
         ("Left Kidney", "left kidney", "left"),
-        ("right kidney", "right kidney", "right"),
         ("Precentral_L", "left precentral", "left"),
         ("lung_upper_lobe_right", "right lung upper lobe", "right"),
         ("rib_left_9", "left rib 9", "left"),
         ("vertebrae_L1", "vertebrae L1", None),
         ("left and right lung", "left and right lung", None),
         ("L", "l", None),
-        ("inferior_vena_cava", "inferior vena cava", None),
         ("brightness", "brightness", None),
     ],
 )
@@ -212,69 +187,31 @@ def test_names_and_sides(name, readable, side):
     assert (readable_name(name), side_of(name)) == (readable, side)
 
 
-def test_lesions_are_told_by_their_names():
-    lesions = (
-        "liver tumour",
-        "Lung nodule",
-        "kidney_cyst",
-        "lung_cancer",
-        "brain metastases",
-        "adenocarcinoma",
-    )
+def test_lesions_are_known_by_their_names():
+    lesions = ("liver tumour", "Lung nodule", "kidney_cyst", "brain metastases", "adenocarcinoma")
+    assert {kind_of(name) for name in lesions} == {"lesion"}
     organs = ("liver", "masseter muscle", "urinary_bladder", "cystic duct")
-    assert {kind_of(name) for name in lesions} == {"lesion"} and {kind_of(name) for name in organs} == {
-        "organ"
-    }
+    assert {kind_of(name) for name in organs} == {"organ"}
 
 
-def _made(shape, calls) -> Volume:
+def made_volume(shape, calls) -> Volume:
     calls.append(1)
     return Volume(np.ones(shape, np.int16), LPS)
 
 
 def test_lazy_scans_are_read_on_access_and_not_kept():
-    calls = []
-    labels = np.ones((4, 8, 8), np.uint8)
-    study = Study.from_labels(labels, {1: "a"}, scan=partial(_made, labels.shape, calls), **ABOUT)
+    calls, labels = [], np.ones((4, 256, 256), np.uint8)
+    lazy = partial(made_volume, labels.shape, calls)
+    study = Study.from_labels(labels, {1: "a"}, scan=lazy, **ABOUT)
     cut = study.slice(2)
     assert not calls
-    assert study.scan.array.shape == (4, 8, 8) and cut.scan.shape == (8, 8) and len(calls) == 2
-    wrong = Study.from_labels(labels, {1: "a"}, scan=partial(_made, (4, 8, 9), calls), **ABOUT)
-    with pytest.raises(DatasetError, match="shape"):
-        _ = wrong.scan
-
-
-def test_streaming_many_studies_stays_flat_in_memory():
-    labels = np.ones((4, 256, 256), np.uint8)
+    assert study.scan.shape == labels.shape and cut.scan.shape == (256, 256) and len(calls) == 2
+    wrong = partial(made_volume, (4, 8, 9), calls)
+    with pytest.raises(LabelError, match="shape"):
+        _ = Study.from_labels(labels, {1: "a"}, scan=wrong, **ABOUT).scan
     tracemalloc.start()
-    try:
-        studies = []
-        for k in range(30):  # kept, as a careless caller would; the scans are 0.5 MB each
-            make = partial(_made, labels.shape, [])
-            studies.append(Study.from_labels(labels, {1: f"a{k}"}, scan=make, labels_source=labels, **ABOUT))
-            assert studies[-1].scan.array.sum() == labels.size
-        kept, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    studies = [Study.from_labels(labels, {1: "a"}, scan=lazy, **ABOUT) for _ in range(20)]
+    assert all(study.scan.array.sum() == labels.size for study in studies)  # 0.5 MB each
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert kept < 1e6
-
-
-def test_a_real_ct_with_its_segmentation(real_scans):
-    table = json.loads((real_scans / "abdomen_seg_labels.json").read_text())
-    names = {int(value): readable_name(name) for value, name in table.items()}
-    scan, labels = (
-        load_volume(real_scans / "abdomen_ct.nii.gz"),
-        load_volume(real_scans / "abdomen_seg.nii.gz"),
-    )
-    study = Study.from_labels(labels, names, scan=scan, **ABOUT)
-    assert len(study.structures) == len(np.unique(labels.array)) - 1 > 40
-    assert study.directions == "LPS" and study.spacing == (3.0, 3.0, 3.0)
-    spine = next(s for s in study.structures if s.name.startswith("vertebrae"))
-    for name in ("left kidney", "spleen", "right kidney", "liver"):
-        if name not in study.absent:
-            side = "left" if name in ("left kidney", "spleen") else "right"
-            assert side in study.location(study.find(name), spine), name
-    assert "anterior" in study.location(study.find("liver"), spine)
-    for structure in study.structures:
-        box, voxels, _ = naive(study.labels == structure.label)
-        assert (structure.box.as_tuple(), structure.voxels) == (box, voxels)

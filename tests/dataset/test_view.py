@@ -1,4 +1,4 @@
-"""Views: written boxes are where the pixels are, pictures as they are shown, everything said in plain values."""
+"""Views: written boxes are where the pixels are, and what is visible is on a plane that is shown."""
 
 import json
 from dataclasses import replace
@@ -9,9 +9,9 @@ import pytest
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.dataset.study import Study
-from unireason_lib.dataset.view import QWEN_FRAME, View
-from unireason_lib.errors import ScanError
-from unireason_lib.imaging import ProcessorFrame, Volume, serialize
+from unireason_lib.dataset.view import MIN_PIXELS, QWEN_FRAME, View, scan_images
+from unireason_lib.errors import DatasetError, ScanError
+from unireason_lib.imaging import ProcessorFrame, Volume, serialize, serialize_labels
 
 FRAME = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
 ABOUT = {"id": "s", "patient": "p", "source": "made", "modality": "CT"}
@@ -22,9 +22,8 @@ def block_study(shape, box, spacing=(4.0, 1.0, 1.0)) -> Study:
     labels = np.zeros(shape, np.uint8)
     labels[box[2] : box[5], box[1] : box[4], box[0] : box[3]] = 1
     affine = np.diag((-spacing[2], -spacing[1], spacing[0], 1))
-    return Study.from_labels(
-        labels, {1: "block"}, scan=Volume(labels.astype(np.int16) * 1000, affine), **ABOUT
-    )
+    scan = Volume(labels.astype(np.int16) * 1000, affine)
+    return Study.from_labels(labels, {1: "block"}, scan=scan, **ABOUT)
 
 
 @pytest.mark.parametrize("size", [(8, 64, 64), (5, 96, 48), (32, 256, 256)])
@@ -34,12 +33,12 @@ def block_study(shape, box, spacing=(4.0, 1.0, 1.0)) -> Study:
 def test_written_box_is_where_the_pixels_are(shape, box, size):
     view = View(block_study(shape, box), size, (0.0, 1000.0), FRAME)
     written = view.box(view.study.find("block"))
-    bright = np.stack([np.asarray(FRAME.aligned(picture))[..., 0] for picture in view.images()]) > 127
-    where = np.argwhere(bright)[:, ::-1]
-    found = (*where.min(axis=0), *(where.max(axis=0) + 1))
+    planes = [np.asarray(FRAME.aligned(image))[..., 0] for image in view.images()]
+    where = np.argwhere(np.stack(planes) > 127)[:, ::-1]
+    bright = (*where.min(axis=0), *(where.max(axis=0) + 1))
     # interpolation shifts an edge by half a source or target pixel at most
-    slack = np.array([max(1, size[2] / shape[2]), max(1, size[1] / shape[1]), max(1, size[0] / shape[0])] * 2)
-    assert (np.abs(np.subtract(found, written.as_tuple())) <= slack).all()
+    slack = [max(1, new / old) for new, old in zip(size[::-1], shape[::-1], strict=True)] * 2
+    assert (np.abs(np.subtract(bright, written.as_tuple())) <= slack).all()
     assert all(isinstance(edge, int) for edge in written.as_tuple())
 
 
@@ -47,25 +46,21 @@ def test_written_box_follows_the_slice_stack_and_the_frame():
     study = phantom(3, shape=(12, 80, 100))
     view = View(study, (8, 64, 96), None, FRAME)
     stack = serialize(study.scan, (8, 64, 96), study.window)
-    for structure in study.structures:
-        assert view.box(structure) == FRAME.written(stack.from_voxel(structure.box), 64, 96, 8)
-    assert view.box(Box3D(10, 10, 2, 50, 40, 6)) == FRAME.written(
-        stack.from_voxel(Box3D(10, 10, 2, 50, 40, 6)), 64, 96, 8
-    )
-    assert (view.depth, view.picture_size, len(view.images())) == (8, (64, 96), 8)
+    for region in (*study.structures, Box3D(10, 10, 2, 50, 40, 6)):
+        box = getattr(region, "box", region)
+        assert view.box(region) == FRAME.written(stack.from_voxel(box), 64, 96, 8)
+    assert (view.depth, view.image_size, len(view.images())) == (8, (64, 96), 8)
+    assert view.pixels is view.pixels and (view.pixels == stack.pixels).all()
     assert np.asarray(view.images()[2])[..., 0].tolist() == stack.pixels[2].tolist()
 
 
-def test_pictures_keep_their_size_and_boxes_go_to_the_frame():
+def test_images_keep_their_size_and_boxes_go_to_the_frame():
     study = phantom_slice(4, size=(50, 70))
     view = View(study, (8, 64, 64), None, FRAME)
-    assert (view.depth, view.picture_size) == (None, (50, 70))
-    assert FRAME.size(50, 70) == (48, 64)
-    structure = study.find("spine")
-    x1, y1, x2, y2 = structure.box.as_tuple()
-    assert view.box(structure) == Box2D(x1 * 64 / 70, y1 * 48 / 50, x2 * 64 / 70, y2 * 48 / 50).round()
-    (picture,) = view.images()
-    assert picture.size == (70, 50) and picture.mode == "RGB"
+    assert (view.depth, view.image_size) == (None, (50, 70)) and FRAME.size(50, 70) == (48, 64)
+    x1, y1, x2, y2 = study.find("spine").box.as_tuple()
+    box = Box2D(x1 * 64 / 70, y1 * 48 / 50, x2 * 64 / 70, y2 * 48 / 50).round()
+    assert view.box(study.find("spine")) == box and view.images()[0].size == (70, 50)
 
 
 def test_a_structure_of_one_voxel_keeps_a_pixel_and_a_slice():
@@ -76,13 +71,82 @@ def test_a_structure_of_one_voxel_keeps_a_pixel_and_a_slice():
         view.box(Box3D(300, 0, 0, 310, 5, 5))
 
 
+def noisy_study(labels, padding=None) -> Study:
+    """Labels over a scan of noise, which is constant where ``padding`` is true."""
+    scan = np.random.default_rng(0).normal(0, 30, labels.shape).astype(np.int16)
+    scan[labels == 2] += 300
+    scan[False if padding is None else padding] = -1024
+    return Study.from_labels(labels, {1: "a", 2: "b", 3: "c"}, scan=scan, **ABOUT)
+
+
+def test_a_lesion_between_the_shown_planes_is_not_visible():
+    """B2: 300 slices are laid out as 32; a bright lesion of 5 slices falls between two of them."""
+    labels = np.zeros((300, 40, 40), np.uint8)
+    labels[99:104, 10:20, 10:20] = 2  # planes 98 and 107 are shown
+    labels[196:206, 10:20, 10:20] = 1
+    view = View(noisy_study(labels), (32, 40, 40), None, FRAME)
+    shown = serialize_labels(Volume(labels, np.eye(4)), (32, 40, 40))
+    assert not (shown == 2).any() and (shown == 1).any()
+    assert view.visible(view.study.find("a")) and not view.visible(view.study.find("b"))
+    assert View(view.study, (300, 40, 40)).visible(view.study.find("b"))
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_a_structure_needs_some_pixels_on_one_plane(dimension):
+    labels = np.zeros((6, 30, 30), np.uint8)
+    labels[2, 5, :MIN_PIXELS] = 1
+    labels[2, 7, : MIN_PIXELS - 1] = 2
+    labels[3:5, 9, : MIN_PIXELS - 1] = 3  # enough over two planes, not on one
+    study = noisy_study(labels)
+    study = study if dimension == 3 else study.slice(2)
+    seen = {s.name for s in study.structures if View(study, (6, 30, 30)).visible(s)}
+    assert seen == {"a"}
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_labels_on_constant_padding_are_not_visible(dimension):
+    """Report 3: an outline that runs into padding counts by its part on real values."""
+    labels = np.zeros((4, 40, 40), np.uint8)
+    labels[1, 2:10, 2:10] = 1  # on padding
+    labels[1, 10:25, 20] = 3  # partly
+    padding = np.zeros(labels.shape, bool)
+    padding[:, :, :21], padding[:, 10 : 10 + MIN_PIXELS, 20] = True, False
+    study = noisy_study(labels, padding=padding)
+    study = study if dimension == 3 else study.slice(1)
+    view = View(study, (4, 40, 40))
+    assert not view.visible(study.find("a")) and view.visible(study.find("c"))
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_a_flat_structure_that_is_not_background_is_visible(dimension):
+    labels = np.zeros((4, 30, 30), np.uint8)
+    labels[:, 4:12, 4:12], labels[:, 15:25, 15:25] = 1, 3
+    study = Study.from_labels(labels, {1: "a", 3: "c"}, scan=labels.astype(np.int16) * 40, **ABOUT)
+    study = study if dimension == 3 else study.slice(1)
+    assert all(View(study, (4, 30, 30)).visible(structure) for structure in study.structures)
+
+
+def test_visible_needs_labels_and_agrees_with_a_slow_count():
+    study = phantom(5, shape=(20, 96, 96))
+    view = View(study, (7, 48, 64), None, FRAME)
+    labels = serialize_labels(Volume(study.labels, np.eye(4)), (7, 48, 64))
+    for structure in study.structures:
+        pixels = np.isin(labels, structure.values).sum(axis=(1, 2)).max()
+        assert view.visible(structure) == (pixels >= MIN_PIXELS), structure.name
+    with pytest.raises(DatasetError, match="label map"):
+        View(replace(study, labels_source=None)).visible(study.structures[0])
+
+
 def test_bytes_and_colour_are_shown_as_they_are_and_other_values_through_the_window():
     grey = np.array([[10, 60], [110, 160]], np.uint8)
     labels = np.ones((2, 2), np.uint8)
 
     def shown(scan, window=None, **more):
-        study = Study.from_labels(labels, {1: "all"}, scan=scan, **{**ABOUT, **more})
-        return np.asarray(View(study, window=window).images()[0])
+        study = Study.from_labels(labels, {1: "all"}, scan=scan, **ABOUT, **more)
+        view = View(study, window=window)
+        kept = json.loads(json.dumps(view.serialization))
+        assert np.array_equal(scan_images(scan, kept["size"], kept["window"], "s"), view.pixels)
+        return np.asarray(view.images()[0])
 
     assert (shown(grey)[..., 0] == grey).all()
     colour = np.stack([grey, grey + 1, grey + 2], axis=-1)
@@ -90,29 +154,24 @@ def test_bytes_and_colour_are_shown_as_they_are_and_other_values_through_the_win
     assert shown(grey, window=(60, 160))[..., 0].tolist() == [[0, 0], [128, 255]]
     hounsfield = np.array([[-1000, 0], [50, 3000]], np.int16)
     assert shown(hounsfield, window="brain")[..., 1].tolist() == [[0, 0], [159, 255]]
-    assert shown(hounsfield, **{"window": (0, 100)})[..., 2].tolist() == [[0, 0], [128, 255]]
+    other = Study.from_labels(labels, {1: "all"}, scan=hounsfield, window=(0, 100), **ABOUT)
+    assert View(other).pixels.tolist() == [[0, 0], [128, 255]]
+    deep = np.array([[0, 4096], [32768, 65535]], np.uint16)
+    assert shown(deep, window="minmax")[..., 0].tolist() == [[0, 16], [128, 255]]
     assert shown(labels.astype(bool))[..., 0].tolist() == [[255, 255], [255, 255]]
-    with pytest.raises(ScanError, match="contrast"):
-        shown(np.full((2, 2), 7.0))
-
-
-def test_bare_arrays_are_volumes_too():
-    labels = np.zeros((4, 20, 20), np.uint8)
-    labels[1:3, 5:9, 5:9] = 1
-    study = Study.from_labels(labels, {1: "a"}, scan=labels * 100, window="minmax", **ABOUT)
-    assert len(View(study, (4, 32, 32)).images()) == 4
+    assert not shown(np.full((2, 2), 7.0)).any()  # one value everywhere is black
+    with pytest.raises(ScanError, match="finite"):
+        shown(np.full((2, 2), np.nan))
 
 
 def test_serialization_is_plain_and_complete():
     view = View(phantom(1), (8, 64, 64), None, FRAME)
-    said = json.loads(json.dumps(view.serialization))
-    assert said == view.serialization
-    assert said["size"] == [8, 64, 64] and said["window"] == list(phantom(1).window)
-    assert ProcessorFrame(**said["frame"]) == FRAME
+    kept = json.loads(json.dumps(view.serialization))
+    assert kept == view.serialization and kept["size"] == [8, 64, 64]
+    assert kept["window"] == list(phantom(1).window) and ProcessorFrame(**kept["frame"]) == FRAME
     assert View(phantom(1), window="lung").serialization["window"] == "lung"
     flat = View(phantom_slice(1))
     assert flat.serialization["size"] is None and flat.frame == QWEN_FRAME
-    assert QWEN_FRAME.size(256, 256) == (252, 252)
 
 
 def test_boxes_need_no_pixels():

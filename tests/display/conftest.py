@@ -79,10 +79,14 @@ def _make_trace(
         if isinstance(part, str):
             continue
         crops = crop_region(pictures, part)
-        pointings.append(Pointing(written, part, "injected" if crops else "outside", tuple(crops), len(ids)))
+        pointings.append(
+            Pointing(written, part, "injected" if crops else "outside", tuple(crops), len(ids))
+        )
         for _ in crops:
             ids, own = [*ids, 3, *[4] * 6, 5], own + [0] * 8
-    request = GroundedRequest(question, pictures, options or {"A": "left", "B": "right"}, dimension, id)
+    request = GroundedRequest(
+        question, pictures, options or {"A": "left", "B": "right"}, dimension, id
+    )
     prompt = [
         1,
         *tokenizer.encode("user\n"),
@@ -133,10 +137,14 @@ def clean_layout():
         figure.draw_without_rendering()
         renderer = figure._get_renderer()
         placed = [(text.get_text(), text.get_window_extent(renderer)) for text in _texts(figure)]
-        assert [(a, b) for (a, one), (b, two) in combinations(placed, 2) if _overlap(one, two, slack)] == []
+        assert [
+            (a, b) for (a, one), (b, two) in combinations(placed, 2) if _overlap(one, two, slack)
+        ] == []
         width, height = figure.canvas.get_width_height()
         beyond = [(-e.x0, -e.y0, e.x1 - width, e.y1 - height) for _, e in placed]
-        assert [words for (words, _), by in zip(placed, beyond, strict=True) if max(by) > slack] == []
+        assert [
+            words for (words, _), by in zip(placed, beyond, strict=True) if max(by) > slack
+        ] == []
 
     return check
 

@@ -1,6 +1,12 @@
 import pytest
 
-from unireason_lib.display import pipeline_figure, plot_bars, plot_counts, plot_intervals, plot_lines
+from unireason_lib.display import (
+    pipeline_figure,
+    plot_bars,
+    plot_counts,
+    plot_intervals,
+    plot_lines,
+)
 from unireason_lib.display.charts import STEPS
 from unireason_lib.display.colors import ACTIVE, LINE_COLORS
 from unireason_lib.errors import RequestError
@@ -13,7 +19,10 @@ CURVES = {
 
 def test_curves_are_the_numbers_given(clean_layout):
     figure = plot_lines(
-        CURVES, "boxes", "seconds", band={"cache kept": [(0.9, 1.1), (1, 1.2), (1.2, 1.4), (1.5, 1.9)]}
+        CURVES,
+        "boxes",
+        "seconds",
+        band={"cache kept": [(0.9, 1.1), (1, 1.2), (1.2, 1.4), (1.5, 1.9)]},
     )
     axes = next(axes for axes in figure.axes if axes.get_xlabel() == "boxes")
     drawn = {line.get_label(): list(map(tuple, line.get_xydata())) for line in axes.lines}
@@ -25,7 +34,12 @@ def test_curves_are_the_numbers_given(clean_layout):
 
 def test_one_curve_needs_no_legend_and_shows_its_target(clean_layout):
     figure = plot_lines(
-        {"cost": CURVES["cache kept"]}, "slices", "s", target=2.0, log=True, title="Cost of one more box"
+        {"cost": CURVES["cache kept"]},
+        "slices",
+        "s",
+        target=2.0,
+        log=True,
+        title="Cost of one more box",
     )
     assert [text.get_text() for text in figure.texts] == ["Cost of one more box"]
     assert "target 2" in [text.get_text() for text in figure.axes[0].texts]
@@ -51,7 +65,12 @@ def test_ticks_never_run_into_each_other(clean_layout):
 
 @pytest.mark.parametrize(
     "series, band",
-    [({}, None), ({"a": []}, None), ({"a": [(0, 1)]}, {"b": [(0, 1)]}), ({"a": [(0, 1)]}, {"a": []})],
+    [
+        ({}, None),
+        ({"a": []}, None),
+        ({"a": [(0, 1)]}, {"b": [(0, 1)]}),
+        ({"a": [(0, 1)]}, {"a": []}),
+    ],
 )
 def test_curves_without_points_are_refused(series, band):
     with pytest.raises(RequestError):
@@ -75,12 +94,16 @@ def test_bars_say_whether_they_reach_their_target(clean_layout):
 
 
 def test_bars_with_intervals(clean_layout):
-    figure = plot_bars({"3D only": 0.41, "2D + 3D": 0.58}, "accuracy", intervals={"2D + 3D": (0.53, 0.63)})
+    figure = plot_bars(
+        {"3D only": 0.41, "2D + 3D": 0.58}, "accuracy", intervals={"2D + 3D": (0.53, 0.63)}
+    )
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.41", "0.58  (0.53 to 0.63)"]
     clean_layout(figure)
 
 
-@pytest.mark.parametrize("step", [None, *(name for _, name, _ in STEPS), "03", "Grounded Interface"])
+@pytest.mark.parametrize(
+    "step", [None, *(name for _, name, _ in STEPS), "03", "Grounded Interface"]
+)
 def test_the_map_fills_the_present_step(step, clean_layout):
     from matplotlib.colors import to_hex
 
@@ -88,7 +111,9 @@ def test_the_map_fills_the_present_step(step, clean_layout):
     boxes = [patch for patch in figure.axes[0].patches if hasattr(patch, "get_boxstyle")]
     filled = [i for i, patch in enumerate(boxes) if to_hex(patch.get_facecolor()) == ACTIVE]
     named = [
-        i for i, (number, name, _) in enumerate(STEPS) if step and step.lower() in (number, name.lower())
+        i
+        for i, (number, name, _) in enumerate(STEPS)
+        if step and step.lower() in (number, name.lower())
     ]
     assert len(boxes) == len(STEPS) and filled == named
     clean_layout(figure)
@@ -102,7 +127,7 @@ def test_the_map_knows_its_steps():
 def test_intervals_stand_in_the_row_and_at_the_value_they_belong_to(clean_layout):
     series = {
         "as they come": {"all": (58, 55, 61), "size comparison": (70, 60, 80)},
-        "with a census": {"all": (26, 23, 29)},
+        "with a prior": {"all": (26, 23, 29)},
     }
     figure = plot_intervals(series, "right, %", reference=("chance", 25))
     (axes,) = [axes for axes in figure.axes if axes.get_xlabel()]
@@ -118,7 +143,9 @@ def test_intervals_stand_in_the_row_and_at_the_value_they_belong_to(clean_layout
     assert [text.get_text() for text in figure.texts] == list(series)
     clean_layout(figure)
     (signed,) = [
-        a for a in plot_intervals({"x": {"a": (2, -0.04, 4)}}, "points", form="+.1f").axes if a.texts
+        a
+        for a in plot_intervals({"x": {"a": (2, -0.04, 4)}}, "points", form="+.1f").axes
+        if a.texts
     ]
     assert signed.texts[0].get_text() == "+2.0  (-0.0 to +4.0)"
     dotted = plot_intervals({"x": {"a": (2, 0, 4)}}, "points", dots={"x": {"a": (1, 2.5, 3)}})

@@ -24,7 +24,9 @@ def outlines(axes):
     return [
         (*patch.get_xy(), patch.get_width(), patch.get_height(), to_hex(patch.get_edgecolor()))
         for patch in axes.patches
-        if isinstance(patch, Rectangle) and not patch.get_fill() and patch.get_transform() != axes.transAxes
+        if isinstance(patch, Rectangle)
+        and not patch.get_fill()
+        and patch.get_transform() != axes.transAxes
     ]
 
 
@@ -116,7 +118,9 @@ def test_left_is_left():
     """A bright spot on the patient's left is drawn on the side that says L, one in front on the side that says A."""
     array = np.zeros((2, 40, 40), np.float32)
     array[:, 4:12, 26:36] = 100  # x grows to the left, y to the back
-    stack = serialize(Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0])), size=(2, 40, 40), window=(0, 100))
+    stack = serialize(
+        Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0])), size=(2, 40, 40), window=(0, 100)
+    )
     figure = show_slices(stack)
     axes = figure.axes[0]
     places = {text.get_text(): text.get_position() for text in axes.texts}
@@ -130,7 +134,9 @@ def test_left_is_left():
 
 def test_no_letters_where_directions_are_unknown(slices):
     array = np.arange(2 * 40 * 40, dtype=np.float32).reshape(2, 40, 40)
-    stack = serialize(Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0]), has_affine=False), size=(2, 40, 40))
+    stack = serialize(
+        Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0]), has_affine=False), size=(2, 40, 40)
+    )
     for figure in (show_slices(stack), show_slices(slices)):
         assert {text.get_text() for text in figure.axes[0].texts} == {"0"}
     assert "R" in {text.get_text() for text in show_slices(slices, orientation=True).axes[0].texts}
@@ -145,7 +151,9 @@ def test_numbers_of_boxes_do_not_cover_each_other(clean_layout):
         Box2D(44, 44, 64, 64),
         Box2D(0, 0, 30, 30),
     ]
-    figure = show_box(picture, boxes, names=[f"a name of some length, number {i}" for i in range(5)])
+    figure = show_box(
+        picture, boxes, names=[f"a name of some length, number {i}" for i in range(5)]
+    )
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3", "4", "5"]
     clean_layout(figure)
 
@@ -157,7 +165,9 @@ def test_text_of_others_is_only_text(slices):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         show_slices(slices, boxes, names, title="100% $ _ ^ {")._repr_png_()
-        show_box(slices[0], {name: box.xy for name, box in zip(names, boxes, strict=True)})._repr_png_()
+        show_box(
+            slices[0], {name: box.xy for name, box in zip(names, boxes, strict=True)}
+        )._repr_png_()
         show_pictures(slices[:4], titles=names)._repr_png_()
 
 
@@ -179,7 +189,12 @@ def test_pictures_in_any_form():
     assert np.array_equal(pictures_of(stack)[0], stack.pixels[0])
     assert pictures_of(grey)[0].shape == (4, 6)
     assert pictures_of([Image.new("I;16", (6, 4)), Image.new("RGBA", (6, 4))])[1].shape == (4, 6, 3)
-    for wrong in ([], [np.zeros((4, 6))], [np.zeros((2, 4, 6, 3), np.uint8)], np.zeros((0, 4, 6), np.uint8)):
+    for wrong in (
+        [],
+        [np.zeros((4, 6))],
+        [np.zeros((2, 4, 6, 3), np.uint8)],
+        np.zeros((0, 4, 6), np.uint8),
+    ):
         with pytest.raises(RequestError):
             pictures_of(wrong)
 
@@ -209,7 +224,9 @@ def test_masks_are_tinted_and_outlined_where_they_are_and_nowhere_else(clean_lay
     picture = np.full((10, 12), 100, np.uint8)
     labels = np.zeros((10, 12), np.uint8)
     labels[2:5, 3:9], labels[7:9, 1:3], labels[0, 0] = 4, 9, 2
-    figure = show_masks([picture, picture], [labels * 0, labels], {4: "liver", 9: "spleen"}, columns=2)
+    figure = show_masks(
+        [picture, picture], [labels * 0, labels], {4: "liver", 9: "spleen"}, columns=2
+    )
     plain, tinted = figure.axes[:2]
     assert len(plain.images) == 1 and len(tinted.images) == 3
     for image, value in zip(tinted.images[1:], (4, 9), strict=True):

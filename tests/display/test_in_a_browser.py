@@ -21,7 +21,9 @@ from unireason_lib.boxes import Box3D
 from unireason_lib.display import SliceViewer, trace_html
 from unireason_lib.imaging import Volume, serialize
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the path")
 
 OPTIONS = (
@@ -76,7 +78,9 @@ addEventListener("error", (event) => { seen.error = event.message; });
 
 def driven(page: str, script: str) -> str:
     """The page with a driving script; its own policy, which would forbid that, is taken out."""
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', f"<script>{DRIVE}</script>", page)
+    page = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', f"<script>{DRIVE}</script>", page
+    )
     return page.replace("</body>", f"<script>{script}\nreport();</script></body>")
 
 
@@ -122,7 +126,10 @@ def test_the_page_moves_between_slices_boxes_and_steps(volume_trace, slices, tmp
     assert found["clicked"]["visible"] == ["3"], "slice 5 is the first one after box 1"
     assert found["again"] == {"active": [], "pressed": "false"}
     assert found["crops"] == ["data:image/png;"] * 7
-    assert found["step1"]["later"] == [False, True, True, True] and "button1" in found["step1"]["active"]
+    assert (
+        found["step1"]["later"] == [False, True, True, True]
+        and "button1" in found["step1"]["active"]
+    )
     assert found["step2"] == {"later": [False, False, True, True], "words": "step 2 of 4"}
     assert found["end"] == {"later": [False] * 4, "on": True}
 
@@ -149,13 +156,13 @@ def test_the_page_turns_from_reply_to_reply(volume_trace, picture_trace, slices,
 
 
 def test_the_policy_of_the_page_stops_a_smuggled_script(volume_trace, slices, tmp_path):
-    smuggled = (
-        "<script>document.title = 'smuggled'</script><img src=x onerror=\"document.title = 'smuggled'\">"
-    )
+    smuggled = "<script>document.title = 'smuggled'</script><img src=x onerror=\"document.title = 'smuggled'\">"
     page = trace_html(volume_trace, slices, title="intact").replace("<main>", smuggled + "<main>")
     document = visit(tmp_path, page)
     assert "<title>intact</title>" in document
-    assert re.search(r'<image [^>]*href="data:image/png', document), "the page's own script must run"
+    assert re.search(r'<image [^>]*href="data:image/png', document), (
+        "the page's own script must run"
+    )
 
 
 @functools.cache
@@ -208,7 +215,9 @@ def mounted(viewer, script: str) -> str:
 
 
 def test_the_viewer_shows_pixels_boxes_and_places(tmp_path):
-    viewer = SliceViewer(stack(), {"one": Box3D(4, 6, 2, 20, 30, 5), "two <b>": Box3D(0, 0, 6, 9, 9, 8)})
+    viewer = SliceViewer(
+        stack(), {"one": Box3D(4, 6, 2, 20, 30, 5), "two <b>": Box3D(0, 0, 6, 9, 9, 8)}
+    )
     script = """
     seen.begin = { index: state.index, rects: rects(), grey: [grey(0, 0), grey(30, 20), grey(47, 39)] };
     one(".stage").dispatchEvent(at("pointermove", 13, 7)); seen.place = one(".readout").textContent;
@@ -244,7 +253,9 @@ def test_the_viewer_shows_pixels_boxes_and_places(tmp_path):
 
 
 def test_the_viewer_obeys_keys_sliders_legend_and_python(tmp_path):
-    viewer = SliceViewer(stack(), {"one": Box3D(4, 6, 2, 20, 30, 5), "two <b>": Box3D(0, 0, 6, 9, 9, 8)})
+    viewer = SliceViewer(
+        stack(), {"one": Box3D(4, 6, 2, 20, 30, 5), "two <b>": Box3D(0, 0, 6, 9, 9, 8)}
+    )
     script = """
     key("ArrowUp"); key("ArrowUp"); key("ArrowUp"); seen.keys = { index: state.index, rects: rects(), saved };
     key("End"); key("ArrowUp"); seen.end = state.index;
@@ -269,6 +280,8 @@ def test_the_viewer_obeys_keys_sliders_legend_and_python(tmp_path):
     assert found["names"] == ["one", "two <b>"]
     assert found["legend"] == [6, 1, True]
     assert found["python"] == [[4, 6, 16, 24]]
-    assert found["window"] == [255 * int(6000 / 255 * pixels[3, y, x] >= 1001) for x, y in ((0, 0), (47, 39))]
+    assert found["window"] == [
+        255 * int(6000 / 255 * pixels[3, y, x] >= 1001) for x, y in ((0, 0), (47, 39))
+    ]
     assert found["pushed"]
     assert found["stopped"] == [[4, 6, 16, 24]], "a removed view no longer draws"

@@ -29,7 +29,9 @@ def test_the_numbers_of_the_log_are_drawn(tmp_path):
 
 
 def test_a_run_without_probes_or_steps(tmp_path):
-    figure = show_learning(write(tmp_path / "a.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]))
+    figure = show_learning(
+        write(tmp_path / "a.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+    )
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["loss"]
     with pytest.raises(RequestError):
         show_learning(write(tmp_path / "b.jsonl", []))

@@ -34,7 +34,10 @@ def test_stages_are_shaded_in_turns_and_curves_are_the_numbers_given(clean_layou
     assert [axes.get_ylabel() for axes in (loss, share)] == ["loss", "share"]
     assert loss.lines[0].get_xydata().tolist() == [[10, 9], [50, 2], [100, 1]]
     level, letters = share.lines
-    assert level.get_ydata() == [0.25, 0.25] and letters.get_xydata().tolist() == [[10, 0.2], [50, 0.9]]
+    assert level.get_ydata() == [0.25, 0.25] and letters.get_xydata().tolist() == [
+        [10, 0.2],
+        [50, 0.9],
+    ]
     assert to_hex(letters.get_color()) == LINE_COLORS[1] and len(share.collections) == 1
     for axes in (loss, share):
         spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
@@ -54,7 +57,9 @@ def test_stages_that_are_not_reached_yet_have_no_number(clean_layout):
     clean_layout(plot_stages({"loss": {"loss": [(10, 2.0)]}}, [], "step"))
 
 
-@pytest.mark.parametrize("panels, bands", [({}, {}), ({"y": {}}, {}), ({"y": {"a": [(0, 1)]}}, {"a": []})])
+@pytest.mark.parametrize(
+    "panels, bands", [({}, {}), ({"y": {}}, {}), ({"y": {"a": [(0, 1)]}}, {"a": []})]
+)
 def test_stages_without_points_are_refused(panels, bands):
     with pytest.raises(RequestError):
         plot_stages(panels, STEPS, "step", bands=bands)
@@ -66,7 +71,10 @@ def test_long_words_beside_bars_stay_on_the_sheet(clean_layout):
         values,
         "share",
         targets=dict.fromkeys(values, 0.99),
-        intervals={"letter given text": (0.9123, 0.9512), "which of several pictures": (0.0512, 0.1623)},
+        intervals={
+            "letter given text": (0.9123, 0.9512),
+            "which of several pictures": (0.0512, 0.1623),
+        },
     )
     clean_layout(figure)
 
@@ -90,36 +98,60 @@ WORDS = [
     "A",
     ".",
 ]
-HOPS = {"phrase": [(3, 3), (3, 2)], "mark": [(2, 0), (3, 0), (7, 5)], "said": [(14, 12)], "option": [(14, 3)]}
+HOPS = {
+    "phrase": [(3, 3), (3, 2)],
+    "mark": [(2, 0), (3, 0), (7, 5)],
+    "said": [(14, 12)],
+    "option": [(14, 3)],
+}
 
 
 def test_arrows_go_from_the_tokens_that_look(clean_layout):
-    figure = show_hops(WORDS, HOPS, [k > 8 for k in range(len(WORDS))], legend={"said": "what was said"})
+    figure = show_hops(
+        WORDS, HOPS, [k > 8 for k in range(len(WORDS))], legend={"said": "what was said"}
+    )
     texts = next(axes for axes in figure.axes if axes.texts)
-    arrows = [to_hex(patch.get_edgecolor()) for patch in texts.patches if isinstance(patch, FancyArrowPatch)]
+    arrows = [
+        to_hex(patch.get_edgecolor())
+        for patch in texts.patches
+        if isinstance(patch, FancyArrowPatch)
+    ]
     assert [arrows.count(color) for color in LINE_COLORS[:4]] == [
         1,
         3,
         1,
         1,
     ]  # none for the token that sees itself
-    assert [text.get_text() for text in texts.texts] == [w.strip(" ").replace("\n", "↵") for w in WORDS]
+    assert [text.get_text() for text in texts.texts] == [
+        w.strip(" ").replace("\n", "↵") for w in WORDS
+    ]
     rows = [text.get_position()[1] for text in texts.texts]
-    assert rows[4] < rows[5] and rows[8] < rows[9] == rows[14] < rows[15]  # a line ends behind its line break
-    assert [text.get_text() for text in figure.texts] == ["phrase", "mark", "what was said", "option"]
+    assert (
+        rows[4] < rows[5] and rows[8] < rows[9] == rows[14] < rows[15]
+    )  # a line ends behind its line break
+    assert [text.get_text() for text in figure.texts] == [
+        "phrase",
+        "mark",
+        "what was said",
+        "option",
+    ]
     clean_layout(figure)
 
 
 def test_the_darkest_token_is_the_one_most_looked_at(clean_layout):
     weights = [0.0] * len(WORDS)
     weights[12], weights[2] = 0.7, 0.2
-    figure = show_attention(WORDS, {"said": Look(14, weights, [12]), "nothing": Look(3, [0.0] * len(WORDS))})
+    figure = show_attention(
+        WORDS, {"said": Look(14, weights, [12]), "nothing": Look(3, [0.0] * len(WORDS))}
+    )
     assert [text.get_text() for text in figure.texts] == ["said: 70%", "nothing: 0%"]
     said = figure.axes[0]
     chips = [p for p in said.patches if not isinstance(p, Rectangle)]
     fills = [to_hex(patch.get_facecolor()) for patch in chips]
     assert (
-        fills[12] == tint(ACTIVE, 0.7) and fills[2] == tint(ACTIVE, 0.2) and set(fills[3:12]) == {"#ffffff"}
+        fills[12] == tint(ACTIVE, 0.7)
+        and fills[2] == tint(ACTIVE, 0.2)
+        and set(fills[3:12]) == {"#ffffff"}
     )
     frames = [patch for patch in said.patches if isinstance(patch, Rectangle)]
     assert len(frames) == 2 and to_hex(frames[1].get_edgecolor()) == LINE_COLORS[1]
@@ -144,7 +176,12 @@ def test_words_stand_on_their_tokens_and_wrong_ones_are_marked(clean_layout):
     said = ["a", "nothing", "dark\nring", "nothing", "bar", "f"]
     right = ["a", "nothing", "dark\ncross", "nothing", "nothing", "f"]
     figure = show_picture_tokens(
-        [WIDE], [(2, 3)], [said], right=[right], boxes=[[(2, Box2D(16, 0, 40, 32))]], titles=["read off"]
+        [WIDE],
+        [(2, 3)],
+        [said],
+        right=[right],
+        boxes=[[(2, Box2D(16, 0, 40, 32))]],
+        titles=["read off"],
     )
     (axes,) = (axes for axes in figure.axes if axes.images)
     lines = {text.get_text(): (text.xy, text.get_color()) for text in axes.texts}
@@ -161,7 +198,9 @@ def test_words_stand_on_their_tokens_and_wrong_ones_are_marked(clean_layout):
 
 def test_the_strongest_token_of_all_pictures_has_the_strongest_colour(clean_layout):
     weights = [[0.5, 0.004, 0, 0, 0, 0.25], [0.1] * 6]
-    figure = show_picture_tokens([WIDE, WIDE], [(2, 3), (2, 3)], weights=weights, titles=["one", "two"])
+    figure = show_picture_tokens(
+        [WIDE, WIDE], [(2, 3), (2, 3)], weights=weights, titles=["one", "two"]
+    )
     one, two = (axes for axes in figure.axes if axes.images)
     fills = [patch.get_alpha() for patch in one.patches]
     assert fills[0] == max(fills) and fills[5] == pytest.approx(fills[0] / 2) and fills[2] == 0

@@ -23,7 +23,9 @@ class Page(HTMLParser):
         super().__init__()
         self.elements, self.text, self.scripts, self._inside = [], "", [], []
         self.feed(html)
-        data = next(content for attributes, content in self.scripts if attributes.get("id") == "pictures")
+        data = next(
+            content for attributes, content in self.scripts if attributes.get("id") == "pictures"
+        )
         self.pictures = json.loads(data)
 
     def handle_starttag(self, tag, attrs):
@@ -54,7 +56,11 @@ class Page(HTMLParser):
 
 
 def boxes_drawn(page):
-    return {a["data-box"]: (int(a["data-from"]), int(a["data-to"])) for a in page.all("g") if "data-box" in a}
+    return {
+        a["data-box"]: (int(a["data-from"]), int(a["data-to"]))
+        for a in page.all("g")
+        if "data-box" in a
+    }
 
 
 def test_a_reply_over_a_volume(volume_trace, slices):
@@ -66,7 +72,14 @@ def test_a_reply_over_a_volume(volume_trace, slices):
     assert len(page.all("img")) == 3 + 4
     (slider,) = page.all("input")
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "7", "3")
-    for words in ("Where is it?", "A. left", "chosen, right", "outside", "3 rounds", "56 injected tokens"):
+    for words in (
+        "Where is it?",
+        "A. left",
+        "chosen, right",
+        "outside",
+        "3 rounds",
+        "56 injected tokens",
+    ):
         assert words in page.text
 
 
@@ -131,10 +144,20 @@ HOSTILE = (
 
 def test_nothing_that_others_wrote_becomes_markup(slices):
     for words in HOSTILE:
-        line = dict.fromkeys(("id", "question", "text", "choice", "stop", "truth", "error", "answer"), words)
-        line |= {"options": {words: words}, "text": f"{words}<|box_start|>[1,2,9,9]<|box_end|>{words}"}
+        line = dict.fromkeys(
+            ("id", "question", "text", "choice", "stop", "truth", "error", "answer"), words
+        )
+        line |= {
+            "options": {words: words},
+            "text": f"{words}<|box_start|>[1,2,9,9]<|box_end|>{words}",
+        }
         line["pointings"] = [
-            {"text": "<|box_start|>[1,2,9,9]<|box_end|>", "box": [1, 2, 9, 9], "status": words, "crops": []},
+            {
+                "text": "<|box_start|>[1,2,9,9]<|box_end|>",
+                "box": [1, 2, 9, 9],
+                "status": words,
+                "crops": [],
+            },
             {"text": words, "box": None, "status": words, "crops": words},
         ]
         html = trace_html([line, line], [slices[:1]] * 2, title=words)
@@ -152,7 +175,9 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(volume_trace, slice
     page = Page(html)
     assert not re.search(r"""(src|href)\s*=\s*["']?(?!data:)[a-z]""", html.split("<script")[0])
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
-    (policy,) = (a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    (policy,) = (
+        a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     digest = base64.b64encode(hashlib.sha256(page.scripts[-1][1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -163,8 +188,18 @@ def test_any_line_of_a_results_file_can_be_shown(slices):
     lines = [
         {},
         {"id": "lost", "error": "scan.nii: expected a file, found nothing"},
-        {"text": None, "options": ["A"], "pointings": [3], "rounds": "many", "seconds": float("nan")},
-        {"text": "<|box_start|>[1,2,9,9]<|box_end|> <|box_start|>[1,2", "pointings": None, "dimension": 7},
+        {
+            "text": None,
+            "options": ["A"],
+            "pointings": [3],
+            "rounds": "many",
+            "seconds": float("nan"),
+        },
+        {
+            "text": "<|box_start|>[1,2,9,9]<|box_end|> <|box_start|>[1,2",
+            "pointings": None,
+            "dimension": 7,
+        },
         {
             "text": "x",
             "pointings": [{"box": [1e400, 0, 1, 1]}, {"box": ["a"] * 4}, {"box": [9, 9, 1, 1]}, {}],

@@ -8,7 +8,7 @@ from unireason_lib.boxes import Box3D
 from unireason_lib.dataset import phantom, phantom_slice
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.rationales import TemplateWriter
-from unireason_lib.dataset.records import Record
+from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.view import View
 from unireason_lib.display import show_questions, show_record, show_replies
 from unireason_lib.display.question_figures import _slices
@@ -22,7 +22,7 @@ FRAME = ProcessorFrame(8, 2, 96 * 96, 128 * 128)  # shows 64 x 64 pixels at 96 x
 def asked(request):
     study = phantom_slice(3) if request.param == "2d" else phantom(3)
     view = View(study, (8, 64, 64), frame=FRAME)
-    return ask(study, view=view, per_family=2), view
+    return ask(view, per_family=2), view
 
 
 def drawn_boxes(axes):
@@ -54,7 +54,9 @@ def test_the_card_says_all_and_sets_the_right_option_in_bold(asked, clean_layout
         assert question.family in words and question.text.split()[-1] in words
     question = questions[0]
     figure = show_questions([question], [view])
-    bold = [t.get_text() for axes in figure.axes for t in axes.texts if t.get_fontweight() == "bold"]
+    bold = [
+        t.get_text() for axes in figure.axes for t in axes.texts if t.get_fontweight() == "bold"
+    ]
     line = f"{question.answer}. {question.truth}"
     assert any(line.startswith(text) for text in bold)
     others = [f"{k}. {v}" for k, v in question.options.items() if k != question.answer]
@@ -109,7 +111,9 @@ def reply(**more):
 
 def test_a_card_of_a_reply_shows_both_boxes_the_right_option_and_the_chosen_one(clean_layout):
     picture = np.full((64, 64), 90, np.uint8)
-    figure = show_replies([reply(), reply(prediction=None, boxes=[], iou_best=None)], [[picture]] * 2)
+    figure = show_replies(
+        [reply(), reply(prediction=None, boxes=[], iou_best=None)], [[picture]] * 2
+    )
     first, second = (axes for axes in figure.axes if axes.images)
     assert set(drawn_boxes(first)) == {(10, 6, 16, 24), (4, 6, 16, 24)}
     assert drawn_boxes(second) == [(10, 6, 16, 24)]
@@ -118,7 +122,9 @@ def test_a_card_of_a_reply_shows_both_boxes_the_right_option_and_the_chosen_one(
     assert "A. liver" in bold and "B. spleen" not in bold
     said = [text.get_text() for text in words]
     assert "written, IoU 0.45" in said and said.count("chosen") == 1
-    assert "no option chosen" in said and "no box written" in said and said.count("true: lesion") == 2
+    assert (
+        "no option chosen" in said and "no box written" in said and said.count("true: lesion") == 2
+    )
     clean_layout(figure)
 
 
@@ -132,7 +138,12 @@ def test_a_reply_about_a_volume_is_shown_where_its_boxes_lie(clean_layout):
 
 def test_lines_without_a_reply_or_pictures_are_refused():
     picture = [np.zeros((64, 64), np.uint8)]
-    failed = {"id": "q", "question": "?", "options": {}, "error": {"type": "ScanError", "message": "broken"}}
+    failed = {
+        "id": "q",
+        "question": "?",
+        "options": {},
+        "error": {"type": "ScanError", "message": "broken"},
+    }
     for lines, pictures in (([], []), ([reply()], []), ([failed], [picture])):
         with pytest.raises(RequestError, match="show_replies"):
             show_replies(lines, pictures)

@@ -15,7 +15,9 @@ from unireason_lib.grounding.trace import Pointing
 from unireason_lib.imaging import ProcessorFrame
 
 CUBOIDS = st.lists(
-    st.tuples(st.integers(-5, 40), st.integers(1, 20)).map(lambda z: Box3D(0, 0, z[0], 4, 4, z[0] + z[1])),
+    st.tuples(st.integers(-5, 40), st.integers(1, 20)).map(
+        lambda z: Box3D(0, 0, z[0], 4, 4, z[0] + z[1])
+    ),
     max_size=6,
 )
 
@@ -73,7 +75,9 @@ def test_a_line_of_an_evaluation_makes_the_same_figure(volume_trace, slices):
         name: said[name]
         for name in ("id", "dimension", "question", "options", "text", "answer", "stop", "rounds")
     }
-    line |= {name: said[name] for name in ("prompt_tokens", "own_tokens", "injected_tokens", "seconds")}
+    line |= {
+        name: said[name] for name in ("prompt_tokens", "own_tokens", "injected_tokens", "seconds")
+    }
     statuses = [pointing.status for pointing in volume_trace.pointings]
     line |= {"prediction": "A", "statuses": statuses}
     assert show_trace(line, slices)._repr_png_() == show_trace(volume_trace, slices)._repr_png_()
@@ -104,7 +108,9 @@ def test_with_a_frame_the_originals_are_shown_as_the_model_saw_them(make_trace, 
     frame = ProcessorFrame(8, 2, 16 * 16, 32 * 32)
     aligned = [frame.aligned(picture) for picture in slices]
     assert aligned[0].size != slices[0].size
-    trace = make_trace(aligned, ["<think>", Box3D(2, 3, 1, 12, 13, 3), "</think>A. left"], tokenizer)
+    trace = make_trace(
+        aligned, ["<think>", Box3D(2, 3, 1, 12, 13, 3), "</think>A. left"], tokenizer
+    )
     trace = dataclasses.replace(trace, request=dataclasses.replace(trace.request, images=slices))
     figure = show_trace(trace, frame=frame)
     drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
@@ -125,10 +131,16 @@ def test_hostile_and_endless_replies_are_drawn(make_trace, slices, tokenizer, cl
     boxes = [Box3D(i % 40, i % 30, i % 7, i % 40 + 5, i % 30 + 5, i % 7 + 1) for i in range(50)]
     parts = [part for box in boxes for part in ("$\\frac{ \x00 漢字 ", box)]
     trace = make_trace(
-        slices, [*parts, "x" * 3000], tokenizer, question="$ why \u202e " * 30, options={"A": "$", "B": "{"}
+        slices,
+        [*parts, "x" * 3000],
+        tokenizer,
+        question="$ why \u202e " * 30,
+        options={"A": "$", "B": "{"},
     )
     broken = Pointing("<|box_start|>[1,2,</script>]<|box_end|>", None, "malformed", (), 5)
-    trace = dataclasses.replace(trace, pointings=(*trace.pointings, broken), text=trace.text + broken.text)
+    trace = dataclasses.replace(
+        trace, pointings=(*trace.pointings, broken), text=trace.text + broken.text
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = show_trace(trace, slices)
@@ -182,7 +194,9 @@ def test_a_reply_of_a_real_model_goes_through_every_picture(tiny_model, slices, 
         ),
     )
     request = GroundedRequest("Where is it?", slices, {"A": "left", "B": "right"}, "3d", id="tiny")
-    (trace,) = GroundedGenerator(model, processor).generate([request], scripts=[script], max_new_tokens=200)
+    (trace,) = GroundedGenerator(model, processor).generate(
+        [request], scripts=[script], max_new_tokens=200
+    )
     assert len(trace.crops[0]) == 3
     clean_layout(show_trace(trace, frame=frame))
     clean_layout(token_strip(trace, processor.tokenizer))

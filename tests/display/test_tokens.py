@@ -48,7 +48,10 @@ def test_tokens_of_pictures_are_counted_in_one_chip(tokenizer):
 
 def test_a_picture_of_the_prompt_is_not_one_of_the_reply(tokenizer):
     chips = token_chips(reply([3, 4, 5], [0, 0, 0], prompt=[3, 4, 4, 5]), tokenizer)
-    assert [(chip.text, chip.owner) for chip in chips] == [("image × 2", "prompt"), ("image × 1", "injected")]
+    assert [(chip.text, chip.owner) for chip in chips] == [
+        ("image × 2", "prompt"),
+        ("image × 1", "injected"),
+    ]
 
 
 def test_a_control_token_without_a_picture_stays_a_token(tokenizer):
@@ -91,7 +94,9 @@ def test_bar_is_to_scale(volume_trace, tokenizer):
     figure = token_strip(volume_trace, tokenizer)
     bar = next(axes for axes in figure.axes if axes.collections)
     for collection, count in zip(bar.collections, token_counts(volume_trace).values(), strict=True):
-        widths = [path.vertices[:, 0].max() - path.vertices[:, 0].min() for path in collection.get_paths()]
+        widths = [
+            path.vertices[:, 0].max() - path.vertices[:, 0].min() for path in collection.get_paths()
+        ]
         assert sum(widths) == pytest.approx(count)
 
 
@@ -108,7 +113,9 @@ PICTURE = [3, 4, 4, 4, 5]
 
 def test_an_example_has_four_kinds_of_tokens(tokenizer):
     said, ended, line = tokenizer.encode("ab"), [2], tokenizer.encode("\n")
-    one = example([1, *PICTURE, *said], (said, True), (PICTURE, False), (said + ended, True), (line, False))
+    one = example(
+        [1, *PICTURE, *said], (said, True), (PICTURE, False), (said + ended, True), (line, False)
+    )
     kinds = [
         ("prompt", 1),
         ("picture", 5),
@@ -126,7 +133,11 @@ def test_an_example_has_four_kinds_of_tokens(tokenizer):
 def test_the_strip_of_an_example_counts_what_carries_loss(tokenizer, clean_layout):
     words = tokenizer.encode("It is left." * 6)
     one = example(
-        [1, *PICTURE, *words], (words, True), (PICTURE * 3, False), ([*words, 2], True), ([26], False)
+        [1, *PICTURE, *words],
+        (words, True),
+        (PICTURE * 3, False),
+        ([*words, 2], True),
+        ([26], False),
     )
     figure = loss_strip(one, tokenizer, title="What carries loss")
     said = [text.get_text() for text in figure.texts]

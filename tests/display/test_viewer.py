@@ -17,10 +17,15 @@ from unireason_lib.imaging import Volume, serialize
 def oblique_stack(has_affine=True):
     turn = np.deg2rad(20)
     affine = np.diag([-0.7, -0.9, 3.0, 1.0])
-    affine[:2, :2] = [[-0.7 * np.cos(turn), 0.9 * np.sin(turn)], [-0.7 * np.sin(turn), -0.9 * np.cos(turn)]]
+    affine[:2, :2] = [
+        [-0.7 * np.cos(turn), 0.9 * np.sin(turn)],
+        [-0.7 * np.sin(turn), -0.9 * np.cos(turn)],
+    ]
     affine[:3, 3] = [80, 100, -40]
     array = np.arange(10 * 30 * 20, dtype=np.float32).reshape(10, 30, 20)
-    return serialize(Volume(array, affine, has_affine=has_affine), size=(8, 40, 48), window=(0, 6000))
+    return serialize(
+        Volume(array, affine, has_affine=has_affine), size=(8, 40, 48), window=(0, 6000)
+    )
 
 
 def test_geometry_is_that_of_the_stack():
@@ -42,7 +47,9 @@ def test_edge_matrix_of_a_shift():
 def test_what_is_sent_to_the_browser():
     stack = oblique_stack()
     viewer = SliceViewer(stack, {"liver": Box3D(1, 2, 4, 10, 12, 7), "mark": Box2D(0, 0, 5, 5)})
-    assert np.array_equal(np.frombuffer(viewer.pixels, np.uint8).reshape(viewer.shape), stack.pixels)
+    assert np.array_equal(
+        np.frombuffer(viewer.pixels, np.uint8).reshape(viewer.shape), stack.pixels
+    )
     assert (viewer.index, viewer.range, viewer.window) == (5, [0, 6000], [0, 6000])
     assert [box["name"] for box in viewer.boxes] == ["liver", "mark"]
     assert viewer.boxes[1]["box"] == [0, 0, 0, 5, 5, 1]
@@ -52,7 +59,12 @@ def test_what_is_sent_to_the_browser():
 def test_nothing_is_said_about_a_place_that_is_unknown(slices):
     assert SliceViewer(oblique_stack(has_affine=False)).to_mm == []
     viewer = SliceViewer(slices)
-    assert (viewer.to_mm, viewer.to_voxel, viewer.oriented, viewer.shape) == ([], [], False, [8, 40, 48])
+    assert (viewer.to_mm, viewer.to_voxel, viewer.oriented, viewer.shape) == (
+        [],
+        [],
+        False,
+        [8, 40, 48],
+    )
     with pytest.raises(RequestError, match="one size"):
         SliceViewer([slices[0], slices[1].resize((9, 9))])
     with pytest.raises(RequestError):

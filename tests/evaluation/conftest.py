@@ -17,7 +17,7 @@ def phantoms():
     """Six 2D and six 3D questions about held-out phantoms, in volumes of four slices."""
     from unireason_lib.evaluation import open_benchmark
 
-    return open_benchmark("phantom", limit=12, frame=FRAME, size=(4, 64, 64), census=0)
+    return open_benchmark("phantom", limit=12, frame=FRAME, size=(4, 64, 64), prior_studies=0)
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,9 @@ def generator(tiny_model):
 def line() -> Callable[..., dict[str, Any]]:
     """A function that makes a line of results; ``line("q1", "p1", right=True)``."""
 
-    def make(name: str, patient: str = "p", *, right: bool | None = True, **more: Any) -> dict[str, Any]:
+    def make(
+        name: str, patient: str = "p", *, right: bool | None = True, **more: Any
+    ) -> dict[str, Any]:
         said = {
             "id": name,
             "patient": patient,

@@ -23,7 +23,15 @@ def run(tiny_checkpoint) -> Callable[..., Result]:
     def call(*words: object, model: bool = True) -> Result:
         words = ["evaluate", *map(str, words)]
         if model:
-            words += ["--model", str(tiny_checkpoint), "--device", "cpu", "--profile", "smoke", "--quiet"]
+            words += [
+                "--model",
+                str(tiny_checkpoint),
+                "--device",
+                "cpu",
+                "--profile",
+                "smoke",
+                "--quiet",
+            ]
             words += ["--set", "generation.max_new_tokens=4"]
         result = CliRunner().invoke(app, words)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -33,7 +41,7 @@ def run(tiny_checkpoint) -> Callable[..., Result]:
     return call
 
 
-SMALL = ("--benchmark", "phantom", "--option", "census=0", "--size", "4x64x64")
+SMALL = ("--benchmark", "phantom", "--option", "prior_studies=0", "--size", "4x64x64")
 
 
 def test_a_phantom_run_prints_its_table_and_goes_on(run, tmp_path):
@@ -42,14 +50,22 @@ def test_a_phantom_run_prints_its_table_and_goes_on(run, tmp_path):
     assert done.exit_code == 0, done.output
     lines = list(read_results(out))
     assert len(lines) == 6 and {line["dimension"] for line in lines} == {"2d", "3d"}
-    assert "accuracy" in done.output and "blind" in done.output and "choosing by lot 25.0 %" in done.output
+    assert (
+        "accuracy" in done.output
+        and "blind" in done.output
+        and "choosing by lot 25.0 %" in done.output
+    )
     assert "benchmark phantom test" in done.output
     table = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert table["rows"][0]["n"] == 6 and table["rows"][0]["blind"] is not None
     blank = list(read_results(tmp_path / "deep" / "result.blank.jsonl"))
     assert len(blank) == 6
     again = run(*SMALL, "--limit", 8, "--out", out)
-    assert again.exit_code == 0 and list(read_results(out))[:6] == lines and len(list(read_results(out))) == 8
+    assert (
+        again.exit_code == 0
+        and list(read_results(out))[:6] == lines
+        and len(list(read_results(out))) == 8
+    )
     other = run(*SMALL, "--limit", 8, "--out", out, "--blank")
     assert other.exit_code == 2 and "control" in other.output
 
@@ -124,7 +140,7 @@ def test_slices_of_a_model_that_does_not_point_are_no_error(run, tmp_path):
         (("--option", "seed"), "name=value"),
         (("--option", "seeed=3"), "seeed"),
         (("--split", "dev"), "train, test or val"),
-        (("--compare", "none.jsonl", "--limit", "1", "--option", "census=0"), "none.jsonl"),
+        (("--compare", "none.jsonl", "--limit", "1", "--option", "prior_studies=0"), "none.jsonl"),
     ],
 )
 def test_wrong_words_are_refused(run, tmp_path, words, said):

@@ -23,7 +23,9 @@ def test_overlaps_of_first_best_and_all_boxes():
     assert overlaps([], truth) == {"iou_first": 0.0, "iou_best": 0.0, "iou_all": 0.0}
     assert overlaps(written, []) == {"iou_first": None, "iou_best": None, "iou_all": None}
     cuboid = Box3D(0, 0, 0, 10, 10, 4)
-    assert overlaps([Box3D(0, 0, 2, 10, 10, 6)], [cuboid])["iou_best"] == pytest.approx(1 / 3, abs=1e-6)
+    assert overlaps([Box3D(0, 0, 2, 10, 10, 6)], [cuboid])["iou_best"] == pytest.approx(
+        1 / 3, abs=1e-6
+    )
     assert overlaps([Box2D(0, 0, 10, 10)], [cuboid])["iou_best"] == 0  # a rectangle is no cuboid
 
 
@@ -57,8 +59,14 @@ def test_word_f1():
 
 
 def test_cells_by_dimension_and_family(line):
-    lines = [line(f"a{k}", f"p{k}", right=k < 6, dimension="2d", family="lesion analysis") for k in range(8)]
-    lines += [line(f"b{k}", f"q{k}", right=k < 1, dimension="3d", family="size comparison") for k in range(4)]
+    lines = [
+        line(f"a{k}", f"p{k}", right=k < 6, dimension="2d", family="lesion analysis")
+        for k in range(8)
+    ]
+    lines += [
+        line(f"b{k}", f"q{k}", right=k < 1, dimension="3d", family="size comparison")
+        for k in range(4)
+    ]
     lines += [line("n", "q9", right=None, dimension="3d", family="size comparison")]
     lines += [{**line("e", "q8"), "error": {"type": "ScanError", "message": "lost"}}]
     table = {(cell.dimension, cell.family): cell for cell in cells(lines, samples=200)}
@@ -84,10 +92,19 @@ def test_cells_by_dimension_and_family(line):
 def test_baselines_stand_beside(line):
     letters = ["A", "A", "A", "B"]
     lines = [
-        line(f"{k}", f"p{k}", truth=letter, prediction="A", correct=letter == "A", guess="B" if k else None)
+        line(
+            f"{k}",
+            f"p{k}",
+            truth=letter,
+            prediction="A",
+            correct=letter == "A",
+            guess="B" if k else None,
+        )
         for k, letter in enumerate(letters)
     ]
-    blind = [line(f"{k}", f"p{k}", right=k == 0) for k in range(4)] + [line("other", "x", right=True)]
+    blind = [line(f"{k}", f"p{k}", right=k == 0) for k in range(4)] + [
+        line("other", "x", right=True)
+    ]
     (everything,) = cells(lines, blind, samples=100)
     assert everything.values["majority"].value == 0.75 and majority_letters(lines) == {"2d": "A"}
     assert everything.values["guess"].value == pytest.approx(1 / 3) == guess_accuracy(lines).value
@@ -97,7 +114,9 @@ def test_baselines_stand_beside(line):
 
 
 def test_measures_take_functions_and_open_answers(line):
-    lines = [line("o", options={}, truth="left lung", prediction="left", answer="left", correct=False)]
+    lines = [
+        line("o", options={}, truth="left lung", prediction="left", answer="left", correct=False)
+    ]
     assert measure(lines, "word_f1").value == pytest.approx(2 / 3)
     assert measure(lines, "abstained") is None and majority_letters(lines) == {"2d": ""}
     assert measure(lines, lambda one: one["rounds"] + 1.0).value == 2
@@ -121,7 +140,9 @@ def test_volume_consistency_takes_every_spanned_slice():
     cuboid = Box3D(0, 0, 2, 10, 10, 6)
     same, half = Box2D(0, 0, 10, 10), Box2D(0, 0, 10, 5)
     assert volume_consistency(cuboid, dict.fromkeys(range(2, 6), same)) == 1
-    assert volume_consistency(cuboid, {2: same, 3: half, 4: None, 9: same}) == pytest.approx(1.5 / 4)
+    assert volume_consistency(cuboid, {2: same, 3: half, 4: None, 9: same}) == pytest.approx(
+        1.5 / 4
+    )
     assert volume_consistency(cuboid, {2: same, 3: same}, depth=4) == 1
     with pytest.raises(ValueError, match="found none"):
         volume_consistency(cuboid, {}, depth=2)

@@ -29,7 +29,15 @@ def run(tiny_checkpoint, tmp_path):
 
     def call(*words: str):
         out, table = tmp_path / "r.jsonl", tmp_path / "t.json"
-        more = ("--profile", "smoke", "--quiet", "--device", "cpu", "--set", "generation.max_new_tokens=4")
+        more = (
+            "--profile",
+            "smoke",
+            "--quiet",
+            "--device",
+            "cpu",
+            "--set",
+            "generation.max_new_tokens=4",
+        )
         files = ("--out", out, "--json", table, "--model", tiny_checkpoint)
         done = CliRunner().invoke(app, ["evaluate", *words, *map(str, (*more, *files))])
         assert done.exit_code == 0, done.output
@@ -41,7 +49,9 @@ def run(tiny_checkpoint, tmp_path):
 def check(lines, table, questions, depth):
     """What holds for every run on a real volume."""
     assert len(lines) == questions and not any("error" in line for line in lines)
-    assert {line["dimension"] for line in lines} == {"3d"} and len({line["patient"] for line in lines}) == 1
+    assert {line["dimension"] for line in lines} == {"3d"} and len(
+        {line["patient"] for line in lines}
+    ) == 1
     for line in lines:
         height, width, pictures = line["frame"]
         assert pictures == depth and line["truth"] in line["options"]
@@ -83,7 +93,9 @@ def test_an_abdomen_in_a_folder(run, real_scans):
 
 def test_a_model_that_points_well_is_measured_well(tmp_path, monkeypatch, generator, real_scans):
     """Truth boxes, written by a script, come back as what they are."""
-    found = open_benchmark("folder", real_scans, size=(8, 64, 64), frame=FRAME, window="abdomen", **ABDOMEN)
+    found = open_benchmark(
+        "folder", real_scans, size=(8, 64, 64), frame=FRAME, window="abdomen", **ABDOMEN
+    )
     items = {item.id: item for item in found if item.truth_boxes}
     plain = GroundedGenerator.generate
 
@@ -92,9 +104,13 @@ def test_a_model_that_points_well_is_measured_well(tmp_path, monkeypatch, genera
         scripts = []
         for request in requests:
             item = items[request.id]
-            boxes = [part for _, box in item.truth_boxes for part in ("It is at ", format_box(box), ". ")]
+            boxes = [
+                part for _, box in item.truth_boxes for part in ("It is at ", format_box(box), ". ")
+            ]
             said = f"{item.answer}. {item.options[item.answer]}"
-            scripts.append(Script(self.tokenizer, ("<think>", *boxes, "</think>", said, "<|im_end|>")))
+            scripts.append(
+                Script(self.tokenizer, ("<think>", *boxes, "</think>", said, "<|im_end|>"))
+            )
         return plain(self, requests, scripts=scripts, **settings)
 
     monkeypatch.setattr(GroundedGenerator, "generate", write)
@@ -108,5 +124,8 @@ def test_a_model_that_points_well_is_measured_well(tmp_path, monkeypatch, genera
         quiet=True,
     )
     first = Report.from_file(out, samples=100).rows()[0]
-    assert first["n"] == len(items) >= 3 and first["accuracy"] == first["in_format"] == first["hit"] == 1
+    assert (
+        first["n"] == len(items) >= 3
+        and first["accuracy"] == first["in_format"] == first["hit"] == 1
+    )
     assert first["iou_first"] > 0.95 and first["iou_all"] > 0.95

@@ -68,12 +68,16 @@ def test_the_blind_baseline_is_found_beside(results, line):
     blank = [line(f"q{k}", f"p{k // 2}", right=k % 4 == 0) for k in range(40)]
     write(blank_file(results), blank, control="blank")
     report = Report.from_file(results, samples=200)
-    assert report.cells[0].values["blind"].value == 0.25 and "blind" in report.text().splitlines()[2]
+    assert (
+        report.cells[0].values["blind"].value == 0.25 and "blind" in report.text().splitlines()[2]
+    )
     assert "no blind baseline" not in report.text()
 
 
 def test_a_blind_baseline_of_something_else_is_not_taken(results, tmp_path, line):
-    other = write(tmp_path / "o.jsonl", [line("q0")], control="blank", benchmark={"benchmark": "another"})
+    other = write(
+        tmp_path / "o.jsonl", [line("q0")], control="blank", benchmark={"benchmark": "another"}
+    )
     with pytest.raises(RequestError, match="another benchmark"):
         Report.from_file(results, blind=other)
     with pytest.raises(RequestError, match="control 'none'"):
@@ -85,7 +89,10 @@ def test_failures_are_counted_apart(tmp_path, line):
     report = Report.from_file(write(tmp_path / "r.jsonl", [line("a", "p"), lost]), samples=50)
     assert len(report.failed) == 1 and report.cells[0].n == 1 and "1 failed" in report.text()
     nothing = Report.from_file(write(tmp_path / "n.jsonl", [lost]))
-    assert nothing.cells == [] and nothing.text() == nothing.markdown() == "n.jsonl: no replies, 1 failed"
+    assert (
+        nothing.cells == []
+        and nothing.text() == nothing.markdown() == "n.jsonl: no replies, 1 failed"
+    )
 
 
 def test_other_files_are_refused(tmp_path):
@@ -104,7 +111,9 @@ def test_two_runs_are_compared_question_by_question(results, tmp_path, line):
     assert found.questions == 40 and found.a == 0.75 and found.b == pytest.approx(38 / 40)
     assert found.difference.low > 0 and found.mcnemar == pytest.approx(2 / 2**8)
     text = one.comparison(other)
-    assert "b.jsonl against r.jsonl" in text and "+20.0 points" in text and "McNemar p 0.0078" in text
+    assert (
+        "b.jsonl against r.jsonl" in text and "+20.0 points" in text and "McNemar p 0.0078" in text
+    )
     assert "IoU" not in text  # the other run has no truth boxes
 
 
@@ -117,7 +126,10 @@ def seeds(tmp_path, line):
             Report.from_file(
                 write(
                     tmp_path / f"{name}{seed}.jsonl",
-                    [line(f"q{k}", f"p{k // 2}", right=(7 * k + seed) % 20 < share) for k in range(60)],
+                    [
+                        line(f"q{k}", f"p{k // 2}", right=(7 * k + seed) % 20 < share)
+                        for k in range(60)
+                    ],
                 ),
                 samples=400,
             )
@@ -131,7 +143,10 @@ def test_ways_of_training_are_compared_over_seeds_and_questions(seeds):
     (first, *others), boxes = seeds
     found = first.compare(boxes, also=others)
     assert found.seeds == (3, 3) and found.over == "seeds and questions" and found.mcnemar is None
-    assert (found.a, found.b) == (pytest.approx(0.45), pytest.approx(0.75)) and found.difference.low > 0
+    assert (found.a, found.b) == (
+        pytest.approx(0.45),
+        pytest.approx(0.75),
+    ) and found.difference.low > 0
     single = first.compare(boxes[0])
     assert single.over == "questions" and single.mcnemar is not None
     text = first.comparison(boxes, also=others)
@@ -197,7 +212,7 @@ def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, 
     single = [i for i in phantoms if i.dimension == "3d" and len(i.truth_boxes) == 1]
     assert single and len(raised) == 2 * len(single)
     first = raised.items[0]
-    assert first.dimension == "2d" and first.about["slice"] == 1 and "picture" in first.question
+    assert first.dimension == "2d" and first.about["slice"] == 1 and "image" in first.question
     parent = next(i for i in single if i.id == first.about["parent"])
     assert parent.about["names"][0] in first.question
     assert first.load()[0].tobytes() == parent.load()[1].tobytes()
@@ -211,7 +226,10 @@ def test_slices_without_boxes_count_as_disagreement(line):
     def about(z):
         return {"parent": "v", "slice": z, "cuboid": [0, 0, 1, 10, 10, 3]}
 
-    lines = [line("v#1", about=about(1), boxes=[[0, 0, 10, 10]]), line("v#2", about=about(2), boxes=[])]
+    lines = [
+        line("v#1", about=about(1), boxes=[[0, 0, 10, 10]]),
+        line("v#2", about=about(2), boxes=[]),
+    ]
     assert consistency(lines).cuboids == (("v", 0.5),) and consistency(lines).boxed == 0.5
     lost = {**line("v#2", about=about(2)), "error": {"type": "ScanError", "message": "x"}}
     assert consistency([lines[0], lost]).overlap is None

@@ -61,7 +61,12 @@ def scripted(monkeypatch, generator):
 
 def test_a_line_says_what_was_asked_written_and_reached(scripted):
     generator = scripted(
-        "<think>It is at ", format_box(Box2D(0, 0, 32, 32)), ", so ", "</think>", "B. Right", "<|im_end|>"
+        "<think>It is at ",
+        format_box(Box2D(0, 0, 32, 32)),
+        ", so ",
+        "</think>",
+        "B. Right",
+        "<|im_end|>",
     )
     asked = item("q", truth_boxes=(("lesion", Box2D(0, 0, 32, 64)),), kind="quadrant", guess="A")
     (line,) = ask_items(generator, [asked], settings=Settings(max_new_tokens=80))
@@ -71,7 +76,9 @@ def test_a_line_says_what_was_asked_written_and_reached(scripted):
         and line["truth"] == "B"
         and line["guess"] == "A"
     )
-    assert line["boxes"] == [[0, 0, 32, 32]] and line["statuses"] == ["injected"]
+    assert line["boxes"] == [[0, 0, 32, 32]] and [p["status"] for p in line["pointings"]] == [
+        "injected"
+    ]
     assert line["iou_first"] == line["iou_best"] == line["iou_all"] == 0.5
     assert line["crop_share"] == 0.25 and line["frame"] == [64, 64, 1] and line["in_format"]
     assert line["rounds"] == 2 and line["injected_tokens"] == 6 and line["stop"] == "end"
@@ -90,7 +97,9 @@ def test_a_volume_is_measured_in_three_dimensions(scripted):
 
 
 def test_truth_boxes_follow_the_picture_into_the_frame_of_the_model(scripted):
-    generator = scripted("<think>", format_box(Box2D(0, 0, 64, 64)), "</think>", "A. Left", "<|im_end|>")
+    generator = scripted(
+        "<think>", format_box(Box2D(0, 0, 64, 64)), "</think>", "A. Left", "<|im_end|>"
+    )
     double = ProcessorFrame(8, 2, 128 * 128, 128 * 128)
     asked = item("q", truth_boxes=(("lesion", Box2D(0, 0, 128, 64)),), frame=double)
     words = item("w", question="What is at [0,0,128,64]?", frame=double)
@@ -110,13 +119,21 @@ def test_an_open_question_is_compared_in_words(scripted):
 def test_who_does_not_choose_abstains_and_unknown_truth_is_not_scored(scripted):
     generator = scripted("<think>x</think>", "I cannot tell.", "<|im_end|>")
     lines = list(
-        ask_items(generator, [item("q"), item("u", answer=None)], settings=Settings(max_new_tokens=40))
+        ask_items(
+            generator, [item("q"), item("u", answer=None)], settings=Settings(max_new_tokens=40)
+        )
     )
-    assert [(line["prediction"], line["correct"]) for line in lines] == [(None, False), (None, None)]
+    assert [(line["prediction"], line["correct"]) for line in lines] == [
+        (None, False),
+        (None, None),
+    ]
 
 
 def test_mixed_batches_keep_like_with_like():
-    items = [item(f"{k}", pictures=1 + 3 * (k % 2), question="Where?" + " x" * (k % 7)) for k in range(40)]
+    items = [
+        item(f"{k}", pictures=1 + 3 * (k % 2), question="Where?" + " x" * (k % 7))
+        for k in range(40)
+    ]
     order = list(by_length(items, 4))
     assert sorted(i.id for i in order) == sorted(i.id for i in items)
     batches = [order[first : first + 4] for first in range(0, 40, 4)]
@@ -124,7 +141,9 @@ def test_mixed_batches_keep_like_with_like():
     lengths = [len(i.question) for i in order if i.dimension == "2d"]
     assert lengths == sorted(lengths)
     volumes = [i.id for i in order if i.dimension == "3d"]
-    assert volumes == [i.id for i in items if i.dimension == "3d"]  # those of one scan stay together
+    assert volumes == [
+        i.id for i in items if i.dimension == "3d"
+    ]  # those of one scan stay together
 
 
 def test_a_run_is_gone_on_with_and_may_grow(tmp_path, phantoms, generator):
@@ -151,7 +170,7 @@ def test_a_killed_run_loses_and_repeats_nothing(tmp_path, tiny_checkpoint):
         "import sys; from unireason_lib.evaluation import open_benchmark, evaluate;"
         "from unireason_lib.inference import Checkpoint; from unireason_lib.grounding import Settings;"
         "c = Checkpoint(sys.argv[1], device='cpu');"
-        "b = open_benchmark('phantom', limit=24, census=0, size=(4, 64, 64), frame=c.frame());"
+        "b = open_benchmark('phantom', limit=24, prior_studies=0, size=(4, 64, 64), frame=c.frame());"
         "evaluate(b, sys.argv[2], c, settings=Settings(max_new_tokens=24), batch_size=2, quiet=True)"
     )
     command = [sys.executable, "-c", program, str(tiny_checkpoint), str(out)]
@@ -182,7 +201,9 @@ def test_an_interrupted_run_leaves_whole_lines(tmp_path, phantoms, generator, mo
 
     monkeypatch.setattr(GroundedGenerator, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(phantoms, tmp_path / "r.jsonl", generator, settings=SHORT, batch_size=2, quiet=True)
+        evaluate(
+            phantoms, tmp_path / "r.jsonl", generator, settings=SHORT, batch_size=2, quiet=True
+        )
     assert len(list(read_results(tmp_path / "r.jsonl"))) == 4
     evaluate(phantoms, tmp_path / "r.jsonl", generator, settings=SHORT, batch_size=2, quiet=True)
     assert len(list(read_results(tmp_path / "r.jsonl"))) == 12
@@ -193,18 +214,26 @@ def test_an_unreadable_scan_is_one_line_and_is_tried_again(tmp_path, phantoms, g
         raise ScanError("scan.png: expected a picture, found none.")
 
     items = (*phantoms.items[:3], replace(phantoms.items[3], load=broken), *phantoms.items[4:6])
-    out = evaluate(Benchmark("b", items), tmp_path / "r.jsonl", generator, settings=SHORT, quiet=True)
+    out = evaluate(
+        Benchmark("b", items), tmp_path / "r.jsonl", generator, settings=SHORT, quiet=True
+    )
     lines = {line["id"]: line for line in read_results(out)}
     failed = lines[items[3].id]
     assert failed["error"]["type"] == "ScanError" and "scan.png" in failed["error"]["message"]
-    assert failed["family"] == items[3].family and sum("error" in line for line in lines.values()) == 1
+    assert (
+        failed["family"] == items[3].family and sum("error" in line for line in lines.values()) == 1
+    )
     evaluate(Benchmark("b", phantoms.items[:6]), out, generator, settings=SHORT, quiet=True)
     assert not any("error" in line for line in read_results(out))
 
 
 def test_replies_do_not_depend_on_the_batch(tmp_path, phantoms, generator):
-    one = evaluate(phantoms, tmp_path / "1.jsonl", generator, settings=SHORT, batch_size=1, quiet=True)
-    many = evaluate(phantoms, tmp_path / "5.jsonl", generator, settings=SHORT, batch_size=5, quiet=True)
+    one = evaluate(
+        phantoms, tmp_path / "1.jsonl", generator, settings=SHORT, batch_size=1, quiet=True
+    )
+    many = evaluate(
+        phantoms, tmp_path / "5.jsonl", generator, settings=SHORT, batch_size=5, quiet=True
+    )
     texts = [{line["id"]: line["text"] for line in read_results(path)} for path in (one, many)]
     assert texts[0] == texts[1]
 
@@ -226,7 +255,9 @@ def test_controls_change_what_is_shown_and_nothing_else():
             again = np.asarray(shown_pictures(benchmark, control)(items[0])[0])
             assert (again == arrays[0, 0]).all()
         elif control == "other":
-            assert arrays[0, 0, 0, 0, 0] == 40 and arrays[2, 0, 0, 0, 0] == 20  # first of p1; last of p0
+            assert (
+                arrays[0, 0, 0, 0, 0] == 40 and arrays[2, 0, 0, 0, 0] == 20
+            )  # first of p1; last of p0
         else:
             assert (arrays[3, 1] == 61).all()
 
@@ -234,7 +265,9 @@ def test_controls_change_what_is_shown_and_nothing_else():
 def test_partners_are_other_patients_and_stay_when_the_benchmark_grows():
     items = [item(f"{k}", f"p{k // 3}", pictures=1 + k % 2) for k in range(30)]
     found = partners(items)
-    assert all(found[i.id].patient != i.patient and found[i.id].dimension == i.dimension for i in items)
+    assert all(
+        found[i.id].patient != i.patient and found[i.id].dimension == i.dimension for i in items
+    )
     first = partners(items[:12])
     assert all(found[name] is first[name] for name in first)
     with pytest.raises(RequestError, match="two patients"):
@@ -249,9 +282,9 @@ def test_pictures_of_another_patient_take_the_size_of_ones_own():
 
 def test_a_random_crop_has_the_size_of_the_box_and_misses_it(generator):
     rough = RandomCrops(generator.model, generator.processor)
-    ramp = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)).convert(
-        "RGB"
-    )
+    ramp = Image.fromarray(
+        np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)
+    ).convert("RGB")
     request = GroundedRequest("?", [ramp], dimension="2d", id="q")
     box = Box2D(4, 4, 20, 24)
     (true,), (other,) = generator.crops_for(request, box), rough.crops_for(request, box)
@@ -263,11 +296,15 @@ def test_a_random_crop_has_the_size_of_the_box_and_misses_it(generator):
         assert moved.iou(box) < 0.1 and (moved.width, moved.height) == (16, 20)
         assert moved.clip(64, 64) == moved
     cuboid = elsewhere(Box3D(0, 0, 1, 30, 30, 3), (64, 64, 4), "s")
-    assert (cuboid.width, cuboid.height, cuboid.depth) == (30, 30, 2) and cuboid.clip(64, 64, 4) == cuboid
+    assert (cuboid.width, cuboid.height, cuboid.depth) == (30, 30, 2) and cuboid.clip(
+        64, 64, 4
+    ) == cuboid
 
 
 def test_without_crops_boxes_are_written_and_fetch_nothing(tmp_path, scripted):
-    generator = scripted("<think>", format_box(Box2D(0, 0, 32, 32)), "</think>", "B. Right", "<|im_end|>")
+    generator = scripted(
+        "<think>", format_box(Box2D(0, 0, 32, 32)), "</think>", "B. Right", "<|im_end|>"
+    )
     out = evaluate(
         Benchmark("b", (item("q"),)),
         tmp_path / "r.jsonl",
@@ -277,7 +314,11 @@ def test_without_crops_boxes_are_written_and_fetch_nothing(tmp_path, scripted):
         quiet=True,
     )
     (line,) = read_results(out)
-    assert line["boxes"] == [[0, 0, 32, 32]] and line["injected_tokens"] == 0 and line["crop_share"] is None
+    assert (
+        line["boxes"] == [[0, 0, 32, 32]]
+        and line["injected_tokens"] == 0
+        and line["crop_share"] is None
+    )
 
 
 def test_impossible_requests_are_refused(tmp_path, phantoms, generator):

@@ -9,7 +9,15 @@ import pytest
 from scipy.stats import binomtest
 
 from unireason_lib.errors import RequestError
-from unireason_lib.evaluation import bootstrap_mean, cohens_h, compare, holm, mcnemar, mean_over_runs, wilson
+from unireason_lib.evaluation import (
+    bootstrap_mean,
+    cohens_h,
+    compare,
+    holm,
+    mcnemar,
+    mean_over_runs,
+    wilson,
+)
 from unireason_lib.evaluation.statistics import power
 
 
@@ -20,7 +28,9 @@ def clustered(draw: np.random.Generator, patients: int, each: int, mean: float, 
     return right.astype(float).ravel(), np.repeat(np.arange(patients), each)
 
 
-def runs(draw, seeds: int, patients: int, each: int, mean: float, seed_spread: float, hard: np.ndarray):
+def runs(
+    draw, seeds: int, patients: int, each: int, mean: float, seed_spread: float, hard: np.ndarray
+):
     """A condition: runs that differ from seed to seed, on questions that are as hard for all."""
     made = []
     for _ in range(seeds):
@@ -51,7 +61,9 @@ def test_the_bootstrap_is_seeded_and_resamples_patients():
     draw = np.random.default_rng(2)
     values, patients = clustered(draw, 30, 6, 0.5, 0.3)
     one = bootstrap_mean(values, patients, seed=3)
-    assert one == bootstrap_mean(values, patients, seed=3) != bootstrap_mean(values, patients, seed=4)
+    assert (
+        one == bootstrap_mean(values, patients, seed=3) != bootstrap_mean(values, patients, seed=4)
+    )
     assert one.value == pytest.approx(values.mean()) and one.n == 180 and one.clusters == 30
     # duplicated questions of the same patients are no new evidence
     again = bootstrap_mean(np.repeat(values, 4), np.repeat(patients, 4), seed=3)
@@ -235,6 +247,10 @@ def test_cohens_d_stands_for_measures_that_are_no_shares():
     a = {str(k): float(v) for k, v in enumerate(draw.normal(0.4, 0.2, 2000))}
     b = {str(k): float(v) for k, v in enumerate(draw.normal(0.5, 0.2, 2000))}
     found = compare(a, b, {k: k for k in a})
-    assert found.h is None and found.d == pytest.approx(0.5, abs=0.07) and found.to_dict()["d"] == found.d
+    assert (
+        found.h is None
+        and found.d == pytest.approx(0.5, abs=0.07)
+        and found.to_dict()["d"] == found.d
+    )
     flat = compare(dict.fromkeys(a, 0.5), dict.fromkeys(a, 0.5), {k: k for k in a})
     assert flat.d == 0 and flat.p == 1

@@ -16,12 +16,8 @@ import pytest
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.dataset.parquet import write_dataset
-from unireason_lib.dataset.plan import BuildConfig, SourceSpec
-from unireason_lib.dataset.records import image_ids_of
-from unireason_lib.dataset.sources import open_source
-from unireason_lib.dataset.unit import study_records
-from unireason_lib.dataset.view import View
+from unireason_lib.dataset.build import FIRST_3D, BuildConfig, build
+from unireason_lib.dataset.sources import SourceSpec, open_source
 from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation import most_likely_answers, open_benchmark
 from unireason_lib.imaging import ProcessorFrame
@@ -30,9 +26,9 @@ FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixel
 
 
 @pytest.fixture(scope="module")
-def thinned():
-    """A benchmark as it is really asked, with a census."""
-    return open_benchmark("phantom", limit=120, frame=FRAME, census=120)
+def debiased():
+    """A benchmark as it is really asked, with an answer prior."""
+    return open_benchmark("phantom", limit=120, frame=FRAME, prior_studies=120)
 
 
 def numbers(benchmark) -> set[int]:
@@ -40,8 +36,8 @@ def numbers(benchmark) -> set[int]:
 
 
 def test_the_patients_of_the_splits_never_meet(phantoms):
-    val = open_benchmark("phantom", split="val", limit=12, frame=FRAME, census=0)
-    train = open_benchmark("phantom", split="train", limit=12, frame=FRAME, census=0)
+    val = open_benchmark("phantom", split="val", limit=12, frame=FRAME, prior_studies=0)
+    train = open_benchmark("phantom", split="train", limit=12, frame=FRAME, prior_studies=0)
     assert all(1_000_000 <= n < 2_000_000 for n in numbers(phantoms))
     assert all(2_000_000 <= n < 3_000_000 for n in numbers(val))
     assert all(n < 1_000_000 for n in numbers(train))
@@ -50,22 +46,22 @@ def test_the_patients_of_the_splits_never_meet(phantoms):
 
 
 def test_a_longer_benchmark_begins_with_the_shorter_one(phantoms):
-    longer = open_benchmark("phantom", limit=20, frame=FRAME, size=(4, 64, 64), census=0)
+    longer = open_benchmark("phantom", limit=20, frame=FRAME, size=(4, 64, 64), prior_studies=0)
     assert longer.identity == phantoms.identity
     for one, other in zip(phantoms, longer, strict=False):
         assert one.to_dict() == other.to_dict() and one.truth_boxes == other.truth_boxes
 
 
-def test_both_dimensions_and_all_families_are_asked(thinned):
-    assert Counter(item.dimension for item in thinned) == {"2d": 60, "3d": 60}
-    assert len({item.family for item in thinned}) == 6
-    assert max(Counter(item.patient for item in thinned).values()) <= 2
-    letters = Counter(item.answer for item in thinned)
+def test_both_dimensions_and_all_families_are_asked(debiased):
+    assert Counter(item.dimension for item in debiased) == {"2d": 60, "3d": 60}
+    assert len({item.family for item in debiased}) == 6
+    assert max(Counter(item.patient for item in debiased).values()) <= 2
+    letters = Counter(item.answer for item in debiased)
     assert set(letters) == set("ABCD") and max(letters.values()) < 50
 
 
-def test_truth_boxes_lie_in_the_frame_around_what_is_asked(thinned):
-    boxed = [item for item in thinned if item.truth_boxes]
+def test_truth_boxes_lie_in_the_frame_around_what_is_asked(debiased):
+    boxed = [item for item in debiased if item.truth_boxes]
     assert len(boxed) > 80
     for item in boxed:
         for _, box in item.truth_boxes:
@@ -76,30 +72,42 @@ def test_truth_boxes_lie_in_the_frame_around_what_is_asked(thinned):
 
 def test_pictures_come_when_asked_for(phantoms):
     flat, deep = phantoms.items[0], phantoms.items[1]
-    assert [p.size for p in flat.load()] == [(64, 64)] and [p.size for p in deep.load()] == [(64, 64)] * 4
+    assert [p.size for p in flat.load()] == [(64, 64)] and [p.size for p in deep.load()] == [
+        (64, 64)
+    ] * 4
     assert np.asarray(flat.load()[0]).std() > 10
 
 
-def test_the_most_likely_answer_is_near_chance_when_questions_are_thinned(thinned):
-    guessed = [item for item in thinned if item.guess is not None]
+def test_the_most_likely_answer_is_near_chance_when_questions_are_debiased(debiased):
+    guessed = [item for item in debiased if item.guess is not None]
     assert len(guessed) > 60 and all(item.guess in item.options for item in guessed)
     right = sum(item.guess == item.answer for item in guessed) / len(guessed)
     assert right < 0.45
 
 
 def test_most_likely_answers_learn_from_training(phantoms):
-    texture = replace(phantoms.items[0], kind="texture", options={"A": "Mottled", "B": "Striped"}, answer="A")
+    texture = replace(
+        phantoms.items[0], kind="texture", options={"A": "Mottled", "B": "Striped"}, answer="A"
+    )
     training = [replace(texture, id=f"{k}", answer="B") for k in range(3)] + [texture]
     (one,) = most_likely_answers([texture], training)
     assert one.guess == "B"
     unknown = replace(texture, kind="new")
     assert most_likely_answers([unknown], training)[0].guess is None
-    assert most_likely_answers([replace(texture, options={"A": "X", "B": "Y"})], training)[0].guess is None
+    assert (
+        most_likely_answers([replace(texture, options={"A": "X", "B": "Y"})], training)[0].guess
+        is None
+    )
 
 
 def test_options_reach_the_phantoms():
     plain = open_benchmark(
-        "phantom", limit=4, frame=FRAME, census=0, dimension="2d", families=["lesion analysis"]
+        "phantom",
+        limit=4,
+        frame=FRAME,
+        prior_studies=0,
+        dimension="2d",
+        families=["lesion analysis"],
     )
     assert {(i.dimension, i.family) for i in plain} == {("2d", "lesion analysis")}
     with pytest.raises(DatasetError, match="PhantomConfig"):
@@ -109,18 +117,19 @@ def test_options_reach_the_phantoms():
 @pytest.mark.parametrize("seed", [0, 5])
 def test_nobody_who_is_asked_about_was_trained_on(seed):
     """The data set that models learn from, however large, and the benchmark share no patient."""
-    from unireason_lib.dataset import phantom_set
     from unireason_lib.evaluation import studies
 
-    largest = phantom_set.FIRST_3D  # so many, or slices would run into volumes
-    trained = [range(0, largest), range(phantom_set.FIRST_3D, phantom_set.FIRST_3D + largest)]
+    largest = FIRST_3D  # so many, or slices would run into volumes
+    trained = [range(0, largest), range(FIRST_3D, FIRST_3D + largest)]
     for split in ("test", "val"):
         begin = studies.FIRST_PATIENT[split]
         asked = range(begin, begin + studies._FIRST_3D + studies._ROOM)
         others = [b for name, b in studies.FIRST_PATIENT.items() if name != split]
         assert all(begin >= one.stop for one in trained)
         assert not any(other in asked for other in others)
-        found = open_benchmark("phantom", split=split, limit=10, frame=FRAME, seed=seed, census=20)
+        found = open_benchmark(
+            "phantom", split=split, limit=10, frame=FRAME, seed=seed, prior_studies=20
+        )
         assert all(n in asked for n in numbers(found))
         # a study tells who it is about, and two numbers are two bodies
         (one,) = open_source("phantom", start=begin, count=1)
@@ -153,17 +162,15 @@ def test_another_folder_is_another_benchmark(tmp_path):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A small data set as the build writes it: train and test, 2D and 3D."""
-    folder = tmp_path_factory.mktemp("set") / "data"
-    config = BuildConfig((SourceSpec("phantom"),), size=(4, 64, 64), frame=FRAME, census=0)
-    records, pictures = [], {}
-    for dimension in ("2d", "3d"):
-        for k, study in enumerate(open_source("phantom", dimension=dimension, count=4)):
-            made = study_records(config, study, encode=False)
-            records += [replace(record, split="test" if k % 2 else "train") for record in made.records]
-            view = View(study, config.size, None, FRAME)
-            pictures |= dict(zip(image_ids_of(view), view.images(), strict=True))
-    write_dataset(folder, records, pictures)
-    return folder
+    sources = ({"dimension": "2d", "count": 8}, {"dimension": "3d", "count": 8, "start": 500})
+    config = BuildConfig(
+        tuple(SourceSpec("phantom", None, options) for options in sources),
+        size=(4, 64, 64),
+        frame=FRAME,
+        prior_studies=0,
+        fractions={"train": 0.5, "val": 0.0, "test": 0.5},
+    )
+    return build(config, tmp_path_factory.mktemp("set") / "data").folder
 
 
 def test_our_parquet_by_its_folder(built):
@@ -176,7 +183,9 @@ def test_our_parquet_by_its_folder(built):
     assert item.boxes_in(FRAME, 64, 64) == item.truth_boxes
     assert any(i.guess for i in found)  # learnt from the training rows
     rl = open_benchmark("parquet", built, frame=FRAME, form="rl")
-    assert [(i.id, i.answer, i.question) for i in rl] == [(i.id, i.answer, i.question) for i in found]
+    assert [(i.id, i.answer, i.question) for i in rl] == [
+        (i.id, i.answer, i.question) for i in found
+    ]
 
 
 def test_parquet_that_is_not_there_or_of_another_layout(built, tmp_path):
@@ -190,13 +199,13 @@ def test_parquet_that_is_not_there_or_of_another_layout(built, tmp_path):
         open_benchmark("parquet", built, form="raw")
 
 
-def test_a_lost_picture_fails_alone(built, tmp_path):
+def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(built, copy)
     shutil.rmtree(copy / "images")
-    found = open_benchmark(str(copy), frame=FRAME)
-    with pytest.raises(DatasetError, match="pictures in images/"):
-        found.items[0].load()
+    stored, again = (open_benchmark(str(folder), frame=FRAME) for folder in (built, copy))
+    for one, other in zip(stored, again, strict=True):
+        assert [i.tobytes() for i in one.load()] == [i.tobytes() for i in other.load()]
 
 
 def test_the_released_form(tmp_path):
@@ -228,9 +237,9 @@ def test_the_released_form(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rl" / "train.parquet")
     found = open_benchmark(str(tmp_path), split="all")
     flat, deep = found.items
-    assert [row.name for row in found.skipped] == ["rl-00000002"] and "reward_model" in found.skipped[
-        0
-    ].reason
+    assert [row.name for row in found.skipped] == [
+        "rl-00000002"
+    ] and "reward_model" in found.skipped[0].reason
     assert flat.options["A"] == "Leber ä" and flat.answer == "B" and flat.dimension == "2d"
     (turn,) = flat.request([Image.new("RGB", (8, 8))]).conversation()
     assert turn["content"][-1]["text"] == user.removeprefix("<image>")  # asked in its own words

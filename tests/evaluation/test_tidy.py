@@ -7,7 +7,15 @@ import pytest
 
 from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.statistics import compare
-from unireason_lib.evaluation.tidy import COLUMNS, conditions, paired_runs, read_tidy, runs, tidy, write_tidy
+from unireason_lib.evaluation.tidy import (
+    COLUMNS,
+    conditions,
+    paired_runs,
+    read_tidy,
+    runs,
+    tidy,
+    write_tidy,
+)
 
 
 def line(k, right, dimension="2d", **more):
@@ -81,7 +89,9 @@ def test_where_the_reasoning_comes_to_is_told_apart_from_the_letter(
     options = {"A": "The left one", "B": "The right one"}
     asked = {"options": options, "truth": "B"}
     one = line(0, letter == "B", text=text, prediction=letter, **asked)
-    other = line(1, True, text="<think>Hence the right one.</think>B. The right one", prediction="B", **asked)
+    other = line(
+        1, True, text="<think>Hence the right one.</think>B. The right one", prediction="B", **asked
+    )
     (tmp_path / "r.jsonl").write_text(json.dumps(one) + "\n" + json.dumps(other) + "\n")
     write_tidy(tidy({("x", 0): tmp_path / "r.jsonl"}), tmp_path / "t.csv")
     row, _ = read_tidy(tmp_path / "t.csv")
@@ -138,7 +148,9 @@ def test_pairs_are_of_one_seed(files, tmp_path):
     rows = tidy(files)
     before, after, patients, seeds = paired_runs(rows, "before", "RL", dimension="2d")
     assert seeds == [0] and patients == {"q0": "p0", "q1": "p0", "q2": "p1"}
-    assert before == [{"q0": 1.0, "q1": 0.0, "q2": 0.0}] and after == [{"q0": 1.0, "q1": 1.0, "q2": 0.0}]
+    assert before == [{"q0": 1.0, "q1": 0.0, "q2": 0.0}] and after == [
+        {"q0": 1.0, "q1": 1.0, "q2": 0.0}
+    ]
     apart = [row for row in rows if (row["condition"], row["seed"]) != ("RL", 0)]
     with pytest.raises(DatasetError, match=r"'before' and 'RL' have.*\[0\] and \[1\]"):
         paired_runs(apart, "before", "RL")

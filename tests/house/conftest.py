@@ -26,7 +26,8 @@ def notebooks(tmp_path: Path) -> Path:
     """An empty folder for notebooks, with the project's pairing settings, inside a project folder of its own."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    shutil.copy(CHECKOUT / "notebooks" / "jupytext.toml", folder)
+    for name in ("jupytext.toml", "ruff.toml"):
+        shutil.copy(CHECKOUT / "notebooks" / name, folder)
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     return folder
 
@@ -35,7 +36,9 @@ def notebooks(tmp_path: Path) -> Path:
 def make_notebook(notebooks: Path) -> Callable[..., Path]:
     """A function that makes a pair from code cells: ``make_notebook("00_a", "x = 1", parameters=...)``."""
 
-    def make(name: str, *cells: str, parameters: str = PARAMETERS, title: str = "# A title") -> Path:
+    def make(
+        name: str, *cells: str, parameters: str = PARAMETERS, title: str = "# A title"
+    ) -> Path:
         parts = ["# %% [markdown]\n" + "\n".join(f"# {line}" for line in title.split("\n"))]
         parts.append(f'# %% tags=["parameters"]\n{parameters}')
         parts += [f"# %%\n{cell}" for cell in cells]

@@ -32,12 +32,18 @@ def executed():
     outputs = [
         v4.new_output("stream", name="stderr", text="\r  0%\r 50%\r100%\ndone\n"),
         v4.new_output("stream", name="stdout", text=f"{Path.home()}/x and {sys.prefix}/lib\n"),
-        v4.new_output("display_data", data={VIEW: {"model_id": "a"}, "text/plain": "  0%|   | 0/5"}),
+        v4.new_output(
+            "display_data", data={VIEW: {"model_id": "a"}, "text/plain": "  0%|   | 0/5"}
+        ),
         v4.new_output("display_data", data={VIEW: {"model_id": "b"}, "text/html": "<b>viewer</b>"}),
-        v4.new_output("display_data", data={"image/png": "aGVsbG8="}, metadata={"needs_background": "light"}),
+        v4.new_output(
+            "display_data", data={"image/png": "aGVsbG8="}, metadata={"needs_background": "light"}
+        ),
         v4.new_output("execute_result", data={"text/plain": "4"}, execution_count=1),
     ]
-    cell = v4.new_code_cell("2 + 2", outputs=outputs, execution_count=1, metadata={"tags": ["demo"]})
+    cell = v4.new_code_cell(
+        "2 + 2", outputs=outputs, execution_count=1, metadata={"tags": ["demo"]}
+    )
     cell.metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
     cell.metadata["papermill"] = {"duration": 1.0}
     twin = v4.new_code_cell("2 + 2", execution_count=2)
@@ -94,7 +100,10 @@ def test_paths_become_relative_or_short(tmp_path):
     assert f"{root}-old/x" in found, "a folder whose name only begins the same is another folder"
     assert "~/y" in found
     assert without_paths("/mnt/ipykernel_12/345.py:7: UserWarning", root) == "<cell>:7: UserWarning"
-    assert without_paths("see https://example.org/home/page", root) == "see https://example.org/home/page"
+    assert (
+        without_paths("see https://example.org/home/page", root)
+        == "see https://example.org/home/page"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,9 @@ def test_hash_of_source_follows_code_and_not_prose_or_outputs():
     notebook, other = executed(), executed()
     other.cells[0].source = "# Another title"
     other.cells[1].outputs = []
-    other.cells.insert(1, v4.new_code_cell("PROFILE = 1", metadata={"tags": ["injected-parameters"]}))
+    other.cells.insert(
+        1, v4.new_code_cell("PROFILE = 1", metadata={"tags": ["injected-parameters"]})
+    )
     assert source_hash(other) == source_hash(notebook)
     assert outputs_hash(other) != outputs_hash(notebook)
     other.cells[2].source = "2 + 3"
@@ -124,16 +135,16 @@ def test_hash_of_source_follows_code_and_not_prose_or_outputs():
 
 
 def test_parameters_with_names_and_defaults(make_notebook):
-    parameters = (
-        'PROFILE = "laptop"\nSEED = 0  # of all\nRATE: float = 1e-5\nNAMES = ["a", "b"]\nADAPTER = None'
-    )
+    parameters = 'PROFILE = "laptop"\nSEED = 0  # of all\nRATE: float = 1e-5\nNAMES = ["a", "b"]\nADAPTER = None'
     path = make_notebook("00_a", "x = 1", parameters=parameters)
     expected = {"PROFILE": "laptop", "SEED": 0, "RATE": 1e-5, "NAMES": ["a", "b"], "ADAPTER": None}
     assert parameters_of(path) == expected
 
 
 def test_a_parameter_that_papermill_cannot_read_is_named(make_notebook):
-    path = make_notebook("00_a", "x = 1", parameters='PROFILE = "laptop"\nOVERRIDES = "max_rounds=3"')
+    path = make_notebook(
+        "00_a", "x = 1", parameters='PROFILE = "laptop"\nOVERRIDES = "max_rounds=3"'
+    )
     with pytest.raises(UniReasonError, match=r"OVERRIDES.*one flat literal a line"):
         parameters_of(path)
     assert assigned_names("a = b = 1\nc: int = 2\nif a:\n    d = 3") == {"a", "b", "c"}

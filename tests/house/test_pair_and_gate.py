@@ -20,7 +20,9 @@ from unireason_lib.tutorial.refresh import is_stale, stamp
 def as_if_refreshed(path: Path) -> None:
     """Give a notebook outputs and a stamp, as a refresh does."""
     notebook = read_notebook(path)
-    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+    for count, cell in enumerate(
+        (cell for cell in notebook.cells if cell.cell_type == "code"), start=1
+    ):
         cell.execution_count = count
         cell.outputs = [v4.new_output("stream", name="stdout", text=f"output {count}\n")]
     stamp(notebook, path.parent.parent, {"PROFILE": "laptop", "SEED": 0}, seconds=1.0)
@@ -56,7 +58,10 @@ def test_a_twin_alone_becomes_a_notebook_with_badge_and_set_up(make_notebook):
     path = make_notebook("00_new", "def f( x ):\n  return x", title="# Title\nFirst words.")
     notebook = read_notebook(path)
     assert notebook.cells[0].source == f"# Title\n\n{badge('00_new')}\n\nFirst words."
-    assert [cell.metadata.get("tags") for cell in notebook.cells[1:3]] == [["parameters"], ["setup"]]
+    assert [cell.metadata.get("tags") for cell in notebook.cells[1:3]] == [
+        ["parameters"],
+        ["setup"],
+    ]
     assert notebook.cells[2].source == setup_source()
     assert notebook.cells[3].source == "def f(x):\n    return x", "formatted"
     assert twin_differences(path) == []
@@ -111,7 +116,10 @@ def test_set_up_does_nothing_here_and_installs_on_colab(monkeypatch, tmp_path, c
     monkeypatch.setitem(sys.modules, "google.colab", object())
     exec(compile(setup_source(), "setup", "exec"), {})
     assert [command[0] for command in calls] == ["git", sys.executable]
-    assert project.declared().repository in calls[0] and f"--branch=v{project.declared().version}" in calls[0]
+    assert (
+        project.declared().repository in calls[0]
+        and f"--branch=v{project.declared().version}" in calls[0]
+    )
     assert Path.cwd() == tmp_path / "unireason-lab" / "notebooks"
     (tmp_path / "unireason-lab" / "unireason_lib").mkdir()
     exec(compile(setup_source(), "setup", "exec"), {})
@@ -136,9 +144,15 @@ def test_set_up_does_nothing_here_and_installs_on_colab(monkeypatch, tmp_path, c
             ),
             "ended with an error: ValueError",
         ),
-        (lambda nb: nb.cells[3].outputs[0].update(text="in /mnt/x/y\n"), "path of one machine: '/mnt/x"),
+        (
+            lambda nb: nb.cells[3].outputs[0].update(text="in /mnt/x/y\n"),
+            "path of one machine: '/mnt/x",
+        ),
         (lambda nb: nb.cells[3].outputs[0].update(text="C:\\Users\\me\n"), "path of one machine"),
-        (lambda nb: nb.cells[0].update(source=nb.cells[0].source + " (/Users/me/scan.nii)"), "'/Users/me"),
+        (
+            lambda nb: nb.cells[0].update(source=nb.cells[0].source + " (/Users/me/scan.nii)"),
+            "'/Users/me",
+        ),
         (lambda nb: nb.metadata.update(widgets={}), "metadata of one run or editor (widgets"),
         (lambda nb: nb.metadata.language_info.update(version="3.11.7"), "(version"),
         (lambda nb: nb.cells[3].metadata.update(scrolled=True), "scrolled"),
@@ -148,8 +162,14 @@ def test_set_up_does_nothing_here_and_installs_on_colab(monkeypatch, tmp_path, c
             ),
             "widget views",
         ),
-        (lambda nb: nb.cells[4].update(source="\n".join(f"x = {i}" for i in range(26))), "26 lines"),
-        (lambda nb: nb.cells[1].metadata.update(tags=[]), "not tagged 'parameters'|cell tagged 'parameters'"),
+        (
+            lambda nb: nb.cells[4].update(source="\n".join(f"x = {i}" for i in range(26))),
+            "26 lines",
+        ),
+        (
+            lambda nb: nb.cells[1].metadata.update(tags=[]),
+            "not tagged 'parameters'|cell tagged 'parameters'",
+        ),
         (lambda nb: nb.cells[1].update(source='PROFILE = "smoke"'), 'PROFILE = "laptop"'),
         (lambda nb: nb.cells[1].update(source='PROFILE = "laptop"\nSEED = None'), "SEED"),
         (lambda nb: nb.cells.pop(2), "badge or set-up"),
@@ -199,7 +219,9 @@ def test_what_cannot_be_opened_or_formatted_is_refused(make_notebook, notebooks)
 
 
 @pytest.mark.parametrize("folder", ["home", "Users", "root", "tmp", "work", "mnt", "usr"])
-@pytest.mark.parametrize("text", ["/{}/me", "(/{}/x)", "'/{}/a b'", "at:/{}/main", "file:///{}/a.png"])
+@pytest.mark.parametrize(
+    "text", ["/{}/me", "(/{}/x)", "'/{}/a b'", "at:/{}/main", "file:///{}/a.png"]
+)
 def test_paths_of_a_machine(text, folder):
     assert MACHINE_PATH.search(text.format(folder))
 
@@ -211,7 +233,16 @@ def test_other_signs_of_a_machine(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["runs/home/x", "https://a.org/tmp/x", "~/opt/x", "./work/x", "and/or", "/ work", "</usr/x>", "1/usr"],
+    [
+        "runs/home/x",
+        "https://a.org/tmp/x",
+        "~/opt/x",
+        "./work/x",
+        "and/or",
+        "/ work",
+        "</usr/x>",
+        "1/usr",
+    ],
 )
 def test_addresses_and_relative_paths_are_none(text):
     assert not MACHINE_PATH.search(text)

@@ -8,7 +8,13 @@ import pickle
 import pytest
 
 from unireason_lib.errors import ProfileError
-from unireason_lib.profiles import load_profile, match_type, parse_overrides, parse_value, profile_names
+from unireason_lib.profiles import (
+    load_profile,
+    match_type,
+    parse_overrides,
+    parse_value,
+    profile_names,
+)
 
 
 def leaves(profile):
@@ -61,10 +67,16 @@ def test_smoke_is_no_larger_than_laptop_anywhere():
 
 
 def test_overrides_as_text_as_mapping_and_by_keyword_agree():
-    text = load_profile("laptop", "generation.max_rounds=3, serialization.size=[8,64,64]; temperature=1")
+    text = load_profile(
+        "laptop", "generation.max_rounds=3, serialization.size=[8,64,64]; temperature=1"
+    )
     mapping = load_profile(
         "laptop",
-        {"generation.max_rounds": 3, "serialization.size": [8, 64, 64], "generation.temperature": 1.0},
+        {
+            "generation.max_rounds": 3,
+            "serialization.size": [8, 64, 64],
+            "generation.temperature": 1.0,
+        },
     )
     keyword = load_profile("laptop", max_rounds=3, size=(8, 64, 64), temperature=1)
     assert text == mapping == keyword
@@ -122,5 +134,20 @@ def test_survives_pickling_and_copying_and_becomes_plain_values():
 
 def test_literals_as_typed():
     typed = ["3", " 1e-5", "true", "None", "[8, 64]", "tiny", "'a b'", "a=b", ""]
-    assert [parse_value(text) for text in typed] == [3, 1e-5, True, None, [8, 64], "tiny", "a b", "a=b", ""]
-    assert parse_overrides("a.b=1,c=[1,2];d=(3,4)\ne=x, ") == {"a.b": 1, "c": [1, 2], "d": (3, 4), "e": "x"}
+    assert [parse_value(text) for text in typed] == [
+        3,
+        1e-5,
+        True,
+        None,
+        [8, 64],
+        "tiny",
+        "a b",
+        "a=b",
+        "",
+    ]
+    assert parse_overrides("a.b=1,c=[1,2];d=(3,4)\ne=x, ") == {
+        "a.b": 1,
+        "c": [1, 2],
+        "d": (3, 4),
+        "e": "x",
+    }

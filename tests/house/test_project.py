@@ -18,7 +18,9 @@ def test_this_environment_fits_and_its_versions_are_shown():
     assert f"transformers {metadata.version('transformers')}" in line
 
 
-def test_the_project_folder_is_found_from_within_and_from_outside(checkout, tmp_path, notebooks, monkeypatch):
+def test_the_project_folder_is_found_from_within_and_from_outside(
+    checkout, tmp_path, notebooks, monkeypatch
+):
     assert project_root(checkout / "unireason_lib" / "tutorial") == checkout
     assert project_root(notebooks) == tmp_path
     monkeypatch.chdir(notebooks)
@@ -66,12 +68,24 @@ def declare(monkeypatch, *requirements, python=">=3.11"):
 
 def test_every_misfit_is_listed_with_what_to_do(monkeypatch):
     declare(
-        monkeypatch, "trl<1", "no-such-package>=3", "numpy>=1", 'gone>=1; python_version < "3"', python=">=4"
+        monkeypatch,
+        "trl<1",
+        "no-such-package>=3",
+        "numpy>=1",
+        'gone>=1; python_version < "3"',
+        python=">=4",
     )
     with pytest.raises(UniReasonError) as caught:
         check_versions()
     message = str(caught.value)
-    for part in ("trl", "needs <1", "no no-such-package", "needs >=4", "make tutorial", "requirements.lock"):
+    for part in (
+        "trl",
+        "needs <1",
+        "no no-such-package",
+        "needs >=4",
+        "make tutorial",
+        "requirements.lock",
+    ):
         assert part in message
     assert "numpy" not in message and "gone" not in message
 

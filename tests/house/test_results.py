@@ -23,11 +23,15 @@ def shown(monkeypatch):
 
 def as_notebook(shown):
     outputs = [v4.new_output("display_data", data=data) for data in shown]
-    return v4.new_notebook(cells=[v4.new_markdown_cell("x"), v4.new_code_cell("y", outputs=outputs)])
+    return v4.new_notebook(
+        cells=[v4.new_markdown_cell("x"), v4.new_code_cell("y", outputs=outputs)]
+    )
 
 
 def test_a_figure_goes_through_a_notebook_unchanged(shown):
-    publish("speed ratio", np.float64(3.4123), "x", interval=(3.1, np.float32(3.75)), note="untrained")
+    publish(
+        "speed ratio", np.float64(3.4123), "x", interval=(3.1, np.float32(3.75)), note="untrained"
+    )
     publish("slices", np.int64(32))
     publish("verdict", "same tokens")
     assert shown[0]["text/plain"] == "speed ratio: 3.41 x (3.1 to 3.75)  [untrained]"

@@ -48,7 +48,9 @@ def inside(notebooks, monkeypatch):
     return notebooks.parent
 
 
-def test_a_run_goes_on_after_a_failure_and_says_where_things_are(make_notebook, inside, monkeypatch, capsys):
+def test_a_run_goes_on_after_a_failure_and_says_where_things_are(
+    make_notebook, inside, monkeypatch, capsys
+):
     bogus = inside / "jupyter" / "kernels" / "python3"
     bogus.mkdir(parents=True)
     (bogus / "kernel.json").write_text(
@@ -59,14 +61,22 @@ def test_a_run_goes_on_after_a_failure_and_says_where_things_are(make_notebook, 
     make_notebook("00_fails", "x = SEED", "raise ValueError('boom\\nand more')", "print('never')")
     make_notebook("02_asserts", "x = 1\nassert x == 2", "print('never')")
     make_notebook("01_works", ENVIRONMENT, PUBLISH, "print('SEED', SEED)")
-    sources = {path: path.read_bytes() for path in (inside / "notebooks").iterdir() if path.is_file()}
-    outcome = CliRunner().invoke(app, ["run", "--profile", "laptop", "-p", "SEED=7", "--out", "runs/x"])
+    sources = {
+        path: path.read_bytes() for path in (inside / "notebooks").iterdir() if path.is_file()
+    }
+    outcome = CliRunner().invoke(
+        app, ["run", "--profile", "laptop", "-p", "SEED=7", "--out", "runs/x"]
+    )
     assert outcome.exit_code == 1, outcome.output
     lines = outcome.output.strip().split("\n")
     assert lines[-1] == "notebooks: 1 passed, 2 failed"
-    assert re.search(r"02_asserts .* failed: cell 4: AssertionError: assert x == 2$", outcome.output, re.M)
     assert re.search(
-        r"00_fails +4 of +6 cells +[\d.]+ s  failed: cell 5: ValueError: boom$", outcome.output, re.M
+        r"02_asserts .* failed: cell 4: AssertionError: assert x == 2$", outcome.output, re.M
+    )
+    assert re.search(
+        r"00_fails +4 of +6 cells +[\d.]+ s  failed: cell 5: ValueError: boom$",
+        outcome.output,
+        re.M,
     )
     assert re.search(r"01_works +6 of +6 cells +[\d.]+ s  passed$", outcome.output, re.M)
     assert re.search(r"01_works +ratio +2\.5 x +laptop", outcome.output)
@@ -81,7 +91,9 @@ def test_a_run_goes_on_after_a_failure_and_says_where_things_are(make_notebook, 
     assert "never" not in texts(read_notebook(inside / "runs" / "x" / "00_fails.ipynb"))
     assert executed.metadata.papermill.input_path == "01_works.ipynb"
     assert str(inside) not in json.dumps(executed.metadata)
-    assert {path: path.read_bytes() for path in sources} == sources, "the notebooks themselves are left alone"
+    assert {path: path.read_bytes() for path in sources} == sources, (
+        "the notebooks themselves are left alone"
+    )
     assert sorted(path.name for path in (inside / "runs" / "x").iterdir()) == [
         "00_fails.ipynb",
         "01_works.ipynb",
@@ -104,7 +116,9 @@ def test_smoke_figures_are_not_shown_and_a_hanging_cell_ends(make_notebook, insi
     assert run.failed == 1 and run.results[0].note == "smoke"
 
 
-def test_a_notebook_that_trains_long_runs_as_smoke_unless_it_is_named(make_notebook, inside, capsys):
+def test_a_notebook_that_trains_long_runs_as_smoke_unless_it_is_named(
+    make_notebook, inside, capsys
+):
     make_notebook("00_short", "print('PROFILE', PROFILE)", PUBLISH)
     make_notebook("04_trains", "print('PROFILE', PROFILE)", PUBLISH)
     run = run_tutorial("laptop")
@@ -122,7 +136,9 @@ def test_a_notebook_that_trains_long_runs_as_smoke_unless_it_is_named(make_noteb
 def test_refresh_makes_what_the_gate_lets_through_and_leaves_failures_alone(
     make_notebook, inside, monkeypatch
 ):
-    path = make_notebook("00_a", "print('hello')", "import matplotlib.pyplot as plt\n\nplt.plot([1, 2]);")
+    path = make_notebook(
+        "00_a", "print('hello')", "import matplotlib.pyplot as plt\n\nplt.plot([1, 2]);"
+    )
     assert is_stale(path) and problems(path)
     seen = []
     execution = refresh(path, inside, on_cell=lambda done, total: seen.append((done, total)))
@@ -131,10 +147,16 @@ def test_refresh_makes_what_the_gate_lets_through_and_leaves_failures_alone(
     notebook = read_notebook(path)
     assert not is_stale(path)
     assert notebook.metadata[STAMP]["profile"] == "laptop"
-    assert notebook.metadata[STAMP]["parameters"] == {"PROFILE": "laptop", "SEED": 0, "OVERRIDES": ""}
+    assert notebook.metadata[STAMP]["parameters"] == {
+        "PROFILE": "laptop",
+        "SEED": 0,
+        "OVERRIDES": "",
+    }
     assert "image/png" in str(notebook.cells[-1].outputs)
     twin = path.with_suffix(".py")
-    twin.write_text(twin.read_text().replace("print('hello')", "1 / 0").replace('print("hello")', "1 / 0"))
+    twin.write_text(
+        twin.read_text().replace("print('hello')", "1 / 0").replace('print("hello")', "1 / 0")
+    )
     os.utime(path, (1, 1))
     execution = refresh(path, inside)
     assert execution.status == "failed" and "ZeroDivisionError" in execution.error
@@ -223,9 +245,13 @@ def test_parameters_go_to_the_notebooks_that_declare_them(make_notebook, noteboo
         ({"OVERRIDES": "generation.max_round=2"}, "generation.max_rounds"),
     ],
 )
-def test_wrong_parameters_are_refused_before_anything_runs(make_notebook, inside, monkeypatch, values, says):
+def test_wrong_parameters_are_refused_before_anything_runs(
+    make_notebook, inside, monkeypatch, values, says
+):
     make_notebook("00_a", "x = 1")
-    monkeypatch.setattr("unireason_lib.tutorial.execution.execute", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr(
+        "unireason_lib.tutorial.execution.execute", lambda *a, **k: pytest.fail("it ran")
+    )
     with pytest.raises(UniReasonError, match=says):
         run_tutorial(parameters=values)
 
@@ -243,14 +269,24 @@ def test_which_notebooks(make_notebook, notebooks):
     (notebooks / "scratch.ipynb").write_text("{}")
     ordered = [paths[1], paths[2], paths[0]]
     assert find_notebooks(notebooks) == ordered
-    assert find_notebooks(notebooks, ["03", "00"]) == find_notebooks(notebooks, ["03_c,00_a"]) == ordered[:2]
+    assert (
+        find_notebooks(notebooks, ["03", "00"])
+        == find_notebooks(notebooks, ["03_c,00_a"])
+        == ordered[:2]
+    )
     with pytest.raises(UniReasonError, match="perhaps '03_c'"):
         find_notebooks(notebooks, ["03_d"])
 
 
 def test_command_line_errors_are_one_line(make_notebook, inside):
     make_notebook("00_a", "x = 1")
-    for arguments in (["--profile", "tiny"], ["07"], ["--only", "00", "07"], ["-p", "SEED"], ["-p", "SED=1"]):
+    for arguments in (
+        ["--profile", "tiny"],
+        ["07"],
+        ["--only", "00", "07"],
+        ["-p", "SEED"],
+        ["-p", "SED=1"],
+    ):
         outcome = CliRunner().invoke(app, ["run", *arguments])
         assert outcome.exit_code == 2, outcome.output
         assert outcome.output.startswith("error: ") and outcome.output.count("\n") == 1

@@ -71,11 +71,15 @@ def test_what_learns_decides_what_a_step_costs(samples):
     full = made(samples, stages=("sft",)).lines[0].flops
     adapters = made(samples, strategy="lora", stages=("sft",)).lines[0].flops
     kept = (
-        made(samples, "8xH100", "sft.gradient_checkpointing=false", strategy="lora", stages=("sft",))
+        made(
+            samples, "8xH100", "sft.gradient_checkpointing=false", strategy="lora", stages=("sft",)
+        )
         .lines[0]
         .flops
     )
-    assert adapters / full == pytest.approx(3 / 4, abs=0.03)  # and attention, which has no parameters
+    assert adapters / full == pytest.approx(
+        3 / 4, abs=0.03
+    )  # and attention, which has no parameters
     assert kept / full == pytest.approx(2 / 4, abs=0.06)
 
 
@@ -84,7 +88,10 @@ def test_memory_is_shared_as_zero_says(seven):
     alone, shared = (memory(seven, cluster, way, 6000).parts for way in ("ddp", "zero3"))
     name = "weights, gradients, optimizer"
     assert alone[name] == 16 * seven.language and shared[name] == alone[name] / 8
-    assert memory(seven, cluster, "qlora", 6000).parts["frozen weights"] < alone["frozen weights"] + 6e9
+    assert (
+        memory(seven, cluster, "qlora", 6000).parts["frozen weights"]
+        < alone["frozen weights"] + 6e9
+    )
     other = memory(seven, cluster, "fsdp2", 6000).parts
     assert {k: v for k, v in shared.items() if other[k] != v} == {
         "frozen weights": other["frozen weights"] / 2
@@ -110,8 +117,12 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can(samples):
 
 
 def test_rollouts_in_smaller_batches_need_less_memory_and_more_time(samples):
-    few, many = (made(samples, changes=f"rl.generated_together={n}", stages=("rl",)) for n in (2, 4))
-    assert few.memory["rl"].parts["keys and values"] * 2 == many.memory["rl"].parts["keys and values"]
+    few, many = (
+        made(samples, changes=f"rl.generated_together={n}", stages=("rl",)) for n in (2, 4)
+    )
+    assert (
+        few.memory["rl"].parts["keys and values"] * 2 == many.memory["rl"].parts["keys and values"]
+    )
     assert few.lines[0].hours.low > many.lines[0].hours.low
     served = made(samples, stages=("rl",), served=True)
     assert "keys and values" not in served.memory["rl"].parts
@@ -119,7 +130,8 @@ def test_rollouts_in_smaller_batches_need_less_memory_and_more_time(samples):
 
 
 @pytest.mark.parametrize(
-    ("profile", "gpus", "model"), [("t4", "T4", "3b"), ("gpu", "8xH100", "7b"), ("gpu", "8xA100", "7b")]
+    ("profile", "gpus", "model"),
+    [("t4", "T4", "3b"), ("gpu", "8xH100", "7b"), ("gpu", "8xA100", "7b")],
 )
 def test_profiles_fit_what_they_are_made_for(profile, gpus, model, samples):
     settings = load_profile(profile)
@@ -145,7 +157,9 @@ def test_a_grid_costs_its_runs(samples, tmp_path):
         cost.hours["sft"].low / 2, rel=0.01
     )  # steps of a condition are a share of all
     own = tmp_path / "own.yaml"
-    own.write_text("profile: gpu\nseeds: 1\noverrides: {sft.steps: 1000}\nconditions: {all: {sft: {}}}\n")
+    own.write_text(
+        "profile: gpu\nseeds: 1\noverrides: {sft.steps: 1000}\nconditions: {all: {sft: {}}}\n"
+    )
     found = {  # at its own size a grid has steps of its own; what is changed by hand counts more
         changes: grid_hours(own, "gpu", one, changes).hours["sft"].low
         for changes in ("", "sft.steps=2000", "sft.epochs=9\nsft.log_steps=5")
@@ -160,7 +174,10 @@ def test_a_quantised_model_is_asked_with_the_weights_that_it_has(samples):
     small = bill(settings, shape_of("3b"), Cluster.named("T4"), sizes, stages=("test",))
     whole = load_profile("t4", "model.quantization=null")
     large = bill(whole, shape_of("3b"), Cluster.named("T4"), sizes, stages=("test",))
-    assert small.memory["test"].parts["frozen weights"] < 0.5 * large.memory["test"].parts["frozen weights"]
+    assert (
+        small.memory["test"].parts["frozen weights"]
+        < 0.5 * large.memory["test"].parts["frozen weights"]
+    )
     assert small.hours("test").low > large.hours("test").low  # they are unpacked in every step
 
 
@@ -169,10 +186,13 @@ def test_rows_are_counted_by_dimension(tmp_path):
     for form, turns in (("sft", "messages"), ("rl", "prompt")):
         (tmp_path / form).mkdir()
         rows = [
-            [{"role": "user", "content": text}, {"role": "assistant", "content": "<image>"}] for text in shown
+            [{"role": "user", "content": text}, {"role": "assistant", "content": "<image>"}]
+            for text in shown
         ]
         ids = [["a"], ["b", "crop"], ["s1", "s2"], []]
-        pq.write_table(pa.table({turns: rows, "image_ids": ids}), tmp_path / form / "part-0.parquet")
+        pq.write_table(
+            pa.table({turns: rows, "image_ids": ids}), tmp_path / form / "part-0.parquet"
+        )
     assert count_rows(tmp_path, "sft") == count_rows(tmp_path, "rl") == {"2d": 2, "3d": 2}
     train = tmp_path / "sft" / "train-0.parquet"
     pq.write_table(pa.table({"messages": rows[:1]}), train)

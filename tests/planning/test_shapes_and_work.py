@@ -44,7 +44,9 @@ def test_adapters_sit_on_the_language_model_alone(big):
     name, _, shape = big
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(published_config(QWEN[name]))
-        adapted = get_peft_model(model, LoraConfig(r=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+        adapted = get_peft_model(
+            model, LoraConfig(r=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+        )
     learns = {n: p.numel() for n, p in adapted.named_parameters() if p.requires_grad}
     assert sum(learns.values()) == shape.adapters(16)
     assert len(learns) == 2 * 7 * shape.layers
@@ -62,7 +64,9 @@ def test_operations_of_the_true_language_model(big):
     other_half = (
         2 * shape.layers * shape.hidden * tokens**2
     )  # the counter does not know that attention is causal
-    assert Work(shape).language(tokens) + other_half == pytest.approx(counted.get_total_flops(), rel=1e-3)
+    assert Work(shape).language(tokens) + other_half == pytest.approx(
+        counted.get_total_flops(), rel=1e-3
+    )
 
 
 def test_operations_with_a_cache_are_those_without():
@@ -76,7 +80,12 @@ def test_operations_of_the_vision_tower_and_of_a_training_step(tiny_model):
     model, processor = tiny_model
     shape = Shape.from_config(model.config)
     text = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}] * 8 + [{"type": "text", "text": "what " * 20}]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image"}] * 8 + [{"type": "text", "text": "what " * 20}],
+            }
+        ],
         tokenize=False,
     )
     batch = processor(text=[text], images=[Image.new("RGB", (64, 64))] * 8, return_tensors="pt")
@@ -84,8 +93,12 @@ def test_operations_of_the_vision_tower_and_of_a_training_step(tiny_model):
     pictures = (16,) * 8
     with FlopCounterMode(display=False) as seen, torch.no_grad():
         model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
-    looks = min(64, shape.window) * (shape.vision_layers - shape.vision_full) + 64 * shape.vision_full
-    attention = 4 * shape.vision_hidden * 8 * 64 * looks  # on a CPU the counter passes over fused attention
+    looks = (
+        min(64, shape.window) * (shape.vision_layers - shape.vision_full) + 64 * shape.vision_full
+    )
+    attention = (
+        4 * shape.vision_hidden * 8 * 64 * looks
+    )  # on a CPU the counter passes over fused attention
     assert work.vision(pictures) - attention == pytest.approx(seen.get_total_flops(), rel=0.01)
 
     before = [p.requires_grad for p in model.parameters()]

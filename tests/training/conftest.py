@@ -6,7 +6,7 @@ import pytest
 
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.rationales import TemplateWriter
-from unireason_lib.dataset.records import Record, image_ids_of
+from unireason_lib.dataset.schema import Record, image_ids_of
 from unireason_lib.dataset.sources import open_source
 from unireason_lib.dataset.view import View
 from unireason_lib.imaging import ProcessorFrame
@@ -29,13 +29,15 @@ class Study:
 def study() -> Study:
     """About 20 records each of single slices and of volumes of four slices."""
     records, store = [], {}
-    writer = TemplateWriter(length="short")
+    writer = TemplateWriter()
     for dimension in ("2d", "3d"):
         for scan in open_source("phantom", dimension=dimension, count=6):
             view = View(scan, (4, 64, 64), None, FRAME)
             store.update(zip(image_ids_of(view), view.images(), strict=True))
-            for question in ask(scan, view=view):
-                records.append(Record.make(view, question, writer.write(question, view), writer="template"))
+            for question in ask(view):
+                records.append(
+                    Record.make(view, question, writer.write(question, view), writer="template")
+                )
     return Study(tuple(records), store)
 
 

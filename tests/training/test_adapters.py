@@ -60,20 +60,36 @@ def test_thought_tokens_travel_with_an_adapter(bare, study, tmp_path):
         expected, found = (one(**words).logits for one in (trained, loaded))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     before = load_model(bare, device="cpu")[0].get_input_embeddings().weight
-    if think < len(before):  # the rows are learnt: nothing else would teach the model to open a thought
-        assert not torch.equal(loaded.get_input_embeddings()(torch.tensor([think]))[0], before[think])
+    if think < len(
+        before
+    ):  # the rows are learnt: nothing else would teach the model to open a thought
+        assert not torch.equal(
+            loaded.get_input_embeddings()(torch.tensor([think]))[0], before[think]
+        )
     reply = GroundedGenerator(loaded, again).generate(
-        [{"question": "Where?", "images": study.pictures(study.records[0]), "options": ["Left", "Right"]}],
+        [
+            {
+                "question": "Where?",
+                "images": study.pictures(study.records[0]),
+                "options": ["Left", "Right"],
+            }
+        ],
         max_new_tokens=4,
     )
     assert len(reply) == 1
 
 
-def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, study, tmp_path, monkeypatch):
+def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(
+    bare, study, tmp_path, monkeypatch
+):
     model, processor = load_model(bare, device="cpu")
     made = teach(model, processor, study, tmp_path / "run", steps=6)
     card = (made / "README.md").read_text(encoding="utf-8")
-    assert "library_name: peft" in card and "| lora_rank | 4 |" in card and "not for clinical use" in card
+    assert (
+        "library_name: peft" in card
+        and "| lora_rank | 4 |" in card
+        and "not for clinical use" in card
+    )
     assert str(tmp_path) not in card and f'load_model("{bare.name}", adapter="THIS_FOLDER")' in card
     out = tmp_path / "merged"
     arguments = ["merge", "--model", str(bare), "--adapter", str(made), "--out", str(out)]
@@ -102,11 +118,19 @@ def test_a_merged_checkpoint_is_plain_and_replies_like_model_and_adapter(bare, s
             assert torch.equal(one, other)
     # as the authors load theirs: the class itself, and the processor beside it
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
-    tokens = AutoProcessor.from_pretrained(out).tokenizer("<think>The liver.</think>A.", return_tensors="pt")
+    tokens = AutoProcessor.from_pretrained(out).tokenizer(
+        "<think>The liver.</think>A.", return_tensors="pt"
+    )
     adapted = load_model(bare, adapter=made, device="cpu")[0]
     with torch.no_grad():
-        torch.testing.assert_close(plain(**tokens).logits, adapted(**tokens).logits, atol=1e-4, rtol=1e-4)
-    request = {"question": "Where?", "images": study.pictures(study.records[0]), "options": ["Left", "Right"]}
+        torch.testing.assert_close(
+            plain(**tokens).logits, adapted(**tokens).logits, atol=1e-4, rtol=1e-4
+        )
+    request = {
+        "question": "Where?",
+        "images": study.pictures(study.records[0]),
+        "options": ["Left", "Right"],
+    }
     replies = [
         GroundedGenerator(*pair).generate([request], max_new_tokens=12)[0].text
         for pair in (load_model(out, device="cpu"), load_model(bare, adapter=made, device="cpu"))
@@ -122,7 +146,9 @@ def test_only_an_adapter_can_be_merged(tiny_checkpoint, tmp_path):
 
 def test_adapters_are_learnt_on_4_bit_weights(tiny_checkpoint, study, tmp_path):
     """Matrices of the language model in 4 bits, on the CPU; adapters in float32, and loaded again on 16-bit weights."""
-    model, processor = load_model(tiny_checkpoint, device="cpu", dtype="float32", quantization="4bit")
+    model, processor = load_model(
+        tiny_checkpoint, device="cpu", dtype="float32", quantization="4bit"
+    )
     kinds = {
         name: type(module).__name__
         for name, module in model.named_modules()
@@ -140,7 +166,11 @@ def test_adapters_are_learnt_on_4_bit_weights(tiny_checkpoint, study, tmp_path):
     losses = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl")]
     assert losses[-1] < losses[0]
     loaded, again = load_model(tiny_checkpoint, adapter=made, device="cpu", dtype="bfloat16")
-    request = {"question": "Where?", "images": study.pictures(study.records[0]), "options": ["Left", "Right"]}
+    request = {
+        "question": "Where?",
+        "images": study.pictures(study.records[0]),
+        "options": ["Left", "Right"],
+    }
     assert GroundedGenerator(loaded, again).generate([request], max_new_tokens=4)
 
 

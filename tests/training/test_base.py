@@ -48,9 +48,15 @@ def test_boxes_are_those_of_the_pixels():
         (shape,) = alone.shapes
         x1, y1, x2, y2 = (int(n) for n in shape.box.as_tuple())
         inside = alone.pixels[y1:y2, x1:x2].astype(float)
-        outside = np.concatenate([alone.pixels[: max(1, y1 - 3)].ravel(), alone.pixels[y2 + 3 :].ravel()])
+        outside = np.concatenate(
+            [alone.pixels[: max(1, y1 - 3)].ravel(), alone.pixels[y2 + 3 :].ravel()]
+        )
         middle = np.median(outside)
-        assert (inside.max() > middle + 15) if shape.shade == "bright" else (inside.min() < middle - 15)
+        assert (
+            (inside.max() > middle + 15)
+            if shape.shade == "bright"
+            else (inside.min() < middle - 15)
+        )
         assert 0 <= x1 < x2 <= 64 and 0 <= y1 < y2 <= 64
         assert shape.area <= shape.box.area
 
@@ -67,14 +73,31 @@ def test_the_same_number_gives_the_same_exercise():
 
 
 def test_nothing_of_the_study_is_in_them(exercises):
-    organs = {word for name in LABELS.values() for word in name.split()} - {"left", "right", "lesion", "body"}
-    study = organs | {"lesion", "patient", "slice", "slices", "volume", "axial", "scan", "CT", "organ"}
+    organs = {word for name in LABELS.values() for word in name.split()} - {
+        "left",
+        "right",
+        "lesion",
+        "body",
+    }
+    study = organs | {
+        "lesion",
+        "patient",
+        "slice",
+        "slices",
+        "volume",
+        "axial",
+        "scan",
+        "CT",
+        "organ",
+    }
     for one in exercises:
         found = study & set(re.findall(r"[A-Za-z]+", words_of(one)))
         assert not found, (one.name, found)
         assert "<think>" not in words_of(one)
         assert not any(hasattr(box, "z1") for box in parse_boxes(words_of(one)))  # no cuboids
-        assert all(part["type"] == "text" for part in one.messages[1]["content"])  # no regions put back
+        assert all(
+            part["type"] == "text" for part in one.messages[1]["content"]
+        )  # no regions put back
 
 
 def test_letters_are_uniform_and_name_the_right_option(exercises):
@@ -87,7 +110,8 @@ def test_letters_are_uniform_and_name_the_right_option(exercises):
             lines = reply.splitlines()
             assert len(lines) == 6 and all(line in asked.splitlines() for line in lines[1::2])
             assert all(
-                line[3:].lower() in said.lower() for said, line in zip(lines[::2], lines[1::2], strict=True)
+                line[3:].lower() in said.lower()
+                for said, line in zip(lines[::2], lines[1::2], strict=True)
             )
         assert reply.splitlines()[-1] in asked.splitlines()
         assert reply.splitlines()[-1].startswith(f"{one.letter}.")
@@ -138,7 +162,8 @@ def test_what_follows_from_boxes_in_words_is_right():
         elif one.name == "nearest box":
             (told_box,) = told.values()
             options = {
-                text: Box2D(*map(int, text[1:-1].split(","))) for text in re.findall(r"\. (\[.+\])", asked)
+                text: Box2D(*map(int, text[1:-1].split(",")))
+                for text in re.findall(r"\. (\[.+\])", asked)
             }
             assert answer == max(options, key=lambda text: options[text].iou(told_box))
         checked[one.name] += 1
@@ -196,7 +221,9 @@ def test_skills_are_shares(tiny_model):
     found = measure(*tiny_model, size=6)
     assert {"letter"} <= set(found)
     for scores in found.values():
-        assert all(0 <= value <= 1 for key, value in scores.items() if key != "n") and scores["n"] >= 1
+        assert (
+            all(0 <= value <= 1 for key, value in scores.items() if key != "n") and scores["n"] >= 1
+        )
 
 
 def test_what_has_no_right_answer_is_not_measured(tiny_model, monkeypatch):
@@ -204,7 +231,9 @@ def test_what_has_no_right_answer_is_not_measured(tiny_model, monkeypatch):
     asked = []
     answer = skills.replies
     monkeypatch.setattr(
-        skills, "replies", lambda model, processor, some: asked.extend(some) or answer(model, processor, some)
+        skills,
+        "replies",
+        lambda model, processor, some: asked.extend(some) or answer(model, processor, some),
     )
     found = measure(*tiny_model, size=12)
     assert set(found) == {"letter", "letters"} == {one.name for one in asked}
@@ -235,7 +264,9 @@ def test_every_letter_is_shown_where_to_look(stage, tiny_model):
             continue
         words = [processor.tokenizer.decode([token]).strip() for token in made.ids]
         assert len(found["option"]) == len(found["said"]) == (3 if one.name == "letters" else 1)
-        assert words[found["option"][-1][0] + 1] == one.letter and made.own[found["option"][-1][0] + 1]
+        assert (
+            words[found["option"][-1][0] + 1] == one.letter and made.own[found["option"][-1][0] + 1]
+        )
         marks = dict(found["mark"])
         ends = {end for end, _ in found["phrase"]}
         assert ends == {end for _, end in found["said"] + found["option"]} | ends and len(ends) >= 5
@@ -289,7 +320,9 @@ CROSS = Shape(
     "cross", "dark", "mottled", Box2D(0, 14, 10, 24), 60
 )  # two of ten rows in token 0, the rest in token 4
 ALONE = Picture(np.full((32, 64), 99, np.uint8), (RING, BAR, CROSS))
-OTHER = Picture(np.full((48, 48), 99, np.uint8), (Shape("bar", "bright", "plain", Box2D(2, 20, 40, 30), 99),))
+OTHER = Picture(
+    np.full((48, 48), 99, np.uint8), (Shape("bar", "bright", "plain", Box2D(2, 20, 40, 30), 99),)
+)
 EMPTY = Picture(np.full((32, 32), 99, np.uint8), ())
 FACTOR = 16
 
@@ -324,10 +357,16 @@ def test_a_token_knows_the_shape_that_it_covers():
     assert said == [NOTHING, "ring", NOTHING, NOTHING, "cross", NOTHING, "bar", "bar"]
     ring, cross, bar = found[1], found[4], found[7]
     assert [SHADES[int(one[2])] for one in (ring, cross, bar)] == ["bright", "dark", "dark"]
-    assert [WORDS[2][int(one[3])] for one in (ring, cross, bar)] == ["vertically", "mottled", "plain"]
+    assert [WORDS[2][int(one[3])] for one in (ring, cross, bar)] == [
+        "vertically",
+        "mottled",
+        "plain",
+    ]
     np.testing.assert_allclose(ring[4:8], [16 / 64, 0, 32 / 64, 16 / 32])
     np.testing.assert_allclose(bar[4:8], [34 / 64, 18 / 32, 62 / 64, 30 / 32])
-    np.testing.assert_allclose(found[[0, 1, 7], 8:10], [[1 / 8, 1 / 4], [3 / 8, 1 / 4], [7 / 8, 3 / 4]])
+    np.testing.assert_allclose(
+        found[[0, 1, 7], 8:10], [[1 / 8, 1 / 4], [3 / 8, 1 / 4], [7 / 8, 3 / 4]]
+    )
 
 
 def test_a_token_knows_the_number_of_its_picture():
@@ -344,7 +383,9 @@ def test_of_two_shapes_a_token_knows_the_one_that_covers_more():
         )
     )  # half of the star lies in the token, and the ring covers 62 % of it
     for shapes in ((small, large), (large, small)):
-        found = find_sights([np.arange(1)], [(1, 1)], [Picture(np.zeros((16, 16), np.uint8), shapes)])
+        found = find_sights(
+            [np.arange(1)], [(1, 1)], [Picture(np.zeros((16, 16), np.uint8), shapes)]
+        )
         assert WORDS[0][int(found[0, 1])] == "ring"
 
 
@@ -359,12 +400,15 @@ def test_tokens_of_several_pictures_are_told_apart(tiny_model):
     image_token = encoder.tokenizer.convert_tokens_to_ids(encoder.image_token)
     encoded = encoder(talk([ALONE, OTHER, EMPTY], "Look.", "Yes."))
     grids = [(2, 4), (3, 3), (2, 2)]
-    assert [p.shape[:2] for p in encoded.pictures] == [(rows * FACTOR, cols * FACTOR) for rows, cols in grids]
+    assert [p.shape[:2] for p in encoded.pictures] == [
+        (rows * FACTOR, cols * FACTOR) for rows, cols in grids
+    ]
     places = picture_tokens(encoded.ids, image_token, grids)
     assert [len(at) for at in places] == [8, 9, 4]
     for at, after in zip(places, [*places[1:], None], strict=True):
         assert (
-            np.array_equal(at, np.arange(at[0], at[0] + len(at))) and (encoded.ids[at] == image_token).all()
+            np.array_equal(at, np.arange(at[0], at[0] + len(at)))
+            and (encoded.ids[at] == image_token).all()
         )
         assert encoded.ids[at[0] - 1] != image_token != encoded.ids[at[-1] + 1]
         assert after is None or at[-1] < after[0]
@@ -388,7 +432,9 @@ def test_the_tower_gives_its_tokens_row_by_row(size, tiny_model):
             given["pixel_values"], given["image_grid_thw"], return_dict=True
         ).pooler_output
     plain, *changed = (one.reshape(rows * columns, -1) for one in found)
-    assert [int((one - plain).norm(dim=-1).argmax()) for one in changed] == list(range(rows * columns))
+    assert [int((one - plain).norm(dim=-1).argmax()) for one in changed] == list(
+        range(rows * columns)
+    )
 
 
 def test_every_word_that_is_read_off_is_one_token(tiny_model):
@@ -402,7 +448,10 @@ def test_every_word_that_is_read_off_is_one_token(tiny_model):
 def spans_of_boxes(words, own):
     """First position that writes a box of the reply, and the one behind the last."""
     starts = [k for k, word in enumerate(words) if word == BOX_START and own[k]]
-    return [(start, next(k for k in range(start, len(words)) if words[k] == BOX_END)) for start in starts]
+    return [
+        (start, next(k for k in range(start, len(words)) if words[k] == BOX_END))
+        for start in starts
+    ]
 
 
 def looked_at(hops, name, start):
@@ -419,14 +468,21 @@ def test_while_a_box_is_written_the_tokens_of_its_shape_are_looked_at(shown):
         for position in range(start, end):
             assert looked_at(one.hops, "look", position) == [image[k] for k in tokens]
     written = {*range(*first), *range(*second)}
-    assert {start for start, _ in one.hops["look"]} == {start for start, _ in one.hops["said"]} == written
+    assert (
+        {start for start, _ in one.hops["look"]}
+        == {start for start, _ in one.hops["said"]}
+        == written
+    )
 
 
 def test_and_its_name_is_looked_at_as_a_phrase(shown):
     reply = f"Dark bar {format_box(BAR.box)}. The bright vertically striped ring: {format_box(RING.box)}."
     one, words = shown(talk([ALONE], "Point at everything.", reply))
     (bar, _), (ring, _) = spans_of_boxes(words, one.encoded.own)
-    for start, name in ((bar, ["Dark", "bar"]), (ring, ["bright", "vertically", "striped", "ring"])):
+    for start, name in (
+        (bar, ["Dark", "bar"]),
+        (ring, ["bright", "vertically", "striped", "ring"]),
+    ):
         (said,) = looked_at(one.hops, "said", start)
         phrase = looked_at(one.hops, "phrase", said)
         assert [words[k].strip() for k in phrase] == name and phrase[-1] == said < start
@@ -452,7 +508,9 @@ def test_an_option_is_no_name(shown):
     assert looked_at(one.hops, "said", due - 1) and looked_at(
         one.hops, "option", due - 1
     )  # the letter's are kept
-    named, words = shown(talk([ALONE], options, f"The bar is at {format_box(BAR.box)}. So: bar.\nB. Bar"))
+    named, words = shown(
+        talk([ALONE], options, f"The bar is at {format_box(BAR.box)}. So: bar.\nB. Bar")
+    )
     ((start, _),) = spans_of_boxes(words, named.encoded.own)
     (said,) = looked_at(named.hops, "said", start)
     assert named.encoded.own[said] and words[said].strip() == "bar"
@@ -464,7 +522,9 @@ def test_before_its_number_a_picture_is_looked_at_for_what_was_asked(shown):
     image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
     ((due, tokens),) = {k: looked_at(one.hops, "number", k) for k, _ in one.hops["number"]}.items()
     assert (
-        words[due + 1] == "2" and one.encoded.own[due + 1] and "2" not in words[words.index("Picture") : due]
+        words[due + 1] == "2"
+        and one.encoded.own[due + 1]
+        and "2" not in words[words.index("Picture") : due]
     )
     assert tokens == [image[4 + k] for k in (3, 4, 5)]
 
@@ -477,15 +537,24 @@ def test_a_box_is_looked_for_in_the_picture_that_was_said(shown):
         one, words = shown(talk([OTHER, OTHER], asked, reply))
         image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
         ((start, _),) = spans_of_boxes(words, one.encoded.own)
-        assert looked_at(one.hops, "look", start) == [image[9 * (number - 1) + k] for k in (3, 4, 5)]
+        assert looked_at(one.hops, "look", start) == [
+            image[9 * (number - 1) + k] for k in (3, 4, 5)
+        ]
 
 
 def test_before_a_shape_is_named_it_is_looked_at(shown):
-    one, words = shown(talk([OTHER, ALONE], "What does picture 2 show?", "A dark bar and a bright ring."))
+    one, words = shown(
+        talk([OTHER, ALONE], "What does picture 2 show?", "A dark bar and a bright ring.")
+    )
     image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
     for name, tokens in (("bar", [9 + 6, 9 + 7]), ("ring", [9 + 1])):
-        noun = next(k for k, word in enumerate(words) if one.encoded.own[k] and word.strip() == name)
-        for position in (noun - 2, noun - 1):  # the article and the shade, which predict shade and form
+        noun = next(
+            k for k, word in enumerate(words) if one.encoded.own[k] and word.strip() == name
+        )
+        for position in (
+            noun - 2,
+            noun - 1,
+        ):  # the article and the shade, which predict shade and form
             assert looked_at(one.hops, "glance", position) == [image[k] for k in tokens]
     only, _ = shown(talk([ALONE], "What is it?", f"The bar: {format_box(BAR.box)}. So: bar."))
     assert not only.hops["glance"]
@@ -501,7 +570,9 @@ def test_edges_and_numbers_are_read_where_they_are_due(tiny_model):
         read = (state @ reader.directions / 4 + 0.5).tolist()
         for off, loss in ((0.0, 0.0), (0.05, 0.1)):
             edges = [edge + off for edge in read]
-            found = reader.read_edges(hidden, look, **sights_of(a_token(NOTHING), a_token(edges=edges)))
+            found = reader.read_edges(
+                hidden, look, **sights_of(a_token(NOTHING), a_token(edges=edges))
+            )
             assert found.item() == pytest.approx(loss, abs=1e-4)
         several = sights_of(a_token(), a_token(picture=1))
         alone = sights_of(a_token(), a_token())
@@ -531,7 +602,9 @@ def test_every_box_of_a_shape_is_shown(stage, tiny_model):
             (box,) = parse_boxes("".join(words[start : end + 1]))
             for token in looked_at(one.hops, "look", start):
                 x1, y1, x2, y2 = sights[token][4:8]
-                assert x1 / x2 == pytest.approx(box.x1 / box.x2) and y1 / y2 == pytest.approx(box.y1 / box.y2)
+                assert x1 / x2 == pytest.approx(box.x1 / box.x2) and y1 / y2 == pytest.approx(
+                    box.y1 / box.y2
+                )
                 checked += 1
     assert checked >= 12
 
@@ -559,7 +632,10 @@ def test_words_and_edges_are_read_off_as_written(relative, tiny_model):
     reader = Sights(model, processor.tokenizer)
     hidden = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        state, embedding = model.model.language_model.norm(hidden[0]), model.get_input_embeddings().weight
+        state, embedding = (
+            model.model.language_model.norm(hidden[0]),
+            model.get_input_embeddings().weight,
+        )
         words = 0.0
         for group, word in zip(WORDS, ("cross", "dark", "mottled"), strict=True):
             ids = [processor.tokenizer(f" {one}").input_ids[0] for one in group]
@@ -572,13 +648,17 @@ def test_words_and_edges_are_read_off_as_written(relative, tiny_model):
         middle = (0.7, 0.2)
         edges = read + (np.tile(middle, 2) if relative else 0.5)
         right = sights_of(a_token("cross", "dark", "mottled", edges, middle))
-        assert reader.loss(hidden, **right, relative=relative).item() == pytest.approx(words, rel=1e-4)
+        assert reader.loss(hidden, **right, relative=relative).item() == pytest.approx(
+            words, rel=1e-4
+        )
         other = sights_of(a_token("cross", "dark", "mottled", edges + 0.05, middle))
         # 0.05 of the picture is 0.2 in what is read off: quadratic up to there
         off = reader.loss(hidden, **other, relative=relative).item()
         assert off - words == pytest.approx(0.1, rel=0.02)
         moved = sights_of(a_token("cross", "dark", "mottled", edges + 0.1, (0.8, 0.3)))
-        same = reader.loss(hidden, **moved, relative=relative).item() == pytest.approx(words, rel=1e-4)
+        same = reader.loss(hidden, **moved, relative=relative).item() == pytest.approx(
+            words, rel=1e-4
+        )
         assert same == relative  # from the middle of the token, or from the corner of the picture
 
 
@@ -596,8 +676,12 @@ def test_where_nothing_is_only_that_is_read_off(tiny_model):
 def test_states_that_are_trained_on_their_sights_say_them(tiny_model):
     model, processor = tiny_model
     reader = Sights(model, processor.tokenizer)
-    right = sights_of(a_token(), a_token("bar", "dark", "mottled", (0, 0.1, 0.9, 0.6)), a_token(NOTHING))
-    wrong = sights_of(a_token("star", "dark"), a_token("ring", "bright", "checkered"), a_token("bar"))
+    right = sights_of(
+        a_token(), a_token("bar", "dark", "mottled", (0, 0.1, 0.9, 0.6)), a_token(NOTHING)
+    )
+    wrong = sights_of(
+        a_token("star", "dark"), a_token("ring", "bright", "checkered"), a_token("bar")
+    )
     hidden = 0.1 * torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(3))
     hidden.requires_grad_(True)
     before = reader.loss(hidden, **right, relative=True).item()
@@ -621,7 +705,10 @@ def test_the_guide_adds_up_attention_and_sights(fresh_model):
     group = Batches(Plan(stages=((1.0, (("pointing", 12),)),), steps=1), processor)[0]
     group = [one for one in group if one.name == "point"][:3]
     batch = dict(Collator(processor)([one.encoded for one in group]))
-    hops, sights = collate_hops([one.hops for one in group]), collate_sights([one.sights for one in group])
+    hops, sights = (
+        collate_hops([one.hops for one in group]),
+        collate_sights([one.sights for one in group]),
+    )
     guide = Guide(model, processor.tokenizer)
     guide.watch(True)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -647,12 +734,18 @@ def test_pictures_without_a_question_teach_the_tower_and_not_the_layers(tiny_che
     plan = Plan(stages=((1.0, (("shapes", 16),)),), steps=40, warmup=5)
     how = {"save_steps": 1000, "measure_steps": 1000, "measure_size": 1, "workers": 0}
     trained = pretrain(tiny_checkpoint, tmp_path / "run", plan, **how)
-    (start, processor), (end, _) = (load_model(path, device="cpu") for path in (tiny_checkpoint, trained))
+    (start, processor), (end, _) = (
+        load_model(path, device="cpu") for path in (tiny_checkpoint, trained)
+    )
     before, after = start.state_dict(), end.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any("language_model.layers" in name for name in moved)
-    assert all(any(part in name for name in moved) for part in ("visual.patch_embed", "visual.merger"))
-    held_out = [Batches(plan, processor)._shown(exercise("shapes", HELD_OUT + k)) for k in range(24)]
+    assert all(
+        any(part in name for name in moved) for part in ("visual.patch_embed", "visual.merger")
+    )
+    held_out = [
+        Batches(plan, processor)._shown(exercise("shapes", HELD_OUT + k)) for k in range(24)
+    ]
     batch = pretraining._collated(Collator(processor), [held_out])
     with torch.no_grad():
         found = [
@@ -670,7 +763,10 @@ def test_pictures_without_a_question_teach_the_tower_and_not_the_layers(tiny_che
             for model in (start, end)
         ]
     assert found[1] < 0.8 * found[0]
-    assert all(line["loss"] > 0 and "right" not in line for line in read_log(tmp_path / "run" / "log.jsonl"))
+    assert all(
+        line["loss"] > 0 and "right" not in line
+        for line in read_log(tmp_path / "run" / "log.jsonl")
+    )
 
 
 def test_a_run_can_be_stopped_early_and_gone_on_with(tiny_checkpoint, tmp_path):
@@ -711,5 +807,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_checkpoint, tmp_path, mon
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], atol=1e-6, rtol=0)
     moved = [name for name in start if not torch.equal(start[name], one[name])]
-    assert any("visual" in name for name in moved) and any("language_model" in name for name in moved)
+    assert any("visual" in name for name in moved) and any(
+        "language_model" in name for name in moved
+    )
     assert read_log(tmp_path / "killed" / "log.jsonl", "skills")

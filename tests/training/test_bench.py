@@ -28,12 +28,17 @@ def test_rollouts_together_point_as_those_alone():
         and row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"])
         and row["target"] == 5
     )
-    assert row["ok"] == (row["ratio"] >= 5) and row["replies_per_s"] == pytest.approx(4 / row["ours_s"])
+    assert row["ok"] == (row["ratio"] >= 5) and row["replies_per_s"] == pytest.approx(
+        4 / row["ours_s"]
+    )
 
 
 def test_two_processes_train_as_fast_as_they_say():
     (row,) = bench_processes(steps=2, batch=4, repeats=1)
-    assert row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"]) and row["target"] == PROCESSES
+    assert (
+        row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"])
+        and row["target"] == PROCESSES
+    )
     assert row["ok"] == (row["ratio"] >= PROCESSES)
 
 

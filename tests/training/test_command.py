@@ -13,10 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from unireason_lib.cli import app
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.sources import SourceSpec
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.logbook import read_lines, read_log
 from unireason_lib.training.probes import answer_probe
 
@@ -31,7 +32,7 @@ def data(tmp_path_factory):
         tuple(SourceSpec("phantom", None, options) for options in sources),
         size=(4, 64, 64),
         frame=FRAME,
-        census=0,
+        prior_studies=0,
         fractions={"train": 0.6, "val": 0.4, "test": 0.0},
     )
     return build(config, tmp_path_factory.mktemp("data") / "set").folder
@@ -61,7 +62,7 @@ def test_records_that_are_not_there_are_named(data, counts, split):
 
 def test_the_probe_asks_and_scores(data, tiny_model):
     records = training_records(data, split="val")[:6]
-    found = answer_probe(records, pictures_from(data), 5).measure(*tiny_model)
+    found = answer_probe(records, images_from(data), 5).measure(*tiny_model)
     assert sum(scores["n"] for scores in found.values()) == len(records)
     for scores in found.values():
         assert scores["failed"] == 0 and 0 <= scores["right"] <= 1 and 0 <= scores["in_format"] <= 1
@@ -71,7 +72,9 @@ def test_the_probe_asks_and_scores(data, tiny_model):
 
 def sft_words(data, checkpoint, out, *more):
     """The command with its options, as text."""
-    return [str(word) for word in ("sft", "--data", data, "--model", checkpoint, "--out", out, *more)]
+    return [
+        str(word) for word in ("sft", "--data", data, "--model", checkpoint, "--out", out, *more)
+    ]
 
 
 def test_the_command_fine_tunes_and_goes_on(data, tiny_checkpoint, tmp_path):
@@ -81,7 +84,9 @@ def test_the_command_fine_tunes_and_goes_on(data, tiny_checkpoint, tmp_path):
     log = tmp_path / "run" / "log.jsonl"
     assert len(read_log(log)) == 4
     assert read_log(log, "answers")[-1]["step"] == 4
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["form"] == "full"
+    assert (
+        json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["form"] == "full"
+    )
     load_model(tmp_path / "run" / "model", device="cpu")
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     lines = log.read_text()
@@ -116,8 +121,26 @@ def test_outcome_rl_that_is_killed_goes_on(data, tiny_checkpoint, tmp_path):
     changes += ",rl.save_steps=1,rl.probe_steps=100,rl.learning_rate=0.001,rl.lora_rank=none"
 
     def command(out):
-        given = ["--data", str(data), "--model", str(tiny_checkpoint), "--out", str(out), "--set", changes]
-        return [sys.executable, "-m", "unireason_lib", "rl", *given, "--profile", "laptop", "--quiet"]
+        given = [
+            "--data",
+            str(data),
+            "--model",
+            str(tiny_checkpoint),
+            "--out",
+            str(out),
+            "--set",
+            changes,
+        ]
+        return [
+            sys.executable,
+            "-m",
+            "unireason_lib",
+            "rl",
+            *given,
+            "--profile",
+            "laptop",
+            "--quiet",
+        ]
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -129,8 +152,15 @@ def test_outcome_rl_that_is_killed_goes_on(data, tiny_checkpoint, tmp_path):
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL and not (killed / "model").exists()
     for out in (killed, whole):
-        subprocess.run(command(out), env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240)
-    one, other = (load_model(out / "model", device="cpu")[0].state_dict() for out in (killed, whole))
+        subprocess.run(
+            command(out), env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240
+        )
+    one, other = (
+        load_model(out / "model", device="cpu")[0].state_dict() for out in (killed, whole)
+    )
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
-    rewards = [[line["reward"] for line in read_log(out / "log.jsonl", "reward")] for out in (killed, whole)]
+    rewards = [
+        [line["reward"] for line in read_log(out / "log.jsonl", "reward")]
+        for out in (killed, whole)
+    ]
     assert len(rewards[0]) == 4 and rewards[0] == pytest.approx(rewards[1])

@@ -58,12 +58,17 @@ def test_the_command_is_one_that_accelerate_takes(gpus, nodes, strategy, monkeyp
     assert arguments.num_processes == int(gpus.split("x")[0])
     assert arguments.num_machines == nodes and config is not None
     assert arguments.training_script_args[:3] == ["sft", "--profile", "gpu"]
-    assert arguments.use_deepspeed == (strategy == "zero3") and arguments.use_fsdp == (strategy == "fsdp2")
+    assert arguments.use_deepspeed == (strategy == "zero3") and arguments.use_fsdp == (
+        strategy == "fsdp2"
+    )
 
 
 def test_one_gpu_needs_no_launcher():
     command = launch_command("rl", load_profile("t4"), Cluster.named("T4"), "qlora")
-    assert command == "python -m unireason_lib rl --profile t4 --data DATA --model MODEL --out runs/rl/NAME"
+    assert (
+        command
+        == "python -m unireason_lib rl --profile t4 --data DATA --model MODEL --out runs/rl/NAME"
+    )
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))

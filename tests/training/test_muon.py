@@ -45,7 +45,9 @@ def test_a_step_of_a_matrix_is_orthogonal():
     both.step()
     sizes = torch.linalg.svdvals((before - net.weight).detach())
     whole = sizes[sizes > 0.01 * sizes[0]]
-    assert len(whole) >= 8 and whole[:8].max() / whole[:8].min() < 2  # the gradient's own differ far more
+    assert (
+        len(whole) >= 8 and whole[:8].max() / whole[:8].min() < 2
+    )  # the gradient's own differ far more
 
 
 def test_in_float32_the_steps_are_those_of_pytorch():
@@ -56,7 +58,10 @@ def test_in_float32_the_steps_are_those_of_pytorch():
     for kind in (torch.optim.Muon, FloatMuon):
         mine = [nn.Parameter(one.clone()) for one in start]
         optimizer = kind(
-            [*mine, nn.Parameter(torch.ones(2, 2))], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+            [*mine, nn.Parameter(torch.ones(2, 2))],
+            lr=0.1,
+            weight_decay=0.1,
+            adjust_lr_fn="match_rms_adamw",
         )
         for step in gradients:
             for parameter, gradient in zip(mine, step, strict=True):
@@ -76,7 +81,9 @@ def test_newton_schulz_brings_singular_values_near_one():
     for one in (wide, wide.T):
         sizes = torch.linalg.svdvals(orthogonal(one, (3.4445, -4.7750, 2.0315), 5, 1e-7))
         assert sizes.min() > 0.6 and sizes.max() < 1.3
-    assert not orthogonal(torch.zeros(4, 4), (3.4445, -4.7750, 2.0315), 5, 1e-7).any()  # nothing to learn
+    assert not orthogonal(
+        torch.zeros(4, 4), (3.4445, -4.7750, 2.0315), 5, 1e-7
+    ).any()  # nothing to learn
 
 
 @pytest.mark.parametrize("fast, kind", [(True, torch.optim.Muon), (False, FloatMuon)])
@@ -84,7 +91,9 @@ def test_the_arithmetic_is_what_the_machine_does_fast(fresh_model, monkeypatch, 
     monkeypatch.setattr("unireason_lib.training.muon.fast_bfloat16", lambda: fast)
     both = MuonWithAdamW(fresh_model[0], lr=1e-3, muon_lr=1e-2)
     assert type(both.parts[0]) is kind
-    other = MuonWithAdamW(fresh_model[0], lr=1e-3, muon_lr=1e-2, bf16=not fast)  # what a run was told
+    other = MuonWithAdamW(
+        fresh_model[0], lr=1e-3, muon_lr=1e-2, bf16=not fast
+    )  # what a run was told
     assert type(other.parts[0]) is not kind
 
 
@@ -108,7 +117,9 @@ def test_one_schedule_moves_both_and_a_state_comes_back(fresh_model):
     assert other.param_groups[0] is other.parts[0].param_groups[0]
 
 
-@pytest.mark.parametrize("change, muon", [({}, True), ({"muon": 0.0}, False), ({"lora_rank": 4}, False)])
+@pytest.mark.parametrize(
+    "change, muon", [({}, True), ({"muon": 0.0}, False), ({"lora_rank": 4}, False)]
+)
 def test_adapters_are_for_adamw(study, fresh_model, monkeypatch, tmp_path, change, muon):
     seen = []
     plain = sft.GroundedSFTTrainer.create_optimizer

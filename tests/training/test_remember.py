@@ -5,7 +5,7 @@ import torch
 
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples
-from unireason_lib.training.remember import SeenPictures
+from unireason_lib.training.remember import SeenImages
 from unireason_lib.training.sft import freeze
 
 
@@ -21,7 +21,7 @@ def test_the_model_says_the_same(fresh_model, batches):
     freeze(model)
     with torch.no_grad():
         plain = [model(**batch).logits for batch in batches]
-    seen = SeenPictures()
+    seen = SeenImages()
     seen.attach(model)
     with torch.no_grad():
         again = [model(**batch).logits for batch in batches]
@@ -38,14 +38,16 @@ def test_the_model_says_the_same(fresh_model, batches):
 def test_the_oldest_is_forgotten(fresh_model, batches):
     model = fresh_model[0]
     freeze(model)
-    seen = SeenPictures(most=3)
+    seen = SeenImages(most=3)
     seen.attach(model)
     with torch.no_grad():
-        found = model.model.get_image_features(batches[0]["pixel_values"], batches[0]["image_grid_thw"])
+        found = model.model.get_image_features(
+            batches[0]["pixel_values"], batches[0]["image_grid_thw"]
+        )
     assert len(seen.known) == 3 and len(found.pooler_output) == len(batches[0]["image_grid_thw"])
 
 
 def test_a_tower_that_learns_is_refused(fresh_model):
     freeze(fresh_model[0], vision=False)
     with pytest.raises(ValueError, match="frozen"):
-        SeenPictures().attach(fresh_model[0])
+        SeenImages().attach(fresh_model[0])

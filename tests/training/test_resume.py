@@ -49,7 +49,9 @@ def killing_logbook(step):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_and_resumed_run_has_the_same_losses(study, tiny_checkpoint, tmp_path, monkeypatch, case):
+def test_a_killed_and_resumed_run_has_the_same_losses(
+    study, tiny_checkpoint, tmp_path, monkeypatch, case
+):
     settings = SFTSettings(**(QUICK | CASES[case]))
 
     def run(folder, seed):
@@ -57,7 +59,9 @@ def test_a_killed_and_resumed_run_has_the_same_losses(study, tiny_checkpoint, tm
         model, processor = load_model(tiny_checkpoint, device="cpu")
         fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / folder, settings)
         return [
-            line[key] for line in read_log(tmp_path / folder / "log.jsonl") for key in ("loss", "grad_norm")
+            line[key]
+            for line in read_log(tmp_path / folder / "log.jsonl")
+            for key in ("loss", "grad_norm")
         ]
 
     whole = run("whole", 1)
@@ -98,11 +102,15 @@ def test_a_checkpoint_that_was_not_finished_is_not_gone_on_from(tmp_path):
     assert latest(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(study, tiny_checkpoint, tmp_path):
+def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(
+    study, tiny_checkpoint, tmp_path
+):
     def run(**more):
         model, processor = load_model(tiny_checkpoint, device="cpu")
         settings = SFTSettings(**(QUICK | {"steps": 1} | more))
-        return fine_tune(model, processor, study.records[:4], study.pictures, tmp_path / "run", settings)
+        return fine_tune(
+            model, processor, study.records[:4], study.pictures, tmp_path / "run", settings
+        )
 
     assert run() == run()
     with pytest.raises(DatasetError, match="learning_rate was"):
@@ -120,7 +128,13 @@ def test_ctrl_c_saves_the_step_that_was_under_way(study, tiny_checkpoint, tmp_pa
         model, processor = load_model(tiny_checkpoint, device="cpu")
         settings = SFTSettings(**QUICK)
         fine_tune(
-            model, processor, study.records[::3], study.pictures, tmp_path / folder, settings, probes=probes
+            model,
+            processor,
+            study.records[::3],
+            study.pictures,
+            tmp_path / folder,
+            settings,
+            probes=probes,
         )
         return [line["loss"] for line in read_log(tmp_path / folder / "log.jsonl")]
 

@@ -91,7 +91,9 @@ def test_the_weights_are_the_papers():
     assert WEIGHTS == {"answer": 0.8, "format": 0.2}
     asked = Asked("B", OPTIONS, "2d", (64, 64, 1))
     assert total(GOOD, asked) == pytest.approx(1.0)
-    assert total("B", asked) == pytest.approx(0.8) and total("B", asked, "paper") == pytest.approx(1.0)
+    assert total("B", asked) == pytest.approx(0.8) and total("B", asked, "paper") == pytest.approx(
+        1.0
+    )
     assert total(GOOD.replace("B. ", "C. ").replace("Liver", "Spleen"), asked) == pytest.approx(0.2)
 
 
@@ -108,7 +110,11 @@ def test_gaming_pays_in_the_released_arithmetic_and_not_in_ours():
 
 def test_the_optional_rewards():
     boxes = (Box2D(8, 8, 30, 40),)
-    assert iou_reward(GOOD, boxes) == 1.0 and iou_reward("B", boxes) == 0.0 and iou_reward(GOOD, ()) == 0.0
+    assert (
+        iou_reward(GOOD, boxes) == 1.0
+        and iou_reward("B", boxes) == 0.0
+        and iou_reward(GOOD, ()) == 0.0
+    )
     assert iou_reward(GOOD, (Box3D(8, 8, 0, 30, 40, 2),)) == 0.0  # another dimension is no overlap
     assert area_penalty(GOOD, (64, 64, 1)) == pytest.approx(-22 * 32 / 64**2)
     assert area_penalty("B", (64, 64, 1)) == 0.0
@@ -120,4 +126,6 @@ def test_the_optional_rewards():
         "area": 0.1,
     }
     asked = Asked("B", OPTIONS, "2d", (64, 64, 1), boxes)
-    assert [reward(GOOD, asked) for reward, _ in named.values()] == pytest.approx([1, 1, 1, -22 * 32 / 64**2])
+    assert [reward(GOOD, asked) for reward, _ in named.values()] == pytest.approx(
+        [1, 1, 1, -22 * 32 / 64**2]
+    )

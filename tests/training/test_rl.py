@@ -72,11 +72,15 @@ def some(study, count=8):
     return [record for pair in zip(*parts, strict=False) for record in pair][:count]
 
 
-def test_log_probabilities_are_those_of_the_sampling(study, fresh_model, scripted, monkeypatch, tmp_path):
+def test_log_probabilities_are_those_of_the_sampling(
+    study, fresh_model, scripted, monkeypatch, tmp_path
+):
     """2D and 3D, no, one and three boxes in one batch; and picture tokens are as many as features."""
     seen = caught(monkeypatch)
     model, processor = fresh_model
-    settings = replace(SMALL, prompts=8, mini_batch=8, steps=1, learning_rate=0.0, reply_temperature=0.7)
+    settings = replace(
+        SMALL, prompts=8, mini_batch=8, steps=1, learning_rate=0.0, reply_temperature=0.7
+    )
     reinforce(model, processor, some(study), study.pictures, tmp_path, settings)
     ((trainer, rollouts, output),) = seen
     assert {r.trace.request.dimension for r in rollouts} == {"2d", "3d"}
@@ -86,7 +90,11 @@ def test_log_probabilities_are_those_of_the_sampling(study, fresh_model, scripte
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     with torch.no_grad():
         logps, _, _ = trainer._get_per_token_logps_and_entropies(
-            model, ids, mask, output["completion_ids"].size(1), **{name: output[name] for name in names}
+            model,
+            ids,
+            mask,
+            output["completion_ids"].size(1),
+            **{name: output[name] for name in names},
         )
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     assert (logps - output["sampling_per_token_logps"])[own].abs().max() < 1e-4
@@ -112,7 +120,9 @@ def test_log_probabilities_are_those_of_the_sampling(study, fresh_model, scripte
     # what is trained on are the model's own tokens, one by one
     for row, rollout in enumerate(rollouts):
         written = [
-            token for token, mine in zip(rollout.trace.token_ids, rollout.trace.own_mask, strict=True) if mine
+            token
+            for token, mine in zip(rollout.trace.token_ids, rollout.trace.own_mask, strict=True)
+            if mine
         ]
         assert output["completion_ids"][row][own[row]].tolist() == written
 
@@ -162,7 +172,9 @@ def test_a_known_preference_is_learnt(study, fresh_model, monkeypatch, tmp_path)
 
     def init(self, *args, **kwargs):
         plain(self, *args, **kwargs)
-        self.never_written = [k for k in range(model.config.text_config.vocab_size) if k not in arms]
+        self.never_written = [
+            k for k in range(model.config.text_config.vocab_size) if k not in arms
+        ]
 
     def scored(self, row, trace, asked):
         value = float(trace.token_ids[0] == arms[0])
@@ -170,10 +182,14 @@ def test_a_known_preference_is_learnt(study, fresh_model, monkeypatch, tmp_path)
 
     monkeypatch.setattr(GroundedGenerator, "__init__", init)
     monkeypatch.setattr(rl.GroundedGRPOTrainer, "_scored", scored)
-    settings = replace(SMALL, steps=10, kl=0.0, learning_rate=1e-3, reply_tokens=1, rollouts=8, save_steps=50)
+    settings = replace(
+        SMALL, steps=10, kl=0.0, learning_rate=1e-3, reply_tokens=1, rollouts=8, save_steps=50
+    )
     reinforce(model, processor, some(study, 4), study.pictures, tmp_path, settings)
     got = [line["reward"] for line in read_log(tmp_path / "log.jsonl", "reward")]
-    assert 0.2 < got[0] / 0.8 < 0.8 and sum(got[-3:]) / 3 > 0.9 * 0.8, got  # the answer's weight is 0.8
+    assert 0.2 < got[0] / 0.8 < 0.8 and sum(got[-3:]) / 3 > 0.9 * 0.8, (
+        got
+    )  # the answer's weight is 0.8
 
 
 def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
@@ -198,7 +214,8 @@ def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     for line in replies:
         assert (
             line["id"] in known
-            and abs(line["reward"] - 0.8 * line["reward answer"] - 0.2 * line["reward format"]) < 1e-6
+            and abs(line["reward"] - 0.8 * line["reward answer"] - 0.2 * line["reward format"])
+            < 1e-6
         )
         assert len(line["boxes"]) <= len(line["statuses"])
     frozen, start = (
@@ -209,7 +226,9 @@ def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     assert changed and not any("visual" in name for name in changed)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(study, tiny_checkpoint, scripted, monkeypatch, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_weights(
+    study, tiny_checkpoint, scripted, monkeypatch, tmp_path
+):
     def run(out, die_at=None):
         model, processor = load_model(tiny_checkpoint, device="cpu")
         settings = replace(SMALL, steps=4, learning_rate=1e-3)
@@ -231,7 +250,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(study, tiny_checkpoint, script
     whole, gone_on = run(tmp_path / "a"), run(tmp_path / "b", die_at=2)
     one, other = (load_model(folder, device="cpu")[0].state_dict() for folder in (whole, gone_on))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
-    losses = [[line["reward"] for line in read_log(tmp_path / x / "log.jsonl", "reward")] for x in "ab"]
+    losses = [
+        [line["reward"] for line in read_log(tmp_path / x / "log.jsonl", "reward")] for x in "ab"
+    ]
     assert losses[0] == pytest.approx(losses[1])
 
 
@@ -241,13 +262,17 @@ def test_pictures_seen_once_change_nothing(study, tiny_checkpoint, scripted, tmp
     for keep in (False, True):
         model, processor = load_model(tiny_checkpoint, device="cpu")
         settings = replace(SMALL, keep_features=keep, learning_rate=1e-3, kl=0.1)
-        out = reinforce(model, processor, some(study), study.pictures, tmp_path / str(keep), settings)
+        out = reinforce(
+            model, processor, some(study), study.pictures, tmp_path / str(keep), settings
+        )
         lines = read_log(tmp_path / str(keep) / "log.jsonl", "reward")
         weights = load_model(out, device="cpu")[0].state_dict()
         made[keep] = [(line["loss"], line["kl"], line["reward"]) for line in lines], weights
     for one, other in zip(made[False][0], made[True][0], strict=True):
         assert one == pytest.approx(other, abs=1e-6)
-    assert all(torch.allclose(made[False][1][n], made[True][1][n], atol=1e-6) for n in made[True][1])
+    assert all(
+        torch.allclose(made[False][1][n], made[True][1][n], atol=1e-6) for n in made[True][1]
+    )
     with pytest.raises(TrainingError, match="frozen vision tower"):
         replace(SMALL, keep_features=True, freeze_vision=False)
 
@@ -296,7 +321,8 @@ def test_the_contrast_pays_answers_that_depend_on_the_crops(
         for k, (trace, other) in enumerate(zip(traces, again, strict=True)):
             assert (other is None) == (not any(trace.crops))
             if other is not None:
-                kept = trace.text[: trace.text.rindex("<|box_end|>")]
+                answered = sum(map(bool, trace.crops))  # a stray end of a box may follow
+                kept = "<|box_end|>".join(trace.text.split("<|box_end|>")[:answered])
                 assert other.text.startswith(kept) and len(other.crops) == len(trace.crops)
                 assert [c.size for c in other.crops[0]] == [c.size for c in trace.crops[0]]
                 assert other.boxes == trace.boxes
@@ -307,14 +333,20 @@ def test_the_contrast_pays_answers_that_depend_on_the_crops(
 
     monkeypatch.setattr(rl, "repeat_elsewhere", repeat)
     settings = replace(SMALL, steps=1, contrast=0.5)
-    records = [record for record in study.records if record.answer == "B"][:8]  # what the script says
+    records = [record for record in study.records if record.answer == "B"][
+        :8
+    ]  # what the script says
     reinforce(*fresh_model, records, study.pictures, tmp_path, settings)
     lines = read_lines(tmp_path / "rollouts.jsonl")
     assert len(lines) == len(repeated)
     for k, (line, other) in enumerate(zip(lines, repeated, strict=True)):
         depends = other is not None and line["reward answer"] == 1 and not k % 2
         assert line["reward contrast"] == depends
-        parts = 0.8 * line["reward answer"] + 0.2 * line["reward format"] + 0.5 * line["reward contrast"]
+        parts = (
+            0.8 * line["reward answer"]
+            + 0.2 * line["reward format"]
+            + 0.5 * line["reward contrast"]
+        )
         assert line["reward"] == pytest.approx(parts)
     assert any(line["reward contrast"] for line in lines)
     (logged,) = read_log(tmp_path / "log.jsonl", "rewards/contrast/mean")
@@ -326,7 +358,9 @@ def test_the_contrast_pays_answers_that_depend_on_the_crops(
 @pytest.mark.parametrize(
     "reply", ["", "<think>" + "Look <|box_start|>[8,8,24,40]<|box_end|> " * 50 + "</think>B. "]
 )
-def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(study, fresh_model, monkeypatch, tmp_path, reply):
+def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
+    study, fresh_model, monkeypatch, tmp_path, reply
+):
     """The one ends at once, the other gets its first four regions and earns nothing for its form."""
     plain = GroundedGenerator.generate
 
@@ -360,7 +394,8 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted
 
     encode = GroundedGenerator(*fresh_model).encode
     tokens = {
-        r.id: len(encode(rl.record_item(r, study.pictures).request(study.pictures(r)))[0]) for r in records
+        r.id: len(encode(rl.record_item(r, study.pictures).request(study.pictures(r)))[0])
+        for r in records
     }
     settings = replace(SMALL, steps=4, max_prompt_tokens=max(tokens.values()) - 1)
     too_long = {name for name, count in tokens.items() if count > settings.max_prompt_tokens}
@@ -375,7 +410,9 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted
 
 def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
     with pytest.raises(TrainingError, match=r"left_out\.jsonl.*a hundred"):
-        reinforce(*fresh_model, some(study), study.pictures, tmp_path, replace(SMALL, max_prompt_tokens=3))
+        reinforce(
+            *fresh_model, some(study), study.pictures, tmp_path, replace(SMALL, max_prompt_tokens=3)
+        )
     with pytest.raises(TrainingError, match="found none"):
         reinforce(*fresh_model, [], study.pictures, tmp_path / "other", SMALL)
 
@@ -383,7 +420,9 @@ def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
 def test_a_run_with_other_settings_is_refused(study, fresh_model, scripted, tmp_path):
     reinforce(*fresh_model, some(study), study.pictures, tmp_path, replace(SMALL, steps=1))
     with pytest.raises(DatasetError, match=r"kl was 0\.01, is 0\.5"):
-        reinforce(*fresh_model, some(study), study.pictures, tmp_path, replace(SMALL, steps=1, kl=0.5))
+        reinforce(
+            *fresh_model, some(study), study.pictures, tmp_path, replace(SMALL, steps=1, kl=0.5)
+        )
 
 
 def test_an_untried_trl_is_refused():
@@ -393,7 +432,9 @@ def test_an_untried_trl_is_refused():
             check_trl(version)
 
 
-@pytest.mark.parametrize("change", [{"rollouts": 1}, {"prompts": 6}, {"micro_batch": 5}, {"mini_batch": 3}])
+@pytest.mark.parametrize(
+    "change", [{"rollouts": 1}, {"prompts": 6}, {"micro_batch": 5}, {"mini_batch": 3}]
+)
 def test_batches_that_do_not_divide_are_refused(change):
     with pytest.raises(TrainingError, match="divisor"):
         replace(SMALL, **change)
@@ -406,7 +447,9 @@ def test_processes_share_a_step(monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             made = {}
             patch.setattr(rl, "GRPOConfig", lambda made=made, **given: made.update(given))
-            rl._arguments(replace(SMALL, prompts=16, mini_batch=8, micro_batch=8), tmp_path, 100, False)
+            rl._arguments(
+                replace(SMALL, prompts=16, mini_batch=8, micro_batch=8), tmp_path, 100, False
+            )
         assert made["gradient_accumulation_steps"] == accumulation
         assert made["steps_per_generation"] == 2 * accumulation
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -437,7 +480,9 @@ def test_collapses_are_told():
 def test_a_collapse_ends_the_run(study, fresh_model, monkeypatch, tmp_path):
     """A fresh model is never right: all rewards are equal."""
     settings = replace(SMALL, steps=8, patience=2, kl=0.0, reply_tokens=2)
-    with pytest.raises(TrainingError, match="collapse at step 3: all rewards were equal for 2 steps"):
+    with pytest.raises(
+        TrainingError, match="collapse at step 3: all rewards were equal for 2 steps"
+    ):
         reinforce(*fresh_model, some(study), study.pictures, tmp_path, settings)
     assert not (tmp_path / "model").exists()
 
@@ -497,8 +542,12 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, tmp_path):
 
 
 def test_settings_of_a_profile():
-    section = json.loads(json.dumps({"prompts": 8, "mini_batch": 4, "kl": 0.02, "patients_2d": 100}))
-    assert RLSettings.from_profile(section, seed=3) == RLSettings(prompts=8, mini_batch=4, kl=0.02, seed=3)
+    section = json.loads(
+        json.dumps({"prompts": 8, "mini_batch": 4, "kl": 0.02, "patients_2d": 100})
+    )
+    assert RLSettings.from_profile(section, seed=3) == RLSettings(
+        prompts=8, mini_batch=4, kl=0.02, seed=3
+    )
 
 
 def test_questions_are_what_the_records_say(study, fresh_model, tmp_path):
@@ -507,7 +556,11 @@ def test_questions_are_what_the_records_say(study, fresh_model, tmp_path):
     generator = GroundedGenerator(*fresh_model)
     for row, record in enumerate(records):
         request, asked = questions.put(row, generator)
-        assert (request.id, asked.truth, asked.dimension) == (record.id, record.answer, record.dimension)
+        assert (request.id, asked.truth, asked.dimension) == (
+            record.id,
+            record.answer,
+            record.dimension,
+        )
         assert rl.prompt_tokens(generator, request) == len(generator.encode(request)[0])
         assert asked.frame == (64, 64, 1 if record.dimension == "2d" else 4)
         assert len(asked.boxes) == len(record.evidence)

@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.sources import SourceSpec
 from unireason_lib.grounding import load_model
 from unireason_lib.profiles import load_profile
 from unireason_lib.training import settings as run_settings
 from unireason_lib.training import sft
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.logbook import read_log
 from unireason_lib.training.probes import answer_probe
 from unireason_lib.training.sft import SFTSettings, fine_tune
@@ -44,7 +45,9 @@ def losses(study, tiny_checkpoint, tmp_path):
         how = SFTSettings(**(QUICK | more))
         records = study.records[::3] if records is None else records
         fine_tune(model, processor, records, pictures or study.pictures, out, how, probes=probes)
-        assert next(model.parameters()).dtype == torch.float32  # what the optimizer changes stays exact
+        assert (
+            next(model.parameters()).dtype == torch.float32
+        )  # what the optimizer changes stays exact
         return [line["loss"] for line in read_log(out / "log.jsonl")]
 
     return run
@@ -85,12 +88,17 @@ def test_loader_processes_bring_the_same_batches(losses, tmp_path):
         tuple(SourceSpec("phantom", None, options) for options in sources),
         size=(4, 64, 64),
         frame=FRAME,
-        census=0,
+        prior_studies=0,
         fractions={"train": 1.0, "val": 0.0, "test": 0.0},
     )
     folder = build(config, tmp_path / "set").folder
-    records, pictures = training_records(folder)[::3], pictures_from(folder)
-    lean = {"records": records, "pictures": pictures, "keep_examples": False, "keep_features": False}
+    records, pictures = training_records(folder)[::3], images_from(folder)
+    lean = {
+        "records": records,
+        "pictures": pictures,
+        "keep_examples": False,
+        "keep_features": False,
+    }
     alone = losses(**lean)
     assert losses(**lean, workers=2) == alone
 
@@ -122,7 +130,9 @@ def test_probes_leave_the_run_as_it_is(losses, study):
 def test_what_the_trainer_is_told(monkeypatch, tmp_path):
     told = {}
     monkeypatch.setattr(sft, "SFTConfig", lambda **words: told.update(words))
-    settings = SFTSettings.from_profile(load_profile("gpu").sft, deepspeed="zero3.json", report_to="trackio")
+    settings = SFTSettings.from_profile(
+        load_profile("gpu").sft, deepspeed="zero3.json", report_to="trackio"
+    )
     sft._arguments(settings, tmp_path, False)
     assert told["deepspeed"] == "zero3.json" and told["report_to"] == "trackio"
     assert told["bf16"] is True and told["dataloader_num_workers"] == 8
@@ -132,7 +142,12 @@ def test_what_the_trainer_is_told(monkeypatch, tmp_path):
 
 def test_gpu_trains_as_the_paper_does():
     said = SFTSettings.from_profile(load_profile("gpu").sft)
-    assert (said.learning_rate, said.schedule, said.warmup, said.epochs) == (1e-5, "cosine", 0.03, 1.0)
+    assert (said.learning_rate, said.schedule, said.warmup, said.epochs) == (
+        1e-5,
+        "cosine",
+        0.03,
+        1.0,
+    )
     assert (said.batch_size, said.accumulation, said.max_length) == (2, 4, 40_960)
     assert said.steps is None and said.lora_rank is None and said.freeze_vision
     assert said.bf16 and said.gradient_checkpointing and said.form == "full"
@@ -142,7 +157,9 @@ def test_a_profile_chooses_adapters(study, fresh_model, tmp_path):
     changed = "sft.lora_rank=2, sft.lora_alpha=8, sft.keep_features=false"
     settings = SFTSettings.from_profile(load_profile("smoke", changed).sft, steps=1)
     fine_tune(*fresh_model, study.records[:4], study.pictures, tmp_path / "run", settings)
-    made = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    made = json.loads(
+        (tmp_path / "run" / "model" / "adapter_config.json").read_text(encoding="utf-8")
+    )
     assert (made["r"], made["lora_alpha"]) == (2, 8)
 
 
@@ -159,5 +176,8 @@ def test_loader_processes_can_be_sent_what_they_need(study, tiny_model, tmp_path
     from unireason_lib.training.examples import Examples
 
     processor = tiny_model[1]
-    lean = Examples(study.records[:4], pictures_from(tmp_path), processor, keep=False)
-    assert pickle.loads(pickle.dumps(sft.Rows(lean, Collator(processor)))).examples.lengths == lean.lengths
+    lean = Examples(study.records[:4], images_from(tmp_path), processor, keep=False)
+    assert (
+        pickle.loads(pickle.dumps(sft.Rows(lean, Collator(processor)))).examples.lengths
+        == lean.lengths
+    )

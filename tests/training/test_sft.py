@@ -108,10 +108,14 @@ class Kill(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_a_killed_and_resumed_run_has_the_same_losses(study, tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_killed_and_resumed_run_has_the_same_losses(
+    study, tiny_checkpoint, tmp_path, monkeypatch
+):
     def run(folder):
         model, processor = load_model(tiny_checkpoint, device="cpu")
-        return fine_tune(model, processor, study.records[::3], study.pictures, tmp_path / folder, QUICK)
+        return fine_tune(
+            model, processor, study.records[::3], study.pictures, tmp_path / folder, QUICK
+        )
 
     whole = run("whole")
     book = sft.Logbook
@@ -121,7 +125,9 @@ def test_a_killed_and_resumed_run_has_the_same_losses(study, tiny_checkpoint, tm
     assert not (tmp_path / "killed" / "model").exists()
     monkeypatch.setattr(sft, "Logbook", book)
     resumed = run("killed")
-    losses = [[line["loss"] for line in read_log(path.parent / "log.jsonl")] for path in (whole, resumed)]
+    losses = [
+        [line["loss"] for line in read_log(path.parent / "log.jsonl")] for path in (whole, resumed)
+    ]
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], abs=1e-6)
     weights = [load_model(path, device="cpu")[0].state_dict() for path in (whole, resumed)]
     for name, value in weights[0].items():

@@ -35,7 +35,9 @@ def test_a_cut_example_is_a_beginning_of_the_whole_one(study, tiny_model, dimens
         assert (short.ids == start).sum() == len(short.pictures)
         batch = collate([short])
         assert int(batch["image_grid_thw"].prod(1).sum()) // 4 == (short.ids == pad).sum()
-        expected = [t if mine else IGNORED for t, mine in zip(whole.ids[:n], whole.own[:n], strict=True)]
+        expected = [
+            t if mine else IGNORED for t, mine in zip(whole.ids[:n], whole.own[:n], strict=True)
+        ]
         labels = batch["labels"][0].numpy()
         assert labels[:n].tolist() == expected and (labels[n:] == IGNORED).all()
         kept.add(sum(own[k] < n - 1 for k in regions))

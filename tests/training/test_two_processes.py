@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.sources import SourceSpec
 from unireason_lib.grounding import load_model
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.logbook import read_lines, read_log
 from unireason_lib.training.sft import SFTSettings, fine_tune
 
@@ -26,13 +27,13 @@ SFT = """
 import json, sys
 from torch import distributed
 from unireason_lib.grounding import load_model
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.logbook import Probe
 from unireason_lib.training.sft import SFTSettings, fine_tune
 data, checkpoint, out, settings = sys.argv[1:]
 model, processor = load_model(checkpoint, device="cpu")
 probe = Probe("answers", 2, lambda model, processor: {"rank": distributed.get_rank()})
-made = fine_tune(model, processor, training_records(data), pictures_from(data), out,
+made = fine_tune(model, processor, training_records(data), images_from(data), out,
                  SFTSettings(**json.loads(settings)), probes=[probe])
 assert (made / "model.safetensors").is_file(), "every process returns when the model is there"
 distributed.barrier()
@@ -43,11 +44,11 @@ RL = """
 import json, sys
 from torch import distributed
 from unireason_lib.grounding import load_model
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.rl import RLSettings, reinforce
 data, checkpoint, out, settings = sys.argv[1:]
 model, processor = load_model(checkpoint, device="cpu")
-made = reinforce(model, processor, training_records(data), pictures_from(data), out, RLSettings(**json.loads(settings)))
+made = reinforce(model, processor, training_records(data), images_from(data), out, RLSettings(**json.loads(settings)))
 assert (made / "model.safetensors").is_file(), "every process returns when the model is there"
 if distributed.is_initialized():
     distributed.barrier()
@@ -77,7 +78,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from unireason_lib.grounding import load_model
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.examples import Examples
 from unireason_lib.training.sft import freeze
@@ -86,7 +87,7 @@ distributed.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
 model, processor = load_model(checkpoint, device="cpu")
 freeze(model)
-examples = Examples(training_records(data)[:4], pictures_from(data), processor)
+examples = Examples(training_records(data)[:4], images_from(data), processor)
 batch = dict(Collator(processor)([examples[k] for k in range(4)]))
 losses = []
 for spread in (False, True):
@@ -129,7 +130,12 @@ def launch(program, processes, folder, *arguments, fails=False, before=()):
             str(port),
         ]
     paths = os.pathsep.join([str(ROOT), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [*command, str(folder / "train.py"), *map(str, arguments)],
         env=environment,
@@ -148,26 +154,38 @@ def data(tmp_path_factory):
         (SourceSpec("phantom", None, {"dimension": "2d", "count": 8}),),
         size=(4, 64, 64),
         frame=FRAME,
-        census=0,
+        prior_studies=0,
         fractions={"train": 1.0, "val": 0.0, "test": 0.0},
     )
     return build(config, tmp_path_factory.mktemp("data") / "set").folder
 
 
 def test_two_processes_make_one_run(data, tiny_checkpoint, tmp_path):
-    settings = {"steps": 4, "learning_rate": 1e-3, "accumulation": 1, "save_steps": 2, "log_steps": 1}
+    settings = {
+        "steps": 4,
+        "learning_rate": 1e-3,
+        "accumulation": 1,
+        "save_steps": 2,
+        "log_steps": 1,
+    }
     settings |= {"bf16": False, "keep_features": True}
     out, both = tmp_path / "both", json.dumps(settings | {"batch_size": 2})
     launch(SFT, 2, tmp_path, data, tiny_checkpoint, out, both)
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]  # each once
     assert [line["answers"] for line in lines if "answers" in line] == [{"rank": 0}] * 2
     load_model(out / "model", device="cpu")
     # one process with batches twice as large sees the same examples, and so has the same losses
     alone = SFTSettings(**(settings | {"batch_size": 4}))
     model, processor = load_model(tiny_checkpoint, device="cpu")
-    fine_tune(model, processor, training_records(data), pictures_from(data), tmp_path / "alone", alone)
-    losses = [[line["loss"] for line in read_log(run / "log.jsonl")] for run in (out, tmp_path / "alone")]
+    fine_tune(
+        model, processor, training_records(data), images_from(data), tmp_path / "alone", alone
+    )
+    losses = [
+        [line["loss"] for line in read_log(run / "log.jsonl")] for run in (out, tmp_path / "alone")
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
@@ -216,7 +234,10 @@ def test_two_processes_make_one_run_of_outcome_rl(data, tiny_checkpoint, tmp_pat
         logs.append(read_log(out / "log.jsonl", "reward"))
         weights.append(load_model(out / "model", device="cpu")[0].state_dict())
         replies.append(
-            sorted((line["step"], line["id"], line["text"]) for line in read_lines(out / "rollouts.jsonl"))
+            sorted(
+                (line["step"], line["id"], line["text"])
+                for line in read_lines(out / "rollouts.jsonl")
+            )
         )
     assert replies[0] == replies[1] and len(replies[0]) == 3 * 16
     for one, other in zip(*logs, strict=True):
@@ -235,19 +256,22 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(data, tiny_check
         "log_steps": 1,
     }
     given = json.dumps(settings | {"bf16": False, "keep_features": True})
-    whole = SFT.replace('lambda model, processor: {"rank": distributed.get_rank()}', "dies").replace(
-        '", 2', '", 3'
-    )
+    whole = SFT.replace(
+        'lambda model, processor: {"rank": distributed.get_rank()}', "dies"
+    ).replace('", 2', '", 3')
     program = DIES + whole
     said = launch(
         program, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "run", given, fails=True
     )
     assert "SIGKILL" in said
-    assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (tmp_path / "run" / "model").exists()
+    assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (
+        tmp_path / "run" / "model"
+    ).exists()
     launch(program, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "run", given)
     launch(program, 2, tmp_path / "program", data, tiny_checkpoint, tmp_path / "other", given)
     broken, unbroken = (
-        [line["loss"] for line in read_log(tmp_path / run / "log.jsonl")] for run in ("run", "other")
+        [line["loss"] for line in read_log(tmp_path / run / "log.jsonl")]
+        for run in ("run", "other")
     )
     assert len(broken) == 6 and broken == pytest.approx(unbroken, abs=1e-5)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from unireason_lib.errors import GridError, explain
+from unireason_lib.errors import GridError
 from unireason_lib.profiles import load_profile, near
 
 STAGES: Mapping[str, str] = {"sft": "04", "rl": "05", "test": "06"}
@@ -126,12 +126,10 @@ class Grid:
             of, to = own[stage].steps, other[stage].steps
             if not of or not to:
                 raise GridError(
-                    explain(
-                        f"{self.name} at {profile}",
-                        expected=f"{stage}.steps, since a condition learns for {steps} of {of}",
-                        found=f"{to} in the profile, which counts in epochs",
-                        do=f"--set {stage}.steps=NUMBER",
-                    )
+                    f"{self.name} at {profile}",
+                    f"{stage}.steps, since a condition learns for {steps} of {of}",
+                    f"{to} in the profile, which counts in epochs",
+                    f"--set {stage}.steps=NUMBER",
                 )
             return f"{stage}.steps={max(1, round(to * steps / of))}"
 
@@ -139,7 +137,10 @@ class Grid:
             name: replace(
                 condition,
                 stages={
-                    stage: {k: _STEPS.sub(scaled, v) if k == "OVERRIDES" else v for k, v in given.items()}
+                    stage: {
+                        k: _STEPS.sub(scaled, v) if k == "OVERRIDES" else v
+                        for k, v in given.items()
+                    }
                     for stage, given in condition.stages.items()
                 },
             )
@@ -165,13 +166,9 @@ def load_grid(path: str | Path) -> Grid:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise GridError(
-            explain(path, expected="a grid in YAML", found=str(error), do="correct the file")
-        ) from error
+        raise GridError(path, "a grid in YAML", str(error), "correct the file") from error
     if not isinstance(content, dict):
-        raise GridError(
-            explain(path, expected="names and values", found=type(content).__name__, do="see data/ablations")
-        )
+        raise GridError(path, "names and values", type(content).__name__, "see data/ablations")
     known = {"name", "about", "profile", "seeds", "overrides", "minutes", "conditions", "claims"}
     _check_names(path, "a grid", content, known)
     profile = str(content.get("profile", "laptop"))
@@ -187,12 +184,10 @@ def load_grid(path: str | Path) -> Grid:
     minutes = _mapping(path, "minutes", content.get("minutes", {}))
     _check_names(path, "minutes", minutes, set(STAGES))
     if not conditions:
-        raise GridError(explain(path, expected="conditions", found="none", do="name at least one"))
+        raise GridError(path, "conditions", "none", "name at least one")
     name = str(content.get("name", path.stem))
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise GridError(
-            explain(path, expected="a name that can be a folder", found=repr(name), do="shorten it")
-        )
+        raise GridError(path, "a name that can be a folder", repr(name), "shorten it")
     return Grid(
         name,
         profile,
@@ -207,15 +202,14 @@ def load_grid(path: str | Path) -> Grid:
 
 def _seeds(path: Path, given: Any) -> tuple[int, ...]:
     seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
-    whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    whole = (
+        isinstance(seeds, list)
+        and seeds
+        and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    )
     if not whole or len(set(seeds)) < len(seeds):
         raise GridError(
-            explain(
-                path,
-                expected="seeds: a number of them, or a list of different ones",
-                found=repr(given),
-                do="correct it",
-            )
+            path, "seeds: a number of them, or a list of different ones", repr(given), "correct it"
         )
     return tuple(seeds)
 
@@ -232,12 +226,10 @@ def _condition(path: Path, profile: str, name: str, given: Any) -> Condition:
         for parameter in parameters:
             if parameter in GIVEN:
                 raise GridError(
-                    explain(
-                        f"{path}, {name}, {stage}",
-                        expected="parameters that the plan does not fill in itself",
-                        found=parameter,
-                        do="leave it out",
-                    )
+                    f"{path}, {name}, {stage}",
+                    "parameters that the plan does not fill in itself",
+                    parameter,
+                    "leave it out",
                 )
         if "OVERRIDES" in parameters:
             parameters["OVERRIDES"] = _overrides(path, profile, parameters["OVERRIDES"])
@@ -252,22 +244,18 @@ def _claim(path: Path, name: str, given: Any, conditions: Mapping[str, Condition
     for role in ("better", "worse"):
         if given.get(role) not in conditions:
             raise GridError(
-                explain(
-                    f"{path}, claim {name!r}",
-                    expected=f"{role}: one of its conditions",
-                    found=repr(given.get(role)),
-                    do=near(str(given.get(role)), list(conditions)),
-                )
+                f"{path}, claim {name!r}",
+                f"{role}: one of its conditions",
+                repr(given.get(role)),
+                near(str(given.get(role)), list(conditions)),
             )
     for key, choices in (("dimension", _DIMENSIONS), ("value", _VALUES), ("part", _FAMILIES)):
         if given.get(key) is not None and given[key] not in choices:
             raise GridError(
-                explain(
-                    f"{path}, claim {name!r}",
-                    expected=f"{key}: {', '.join(choices)}",
-                    found=repr(given[key]),
-                    do="choose one of them",
-                )
+                f"{path}, claim {name!r}",
+                f"{key}: {', '.join(choices)}",
+                repr(given[key]),
+                "choose one of them",
             )
     return Claim(name, **{key: value for key, value in given.items() if value is not None})
 
@@ -275,7 +263,9 @@ def _claim(path: Path, name: str, given: Any, conditions: Mapping[str, Condition
 def _overrides(path: Path, profile: str, given: Any) -> str:
     """``a.b=1,c=2``, from a text or a mapping; tried on the profile, so that a wrong setting is found now."""
     if isinstance(given, Mapping):
-        given = ",".join(f"{key}={'null' if value is None else value}" for key, value in given.items())
+        given = ",".join(
+            f"{key}={'null' if value is None else value}" for key, value in given.items()
+        )
     text = str(given or "")
     load_profile(profile, text)
     return text
@@ -283,11 +273,7 @@ def _overrides(path: Path, profile: str, given: Any) -> str:
 
 def _mapping(path: Path, what: str, given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
-        raise GridError(
-            explain(
-                f"{path}, {what}", expected="names and values", found=repr(given)[:80], do="write them out"
-            )
-        )
+        raise GridError(f"{path}, {what}", "names and values", repr(given)[:80], "write them out")
     return given
 
 
@@ -295,12 +281,10 @@ def _check_names(path: Path, what: str, given: Mapping[str, Any], known: set[str
     for name in given:
         if name not in known:
             raise GridError(
-                explain(
-                    f"{path}, {what}",
-                    expected=f"one of {', '.join(sorted(known))}",
-                    found=repr(name),
-                    do=near(str(name), sorted(known)),
-                )
+                f"{path}, {what}",
+                f"one of {', '.join(sorted(known))}",
+                repr(name),
+                near(str(name), sorted(known)),
             )
 
 

@@ -28,7 +28,9 @@ class Ledger:
         """All of them, the oldest first."""
         return read_lines(self.path) if self.path.exists() else []
 
-    def add(self, job: Job, status: str, seconds: float, error: str, made_by: Mapping[str, str]) -> None:
+    def add(
+        self, job: Job, status: str, seconds: float, error: str, made_by: Mapping[str, str]
+    ) -> None:
         """A run has ended. ``made_by`` is what :func:`unireason_lib.ablation.plan.made_by` says."""
         line = {
             "key": job.key,

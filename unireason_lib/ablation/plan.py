@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unireason_lib.ablation.grid import STAGES, Grid, joined
-from unireason_lib.errors import GridError, explain
+from unireason_lib.errors import GridError
 from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.profiles import load_profile, near
 from unireason_lib.tutorial.document import read_notebook, source_hash
@@ -60,7 +60,9 @@ class Job:
         return f"python -m unireason_lib {shlex.join(parts)}"
 
 
-def plan(grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str] = ()) -> list[Job]:
+def plan(
+    grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str] = ()
+) -> list[Job]:
     """The runs of a grid, those that others need first, seed by seed: what is broken off is whole seeds.
 
     Args:
@@ -74,12 +76,7 @@ def plan(grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str
     for name in only:
         if name not in grid.conditions:
             raise GridError(
-                explain(
-                    "--only",
-                    expected="a condition of the grid",
-                    found=repr(name),
-                    do=near(name, list(grid.conditions)),
-                )
+                "--only", "a condition of the grid", repr(name), near(name, list(grid.conditions))
             )
     jobs: dict[str, Job] = {}
     for seed in grid.seeds if seeds is None else seeds:
@@ -107,7 +104,14 @@ def plan(grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str
                 known = jobs.get(key)
                 shared = (*(known.conditions if known else ()), condition.name)
                 jobs[key] = Job(
-                    key, stage, STAGES[stage], parameters, makes, before.key if before else None, seed, shared
+                    key,
+                    stage,
+                    STAGES[stage],
+                    parameters,
+                    makes,
+                    before.key if before else None,
+                    seed,
+                    shared,
                 )
                 before = jobs[key]
     return list(jobs.values())
@@ -156,8 +160,13 @@ def made_by(grid: Grid, root: Path) -> dict[str, str]:
     base = load_profile(grid.profile, grid.overrides).model.base
     base = str(root / base) if (root / base).is_dir() else base
     known = model_identity(base)
-    found = {"code": code_hash(root), "base": known.get("sha256") or f"{known['name']}@{known['commit']}"}
-    stages = [given for condition in grid.conditions.values() for given in condition.stages.values()]
+    found = {
+        "code": code_hash(root),
+        "base": known.get("sha256") or f"{known['name']}@{known['commit']}",
+    }
+    stages = [
+        given for condition in grid.conditions.values() for given in condition.stages.values()
+    ]
     for where in sorted({str(given["DATA"]) for given in stages if given.get("DATA")}):
         found[DATA + where] = data_hash(root / "notebooks" / where, where)
     return found
@@ -173,7 +182,9 @@ def data_hash(folder: Path, hub: str = "") -> str:
     from unireason_lib.training.data import data_folder
 
     folder, digest = folder if folder.is_dir() else data_folder(hub), hashlib.blake2b(digest_size=8)
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _TABLES and path.is_file()):
+    for path in sorted(
+        path for path in folder.rglob("*") if path.suffix in _TABLES and path.is_file()
+    ):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(_BEGINNING))
@@ -193,17 +204,17 @@ def check_made_by(lines: Iterable[Mapping[str, Any]], here: Mapping[str, str], w
     """
     lines = list(lines)
     for what, found in here.items():
-        about = [line for line in lines if not what.startswith(DATA) or DATA + _data_of(line) == what]
+        about = [
+            line for line in lines if not what.startswith(DATA) or DATA + _data_of(line) == what
+        ]
         other = [line for line in about if line.get(what) != found]
         if other:
             run = f"{other[0]['stage']} of {other[0]['conditions'][0]}, seed {other[0]['seed']}"
             raise GridError(
-                explain(
-                    where,
-                    expected=f"runs of the {what} as it is now ({found[:16]})",
-                    found=f"{len(other)} of another {what} ({str(other[0].get(what))[:16]}), {run} for one",
-                    do=f"go back to that {what}, begin anew (rename the grid), or keep them all the same with --mixed",
-                )
+                where,
+                f"runs of the {what} as it is now ({found[:16]})",
+                f"{len(other)} of another {what} ({str(other[0].get(what))[:16]}), {run} for one",
+                f"go back to that {what}, begin anew (rename the grid), or keep them all the same with --mixed",
             )
 
 

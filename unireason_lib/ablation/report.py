@@ -36,7 +36,9 @@ def means(rows: Rows, name: str, *, samples: int = 2000) -> dict[str, Interval]:
 
 
 def table_of_conditions(
-    rows: Rows, names: Sequence[str] | None = None, known: Mapping[str, Mapping[str, Interval]] | None = None
+    rows: Rows,
+    names: Sequence[str] | None = None,
+    known: Mapping[str, Mapping[str, Interval]] | None = None,
 ) -> list[tuple[str, ...]]:
     """Lines of text for :func:`unireason_lib.tutorial.results.aligned`.
 
@@ -65,20 +67,22 @@ def table_of_conditions(
 
 def table_of_claims(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """The same for claims."""
-    lines = [("claim", "better", "worse", "on", "difference (95 %)", "p, Holm", "effect", "verdict")]
+    lines = [
+        ("claim", "better", "worse", "on", "difference (95 %)", "p, Holm", "effect", "verdict")
+    ]
     for one in verdicts:
         claim, found = one.claim, one.comparison
         scale, digits = (100, 1) if claim.value != "iou_first" else (1, 3)
         difference, size = "", ""
         if found is not None:
             d = found.difference
-            difference = (
-                f"{scale * d.value:+.{digits}f} ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
-            )
+            difference = f"{scale * d.value:+.{digits}f} ({scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
             name, size_of = ("d", found.d) if found.h is None else ("h", found.h)
             size = f"{name} {round(size_of, 2) + 0.0:+.2f}"  # never -0.00
         on = ", ".join(
-            filter(None, (claim.dimension, claim.kind, claim.value if claim.value != "correct" else ""))
+            filter(
+                None, (claim.dimension, claim.kind, claim.value if claim.value != "correct" else "")
+            )
         )
         p = "" if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3g}"
         lines.append((claim.name, claim.better, claim.worse, on, difference, p, size, one.verdict))

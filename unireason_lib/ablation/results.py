@@ -25,10 +25,10 @@ from unireason_lib.ablation.claims import Verdict, judge
 from unireason_lib.ablation.grid import Grid
 from unireason_lib.ablation.ledger import Ledger, wall_minutes
 from unireason_lib.ablation.plan import DATA, Job, last_jobs, plan
-from unireason_lib.errors import DatasetError, GridError, explain
+from unireason_lib.errors import DatasetError, GridError
 from unireason_lib.evaluation.consistency import read_consistency, slices_file
 from unireason_lib.evaluation.tidy import Rows, read_tidy, tidy, write_tidy
-from unireason_lib.inference.results import write_whole
+from unireason_lib.io import write_whole
 
 BESIDE = {
     "blind": "replies.blank.jsonl",
@@ -70,7 +70,9 @@ class Results:
         form."""
         return dict(
             Counter(
-                f"{row['condition']}, seed {row['seed']}" for row in self.rows if row["in_format"] is None
+                f"{row['condition']}, seed {row['seed']}"
+                for row in self.rows
+                if row["in_format"] is None
             )
         )
 
@@ -81,7 +83,8 @@ class Results:
         return {
             key
             for key, line in self.lines.items()
-            if line["stage"] == "test" and all((name, line["seed"]) in there for name in line["conditions"])
+            if line["stage"] == "test"
+            and all((name, line["seed"]) in there for name in line["conditions"])
         }
 
     def missing(self, grid: Grid) -> list[tuple[str, int]]:
@@ -90,7 +93,9 @@ class Results:
         return [test for test in last_jobs(plan(grid)) if test not in there]
 
 
-def collect(grid: Grid, root: Path, ledger: Ledger, command: str, earlier: Results = Results()) -> Results:
+def collect(
+    grid: Grid, root: Path, ledger: Ledger, command: str, earlier: Results = Results()
+) -> Results:
     """Put together what passed here and what was kept earlier; a test that is under way does not count.
 
     Args:
@@ -164,13 +169,17 @@ def write_results(grid: Grid, found: Results, folder: Path, *, judged: bool = Tr
         "runs": [
             {
                 **{name: line[name] for name in line if name in _OF_A_RUN or name.startswith(DATA)},
-                "parameters": {k: v for k, v in line["parameters"].items() if k not in _OF_A_FOLDER},
+                "parameters": {
+                    k: v for k, v in line["parameters"].items() if k not in _OF_A_FOLDER
+                },
             }
             for line in lines
         ],
         "consistency": dict(found.consistency),
         "missing": [f"{name}, seed {seed}" for name, seed in found.missing(grid)],
-        "verdicts": [_plain(one) for one in judge(found.rows, grid.claims)] if judged and found.rows else [],
+        "verdicts": [_plain(one) for one in judge(found.rows, grid.claims)]
+        if judged and found.rows
+        else [],
     }
     write_whole(told, json.dumps(content, indent=1) + "\n")
     os.replace(new, table)
@@ -198,17 +207,13 @@ def read_kept(folder: Path, name: str) -> Results:
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, DatasetError) as error:
         said = f"{type(error).__name__}: {error}"
         do = "get both files whole from where they were made, or go on without --parts"
-        raise GridError(
-            explain(told, expected="results of a study beside their table", found=said, do=do)
-        ) from error
+        raise GridError(told, "results of a study beside their table", said, do) from error
     if found != expected:
         raise GridError(
-            explain(
-                table,
-                expected=f"the table that {told.name} was written with (SHA-256 {expected[:12]})",
-                found=found[:12],
-                do="get both files from one place",
-            )
+            table,
+            f"the table that {told.name} was written with (SHA-256 {expected[:12]})",
+            found[:12],
+            "get both files from one place",
         )
     return kept
 

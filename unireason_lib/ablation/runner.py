@@ -14,7 +14,7 @@ from typing import Any
 from unireason_lib.ablation.grid import Grid
 from unireason_lib.ablation.ledger import Ledger
 from unireason_lib.ablation.plan import Job, check_made_by, made_by
-from unireason_lib.errors import GridError, explain
+from unireason_lib.errors import GridError
 from unireason_lib.profiles import load_profile
 
 Outcome = tuple[str, float, str]
@@ -93,12 +93,10 @@ def run_jobs(
             what = next(name for name in found if found[name] != here[name])
             do = f"put the {what} back, delete {job.makes} if it is there, and give the command again; or give --mixed"
             raise GridError(
-                explain(
-                    f"{what} of the study",
-                    expected=f"as it was when the study began ({here[what][:16]})",
-                    found=f"{found[what][:16]}, seen at {job.name}",
-                    do=do,
-                )
+                f"{what} of the study",
+                f"as it was when the study began ({here[what][:16]})",
+                f"{found[what][:16]}, seen at {job.name}",
+                do,
             )
         return found
 
@@ -163,12 +161,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise GridError(
-            explain(
-                folder,
-                expected="a study that no one runs",
-                found="another process running it",
-                do="wait for it",
-            )
+            folder, "a study that no one runs", "another process running it", "wait for it"
         ) from error
     try:
         yield
@@ -182,7 +175,11 @@ def execute_job(root: str, out: str, job: Job) -> Outcome:
     try:
         return _execute(Path(root), Path(out), job)
     except Exception as error:  # one run must not end a study
-        return "failed", time.monotonic() - began, " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return (
+            "failed",
+            time.monotonic() - began,
+            " ".join(f"{type(error).__name__}: {error}".split())[:500],
+        )
 
 
 def _execute(root: Path, out: Path, job: Job) -> Outcome:
@@ -247,21 +244,16 @@ def _ray_cluster(
     try:
         import ray
     except ImportError as error:
-        raise GridError(
-            explain("--ray", expected="the package ray", found="none", do="pip install -e '.[ray]'")
-        ) from error
-    own: Mapping[str, Any] = {"num_cpus": 2, "include_dashboard": False} if address == "local" else {}
+        raise GridError("--ray", "the package ray", "none", "pip install -e '.[ray]'") from error
+    own: Mapping[str, Any] = (
+        {"num_cpus": 2, "include_dashboard": False} if address == "local" else {}
+    )
     try:
         ray.init(address, log_to_driver=False, **own)
     except Exception as error:  # Ray raises whatever its parts do
         said = " ".join(str(error).split())[:200]
         raise GridError(
-            explain(
-                f"--ray {address}",
-                expected="a cluster that answers",
-                found=said,
-                do="start it, or correct the address",
-            )
+            f"--ray {address}", "a cluster that answers", said, "start it, or correct the address"
         ) from error
 
     def some(handles: list) -> list[tuple[Any, Outcome]]:
@@ -281,12 +273,10 @@ def _ray_cluster(
         most = int(ray.cluster_resources().get(kind, 0) / each) if each > 0 else 0
         if not most:
             raise GridError(
-                explain(
-                    f"--ray {address}",
-                    expected=f"{each:g} {kind} for a run, as model.device and model.gpus of the profile say",
-                    found=f"a cluster with {ray.cluster_resources().get(kind, 0):g}",
-                    do="start nodes that have some, or --set model.device=cpu",
-                )
+                f"--ray {address}",
+                f"{each:g} {kind} for a run, as model.device and model.gpus of the profile say",
+                f"a cluster with {ray.cluster_resources().get(kind, 0):g}",
+                "start nodes that have some, or --set model.device=cpu",
             )
         task = ray.remote(max_retries=2)(execute_job).options(**{f"num_{kind.lower()}s": each})
         yield lambda job: task.remote(str(root), str(out), job), most, some

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 
 def _cache() -> list[dict]:
@@ -128,9 +128,7 @@ def run_bench(
     """
     unknown = sorted(set(names) - set(BENCHES))
     if unknown:
-        raise RequestError(
-            explain("bench", expected=", ".join(BENCHES), found=", ".join(unknown), do="choose from the list")
-        )
+        raise RequestError("bench", ", ".join(BENCHES), ", ".join(unknown), "choose from the list")
     say(_line("", "baseline", "ours", "ratio", "target"))
     rows: list[dict[str, Any]] = []
     for name in names or BENCHES:
@@ -162,8 +160,12 @@ def _row_line(row: dict[str, Any]) -> str:
     verdict = "" if "ok" not in row else "met" if row["ok"] else "MISSED"
     verdict = verdict if target is None else f"{target:g}x {verdict}"
     unit = "MiB" if "ours_mib" in row else "s"
-    baseline, ours = (_amount(row.get(f"{side}_{unit.lower()}"), unit) for side in ("baseline", "ours"))
-    return _line(row["name"], baseline, ours, f"{row['ratio']:.2f}x" if "ratio" in row else "", verdict)
+    baseline, ours = (
+        _amount(row.get(f"{side}_{unit.lower()}"), unit) for side in ("baseline", "ours")
+    )
+    return _line(
+        row["name"], baseline, ours, f"{row['ratio']:.2f}x" if "ratio" in row else "", verdict
+    )
 
 
 def _amount(value: float | None, unit: str) -> str:

@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, study_records
-from unireason_lib.dataset.crew import crew
-from unireason_lib.dataset.ledger import check_ledger, ledger_of
-from unireason_lib.dataset.plan import open_sources, plan_units
-from unireason_lib.dataset.questions import take_census
+from unireason_lib.dataset.build import BuildConfig, study_records
+from unireason_lib.dataset.questions import learn_prior
+from unireason_lib.dataset.shards import Run, executor, make_writer, process_shard
+from unireason_lib.dataset.sources.base import SourceSpec
 from unireason_lib.dataset.sources.phantom import INSIDE, LABELS, phantom, phantom_slice
 from unireason_lib.dataset.study import Study
-from unireason_lib.dataset.unit import make_writer
+from unireason_lib.dataset.view import View
 from unireason_lib.imaging import ProcessorFrame
 
 SMALL = {"size": (8, 64, 64), "frame": ProcessorFrame(8, 2, 32 * 32, 512 * 512)}
@@ -39,33 +38,31 @@ FLAT = 1.1
 def bench_phantoms(studies: int = 200, repeats: int = 3) -> list[dict]:
     """Phantom studies of 8 x 64 x 64 that one core makes: volume, labels, measured structures."""
     seconds = _median(lambda: [phantom(seed) for seed in range(studies)], repeats)
-    return [_rate_row("phantom studies of 8x64x64, one core", studies, seconds, PHANTOMS_A_SECOND, "studies")]
+    return [
+        _rate_row(
+            "phantom studies of 8x64x64, one core", studies, seconds, PHANTOMS_A_SECOND, "studies"
+        )
+    ]
 
 
 def bench_records(studies: int = 200, repeats: int = 3) -> list[dict]:
-    """Records from label maps of slices, one core: measuring, questions, reasoning, checks, without pictures.
+    """Records from label maps of slices, one core: measuring, questions, reasoning, checks, without images.
 
     Returns:
-        Two rows: all questions kept; and thinned by a census, which draws several questions for one that is kept.
+        Two rows: all questions kept; and debiased by an answer prior, which draws several questions for one kept.
     """
     slices = [phantom_slice(seed) for seed in range(studies)]
-    config = BuildConfig((SourceSpec("phantom"),), **SMALL)
-    writer = make_writer(config)
+    config = BuildConfig((SourceSpec("phantom"),), images="none", **SMALL)
+    writer, prior = make_writer(config), learn_prior(View(s, **SMALL) for s in slices[:100])
     rows = []
-    for name, census in (("", None), (", thinned by a census", take_census(slices[:100]))):
+    for name, known in (("", None), (", debiased by an answer prior", prior)):
         made: list[int] = []
 
-        def run(census=census, made=made) -> None:
-            made.append(
-                sum(
-                    len(
-                        study_records(
-                            config, _labelled(s), writer=writer, census=census, encode=False
-                        ).records
-                    )
-                    for s in slices
-                )
+        def run(known=known, made=made) -> None:
+            outcomes = (
+                study_records(config, _labelled(s), writer=writer, prior=known) for s in slices
             )
+            made.append(sum(len(outcome.records) for outcome in outcomes))
 
         seconds = _median(run, repeats)
         rows.append(
@@ -81,14 +78,16 @@ def bench_records(studies: int = 200, repeats: int = 3) -> list[dict]:
 
 
 def bench_workers(studies: int = 640, repeats: int = 3) -> list[dict]:
-    """The same units by one worker and by two, both warm; how long two take to start is said, not counted."""
+    """The same shards by one worker and by two, both warm; how long two take to start is said, not counted."""
     config = BuildConfig(
-        (SourceSpec("phantom", None, {"dimension": "2d", "count": studies}),), census=0, **SMALL
+        (SourceSpec("phantom", None, {"dimension": "2d", "count": studies}),),
+        prior_studies=0,
+        **SMALL,
     )
     runs = {workers: [] for workers in (1, 2)}
     for _ in range(repeats):
         for workers, times in runs.items():
-            times.append(_times_of_units(config, studies, workers))
+            times.append(_times_of_shards(config, workers))
     (_, one), (start, two) = (map(median, zip(*times, strict=True)) for times in runs.values())
     ratio = one / two
     return [
@@ -105,7 +104,7 @@ def bench_workers(studies: int = 640, repeats: int = 3) -> list[dict]:
 
 def bench_memory(few: int = 1000, many: int = 5000) -> list[dict]:
     """Peak memory of whole builds of few and of many studies, each in a process of its own. Fewer than a thousand
-    need less: units and row groups are not full yet."""
+    need less: shards and row groups are not full yet."""
     (small, small_s), (large, large_s) = _peak_memory(few), _peak_memory(many)
     ratio = large / small
     return [
@@ -120,7 +119,9 @@ def bench_memory(few: int = 1000, many: int = 5000) -> list[dict]:
     ]
 
 
-def bench_scale(studies: int = 12, cores: Sequence[int] = (16, 64), efficiency: float = 0.9) -> list[dict]:
+def bench_scale(
+    studies: int = 12, cores: Sequence[int] = (16, 64), efficiency: float = 0.9
+) -> list[dict]:
     """What the paper's 220K records and SA-Med2D's 4.6M images would take, from the rates of this machine.
 
     Measured is all that is done to a study that has been read: slices of 256 x 256 and volumes of 32 x 256 x
@@ -129,17 +130,19 @@ def bench_scale(studies: int = 12, cores: Sequence[int] = (16, 64), efficiency: 
     Args:
         studies: Studies of each dimension to measure.
         cores: For how many cores to say it.
-        efficiency: Share of the cores' time that is not lost; two workers here reach 0.9 or more.
+        efficiency: Fraction of the cores' time that is not lost; two workers here reach 0.9 or more.
 
     Returns:
         For each set and number of cores a row: seconds on one core (``baseline_s``) and on all (``ours_s``).
     """
     flat, flat_records = _seconds_a_study([phantom_slice(seed, 256) for seed in range(studies)])
-    deep, deep_records = _seconds_a_study([phantom(seed, (32, 256, 256)) for seed in range(studies)])
+    deep, deep_records = _seconds_a_study(
+        [phantom(seed, (32, 256, 256)) for seed in range(studies)]
+    )
     sets = {
-        "220,000 records (170K of pictures, 50K of volumes)": 170_000 / flat_records * flat
+        "220,000 records (170K of images, 50K of volumes)": 170_000 / flat_records * flat
         + 50_000 / deep_records * deep,
-        f"4.6 million pictures ({4.6 * flat_records:.0f} million records)": 4_600_000 * flat,
+        f"4.6 million images ({4.6 * flat_records:.0f} million records)": 4_600_000 * flat,
     }
     return [
         {
@@ -193,20 +196,17 @@ def _rate_row(name: str, count: int, seconds: float, target: float, what: str) -
     }
 
 
-def _times_of_units(config: BuildConfig, studies: int, workers: int) -> tuple[float, float]:
-    """Seconds until all workers are at work, and those that the other units then take."""
+def _times_of_shards(config: BuildConfig, workers: int) -> tuple[float, float]:
+    """Seconds until all workers are at work, and those that the other shards then take."""
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder) / ".build"
-        work.mkdir()
-        check_ledger(work / "ledger.json", ledger_of(config, open_sources(config)))
-        units = plan_units([studies])
+        shards = list(Run(config, Path(folder) / ".build").shards())
         begun = time.perf_counter()
-        with crew(config, Path(folder), workers, None) as run:
-            list(run(units[: 2 * workers]))  # processes start and import
+        with executor(workers) as execute:
+            list(execute(process_shard, shards[: 2 * workers]))  # processes start and import
             started = time.perf_counter()
-            done = list(run(units[4:]))
+            done = list(execute(process_shard, shards[4:]))
             ended = time.perf_counter()
-        assert len(done) == len(units) - 4
+        assert len(done) == len(shards) - 4
     return started - begun, ended - started
 
 
@@ -214,10 +214,11 @@ _MEMORY = """
 import json, sys, time
 from unireason_lib.bench.imaging import peak_kib
 from unireason_lib.bench.dataset import SMALL
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.sources import SourceSpec
 started = time.perf_counter()
 options = {"dimension": "2d", "count": int(sys.argv[1])}
-build(BuildConfig((SourceSpec("phantom", None, options),), census=0, pictures="all", **SMALL), sys.argv[2])
+build(BuildConfig((SourceSpec("phantom", None, options),), prior_studies=0, images="all", **SMALL), sys.argv[2])
 print(json.dumps([peak_kib() / 1024, time.perf_counter() - started]))
 """
 
@@ -232,7 +233,7 @@ def _peak_memory(studies: int) -> tuple[float, float]:
 
 
 def _seconds_a_study(studies: Sequence[Study]) -> tuple[float, float]:
-    """Seconds and records a study, pictures encoded, at the paper's sizes."""
+    """Seconds and records a study, images encoded, at the paper's sizes."""
     config = BuildConfig((SourceSpec("phantom"),))
     writer = make_writer(config)
     started = time.perf_counter()

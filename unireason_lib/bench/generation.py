@@ -16,7 +16,14 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, Trace, build_tiny, load_model
+from unireason_lib.grounding import (
+    GroundedGenerator,
+    GroundedRequest,
+    Script,
+    Trace,
+    build_tiny,
+    load_model,
+)
 
 OPTIONS = {"A": "liver", "B": "spleen", "C": "left kidney", "D": "right kidney"}
 
@@ -24,7 +31,10 @@ OPTIONS = {"A": "liver", "B": "spleen", "C": "left kidney", "D": "right kidney"}
 def pictures(count: int, side: int, seed: int = 0) -> list[Image.Image]:
     """Random pictures of ``side`` x ``side`` pixels."""
     draw = np.random.default_rng(seed)
-    return [Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
+    return [
+        Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        for _ in range(count)
+    ]
 
 
 def pointing_script(tokenizer, boxes: int, between: int, side: int, depth: int) -> Script:
@@ -74,7 +84,10 @@ def kept_against_again(
     Returns:
         Median seconds and traces of both.
     """
-    kept, again = GroundedGenerator(model, processor), GroundedGenerator(model, processor, reuse_cache=False)
+    kept, again = (
+        GroundedGenerator(model, processor),
+        GroundedGenerator(model, processor, reuse_cache=False),
+    )
     side = kept.frame.size(slices[0].height, slices[0].width)[1]
     request = GroundedRequest("Where is the lesion?", slices, OPTIONS, "3d")
     script = pointing_script(processor.tokenizer, boxes, between, side, len(slices))
@@ -140,7 +153,9 @@ def bench_cache(repeats: int = 3, slices: int = 32) -> list[dict]:
         model, processor = _paper_shaped(Path(folder) / "model")
     rows = []
     for boxes, between, target in ((3, SHORT, 2.5), (8, SHORT, 5.0), (8, LONG, None)):
-        seconds, traces = kept_against_again(model, processor, pictures(slices, 256), boxes, repeats, between)
+        seconds, traces = kept_against_again(
+            model, processor, pictures(slices, 256), boxes, repeats, between
+        )
         ours, baseline = traces["ours"][0], traces["baseline"][0]
         ratio, same = seconds["baseline"] / seconds["ours"], ours.token_ids == baseline.token_ids
         rows.append(
@@ -179,29 +194,41 @@ def bench_cost_of_a_box(repeats: int = 3, counts: Sequence[int] = (4, 8, 16, 32)
         for (slices, ours), (_, baseline) in zip(curves["ours"], curves["baseline"], strict=True)
     ]
     growth = {name: curve[-1][1] / curve[0][1] for name, curve in curves.items()}
-    name = f"one more box, growth of its cost from {counts[0]} to {counts[-1]} slices: baseline / ours"
+    name = (
+        f"one more box, growth of its cost from {counts[0]} to {counts[-1]} slices: baseline / ours"
+    )
     ok = growth["ours"] <= 1.5
-    return [*rows, {"name": name, "growth": growth, "ratio": growth["baseline"] / growth["ours"], "ok": ok}]
+    return [
+        *rows,
+        {"name": name, "growth": growth, "ratio": growth["baseline"] / growth["ours"], "ok": ok},
+    ]
 
 
-def bench_batching(repeats: int = 3, requests: int = 16, slices: int = 8, new_tokens: int = 48) -> list[dict]:
+def bench_batching(
+    repeats: int = 3, requests: int = 16, slices: int = 8, new_tokens: int = 48
+) -> list[dict]:
     """Own tokens a second of 16 requests in one batch against one at a time, tiny checkpoint, 8-slice volumes."""
     with tempfile.TemporaryDirectory() as folder:
         model, processor = load_model(build_tiny(Path(folder) / "model"), device="cpu")
         generator = GroundedGenerator(model, processor)
         asked = [
-            GroundedRequest("Where is the lesion?", pictures(slices, 64, seed), OPTIONS, "3d", id=str(seed))
+            GroundedRequest(
+                "Where is the lesion?", pictures(slices, 64, seed), OPTIONS, "3d", id=str(seed)
+            )
             for seed in range(requests)
         ]
         scripts = [
-            pointing_script(processor.tokenizer, 1 + i % 3, 4 + i % 5, 64, slices) for i in range(requests)
+            pointing_script(processor.tokenizer, 1 + i % 3, 4 + i % 5, 64, slices)
+            for i in range(requests)
         ]
         seconds, traces = side_by_side(
             {
                 "baseline": lambda: generator.generate(
                     asked, scripts=scripts, max_new_tokens=new_tokens, batch_size=1
                 ),
-                "ours": lambda: generator.generate(asked, scripts=scripts, max_new_tokens=new_tokens),
+                "ours": lambda: generator.generate(
+                    asked, scripts=scripts, max_new_tokens=new_tokens
+                ),
             },
             repeats,
         )
@@ -221,7 +248,9 @@ def bench_batching(repeats: int = 3, requests: int = 16, slices: int = 8, new_to
     ]
 
 
-def bench_rollouts(repeats: int = 1, prompts: int = 8, rollouts: int = 8, slices: int = 8) -> list[dict]:
+def bench_rollouts(
+    repeats: int = 1, prompts: int = 8, rollouts: int = 8, slices: int = 8
+) -> list[dict]:
     """Rollouts of one RL step: all in one batch, those of a prompt sharing its encoding, against one at a time with
     everything encoded again after every box. Replies are sampled and made to point one to three times.
 
@@ -233,10 +262,15 @@ def bench_rollouts(repeats: int = 1, prompts: int = 8, rollouts: int = 8, slices
     together = GroundedGenerator(model, processor)
     alone = GroundedGenerator(model, processor, reuse_cache=False)
     asked = [
-        GroundedRequest("Where is the lesion?", pictures(slices, 64, seed), OPTIONS, "3d", id=str(seed))
+        GroundedRequest(
+            "Where is the lesion?", pictures(slices, 64, seed), OPTIONS, "3d", id=str(seed)
+        )
         for seed in range(prompts)
     ]
-    scripts = [pointing_script(processor.tokenizer, 1 + k % 3, 4 + k % 5, 64, slices) for k in range(prompts)]
+    scripts = [
+        pointing_script(processor.tokenizer, 1 + k % 3, 4 + k % 5, 64, slices)
+        for k in range(prompts)
+    ]
     options = {"max_new_tokens": max(map(len, scripts)), "temperature": 1.0}
 
     def one_by_one() -> list[Trace]:

@@ -43,7 +43,9 @@ def plain_way(path: str) -> np.ndarray:
     low, high = np.percentile(data, (1, 99))
     data = np.clip((data - low) / (high - low), 0, 1)
     tensor = torch.from_numpy(np.ascontiguousarray(data))[None, None]
-    return torch.nn.functional.interpolate(tensor, SIZE, mode="trilinear", align_corners=False)[0, 0].numpy()
+    return torch.nn.functional.interpolate(tensor, SIZE, mode="trilinear", align_corners=False)[
+        0, 0
+    ].numpy()
 
 
 def our_way(path: str) -> np.ndarray:
@@ -64,11 +66,15 @@ def peak_kib() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         return next(
-            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")
+            int(line.split()[1])
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
         )
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (
+        1024 if sys.platform == "darwin" else 1
+    )
 
 
 def bench_serialize(repeats: int = 3, shape: tuple[int, int, int] = SHAPE) -> list[dict]:
@@ -123,7 +129,9 @@ def bench_serialize(repeats: int = 3, shape: tuple[int, int, int] = SHAPE) -> li
     return rows
 
 
-def bench_boxes(repeats: int = 5, shape: tuple[int, int, int] = SHAPE, labels: int = 30) -> list[dict]:
+def bench_boxes(
+    repeats: int = 5, shape: tuple[int, int, int] = SHAPE, labels: int = 30
+) -> list[dict]:
     """Boxes of many labels, against one ``np.where`` a label (target 15x) and ``find_objects`` (at most 1.5x its time).
 
     Args:
@@ -262,7 +270,10 @@ def _made_labels(shape: tuple[int, int, int], labels: int) -> np.ndarray:
     made = np.zeros(shape[::-1], np.uint8)
     for label in range(1, labels + 1):
         size = draw.integers(8, [shape[2] // 4, shape[1] // 4, shape[0] // 4])
-        low = [int(draw.integers(0, side - extent)) for side, extent in zip(made.shape, size, strict=True)]
+        low = [
+            int(draw.integers(0, side - extent))
+            for side, extent in zip(made.shape, size, strict=True)
+        ]
         made[tuple(slice(a, a + int(n)) for a, n in zip(low, size, strict=True))] = label
     for label in range(1, labels + 1):
         made[label % shape[2], 0, label] = label

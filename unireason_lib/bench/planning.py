@@ -9,11 +9,11 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib.dataset.build import phantom_set
 from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.planning import Sample, Work, shape_of
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.examples import Examples
 from unireason_lib.training.logbook import read_log
 from unireason_lib.training.sft import SFTSettings, fine_tune
@@ -38,9 +38,9 @@ def bench_plan(steps: int = 60, batch: int = 16, repeats: int = 3) -> list[dict]
         place = Path(folder)
         build_tiny(place / "model")
         shape = shape_of(place / "model")
-        settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, census=0)
+        settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
         phantom_set(place / "data", 80, 40, ProcessorFrame(8, 2, 32 * 32, 128 * 128), settings)
-        pictures, count = pictures_from(place / "data"), steps * batch
+        pictures, count = images_from(place / "data"), steps * batch
         runs = iter(range(10**6))
 
         def measured(part: str) -> tuple[float, float]:

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from unireason_lib.dataset.phantom_set import phantom_set
+from unireason_lib.dataset.build import phantom_set
 from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.training.data import pictures_from, training_records
+from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.encoding import Collator, Encoded
 from unireason_lib.training.examples import Examples, FeatureCollator
 from unireason_lib.training.logbook import read_log
@@ -54,15 +54,17 @@ def bench_sft(steps: int = 12, batch: int = 16, repeats: int = 3) -> list[dict]:
 def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
     build_tiny(folder / "model")
     frame = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
-    settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, census=0)
+    settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
     phantom_set(folder / "data", 60, 20, frame, settings)
     count = steps * batch
     records = training_records(folder / "data", {"2d": count - count // 3, "3d": count // 3})
-    pictures = pictures_from(folder / "data")
+    pictures = images_from(folder / "data")
     _, processor = load_model(folder / "model", device="cpu")
     examples = Examples(records, pictures, processor)
     by_length = list(
-        LengthGroupedSampler(batch, lengths=examples.lengths, generator=torch.Generator().manual_seed(0))
+        LengthGroupedSampler(
+            batch, lengths=examples.lengths, generator=torch.Generator().manual_seed(0)
+        )
     )
     tokens = sum(examples.lengths)
 
@@ -74,7 +76,8 @@ def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
     def ready(order: Sequence[int], features: bool) -> list[dict[str, Any]]:
         collate = FeatureCollator(processor, model()) if features else Collator(processor)
         rows: list[list[Encoded]] = [
-            [examples[k] for k in order[first : first + batch]] for first in range(0, len(order), batch)
+            [examples[k] for k in order[first : first + batch]]
+            for first in range(0, len(order), batch)
         ]
         return [dict(collate(part)) for part in rows]
 
@@ -95,7 +98,9 @@ def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
         fine_tune(model(), processor, records, pictures, out, settings)
         return read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
 
-    def bare(batches: Sequence[dict[str, Any]], loss: Loss = _labelled, around: Any = nullcontext) -> float:
+    def bare(
+        batches: Sequence[dict[str, Any]], loss: Loss = _labelled, around: Any = nullcontext
+    ) -> float:
         return _bare_loop(model(), batches, loss, around)
 
     name = f"SFT, {tokens / steps:,.0f} tokens a step: "
@@ -107,7 +112,10 @@ def _rows(folder: Path, steps: int, batch: int, repeats: int) -> Iterator[dict]:
         return bare(kept)
 
     for what, plain in (
-        ("kept features against the tower in every step", lambda: bare(ready(by_length, features=False))),
+        (
+            "kept features against the tower in every step",
+            lambda: bare(ready(by_length, features=False)),
+        ),
         (
             "batches of like length against random ones",
             lambda: bare(ready(random.Random(0).sample(by_length, len(by_length)), features=True)),
@@ -137,13 +145,18 @@ def bench_processes(steps: int = 60, batch: int = 16, repeats: int = 3) -> list[
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         build_tiny(place / "model")
-        settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, census=0)
+        settings = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
         phantom_set(place / "data", 80, 30, ProcessorFrame(8, 2, 32 * 32, 128 * 128), settings)
         runs = iter(range(10**6))
 
         def samples_per_second(processes: int) -> float:
             out = place / f"run-{next(runs)}"
-            changes = {"steps": steps, "batch_size": batch // processes, "save_steps": 10**6, "probe_size": 0}
+            changes = {
+                "steps": steps,
+                "batch_size": batch // processes,
+                "save_steps": 10**6,
+                "probe_size": 0,
+            }
             command = [
                 "sft",
                 "--data",
@@ -156,7 +169,13 @@ def bench_processes(steps: int = 60, batch: int = 16, repeats: int = 3) -> list[
             command += ["--quiet"]
             for name, value in changes.items():
                 command += ["--set", f"sft.{name}={value}"]
-            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+            start = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node",
+            ]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
             subprocess.run(
                 [*start, str(processes), "-m", "unireason_lib", *command],
@@ -171,17 +190,23 @@ def bench_processes(steps: int = 60, batch: int = 16, repeats: int = 3) -> list[
     name = f"SFT, {batch} samples a step: two processes against one, a thread each"
     seconds = {"baseline_s": steps * batch / alone, "ours_s": steps * batch / both}
     ratio = both / alone
-    return [{"name": name, **seconds, "ratio": ratio, "target": PROCESSES, "ok": ratio >= PROCESSES}]
+    return [
+        {"name": name, **seconds, "ratio": ratio, "target": PROCESSES, "ok": ratio >= PROCESSES}
+    ]
 
 
-def _compared(name: str, plain: Callable[[], float], ours: Callable[[], float], repeats: int) -> dict:
+def _compared(
+    name: str, plain: Callable[[], float], ours: Callable[[], float], repeats: int
+) -> dict:
     times = [(plain(), ours()) for _ in range(repeats)]
     baseline, mine = (median(column) for column in zip(*times, strict=True))
     return {"name": name, "baseline_s": baseline, "ours_s": mine, "ratio": baseline / mine}
 
 
 def _bare_loop(model: Any, batches: Sequence[dict[str, Any]], loss: Loss, around: Any) -> float:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True
+    )
     began = time.perf_counter()
     for one in batches:
         with around():

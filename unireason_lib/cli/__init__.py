@@ -37,7 +37,8 @@ class Commands(TyperGroup):
     def list_commands(self, ctx: typer.Context) -> list[str]:
         """Groups of commands first."""
         return sorted(
-            super().list_commands(ctx), key=lambda name: not isinstance(self.commands[name], TyperGroup)
+            super().list_commands(ctx),
+            key=lambda name: not isinstance(self.commands[name], TyperGroup),
         )
 
     def invoke(self, ctx: typer.Context) -> object:

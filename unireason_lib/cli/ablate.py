@@ -21,18 +21,25 @@ Seeds = Annotated[
 Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time on this machine.")]
 Only = Annotated[list[str] | None, typer.Option(help="Only this condition; may be repeated.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only show the plan, its cost, and the command of each run.")
+    bool,
+    typer.Option("--dry-run", help="Only show the plan, its cost, and the command of each run."),
 ]
 Retries = Annotated[int, typer.Option(min=0, help="How often a run that fails is begun again.")]
 Ray = Annotated[str | None, typer.Option(help='Address of a Ray cluster, or "local".')]
-Mixed = Annotated[bool, typer.Option("--mixed", help="Keep runs of other code or from another base.")]
-Look = Annotated[bool, typer.Option("--look", help="Show what came out of a part of the study, too.")]
+Mixed = Annotated[
+    bool, typer.Option("--mixed", help="Keep runs of other code or from another base.")
+]
+Look = Annotated[
+    bool, typer.Option("--look", help="Show what came out of a part of the study, too.")
+]
 Keep = Annotated[
     Path | None, typer.Option(help="Folder that the tables are copied to, such as data/results.")
 ]
 Parts = Annotated[
     Path | None,
-    typer.Option(help="Folder that an earlier part of this study was kept in: its tests are not run again."),
+    typer.Option(
+        help="Folder that an earlier part of this study was kept in: its tests are not run again."
+    ),
 ]
 
 
@@ -75,7 +82,7 @@ def ablate(
         write_results,
     )
     from unireason_lib.ablation.runner import finished, folder_of, run_jobs
-    from unireason_lib.errors import GridError, UniReasonError, explain
+    from unireason_lib.errors import GridError, UniReasonError
     from unireason_lib.tutorial.project import project_root
     from unireason_lib.tutorial.results import aligned
 
@@ -131,12 +138,10 @@ def ablate(
         lost = read_kept(keep, study.name).tests - before.tests - finished(whole, ledger, root)
         if lost:
             raise GridError(
-                explain(
-                    keep / f"{study.name}.json",
-                    expected="nothing that would be lost",
-                    found=f"{len(lost)} tests that this study does not have",
-                    do=f"keep it elsewhere, or go on from them with --parts {keep}",
-                )
+                keep / f"{study.name}.json",
+                "nothing that would be lost",
+                f"{len(lost)} tests that this study does not have",
+                f"keep it elsewhere, or go on from them with --parts {keep}",
             )
     began = time.monotonic()
     command = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
@@ -155,7 +160,9 @@ def ablate(
             except (OSError, UniReasonError) as problem:  # the study goes on
                 typer.echo(f"  not kept: {problem}")
 
-    result = run_jobs(jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told)
+    result = run_jobs(
+        jobs, study, root, workers=workers, retries=retries, ray=ray, mixed=mixed, on_end=told
+    )
     found = found_so_far()
     missing = len(found.missing(study))
     ended = not result.interrupted and not missing and len(planned) == len(whole)

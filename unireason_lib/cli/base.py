@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 Out = Annotated[Path, typer.Option(help="Folder of the run; a run in it is gone on with.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all; default: the plan's.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Optimizer steps in all; default: the plan's.")
+]
 Seed = Annotated[int, typer.Option(help="Of the weights and the exercises.")]
 Measure = Annotated[
-    Path | None, typer.Option(help="Only measure the skills of this checkpoint, on held-out exercises.")
+    Path | None,
+    typer.Option(help="Only measure the skills of this checkpoint, on held-out exercises."),
 ]
 Size = Annotated[int, typer.Option(min=1, help="Held-out exercises of each of three stages.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -33,7 +36,7 @@ def base(
     import json
 
     from unireason_lib.grounding import build_tiny, load_model
-    from unireason_lib.inference.results import write_whole
+    from unireason_lib.io import write_whole
     from unireason_lib.training.base.pretrain import Plan, pretrain
     from unireason_lib.training.base.skills import measure as measured
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unireason_lib.cli.options import named_value, size_of, window_of
-from unireason_lib.errors import DatasetError, RequestError, explain
+from unireason_lib.cli.options import named_value, printable, size_of, warnings_as_lines, window_of
+from unireason_lib.errors import DatasetError, RequestError
 from unireason_lib.profiles import load_profile
 
 if TYPE_CHECKING:
@@ -25,18 +25,29 @@ def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
 
 def evaluate(
     out: Annotated[
-        Path, _option("--out", panel="Output", help="One JSON line a question; a run in it is gone on with.")
+        Path,
+        _option(
+            "--out", panel="Output", help="One JSON line a question; a run in it is gone on with."
+        ),
     ],
     model: Annotated[
         str | None,
-        _option("--model", panel="Model", help="Checkpoint folder or hub id; none: report on --out."),
+        _option(
+            "--model", panel="Model", help="Checkpoint folder or hub id; none: report on --out."
+        ),
     ] = None,
-    adapter: Annotated[str | None, _option("--adapter", panel="Model", help="PEFT adapter on top.")] = None,
+    adapter: Annotated[
+        str | None, _option("--adapter", panel="Model", help="PEFT adapter on top.")
+    ] = None,
     device: Annotated[
-        str | None, _option("--device", panel="Model", help="cpu, cuda, ...; default: a GPU if any.")
+        str | None,
+        _option("--device", panel="Model", help="cpu, cuda, ...; default: a GPU if any."),
     ] = None,
     dtype: Annotated[
-        str, _option("--dtype", panel="Model", help="auto (the checkpoint's), float32, bfloat16, float16.")
+        str,
+        _option(
+            "--dtype", panel="Model", help="auto (the checkpoint's), float32, bfloat16, float16."
+        ),
     ] = "auto",
     benchmark: Annotated[
         str,
@@ -47,14 +58,18 @@ def evaluate(
             "slake, pathvqa, pmc-vqa, omnimedvqa, or of a source of scans (folder, totalsegmentator, ...).",
         ),
     ] = "phantom",
-    split: Annotated[str, _option("--split", panel="Questions", help="train, val or test.")] = "test",
+    split: Annotated[
+        str, _option("--split", panel="Questions", help="train, val or test.")
+    ] = "test",
     limit: Annotated[
         int | None, _option("--limit", panel="Questions", help="At most so many questions.")
     ] = None,
     size: Annotated[
         str | None,
         _option(
-            "--size", panel="Questions", help="Slices, rows, columns of a volume; default: the benchmark's."
+            "--size",
+            panel="Questions",
+            help="Slices, rows, columns of a volume; default: the benchmark's.",
         ),
     ] = None,
     window: Annotated[
@@ -68,13 +83,17 @@ def evaluate(
     option: Annotated[
         list[str] | None,
         _option(
-            "--option", panel="Questions", help="name=value for the benchmark, repeatable: seed=1, open=true."
+            "--option",
+            panel="Questions",
+            help="name=value for the benchmark, repeatable: seed=1, open=true.",
         ),
     ] = None,
     profile: Annotated[
         str,
         _option(
-            "--profile", panel="Replies", help="smoke, laptop, t4 or gpu: token budgets, rounds, batch size."
+            "--profile",
+            panel="Replies",
+            help="smoke, laptop, t4 or gpu: token budgets, rounds, batch size.",
         ),
     ] = "laptop",
     change: Annotated[
@@ -88,11 +107,14 @@ def evaluate(
     batch_size: Annotated[
         int | None,
         _option(
-            "--batch-size", panel="Replies", help="Questions generated together; default: the profile's."
+            "--batch-size",
+            panel="Replies",
+            help="Questions generated together; default: the profile's.",
         ),
     ] = None,
     blank: Annotated[
-        bool, _option("--blank", panel="Controls", help="Blank all pictures: short for --control blank.")
+        bool,
+        _option("--blank", panel="Controls", help="Blank all pictures: short for --control blank."),
     ] = False,
     control: Annotated[
         str,
@@ -138,7 +160,9 @@ def evaluate(
     paired_seeds: Annotated[
         bool,
         _option(
-            "--paired-seeds", panel="Output", help="The k-th results of both sides come from the same seed."
+            "--paired-seeds",
+            panel="Output",
+            help="The k-th results of both sides come from the same seed.",
         ),
     ] = False,
     table: Annotated[
@@ -152,14 +176,10 @@ def evaluate(
     lines say why, and the same command tries them again.
     """
     if blank and control not in ("none", "blank"):
-        raise RequestError(
-            explain("--blank", expected="no other --control", found=control, do="leave one out")
-        )
+        raise RequestError("--blank", "no other --control", control, "leave one out")
     if (also or paired_seeds) and not other:
         raise RequestError(
-            explain(
-                "--also, --paired-seeds", expected="--compare", found="none", do="name what to compare with"
-            )
+            "--also, --paired-seeds", "--compare", "none", "name what to compare with"
         )
     control = "blank" if blank else control
     settings = load_profile(profile, "\n".join(change or ()))
@@ -184,12 +204,7 @@ def evaluate(
         )
     elif not out.is_file():
         raise RequestError(
-            explain(
-                "--model",
-                expected="a checkpoint",
-                found="none",
-                do=f"name one, or give results as --out, not {out}",
-            )
+            "--model", "a checkpoint", "none", f"name one, or give results as --out, not {out}"
         )
     samples = settings.evaluation.samples
     _print(out, other or [], also or [], paired_seeds, table, samples)
@@ -212,7 +227,10 @@ def _run(
     from unireason_lib.evaluation.consistency import slices_file
     from unireason_lib.evaluation.report import blank_file
 
-    questions = open_benchmark(**asked, frame=checkpoint.frame())
+    with warnings_as_lines():
+        questions = open_benchmark(
+            **asked, frame=checkpoint.frame(), serialization=checkpoint.serialization
+        )
     _tell_skipped(questions)
     how = {"settings": _generation(profile), "batch_size": batch_size, "quiet": quiet}
     try:
@@ -239,12 +257,16 @@ def _slices(questions: Benchmark, out: Path) -> Benchmark | None:
 
 
 def _print(
-    out: Path, other: list[Path], also: list[Path], paired_seeds: bool, table: Path | None, samples: int
+    out: Path,
+    other: list[Path],
+    also: list[Path],
+    paired_seeds: bool,
+    table: Path | None,
+    samples: int,
 ) -> None:
     """The report of what there is now; exit code 1 when questions failed."""
     from unireason_lib.evaluation import Report, read_consistency
     from unireason_lib.evaluation.consistency import slices_file
-    from unireason_lib.inference.reply import printable
 
     report = Report.from_file(out, samples=samples)
     typer.echo(printable(report.text()))
@@ -262,21 +284,25 @@ def _print(
         compared = report.comparisons(theirs, **how)
         told["comparison"] = {value: found.to_dict() for value, found in compared.items()}
     if table is not None:
-        from unireason_lib.inference.results import write_whole
+        from unireason_lib.io import write_whole
 
         table.parent.mkdir(parents=True, exist_ok=True)
         write_whole(table, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
     if report.failed:
         first = report.failed[0]
         found = f"first {first['id']}: {first['error']['message'][:300]}"
-        typer.echo(printable(f"{len(report.failed)} questions could not be asked; {found}"), err=True)
+        typer.echo(
+            printable(f"{len(report.failed)} questions could not be asked; {found}"), err=True
+        )
         raise typer.Exit(1)
 
 
 def _checkpoint(model: str, adapter: str | None, device: str | None, dtype: str) -> Checkpoint:
     from unireason_lib.cli.options import ModelOptions
 
-    return ModelOptions(model_path=model, adapter=adapter, device=device, torch_dtype=dtype).checkpoint()
+    return ModelOptions(
+        model_path=model, adapter=adapter, device=device, torch_dtype=dtype
+    ).checkpoint()
 
 
 def _generation(profile: Profile) -> Settings:

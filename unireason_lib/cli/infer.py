@@ -1,21 +1,29 @@
-"""``infer``: ask a model about a picture, a volume, or a file of questions."""
+"""``infer``: ask a model about an image, a volume, or a file of questions."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from unireason_lib.cli.options import ModelOptions, PictureOptions, ReplyOptions, VolumeOptions, grouped
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.cli.options import (
+    ImageOptions,
+    ModelOptions,
+    ReplyOptions,
+    VolumeOptions,
+    grouped,
+    printable,
+    warnings_as_lines,
+)
+from unireason_lib.errors import RequestError
 from unireason_lib.prompts import LETTERS, question_text
 
 infer = typer.Typer(
-    no_args_is_help=True, help="Ask a model about a picture, a volume, or a file of questions."
+    no_args_is_help=True, help="Ask a model about an image, a volume, or a file of questions."
 )
 _ask = partial(typer.Option, rich_help_panel="Question")
 _table = partial(typer.Option, rich_help_panel="Questions")
@@ -27,7 +35,9 @@ class QuestionOptions:
     """One question."""
 
     question: Annotated[str, _ask(help="The question.")]
-    option_a: Annotated[str | None, _ask(help="Text of option A; leave all out for a free answer.")] = None
+    option_a: Annotated[
+        str | None, _ask(help="Text of option A; leave all out for a free answer.")
+    ] = None
     option_b: Annotated[str | None, _ask(help="Text of option B.")] = None
     option_c: Annotated[str | None, _ask(help="Text of option C.")] = None
     option_d: Annotated[str | None, _ask(help="Text of option D.")] = None
@@ -37,7 +47,9 @@ class QuestionOptions:
     def options(self) -> dict[str, str]:
         """Letter -> text of those that were given, checked."""
         texts = (self.option_a, self.option_b, self.option_c, self.option_d)
-        options = {letter: text for letter, text in zip(LETTERS, texts, strict=False) if text is not None}
+        options = {
+            letter: text for letter, text in zip(LETTERS, texts, strict=False) if text is not None
+        }
         question_text(self.question, options)
         return options
 
@@ -52,7 +64,9 @@ class TableOptions:
             help="Results, one JSON line a sample. If it exists, the run goes on; what failed is tried again."
         ),
     ]
-    input: Annotated[Path | None, _table(help="Questions: .jsonl, .json (a list of objects) or .csv.")] = None
+    input: Annotated[
+        Path | None, _table(help="Questions: .jsonl, .json (a list of objects) or .csv.")
+    ] = None
     input_csv: Annotated[
         Path | None, _table(help="Questions: a table, with the columns of M3D-VQA or like them.")
     ] = None
@@ -77,7 +91,7 @@ class TableOptions:
         if (self.input is None) == (self.input_csv is None):
             found = "neither" if self.input is None else "both"
             expected = "--input or --input-csv"
-            raise RequestError(explain("questions", expected=expected, found=found, do="give one of them"))
+            raise RequestError("questions", expected, found, "give one of them")
         return self.input or self.input_csv
 
 
@@ -87,10 +101,10 @@ def infer_2d(
     image: Annotated[Path, _ask(help="PNG, JPEG, BMP, TIFF, WebP or a DICOM file with one frame.")],
     question: QuestionOptions,
     model: ModelOptions,
-    scan: PictureOptions,
+    scan: ImageOptions,
     reply: ReplyOptions,
 ) -> None:
-    """Ask about one picture."""
+    """Ask about one image."""
     _one("2d", image, question, model, scan, reply)
 
 
@@ -110,9 +124,9 @@ def infer_3d(
 @infer.command("2d-batch")
 @grouped
 def infer_2d_batch(
-    table: TableOptions, model: ModelOptions, scan: PictureOptions, reply: ReplyOptions
+    table: TableOptions, model: ModelOptions, scan: ImageOptions, reply: ReplyOptions
 ) -> None:
-    """Ask a file of questions about pictures; resumable, one JSON line a sample."""
+    """Ask a file of questions about images; resumable, one JSON line a sample."""
     _batch("2d", table, model, scan, reply)
 
 
@@ -130,45 +144,46 @@ def _one(
     path: Path,
     question: QuestionOptions,
     model: ModelOptions,
-    scan: PictureOptions | VolumeOptions,
+    scan: ImageOptions | VolumeOptions,
     reply: ReplyOptions,
 ) -> None:
     """Check what is cheap to check, read the scan, load the model, ask."""
     options = question.options()
-    checkpoint, reading, settings = model.checkpoint(), scan.reading(), reply.settings()
+    checkpoint, settings = model.checkpoint(), reply.settings()
     _hush(question.quiet)
-    from unireason_lib.inference import Sample, ask, describe_reply, read_scene, write_whole
+    from unireason_lib.inference import Sample, ask, read_scan
     from unireason_lib.inference.results import run_file
+    from unireason_lib.io import write_json
 
     if question.output is not None and run_file(question.output).exists():
         do = "choose another --output"
-        raise RequestError(
-            explain(question.output, expected="a file for one reply", found="results of a batch", do=do)
-        )
-    scene = read_scene(path, dimension, reading)
+        raise RequestError(question.output, "a file for one reply", "results of a batch", do)
+    with warnings_as_lines():
+        reading = scan.reading(checkpoint)
+    images = read_scan(path, dimension, reading)
     sample = Sample(path.name, dimension, str(path), question.question, options)
-    _, record = ask(checkpoint.generator(), sample, scene, settings)
-    typer.echo(record["answer"] if question.quiet else describe_reply(record))
+    _, line = ask(checkpoint.generator(), sample, images, settings)
+    typer.echo(printable(line["answer"]) if question.quiet else describe(line))
     if question.output is not None:
-        question.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(question.output, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        write_json(question.output, line)
 
 
 def _batch(
     dimension: str,
     table: TableOptions,
     model: ModelOptions,
-    scan: PictureOptions | VolumeOptions,
+    scan: ImageOptions | VolumeOptions,
     reply: ReplyOptions,
 ) -> None:
     """Ask, then say what is there; exit code 1 when a sample failed."""
-    questions, checkpoint = table.questions(), model.checkpoint()
-    reading, settings = scan.reading(), reply.settings()
+    questions, checkpoint, settings = table.questions(), model.checkpoint(), reply.settings()
     _hush(table.quiet)
     from unireason_lib.inference import infer_file
 
+    with warnings_as_lines():
+        reading = scan.reading(checkpoint)
     try:
-        summary = infer_file(
+        counts = infer_file(
             questions,
             table.output,
             dimension=dimension,
@@ -181,14 +196,88 @@ def _batch(
             quiet=table.quiet,
         )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; what is finished is in {table.output}, the same command goes on", err=True)
+        typer.echo(
+            f"interrupted; what is finished is in {table.output}, the same command goes on",
+            err=True,
+        )
         raise typer.Exit(130) from None
     if not table.quiet:
-        typer.echo("\n".join([f"{table.output}:", *(f"  {line}" for line in summary.lines())]))
-    if summary.failed:
+        typer.echo(f"{table.output}: {_summary(counts)}")
+    if counts["failed"]:
         do = "the lines with 'error' say why, the same command tries them again"
-        typer.echo(f"{summary.failed} of {summary.asked} samples failed: {do}", err=True)
+        typer.echo(f"{counts['failed']} of {counts['asked']} samples failed: {do}", err=True)
         raise typer.Exit(1)
+
+
+def _summary(counts: Mapping[str, int]) -> str:
+    """Numbers of a batch in words; every percentage with its counts."""
+    parts = [f"answered {counts['answered']} of {counts['asked']}, failed {counts['failed']}"]
+    for words, part, whole in (
+        ("accuracy", "correct", "judged"),
+        ("in format", "in_format", "answered"),
+    ):
+        if total := counts[whole]:
+            percent = 100 * counts[part] / total
+            parts.append(f"{words} {percent:.1f} % ({counts[part]} of {total})")
+    return ", ".join(parts)
+
+
+def describe(line: Mapping[str, Any]) -> str:
+    """A line of results for a terminal: scan, question, the thought with what each box fetched and where it lies, answer."""
+    number, rest = 0, line["text"]
+    reply = []
+    for pointing in line["pointings"]:
+        before, box, after = rest.partition(pointing["text"])
+        if box:
+            reply, rest = [*reply, before + box, f"    -> {_fate(line, pointing, number)}"], after
+        number += pointing["box"] is not None
+    cut = " (cut off by --max-new-tokens)" if line["stop"] == "length" else ""
+    lines = [
+        *_layout(line),
+        "",
+        line["question"],
+        *(f"  {letter}. {text}" for letter, text in line["options"].items()),
+        "",
+        *reply,
+        *([rest] if rest.strip() else []),
+        "",
+        f"answer: {line['answer'] or '(none)'}",
+        *([f"choice: {line['choice'] or 'none'}"] if line["options"] else []),
+        f"{line['prompt_tokens']} prompt tokens, {line['own_tokens']} written{cut}, {line['injected_tokens']} put in, "
+        f"round {line['rounds']}, {line['seconds']:.1f} s",
+    ]
+    return printable("\n".join(lines))
+
+
+def _layout(line: Mapping[str, Any]) -> list[str]:
+    """How the scan became images, and what is suspicious about it."""
+    layout, (rows, columns, count) = line["serialization"], line["frame"]
+    shape = " x ".join(map(str, layout["shape"][::-1]))
+    lines = [f"{line.get('image')}: {shape} pixels"]
+    if line["dimension"] == "3d":
+        size, (low, high) = layout["size"], layout["range"]
+        how = f"{count} slices of {size[2]} x {size[1]}, window {low:g} to {high:g}"
+        lines = [f"{line['volume']}: {shape} voxels as {how}"]
+        if layout["affine"] is None:
+            lines.append(
+                "no geometry in the file: taken as (z, y, x) in L-P-S directions, left and right are assumed"
+            )
+    lines[0] += f", the model sees {columns} x {rows} pixels"
+    return lines + [f"warning: {warning}" for warning in line.get("warnings", ())]
+
+
+def _fate(line: Mapping[str, Any], pointing: Mapping[str, Any], number: int) -> str:
+    """What became of a box, and where the ``number``-th well-formed one lies."""
+    if pointing["box"] is None:
+        return "not a box: nothing put in"
+    words = f"nothing put in: {pointing['status']}"
+    if crops := pointing["crops"]:
+        width, height = crops[0]
+        words = f"{len(crops)} crop{'s' * (len(crops) > 1)} of {width} x {height} pixels put in"
+    for key in ("boxes_image", "boxes_voxel", "boxes_mm"):
+        if (place := line.get(key, [None] * (number + 1))[number]) is not None:
+            words += f"; {key.removeprefix('boxes_')} {place}"
+    return words
 
 
 def _hush(quiet: bool) -> None:

@@ -14,7 +14,9 @@ def merge(
     ],
     adapter: Annotated[str, typer.Option(help="Folder or hub id of the PEFT adapter.")],
     out: Annotated[Path, typer.Option(help="Folder for the merged checkpoint; must not exist.")],
-    dtype: Annotated[str, typer.Option(help="auto (the model's), float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the model's), float32, bfloat16, float16.")
+    ] = "auto",
 ) -> None:
     """Merge an adapter into its model: a folder in plain transformers form, that needs neither PEFT nor the adapter."""
     from unireason_lib.grounding import load_model

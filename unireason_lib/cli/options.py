@@ -13,20 +13,28 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from unireason_lib.errors import ModelError, RequestError, ScanError, explain
+from unireason_lib.errors import ModelError, RequestError, ScanError, ScanWarning
 
 if TYPE_CHECKING:
     from unireason_lib.grounding import Settings
     from unireason_lib.imaging.window import Window
     from unireason_lib.inference import Checkpoint, Reading
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+_DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,7 +46,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
             types = get_type_hints(groups[name], include_extras=True)
-            found = [(field.name, field.default, types[field.name]) for field in fields(groups[name])]
+            found = [
+                (field.name, field.default, types[field.name]) for field in fields(groups[name])
+            ]
         else:
             found = [(name, parameter.default, hints[name])]
         for option, default, hint in found:
@@ -76,15 +86,19 @@ _reply = functools.partial(_option, panel="Reply")
 class ModelOptions:
     """Which model, and where it runs."""
 
-    model_path: Annotated[str | None, _model(help="Checkpoint folder or hub id (Qwen2.5-VL).")] = None
+    model_path: Annotated[str | None, _model(help="Checkpoint folder or hub id (Qwen2.5-VL).")] = (
+        None
+    )
     adapter: Annotated[str | None, _model(help="PEFT adapter to put on top.")] = None
-    device: Annotated[str | None, _model(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None
+    device: Annotated[
+        str | None, _model(help="cpu, cuda, cuda:1; default: a GPU if there is one.")
+    ] = None
     device_map: Annotated[
         str | None, _model(help="Spread the model over devices, as 'auto'; excludes --device.")
     ] = None
-    torch_dtype: Annotated[str, _model(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = (
-        "auto"
-    )
+    torch_dtype: Annotated[
+        str, _model(help="auto (the checkpoint's own), float32, bfloat16 or float16.")
+    ] = "auto"
 
     def checkpoint(self) -> Checkpoint:
         """The choice as a value.
@@ -94,12 +108,10 @@ class ModelOptions:
         """
         if not self.model_path:
             raise ModelError(
-                explain(
-                    "--model-path",
-                    expected="a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct",
-                    found="nothing",
-                    do="name one; `python -m unireason_lib tiny runs/tiny` makes one with random weights in seconds",
-                )
+                "--model-path",
+                "a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct",
+                "nothing",
+                "name one; `python -m unireason_lib tiny runs/tiny` makes one with random weights in seconds",
             )
         from unireason_lib.inference import Checkpoint
 
@@ -110,49 +122,61 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class PictureOptions:
-    """How a 2D picture is read."""
+class ImageOptions:
+    """How a 2D image is read."""
 
     normalize: Annotated[
         str | None,
         _scan(
-            help="Window of a picture with more than 8 bits: minmax (default), percentile, LOW,HIGH, or a CT window."
+            help="Window of an image with more than 8 bits: minmax (default), percentile, LOW,HIGH, or a CT window."
         ),
     ] = None
 
-    def reading(self) -> Reading:
-        """The choice as a value."""
+    def reading(self, checkpoint: Checkpoint) -> Reading:
+        """The choice as a value; what is not given is as the checkpoint was trained."""
         from unireason_lib.inference import Reading
 
-        return Reading(window=window_of(self.normalize))
+        window = window_of(self.normalize)
+        return Reading.like(checkpoint.serialization, dimension="2d", window=window)
 
 
 @dataclass(frozen=True)
 class VolumeOptions:
     """How a volume becomes slices."""
 
-    target_size: Annotated[str, _scan(help="Slices, rows and columns, as 32,256,256 or 32x256x256.")] = (
-        "32,256,256"
-    )
+    target_size: Annotated[
+        str | None,
+        _scan(
+            help="Slices, rows and columns, as 32,256,256 or 32x256x256; default: as the checkpoint was trained, "
+            "else 32,256,256."
+        ),
+    ] = None
     normalize: Annotated[
-        str,
+        str | None,
         _scan(
             help="Window: percentile (1st to 99th), minmax, LOW,HIGH in scan units, or for CT lung, mediastinum, "
-            "abdomen, liver, bone, brain, stroke."
+            "abdomen, liver, bone, brain, stroke; default: as the checkpoint was trained, else percentile."
         ),
-    ] = "percentile"
+    ] = None
     key: Annotated[str | None, _scan(help="Which array of an .npz with several.")] = None
     frame: Annotated[int | None, _scan(help="Which volume of a 4D file, from 0.")] = None
     fill_nonfinite: Annotated[
-        float | None, _scan(help="Scan value in place of NaN and infinities, which are refused without it.")
+        float | None,
+        _scan(help="Scan value in place of NaN and infinities, which are refused without it."),
     ] = None
 
-    def reading(self) -> Reading:
-        """The choice as a value."""
+    def reading(self, checkpoint: Checkpoint) -> Reading:
+        """The choice as a value; what is not given is as the checkpoint was trained."""
         from unireason_lib.inference import Reading
 
-        window = window_of(self.normalize)
-        return Reading(size_of(self.target_size), window, self.key, self.frame, self.fill_nonfinite)
+        return Reading.like(
+            checkpoint.serialization,
+            size=None if self.target_size is None else size_of(self.target_size),
+            window=window_of(self.normalize),
+            key=self.key,
+            volume=self.frame,
+            fill=self.fill_nonfinite,
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +186,8 @@ class ReplyOptions:
     max_new_tokens: Annotated[int, _reply(help="Most tokens that the model writes.")] = 1024
     max_rounds: Annotated[int, _reply(help="Most rounds: boxes after the last fetch nothing.")] = 10
     tokens_per_round: Annotated[
-        int | None, _reply(help="Most tokens of one round; it opens the next and never cuts the reply.")
+        int | None,
+        _reply(help="Most tokens of one round; it opens the next and never cuts the reply."),
     ] = None
     temperature: Annotated[float, _reply(help="0 is greedy.")] = 0.0
     top_p: Annotated[float, _reply(help="Nucleus of sampling.")] = 1.0
@@ -182,6 +207,23 @@ class ReplyOptions:
         )
 
 
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show what is warned of in the block as a line each on the error stream."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ScanWarning)
+        yield
+    for one in caught:
+        typer.echo(f"warning: {one.message}", err=True)
+
+
+def printable(text: str) -> str:
+    """The text without control characters but line breaks and tabs: no escape codes for the terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
 def size_of(text: str, flag: str = "--target-size") -> tuple[int, ...]:
     """``"32,256,256"`` or ``"32x256x256"`` as numbers; ``flag`` is named in the message.
 
@@ -191,7 +233,7 @@ def size_of(text: str, flag: str = "--target-size") -> tuple[int, ...]:
     parts = re.split(r"\s*[,x×]\s*|\s+", text.strip().strip("()[]"))
     if len(parts) != 3 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         do = "write it as 32,256,256"
-        raise ScanError(explain(flag, expected="slices, rows, columns", found=repr(text), do=do))
+        raise ScanError(flag, "slices, rows, columns", repr(text), do)
     return tuple(int(part) for part in parts)
 
 
@@ -207,7 +249,7 @@ def window_of(text: str | None, flag: str = "--normalize") -> Window | None:
         low, high = (float(part) for part in text.strip().strip("()[]").split(","))
     except ValueError:
         do = f"write it as {flag}=-150,250"
-        raise ScanError(explain(flag, expected="a name or LOW,HIGH", found=repr(text), do=do)) from None
+        raise ScanError(flag, "a name or LOW,HIGH", repr(text), do) from None
     return low, high
 
 
@@ -221,7 +263,7 @@ def named_value(text: str, flag: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise RequestError(explain(flag, expected="name=value", found=repr(text), do="correct it"))
+        raise RequestError(flag, "name=value", repr(text), "correct it")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -9,20 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from unireason_lib.errors import PlanError, explain
+from unireason_lib.errors import PlanError
 
 
 def plan(
     gpus: Annotated[str, typer.Option(help="Number and name of the GPUs: 8xH100, A100, 2xL4, ...")],
     profile: Annotated[str, typer.Option(help="smoke, laptop, t4 or gpu.")] = "gpu",
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: sft.batch_size=1; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: sft.batch_size=1; repeatable."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="3b, 7b, a folder with a config.json; default: the profile's base.")
+        str | None,
+        typer.Option(help="3b, 7b, a folder with a config.json; default: the profile's base."),
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="ddp, zero3, fsdp2, lora or qlora; default: what the profile asks for.")
+        str | None,
+        typer.Option(help="ddp, zero3, fsdp2, lora or qlora; default: what the profile asks for."),
     ] = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="sft, rl or test; repeatable; default: all.")
@@ -37,10 +40,14 @@ def plan(
     records: Annotated[
         str | None, typer.Option(help="Records of fine-tuning in 2D and 3D: 170000,50000.")
     ] = None,
-    questions: Annotated[str | None, typer.Option(help="Questions of RL in 2D and 3D: 8000,4000.")] = None,
+    questions: Annotated[
+        str | None, typer.Option(help="Questions of RL in 2D and 3D: 8000,4000.")
+    ] = None,
     picture: Annotated[
         int | None,
-        typer.Option(min=28, help="Side of a 2D picture in pixels; default: 512 with gpu, else a slice's."),
+        typer.Option(
+            min=28, help="Side of a 2D picture in pixels; default: 512 with gpu, else a slice's."
+        ),
     ] = None,
     served: Annotated[
         bool, typer.Option("--served", help="Rollouts from a vLLM server on as many GPUs again.")
@@ -71,7 +78,9 @@ def plan(
     picture = picture or (512 if profile == "gpu" else None)
     sizes = samples_of(_frame(model or settings.model.base), settings.dataset.shape, picture)
     counts = _counted(data) if data else {} if profile == "gpu" else phantom_rows(settings)
-    counts |= {k: _pair(k, v) for k, v in (("records", records), ("questions", questions)) if v is not None}
+    counts |= {
+        k: _pair(k, v) for k, v in (("records", records), ("questions", questions)) if v is not None
+    }
     made = bill(
         settings,
         shape,
@@ -86,14 +95,16 @@ def plan(
     typer.echo("")
     for name, way in made.strategies.items():
         if name != "test":
-            typer.echo(launch_command(name, settings, cluster, way, changes=change or (), served=served))
+            typer.echo(
+                launch_command(name, settings, cluster, way, changes=change or (), served=served)
+            )
     told: dict[str, Any] = made.to_dict()
     for path in grid or ():
         lines = grid_hours(path, profile, made, "\n".join(change or ()))
         typer.echo(f"\n{path}\n" + aligned(lines.table()))
         told.setdefault("grids", {})[str(path)] = lines.to_dict()
     if out is not None:
-        from unireason_lib.inference.results import write_whole
+        from unireason_lib.io import write_whole
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, json.dumps(told, indent=1) + "\n")
@@ -105,30 +116,34 @@ def _frame(model: str) -> Any:
     from unireason_lib.imaging.frame import QWEN_FRAME
 
     if not any(
-        (Path(model) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
+        (Path(model) / name).is_file()
+        for name in ("processor_config.json", "preprocessor_config.json")
     ):
         return QWEN_FRAME
     from transformers import AutoProcessor
 
-    return ProcessorFrame.from_processor(AutoProcessor.from_pretrained(model, trust_remote_code=False))
+    return ProcessorFrame.from_processor(
+        AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    )
 
 
 def _counted(data: str) -> dict[str, dict[str, int]]:
     """Rows of a data set by dimension, without its pictures."""
     from unireason_lib.planning.counts import count_rows
 
-    return {name: count_rows(data, part) for name, part in (("records", "sft"), ("questions", "rl"))}
+    return {
+        name: count_rows(data, part) for name, part in (("records", "sft"), ("questions", "rl"))
+    }
 
 
 def _pair(name: str, text: str) -> dict[str, int]:
     parts: Sequence[str] = text.replace("_", "").split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts) or not sum(map(int, parts)):
+    if (
+        len(parts) != 2
+        or not all(part.strip().isdigit() for part in parts)
+        or not sum(map(int, parts))
+    ):
         raise PlanError(
-            explain(
-                f"--{name}",
-                expected="two numbers, 2D and 3D: 170000,50000",
-                found=repr(text),
-                do="correct it",
-            )
+            f"--{name}", "two numbers, 2D and 3D: 170000,50000", repr(text), "correct it"
         )
     return {"2d": int(parts[0]), "3d": int(parts[1])}

@@ -49,7 +49,8 @@ def sft(
         section.probe_steps,
         form=section.form,
         settings=Settings(
-            max_new_tokens=settings.generation.max_new_tokens, max_rounds=settings.generation.max_rounds
+            max_new_tokens=settings.generation.max_new_tokens,
+            max_rounds=settings.generation.max_rounds,
         ),
     )
     made = fine_tune(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unireason_lib.errors import ModelError, explain
+from unireason_lib.errors import ModelError
 
 
 def tiny(
@@ -19,7 +19,7 @@ def tiny(
     """Make a tiny Qwen2.5-VL checkpoint with random weights. It knows nothing, but everything runs on it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "files in it" if folder.is_dir() else "a file"
-        raise ModelError(explain(folder, expected="a new folder", found=found, do="choose another name"))
+        raise ModelError(folder, "a new folder", found, "choose another name")
     from transformers.utils import logging
 
     from unireason_lib.grounding import build_tiny
@@ -27,4 +27,6 @@ def tiny(
     logging.disable_progress_bar()
     folder.parent.mkdir(parents=True, exist_ok=True)
     build_tiny(folder, seed=seed, hidden=hidden, layers=layers)
-    typer.echo(f"{folder}: a Qwen2.5-VL checkpoint, hidden {hidden}, {layers} layers, random weights")
+    typer.echo(
+        f"{folder}: a Qwen2.5-VL checkpoint, hidden {hidden}, {layers} layers, random weights"
+    )

@@ -11,22 +11,29 @@ import typer
 
 Data = Annotated[
     str,
-    typer.Option(help="Data set (folder with sft/, rl/, images/; build makes one), or the authors' release."),
+    typer.Option(
+        help="Data set (folder with sft/, rl/, images/; build makes one), or the authors' release."
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run; a run in it is gone on with.")]
 M3DRoot = Annotated[
     Path | None,
-    typer.Option("--m3d-root", help="Folder of the M3D volumes that you hold, for the authors' release."),
+    typer.Option(
+        "--m3d-root", help="Folder of the M3D volumes that you hold, for the authors' release."
+    ),
 ]
 Volumes = Annotated[
-    Path | None, typer.Option(help="Table of rows of the release and their volumes: CSV id,volume, or JSON.")
+    Path | None,
+    typer.Option(help="Table of rows of the release and their volumes: CSV id,volume, or JSON."),
 ]
 Model = Annotated[
-    str, typer.Option(help="Checkpoint to start from, a folder or hub id; an adapter is merged first.")
+    str,
+    typer.Option(help="Checkpoint to start from, a folder or hub id; an adapter is merged first."),
 ]
 ProfileName = Annotated[str, typer.Option("--profile", help="smoke, laptop, t4 or gpu.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a setting: sft.learning_rate=2e-5; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="Change a setting: sft.learning_rate=2e-5; repeatable."),
 ]
 Seed = Annotated[int, typer.Option(help="Of selection, order and everything random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -69,7 +76,7 @@ def prepare(
 
     from unireason_lib.grounding import load_profile_model
     from unireason_lib.training.checkpoints import whole_checkpoint
-    from unireason_lib.training.data import pictures_from, training_records
+    from unireason_lib.training.data import images_from, training_records
     from unireason_lib.training.probes import probe_records
     from unireason_lib.training.settings import spread_by
 
@@ -85,14 +92,18 @@ def prepare(
     if spread_by() == "fsdp":
         device = "cpu"  # each process takes its part from there
     elif (
-        settings.model.device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available()
+        settings.model.device in ("auto", "cuda")
+        and "LOCAL_RANK" in os.environ
+        and torch.cuda.is_available()
     ):
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # each process on a GPU of its own
     model = whole_checkpoint(model, settings.model.dtype)
     loaded, processor = load_profile_model(settings.model, Path.cwd(), model, device=device)
-    typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it")
+    typer.echo(
+        f"{len(records):,} records to learn from, {len(held_out)} of other patients to look after it"
+    )
     return (
         settings,
         section,
-        Ready(loaded, processor, records, held_out, pictures_from(data, m3d_root=m3d_root)),
+        Ready(loaded, processor, records, held_out, images_from(data, m3d_root=m3d_root)),
     )

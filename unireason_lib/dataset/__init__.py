@@ -1,13 +1,17 @@
-"""The data set room: from scans with outlines to records that a model can learn from."""
+"""From scans with outlines to records that a model can learn from."""
 
-from unireason_lib.dataset.sources import BrainSource, IndexedSource, PhantomConfig, PhantomSource, Source
+from unireason_lib.dataset.sources import (
+    BrainSource,
+    PhantomConfig,
+    PhantomSource,
+    Source,
+)
 from unireason_lib.dataset.sources.brain import brain_slice, brain_study
-from unireason_lib.dataset.sources.phantom import patients, phantom, phantom_slice
+from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.dataset.study import Structure, Study, kind_of, readable_name, side_of
 
 __all__ = [
     "BrainSource",
-    "IndexedSource",
     "PhantomConfig",
     "PhantomSource",
     "Source",
@@ -16,7 +20,6 @@ __all__ = [
     "brain_slice",
     "brain_study",
     "kind_of",
-    "patients",
     "phantom",
     "phantom_slice",
     "readable_name",

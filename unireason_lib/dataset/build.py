@@ -1,74 +1,99 @@
-"""The whole construction: sources -> studies -> questions -> grounded reasoning -> checked records -> Parquet.
+"""The whole construction: sources -> studies -> questions -> reasoning -> checks -> Parquet.
 
-The studies of all sources are numbered, and the numbers cut into **units** of neighbours. A unit is worked
-off by one process and depends on nothing but the settings: whoever makes it, whenever and beside whatever
-else, writes the same bytes. Its parts get their names only when they are whole, so a build that is killed at
-any moment goes on where it was. What needs to know *all* studies comes last and is done by one process:
-duplicate ids, the split by patient, and the final files.
+Shards (:mod:`unireason_lib.dataset.shards`) are made by any number of processes in any order, and a
+build that is killed at any moment goes on with those that are missing. What needs to know *all*
+studies comes last, in one process: ids that occur twice, the split by patient, the final files::
 
-::
-
-    out/.build/ledger.json        what is built from what; another source or setting later is refused
-    out/.build/census/            what can be known without looking (see unireason_lib.dataset.census), taken first
-    out/.build/units/000012.*     rows, pictures, and a note that the unit is done (studies, refusals, counts)
-    out/sft/ rl/ images/          the data set (see unireason_lib.dataset.parquet)
-    out/refused.jsonl             what was left out and why; out/notices.jsonl: what looked odd and was kept
-    out/manifest.json README.md   written last: a folder with a manifest is finished
-
-No time, host or user name goes into the data set; how long it took is in ``.build/log.jsonl``.
+    out/.build/                    settings, answer priors and shards
+    out/sft/ rl/ images/ refused/  the configurations: load_dataset(out, "sft")
+    out/README.md manifest.json    the card, and last the manifest: a set that has one is finished
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
 
-from unireason_lib.dataset.checks import Refusal
-from unireason_lib.dataset.crew import Run, crew, progress_bar
-from unireason_lib.dataset.ledger import check_ledger, ledger_of, lock, refuse_foreign, sweep
-from unireason_lib.dataset.plan import (
-    BuildConfig,
-    SourceSpec,
-    Unit,
-    census_path,
-    done_path,
-    open_sources,
-    part_path,
-    plan_units,
-    studies_of,
-)
-from unireason_lib.dataset.unit import (
-    BuildStopped,
-    Draft,
-    Outcome,
-    finish,
-    make_writer,
-    read_and_ask,
-    readable,
-    study_records,
-)
+from unireason_lib import __version__
+from unireason_lib.dataset import shards
+from unireason_lib.dataset.finalise import finalise
+from unireason_lib.dataset.questions import FAMILIES, AnswerPrior
+from unireason_lib.dataset.shards import Outcome, Run, executor, make_writer
+from unireason_lib.dataset.sources.base import Entry, SourceSpec
+from unireason_lib.dataset.splits import FRACTIONS, check_fractions
+from unireason_lib.dataset.study import Study
+from unireason_lib.errors import DatasetError
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
+from unireason_lib.imaging.window import Window
+from unireason_lib.io import locked, read_json, write_json
 
-__all__ = ["BuildConfig", "BuildReport", "BuildStopped", "SourceSpec", "build", "dry_run", "study_records"]
+
+class BuildStopped(DatasetError):
+    """The build was interrupted; running the same command again goes on from here."""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Everything that decides the rows of a data set."""
+
+    sources: tuple[SourceSpec, ...]
+    limit: int | None = None  # studies of each source, at most
+    families: tuple[str, ...] | None = None  # of questions; None: all
+    per_family: int = 1  # questions of a study and family
+    # From how many studies of each source, the first ones, the answer prior is learnt; 0 keeps all
+    # questions, also those that can be answered without looking.
+    prior_studies: int = 2000
+    size: tuple[int, int, int] | None = None  # as for a view: None is the paper's size,
+    window: Window | None = None  # and each study's own window
+    frame: ProcessorFrame = QWEN_FRAME  # the processor in whose pixels boxes are written
+    seed: int = 0  # of questions, templates and the split
+    writer: Literal["template", "llm"] = "template"
+    writer_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the writer
+    fractions: Mapping[str, float] = field(default_factory=lambda: dict(FRACTIONS))  # of patients
+    near_duplicates: bool = True  # whether one scan under two names stays in one split
+    # Whether images are stored: where the licence of the source allows; all, for my own use; never.
+    images: Literal["licensed", "all", "none"] = "licensed"
+
+    def __post_init__(self) -> None:
+        check_fractions(self.fractions)
+        unknown = ", ".join(sorted(set(self.families or ()) - set(FAMILIES)))
+        rules = {
+            "sources": (self.sources, "at least one, as --source phantom"),
+            "families": (not unknown, f"some of {', '.join(FAMILIES)}"),
+            "images": (self.images in ("licensed", "all", "none"), "licensed, all or none"),
+            "limit": (self.limit is None or self.limit > 0, "1 or more"),
+            "per_family": (self.per_family > 0, "1 or more"),
+            "prior_studies": (self.prior_studies >= 0, "0 or more"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise DatasetError(name, expected, repr(getattr(self, name)), "correct it")
+
+    def public(self) -> dict[str, Any]:
+        """The settings in plain values, without places on this machine. Of a language model only
+        what decides its answers: a budget, prices or limits may change while a build goes on."""
+        values = asdict(self)
+        values["sources"] = [str(replace(spec, path=None)) for spec in self.sources]
+        if self.writer == "llm":
+            values["writer_options"] = make_writer(self).settings()
+        return json.loads(json.dumps(values))
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """How a build went.
-
-    Attributes:
-        folder: Where the data set is.
-        manifest: What is in ``manifest.json``.
-        seconds: Wall time of this run.
-        built: Studies worked off in this run; the others were there already.
-    """
+    """How a build went: the folder, its manifest, wall time, and studies worked off in this run."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -89,175 +114,218 @@ def build(
     ray: str | None = None,
     progress: bool = False,
     wait: bool = False,
+    override: bool = False,
 ) -> BuildReport:
     """Build a data set, or go on with one.
 
     Args:
         config: What to build.
-        out: Folder of the data set. Must be new, empty, or hold a build with the same settings and unchanged
-            sources.
-        workers: Processes. The result does not depend on it.
-        ray: Address of a running Ray cluster that shares the folder, or ``"local"``; None stays on this
-            machine without Ray.
-        progress: Whether to show bars with rate and remaining time.
-        wait: Whether another process that builds there is waited for, and its set taken; else it is an error.
-
-    Returns:
-        A report. Studies that could not be read are counted in it, and listed with everything else that was
-        left out in ``refused.jsonl``.
+        out: Its folder: new, empty, or with a build of the same settings and sources.
+        workers: Processes; the rows do not depend on it. An LLM writer works in this one, and
+            brings its own concurrency.
+        ray: Address of a Ray cluster that shares the folder, or ``"local"``.
+        progress: Whether to show a bar.
+        wait: Whether another process that builds there is waited for; else it is an error.
+        override: Go on although settings, sources or version differ from those it was begun with.
 
     Raises:
-        DatasetError: Impossible settings; the folder holds something else; source, settings or code differ
-            from those the build was begun with; another process builds there; the disk is full.
-        BuildStopped: Ctrl-C; everything finished is kept.
+        DatasetError: The folder holds something else; settings, sources or version differ; another
+            process builds there; the disk is full; a worker was killed.
+        BuildStopped, BudgetSpent, EndpointError: Ctrl-C, or an LLM writer cannot go on. All that
+            is finished is kept.
     """
-    from unireason_lib.dataset.assembly import assemble
-
-    started = time.perf_counter()
+    started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
-    work = folder / ".build"
-    sources = open_sources(config, folder)
-    ledger = ledger_of(config, sources)
-    refuse_foreign(folder)
-    with lock(work, wait):
-        check_ledger(work / "ledger.json", ledger)
-        counts = [studies_of(source, config.limit) for source in sources]
-        units, total = plan_units(counts), sum(counts)
-        manifest_path = folder / "manifest.json"
-        if manifest_path.exists():
-            shutil.rmtree(work / "units", ignore_errors=True)
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-            return BuildReport(folder, manifest, time.perf_counter() - started, 0)
-        sweep(folder)
-        todo = [unit for unit in units if not done_path(work, unit).exists()]
-        left = sum(unit.stop - unit.start for unit in todo)
-        with crew(config, folder, workers if len(todo) > 1 else 1, ray) as run:
-            if todo and config.census:
-                _take_census(
-                    work, plan_units([min(config.census, n) for n in counts], "census"), run, progress
-                )
-            with progress_bar(progress, "studies", total, total - left) as bar:
-                for unit in run(todo):
-                    bar.update(unit.stop - unit.start)
-        manifest = assemble(config, folder, units, sources, ledger["sources"], total, progress)
-        shutil.rmtree(work / "units", ignore_errors=True)
-        seconds = time.perf_counter() - started
-        entry = {"seconds": round(seconds, 3), "studies": left, "workers": workers, "ray": bool(ray)}
-        with open(work / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-    return BuildReport(folder, manifest, seconds, left)
+    manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
+    _check_sources(run, folder)
+    if folder.is_dir() and not run.work.is_dir() and any(folder.iterdir()):
+        expected = "a new or empty folder, or a build to go on with"
+        raise DatasetError(folder, expected, "other files", "choose another --out")
+    if config.writer == "llm":
+        workers, ray = 1, None
+    with locked(run.work / "lock", folder.name, wait):
+        differences = _differences(run.work / "settings.json", _fingerprint(run))
+        if differences and not override:
+            expected = "the settings and sources that this build was begun with"
+            do = "undo the change, build into another folder, or go on all the same with --override"
+            raise DatasetError(folder, expected, "; ".join(differences), do)
+        if not manifest_path.exists():
+            for leftover in run.work.glob("shards/*/*.partial"):
+                shutil.rmtree(leftover)
+            try:
+                built = _make_shards(run, workers, ray, progress)
+                finalise(run, folder, differences)
+            except KeyboardInterrupt:
+                text = "stopped; run the same command again to go on from here"
+                raise BuildStopped(text) from None
+        shutil.rmtree(run.work / "shards", ignore_errors=True)
+        return BuildReport(folder, read_json(manifest_path), time.perf_counter() - started, built)
 
 
-def _take_census(work: Path, units: Sequence[Unit], run: Run, progress: bool) -> None:
-    """One census a source, added up from those of its units."""
-    from unireason_lib.dataset.parquet import write_text
+def _check_sources(run: Run, folder: Path) -> None:
+    """Nothing is written into a source, and no two folders go by one name: their ids would meet."""
+    places: dict[str, tuple[str, Path | None]] = {}
+    for source in shards.open_run(run)[0]:
+        path = source.path and Path(source.path).resolve()
+        if path and folder.is_relative_to(path):
+            expected = f"a folder outside of the source {path}"
+            raise DatasetError(folder, expected, "one inside", "choose another --out")
+        first = places.setdefault(source.name, (source.registered, path))
+        if first != (source.registered, path) and "folder" in (first[0], source.registered):
+            do = "give one of them another name: folder:PATH,title=NAME"
+            raise DatasetError(source.name, "one source", f"{first[1] or first[0]}, {path}", do)
 
-    units = [unit for unit in units if not census_path(work, unit.source).exists()]
-    part = {unit: part_path(work, unit, "census").with_suffix(".json") for unit in units}
-    with progress_bar(progress, "census units", len(units)) as bar:
-        for _ in run([unit for unit in units if not part[unit].exists()]):
-            bar.update(1)
-    for source in sorted({unit.source for unit in units}):
-        studies, counts = 0, {}
-        for unit in (unit for unit in units if unit.source == source):
-            found = json.loads(part[unit].read_text(encoding="utf-8"))
-            studies += found["studies"]
-            for key, values in found["counts"].items():
-                counts.setdefault(key, Counter()).update(values)
-        text = json.dumps({"studies": studies, "counts": counts}, sort_keys=True)
-        write_text(census_path(work, source), text)
-    for path in part.values():
-        path.unlink()
+
+def _fingerprint(run: Run) -> dict[str, Any]:
+    """What must be the same when a build is gone on with: settings, version, lists of studies."""
+    lists = []
+    for index in run.indexes():
+        digest = hashlib.blake2b(digest_size=16)
+        for entry in index:
+            digest.update(repr((entry.key, entry.patient, entry.split)).encode())
+        lists.append(f"{len(index)} studies, {digest.hexdigest()}")
+    return {**run.config.public(), "version": __version__, "indexes": lists}
+
+
+def _differences(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """Write down what a build is made from, or say what differs from what is written there."""
+    if not path.exists():
+        write_json(path, now)
+    pairs = {name: (value, now.get(name)) for name, value in read_json(path).items()}
+    options = [options or {} for options in pairs.pop("writer_options")]
+    for name in sorted(set().union(*options)):
+        pairs[f"writer {name}"] = tuple(values.get(name) for values in options)
+    return [
+        f"{name} was {json.dumps(before)[:80]} and is {json.dumps(after)[:80]}"
+        for name, (before, after) in pairs.items()
+        if before != after
+    ]
+
+
+def _make_shards(run: Run, workers: int, ray: str | None, progress: bool) -> int:
+    """Learn the answer priors, then make the shards that are missing; returns how many studies."""
+
+    def missing() -> Iterator[shards.Shard]:
+        return (shard for shard in run.shards() if not shard.folder.is_dir())
+
+    total = sum(map(len, run.indexes()))
+    if left := sum(len(shard.entries) for shard in missing()):
+        with (
+            executor(min(workers, left), ray) as execute,
+            tqdm(total=total, initial=total - left, disable=not progress) as bar,
+        ):
+            _learn_priors(run, run.indexes(), execute)
+            for folder in execute(shards.process_shard, missing()):
+                bar.update(pq.read_metadata(folder / "studies.parquet").num_rows)
+    return left
+
+
+def _learn_priors(run: Run, indexes: Sequence[Sequence[Entry]], execute: shards.Execute) -> None:
+    for source, index in enumerate(indexes):
+        first = list(islice(index, run.config.prior_studies))
+        if first and not run.prior_path(source).exists():
+            parts = execute(shards.learn_shard, run.shards([*[()] * source, first], 8))
+            AnswerPrior.merged(parts).save(run.prior_path(source))
+
+
+def study_records(
+    config: BuildConfig,
+    study: Study,
+    *,
+    writer: Any = None,
+    prior: AnswerPrior | None = None,
+    spec: str = "",
+) -> Outcome:
+    """Everything that the build makes of one study: the shortest way from a study to its records.
+    Without a writer that of the settings is made; without a prior all questions are kept; ``spec``
+    is that of the source, so that records say where their scan is."""
+    draft = shards.draft_of(config, study, prior, spec=spec, stored=config.images != "none")
+    return shards.finish(draft, writer or make_writer(config))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build would make and cost, from a few studies that were really worked off.
-
-    Attributes:
-        studies: Studies on offer.
-        looked_at: Studies that were worked off for the estimate, evenly spread.
-        unreadable: How many of these could not be read.
-        records, pictures: Expected numbers.
-        megabytes: Expected size of the data set.
-        seconds: Expected time with ``workers`` processes.
-        workers: Processes.
-        refused: Records refused among those looked at, by reason.
-        writer_cost: What the writer says its answers will cost, when it costs anything.
-    """
+    """What a build of ``studies`` would make and take, from a few (``sampled``) worked off aside:
+    ``seconds`` with all workers; ``writer_cost`` is the LLM writer's own estimate."""
 
     studies: int
-    looked_at: int
-    unreadable: int
+    sampled: int
     records: int
-    pictures: int
-    megabytes: float
     seconds: float
-    workers: int
-    refused: Mapping[str, int]
     writer_cost: Any = None
 
 
 def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estimate:
-    """Estimate a build without writing anything or paying for anything.
+    """Estimate a build from about ``sample`` studies, worked off aside and with templates."""
+    with tempfile.TemporaryDirectory() as aside:
+        run = Run(replace(config, writer="template", writer_options={}), Path(aside))
+        indexes = run.indexes()
+        total = max(1, sum(map(len, indexes)))
+        counts = [min(len(i), max(1, round(sample * len(i) / total))) for i in indexes]
+        few = [
+            [index[k] for k in np.linspace(0, len(index) - 1, count).astype(int).tolist()]
+            for index, count in zip(indexes, counts, strict=True)
+        ]
+        scale, times = total / max(1, sum(counts)), [time.perf_counter()]
+        _learn_priors(run, few, map)
+        times.append(time.perf_counter())
+        folders = [shards.process_shard(shard) for shard in run.shards(few)]
+        times.append(time.perf_counter())
+        learning, working = np.diff(times) * scale / workers
+        learning *= sum(min(config.prior_studies, len(index)) for index in indexes) / total
+        records, cost = sum(pq.read_metadata(f / "records.parquet").num_rows for f in folders), None
+        if config.writer == "llm":
+            run = Run(config, run.work)
+            drafts = [draft for shard in run.shards(few) for draft in shards.drafts_of(shard)]
+            cost = make_writer(config).estimate(shards.items_of(drafts), scale=scale)
+        seconds = float(learning + working)
+        return Estimate(sum(map(len, indexes)), sum(counts), round(scale * records), seconds, cost)
+
+
+FIRST_3D = 500_000
+"""First phantom patient who is shown as a volume: nobody is both a slice and a volume."""
+
+
+def phantom_set(
+    folder: str | Path,
+    patients_2d: int,
+    patients_3d: int,
+    frame: ProcessorFrame,
+    settings: Any,
+    *,
+    first: int = 0,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+) -> BuildReport:
+    """The data set of the laptop experiment; runs that want the same one at once build it once.
 
     Args:
-        config: What would be built.
-        workers: Processes it would be given.
-        sample: Studies to work off.
-
-    Raises:
-        DatasetError: Impossible settings, or sources without studies.
+        folder: Of the data set.
+        patients_2d, patients_3d: Patients of whom one slice is shown, of whom the volume is shown.
+        frame: Of the processor that will read it.
+        settings: ``shape``, ``per_family`` and ``prior_studies`` of a profile.
+        first: First patient shown as a slice; volumes are of patients 500,000 further on.
+        seed, workers, progress: Of the questions; and as for :func:`build`.
     """
-    from unireason_lib.dataset.parquet import sft_row
-    from unireason_lib.dataset.questions import take_census
-
-    sources = open_sources(config)
-    counts = [studies_of(source, config.limit) for source in sources]
-    total = sum(counts)
-    numbers = np.unique(np.linspace(0, total - 1, min(sample, total)).round().astype(int)) if total else []
-    writer = None if config.writer == "llm" else make_writer(config)
-    drafts: list[Draft | Refusal] = []
-    outcomes: list[Outcome] = []
-    spent = learning = 0.0
-    for index, (source, count) in enumerate(zip(sources, counts, strict=True)):
-        first = sum(counts[:index])
-        mine = [int(n) - first for n in numbers if first <= n < first + count]
-        started = time.perf_counter()
-        census = take_census(readable(source, mine), seed=config.seed) if config.census and mine else None
-        learning += (time.perf_counter() - started) / max(1, len(mine)) * min(config.census, count)
-        started = time.perf_counter()
-        drafts += [read_and_ask(config, source, k, census) for k in mine]
-        spent += time.perf_counter() - started
-    read = [draft for draft in drafts if isinstance(draft, Draft)]
-    if writer is not None:
-        started = time.perf_counter()
-        outcomes = [finish(config, draft, writer) for draft in read]
-        spent += time.perf_counter() - started
-    scale = total / max(1, len(drafts))
-    records = (
-        sum(len(outcome.records) for outcome in outcomes) if writer else sum(len(d.questions) for d in read)
+    flat = {"dimension": "2d", "start": first, "count": patients_2d}
+    deep = {"dimension": "3d", "start": FIRST_3D + first, "count": patients_3d}
+    held_out = held_out_fraction(patients_2d, patients_3d)
+    config = BuildConfig(
+        sources=(SourceSpec("phantom", None, flat), SourceSpec("phantom", None, deep)),
+        size=tuple(settings.shape),
+        frame=frame,
+        per_family=settings.per_family,
+        prior_studies=settings.prior_studies,
+        seed=seed,
+        images="all",
+        fractions={"train": 1 - 2 * held_out, "val": held_out, "test": held_out},
     )
-    pictures = [row for draft in read for row in draft.pictures]
-    text = sum(len(json.dumps(sft_row(record))) for outcome in outcomes for record in outcome.records)
-    refused = Counter(refusal.reason for outcome in outcomes for refusal in outcome.refused)
-    return Estimate(
-        studies=total,
-        looked_at=len(drafts),
-        unreadable=len(drafts) - len(read),
-        records=round(records * scale),
-        pictures=round(len(pictures) * scale),
-        # Text shrinks to about a fifth in each of the two folders.
-        megabytes=scale * (sum(len(row["bytes"]) for row in pictures) + 0.4 * text) / 1e6,
-        seconds=(scale * spent + learning) / workers,
-        workers=workers,
-        refused=dict(refused),
-        writer_cost=_cost_of_writing(config, read, scale),
-    )
+    return build(config, folder, workers=workers, progress=progress, wait=True)
 
 
-def _cost_of_writing(config: BuildConfig, drafts: Sequence[Draft], scale: float) -> Any:
-    if config.writer != "llm":
-        return None
-    writer = make_writer(config)
-    return writer.estimate([(q, draft.view) for draft in drafts for q in draft.questions], scale=scale)
+def held_out_fraction(patients_2d: int, patients_3d: int) -> float:
+    """Fraction of the patients of a phantom set that is kept for validation, and again for a test:
+    2 %, but about six patients of either kind at least."""
+    fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
+    return max(0.02, min(1 / 3, 6 / fewest))

@@ -1,148 +1,168 @@
-"""Who is learnt from and who is tested on: splits by patient, with look-alike scans kept together.
+"""Who is learnt from and who is tested on: splits by patient, near-duplicate scans together.
 
-A patient's split is a number computed from the patient's name, so it does not depend on who else is in the
-set, on the order of the files, or on chance. Names alone are not enough: the same scan is often found under
-two names. Every scan therefore gets a **fingerprint**, a coarse drawing of it as a string of bits ("is this
-block brighter than the one before?"). Patients with scans whose fingerprints differ in at most 2 % of the
-bits form one group, and a group never comes apart.
+A patient's split is a number computed from the patient's name, so it depends on nobody else. The
+same scan is often found under two names, though. So every scan gets two hashes:
 
-What a fingerprint survives: another file format or number type, any linear change of intensities, mild noise,
-JPEG, and resampling of a scan that is much finer than the grid of its blocks (a picture of 64 pixels is not). What it
-does not: cropping, shifting, rotation, and non-linear windows. A scan
-with hardly any content has no usable fingerprint and is grouped by patient only.
+* a **perceptual hash** (dHash: "is this block brighter than the one before?"). It survives another
+  number type, linear changes of intensity, noise, JPEG and resampling; not cropping or rotation;
+* a **voxel hash** of the exact values, for scans with too little content for the first.
+
+Patients whose scans agree in one of them share a split.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.errors import DatasetError
 
 SPLITS = ("train", "val", "test")
 FRACTIONS: Mapping[str, float] = {"train": 0.9, "val": 0.05, "test": 0.05}
 
-FINGERPRINT_BYTES = 128
-TOLERANCE = 0.02
-"""Share of bits in which two fingerprints of one scan may differ. Between the 1.1 million pairs of 1,500 phantom
-slices, which look alike on purpose, the smallest share seen was 3.1 %, and 3.2 % between the pairs of 600 volumes. JPEG
-at quality 60 changes 0.8 % in the median slice and at most 1.8 % in 95 of 100."""
+HASH_BYTES = 128
+TOLERANCE = 20
+"""In how many of 1024 bits perceptual hashes of one scan may differ. JPEG of quality 60 changes at
+most 12, resizing from 256 to 200 pixels 10; the nearest two of 600 phantom slices differ in 52, of
+300 volumes in 42."""
 
 _GRIDS = {2: ((16, 17), (17, 16)), 3: ((8, 8, 9), (8, 9, 8))}
-_BITS = {2: 512, 3: 1024}
-_SAMPLES = 4  # a side of a block
 _STEP = 0.03  # of the range: smaller differences between blocks are noise
 _FEWEST_BITS = 16
-_NEIGHBOURS = 32
+# an order of the bits in which every stretch of them says something about the whole scan
+_SHUFFLED = np.random.default_rng(0).permutation(8 * HASH_BYTES)
 
 
-def fingerprint(scan: np.ndarray) -> bytes:
-    """A coarse drawing of a scan, to find the same one under another name.
+def voxel_hash(scan: np.ndarray) -> bytes:
+    """16 bytes that equal scans share, whatever their number type; any shape."""
+    digest = hashlib.blake2b(repr(scan.shape).encode(), digest_size=16)
+    for part in scan:
+        digest.update(np.ascontiguousarray(part, np.float32).data)
+    return digest.digest()
 
-    The scan is averaged over a grid of blocks, and each block compared with its neighbour to the left and
-    above: 512 bits for a picture, 1024 for a volume. Blocks are sampled at 4 points a side, so the cost
-    hardly grows with the scan.
+
+def perceptual_hash(scan: np.ndarray) -> bytes:
+    """A coarse description of a scan: each of a grid of blocks is compared with its neighbours.
 
     Args:
         scan: (Z, Y, X), (Y, X) or (Y, X, 3), any real numbers.
 
     Returns:
-        :data:`FINGERPRINT_BYTES` bytes; zeros when the scan has too little content to be recognised.
+        :data:`HASH_BYTES` bytes (512 bits of an image, twice); zeros when too little is to be seen.
     """
     if scan.ndim == 3 and scan.shape[-1] in (3, 4) and scan.dtype == np.uint8:
         scan = scan[..., :3].mean(axis=-1, dtype=np.float32)
+    most = 256 if scan.ndim == 2 else 64  # of large scans every n-th voxel is enough
+    scan = scan[tuple(slice(None, None, max(1, side // most)) for side in scan.shape)]
+    scan = np.where(np.isfinite(scan), scan, 0).astype(np.float32)
     bits = []
     for axis, grid in zip((-1, -2), _GRIDS[scan.ndim], strict=True):
         blocks = _block_means(scan, grid)
         ordered = np.sort(blocks, axis=None)
         low, high = ordered[len(ordered) // 50], ordered[-1 - len(ordered) // 50]
         if not high > low:
-            return bytes(FINGERPRINT_BYTES)
+            return bytes(HASH_BYTES)
         bits.append((np.diff(np.clip(blocks, low, high), axis=axis) > _STEP * (high - low)).ravel())
-    drawing = np.concatenate(bits)
-    if np.count_nonzero(drawing) < _FEWEST_BITS:
-        return bytes(FINGERPRINT_BYTES)
-    # Mixed, so that every stretch of bits says something about the whole scan.
-    return np.packbits(drawing[_shuffle(len(drawing))]).tobytes().ljust(FINGERPRINT_BYTES, b"\0")
+    code = np.concatenate(bits)
+    if np.count_nonzero(code) < _FEWEST_BITS:
+        return bytes(HASH_BYTES)
+    return np.packbits(np.resize(code, 8 * HASH_BYTES)[_SHUFFLED]).tobytes()
 
 
-def same_scan(one: bytes, other: bytes) -> bool:
-    """Whether two fingerprints are of (nearly) the same scan."""
-    return len(near_duplicates(np.frombuffer(one + other, np.uint8).reshape(2, -1))) > 0
+def _block_means(scan: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Means over the blocks of a grid; a voxel between two blocks counts for both, in part."""
+    for axis, blocks in enumerate(grid):
+        voxels, edges = np.arange(scan.shape[axis]), np.linspace(0, scan.shape[axis], blocks + 1)
+        inside = np.minimum(edges[1:, None], voxels + 1) - np.maximum(edges[:-1, None], voxels)
+        weights = np.clip(inside, 0, None).astype(np.float32) / np.float32(edges[1])
+        scan = np.moveaxis(np.tensordot(weights, scan, (1, axis)), 0, axis)
+    return scan
 
 
-def near_duplicates(fingerprints: np.ndarray) -> np.ndarray:
-    """All pairs of fingerprints that differ in at most :data:`TOLERANCE` of their bits.
+def _near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of perceptual hashes within :data:`TOLERANCE`, in portions, some more than once.
 
-    Two strings that differ in at most k bits agree completely on at least one of k + 1 stretches. So for each
-    stretch the fingerprints are sorted by it, and only those that agree are compared: n log n steps instead
-    of n squared. Where more than 32 agree on one stretch, each is compared with the next 32.
+    Strings that differ in at most k bits agree completely on one of k + 1 stretches. So for each
+    stretch the hashes are sorted by it and compared where they agree: n log n steps, not n squared.
+    """
+    rows = np.flatnonzero(hashes.any(axis=1))
+    width = HASH_BYTES // (TOLERANCE + 1)
+    for start in range(0, (TOLERANCE + 1) * width, width):
+        key = np.zeros((len(rows), 8), np.uint8)
+        key[:, :width] = hashes[rows, start : start + width]
+        for pairs in _equal_pairs(key.view(np.uint64).ravel(), rows):
+            distance = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(1, np.int64)
+            yield pairs[distance <= TOLERANCE]
+
+
+def _equal_pairs(keys: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of ``rows`` with equal keys, each with the next 32 of its key, in portions."""
+    order = np.argsort(keys, kind="stable")
+    keys, rows = keys[order], rows[order]
+    for step in range(1, 33):
+        agree = np.flatnonzero(keys[step:] == keys[:-step])
+        if not len(agree):
+            break
+        yield np.stack([rows[agree], rows[agree + step]], axis=1)
+
+
+class Assignment(NamedTuple):
+    """What :func:`assign_splits` decides."""
+
+    splits: np.ndarray  # (n,) uint8: index into SPLITS of every study
+    groups: int  # of patients
+    pairs: np.ndarray  # (k, 2): studies of different patients whose likeness tied two groups
+
+
+def assign_splits(
+    patients: np.ndarray,
+    perceptual: np.ndarray,
+    voxels: np.ndarray,
+    own: np.ndarray,
+    fractions: Mapping[str, float] = FRACTIONS,
+) -> Assignment:
+    """Give every study a split: the same to all studies of a patient, and of look-alike patients.
 
     Args:
-        fingerprints: (n, 128) uint8, as from :func:`fingerprint`.
-
-    Returns:
-        (pairs, 2) indices, the smaller first, in ascending order.
+        patients: (n,) uint64, :func:`patient_key` of each study.
+        perceptual, voxels: (n, 128) uint8 perceptual hashes, and (n,) uint64, the beginning of each
+            voxel hash; zeros where there is none.
+        own: (n,) int8, index into :data:`SPLITS` where the source has its own split, else -1. When
+            a group disagrees, test wins over val over train: nothing that is tested is learnt.
+        fractions: Split -> fraction of the patients.
     """
-    found = [np.empty((0, 2), np.int64), *_near_pairs(fingerprints)]
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    names, member = np.unique(patients, return_inverse=True)
+    known = np.flatnonzero(voxels)
+    alike = itertools.chain(_equal_pairs(voxels[known], known), _near_pairs(perceptual))
+    group, pairs = _tied(len(names), member, alike)
+    claimed = np.full(len(names), -1, np.int8)
+    np.maximum.at(claimed, group[member], own)
+    uniform = (names >> np.uint64(11)).astype(np.float64) / (1 << 53)
+    drawn = np.searchsorted(check_fractions(fractions)[:-1], uniform, side="right")
+    splits = np.where(claimed >= 0, claimed, drawn).astype(np.uint8)
+    return Assignment(splits[group[member]], len(np.unique(group)), pairs)
 
 
-def _near_pairs(fingerprints: np.ndarray) -> Iterator[np.ndarray]:
-    """The pairs of :func:`near_duplicates` in portions, some more than once. Where scans come in stacks of look-alikes
-    (the slices of one volume, say) there are hundreds a scan, so they are not all held at a time."""
-    codes = np.ascontiguousarray(fingerprints)
-    known = codes.any(axis=1)
-    volumes = codes[:, _BITS[2] // 8 :].any(axis=1)
-    for volume in (False, True):
-        yield from _near(codes, np.flatnonzero(known & (volumes == volume)), _BITS[3 if volume else 2])
+def _tied(n: int, member: np.ndarray, alike: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each of ``n`` patients, and the pairs of studies that joined two groups, given
+    each study's patient (``member``) and portions of pairs of studies that look alike."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-
-def _near(codes: np.ndarray, rows: np.ndarray, bits: int) -> Iterator[np.ndarray]:
-    most = int(bits * TOLERANCE)
-    width = min(8, bits // 8 // (most + 1))
-    for start in range(0, (most + 1) * width, width):
-        key = np.zeros((len(rows), 8), np.uint8)
-        key[:, :width] = codes[rows, start : start + width]
-        key = key.view(np.uint64).ravel()
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        for step in range(1, _NEIGHBOURS + 1):
-            agree = np.flatnonzero(key[step:] == key[:-step])
-            if not len(agree):
-                break
-            a, b = rows[order[agree]], rows[order[agree + step]]
-            near = _distances(codes, a, b) <= most
-            yield np.stack([a[near], b[near]], axis=1)
-
-
-def _distances(codes: np.ndarray, a: np.ndarray, b: np.ndarray, chunk: int = 1 << 16) -> np.ndarray:
-    words = codes.view(np.uint64)
-    parts = [
-        np.bitwise_count(words[a[k : k + chunk]] ^ words[b[k : k + chunk]]).sum(axis=1, dtype=np.int64)
-        for k in range(0, len(a), chunk)
-    ]
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What :func:`assign_splits` decided.
-
-    Attributes:
-        splits: (n,) uint8, index into :data:`SPLITS` for every study.
-        groups: Number of groups of patients.
-        look_alikes: (pairs, 2) studies of *different* patients that look like one scan, as many pairs as it takes to
-            tie each group together.
-    """
-
-    splits: np.ndarray
-    groups: int
-    look_alikes: np.ndarray
+    group, joining = np.arange(n), [np.empty((0, 2), np.int64)]
+    for pairs in alike:
+        ends = np.sort(group[member[pairs]], axis=1)
+        _, first = np.unique(ends, axis=0, return_index=True)
+        first = first[ends[first, 0] != ends[first, 1]]
+        if len(first):
+            joining.append(np.sort(pairs[first], axis=1))
+            graph = coo_array((np.ones(len(first), bool), ends[first].T), shape=(n, n))
+            group = connected_components(graph, directed=False)[1][group]
+    return group, np.unique(np.concatenate(joining), axis=0)
 
 
 def patient_key(patient: str, salt: str = "") -> int:
@@ -151,118 +171,10 @@ def patient_key(patient: str, salt: str = "") -> int:
     return int.from_bytes(digest, "little")
 
 
-def split_of(patient: str, fractions: Mapping[str, float] = FRACTIONS, salt: str = "") -> str:
-    """The split of a patient who looks like nobody else; the same in every set, whatever else is in it."""
-    key = np.array([patient_key(patient, salt)], np.uint64)
-    return SPLITS[int(_draw(key, check_fractions(fractions))[0])]
-
-
-def assign_splits(
-    patients: np.ndarray,
-    fingerprints: np.ndarray,
-    own: np.ndarray,
-    fractions: Mapping[str, float] = FRACTIONS,
-) -> Assignment:
-    """Give every study a split: all studies of a patient, and of patients who look alike, get the same.
-
-    Args:
-        patients: (n,) uint64, :func:`patient_key` of each study.
-        fingerprints: (n, 128) uint8; zeros where there is none.
-        own: (n,) int8, index into :data:`SPLITS` where the source has a split of its own, -1 elsewhere. When
-            members of a group disagree the most protected one wins, test over val over train: so nothing that
-            is tested is learnt.
-        fractions: Split -> share of the patients.
-
-    Returns:
-        The assignment. Memory is about 200 bytes a study, of which the fingerprint is 128; 500 more where nearly all
-        scans look alike.
-    """
-    limits = check_fractions(fractions)
-    names, member = np.unique(patients, return_inverse=True)
-    group, pairs = _tied(len(names), member, _near_pairs(fingerprints))
-    claimed = np.full(len(names), -1, np.int8)
-    np.maximum.at(claimed, group[member], own)
-    splits = np.where(claimed >= 0, claimed, _draw(names, limits)).astype(np.uint8)
-    return Assignment(splits[group[member]], len(np.unique(group)), pairs)
-
-
 def check_fractions(fractions: Mapping[str, float]) -> np.ndarray:
-    """Upper ends of the splits in [0, 1].
-
-    Raises:
-        DatasetError: Unknown split, a negative share, or shares that do not add up to 1.
-    """
-    shares = np.array([fractions.get(name, 0.0) for name in SPLITS], float)
-    if not set(fractions) <= set(SPLITS) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
-        raise DatasetError(
-            explain(
-                "split fractions",
-                expected=f"shares of {', '.join(SPLITS)} that add up to 1",
-                found=", ".join(f"{name} {share:g}" for name, share in fractions.items()),
-                do="write for instance train=0.9, val=0.05, test=0.05",
-            )
-        )
-    return np.cumsum(shares)
-
-
-def _draw(keys: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Split index by a uniform number that follows from the key (the finalizer of SplitMix64)."""
-    with np.errstate(over="ignore"):
-        z = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    uniform = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / (1 << 53)
-    return np.minimum(np.searchsorted(limits, uniform, side="right"), len(SPLITS) - 1)
-
-
-def _tied(n: int, member: np.ndarray, portions: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Join patients who have scans that look alike.
-
-    Args:
-        n: Number of patients.
-        member: (studies,) patient of each study.
-        portions: Pairs of studies that look alike, in portions.
-
-    Returns:
-        ``(n,)`` smallest member of the group of every patient, and the pairs of studies that joined two groups:
-        fewer than there are patients, however many look alike.
-    """
-    parent = np.arange(n)
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return int(node)
-
-    joined = []
-    for pairs in portions:
-        ends = parent[member[pairs]]
-        apart = pairs[ends[:, 0] != ends[:, 1]]
-        for one, other in apart.tolist():
-            a, b = sorted((root(member[one]), root(member[other])))
-            if a != b:
-                parent[b] = a
-                joined.append(sorted((one, other)))
-        if len(apart):  # every node points at its root again
-            while not np.array_equal(parent, up := parent[parent]):
-                parent = up
-    return parent, np.array(sorted(joined), np.int64).reshape(-1, 2)
-
-
-def _block_means(scan: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Means over the blocks of a grid, each from a few evenly spaced samples an axis."""
-    samples = [
-        np.minimum(((np.arange(n * _SAMPLES) + 0.5) * (side / (n * _SAMPLES))).astype(np.intp), side - 1)
-        for side, n in zip(scan.shape, grid, strict=True)
-    ]
-    values = scan[np.ix_(*samples)].astype(np.float32)
-    values[~np.isfinite(values)] = 0
-    for axis, n in enumerate(grid):
-        split = (*values.shape[:axis], n, _SAMPLES, *values.shape[axis + 1 :])
-        values = values.reshape(split).mean(axis=axis + 1)
-    return values
-
-
-@lru_cache(maxsize=2)
-def _shuffle(bits: int) -> np.ndarray:
-    return np.random.default_rng(bits).permutation(bits)
+    """Upper ends of the splits in [0, 1]; DatasetError if the fractions do not add up to 1."""
+    parts = np.array([fractions.get(name, 0.0) for name in SPLITS], float)
+    if not set(fractions) <= set(SPLITS) or (parts < 0).any() or abs(parts.sum() - 1) > 1e-6:
+        expected, do = f"fractions of {', '.join(SPLITS)} that add up to 1", "write 0.9, 0.05, 0.05"
+        raise DatasetError("split fractions", expected, dict(fractions), do)
+    return np.cumsum(parts)

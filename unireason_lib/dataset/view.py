@@ -1,119 +1,160 @@
-"""How a study is laid out for the model: which pictures, and where its structures lie in them.
+"""How a study is laid out for the model: which images, and where its structures lie in them.
 
-A :class:`Study` lives in voxels. The model sees pictures: a 2D picture as it is, a volume as slices of a
-chosen number and size, both resized once more by the processor. A :class:`View` is one choice of all that,
-and the only place where a structure's box becomes the box that is *written*:
+A :class:`Study` lives in voxels. The model sees a 2D image as it is and a volume as slices of a
+chosen number and size, both resized once more by the processor. A :class:`View` is one choice of
+all that, and the only place where a structure's box becomes the box that is *written*:
 
-    voxels of the study  --serialization-->  pixels of the slices  --processor-->  pixels of the frame
+    voxels  --serialization-->  pixels of the slices  --processor-->  pixels of the frame
 
-Making a view costs nothing, because boxes need sizes and no pixels; pictures are made when
-:meth:`View.images` is called.
+With 300 slices laid out as 32, most planes are left out: what no image shows must not be asked
+about (:meth:`View.visible`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from unireason_lib import imaging
 from unireason_lib.boxes import Box
-from unireason_lib.dataset.study import Structure, Study
-from unireason_lib.imaging import PAPER_SIZE, QWEN_FRAME, ProcessorFrame, Volume, serialize, window_range
+from unireason_lib.dataset.study import Structure, Study, slices_of
+from unireason_lib.errors import DatasetError
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
 
-if TYPE_CHECKING:
-    from PIL import Image
+MIN_PIXELS = 12
+"""Pixels that a structure must have on one shown plane to be asked about: a disc of four across."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One study as it is shown to the model.
-
-    Args:
-        study: What is shown.
-        size: Slices, rows and columns of a volume; None is the paper's 32 x 256 x 256. Pictures keep their own
-            size.
-        window: As for :func:`unireason_lib.imaging.serialize`; None is the study's own. A picture of 8 bits or
-            in colour is shown as it is, unless a window is asked for here.
-        frame: How the processor resizes pictures; the default is that of the full-size model.
-    """
+    """One study as it is shown to the model. It keeps the scan once its pixels were needed."""
 
     study: Study
-    size: tuple[int, int, int] | None = None
-    window: str | tuple[float, float] | None = None
-    frame: ProcessorFrame = QWEN_FRAME
+    size: tuple[int, int, int] | None = None  # slices, rows, columns of a volume; None: the paper's
+    window: Window | None = None  # as for `scan_images`; None: the study's own
+    frame: ProcessorFrame = QWEN_FRAME  # how the processor resizes images
+
+    @cached_property
+    def _grid(self) -> tuple[int, ...]:
+        flat = self.study.dimension == "2d"
+        return tuple(self.study.shape if flat else self.size or imaging.PAPER_SIZE)
 
     @property
     def depth(self) -> int | None:
-        """Number of slices; None for a picture."""
-        return None if self.study.dimension == "2d" else (self.size or PAPER_SIZE)[0]
+        """Number of slices; None for an image."""
+        return None if len(self._grid) == 2 else self._grid[0]
 
     @property
-    def picture_size(self) -> tuple[int, int]:
-        """(height, width) of a picture or slice, before the processor."""
-        return tuple(self.study.shape if self.study.dimension == "2d" else (self.size or PAPER_SIZE)[1:])
+    def image_size(self) -> tuple[int, int]:
+        """(rows, columns) of an image or slice, before the processor."""
+        return self._grid[-2:]
 
     @property
     def serialization(self) -> dict[str, Any]:
-        """Everything that decides how scan becomes pictures, in plain values: it travels with the data."""
+        """Everything that decides how a scan becomes images, in plain values for the records."""
         window = self.window or self.study.window
         return {
-            "size": None if self.depth is None else list(self.size or PAPER_SIZE),
+            "size": None if self.depth is None else list(self._grid),
             "window": window if isinstance(window, str) else [float(value) for value in window],
             "frame": asdict(self.frame),
         }
 
-    @cached_property
-    def _factors(self) -> tuple[float, ...]:
-        """Pixels of a picture per voxel along x, y (and z): what :meth:`SliceStack.from_voxel` multiplies with."""
-        new = self.picture_size if self.depth is None else (self.depth, *self.picture_size)
-        return tuple(n / old for n, old in zip(new[::-1], self.study.shape[::-1], strict=True))
-
-    @cached_property
-    def _written(self) -> dict[int, Box]:
-        return {}
+    def _scaled(self, box: Box) -> Box:
+        """A box in voxels, in pixels of the slices (as :meth:`SliceStack.from_voxel` has it)."""
+        pairs = zip(self._grid[::-1], self.study.shape[::-1], strict=True)
+        return box.scale(*(new / old for new, old in pairs))
 
     def box(self, region: Structure | Box) -> Box:
-        """Where a structure (or any box in voxels of the study) lies in the frame, as it is written.
+        """Where a structure, or a box in voxels of the study, lies in the frame as it is written.
 
-        Returns:
-            Whole pixels, at least one along each axis.
-
-        Raises:
-            ScanError: The box lies outside the scan.
+        In whole pixels, at least one along each axis; :class:`ScanError` for a box outside.
         """
-        if not isinstance(region, Structure):
-            return self._write(region)
-        if region.label not in self._written:
-            self._written[region.label] = self._write(region.box)
-        return self._written[region.label]
+        box = region.box if isinstance(region, Structure) else region
+        if box not in self._written:  # questions ask for the same boxes again and again
+            scaled = self._scaled(box)
+            self._written[box] = self.frame.written(scaled, *self.image_size, depth=self.depth)
+        return self._written[box]
 
-    def _write(self, box: Box) -> Box:
-        return self.frame.written(box.scale(*self._factors), *self.picture_size, depth=self.depth)
+    @cached_property
+    def _written(self) -> dict[Box, Box]:
+        return {}
+
+    @cached_property
+    def _scan(self) -> Volume | np.ndarray:
+        return self.study.scan
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 (Z, Y, X), or (Y, X) or (Y, X, 3) of an image; or :class:`ScanError`."""
+        shown = self.serialization
+        return scan_images(self._scan, shown["size"], shown["window"], self.study.id)
 
     def images(self) -> list[Image.Image]:
-        """The pictures before the processor, RGB: one, or the slices from foot to head.
+        """The images before the processor, RGB: one, or the slices from foot to head."""
+        planes = self.pixels if self.depth else [self.pixels]
+        return [Image.fromarray(plane).convert("RGB") for plane in planes]
+
+    def visible(self, structure: Structure) -> bool:
+        """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane.
+
+        Labels and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does.
+        Pixels at the lowest sampled value of the whole scan do not count: they are padding.
 
         Raises:
-            ScanError: The scan cannot be read, or has no contrast.
+            DatasetError: The study has no label map, or its scan cannot be read.
         """
-        scan = self.study.scan
-        if self.study.dimension == "2d":
-            return [_picture(scan, self.window, self.study.window, self.study.id)]
-        if not isinstance(scan, Volume):
-            scan = Volume(scan, np.eye(4), source=self.study.id, has_affine=False)
-        return serialize(scan, self.size or PAPER_SIZE, self.window or self.study.window).images()
+        labels, scan, lowest = self._sampled
+        near = (..., *slices_of(self._scaled(structure.box).round(outward=True)))
+        for plane, values in zip(labels[near], scan[near], strict=True):
+            shown = np.isin(plane, structure.values) & (values > lowest)
+            if np.count_nonzero(shown) >= MIN_PIXELS:
+                return True
+        return False
+
+    @cached_property
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Labels and scan (Z, Y, X) at the middle of each pixel, and the lowest value there."""
+        if (labels := self.study.labels) is None:
+            raise DatasetError(self.study.id, "a label map", "boxes only", "keep labels_source")
+        scan = self._scan.array if isinstance(self._scan, Volume) else self._scan
+        if self.depth is None:
+            labels, scan = labels[None], (scan if scan.ndim == 2 else scan.max(axis=2))[None]
+        elif self._grid != labels.shape:
+            labels, scan = (imaging.serialize_labels(array, self._grid) for array in (labels, scan))
+        return labels, scan, scan.min()
 
 
-def _picture(array: np.ndarray, asked: Any, usual: Any, source: str) -> Image.Image:
-    """(Y, X) of any type or (Y, X, 3) bytes as an RGB picture."""
-    from PIL import Image
+def scan_images(
+    scan: Volume | np.ndarray, size: Sequence[int] | None, window: Window, name: str
+) -> np.ndarray:
+    """The one way from a scan to pixels, when a set is built and when its scans are read again.
 
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    if array.dtype != np.uint8 or (asked and array.ndim == 2):
-        low, high = window_range(array, asked or usual, source)
-        scaled = (array.astype(np.float32) - low) / (high - low)
-        array = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(array).convert("RGB")
+    Args:
+        scan: A Volume or bare (Z, Y, X); or an image, (Y, X) of any real type or (Y, X, 3).
+        size: Slices, rows and columns of a volume; None for an image, which keeps its size.
+        window: As for :func:`unireason_lib.imaging.serialize`. 8-bit images are shown as they are
+            under ``"percentile"``, the default everywhere, and in colour under any window.
+        name: For messages.
+
+    Returns:
+        uint8 (Z, Y, X), or (Y, X) or (Y, X, 3).
+
+    Raises:
+        ScanError: Values that are not finite, a volume without contrast, or an unknown window.
+    """
+    window = window if isinstance(window, str) else tuple(window)
+    if size is not None:
+        volume = (
+            scan if isinstance(scan, Volume) else Volume(scan, imaging.UNKNOWN_AFFINE, name, False)
+        )
+        return imaging.serialize(volume, tuple(size), window).pixels
+    if scan.dtype == bool:
+        return scan.astype(np.uint8) * 255
+    if scan.dtype == np.uint8 and (scan.ndim == 3 or window == "percentile"):
+        return scan
+    return imaging.to_grey(scan, window, name)

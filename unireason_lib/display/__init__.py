@@ -16,7 +16,14 @@ _HOME = {
     "learning_figures": ("show_learning",),
     "lookups": ("Look", "show_attention", "show_hops", "show_picture_tokens"),
     "exercise_figures": ("show_exercises",),
-    "charts": ("pipeline_figure", "plot_bars", "plot_counts", "plot_intervals", "plot_lines", "plot_stages"),
+    "charts": (
+        "pipeline_figure",
+        "plot_bars",
+        "plot_counts",
+        "plot_intervals",
+        "plot_lines",
+        "plot_stages",
+    ),
     "page": ("trace_html",),
     "viewer": ("SliceViewer",),
 }

@@ -11,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from unireason_lib.display.colors import ACTIVE, INK, LINE_COLORS, MUTED, tint
 from unireason_lib.display.sheet import SANS, WIDTH, Sheet, printable, text_width
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 Points = Sequence[tuple[float, float]]
 
@@ -67,7 +67,16 @@ def plot_lines(
         x, y = zip(*points, strict=True)
         marker = MARKERS[i % len(MARKERS)]
         apart = max(1, len(x) // 20)  # many points would be a band of markers
-        axes.plot(x, y, color=color, marker=marker, markevery=apart, markersize=5, linewidth=1.8, label=name)
+        axes.plot(
+            x,
+            y,
+            color=color,
+            marker=marker,
+            markevery=apart,
+            markersize=5,
+            linewidth=1.8,
+            label=name,
+        )
         if name in band:
             low, high = zip(*band[name], strict=True)
             axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
@@ -92,7 +101,8 @@ def plot_lines(
     if len(ticks) <= 8 and all(float(x).is_integer() for x in ticks):
         axes.set_xticks(ticks if log_x else _apart(ticks))
     lowest = min(
-        [y for points in series.values() for _, y in points] + [low for b in band.values() for low, _ in b]
+        [y for points in series.values() for _, y in points]
+        + [low for b in band.values() for low, _ in b]
     )
     if log:
         axes.set_yscale("log")
@@ -130,10 +140,14 @@ def plot_stages(
     bands, levels = bands or {}, levels or {}
     for series in panels.values():
         _check_series(series, {name: band for name, band in bands.items() if name in series})
-    _check_series({name: points for series in panels.values() for name, points in series.items()}, {})
+    _check_series(
+        {name: points for series in panels.values() for name, points in series.items()}, {}
+    )
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     legend = names if len(names) > 1 else []
-    rows = _in_rows([f"{k}  {name}" for k, (name, _, _) in enumerate(stages, start=1)], WIDTH - 0.95)
+    rows = _in_rows(
+        [f"{k}  {name}" for k, (name, _, _) in enumerate(stages, start=1)], WIDTH - 0.95
+    )
     height, head = 1.75, 0.12 + 0.22 * len(rows) + (0.3 if legend else 0) + 0.22
     sheet = Sheet(WIDTH, head + (height + 0.18) * len(panels) + 0.4)
     for k, row in enumerate(rows):
@@ -145,7 +159,9 @@ def plot_stages(
     for at, (quantity, series) in enumerate(panels.items()):
         axes = sheet.place(0.75, head + at * (height + 0.18), WIDTH - 0.95, height, bare=False)
         for k, (_, start, end) in enumerate(stages):
-            axes.axvspan(start, end, color="#eef1f4" if k % 2 == 0 else "white", linewidth=0, zorder=0)
+            axes.axvspan(
+                start, end, color="#eef1f4" if k % 2 == 0 else "white", linewidth=0, zorder=0
+            )
             middle = (max(start, low) + min(end, high)) / 2
             if at == 0 and start < high and end > low:
                 place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
@@ -156,10 +172,16 @@ def plot_stages(
         for name, points in series.items():
             i = names.index(name)
             color, (x, y) = LINE_COLORS[i % len(LINE_COLORS)], zip(*points, strict=True)
-            marks = {"marker": MARKERS[i % len(MARKERS)], "markevery": max(1, len(x) // 20), "markersize": 4}
+            marks = {
+                "marker": MARKERS[i % len(MARKERS)],
+                "markevery": max(1, len(x) // 20),
+                "markersize": 4,
+            }
             axes.plot(x, y, color=color, linewidth=1.6, label=name, **marks)
             if name in bands:
-                axes.fill_between(x, *zip(*bands[name], strict=True), color=color, alpha=0.16, linewidth=0)
+                axes.fill_between(
+                    x, *zip(*bands[name], strict=True), color=color, alpha=0.16, linewidth=0
+                )
         axes.set_xlim(low - room, high + room)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color="#e4e8ec", linewidth=0.8)
@@ -194,7 +216,7 @@ def plot_bars(
     """
     targets, intervals = targets or {}, intervals or {}
     if not values:
-        raise RequestError(explain("plot_bars", expected="at least one bar", found="none", do="give values"))
+        raise RequestError("plot_bars", "at least one bar", "none", "give values")
     names = [printable(name) for name in values]
     left = min(4.2, max(text_width(name, 9) for name in names) + 0.3)
     head, row, foot = 0.12 + (0.32 if title else 0), 0.36, 0.55
@@ -211,12 +233,20 @@ def plot_bars(
         target = targets.get(name)
         missed = target is not None and value < target
         color = LINE_COLORS[1] if missed else LINE_COLORS[0]
-        axes.barh(k, value, height=0.62, color=color if target is not None or not targets else MUTED)
+        axes.barh(
+            k, value, height=0.62, color=color if target is not None or not targets else MUTED
+        )
         low, high = intervals.get(name, (value, value))
         if name in intervals:
             axes.plot([low, high], [k, k], color=INK, linewidth=1.6, marker="|", markersize=7)
         if target is not None:
-            axes.plot([target, target], [k - 0.42, k + 0.42], color=INK, linewidth=2.2, solid_capstyle="butt")
+            axes.plot(
+                [target, target],
+                [k - 0.42, k + 0.42],
+                color=INK,
+                linewidth=2.2,
+                solid_capstyle="butt",
+            )
         _write_beside(axes, beside[name], max(value, high, target or 0, 0), k, 9)
     axes.set_yticks(range(len(values)), names)
     axes.set_ylim(len(values) - 0.5, -0.5)
@@ -227,7 +257,9 @@ def plot_bars(
     return sheet
 
 
-def _bar_words(value: float, target: float | None, interval: tuple[float, float] | None, unit: str) -> str:
+def _bar_words(
+    value: float, target: float | None, interval: tuple[float, float] | None, unit: str
+) -> str:
     words = f"{value:.3g}{unit}"
     if interval is not None:
         words += f"  ({interval[0]:.3g} to {interval[1]:.3g})"
@@ -260,9 +292,7 @@ def plot_intervals(
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
     if not rows:
-        raise RequestError(
-            explain("plot_intervals", expected="at least one value", found="none", do="give values")
-        )
+        raise RequestError("plot_intervals", "at least one value", "none", "give values")
     names = [printable(row) for row in rows]
     left = min(4.2, max(text_width(name, 9) for name in names) + 0.3)
     inside = {row: [name for name, values in series.items() if row in values] for row in rows}
@@ -319,9 +349,7 @@ def plot_counts(panels: Mapping[str, Mapping[str, float]], *, columns: int = 2) 
         RequestError: Nothing to plot.
     """
     if not panels or not all(panels.values()):
-        raise RequestError(
-            explain("plot_counts", expected="at least one category a chart", found=str(panels), do="count")
-        )
+        raise RequestError("plot_counts", "at least one category a chart", str(panels), "count")
     row, width = 0.27, WIDTH / columns
     items = list(panels.items())
     lines = [items[k : k + columns] for k in range(0, len(items), columns)]
@@ -357,14 +385,14 @@ def pipeline_figure(active_step: str | None = None) -> Sheet:
         RequestError: There is no such step.
     """
     wanted = None if active_step is None else active_step.strip().casefold()
-    if wanted is not None and wanted not in {key for n, name, _ in STEPS for key in (n, name.casefold())}:
+    if wanted is not None and wanted not in {
+        key for n, name, _ in STEPS for key in (n, name.casefold())
+    }:
         raise RequestError(
-            explain(
-                "pipeline_figure",
-                expected=f"one of {', '.join(name for _, name, _ in STEPS)}",
-                found=repr(active_step),
-                do="name a step",
-            )
+            "pipeline_figure",
+            f"one of {', '.join(name for _, name, _ in STEPS)}",
+            repr(active_step),
+            "name a step",
         )
     height, gap = 1.25, 0.2
     width = (WIDTH - 2 * 0.06 - gap * (len(STEPS) - 1)) / len(STEPS)
@@ -400,7 +428,12 @@ def pipeline_figure(active_step: str | None = None) -> Sheet:
         )
         for row, line in enumerate(content.split("\n")):
             axes.text(
-                left + width / 2, 0.88 + 0.15 * row, line, fontsize=7, color=INK if active else MUTED, **look
+                left + width / 2,
+                0.88 + 0.15 * row,
+                line,
+                fontsize=7,
+                color=INK if active else MUTED,
+                **look,
             )
         if k + 1 < len(STEPS):
             axes.add_patch(
@@ -423,16 +456,16 @@ def _check_series(series: Mapping[str, Points], band: Mapping[str, Any]) -> None
     wrong = [name for name in band if len(band[name]) != lengths.get(name)]
     if not lengths or not all(lengths.values()) or wrong:
         raise RequestError(
-            explain(
-                "plot_lines",
-                expected="at least one point a series, and one interval a point",
-                found=f"points {lengths}, bands that do not fit {wrong}",
-                do="give the measured points",
-            )
+            "plot_lines",
+            "at least one point a series, and one interval a point",
+            f"points {lengths}, bands that do not fit {wrong}",
+            "give the measured points",
         )
 
 
-def _chart(width: float, height: float, title: str | None, legend: Sequence[str]) -> tuple[Sheet, Axes]:
+def _chart(
+    width: float, height: float, title: str | None, legend: Sequence[str]
+) -> tuple[Sheet, Axes]:
     """A sheet with one pair of axes; heading and legend stand above, where no curve can run through them."""
     head = 0.15 + (0.32 if title else 0) + (0.3 if legend else 0)
     sheet = Sheet(width, height + head + 0.6)
@@ -469,7 +502,13 @@ def _draw_names(sheet: Sheet, x: float, top: float, names: Sequence[str]) -> Non
         color = LINE_COLORS[i % len(LINE_COLORS)]
         line = sheet.place(x, top + 0.02, 0.32, 0.14)
         line.plot(
-            [0, 0.5, 1], [0, 0, 0], color=color, marker=MARKERS[i % len(MARKERS)], markevery=[1], lw=1.8, ms=5
+            [0, 0.5, 1],
+            [0, 0, 0],
+            color=color,
+            marker=MARKERS[i % len(MARKERS)],
+            markevery=[1],
+            lw=1.8,
+            ms=5,
         )
         sheet.write(x + 0.38, top + 0.01, name, 9)
         x += 0.38 + text_width(name) + 0.3

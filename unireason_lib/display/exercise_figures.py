@@ -13,7 +13,14 @@ import numpy as np
 from unireason_lib.boxes import Box
 from unireason_lib.display import replay
 from unireason_lib.display.colors import ACTIVE, MUTED
-from unireason_lib.display.figures import GAP, MARGIN, draw_boxes, draw_picture, pictures_of, write_corner
+from unireason_lib.display.figures import (
+    GAP,
+    MARGIN,
+    draw_boxes,
+    draw_picture,
+    pictures_of,
+    write_corner,
+)
 from unireason_lib.display.reply_figures import reply_spans
 from unireason_lib.display.sheet import (
     WIDTH,
@@ -26,7 +33,7 @@ from unireason_lib.display.sheet import (
     height_inches,
     limit_rows,
 )
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 SIZE, LINE = 8, 1.45
 PICTURES = 1.75
@@ -61,12 +68,10 @@ def show_exercises(
     titles = [one.name for one in exercises] if titles is None else list(titles)
     if not exercises or len(titles) != len(exercises) or columns < 1:
         raise RequestError(
-            explain(
-                "show_exercises",
-                expected="at least one exercise, a title for each, a column",
-                found=f"{len(exercises)} exercises, {len(titles)} titles, {columns} columns",
-                do="give both",
-            )
+            "show_exercises",
+            "at least one exercise, a title for each, a column",
+            f"{len(exercises)} exercises, {len(titles)} titles, {columns} columns",
+            "give both",
         )
     width = (WIDTH - 2 * MARGIN + 0.3) / columns - 0.3
     cards = [_card(one, title, width) for one, title in zip(exercises, titles, strict=True)]
@@ -83,15 +88,22 @@ def show_exercises(
 
 def _card(one: Any, title: str, width: float) -> _Card:
     asked, reply = one.messages[0]["content"], one.messages[1]["content"]
-    pictures = pictures_of(shown) if (shown := [p["image"] for p in asked if p["type"] == "image"]) else []
+    pictures = (
+        pictures_of(shown) if (shown := [p["image"] for p in asked if p["type"] == "image"]) else []
+    )
     question = "".join(part["text"] for part in asked if part["type"] == "text")
-    both = [replay.from_trace({"text": text}) for text in (question, "".join(part["text"] for part in reply))]
+    both = [
+        replay.from_trace({"text": text})
+        for text in (question, "".join(part["text"] for part in reply))
+    ]
     boxes: list[dict[int, Box]] = [{} for _ in pictures]
     for told in both if pictures else []:
         for mark in told.marks:
             named = re.findall(r"[Pp]icture (\d+)", told.text[: mark.start])
             at = int(named[-1]) - 1 if named else 0
-            boxes[min(at, len(pictures) - 1)] |= {} if mark.box is None else {mark.number - 1: mark.box}
+            boxes[min(at, len(pictures) - 1)] |= (
+                {} if mark.box is None else {mark.number - 1: mark.box}
+            )
     spans = [Span(f"{title}\n", color=ACTIVE, bold=True), *reply_spans(both[0])]
     spans += [Span("\nreply\n", color=MUTED), *reply_spans(both[1])]
     room = width - (PICTURES + 0.12 if pictures else 0)
@@ -120,7 +132,12 @@ def _draw(sheet: Sheet, left: float, top: float, width: float, card: _Card) -> N
         scale = min(tile / picture.shape[1], height / picture.shape[0])
         several = len(card.pictures) > 1
         draw_boxes(
-            axes, here, picture.shape, scale, numbers=tile > 1, label=(0.15, 0.17) if several else (0, 0)
+            axes,
+            here,
+            picture.shape,
+            scale,
+            numbers=tile > 1,
+            label=(0.15, 0.17) if several else (0, 0),
         )
         if several:
             write_corner(axes, str(k + 1), 7)

@@ -25,7 +25,7 @@ from unireason_lib.display.sheet import (
     Sheet,
     text_width,
 )
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 Boxes = Sequence[Box] | Mapping[Any, Box]
 Picture = Any
@@ -72,12 +72,10 @@ def show_slices(
     shown = list(range(0, len(pictures), every)) if only is None else [int(i) for i in only]
     if not shown or min(shown) < 0 or max(shown) >= len(pictures) or columns < 1:
         raise RequestError(
-            explain(
-                "show_slices",
-                expected=f"slices between 0 and {len(pictures) - 1}, and at least one column",
-                found=f"{shown} in {columns} columns",
-                do="choose others",
-            )
+            "show_slices",
+            f"slices between 0 and {len(pictures) - 1}, and at least one column",
+            f"{shown} in {columns} columns",
+            "choose others",
         )
     if orientation is None:
         orientation = hasattr(images, "volume_shape") and getattr(images, "has_affine", False)
@@ -228,12 +226,10 @@ def show_masks(
     sizes = [(map_.shape, picture.shape[:2]) for map_, picture in zip(maps, pictures, strict=False)]
     if len(maps) != len(pictures) or any(one != other for one, other in sizes):
         raise RequestError(
-            explain(
-                "show_masks",
-                expected="one label map a picture, of its size",
-                found=f"{len(maps)} maps for {len(pictures)} pictures, (map, picture): {sizes}",
-                do="bring both to one grid",
-            )
+            "show_masks",
+            "one label map a picture, of its size",
+            f"{len(maps)} maps for {len(pictures)} pictures, (map, picture): {sizes}",
+            "bring both to one grid",
         )
     sheet = show_pictures(pictures, titles=titles, columns=columns, foot=names)
     for axes, map_ in zip(
@@ -277,16 +273,14 @@ def pictures_of(images: Any) -> list[np.ndarray]:
         colour = array.ndim == 3 and array.shape[2] in (3, 4)
         if not (array.ndim == 2 or colour) or array.dtype != np.uint8 or not array.size:
             raise RequestError(
-                explain(
-                    "picture",
-                    expected="a PIL image or a uint8 array (H, W) or (H, W, 3)",
-                    found=f"{array.dtype} {array.shape}",
-                    do="serialize the volume first, or scale the values to 0..255",
-                )
+                "picture",
+                "a PIL image or a uint8 array (H, W) or (H, W, 3)",
+                f"{array.dtype} {array.shape}",
+                "serialize the volume first, or scale the values to 0..255",
             )
         pictures.append(array[..., :3] if colour else array)
     if not pictures:
-        raise RequestError(explain("pictures", expected="at least one", found="none", do="give the slices"))
+        raise RequestError("pictures", "at least one", "none", "give the slices")
     return pictures
 
 
@@ -301,14 +295,14 @@ def named_boxes(boxes: Boxes | None, names: Sequence[str] | None) -> tuple[list[
         boxes = list(boxes.values())
     boxes = list(boxes or ())
     names = [str(name) for name in names or ()]
-    if not all(isinstance(box, Box2D | Box3D) for box in boxes) or (names and len(names) != len(boxes)):
+    if not all(isinstance(box, Box2D | Box3D) for box in boxes) or (
+        names and len(names) != len(boxes)
+    ):
         raise RequestError(
-            explain(
-                "boxes to draw",
-                expected="Box2D or Box3D, and one name a box",
-                found=f"{[type(box).__name__ for box in boxes]} with {len(names)} names",
-                do="parse the boxes first",
-            )
+            "boxes to draw",
+            "Box2D or Box3D, and one name a box",
+            f"{[type(box).__name__ for box in boxes]} with {len(names)} names",
+            "parse the boxes first",
         )
     return boxes, names
 
@@ -383,7 +377,9 @@ def draw_boxes(
             for y in (seen.y1 - h, seen.y2, seen.y1, seen.y2 - h)
             for x in (seen.x1, seen.x2 - w, seen.x1 - w, seen.x2)
         ]
-        inside = [(x, y) for x, y in corners if 0 <= x <= width - w and 0 <= y <= height - h] or corners
+        inside = [
+            (x, y) for x, y in corners if 0 <= x <= width - w and 0 <= y <= height - h
+        ] or corners
         free = [
             (x, y)
             for x, y in inside
@@ -392,7 +388,9 @@ def draw_boxes(
         x, y = (free or inside)[0]
         taken.append((x, y, w, h))
         axes.add_patch(
-            Rectangle((x - 0.5, y - 0.5), w, h, facecolor=box_color(index), edgecolor="black", lw=0.6)
+            Rectangle(
+                (x - 0.5, y - 0.5), w, h, facecolor=box_color(index), edgecolor="black", lw=0.6
+            )
         )
         axes.text(
             x - 0.5 + w / 2,
@@ -408,7 +406,16 @@ def draw_boxes(
 
 
 def write_corner(axes: Axes, words: str, size: float) -> None:
-    axes.text(0.035, 0.965, words, transform=axes.transAxes, fontsize=size, va="top", color="white", **_HALO)
+    axes.text(
+        0.035,
+        0.965,
+        words,
+        transform=axes.transAxes,
+        fontsize=size,
+        va="top",
+        color="white",
+        **_HALO,
+    )
 
 
 def _letters(axes: Axes) -> None:
@@ -438,7 +445,15 @@ _HALO = {"path_effects": [withStroke(linewidth=2.2, foreground="black")]}
 def _frame(axes: Axes) -> None:
     axes.add_patch(
         Rectangle(
-            (0, 0), 1, 1, transform=axes.transAxes, fill=False, ec=ACTIVE, lw=3, clip_on=False, zorder=5
+            (0, 0),
+            1,
+            1,
+            transform=axes.transAxes,
+            fill=False,
+            ec=ACTIVE,
+            lw=3,
+            clip_on=False,
+            zorder=5,
         )
     )
 
@@ -461,7 +476,9 @@ def _legend_rows(names: Mapping[int, str], width: float) -> list[list[tuple[floa
     return rows
 
 
-def _draw_legend(sheet: Sheet, top: float, rows: Sequence[Sequence[tuple[float, int, str]]]) -> None:
+def _draw_legend(
+    sheet: Sheet, top: float, rows: Sequence[Sequence[tuple[float, int, str]]]
+) -> None:
     for k, row in enumerate(rows):
         for x, index, words in row:
             line = sheet.place(MARGIN + x, top + k * LEGEND_ROW + 0.06, 0.24, 0.12)
@@ -482,5 +499,7 @@ def _fit(words: str, width: float, size: float) -> str:
     """The words, cut at their end to fit into ``width`` inches."""
     if text_width(words, size) <= width:
         return words
-    kept = bisect_left(range(len(words)), width, key=lambda n: text_width(words[: n + 1] + "…", size))
+    kept = bisect_left(
+        range(len(words)), width, key=lambda n: text_width(words[: n + 1] + "…", size)
+    )
     return words[:kept] + "…"

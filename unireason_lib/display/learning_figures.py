@@ -26,7 +26,9 @@ def show_learning(log: str | Path, probe: str = "answers") -> Sheet:
     """
     from unireason_lib.training.logbook import read_log
 
-    panels = {"loss": {"loss in training": [(line["step"], line["loss"]) for line in read_log(log)]}}
+    panels = {
+        "loss": {"loss in training": [(line["step"], line["loss"]) for line in read_log(log)]}
+    }
     asked = read_log(log, probe)
     for key, title in _MEASURES.items():
         series = {

@@ -29,7 +29,7 @@ from unireason_lib.display.sheet import (
     height_inches,
     text_width,
 )
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 SIZE, LINE = 9, 1.8
 
@@ -67,11 +67,15 @@ def show_hops(
     Raises:
         RequestError: There are no words, or a position lies outside them.
     """
-    _check("show_hops", words, [place for pairs in hops.values() for pair in pairs for place in pair])
+    _check(
+        "show_hops", words, [place for pairs in hops.values() for pair in pairs for place in pair]
+    )
     names = [(legend or {}).get(name, name) for name in hops]
     room = max(text_width(name) for name in names) + 0.6 if names else 0.0
     width = WIDTH - 2 * MARGIN - room
-    owners = ["own" if mine else "prompt" for mine in ([False] * len(words) if own is None else own)]
+    owners = [
+        "own" if mine else "prompt" for mine in ([False] * len(words) if own is None else own)
+    ]
     spans = [
         Span(_shown(word), OWNERS[owner].fill, OWNERS[owner].edge, whole=True)
         for word, owner in zip(words, owners, strict=True)
@@ -90,7 +94,13 @@ def show_hops(
     for i, pairs in enumerate(hops.values()):
         for start, end in pairs:
             if start != end:
-                _draw_arrow(axes, runs[start], runs[end], LINE_COLORS[i % len(LINE_COLORS)], above=i % 2 == 0)
+                _draw_arrow(
+                    axes,
+                    runs[start],
+                    runs[end],
+                    LINE_COLORS[i % len(LINE_COLORS)],
+                    above=i % 2 == 0,
+                )
     return sheet
 
 
@@ -108,15 +118,17 @@ def show_attention(words: Sequence[str], looks: Mapping[str, Look], *, columns: 
     Raises:
         RequestError: There are no words or looks, or a look does not fit the words.
     """
-    _check("show_attention", words, [p for look in looks.values() for p in (look.position, *look.targets)])
+    _check(
+        "show_attention",
+        words,
+        [p for look in looks.values() for p in (look.position, *look.targets)],
+    )
     if not looks or any(len(look.weights) != len(words) for look in looks.values()) or columns < 1:
         raise RequestError(
-            explain(
-                "show_attention",
-                expected=f"at least one look with {len(words)} weights, and a column",
-                found=f"{[len(look.weights) for look in looks.values()]} weights, {columns} columns",
-                do="give the attention of one head from one token",
-            )
+            "show_attention",
+            f"at least one look with {len(words)} weights, and a column",
+            f"{[len(look.weights) for look in looks.values()]} weights, {columns} columns",
+            "give the attention of one head from one token",
         )
     size, gap, head = 8, 0.25, 0.3
     width = (WIDTH - 2 * MARGIN + gap) / columns - gap
@@ -221,12 +233,10 @@ def _check_cells(
     several = len(counts) if boxes is None else len(boxes)
     if not len(images) == len(counts) == several or any(lengths != counts for lengths in found):
         raise RequestError(
-            explain(
-                "show_picture_tokens",
-                expected=f"for {len(images)} pictures a grid, boxes if any, and values for every token",
-                found=f"grids of {counts} tokens, {found} values, boxes for {several}",
-                do="give one value a token, row by row",
-            )
+            "show_picture_tokens",
+            f"for {len(images)} pictures a grid, boxes if any, and values for every token",
+            f"grids of {counts} tokens, {found} values, boxes for {several}",
+            "give one value a token, row by row",
         )
 
 
@@ -274,7 +284,9 @@ def _draw_arrow(axes: Axes, start: Run, end: Run, color: str, above: bool) -> No
     axes.add_patch(_arrow(*ends, color, 0.12))
 
 
-def _arrow(start: tuple[float, float], end: tuple[float, float], color: str, bend: float) -> FancyArrowPatch:
+def _arrow(
+    start: tuple[float, float], end: tuple[float, float], color: str, bend: float
+) -> FancyArrowPatch:
     return FancyArrowPatch(
         start,
         end,
@@ -290,7 +302,9 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], color: str, ben
     )
 
 
-def _frame(axes: Axes, run: Run, color: str, style: str | tuple, width: float, out: float = 0.0) -> None:
+def _frame(
+    axes: Axes, run: Run, color: str, style: str | tuple, width: float, out: float = 0.0
+) -> None:
     """A frame around a chip, ``out`` lines further out than its own."""
     left, length = run.column - CHIP_PADDING, len(run.text) + 2 * CHIP_PADDING
     axes.add_patch(
@@ -311,10 +325,8 @@ def _frame(axes: Axes, run: Run, color: str, style: str | tuple, width: float, o
 def _check(name: str, words: Sequence[str], places: Sequence[int]) -> None:
     if not words or any(not 0 <= place < len(words) for place in places):
         raise RequestError(
-            explain(
-                name,
-                expected=f"words, and positions below {len(words)}",
-                found=f"{len(words)} words, positions {sorted(set(places))}",
-                do="take positions of these words",
-            )
+            name,
+            f"words, and positions below {len(words)}",
+            f"{len(words)} words, positions {sorted(set(places))}",
+            "take positions of these words",
         )

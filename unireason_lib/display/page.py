@@ -25,7 +25,7 @@ from PIL import Image, ImageChops
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.display import replay
 from unireason_lib.display.colors import BOX_COLORS
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 
 def trace_html(
@@ -70,7 +70,9 @@ def trace_html(
     ]
     store: dict[str, str] = {}
     parts = []
-    for number, (trace, reply, images) in enumerate(zip(traces, told, of_each, strict=True), start=1):
+    for number, (trace, reply, images) in enumerate(
+        zip(traces, told, of_each, strict=True), start=1
+    ):
         shown: list[Image.Image] = []
         if images is not None or (frame is not None and hasattr(trace, "request")):
             shown = replay.aligned_pictures(trace, reply, images, frame)
@@ -83,14 +85,14 @@ def trace_html(
 
 
 def _for_each(told: Sequence[replay.Reply], values: Any, what: str) -> list[Any]:
-    if not told or (values is not None and not isinstance(values, Mapping) and len(values) != len(told)):
+    if not told or (
+        values is not None and not isinstance(values, Mapping) and len(values) != len(told)
+    ):
         raise RequestError(
-            explain(
-                "trace page",
-                expected=f"at least one reply, and {what} by id or one for each reply",
-                found=f"{len(told)} replies and {0 if values is None else len(values)} {what}",
-                do="give as many as there are replies",
-            )
+            "trace page",
+            f"at least one reply, and {what} by id or one for each reply",
+            f"{len(told)} replies and {0 if values is None else len(values)} {what}",
+            "give as many as there are replies",
         )
     if values is None:
         return [None] * len(told)
@@ -100,7 +102,9 @@ def _for_each(told: Sequence[replay.Reply], values: Any, what: str) -> list[Any]
 # -- one reply ------------------------------------------------------------------------------------------------------
 
 
-def _article(number: int, reply: replay.Reply, pictures: Sequence[Image.Image], store: dict[str, str]) -> str:
+def _article(
+    number: int, reply: replay.Reply, pictures: Sequence[Image.Image], store: dict[str, str]
+) -> str:
     name = _text(reply.id) or f"reply {number}"
     body = f'<p class="error">{_text(reply.error)}</p>' if reply.error else ""
     if reply.text or not reply.error:
@@ -141,9 +145,13 @@ def _stage(reply: replay.Reply, pictures: Sequence[Image.Image], store: dict[str
     """The picture with the boxes over it; for several pictures a slider, and where along it the boxes lie."""
     width, height = pictures[0].size
     keys = [_keep(picture, store) for picture in pictures]
-    reached = [(mark, *_reach(mark.box, len(pictures))) for mark in reply.marks if mark.box is not None]
+    reached = [
+        (mark, *_reach(mark.box, len(pictures))) for mark in reply.marks if mark.box is not None
+    ]
     places = [
-        (m, low, high) for m, low, high in reached if low < high and not _flat(m, width, height).is_empty
+        (m, low, high)
+        for m, low, high in reached
+        if low < high and not _flat(m, width, height).is_empty
     ]
     low, high = places[0][1:] if places else (0, len(pictures))
     first = (low + high - 1) // 2
@@ -252,14 +260,18 @@ def _look(mark: replay.Mark) -> str:
 # -- the page -------------------------------------------------------------------------------------------------------
 
 
-def _page(title: str, told: Sequence[replay.Reply], articles: Sequence[str], store: Mapping[str, str]) -> str:
+def _page(
+    title: str, told: Sequence[replay.Reply], articles: Sequence[str], store: Mapping[str, str]
+) -> str:
     room = files("unireason_lib.display")
     colors = "".join(f".b{i}{{--box:{color}}}" for i, color in enumerate(BOX_COLORS))
     dashes = ".d1 .outline{stroke-dasharray:8 4}.d2 .outline{stroke-dasharray:2 3}"
     rows = "".join(f".r{n}{{--rows:{n}}}" for n in range(1, 13))
     style = room.joinpath("page.css").read_text("utf-8") + colors + dashes + rows
     script = room.joinpath("page.js").read_text("utf-8")
-    data = json.dumps(dict(store))  # hexadecimal keys and base64: nothing in it could end the element
+    data = json.dumps(
+        dict(store)
+    )  # hexadecimal keys and base64: nothing in it could end the element
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -308,7 +320,8 @@ def _keep(picture: Image.Image, store: dict[str, str]) -> str:
 def _text(words: str) -> str:
     """Text for HTML: markup escaped; broken Unicode, control and direction characters replaced."""
     clean = "".join(
-        "\ufffd" if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t\u200d" else c for c in words
+        "\ufffd" if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t\u200d" else c
+        for c in words
     )
     return escape(clean.encode("utf-8", "replace").decode("utf-8"))
 

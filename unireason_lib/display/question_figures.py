@@ -23,8 +23,17 @@ from unireason_lib.display.figures import (
 )
 from unireason_lib.display.replay import INJECTED
 from unireason_lib.display.reply_figures import MAX_BOXES, chosen_slices, show_trace
-from unireason_lib.display.sheet import WIDTH, Run, Sheet, Span, columns_in, draw_runs, flow, height_inches
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.display.sheet import (
+    WIDTH,
+    Run,
+    Sheet,
+    Span,
+    columns_in,
+    draw_runs,
+    flow,
+    height_inches,
+)
+from unireason_lib.errors import RequestError
 
 SIZE, LINE = 9, 1.4
 PICTURE = 1.75
@@ -50,12 +59,10 @@ def show_questions(questions: Sequence[Any], views: Sequence[Any], *, columns: i
     """
     if not questions or len(questions) != len(views) or columns < 1:
         raise RequestError(
-            explain(
-                "show_questions",
-                expected="at least one question, and a view for each",
-                found=f"{len(questions)} questions, {len(views)} views, {columns} columns",
-                do="give both",
-            )
+            "show_questions",
+            "at least one question, and a view for each",
+            f"{len(questions)} questions, {len(views)} views, {columns} columns",
+            "give both",
         )
     room = _card_width(columns) - PICTURE - 0.12
     return _sheet([_card(q, v, room) for q, v in zip(questions, views, strict=True)], columns)
@@ -79,12 +86,10 @@ def show_replies(
     wrong = [str(line.get("id")) for line in lines if not {"prediction", "boxes"} <= set(line)]
     if not lines or len(lines) != len(pictures) or columns < 1 or wrong:
         raise RequestError(
-            explain(
-                "show_replies",
-                expected="at least one line of an evaluation with a reply, and the pictures of each",
-                found=f"{len(lines)} lines, {len(pictures)} times pictures, {columns} columns, no reply in {wrong[:3]}",
-                do="choose among the lines without error",
-            )
+            "show_replies",
+            "at least one line of an evaluation with a reply, and the pictures of each",
+            f"{len(lines)} lines, {len(pictures)} times pictures, {columns} columns, no reply in {wrong[:3]}",
+            "choose among the lines without error",
         )
     room = _card_width(columns) - PICTURE - 0.12
     return _sheet([_reply_card(a, b, room) for a, b in zip(lines, pictures, strict=True)], columns)
@@ -120,13 +125,18 @@ class _Card:
 
 
 def _make_card(
-    pictures: Sequence[np.ndarray], boxes: Sequence[tuple[int, Box]], numbers: bool, words: list[Run]
+    pictures: Sequence[np.ndarray],
+    boxes: Sequence[tuple[int, Box]],
+    numbers: bool,
+    words: list[Run],
 ) -> _Card:
     shown = _slices([box for _, box in boxes], len(pictures))
     tile, across = _tile(len(shown))
     ratio = pictures[0].shape[0] / pictures[0].shape[1]
     tall = math.ceil(len(shown) / across) * (tile * ratio + GAP) - GAP
-    return _Card(pictures, shown, boxes, numbers, words, max(tall, height_inches(words, SIZE, LINE)))
+    return _Card(
+        pictures, shown, boxes, numbers, words, max(tall, height_inches(words, SIZE, LINE))
+    )
 
 
 def _card(question: Any, view: Any, room: float) -> _Card:
@@ -150,7 +160,10 @@ def _box(values: Sequence[float]) -> Box:
 def _reply_spans(line: Mapping[str, Any]) -> list[Span]:
     """Family, question, the right option in bold and the chosen one marked, and how well the boxes fit."""
     said, true = line["prediction"], line.get("truth")
-    spans = [Span(str(line.get("family", "")), color=ACTIVE, bold=True), Span(f"\n{line['question']}")]
+    spans = [
+        Span(str(line.get("family", "")), color=ACTIVE, bold=True),
+        Span(f"\n{line['question']}"),
+    ]
     for letter, option in line["options"].items():
         right = letter == true
         spans.append(Span(f"\n{letter}. {option}", color=INK if right else MUTED, bold=right))
@@ -164,7 +177,10 @@ def _reply_spans(line: Mapping[str, Any]) -> list[Span]:
     fit = "" if line.get("iou_best") is None else f", {which} {line['iou_best']:.2f}"
     for name in dict.fromkeys(name for name, _ in line.get("truth_boxes", ())):
         spans += [Span("\n"), _chip(f"true: {name}", TRUE)]
-    spans += [Span("\n"), _chip(f"written{fit}", WRITTEN) if boxes else Span("no box written", color=MUTED)]
+    spans += [
+        Span("\n"),
+        _chip(f"written{fit}", WRITTEN) if boxes else Span("no box written", color=MUTED),
+    ]
     return spans
 
 
@@ -197,7 +213,9 @@ def _spans(question: Any, room: float) -> list[Span]:
         fits = len(tag) <= columns - 2
         spans += [Span("\n")] if i == 0 or not fits else []
         spans.append(
-            Span(tag, fill=tint(box_color(i), 0.45), edge=box_color(i) if fits else None, whole=fits)
+            Span(
+                tag, fill=tint(box_color(i), 0.45), edge=box_color(i) if fits else None, whole=fits
+            )
         )
     if not question.evidence:
         spans.append(Span("\nnothing to point at", color=MUTED))
@@ -229,12 +247,13 @@ def show_record(record: Any, images: Sequence[Any], **options: Any) -> Sheet:
     """A record as the reply that a model should give: boxes drawn, crops beside them, the words below.
 
     Args:
-        record: A :class:`unireason_lib.dataset.records.Record`.
+        record: A :class:`unireason_lib.dataset.schema.Record`.
         images: Its pictures, before the processor, in the order of its image ids.
         **options: As for :func:`unireason_lib.display.show_trace`.
     """
     pointings = [
-        {"text": format_box(box), "box": list(box.as_tuple()), "status": INJECTED} for box in record.boxes
+        {"text": format_box(box), "box": list(box.as_tuple()), "status": INJECTED}
+        for box in record.boxes
     ]
     told = {
         "id": record.id,

@@ -15,8 +15,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, Box3D, BoxError, read_box, scan_boxes
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.boxes import (
+    BOX_END,
+    BOX_START,
+    Box,
+    Box2D,
+    Box3D,
+    BoxError,
+    read_box,
+    scan_boxes,
+)
+from unireason_lib.errors import RequestError
 from unireason_lib.imaging.crops import crop_region
 
 INJECTED = "injected"
@@ -88,9 +97,13 @@ class Reply:
         facts = [f"answer {self.choice}" if self.choice else "no choice"] if self.options else []
         facts += [f"truth {self.truth}"] if self.truth else []
         facts += [stops.get(self.stop, self.stop)] if self.stop else []
-        facts += [f"{self.rounds} round{'s' * (self.rounds != 1)}"] if self.rounds is not None else []
+        facts += (
+            [f"{self.rounds} round{'s' * (self.rounds != 1)}"] if self.rounds is not None else []
+        )
         if self.counts:
-            facts.append(", ".join(f"{count:,} {owner}" for owner, count in self.counts.items()) + " tokens")
+            facts.append(
+                ", ".join(f"{count:,} {owner}" for owner, count in self.counts.items()) + " tokens"
+            )
         facts += [f"{self.seconds:.1f} s"] if self.seconds is not None else []
         return "  ·  ".join(facts)
 
@@ -110,7 +123,9 @@ def from_trace(trace: Any, truth: str | None = None) -> Reply:
         answer=trace.answer,
         choice=trace.choice,
         truth=truth,
-        marks=_marks(trace.text, [(p.text, p.box, p.status, tuple(p.crops)) for p in trace.pointings]),
+        marks=_marks(
+            trace.text, [(p.text, p.box, p.status, tuple(p.crops)) for p in trace.pointings]
+        ),
         stop=trace.stop,
         error="",
         rounds=trace.rounds,
@@ -135,12 +150,10 @@ def aligned_pictures(trace: Any, told: Reply, images: Any, frame: Any) -> list[I
         images = getattr(getattr(trace, "request", None), "images", None)
     if images is None:
         raise RequestError(
-            explain(
-                f"trace {told.id!r}",
-                expected="its pictures as the processor shows them, or the processor's frame",
-                found="neither",
-                do="pass [frame.aligned(image) for image in images], or frame=ProcessorFrame.from_processor(processor)",
-            )
+            f"trace {told.id!r}",
+            "its pictures as the processor shows them, or the processor's frame",
+            "neither",
+            "pass [frame.aligned(image) for image in images], or frame=ProcessorFrame.from_processor(processor)",
         )
     pictures = pil_pictures(images)
     if frame is not None:
@@ -148,12 +161,10 @@ def aligned_pictures(trace: Any, told: Reply, images: Any, frame: Any) -> list[I
     for mark in told.marks:
         if not _fits(mark, pictures):
             raise RequestError(
-                explain(
-                    f"pictures of trace {told.id!r}",
-                    expected="those from which its crops were cut, as the processor shows them",
-                    found=f"others (first of {len(pictures)}: {pictures[0].width} x {pictures[0].height} pixels)",
-                    do="pass [frame.aligned(image) for image in images], or the images and frame=...",
-                )
+                f"pictures of trace {told.id!r}",
+                "those from which its crops were cut, as the processor shows them",
+                f"others (first of {len(pictures)}: {pictures[0].width} x {pictures[0].height} pixels)",
+                "pass [frame.aligned(image) for image in images], or the images and frame=...",
             )
     return pictures
 
@@ -162,7 +173,8 @@ def pil_pictures(images: Any) -> list[Image.Image]:
     """A stack of slices, arrays, PIL pictures or a single one, as RGB pictures."""
     pixels = [images] if isinstance(images, Image.Image) else getattr(images, "pixels", images)
     pictures = [
-        image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in pixels
+        image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+        for image in pixels
     ]
     return [picture if picture.mode == "RGB" else picture.convert("RGB") for picture in pictures]
 
@@ -187,7 +199,10 @@ def _fits(mark: Mark, pictures: Sequence[Image.Image]) -> bool:
         return False
     return not mark.crops or (
         len(crops) == len(mark.crops)
-        and all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(crops, mark.crops, strict=True))
+        and all(
+            np.array_equal(np.asarray(a), np.asarray(b))
+            for a, b in zip(crops, mark.crops, strict=True)
+        )
     )
 
 
@@ -200,7 +215,9 @@ def _marks(text: str, pointings: Sequence[tuple]) -> tuple[Mark, ...]:
         start, end = (start, start + len(written)) if start >= 0 else (len(text), len(text))
         number += box is not None
         short = written.removeprefix(BOX_START).removesuffix(BOX_END)
-        marks.append(Mark(start, end, box, number if box is not None else 0, status, crops, short, *sizes))
+        marks.append(
+            Mark(start, end, box, number if box is not None else 0, status, crops, short, *sizes)
+        )
         at = end
     return tuple(marks)
 
@@ -210,7 +227,10 @@ def _from_mapping(record: Mapping[str, Any], truth: str | None) -> Reply:
     options = record.get("options")
     pointings = record.get("pointings")
     if isinstance(pointings, list) and all(isinstance(p, Mapping) for p in pointings):
-        found = [(_words(p.get("text")), _box(p), _words(p.get("status")), (), _sizes(p)) for p in pointings]
+        found = [
+            (_words(p.get("text")), _box(p), _words(p.get("status")), (), _sizes(p))
+            for p in pointings
+        ]
     else:
         scan = scan_boxes(text)
         fates = _fates(record.get("statuses"), len(scan.boxes))
@@ -219,19 +239,26 @@ def _from_mapping(record: Mapping[str, Any], truth: str | None) -> Reply:
     three = any(isinstance(box, Box3D) for _, box, *_ in found)
     counts = {name: _number(record.get(f"{name}_tokens")) for name in ("prompt", "own", "injected")}
     rounds = _number(record.get("rounds"))
-    truth = truth if truth is not None else record.get("truth")
+    truth, error = truth if truth is not None else record.get("truth"), record.get("error")
     return Reply(
         id=_words(record.get("id")),
-        dimension=record["dimension"] if record.get("dimension") in ("2d", "3d") else "3d" if three else "2d",
+        dimension=record["dimension"]
+        if record.get("dimension") in ("2d", "3d")
+        else "3d"
+        if three
+        else "2d",
         question=_words(record.get("question")),
-        options={str(k): _words(v) for k, v in options.items()} if isinstance(options, Mapping) else {},
+        options={str(k): _words(v) for k, v in options.items()}
+        if isinstance(options, Mapping)
+        else {},
         text=text,
         answer=_words(record.get("answer")),
-        choice=_words(record.get("choice") or (record.get("prediction") if options else None)) or None,
+        choice=_words(record.get("choice") or (record.get("prediction") if options else None))
+        or None,
         truth=_words(truth) or None,
         marks=_marks(text, found),
         stop=_words(record.get("stop")),
-        error=_words(record.get("error")),
+        error=_words(error.get("message") if isinstance(error, Mapping) else error),
         rounds=None if rounds is None else int(rounds),
         seconds=_number(record.get("seconds")),
         counts={name: int(count) for name, count in counts.items() if count is not None},

@@ -68,7 +68,9 @@ def show_trace(
     boxes = _visible(told, pictures)
     left_width = 0.58 * (WIDTH - 2 * MARGIN)
     right, right_width = MARGIN + left_width + 0.25, WIDTH - 2 * MARGIN - left_width - 0.25
-    tiles, left_height = _tiles(pictures, list(boxes.values()), told.dimension, left_width, max_slices)
+    tiles, left_height = _tiles(
+        pictures, list(boxes.values()), told.dimension, left_width, max_slices
+    )
     crops, right_height = _crop_places(told, right_width, left_height)
 
     size = 9
@@ -131,7 +133,9 @@ def hero_figure(
         sheet.write(left, top, f"{number}  {words}", 9.5, fontweight="bold", color=ACTIVE)
     for k, index in enumerate(film):
         left = MARGIN + k * (film_width + GAP)
-        axes = draw_picture(sheet, left, head + 0.26, film_width, film_width * ratio, pictures[index])
+        axes = draw_picture(
+            sheet, left, head + 0.26, film_width, film_width * ratio, pictures[index]
+        )
         for i, box in boxes.items():
             if lies_on(box, index):
                 draw_box(axes, box, i)
@@ -175,7 +179,9 @@ def _visible(told: replay.Reply, pictures: Sequence[np.ndarray]) -> dict[int, Bo
     """The boxes that overlap the pictures, by their index; of very many the first ones."""
     height, width = pictures[0].shape[:2]
     boxes = {
-        mark.number - 1: mark.box for mark in told.marks if mark.box is not None and mark.number <= MAX_BOXES
+        mark.number - 1: mark.box
+        for mark in told.marks
+        if mark.box is not None and mark.number <= MAX_BOXES
     }
     return {
         i: box
@@ -188,7 +194,9 @@ def _visible(told: replay.Reply, pictures: Sequence[np.ndarray]) -> dict[int, Bo
 def chosen_slices(boxes: Sequence[Box], count: int, limit: int) -> list[int]:
     """Which of ``count`` slices to show: those that cuboids span, the middles first; without cuboids an even choice."""
     spans = [
-        inside_out([z for z in range(count) if lies_on(box, z)]) for box in boxes if isinstance(box, Box3D)
+        inside_out([z for z in range(count) if lies_on(box, z)])
+        for box in boxes
+        if isinstance(box, Box3D)
     ]
     turns = [z for turn in zip_longest(*spans) for z in turn if z is not None]
     if not turns:
@@ -224,7 +232,9 @@ def _tiles(
         if dimension == "3d"
         else list(range(min(limit, len(pictures))))
     )
-    columns = min(len(shown), 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3 if len(shown) <= 6 else 4)
+    columns = min(
+        len(shown), 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3 if len(shown) <= 6 else 4
+    )
     tile = (width + GAP) / columns - GAP
     ratio = max(pictures[i].shape[0] / pictures[i].shape[1] for i in shown)
     if columns == 1:
@@ -251,7 +261,9 @@ def _draw_tiles(
             sheet, left + tile.left, top + tile.top, tile.width, picture.shape[0] * scale, picture
         )
         here = {i: box for i, box in boxes.items() if lies_on(box, tile.index)}
-        draw_boxes(axes, here, picture.shape, scale, label=(0.6, 0.2) if len(pictures) > 1 else (0, 0))
+        draw_boxes(
+            axes, here, picture.shape, scale, label=(0.6, 0.2) if len(pictures) > 1 else (0, 0)
+        )
         if len(pictures) > 1:
             write_corner(axes, f"slice {tile.index}", 8)
 
@@ -296,7 +308,9 @@ def _crop_places(told: replay.Reply, width: float, room: float) -> tuple[list[_C
             numbered[:MAX_CROPS], width, 0.75 if len(numbered) <= 4 else 0.5, rows=1
         )
     if len(numbered) > MAX_CROPS:
-        places.append(_CropPlace(0, top, width, 0.2, words=f"… and {len(numbered) - MAX_CROPS} more boxes"))
+        places.append(
+            _CropPlace(0, top, width, 0.2, words=f"… and {len(numbered) - MAX_CROPS} more boxes")
+        )
         top += 0.25
     return places, top
 
@@ -309,7 +323,9 @@ def _crop_column(
     top, complete = 0.0, True
     for mark in marks:
         words = f"[{','.join(str(v) for v in mark.box.as_tuple())}]"
-        places.append(_CropPlace(0, top, width, 0.2, words=f"{words}{mark.fate}", number=mark.number))
+        places.append(
+            _CropPlace(0, top, width, 0.2, words=f"{words}{mark.fate}", number=mark.number)
+        )
         top += 0.25
         if not mark.crops:
             continue
@@ -329,7 +345,9 @@ def _crop_column(
             places.append(_CropPlace(x, y, w, h, picture=pictures[index]))
         if len(shown) < len(pictures):
             places.append(
-                _CropPlace(columns * (w + 0.05), top, 0.3, 0.2, words=f"+{len(pictures) - len(shown)}")
+                _CropPlace(
+                    columns * (w + 0.05), top, 0.3, 0.2, words=f"+{len(pictures) - len(shown)}"
+                )
             )
         top += math.ceil(len(shown) / columns) * (h + 0.05) + 0.08
     return places, top, complete
@@ -342,14 +360,26 @@ def _draw_crops(sheet: Sheet, left: float, top: float, places: Sequence[_CropPla
             axes = draw_picture(sheet, x, y, place.width, place.height, place.picture)
             axes.add_patch(
                 Rectangle(
-                    (0, 0), 1, 1, transform=axes.transAxes, fill=False, ec=OWNERS["injected"].edge, lw=1.2
+                    (0, 0),
+                    1,
+                    1,
+                    transform=axes.transAxes,
+                    fill=False,
+                    ec=OWNERS["injected"].edge,
+                    lw=1.2,
                 )
             )
         elif place.number:
             tag = sheet.place(x, y, 0.2, 0.18, bare=False)
             tag.set(xticks=[], yticks=[], facecolor=box_color(place.number - 1))
             tag.text(
-                0.5, 0.45, str(place.number), fontsize=8, fontweight="bold", ha="center", va="center_baseline"
+                0.5,
+                0.45,
+                str(place.number),
+                fontsize=8,
+                fontweight="bold",
+                ha="center",
+                va="center_baseline",
             )
             sheet.write(x + 0.27, y + 0.015, place.words, 8, family=MONO)
         else:
@@ -370,15 +400,21 @@ def reply_spans(told: replay.Reply) -> list[Span]:
         if isinstance(piece, str):
             spans.append(Span(piece))
         elif not piece.number:
-            spans.append(Span(f"{piece.short} malformed", color=MUTED, edge=MUTED, fill="white", whole=True))
+            spans.append(
+                Span(f"{piece.short} malformed", color=MUTED, edge=MUTED, fill="white", whole=True)
+            )
         else:
             color = box_color(piece.number - 1)
             spans.append(
-                Span(f"{piece.number} {piece.short}", fill=tint(color, 0.45), edge=color, whole=True)
+                Span(
+                    f"{piece.number} {piece.short}", fill=tint(color, 0.45), edge=color, whole=True
+                )
             )
             if piece.crops:
                 look, count = OWNERS["injected"], len(piece.crops)
-                spans.append(Span(f"+{count} crop{'s' * (count > 1)}", look.fill, look.edge, whole=True))
+                spans.append(
+                    Span(f"+{count} crop{'s' * (count > 1)}", look.fill, look.edge, whole=True)
+                )
             elif piece.status:
                 spans.append(Span(piece.status, color=MUTED, fill="white", edge=MUTED, whole=True))
     return spans

@@ -47,7 +47,9 @@ class Sheet(Figure):
         self.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         return buffer.getvalue()
 
-    def place(self, left: float, top: float, width: float, height: float, *, bare: bool = True) -> Axes:
+    def place(
+        self, left: float, top: float, width: float, height: float, *, bare: bool = True
+    ) -> Axes:
         """Axes whose top left corner lies ``left`` and ``top`` inches from that of the sheet.
 
         Args:
@@ -62,7 +64,13 @@ class Sheet(Figure):
     def write(self, left: float, top: float, text: str, size: float = 9, **kwargs) -> None:
         """Plain text, ``top`` being the upper edge of its first line. Nothing in it is read as mathematics."""
         w, h = self.get_size_inches()
-        options = {"color": INK, "fontsize": size, "va": "top", "family": SANS, "parse_math": False} | kwargs
+        options = {
+            "color": INK,
+            "fontsize": size,
+            "va": "top",
+            "family": SANS,
+            "parse_math": False,
+        } | kwargs
         self.text(left / w, 1 - top / h, printable(text, options["family"]), **options)
 
 
@@ -178,7 +186,13 @@ def height_inches(runs: Sequence[Run], size: float, line: float = LINE) -> float
 
 
 def draw_runs(
-    sheet: Sheet, left: float, top: float, width: float, runs: Sequence[Run], size: float, line: float = LINE
+    sheet: Sheet,
+    left: float,
+    top: float,
+    width: float,
+    runs: Sequence[Run],
+    size: float,
+    line: float = LINE,
 ) -> float:
     """Draw what :func:`flow` has laid out.
 

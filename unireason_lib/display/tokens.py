@@ -40,7 +40,9 @@ class Chip:
     picture: bool = False
 
 
-def token_chips(trace: Any, tokenizer: Any, max_prompt: int = 48, max_reply: int = 600) -> list[Chip]:
+def token_chips(
+    trace: Any, tokenizer: Any, max_prompt: int = 48, max_reply: int = 600
+) -> list[Chip]:
     """The tokens of prompt and reply as chips.
 
     Args:
@@ -61,7 +63,12 @@ def token_counts(trace: Any) -> dict[str, int]:
 
 
 def token_strip(
-    trace: Any, tokenizer: Any, *, max_prompt: int = 48, max_reply: int = 400, title: str | None = None
+    trace: Any,
+    tokenizer: Any,
+    *,
+    max_prompt: int = 48,
+    max_reply: int = 400,
+    title: str | None = None,
 ) -> Sheet:
     """All tokens of one prompt and reply, coloured by who wrote them.
 
@@ -74,7 +81,9 @@ def token_strip(
     Returns:
         A matplotlib figure.
     """
-    return _strip(token_chips(trace, tokenizer, max_prompt, max_reply), _owners(trace), OWNERS, title)
+    return _strip(
+        token_chips(trace, tokenizer, max_prompt, max_reply), _owners(trace), OWNERS, title
+    )
 
 
 def loss_owners(example: Any, tokenizer: Any) -> list[str]:
@@ -89,13 +98,26 @@ def loss_owners(example: Any, tokenizer: Any) -> list[str]:
     of_pictures = set(tokenizer.convert_tokens_to_ids([VISION_START, IMAGE_TOKEN, VISION_END]))
     begin = _reply_begin(example)
     return [
-        "own" if own else "prompt" if token not in of_pictures else "picture" if at < begin else "injected"
-        for at, (token, own) in enumerate(zip(example.ids.tolist(), example.own.tolist(), strict=True))
+        "own"
+        if own
+        else "prompt"
+        if token not in of_pictures
+        else "picture"
+        if at < begin
+        else "injected"
+        for at, (token, own) in enumerate(
+            zip(example.ids.tolist(), example.own.tolist(), strict=True)
+        )
     ]
 
 
 def loss_strip(
-    example: Any, tokenizer: Any, *, max_prompt: int = 48, max_reply: int = 400, title: str | None = None
+    example: Any,
+    tokenizer: Any,
+    *,
+    max_prompt: int = 48,
+    max_reply: int = 400,
+    title: str | None = None,
 ) -> Sheet:
     """All tokens of an example to learn from, coloured by whether they carry loss.
 
@@ -140,7 +162,12 @@ def draw_bar(sheet: Sheet, left: float, top: float, width: float, trace: Any) ->
 
 
 def _draw_bar(
-    sheet: Sheet, left: float, top: float, width: float, owners: Sequence[str], looks: Mapping[str, Owner]
+    sheet: Sheet,
+    left: float,
+    top: float,
+    width: float,
+    owners: Sequence[str],
+    looks: Mapping[str, Owner],
 ) -> None:
     from unireason_lib.display.sheet import text_width
 
@@ -163,7 +190,9 @@ def _draw_bar(
         axes.broken_barh(pieces, (0, 1), facecolor=look.fill, edgecolor=look.edge, linewidth=0.7)
 
 
-def token_strip_html(trace: Any, tokenizer: Any, *, max_prompt: int = 48, max_reply: int = 2000) -> Html:
+def token_strip_html(
+    trace: Any, tokenizer: Any, *, max_prompt: int = 48, max_reply: int = 2000
+) -> Html:
     """The strip of :func:`token_strip` as HTML, for notebooks that are open (text can be searched and copied).
 
     Colours are written into each element, because notebook viewers drop style sheets. Pages that drop these
@@ -202,7 +231,9 @@ class Html(str):
 
 def _owners(trace: Any) -> list[str]:
     """The owner of every token of a prompt and its reply."""
-    return ["prompt"] * len(trace.prompt_ids) + ["own" if own else "injected" for own in trace.own_mask]
+    return ["prompt"] * len(trace.prompt_ids) + [
+        "own" if own else "injected" for own in trace.own_mask
+    ]
 
 
 def _reply_begin(example: Any) -> int:
@@ -241,7 +272,12 @@ def _stretches(owners: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _both_chips(
-    ids: Sequence[int], owners: Sequence[str], begin: int, tokenizer: Any, max_prompt: int, max_reply: int
+    ids: Sequence[int],
+    owners: Sequence[str],
+    begin: int,
+    tokenizer: Any,
+    max_prompt: int,
+    max_reply: int,
 ) -> list[Chip]:
     """Chips of prompt and reply, each shortened by itself; the reply begins at token ``begin``."""
     prompt = _chips(ids[:begin], owners[:begin], tokenizer)
@@ -279,7 +315,9 @@ def _chips(ids: Sequence[int], owners: Sequence[str], tokenizer: Any) -> list[Ch
     return chips
 
 
-def _pictures(ids: Sequence[int], owners: Sequence[str], start: int, decode: Any) -> tuple[int, list[int]]:
+def _pictures(
+    ids: Sequence[int], owners: Sequence[str], start: int, decode: Any
+) -> tuple[int, list[int]]:
     """Where the pictures that begin at ``start`` end, and the tokens of each (delimiters not counted)."""
     counts: list[int] = []
     i = start

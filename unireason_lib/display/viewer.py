@@ -17,19 +17,17 @@ import numpy as np
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.display.colors import box_color
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 try:
     import anywidget
     import traitlets
 except ImportError as error:
     raise ImportError(
-        explain(
-            "slice viewer",
-            expected="the package anywidget",
-            found=f"no {error.name}",
-            do="pip install anywidget, or use show_slices(), which draws a figure",
-        )
+        "slice viewer",
+        "the package anywidget",
+        f"no {error.name}",
+        "pip install anywidget, or use show_slices(), which draws a figure",
     ) from error
 
 _HERE = files("unireason_lib.display")
@@ -113,7 +111,10 @@ class SliceViewer(anywidget.AnyWidget):
         """The widget, and a picture of the present slice for pages that cannot run it."""
         shown = super()._repr_mimebundle_(**kwargs)
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
-        return {**data, "image/png": base64.b64encode(self.figure()._repr_png_()).decode()}, metadata
+        return {
+            **data,
+            "image/png": base64.b64encode(self.figure()._repr_png_()).decode(),
+        }, metadata
 
     def figure(self) -> Any:
         """The present slice with its boxes as a matplotlib figure, in the present window."""
@@ -122,7 +123,9 @@ class SliceViewer(anywidget.AnyWidget):
         plane = np.frombuffer(self.pixels, np.uint8).reshape(self.shape)[self.index]
         low, high = self.range
         values = low + plane * ((high - low) / 255)
-        grey = np.clip((values - self.window[0]) / max(self.window[1] - self.window[0], 1e-12), 0, 1)
+        grey = np.clip(
+            (values - self.window[0]) / max(self.window[1] - self.window[0], 1e-12), 0, 1
+        )
         boxes = {i: Box3D(*shown["box"]) for i, shown in enumerate(self.boxes)}
         here = {i: box for i, box in boxes.items() if lies_on(box, self.index)}
         names = {i: self.boxes[i]["name"] for i in here}
@@ -149,12 +152,7 @@ def _grey(images: Any) -> np.ndarray:
     pictures = pictures_of(images)
     if len({picture.shape[:2] for picture in pictures}) > 1:
         raise RequestError(
-            explain(
-                "slice viewer",
-                expected="slices of one size",
-                found="several sizes",
-                do="show_pictures() draws them",
-            )
+            "slice viewer", "slices of one size", "several sizes", "show_pictures() draws them"
         )
     weights = np.array([0.299, 0.587, 0.114])
     return np.stack([p if p.ndim == 2 else np.rint(p @ weights).astype(np.uint8) for p in pictures])

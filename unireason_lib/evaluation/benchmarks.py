@@ -17,22 +17,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.items import Benchmark
 from unireason_lib.imaging import QWEN_FRAME
+from unireason_lib.inference import Reading
 
 if TYPE_CHECKING:
-    from unireason_lib.imaging import ProcessorFrame
+    from unireason_lib.imaging import ProcessorFrame, Serialization
 
 BENCHMARKS: Mapping[str, tuple[str, str]] = {
     "phantom": ("studies", "phantom_benchmark"),
     "parquet": ("parquet", "parquet_benchmark"),
     **dict.fromkeys(("m3d-vqa", "3d-rad"), ("tables", "table_benchmark")),
-    **dict.fromkeys(("vqa-rad", "slake", "pathvqa", "pmc-vqa", "omnimedvqa"), ("tables", "table_benchmark")),
+    **dict.fromkeys(
+        ("vqa-rad", "slake", "pathvqa", "pmc-vqa", "omnimedvqa"), ("tables", "table_benchmark")
+    ),
 }
 """Name -> module of this package and function in it."""
 
@@ -46,6 +50,7 @@ def open_benchmark(
     frame: ProcessorFrame = QWEN_FRAME,
     size: Sequence[int] | None = None,
     window: Any = None,
+    serialization: Serialization | None = None,
     **options: Any,
 ) -> Benchmark:
     """Open a benchmark.
@@ -58,6 +63,8 @@ def open_benchmark(
         frame: Processor of the model that will be asked: generated questions and boxes are written for it.
         size: Slices, rows and columns of a volume; None takes the benchmark's own, else the paper's.
         window: How scans are shown; None takes the benchmark's own.
+        serialization: Of the checkpoint that will be asked: the default of ``size`` and ``window``. Another one given
+            by hand is a :class:`~unireason_lib.errors.ScanWarning`; a data set in Parquet says itself how it is shown.
         options: Of the benchmark, see its function.
 
     Raises:
@@ -67,7 +74,18 @@ def open_benchmark(
         name, path = _name_and_path(name)
     make = _maker(name)
     known = inspect.signature(make).parameters
-    given: dict[str, Any] = {"limit": limit, "frame": frame, "size": size, "window": window, **options}
+    if serialization is not None and name != "parquet":
+        reading = Reading.like(serialization, size=size, window=window)
+        size, window = reading.size, reading.window
+        if "image_size" in known:
+            options.setdefault("image_size", serialization.image_size)
+    given: dict[str, Any] = {
+        "limit": limit,
+        "frame": frame,
+        "size": size,
+        "window": window,
+        **options,
+    }
     given |= {"split": split} if "split" in known else {}
     if "name" in known:
         given["name"] = name
@@ -79,10 +97,14 @@ def open_benchmark(
     unknown = [] if open_ended else sorted(set(given) - set(known))
     if unknown:
         takes = ", ".join(option for option in known if option not in ("name", "path"))
-        raise _bad(f"benchmark {name}", f"options of {takes}", ", ".join(unknown), "correct or remove them")
+        raise _bad(
+            f"benchmark {name}", f"options of {takes}", ", ".join(unknown), "correct or remove them"
+        )
     if limit is not None and limit < 1:
         raise _bad("limit", "1 or more", str(limit), "correct it")
-    return make(**given)
+    opened = {**given, "name": name, "split": split, "frame": asdict(frame)}
+    opened["path"] = None if path is None else str(Path(path).resolve())
+    return replace(make(**given), opened=opened)
 
 
 def _name_and_path(text: str) -> tuple[str, str | None]:
@@ -107,4 +129,4 @@ def _maker(name: str) -> Callable[..., Benchmark]:
 
 
 def _bad(subject: object, expected: str, found: str, do: str) -> DatasetError:
-    return DatasetError(explain(subject, expected=expected, found=found, do=do))
+    return DatasetError(subject, expected, found, do)

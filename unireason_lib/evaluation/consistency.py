@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.dataset.phrasings import PHRASINGS
-from unireason_lib.dataset.records import box_of
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.dataset.questions import WORDS
+from unireason_lib.dataset.schema import box_of
+from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.evaluation.metrics import answered, measure, spanned_slices, volume_consistency
 from unireason_lib.evaluation.statistics import Interval
@@ -51,19 +51,24 @@ def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) ->
         cuboid = first_cuboid(line)
         if parent is None or cuboid is None or len(parent.truth_boxes) != 1:
             continue
-        pictures = lru_cache(maxsize=1)(parent.load)  # slices of one volume are asked for one after the other
+        pictures = lru_cache(maxsize=1)(
+            parent.load
+        )  # slices of one volume are asked for one after the other
         for z in spanned_slices(cuboid, line["frame"][2]):
             items.append(_slice_item(parent, pictures, z, cuboid))
     if not items:
         raise DatasetError(
-            explain(
-                f"slices of {benchmark.name}",
-                expected="replies about one structure of a volume that begin with a cuboid",
-                found="none",
-                do="ask a model that points in volumes, or more questions",
-            )
+            f"slices of {benchmark.name}",
+            "replies about one structure of a volume that begin with a cuboid",
+            "none",
+            "ask a model that points in volumes, or more questions",
         )
-    return Benchmark(f"slices of {benchmark.name}", tuple(items), {**benchmark.identity, "mode": "slices"})
+    return Benchmark(
+        f"slices of {benchmark.name}",
+        tuple(items),
+        {**benchmark.identity, "mode": "slices"},
+        opened=benchmark.opened,
+    )
 
 
 def first_cuboid(line: Mapping[str, Any]) -> Box3D | None:
@@ -74,7 +79,7 @@ def first_cuboid(line: Mapping[str, Any]) -> Box3D | None:
 
 def _slice_item(parent: Item, pictures: Any, z: int, cuboid: Box3D) -> Item:
     name = next(iter(parent.about.get("names", ())), None) or f"the {parent.truth_boxes[0][0]}"
-    question = PHRASINGS["quadrant"][3].format(a=name, A=name, it="picture")
+    question = WORDS["families"]["spatial localization"]["quadrant"][3].format(a=name, it="image")
     return Item(
         id=f"{parent.id}#z{z:03d}",
         patient=parent.patient,
@@ -137,13 +142,18 @@ def consistency(lines: Sequence[Mapping[str, Any]], samples: int = 2000) -> Cons
     found, written, slices = [], 0, 0
     for parent, mine in groups.items():
         boxes = {line["about"]["slice"]: _first_rectangle(line) for line in mine}
-        slices, written = slices + len(boxes), written + sum(box is not None for box in boxes.values())
+        slices, written = (
+            slices + len(boxes),
+            written + sum(box is not None for box in boxes.values()),
+        )
         spanned = range(min(boxes), max(boxes) + 1)
         cuboid = Box3D.from_xy(box_of(mine[0]["about"]["cuboid"]).xy, spanned.start, spanned.stop)
         found.append((parent, mine[0]["patient"], volume_consistency(cuboid, boxes)))
     lined = [{"patient": patient, "value": value} for _, patient, value in found]
     overlap = measure(lined, lambda line: line["value"], samples=samples)
-    return Consistency(overlap, written / slices if slices else 0.0, tuple((p, v) for p, _, v in found))
+    return Consistency(
+        overlap, written / slices if slices else 0.0, tuple((p, v) for p, _, v in found)
+    )
 
 
 def read_consistency(path: str | Path, samples: int = 2000) -> Consistency:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib.boxes import Box
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.errors import DatasetError
 from unireason_lib.prompts import question_text
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ class Item:
             self.question, pictures, dict(self.options), self.dimension, self.id, messages=messages
         )
 
-    def boxes_in(self, frame: ProcessorFrame, height: int, width: int) -> tuple[tuple[str, Box], ...]:
+    def boxes_in(
+        self, frame: ProcessorFrame, height: int, width: int
+    ) -> tuple[tuple[str, Box], ...]:
         """The truth boxes in the pixels of another processor's frame.
 
         Args:
@@ -93,12 +95,10 @@ class Item:
         words = " ".join([self.question, *self.options.values()])
         if _WRITTEN_BOX.search(words):
             raise DatasetError(
-                explain(
-                    self.id,
-                    expected=f"boxes in the question for pictures of {frame.size(height, width)}",
-                    found=f"boxes for pictures of {self.frame.size(height, width)}",
-                    do="build the data set for this model's processor (build --model)",
-                )
+                self.id,
+                f"boxes in the question for pictures of {frame.size(height, width)}",
+                f"boxes for pictures of {self.frame.size(height, width)}",
+                "build the data set for this model's processor (build --model)",
             )
         return tuple(
             (name, frame.to_frame(self.frame.from_frame(box, height, width), height, width))
@@ -145,6 +145,8 @@ class Benchmark:
         identity: Everything that decides what is asked, in plain values: results of two runs may be put into one file
             only if it is equal. The number of questions is not part of it, so a run can be made longer.
         skipped: Rows that could not be used.
+        opened: Arguments of :func:`unireason_lib.evaluation.open_benchmark` in plain values, by which the pictures of
+            results are found again; empty for a benchmark that was made otherwise.
 
     Raises:
         DatasetError: No item is left, two have the same id, or the words of one cannot be asked.
@@ -154,9 +156,12 @@ class Benchmark:
     items: tuple[Item, ...]
     identity: Mapping[str, Any] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
+    opened: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        twice = [name for name, count in Counter(item.id for item in self.items).items() if count > 1]
+        twice = [
+            name for name, count in Counter(item.id for item in self.items).items() if count > 1
+        ]
         if twice or not self.items:
             lost = (
                 f"none ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
@@ -164,12 +169,10 @@ class Benchmark:
                 else "none"
             )
             raise DatasetError(
-                explain(
-                    f"benchmark {self.name}",
-                    expected="questions with different ids",
-                    found=f"{twice[0]!r} twice" if twice else lost,
-                    do="correct the file" if twice or self.skipped else "check path, split and limit",
-                )
+                f"benchmark {self.name}",
+                "questions with different ids",
+                f"{twice[0]!r} twice" if twice else lost,
+                "correct the file" if twice or self.skipped else "check path, split and limit",
             )
 
     def __iter__(self) -> Iterator[Item]:

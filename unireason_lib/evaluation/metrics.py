@@ -43,7 +43,9 @@ def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | 
     """
     if not truth:
         return {"iou_first": None, "iou_best": None, "iou_all": None}
-    table = [[one.iou(true) if type(one) is type(true) else 0.0 for true in truth] for one in written]
+    table = [
+        [one.iou(true) if type(one) is type(true) else 0.0 for true in truth] for one in written
+    ]
     table = table or [[0.0] * len(truth)]
     found = {
         "iou_first": max(table[0]),
@@ -53,7 +55,9 @@ def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | 
     return {name: round(value, 6) for name, value in found.items()}
 
 
-def crop_share(crops: Sequence[tuple[int, int]], injections: int, frame: Sequence[int]) -> float | None:
+def crop_share(
+    crops: Sequence[tuple[int, int]], injections: int, frame: Sequence[int]
+) -> float | None:
     """Mean share of the picture (of the volume: over all slices) that an injected box fetched.
 
     A model that always fetches everything looks at nothing in particular: its share is 1.
@@ -118,7 +122,9 @@ def answered(lines: Iterable[Line]) -> list[Line]:
 
 MEASURES: Mapping[str, Callable[[Line], float | None]] = {
     "accuracy": lambda line: None if line["correct"] is None else float(line["correct"]),
-    "guess": lambda line: None if line.get("guess") is None else float(line["guess"] == line["truth"]),
+    "guess": lambda line: (
+        None if line.get("guess") is None else float(line["guess"] == line["truth"])
+    ),
     "abstained": lambda line: float(line["prediction"] is None) if line["options"] else None,
     "in_format": lambda line: float(line["in_format"]),
     "word_f1": lambda line: (
@@ -159,11 +165,15 @@ def measure(
         None when the measure applies to no line.
     """
     get = MEASURES[value] if isinstance(value, str) else value
-    found = [(number, line["patient"]) for line in answered(lines) if (number := get(line)) is not None]
+    found = [
+        (number, line["patient"]) for line in answered(lines) if (number := get(line)) is not None
+    ]
     if not found:
         return None
     numbers, patients = zip(*found, strict=True)
-    return bootstrap_mean(numbers, patients, samples=samples, seed=seed, bounded=value not in UNBOUNDED)
+    return bootstrap_mean(
+        numbers, patients, samples=samples, seed=seed, bounded=value not in UNBOUNDED
+    )
 
 
 def cells(
@@ -193,7 +203,12 @@ def cells(
 
 
 def _cell(
-    dimension: str, family: str, lines: Sequence[Line], blind: Sequence[Line], samples: int, seed: int
+    dimension: str,
+    family: str,
+    lines: Sequence[Line],
+    blind: Sequence[Line],
+    samples: int,
+    seed: int,
 ) -> Cell | None:
     def mine(line: Line) -> bool:
         return dimension in ("all", line["dimension"]) and family in ("all", line["family"])
@@ -223,7 +238,8 @@ def majority_letters(lines: Iterable[Line]) -> dict[str, str]:
         if _scored(line):
             counter[line["truth"]] += 1
     return {
-        d: max(sorted(counter), key=counter.__getitem__) if counter else "" for d, counter in counts.items()
+        d: max(sorted(counter), key=counter.__getitem__) if counter else ""
+        for d, counter in counts.items()
     }
 
 
@@ -253,7 +269,11 @@ class Bin:
 
 
 def reliability(
-    lines: Iterable[Line], bins: Sequence[float] = IOU_BINS, *, value: str = "iou_best", seed: int = 0
+    lines: Iterable[Line],
+    bins: Sequence[float] = IOU_BINS,
+    *,
+    value: str = "iou_best",
+    seed: int = 0,
 ) -> list[Bin]:
     """Accuracy among replies whose boxes fit badly, better, well: does a good box mean a right answer?
 
@@ -263,11 +283,15 @@ def reliability(
         value: Which overlap.
         seed: Of the bootstrap.
     """
-    known = [line for line in answered(lines) if line[value] is not None and line["correct"] is not None]
+    known = [
+        line for line in answered(lines) if line[value] is not None and line["correct"] is not None
+    ]
     found = []
     for low, high in itertools.pairwise(bins):
         last = high == bins[-1]
-        mine = [line for line in known if low <= line[value] < high or (last and line[value] == high)]
+        mine = [
+            line for line in known if low <= line[value] < high or (last and line[value] == high)
+        ]
         found.append(Bin(low, high, len(mine), measure(mine, "accuracy", seed=seed)))
     return found
 
@@ -291,7 +315,9 @@ def volume_consistency(
     """
     spanned = spanned_slices(cuboid, depth)
     if not spanned:
-        raise ValueError(f"{cuboid}: expected a cuboid that spans slices of the volume, found none.")
+        raise ValueError(
+            f"{cuboid}: expected a cuboid that spans slices of the volume, found none."
+        )
     pairs = [rectangles.get(z) for z in spanned]
     return sum(0.0 if pair is None else cuboid.xy.iou(pair) for pair in pairs) / len(spanned)
 

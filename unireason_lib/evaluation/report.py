@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 from unireason_lib.evaluation.metrics import (
     SHARES,
     Bin,
@@ -63,7 +63,9 @@ class Report:
     samples: int = 2000
 
     @classmethod
-    def from_file(cls, path: str | Path, blind: str | Path | None = None, samples: int = 2000) -> Report:
+    def from_file(
+        cls, path: str | Path, blind: str | Path | None = None, samples: int = 2000
+    ) -> Report:
         """Read results.
 
         Args:
@@ -79,18 +81,22 @@ class Report:
         for line in lines:
             if "dimension" not in line or ("error" not in line and "prediction" not in line):
                 raise RequestError(
-                    explain(
-                        f"{path}, {line['id']}",
-                        expected="a line of an evaluation",
-                        found=f"the keys {', '.join(line)[:100]}",
-                        do="give what evaluate wrote",
-                    )
+                    f"{path}, {line['id']}",
+                    "a line of an evaluation",
+                    f"the keys {', '.join(line)[:100]}",
+                    "give what evaluate wrote",
                 )
         run = _run(path)
         beside = blank_file(path)
-        if blind is None and beside.is_file() and _run(beside).get("benchmark") == run.get("benchmark"):
+        if (
+            blind is None
+            and beside.is_file()
+            and _run(beside).get("benchmark") == run.get("benchmark")
+        ):
             blind = beside
-        return cls(lines, () if blind is None else _blind(Path(blind), run), path.name, run, samples)
+        return cls(
+            lines, () if blind is None else _blind(Path(blind), run), path.name, run, samples
+        )
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -111,19 +117,39 @@ class Report:
         and ``<measure>_low``, ``<measure>_high`` (None where there is none)."""
         found = []
         for cell in self.cells:
-            row = {"dimension": cell.dimension, "family": cell.family, "n": cell.n, "patients": cell.patients}
+            row = {
+                "dimension": cell.dimension,
+                "family": cell.family,
+                "n": cell.n,
+                "patients": cell.patients,
+            }
             for name, interval in cell.values.items():
-                ends = {"value": None, "low": None, "high": None} if interval is None else interval.to_dict()
-                row |= {name: ends["value"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
+                ends = (
+                    {"value": None, "low": None, "high": None}
+                    if interval is None
+                    else interval.to_dict()
+                )
+                row |= {
+                    name: ends["value"],
+                    f"{name}_low": ends["low"],
+                    f"{name}_high": ends["high"],
+                }
             found.append(row)
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and cells of the table in words."""
-        shown = [name for name in COLUMNS if any(cell.values[name] is not None for cell in self.cells)]
+        shown = [
+            name for name in COLUMNS if any(cell.values[name] is not None for cell in self.cells)
+        ]
         titles = ["dimension", "family", "n", *(_TITLES.get(name, name) for name in shown)]
         body = [
-            [cell.dimension, cell.family, str(cell.n), *(_words(name, cell.values[name]) for name in shown)]
+            [
+                cell.dimension,
+                cell.family,
+                str(cell.n),
+                *(_words(name, cell.values[name]) for name in shown),
+            ]
             for cell in self.cells
         ]
         return titles, body
@@ -137,7 +163,9 @@ class Report:
         lines = [self._headline(), ""]
         for row in (titles, *body):
             lines.append(
-                "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+                "  ".join(
+                    word.ljust(width) for word, width in zip(row, widths, strict=True)
+                ).rstrip()
             )
         return "\n".join([*lines, "", *self._notes()])
 
@@ -148,7 +176,9 @@ class Report:
         titles, body = self.table()
         rule = ["---"] * len(titles)
         rows = ["| " + " | ".join(row) + " |" for row in (titles, rule, *body)]
-        return "\n".join([self._headline(), "", *rows, "", *(f"- {note}" for note in self._notes())])
+        return "\n".join(
+            [self._headline(), "", *rows, "", *(f"- {note}" for note in self._notes())]
+        )
 
     def compare(
         self,
@@ -171,12 +201,18 @@ class Report:
         """
         ours, theirs = [self, *also], [other] if isinstance(other, Report) else list(other)
         _same_truths([*ours, *theirs])
-        runs, patients = zip(*(runs_of(report.lines, value) for report in [*ours, *theirs]), strict=True)
+        runs, patients = zip(
+            *(runs_of(report.lines, value) for report in [*ours, *theirs]), strict=True
+        )
         a, b = list(runs[: len(ours)]), list(runs[len(ours) :])
         return compare(a, b, patients[0], paired_seeds=paired_seeds, samples=2 * self.samples)
 
     def comparisons(
-        self, other: Report | Sequence[Report], *, also: Sequence[Report] = (), paired_seeds: bool = False
+        self,
+        other: Report | Sequence[Report],
+        *,
+        also: Sequence[Report] = (),
+        paired_seeds: bool = False,
     ) -> dict[str, Comparison]:
         """The comparison of right answers, and of boxes where there is truth: key of the lines -> what
         :meth:`compare` says."""
@@ -189,11 +225,17 @@ class Report:
         }
 
     def comparison(
-        self, other: Report | Sequence[Report], *, also: Sequence[Report] = (), paired_seeds: bool = False
+        self,
+        other: Report | Sequence[Report],
+        *,
+        also: Sequence[Report] = (),
+        paired_seeds: bool = False,
     ) -> str:
         """:meth:`comparisons` in words."""
         theirs = [other] if isinstance(other, Report) else list(other)
-        names = (" + ".join(report.name for report in reports) for reports in (theirs, [self, *also]))
+        names = (
+            " + ".join(report.name for report in reports) for reports in (theirs, [self, *also])
+        )
         lines, over = [" against ".join(names) + ":"], "questions"
         for value, found in self.comparisons(theirs, also=also, paired_seeds=paired_seeds).items():
             scale, unit, number = (100, " points", ".1f") if value == "correct" else (1, "", ".3f")
@@ -208,9 +250,7 @@ class Report:
                 f"{d.value * scale:+{number}}{unit} [{d.low * scale:+{number}}, {d.high * scale:+{number}}], "
                 f"p {found.p:.3g}{more} ({found.questions} questions, {d.clusters} patients)"
             )
-        checkpoints = (
-            "these are two checkpoints; what holds for two ways of training takes several seeds of each"
-        )
+        checkpoints = "these are two checkpoints; what holds for two ways of training takes several seeds of each"
         seeds = f"seeds and patients resampled together: {len(theirs)} runs against {1 + len(also)}"
         return "\n".join([*lines, f"  {checkpoints if over == 'questions' else seeds}"])
 
@@ -225,18 +265,24 @@ class Report:
 
     def _benchmark(self) -> str:
         said = (self.run or {}).get("benchmark", {})
-        return " ".join(str(said[key]) for key in ("benchmark", "split") if said.get(key)) or "unknown"
+        return (
+            " ".join(str(said[key]) for key in ("benchmark", "split") if said.get(key)) or "unknown"
+        )
 
     def _notes(self) -> list[str]:
         everything = self.cells[0]
-        notes = [f"{everything.n} replies about {everything.patients} patients, {len(self.failed)} failed"]
+        notes = [
+            f"{everything.n} replies about {everything.patients} patients, {len(self.failed)} failed"
+        ]
         notes.append("intervals 95 %, patients resampled (Wilson's in small cells)")
         by_lot = chance(self.lines)
         if by_lot is not None:
             seen = "" if self.blind else "; no blind baseline yet (evaluate --with-blank)"
             notes.append(f"choosing by lot {100 * by_lot:.1f} %{seen}")
         cost = [(name, everything.values[name]) for name in COST]
-        told = ", ".join(f"{name.replace('_', ' ')} {i.value:.3g}" for name, i in cost if i is not None)
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {i.value:.3g}" for name, i in cost if i is not None
+        )
         notes.append(f"a reply: {told}")
         bins = [
             f"{b.low:g}-{b.high:g}: {_words('accuracy', b.accuracy)} (n {b.n})"
@@ -256,7 +302,12 @@ class Report:
             "rows": self.rows(),
             "chance": chance(self.lines),
             "reliability": [
-                {"low": b.low, "high": b.high, "n": b.n, "accuracy": b.accuracy and b.accuracy.to_dict()}
+                {
+                    "low": b.low,
+                    "high": b.high,
+                    "n": b.n,
+                    "accuracy": b.accuracy and b.accuracy.to_dict(),
+                }
                 for b in self.reliability()
             ],
         }
@@ -284,9 +335,7 @@ def _blind(path: Path, run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not same or (theirs and theirs.get("control") not in ("blank", "noise")):
         found = f"{'the same' if same else 'another'} benchmark with the control {theirs.get('control')!r}"
         do = "make it with evaluate --with-blank"
-        raise RequestError(
-            explain(path, expected="the same benchmark with blanked pictures", found=found, do=do)
-        )
+        raise RequestError(path, "the same benchmark with blanked pictures", found, do)
     return answered(lines)
 
 
@@ -298,12 +347,10 @@ def _same_truths(reports: Sequence[Report]) -> None:
             truth, name = truths.setdefault(line["id"], (line.get("truth"), report.name))
             if truth != line.get("truth"):
                 raise RequestError(
-                    explain(
-                        f"comparison of {report.name} and {name}",
-                        expected="runs of one benchmark",
-                        found=f"{line['id']} with the right answers {line.get('truth')!r} and {truth!r}",
-                        do="ask both the same questions: same split, seed, size and options",
-                    )
+                    f"comparison of {report.name} and {name}",
+                    "runs of one benchmark",
+                    f"{line['id']} with the right answers {line.get('truth')!r} and {truth!r}",
+                    "ask both the same questions: same split, seed, size and options",
                 )
 
 

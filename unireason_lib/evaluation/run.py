@@ -28,15 +28,14 @@ import numpy as np
 
 from unireason_lib import __version__
 from unireason_lib.boxes import Box
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.evaluation.metrics import crop_share, overlaps, same_words
 from unireason_lib.grounding import GroundedGenerator, Settings, Trace
 from unireason_lib.grounding.elsewhere import RandomCrops
 from unireason_lib.grounding.trace import GroundedRequest
-from unireason_lib.inference.batch import Checkpoint, in_format
-from unireason_lib.inference.results import ResultsFile
-from unireason_lib.inference.stream import Asking, answer_stream, write_all
+from unireason_lib.inference import Checkpoint, ResultsFile, answer_stream, write_all
+from unireason_lib.inference.batch import error_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,12 +77,10 @@ def evaluate(
     """
     if control not in CONTROLS or batch_size < 1:
         raise RequestError(
-            explain(
-                "evaluation",
-                expected=f"a control of {', '.join(CONTROLS)} and a batch size of 1 or more",
-                found=f"{control!r} and {batch_size}",
-                do="correct it",
-            )
+            "evaluation",
+            f"a control of {', '.join(CONTROLS)} and a batch size of 1 or more",
+            f"{control!r} and {batch_size}",
+            "correct it",
         )
     settings = settings or Settings()
     if control == "no-crop":
@@ -93,9 +90,14 @@ def evaluate(
         "control": control,
         "settings": asdict(settings),
         "version": __version__,
-        **(model.identity() if isinstance(model, Checkpoint) else {"model": model.model.name_or_path}),
+        **(
+            model.identity()
+            if isinstance(model, Checkpoint)
+            else {"model": model.model.name_or_path}
+        ),
     }
-    with ResultsFile(out, run, retry=[item.id for item in benchmark]) as results:
+    names = [item.id for item in benchmark]
+    with ResultsFile(out, run, retry=names, opened=benchmark.opened) as results:
         todo = [item for item in benchmark if item.id not in results.done]
         if todo:
             generator = model.generator() if isinstance(model, Checkpoint) else model
@@ -133,13 +135,14 @@ def ask_items(
         return (truth, (frame_height, frame_width, len(shown))), item.request(shown)
 
     def failure(item: Item, error: Exception) -> dict[str, Any]:
-        message = (str(error) or type(error).__name__)[:2000]
-        return {**item.to_dict(), "error": {"type": type(error).__name__, "message": message}}
+        return {**item.to_dict(), **error_of(error)}
 
     return answer_stream(
         generator,
         by_length(items, batch_size),
-        Asking(prepare, line_of, failure),
+        prepare=prepare,
+        line=line_of,
+        failure=failure,
         settings=asdict(settings or Settings()),
         batch_size=batch_size,
     )
@@ -159,40 +162,32 @@ def line_of(item: Item, seen: Seen, trace: Trace, seconds: float) -> dict[str, A
         seconds: Time that it took, as a share of its batch.
 
     Returns:
-        The item (see :meth:`Item.to_dict`) and: ``prediction`` (letter, or the words of an open answer; None is an
-        abstention), ``correct`` (None when the truth is unknown), ``text``, ``answer``, ``boxes``, ``statuses`` (what
-        became of each box that was opened), ``truth_boxes``, ``frame`` (height, width, pictures), ``iou_first``,
-        ``iou_best``, ``iou_all`` (see :func:`unireason_lib.evaluation.metrics.overlaps`; None without truth),
-        ``crop_share``, ``in_format``, ``stop``, ``rounds``, ``own_tokens``, ``injected_tokens``, ``prompt_tokens``,
-        ``seconds``.
+        The item (see :meth:`Item.to_dict`), the reply (see :meth:`unireason_lib.grounding.Trace.to_dict`) and:
+        ``prediction`` (letter, or the words of an open answer; None is an abstention), ``correct`` (None when the truth
+        is unknown), ``truth_boxes``, ``frame`` (height, width, pictures), ``iou_first``, ``iou_best``, ``iou_all`` (see
+        :func:`unireason_lib.evaluation.metrics.overlaps`; None without truth), ``crop_share``, ``seconds``.
     """
     truth, frame = seen
-    own = sum(trace.own_mask)
     prediction = trace.choice if item.options else trace.answer or None
     correct = None
     if item.answer is not None:
-        right = prediction == item.answer if item.options else same_words(prediction or "", item.answer)
+        right = (
+            prediction == item.answer if item.options else same_words(prediction or "", item.answer)
+        )
         correct = bool(right)
     return {
+        **trace.to_dict(),
         **item.to_dict(),
         "prediction": prediction,
         "correct": correct,
-        "text": trace.text,
-        "answer": trace.answer,
-        "boxes": [list(box.as_tuple()) for box in trace.boxes],
-        "statuses": [pointing.status for pointing in trace.pointings],
-        "truth_boxes": [[name, [round(float(n), 2) for n in box.as_tuple()]] for name, box in truth],
+        "truth_boxes": [
+            [name, [round(float(n), 2) for n in box.as_tuple()]] for name, box in truth
+        ],
         "frame": list(frame),
         **overlaps(trace.boxes, [box for _, box in truth]),
         "crop_share": crop_share(
             [crop.size for p in trace.pointings for crop in p.crops], _injections(trace), frame
         ),
-        "in_format": in_format(trace),
-        "stop": trace.stop,
-        "rounds": trace.rounds,
-        "own_tokens": own,
-        "injected_tokens": len(trace.own_mask) - own,
-        "prompt_tokens": len(trace.prompt_ids),
         "seconds": round(seconds, 4),
     }
 
@@ -220,7 +215,10 @@ def by_length(items: Sequence[Item], batch_size: int) -> Iterator[Item]:
 
 def _alternating(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
     """Stretches of whole batches of one dimension, 2D and 3D by turns."""
-    parts = {d: [item for item in items if item.dimension == d] for d in sorted({i.dimension for i in items})}
+    parts = {
+        d: [item for item in items if item.dimension == d]
+        for d in sorted({i.dimension for i in items})
+    }
     step = batch_size * _GROUPED
     for first in range(0, max((len(part) for part in parts.values()), default=0), step):
         for part in parts.values():
@@ -267,12 +265,10 @@ def partners(items: Sequence[Item]) -> dict[str, Item]:
         mine = [item for item in items if item.dimension == dimension]
         if len({item.patient for item in mine}) < 2:
             raise RequestError(
-                explain(
-                    "control 'other'",
-                    expected=f"two patients or more in {dimension}",
-                    found="one",
-                    do="ask a longer benchmark, or take another control",
-                )
+                "control 'other'",
+                f"two patients or more in {dimension}",
+                "one",
+                "ask a longer benchmark, or take another control",
             )
         first_other = next(item for item in mine if item.patient != mine[0].patient)
         before, current = None, mine[0]  # the last item of another patient, the one just seen

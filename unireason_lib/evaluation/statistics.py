@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.errors import RequestError
 
 FEW = 20
 """With fewer patients than this, or when all replies agree, a share gets Wilson's interval: the percentile bootstrap
@@ -61,7 +61,9 @@ class Interval:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; NaN becomes None."""
         plain = {name: getattr(self, name) for name in ("value", "low", "high")}
-        plain = {name: None if math.isnan(number) else round(number, 6) for name, number in plain.items()}
+        plain = {
+            name: None if math.isnan(number) else round(number, 6) for name, number in plain.items()
+        }
         return {**plain, "n": self.n, "clusters": self.clusters, "method": self.method}
 
 
@@ -149,12 +151,10 @@ def _clustered(
     values = np.asarray(list(values), float)
     if len(values) == 0 or len(values) != len(clusters):
         raise RequestError(
-            explain(
-                "bootstrap",
-                expected="one value or more, and a patient for each",
-                found=f"{len(values)} values, {len(clusters)} patients",
-                do="check which lines are measured",
-            )
+            "bootstrap",
+            "one value or more, and a patient for each",
+            f"{len(values)} values, {len(clusters)} patients",
+            "check which lines are measured",
         )
     code = _codes(clusters)
     return values, np.bincount(code, values), np.bincount(code).astype(float)
@@ -260,7 +260,9 @@ def compare(
     """
     a, b = ([runs] if isinstance(runs, Mapping) else list(runs) for runs in (a, b))
     ids = _common(a, b, paired_seeds)
-    left, right = (np.array([[float(run[name]) for name in ids] for run in runs]) for runs in (a, b))
+    left, right = (
+        np.array([[float(run[name]) for name in ids] for run in runs]) for runs in (a, b)
+    )
     code = _codes([patients[name] for name in ids])
     counts = np.bincount(code).astype(float)
     sums = [np.stack([np.bincount(code, row) for row in table]) for table in (left, right)]
@@ -313,12 +315,10 @@ def power(error: float, freedom: float, effect: float, level: float = 0.05) -> f
 
     if not error > 0:
         raise RequestError(
-            explain(
-                "power",
-                expected="a standard error above 0",
-                found=f"{error:g}",
-                do="compare runs that differ in something",
-            )
+            "power",
+            "a standard error above 0",
+            f"{error:g}",
+            "compare runs that differ in something",
         )
     if freedom > _AS_NORMAL:
         return float(norm.sf(norm.isf(level / 2) - effect / error))
@@ -338,7 +338,9 @@ def mean_over_runs(
     ids = _common(runs, runs, False)
     table = np.array([[float(run[name]) for name in ids] for run in runs])
     if len(runs) == 1:
-        return bootstrap_mean(table[0], [patients[i] for i in ids], samples=samples, seed=seed, level=level)
+        return bootstrap_mean(
+            table[0], [patients[i] for i in ids], samples=samples, seed=seed, level=level
+        )
     code = _codes([patients[name] for name in ids])
     counts = np.bincount(code).astype(float)
     if table.min() == table.max() and table.max() in (0, 1):
@@ -357,12 +359,10 @@ def _common(a: Sequence[Run], b: Sequence[Run], paired: bool) -> list[str]:
     shared = set.intersection(*(set(run) for run in [*a, *b])) if a and b else set()
     if not shared or (paired and len(a) != len(b)):
         raise RequestError(
-            explain(
-                "comparison",
-                expected="runs that share questions" + (", as many of each" if paired else ""),
-                found=f"{len(shared)} shared, {len(a)} and {len(b)} runs",
-                do="ask both the same benchmark",
-            )
+            "comparison",
+            "runs that share questions" + (", as many of each" if paired else ""),
+            f"{len(shared)} shared, {len(a)} and {len(b)} runs",
+            "ask both the same benchmark",
         )
     return [name for name in (a[0] if a else {}) if name in shared]
 
@@ -390,8 +390,12 @@ def _hierarchical(drawn: Drawn, counts: np.ndarray, samples: int, seed: int) -> 
             # deviations of runs from their mean, over the patients as they are
             away = (table.sum(1) - table.sum(1).mean()) / n
             of_seeds, whole = _seed_variance(table, counts)
-            wider = math.sqrt(of_seeds / whole * len(table) / (len(table) - 1)) if whole > 0 else 0.0
-            total += sign * ((patients @ table.mean(0)) / (patients @ counts) + wider * (chosen @ away))
+            wider = (
+                math.sqrt(of_seeds / whole * len(table) / (len(table) - 1)) if whole > 0 else 0.0
+            )
+            total += sign * (
+                (patients @ table.mean(0)) / (patients @ counts) + wider * (chosen @ away)
+            )
         found.append(total)
     return np.concatenate(found)
 
@@ -497,4 +501,6 @@ def runs_of(
         value: Key of the line.
     """
     known = [line for line in lines if "error" not in line and line.get(value) is not None]
-    return {line["id"]: float(line[value]) for line in known}, {line["id"]: line["patient"] for line in known}
+    return {line["id"]: float(line[value]) for line in known}, {
+        line["id"]: line["patient"] for line in known
+    }

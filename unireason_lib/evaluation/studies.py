@@ -6,30 +6,29 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.dataset.questions import FAMILIES, Question, ask, take_census
-from unireason_lib.dataset.records import plain
-from unireason_lib.dataset.sources import IndexedSource, open_source
+from unireason_lib.dataset.questions import FAMILIES, AnswerPrior, Question, ask, learn_prior
+from unireason_lib.dataset.sources import Source, open_source
 from unireason_lib.dataset.view import View
-from unireason_lib.errors import DatasetError, UniReasonError, explain
+from unireason_lib.errors import DatasetError, UniReasonError
 from unireason_lib.evaluation.items import Benchmark, Item, Skipped
 
 if TYPE_CHECKING:
-    from unireason_lib.dataset.census import Census
     from unireason_lib.imaging import ProcessorFrame
 
 FIRST_PATIENT: Mapping[str, int] = {"train": 0, "test": 1_000_000, "val": 2_000_000}
 """Number of the first phantom patient of each split."""
 
 _FIRST_3D = 500_000  # within a split: nobody is asked about both in a slice and in a volume
-_CENSUS = 300
+_PRIOR_STUDIES = 300
 _ROOM = 400_000
 
 
@@ -44,7 +43,7 @@ def phantom_benchmark(
     dimension: str | None = None,
     families: Sequence[str] | None = None,
     a_patient: int = 2,
-    census: int = _CENSUS,
+    prior_studies: int = _PRIOR_STUDIES,
     config: Mapping[str, Any] | None = None,
 ) -> Benchmark:
     """Held-out phantom patients: a slice of one, the volume of the next, and so on.
@@ -60,14 +59,13 @@ def phantom_benchmark(
         families: Which; None takes all six.
         a_patient: Families asked of a patient, in turn: more patients with few questions each say more than few with
             many.
-        census: Patients of the training data from whom is learnt what can be known without looking (see
-            :class:`~unireason_lib.dataset.census.Census`), and which option is the most likely one; 0 asks everything.
+        prior_studies: Patients of the training data from whom the answer prior is learnt (see
+            :class:`~unireason_lib.dataset.questions.AnswerPrior`), and which option is the most likely one; 0 asks
+            everything.
         config: Of the phantoms, see :class:`~unireason_lib.dataset.sources.PhantomConfig`.
     """
     if split not in FIRST_PATIENT:
-        raise DatasetError(
-            explain("split", expected="train, test or val", found=repr(split), do="choose one of them")
-        )
+        raise DatasetError("split", "train, test or val", repr(split), "choose one of them")
     families = tuple(FAMILIES if families is None else families)
     options = {} if config is None else {"config": dict(config)}
     streams = []
@@ -75,15 +73,12 @@ def phantom_benchmark(
         first = FIRST_PATIENT[split] + (_FIRST_3D if d == "3d" else 0)
         source = open_source("phantom", start=first, count=_ROOM, dimension=d, **options)
         known, guesses = None, {}
-        if census:
-            training = open_source("phantom", start=0, count=census, dimension=d, **options)
-            studies = list(training)
-            known = take_census(studies, seed=seed)
-            views = (View(study, size or source.config.shape, window, frame) for study in studies)
-            guesses = _counts(
-                q for view in views for q in ask(view.study, view=view, census=known, seed=seed)
-            )
         shown = {"size": tuple(size or source.config.shape), "window": window, "frame": frame}
+        if prior_studies:
+            training = open_source("phantom", start=0, count=prior_studies, dimension=d, **options)
+            views = [View(study, **shown) for study in training]
+            known = learn_prior(views, seed=seed)
+            guesses = _counts(q for view in views for q in ask(view, prior=known, seed=seed))
         streams.append(_items(source, families, a_patient, seed, known, guesses, shown, []))
     items = tuple(islice(_in_turn(streams), 500 if limit is None else limit))
     identity = {
@@ -92,12 +87,12 @@ def phantom_benchmark(
         "seed": seed,
         "families": families,
         "a_patient": a_patient,
-        "census": census,
+        "prior_studies": prior_studies,
         "dimension": dimension,
         "config": config or {},
         "serialization": _serialization(frame, tuple(size or source.config.shape), window),
     }
-    return Benchmark("phantom", items, plain(identity))
+    return Benchmark("phantom", items, _json_values(identity))
 
 
 def study_benchmark(
@@ -111,7 +106,7 @@ def study_benchmark(
     seed: int = 0,
     families: Sequence[str] | None = None,
     per_family: int = 1,
-    census: int = 0,
+    prior_studies: int = 0,
     **options: Any,
 ) -> Benchmark:
     """Questions about the studies of any source of :mod:`unireason_lib.dataset.sources`.
@@ -121,18 +116,18 @@ def study_benchmark(
         limit: Questions; None takes all.
         frame, size, window, seed, families: As for :func:`phantom_benchmark`; size None is the paper's.
         per_family: Questions of a family about each study.
-        census: Studies of this source from which is learnt what can be known without looking. Of a single scan
-            everything is known: such benchmarks are asked without one, and anatomy alone answers some of their
-                questions.
+        prior_studies: Studies of this source from which the answer prior is learnt. Of a single scan everything is
+            known: such benchmarks are asked without a prior, and anatomy alone answers some of their questions.
 
     Returns:
         The benchmark; studies that cannot be read are skipped.
     """
     families = tuple(FAMILIES if families is None else families)
     source = open_source(name, path, **options)
-    known = take_census(islice(source, census), seed=seed) if census else None
     skipped: list[Skipped] = []
     shown = {"size": size and tuple(size), "window": window, "frame": frame}
+    first = (View(study, **shown) for study in islice(source, prior_studies))
+    known = learn_prior(first, seed=seed) if prior_studies else None
     items = _items(source, families, len(families), seed, known, {}, shown, skipped, per_family)
     identity = {
         "benchmark": name,
@@ -141,10 +136,12 @@ def study_benchmark(
         "seed": seed,
         "families": families,
         "per_family": per_family,
-        "census": census,
+        "prior_studies": prior_studies,
         "serialization": _serialization(frame, size, window),
     }
-    return Benchmark(source.name, tuple(islice(items, limit)), plain(identity), tuple(skipped))
+    return Benchmark(
+        source.name, tuple(islice(items, limit)), _json_values(identity), tuple(skipped)
+    )
 
 
 def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> tuple[Item, ...]:
@@ -160,19 +157,24 @@ def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> tupl
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for item in training:
         if item.answer in item.options:
-            counts[item.dimension, item.kind or item.family][item.options[item.answer].casefold()] += 1
+            counts[item.dimension, item.kind or item.family][
+                item.options[item.answer].casefold()
+            ] += 1
     return tuple(
-        replace(item, guess=_guess(item.options, counts.get((item.dimension, item.kind or item.family), {})))
+        replace(
+            item,
+            guess=_guess(item.options, counts.get((item.dimension, item.kind or item.family), {})),
+        )
         for item in items
     )
 
 
 def _items(
-    source: IndexedSource,
+    source: Source,
     families: tuple[str, ...],
     a_study: int,
     seed: int,
-    census: Census | None,
+    prior: AnswerPrior | None,
     guesses: Mapping[str, Counter[str]],
     shown: Mapping[str, Any],
     skipped: list[Skipped],
@@ -181,16 +183,18 @@ def _items(
     """The questions about one study after the other; study k is asked ``a_study`` families, the next ones in turn."""
 
     @lru_cache(maxsize=4)  # the questions of one study come one after the other
-    def pictures(k: int) -> list:
+    def shown_images(k: int) -> list:
         return View(source[k], **shown).images()
 
     for k in range(len(source)):
-        mine = [families[(k * a_study + n) % len(families)] for n in range(min(a_study, len(families)))]
+        mine = [
+            families[(k * a_study + n) % len(families)] for n in range(min(a_study, len(families)))
+        ]
         try:
-            study = source[k]
-            view = View(replace(study, scan_source="", labels_source=None), **shown)
-            asked = ask(view.study, families=mine, per_family=per_family, seed=seed, view=view, census=census)
-            found = [_item(question, view, source.name, guesses, k, pictures) for question in asked]
+            view = View(source[k], **shown)
+            asked = ask(view, families=mine, per_family=per_family, seed=seed, prior=prior)
+            load = partial(shown_images, k)
+            found = [_item(question, view, source.name, guesses, load) for question in asked]
         except UniReasonError as error:
             skipped.append(Skipped(f"{source.name}[{k}]", str(error)))
             continue
@@ -198,9 +202,12 @@ def _items(
 
 
 def _item(
-    question: Question, view: View, source: str, guesses: Mapping[str, Counter[str]], k: int, pictures
+    question: Question,
+    view: View,
+    source: str,
+    guesses: Mapping[str, Counter[str]],
+    load: Callable[[], list],
 ) -> Item:
-    kind = str(question.facts.get("kind", ""))
     return Item(
         id=question.id,
         patient=question.patient,
@@ -209,13 +216,15 @@ def _item(
         question=question.text,
         options=dict(question.options),
         answer=question.answer,
-        load=lambda: pictures(k),
-        kind=kind,
+        load=load,
+        kind=question.kind,
         source=source,
         truth_boxes=tuple((structure.name, view.box(structure)) for structure in question.evidence),
         frame=view.frame,
-        guess=_guess(question.options, guesses[kind]) if kind in guesses else None,
-        about={"names": [str(name) for name in question.facts.get("names", ())]},
+        guess=_guess(question.options, guesses[question.kind])
+        if question.kind in guesses
+        else None,
+        about={"names": list(question.names)},
     )
 
 
@@ -223,7 +232,7 @@ def _counts(questions: Iterable[Question]) -> dict[str, Counter[str]]:
     """Kind of question -> how often each text was the right option."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in questions:
-        counts[str(question.facts.get("kind", ""))][question.truth.casefold()] += 1
+        counts[question.kind][question.truth.casefold()] += 1
     return counts
 
 
@@ -248,3 +257,8 @@ def _serialization(frame: ProcessorFrame, size: Any, window: Any) -> dict[str, A
     from dataclasses import asdict
 
     return {"size": size and list(size), "window": window, "frame": asdict(frame)}
+
+
+def _json_values(value: Any) -> Any:
+    """A value as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(value))

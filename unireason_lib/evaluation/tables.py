@@ -21,7 +21,7 @@ is skipped and named; a scan that cannot be read fails when it is asked.
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,13 +29,12 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.dataset.records import plain
-from unireason_lib.errors import DatasetError, RequestError, ScanError, explain
+from unireason_lib.errors import DatasetError, RequestError
 from unireason_lib.evaluation.items import Benchmark, Item, Skipped
-from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
-from unireason_lib.inference.fingerprint import sha256_of
-from unireason_lib.inference.samples import MISSING, TRUTH_LETTERS, inside, read_rows, sample_of
-from unireason_lib.inference.scene import Reading, read_scene
+from unireason_lib.imaging import PAPER_SIZE, QWEN_FRAME, ProcessorFrame, load_image
+from unireason_lib.inference import Reading, read_scan, scan_below
+from unireason_lib.inference.samples import MISSING, TRUTH_LETTERS, read_rows, sample_of
+from unireason_lib.io import sha256_of
 from unireason_lib.prompts import LETTERS
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ def table_benchmark(
     frame: ProcessorFrame = QWEN_FRAME,
     size: Sequence[int] | None = None,
     window: Any = None,
+    image_size: Sequence[int] | None = None,
     root: str | Path | None = None,
     open: bool = False,
     language: str | None = "en",
@@ -102,7 +102,7 @@ def table_benchmark(
         limit: At most so many questions.
         frame: Of the model (boxes of replies are in its pixels; these benchmarks have no true boxes).
         size: Slices, rows and columns that volumes are resampled to; None is the paper's.
-        window: See :class:`unireason_lib.inference.Reading`.
+        window, image_size: See :class:`unireason_lib.inference.Reading`.
         root: Folder of the scans.
         open: Ask multiple-choice questions without their options (M3D-VQA's open form); the answer is then compared in
             words.
@@ -116,11 +116,11 @@ def table_benchmark(
     root = Path(root) if root is not None else _home(tables[0].parent, layout.beside)
     if layout.folder and (root / layout.folder).is_dir():
         root = root / layout.folder
-    reading = Reading(window=window) if size is None else Reading(tuple(size), window)
+    reading = Reading(PAPER_SIZE if size is None else tuple(size), window, image_size)
 
     @lru_cache(maxsize=4)  # questions about one scan come together
     def read(where: str) -> Sequence[Image.Image]:
-        return tuple(read_scene(inside(root, where), layout.dimension, reading).images)
+        return tuple(read_scan(scan_below(root, where), layout.dimension, reading).images)
 
     items: list[Item] = []
     skipped: list[Skipped] = []
@@ -128,7 +128,9 @@ def table_benchmark(
         for number, row in enumerate(_rows(table), start=1):
             if limit is not None and len(items) >= limit:
                 break
-            if isinstance(row, Mapping) and not (layout.wanted(row, split) and _spoken(row, language)):
+            if isinstance(row, Mapping) and not (
+                layout.wanted(row, split) and _spoken(row, language)
+            ):
                 continue
             try:
                 items.append(_item(f"{name}/{table.stem}/{number}", row, layout, root, read, open))
@@ -141,7 +143,7 @@ def table_benchmark(
         "split": split,
         "open": open,
         "language": language,
-        "reading": plain(asdict(reading)),
+        "reading": json.loads(json.dumps(asdict(reading))),
     }
     return Benchmark(name, tuple(items), identity, tuple(skipped))
 
@@ -162,12 +164,10 @@ def _tables(name: str, path: str | Path | None, split: str) -> list[Path]:
         found = [p for p in found if re.search(rf"(?<![a-z]){split}", p.stem.lower())] or found
     if not found:
         raise DatasetError(
-            explain(
-                f"benchmark {name}",
-                expected=f"its table ({', '.join(_SUFFIXES)}), or a folder of them",
-                found="no path" if path is None else f"{path}, which has none",
-                do=f"give it: {name}:FILE",
-            )
+            f"benchmark {name}",
+            f"its table ({', '.join(_SUFFIXES)}), or a folder of them",
+            "no path" if path is None else f"{path}, which has none",
+            f"give it: {name}:FILE",
         )
     return found
 
@@ -183,10 +183,12 @@ def _rows(table: Path) -> Iterator[Row | Exception]:
         with pq.ParquetFile(table) as file:
             for batch in file.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
-                    yield {re.sub(r"[^a-z0-9]+", "_", key.lower()): value for key, value in row.items()}
+                    yield {
+                        re.sub(r"[^a-z0-9]+", "_", key.lower()): value for key, value in row.items()
+                    }
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(
-            explain(table, expected="a whole Parquet file", found=str(error)[:200], do="download it again")
+            table, "a whole Parquet file", str(error)[:200], "download it again"
         ) from error
 
 
@@ -211,7 +213,7 @@ def _item(
         sample = replace(sample, options={}, truth=sample.truth and sample.options[sample.truth])
     where = layout.place(root, _relative(sample.scan))
     if embedded is None:
-        inside(root, where)
+        scan_below(root, where)
     patient = str(row.get("patient") or "") or layout.patient(sample.scan)
     return Item(
         id=name,
@@ -244,13 +246,13 @@ def _with_plain_options(row: Row, layout: Layout) -> Row:
         if text not in MISSING:
             texts[letter] = text
     moved = dict(zip(texts, LETTERS, strict=False))
-    rest = {key: value for key, value in row.items() if not re.match(r"(choice|option)_?[a-h]?$", key)}
+    rest = {
+        key: value for key, value in row.items() if not re.match(r"(choice|option)_?[a-h]?$", key)
+    }
     said = [str(rest.pop(key, None) or "").strip().upper() for key in TRUTH_LETTERS]
     letter = next((letter for letter in said if len(letter) == 1 and letter in LETTERS), None)
     if letter is not None and letter not in moved:
-        raise RequestError(
-            explain("truth", expected="an option that is there", found=letter, do="correct the row")
-        )
+        raise RequestError("truth", "an option that is there", letter, "correct the row")
     truth = {} if letter is None else {"answer_letter": moved[letter]}
     return {**rest, **truth, "options": list(texts.values())}
 
@@ -260,18 +262,7 @@ def _relative(scan: str) -> str:
 
 
 def _embedded(name: str, data: bytes) -> Callable[[], Sequence[Image.Image]]:
-    def load() -> list[Image.Image]:
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return [picture.convert("RGB")]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ScanError(
-                explain(name, expected="an encoded picture", found=str(error), do="download the file again")
-            ) from error
-
-    return load
+    return lambda: [load_image(data, name=name)]
 
 
 def _spoken(row: Row, language: str | None) -> bool:
@@ -282,7 +273,9 @@ def _said(*names: str) -> Callable[[Row], str]:
     """The first of some columns that says something."""
 
     def of(row: Row) -> str:
-        return next((str(row[name]).strip() for name in names if row.get(name) not in (None, "")), "")
+        return next(
+            (str(row[name]).strip() for name in names if row.get(name) not in (None, "")), ""
+        )
 
     return of
 
@@ -296,7 +289,11 @@ def _m3d_place(root: Path, name: str) -> str:
     """Paths in M3D's tables begin with ``M3D_Cap_npy/``, which may be the root itself."""
     parts = PurePosixPath(name).parts
     inner = "/".join(parts[1:])
-    return inner if len(parts) > 1 and parts[0] == root.name and not (root / parts[0]).exists() else name
+    return (
+        inner
+        if len(parts) > 1 and parts[0] == root.name and not (root / parts[0]).exists()
+        else name
+    )
 
 
 def _ct_rate_place(root: Path, name: str) -> str:
@@ -319,7 +316,11 @@ def _ct_rate_patient(name: str) -> str:
 
 def _vqa_rad_wanted(row: Row, split: str) -> bool:
     phrase = str(row.get("phrase_type") or "")
-    return not phrase or split not in ("train", "test") or phrase.startswith("test") == (split == "test")
+    return (
+        not phrase
+        or split not in ("train", "test")
+        or phrase.startswith("test") == (split == "test")
+    )
 
 
 def _parent(name: str) -> str:
@@ -335,7 +336,13 @@ def _closed_or_open(row: Row) -> str:
 
 LAYOUTS: Mapping[str, Layout] = {
     "m3d-vqa": Layout(
-        "3d", _m3d_type, _m3d_type, options=True, beside="M3D_Cap_npy", place=_m3d_place, patient=_parent
+        "3d",
+        _m3d_type,
+        _m3d_type,
+        options=True,
+        beside="M3D_Cap_npy",
+        place=_m3d_place,
+        patient=_parent,
     ),
     "3d-rad": Layout(
         "3d",
@@ -345,13 +352,21 @@ LAYOUTS: Mapping[str, Layout] = {
         patient=_ct_rate_patient,
     ),
     "vqa-rad": Layout(
-        "2d", _closed_or_open, _said("question_type"), "VQA_RAD Image Folder", wanted=_vqa_rad_wanted
+        "2d",
+        _closed_or_open,
+        _said("question_type"),
+        "VQA_RAD Image Folder",
+        wanted=_vqa_rad_wanted,
     ),
     "slake": Layout("2d", _closed_or_open, _said("content_type"), "imgs", patient=_parent),
     "pathvqa": Layout("2d", lambda row: ""),
     "pmc-vqa": Layout("2d", lambda row: "closed", folder="images", options=True),
     "omnimedvqa": Layout(
-        "2d", _said("modality_type", "modality"), _said("question_type"), options=True, beside="Images"
+        "2d",
+        _said("modality_type", "modality"),
+        _said("question_type"),
+        options=True,
+        beside="Images",
     ),
 }
 """Name -> what is particular about it."""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from unireason_lib.dataset.rationales import conclusion
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.statistics import Run
-from unireason_lib.inference.results import read_results, write_whole
+from unireason_lib.inference import read_results
+from unireason_lib.io import write_whole
 
 COLUMNS = (
     "condition",
@@ -62,13 +63,15 @@ def tidy(files: Mapping[tuple[str, int], str | Path]) -> Rows:
     for (condition, seed), path in files.items():
         lines = list(read_results(path))
         if not lines:
-            raise DatasetError(
-                explain(path, expected="replies to a benchmark", found="none", do="evaluate that run first")
-            )
+            raise DatasetError(path, "replies to a benchmark", "none", "evaluate that run first")
         reasons = any("</think>" in (line.get("text") or "") for line in lines)
         for line in sorted(lines, key=lambda line: line["id"]):
-            kept = {name: line.get(name) for name in COLUMNS[3:]} | (_reasoned(line) if reasons else {})
-            numbers = {name: None if kept[name] is None else float(kept[name]) for name in COLUMNS[_WORDS:]}
+            kept = {name: line.get(name) for name in COLUMNS[3:]} | (
+                _reasoned(line) if reasons else {}
+            )
+            numbers = {
+                name: None if kept[name] is None else float(kept[name]) for name in COLUMNS[_WORDS:]
+            }
             numbers["correct"] = numbers["correct"] or 0.0
             rows.append({"condition": condition, "seed": seed, "id": line["id"], **kept, **numbers})
     return rows
@@ -94,7 +97,9 @@ def write_tidy(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
         short = {name: f"{row[name]:g}" for name in COLUMNS[_WORDS:] if row[name] is not None}
         writer.writerow({**{name: row[name] for name in COLUMNS[:_WORDS]}, **short})
     packed = Path(path).suffix == ".gz"
-    write_whole(path, gzip.compress(text.getvalue().encode(), mtime=0) if packed else text.getvalue())
+    write_whole(
+        path, gzip.compress(text.getvalue().encode(), mtime=0) if packed else text.getvalue()
+    )
 
 
 def read_tidy(path: str | Path) -> Rows:
@@ -107,28 +112,25 @@ def read_tidy(path: str | Path) -> Rows:
     try:
         content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(explain(path, expected="gzip", found=str(error), do="make it anew")) from error
+        raise DatasetError(path, "gzip", str(error), "make it anew") from error
     with io.StringIO(content.decode("utf-8"), newline="") as file:
         reader = csv.DictReader(file)
         lacking = [name for name in COLUMNS[:_ADDED] if name not in (reader.fieldnames or ())]
         if lacking:
             raise DatasetError(
-                explain(
-                    path,
-                    expected=f"columns {', '.join(COLUMNS)}",
-                    found=f"no {lacking[0]}",
-                    do="make it anew",
-                )
+                path, f"columns {', '.join(COLUMNS)}", f"no {lacking[0]}", "make it anew"
             )
         rows = []
         for number, row in enumerate(reader, 2):
             try:
-                numbers = {name: float(row[name]) if row.get(name) else None for name in COLUMNS[_WORDS:]}
+                numbers = {
+                    name: float(row[name]) if row.get(name) else None for name in COLUMNS[_WORDS:]
+                }
                 words = {name: row[name] for name in COLUMNS[:_WORDS]}
                 rows.append({**words, "seed": int(row["seed"]), **numbers})
             except ValueError as error:
                 raise DatasetError(
-                    explain(f"{path}:{number}", expected="numbers", found=str(error), do="make it anew")
+                    f"{path}:{number}", "numbers", str(error), "make it anew"
                 ) from error
     return rows
 
@@ -176,14 +178,17 @@ def paired_runs(
     seeds = sorted(left.keys() & right.keys())
     if not seeds:
         raise DatasetError(
-            explain(
-                "table",
-                expected=f"a seed that both {a!r} and {b!r} have",
-                found=f"{sorted(left)} and {sorted(right)}",
-                do="run both with the same seeds",
-            )
+            "table",
+            f"a seed that both {a!r} and {b!r} have",
+            f"{sorted(left)} and {sorted(right)}",
+            "run both with the same seeds",
         )
-    return [left[seed] for seed in seeds], [right[seed] for seed in seeds], {**patients, **others}, seeds
+    return (
+        [left[seed] for seed in seeds],
+        [right[seed] for seed in seeds],
+        {**patients, **others},
+        seeds,
+    )
 
 
 def _by_seed(
@@ -200,12 +205,10 @@ def _by_seed(
             patients[row["id"]] = row["patient"]
     if not found:
         raise DatasetError(
-            explain(
-                "table",
-                expected=f"rows of {condition!r} with {value}",
-                found=f"none{f' where {where}' if where else ''}",
-                do=f"choose one of {', '.join(sorted({row['condition'] for row in rows}))}",
-            )
+            "table",
+            f"rows of {condition!r} with {value}",
+            f"none{f' where {where}' if where else ''}",
+            f"choose one of {', '.join(sorted({row['condition'] for row in rows}))}",
         )
     return found, patients
 

@@ -1,18 +1,14 @@
 """Grounded generation: write, point, look, write on.
 
-The model writes until it closes a box. The region is cropped from the pictures, the crop's image tokens are put into
-the same reply, and the model goes on with them in view. Nothing is encoded twice: the key-value cache of the prompt
-(for a volume, thousands of slice tokens) and of the reply so far is kept, and only the new crop is run through the
-vision tower and appended. Two things have to be right for that to equal encoding everything again:
+The model writes until it closes a box. The crop's image tokens are put into the same reply, and the
+model goes on with them in view. Nothing is encoded twice: the key-value cache of prompt and reply
+is kept, and only the new crop is appended. For that to equal encoding everything again:
 
-- positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). Those of injected tokens come
-  from the model's own ``get_rope_index``, counted on from the last position of the reply so far (which is not its
-  number of tokens: a picture takes fewer positions than tokens);
-- masks: requests of one batch inject at different times. Shorter rows are padded inside the cache, and the padding is
-  hidden by the attention mask and carries no position.
-
-``reuse_cache=False`` encodes everything again after every box. It is the slow reference that tests and the benchmark
-compare with.
+- positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). Those of
+  injected tokens come from the model's own ``get_rope_index``, counted on from the last position so
+  far (not the number of tokens: an image takes fewer positions than tokens);
+- masks: requests of one batch inject at different times. Shorter rows are padded inside the cache,
+  and the padding is hidden by the attention mask and carries no position.
 """
 
 from __future__ import annotations
@@ -21,188 +17,167 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from unireason_lib.grounding.cache import growing_cache
 from unireason_lib.grounding.model import base_model
-from unireason_lib.grounding.replies import GroundedInterface, Replies, Script, Settings
-from unireason_lib.grounding.trace import GroundedRequest, Trace
+from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
+from unireason_lib.grounding.trace import Trace
 
 VISION_BATCH = 64
-"""Pictures that go through the vision tower at a time (bounds its memory; the result does not depend on it)."""
+"""Images that go through the vision tower at a time; bounds its memory, not the result."""
 
 
 class GroundedGenerator(GroundedInterface):
-    """Generates grounded replies for batches of requests.
-
-    Args:
-        model: A ``Qwen2_5_VLForConditionalGeneration``, possibly with a PEFT adapter.
-        processor: Its ``Qwen2_5_VLProcessor``.
-        reuse_cache: False encodes the whole sequence again after every box (the slow reference).
-    """
+    """Generates grounded replies with a Qwen2.5-VL model (perhaps under a PEFT adapter) and its
+    processor. ``reuse_cache=False`` is the slow reference: it encodes all again after every box."""
 
     def __init__(self, model: Any, processor: Any, reuse_cache: bool = True) -> None:
-        self.model = base_model(model)
-        self.reuse_cache = reuse_cache
+        self.model, self.reuse_cache = base_model(model), reuse_cache
         ends = end_tokens(self.model, processor.tokenizer)
         super().__init__(processor, self.model.config.image_token_id, ends)
 
-    def _replies(
-        self,
-        requests: Sequence[GroundedRequest],
-        first: int,
-        settings: Settings,
-        samples: int,
-        scripts: Sequence[Script | None],
-    ) -> list[Trace]:
+    def _replies(self, *batch: Any) -> list[Trace]:
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                return _Batch(self, requests, first, settings, samples).run(scripts)
+                return _Running(self, *batch).run()
         finally:
             self.model.train(was_training)
 
     def features(self, pixel_values: torch.Tensor, grids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The vision tower's tokens of all pictures, ``(tokens, hidden)``.
-
-        Args:
-            pixel_values: ``(patches, patch_dim)`` of all pictures.
-            grids: Time, height and width of each in patches.
-        """
+        """The vision tower's tokens of all images, ``(tokens, hidden)``, from their pixel values
+        ``(patches, patch_dim)`` and the time, height and width of each in patches."""
         patches = torch.split(pixel_values, [t * h * w for t, h, w in grids])
-        found: list[torch.Tensor] = []
+        tokens: list[torch.Tensor] = []
         for first in range(0, len(grids), VISION_BATCH):
             part = slice(first, first + VISION_BATCH)
             pixels = torch.cat(patches[part]).to(self.model.device)
             grid = torch.tensor(grids[part], device=self.model.device)
-            found += self.model.model.get_image_features(pixels, grid, return_dict=True).pooler_output
-        return torch.cat(found)
+            output = self.model.model.get_image_features(pixels, grid, return_dict=True)
+            tokens += output.pooler_output
+        return torch.cat(tokens)
 
 
-class _Batch(Replies):
-    """Requests generated together, over one cache."""
+class _Running(Replies):
+    """Requests generated together over one cache. A *line* is a row's place in the cache."""
 
-    def __init__(
-        self,
-        generator: GroundedGenerator,
-        requests: Sequence[GroundedRequest],
-        first: int,
-        settings: Settings,
-        samples: int,
-    ) -> None:
-        super().__init__(generator, requests, first, settings, samples)
-        self.model, self.device = generator.model, generator.model.device
+    gen: GroundedGenerator
+
+    def __init__(self, gen: GroundedGenerator, *batch: Any) -> None:
+        super().__init__(gen, *batch)
+        self.model, self.device = gen.model, gen.model.device
         self.cache = growing_cache(self.model.config)
         self.mask = torch.ones(len(self.rows), 0, dtype=torch.long, device=self.device)
         self.padded = False
         self.logits: torch.Tensor | None = None
-        self.next_position = [0] * len(self.rows)
-        warpers = [TemperatureLogitsWarper(settings.temperature)] if settings.temperature > 0 else []
-        self.warpers = [*warpers, TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else warpers
 
-    def run(self, scripts: Sequence[Script | None]) -> list[Trace]:
+    def run(self) -> list[Trace]:
         """Generate until every reply is complete."""
-        self._feed(range(len(self.rows)))
-        self._spread()
-        alive = list(range(len(self.rows)))  # row number of each line of the cache
+        self._feed(self.rows, self.rows)
+        if (samples := self.samples) > 1:  # the cache is copied, no prompt encoded again
+            self.cache.batch_repeat_interleave(samples)
+            self.logits = self.logits.repeat_interleave(samples, dim=0)
+            self.mask = self.mask.repeat_interleave(samples, dim=0)
+            self.rows = self._sampled()
+        alive = list(self.rows)
         while alive:
-            self._write(alive, scripts)
+            self._write(alive)
             alive = self._drop_finished(alive)
             ready = self._ready(alive)
+            if not self.gen.reuse_cache and any(row.waiting for row in ready):
+                self._start_over(alive)
+                ready = alive
             if ready:
-                if not self.gen.reuse_cache and any(self.rows[r].waiting for r in ready):
-                    self._start_over(alive)
-                    ready = alive
                 self._feed(ready, alive)
         return [self._trace(row) for row in self.rows]
 
-    # -- one step -----------------------------------------------------------------------------------------------
-
-    def _write(self, alive: Sequence[int], scripts: Sequence[Script | None]) -> None:
+    def _write(self, alive: Sequence[Row]) -> None:
         """Every row that is not waiting for its crops writes one token."""
-        writing = [line for line, r in enumerate(alive) if not self.rows[r].pending]
-        if not writing:
+        lines = [line for line, row in enumerate(alive) if not row.pending]
+        if not lines:
             return
-        logits = self.logits[writing].float()
-        chosen = self._choose([alive[line] for line in writing], logits.clone(), scripts)
-        told = (logits / (self.settings.temperature or 1.0)).log_softmax(-1)
-        told = told.gather(1, torch.tensor(chosen, device=told.device)[:, None])[:, 0].tolist()
-        for line, token, logprob in zip(writing, chosen, told, strict=True):
-            self._accept(self.rows[alive[line]], token, logprob)
+        rows, logits = [alive[line] for line in lines], self.logits[lines].float()
+        tokens = self._choose(rows, logits.clone())
+        logprobs = (logits / (self.settings.temperature or 1.0)).log_softmax(-1)
+        logprobs = logprobs.gather(1, tokens[:, None])[:, 0]
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            self._accept(row, token, logprob)
 
-    def _choose(
-        self, rows: Sequence[int], scores: torch.Tensor, scripts: Sequence[Script | None]
-    ) -> list[int]:
+    def _choose(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
+        """The next token of each row; ``scores`` ``(rows, vocabulary)`` are changed."""
         scores[:, self.gen.never_written] = -torch.inf
         forced: dict[int, int] = {}
-        for line, r in enumerate(rows):
-            script, step = scripts[r], self.rows[r].written
-            if script is not None and step < len(script):
-                token = script.token(step)
-                if token is None:
-                    scores[line, [*self.gen.ends, self.gen.box_start, self.gen.box_end]] = -torch.inf
+        for i, row in enumerate(rows):
+            if row.script is not None and row.written < len(row.script):
+                if (token := row.script.token(row.written)) is not None:
+                    forced[i] = token
                 else:
-                    forced[line] = token
-        if self.settings.temperature == 0:
-            chosen = scores.argmax(-1).tolist()
-        else:
-            for warp in self.warpers:
-                scores = warp(None, scores)
-            shares = scores.softmax(-1).double().cumsum(-1).cpu()
-            draws = torch.tensor([[self.rows[r].draw.random()] for r in rows], dtype=torch.float64)
-            chosen = torch.searchsorted(shares, draws * shares[:, -1:]).squeeze(-1).tolist()
-        return [forced.get(line, token) for line, token in enumerate(chosen)]
+                    scores[i, [*self.gen.ends, self.gen.box_start, self.gen.box_end]] = -torch.inf
+        greedy = self.settings.temperature == 0
+        tokens = scores.argmax(-1) if greedy else self._sample(rows, scores)
+        if forced:
+            tokens[list(forced)] = torch.tensor(list(forced.values()), device=self.device)
+        return tokens
 
-    # -- the cache ----------------------------------------------------------------------------------------------
+    def _sample(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
+        """One token a row, where its next random number meets the cumulative probability.
 
-    def _ready(self, alive: Sequence[int]) -> list[int]:
+        All on the device. What a row draws, and in 64 bits what it meets, does not depend on the
+        batch. The nucleus (arXiv 1904.09751) is the most likely tokens up to ``top_p``.
+        """
+        probabilities, order = (scores / self.settings.temperature).softmax(-1).double(), None
+        if self.settings.top_p < 1:
+            probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        reached = probabilities.cumsum(-1)
+        last, mass = reached.shape[1] - 1, reached[:, -1:]
+        if order is not None:
+            ends = (reached < self.settings.top_p).sum(-1, keepdim=True)
+            mass = reached.gather(1, ends.clamp(max=last))
+        draws = torch.tensor([[row.draw.random()] for row in rows], dtype=torch.float64)
+        draws = draws.to(self.device) * mass
+        tokens = torch.searchsorted(reached, draws, right=True).clamp(max=last)
+        return (tokens if order is None else order.gather(1, tokens))[:, 0]
+
+    def _ready(self, alive: Sequence[Row]) -> Sequence[Row]:
         """Rows whose pending tokens go into the cache now.
 
-        Rows that go on writing are fed at once. Rows with crops wait until all others have crops too, or until one of
-        them has waited for ``tokens_per_round`` steps: one wide step is cheaper than many.
+        Rows that write on are fed at once. Rows with crops wait until all others have crops, or one
+        has waited for ``tokens_per_round`` steps: one wide step is cheaper than many.
         """
-        if not alive:
-            return []
-        waiting = [r for r in alive if self.rows[r].waiting]
-        writing = [r for r in alive if not self.rows[r].waiting]
-        for r in waiting:
-            self.rows[r].round_tokens += 1
+        waiting = [row for row in alive if row.waiting]
+        writing = [row for row in alive if not row.waiting]
+        for row in waiting:
+            row.round_tokens += 1
         patience = self.settings.tokens_per_round or self.settings.max_new_tokens
-        if not writing or any(self.rows[r].round_tokens > patience for r in waiting):
-            return list(alive)
-        return writing
+        tired = any(row.round_tokens > patience for row in waiting)
+        return alive if not writing or tired else writing
 
-    def _feed(self, ready: Sequence[int], alive: Sequence[int] | None = None) -> None:
-        """Run the pending tokens of the ready rows through the model, behind what the cache holds."""
-        alive = range(len(self.rows)) if alive is None else alive
-        lines = {r: line for line, r in enumerate(alive)}
-        length = max(len(self.rows[r].pending) for r in ready)
+    def _feed(self, ready: Sequence[Row], alive: Sequence[Row]) -> None:
+        """Run the pending tokens of the ready rows through the model, behind the cache."""
+        lines = {row: line for line, row in enumerate(alive)}
+        length = max(len(row.pending) for row in ready)
         ids = torch.full((len(alive), length), self.gen.pad, dtype=torch.long)
         mask = torch.zeros(len(alive), length, dtype=torch.long)
         positions = torch.zeros(3, len(alive), length, dtype=torch.long)
-        for r in ready:
-            row, count = self.rows[r], len(self.rows[r].pending)
-            ids[lines[r], length - count :] = torch.tensor(row.pending)
-            mask[lines[r], length - count :] = 1
-            positions[:, lines[r], length - count :] = self._positions(r)
-        ids, positions = ids.to(self.device), positions.to(self.device)
+        for row in ready:
+            line, place = lines[row], slice(length - len(row.pending), length)
+            ids[line, place] = torch.tensor(row.pending)
+            mask[line, place] = 1
+            positions[:, line, place] = self._positions(row)
         self.mask = torch.cat([self.mask, mask.to(self.device)], dim=1)
         self.padded |= not bool(mask.all())
+        ids = ids.to(self.device)
         embeds = self.model.get_input_embeddings()(ids)
-        pictures = [
-            part for line in sorted(lines[r] for r in ready) for part in self.rows[alive[line]].pictures
-        ]
-        if pictures:
-            pixels, grids = (
-                torch.cat([part[0] for part in pictures]),
-                [grid for part in pictures for grid in part[1]],
-            )
-            embeds[ids == self.gen.image_token] = self.gen.features(pixels, grids).to(embeds.dtype)
+        images = [part for row in ready for part in row.images]  # in the order of their lines
+        if images:
+            pixels = torch.cat([part for part, _ in images])
+            features = self.gen.features(pixels, [grid for _, grids in images for grid in grids])
+            embeds[ids == self.gen.image_token] = features.to(embeds.dtype)
         output = self.model(
             inputs_embeds=embeds,
             attention_mask=self.mask if self.padded else None,
-            position_ids=positions,
+            position_ids=positions.to(self.device),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -211,67 +186,50 @@ class _Batch(Replies):
         if self.logits is None or len(ready) == len(alive):
             self.logits = last
         else:
-            fed = torch.tensor([lines[r] for r in ready], device=self.device)
+            fed = torch.tensor([lines[row] for row in ready], device=self.device)
             self.logits[fed] = last[fed]
-        for r in ready:
-            self.rows[r].pending, self.rows[r].pictures, self.rows[r].waiting = [], [], False
+        for row in ready:
+            row.pending, row.images, row.waiting = [], [], False
 
-    def _positions(self, r: int) -> torch.Tensor:
+    def _positions(self, row: Row) -> torch.Tensor:
         """Rotary positions ``(3, pending)`` of a row's pending tokens."""
-        row = self.rows[r]
         if len(row.pending) == 1:
-            position = self.next_position[r]
-            self.next_position[r] += 1
-            return torch.full((3, 1), position)
+            row.position += 1
+            return torch.full((3, 1), row.position - 1)
         ids = torch.tensor([row.pending])
         positions, _ = self.model.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == self.gen.image_token).int(),
-            image_grid_thw=torch.tensor([grid for _, grids in row.pictures for grid in grids]),
+            image_grid_thw=torch.tensor([grid for _, grids in row.images for grid in grids]),
         )
-        positions = (
-            positions[:, 0] + self.next_position[r]
-        )  # the rule only counts on from where the text stands
-        self.next_position[r] = int(positions.max()) + 1
+        positions = positions[:, 0] + row.position  # the rule itself counts from 0
+        row.position = int(positions.max()) + 1
         return positions
 
-    def _spread(self) -> None:
-        """Copy every row once a sample; the encoded prompt is shared by copying the cache, not by encoding again."""
-        if self.samples == 1:
-            return
-        self.cache.batch_repeat_interleave(self.samples)
-        self.logits = self.logits.repeat_interleave(self.samples, dim=0)
-        self.mask = self.mask.repeat_interleave(self.samples, dim=0)
-        self.next_position = [position for position in self.next_position for _ in range(self.samples)]
-        self.rows = self._sampled()
-
-    def _drop_finished(self, alive: list[int]) -> list[int]:
+    def _drop_finished(self, alive: list[Row]) -> list[Row]:
         """Take complete replies out of the cache, so that nothing is computed for them."""
-        keep = [line for line, r in enumerate(alive) if self.rows[r].running]
-        if len(keep) == len(alive) or not keep:
-            return [alive[line] for line in keep]
-        index = torch.tensor(keep, device=self.device)
-        self.cache.batch_select_indices(index)
-        self.mask, self.logits = self.mask[index], self.logits[index]
+        keep = [line for line, row in enumerate(alive) if row.stop is None]
+        if keep and len(keep) < len(alive):
+            index = torch.tensor(keep, device=self.device)
+            self.cache.batch_select_indices(index)
+            self.mask, self.logits = self.mask[index], self.logits[index]
         return [alive[line] for line in keep]
 
-    def _start_over(self, alive: Sequence[int]) -> None:
-        """The reference without reuse: forget everything and queue each row's whole sequence and pictures again."""
+    def _start_over(self, alive: Sequence[Row]) -> None:
+        """The reference without reuse: queue each row's whole sequence and images again."""
         self.cache = growing_cache(self.model.config)
-        self.mask, self.padded = self.mask[:, :0], False
-        self.logits = None
-        for r in alive:
-            row = self.rows[r]
-            self.next_position[r] = 0
-            _, *pictures = self.gen.encode(row.request)
+        self.mask, self.padded, self.logits = self.mask[:, :0], False, None
+        for row in alive:
+            row.position = 0
+            _, *images = self.gen.encode(row.request)
             crops = [pointing.crops for pointing in row.pointings if pointing.crops]
             row.pending = row.prompt_ids + row.ids
-            row.pictures = [tuple(pictures), *(self.gen.encode_crops(fetched) for fetched in crops)]
+            row.images = [tuple(images), *map(self.gen.encode_crops, crops)]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end the turn: those of the generation settings, and ``<|im_end|>``."""
-    ends = model.generation_config.eos_token_id
-    listed = ends if isinstance(ends, list | tuple) else [ends]
-    found = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>"), *listed}
-    return frozenset(token for token in found if token is not None)
+    listed = model.generation_config.eos_token_id
+    listed = listed if isinstance(listed, list | tuple) else [listed]
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>"), *listed}
+    return frozenset(token for token in ends if token is not None)

@@ -1,8 +1,8 @@
 """Replies in the making: what a written token does, whoever computes it.
 
-A token may end the reply, open a box or close one. A closed box fetches crops, whose image tokens are put into the same
-reply as if they had been written. All of that is bookkeeping on token ids, and the same for a model in this process
-(:mod:`unireason_lib.grounding.generate`) and for one behind a server (:mod:`unireason_lib.grounding.served`).
+A token may end the reply, open a box or close one. A closed box fetches crops, whose image tokens
+are put into the same reply as if they had been written. That is bookkeeping on token ids, the same
+for a model in this process (:mod:`~.generate`) and for one behind a server (:mod:`~.served`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,229 +20,150 @@ import torch
 from PIL import Image
 
 from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, scan_boxes
-from unireason_lib.errors import RequestError, explain
-from unireason_lib.grounding.trace import (
-    INJECTED,
-    MALFORMED,
-    NO_SLICE,
-    OUTSIDE,
-    ROUNDS_USED_UP,
-    TOKENS_USED_UP,
-    GroundedRequest,
-    Pointing,
-    Trace,
-)
-from unireason_lib.imaging.crops import crop_region
+from unireason_lib.errors import RequestError
+from unireason_lib.grounding import trace as status_of
+from unireason_lib.grounding.trace import GroundedRequest, Pointing, Trace
+from unireason_lib.imaging.crops import crop_region, slice_range
 from unireason_lib.imaging.frame import ProcessorFrame
+
+NEVER_WRITTEN = "im_start vision_start vision_end vision_pad image_pad video_pad"
+"""Control tokens that a model may never write: they would forge an image or another turn."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a reply is generated.
+    """How a reply is generated; a ``RequestError`` when a value is out of range."""
 
-    Args:
-        max_new_tokens: Most tokens that the model itself writes.
-        max_rounds: Most stretches between which crops are injected (10 in the paper). Later boxes are kept in the text
-            but fetch nothing.
-        tokens_per_round: Most tokens of one stretch without a box. Reaching it opens the next round; it never cuts the
-            reply. In a batch it is also how long a row may wait for the others before its crops are injected.
-        max_injected_tokens: Budget of injected tokens; a box whose crops would exceed it fetches nothing.
-        temperature: 0 is greedy.
-        top_p: Nucleus of sampling.
-        seed: Seed of sampling. Each request draws from a stream of its own, so its reply does not depend on what else
-            is in the batch.
-    """
-
-    max_new_tokens: int = 1024
-    max_rounds: int = 10
-    tokens_per_round: int | None = None
-    max_injected_tokens: int = 16_384
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    max_new_tokens: int = 1024  # most tokens that the model itself writes
+    max_rounds: int = 10  # most stretches between injections (paper: 10); later boxes fetch nothing
+    tokens_per_round: int | None = None  # then the next round opens; nothing is cut
+    max_injected_tokens: int = 16_384  # a box that would exceed it fetches nothing
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # nucleus of sampling
+    seed: int = 0  # each request draws from a stream of its own, whatever is in the batch
 
     def __post_init__(self) -> None:
-        positive = self.max_new_tokens >= 1 and self.max_rounds >= 0 and self.max_injected_tokens >= 0
+        budgets = self.max_new_tokens >= 1 and min(self.max_rounds, self.max_injected_tokens) >= 0
         stretch = self.tokens_per_round is None or self.tokens_per_round >= 1
-        if not (positive and stretch and self.temperature >= 0 and 0 < self.top_p <= 1):
-            raise RequestError(
-                explain(
-                    "generation settings",
-                    expected="positive token budgets, temperature >= 0 and 0 < top_p <= 1",
-                    found=str(self),
-                    do="correct the value",
-                )
-            )
+        if not (budgets and stretch and self.temperature >= 0 and 0 < self.top_p <= 1):
+            expected = "positive token budgets, temperature >= 0 and 0 < top_p <= 1"
+            raise RequestError("generation settings", expected, str(self), "correct the value")
 
 
 @dataclass(frozen=True)
 class Script:
     """What a model is made to write, for demonstrations of the mechanism and for benchmarks.
 
-    Args:
-        tokenizer: Turns the words into tokens.
-        parts: A text is written as it stands, and so are the tokens of a tuple; a number leaves the model that many
-            tokens of its own choice (neither an end nor a box). After the last part the model is free.
+    A text or a tuple of tokens is written as it stands; a number leaves the model that many tokens
+    of its choice (neither an end nor a box). After all parts it is free.
     """
 
     tokenizer: Any
     parts: tuple[str | int | tuple[int, ...], ...]
-    _plan: tuple[int | None, ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _plan(self) -> list[int | None]:
         plan: list[int | None] = []
         for part in self.parts:
-            if isinstance(part, int):
-                plan += [None] * part
-            else:
-                plan += part if isinstance(part, tuple) else self.tokenizer(part).input_ids
-        object.__setattr__(self, "_plan", tuple(plan))
+            tokens = self.tokenizer(part).input_ids if isinstance(part, str) else part
+            plan += [None] * tokens if isinstance(tokens, int) else tokens
+        return plan
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def token(self, step: int) -> int | None:
-        """The token to write at this step of the model's own tokens, or None where the model chooses."""
+        """The token to write at this step; None where the model chooses."""
         return self._plan[step] if step < len(self._plan) else None
 
 
-PictureInputs = tuple[torch.Tensor, list[list[int]]]
-"""Pixel values ``(patches, patch_dim)`` of some pictures, and their grids (time, height, width in patches)."""
-
-
+@dataclass(eq=False)
 class Row:
     """One reply in the making."""
 
-    def __init__(self, request: GroundedRequest, prompt_ids: list[int], seed: int) -> None:
-        self.request = request
-        self.prompt_ids = prompt_ids
-        self.ids: list[int] = []
-        self.own: list[int] = []
-        self.logprobs: list[float] = []
-        self.pointings: list[Pointing] = []
-        self.pending: list[int] = []  # tokens that the cache does not hold yet
-        self.pictures: list[PictureInputs] = []  # pictures of the pending tokens
-        self.waiting = False  # has crops to inject
-        self.box_at: int | None = None  # index in ids of the last opened box
-        self.round_tokens = 0
-        self.rounds = 1
-        self.injected = 0
-        self.written = 0
-        self.stop: str | None = None
-        self.finished_at = 0.0
-        self.draw = np.random.default_rng(seed)
-
-    def clone(self, seed: int) -> Row:
-        """The same, before anything was written."""
-        return Row(self.request, self.prompt_ids, seed)
-
-    @property
-    def running(self) -> bool:
-        """Whether it goes on."""
-        return self.stop is None
+    request: GroundedRequest
+    prompt_ids: list[int]
+    script: Script | None
+    draw: np.random.Generator
+    ids: list[int] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)  # 1 written by the model, 0 injected
+    logprobs: list[float] = field(default_factory=list)
+    pointings: list[Pointing] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)  # tokens that the cache does not hold yet
+    images: list[tuple[torch.Tensor, list]] = field(default_factory=list)  # of the pending tokens
+    position: int = 0  # rotary position of the next token
+    waiting: bool = False  # has crops to inject
+    box_at: int | None = None  # index in ids of the last opened box
+    round_tokens: int = 0
+    rounds: int = 1
+    written: int = 0
+    stop: str | None = None
+    finished_at: float = 0.0
 
 
 class GroundedInterface(ABC):
-    """What all generators share: the processor, the tokens that matter, prompts, crops, and checked arguments.
-
-    Args:
-        processor: A ``Qwen2_5_VLProcessor``.
-        image_token: Id of the token that stands for a picture's tokens.
-        ends: Ids of the tokens that end a turn.
-    """
+    """What all generators share: a ``Qwen2_5_VLProcessor``, the ids of special tokens
+    (``image_token`` stands for a piece of an image, ``ends`` end a turn), prompts and crops."""
 
     def __init__(self, processor: Any, image_token: int, ends: frozenset[int]) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
+        self.processor, self.tokenizer = processor, processor.tokenizer
         self.frame = ProcessorFrame.from_processor(processor)
         ids = self.tokenizer.convert_tokens_to_ids
-        self.box_start, self.box_end = ids(BOX_START), ids(BOX_END)
-        self.vision_start, self.vision_end = ids("<|vision_start|>"), ids("<|vision_end|>")
+        self.box_start, self.box_end = ids([BOX_START, BOX_END])
+        self.vision_start, self.vision_end = ids(["<|vision_start|>", "<|vision_end|>"])
         self.image_token, self.ends = image_token, ends
         self.pad = self.tokenizer.pad_token_id
-        never = [
-            "<|im_start|>",
-            "<|vision_start|>",
-            "<|vision_end|>",
-            "<|vision_pad|>",
-            "<|image_pad|>",
-            "<|video_pad|>",
-        ]
-        self.never_written = [i for i in ids(never) if i is not None and i != self.tokenizer.unk_token_id]
+        control = ids([f"<|{name}|>" for name in NEVER_WRITTEN.split()])
+        self.never_written = [i for i in control if i not in (None, self.tokenizer.unk_token_id)]
 
     def generate(
         self,
         requests: Iterable[GroundedRequest | Mapping[str, Any]],
         *,
-        max_new_tokens: int = 1024,
-        max_rounds: int = 10,
-        tokens_per_round: int | None = None,
-        max_injected_tokens: int = 16_384,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
         batch_size: int | None = None,
         samples: int = 1,
         scripts: Sequence[Script | None] | None = None,
+        **settings: Any,
     ) -> list[Trace]:
         """Answer requests.
 
         Args:
-            requests: The questions, or dictionaries of their fields; 2D and 3D may be mixed.
-            max_new_tokens, max_rounds, tokens_per_round, max_injected_tokens, temperature, top_p, seed: See
-                :class:`Settings`.
+            requests: The questions, or mappings of their fields; 2D and 3D may be mixed.
             batch_size: Requests generated together; None takes all at once.
             samples: Replies to each request; they share the encoding of the prompt.
             scripts: For each request what the model is made to write, or None.
+            settings: ``max_new_tokens``, ``temperature``, ``seed``, ... of :class:`Settings`.
 
         Returns:
-            One trace a request and sample, in order (all samples of the first request, then of the second, ...).
-
-        Raises:
-            RequestError: A setting is out of range, or a request is unusable.
+            One trace a request and sample: all samples of the first request, then of the second.
         """
-        settings = Settings(
-            max_new_tokens, max_rounds, tokens_per_round, max_injected_tokens, temperature, top_p, seed
-        )
+        how = Settings(**settings)
         requests = [r if isinstance(r, GroundedRequest) else GroundedRequest(**r) for r in requests]
-        scripts = list(scripts) if scripts is not None else [None] * len(requests)
-        if len(scripts) != len(requests) or samples < 1 or (batch_size is not None and batch_size < 1):
-            raise RequestError(
-                explain(
-                    "generate",
-                    expected="one script a request, samples >= 1 and batch_size >= 1",
-                    found=f"{len(scripts)} scripts for {len(requests)} requests, samples {samples}, "
-                    f"batch_size {batch_size}",
-                    do="correct the arguments",
-                )
-            )
-        size = batch_size or max(1, len(requests))
+        scripts = [None] * len(requests) if scripts is None else scripts
+        size = max(1, len(requests)) if batch_size is None else batch_size
+        if len(scripts) != len(requests) or samples < 1 or size < 1:
+            expected = "one script a request, samples >= 1 and batch_size >= 1"
+            found = f"{len(scripts)} scripts for {len(requests)} requests, {samples} and {size}"
+            raise RequestError("generate", expected, found, "correct the arguments")
         traces: list[Trace] = []
         for first in range(0, len(requests), size):
-            batch = requests[first : first + size]
-            told = [script for script in scripts[first : first + size] for _ in range(samples)]
-            traces += self._replies(batch, first, settings, samples, told)
+            part = slice(first, first + size)
+            traces += self._replies(requests[part], scripts[part], first, samples, how)
         return traces
 
     @abstractmethod
-    def _replies(
-        self,
-        requests: Sequence[GroundedRequest],
-        first: int,
-        settings: Settings,
-        samples: int,
-        scripts: Sequence[Script | None],
-    ) -> list[Trace]:
-        """The replies of one batch, whose first request is number ``first``."""
+    def _replies(self, requests: Sequence[GroundedRequest], *how: Any) -> list[Trace]:
+        """The replies of one batch; arguments of :class:`Replies`."""
 
     def encode(self, request: GroundedRequest) -> tuple[list[int], torch.Tensor, list[list[int]]]:
-        """The prompt of a request: token ids, pixel values and grids of its pictures."""
+        """The prompt of a request: token ids, pixel values ``(patches, patch_dim)`` of its images,
+        and their grids (time, height, width in patches)."""
         text = self.processor.apply_chat_template(
             request.conversation(), tokenize=False, add_generation_prompt=True
         )
-        pictures = [image if image.mode == "RGB" else image.convert("RGB") for image in request.images]
-        inputs = self.processor(text=[text], images=pictures, return_tensors="pt")
-        return inputs["input_ids"][0].tolist(), inputs["pixel_values"], inputs["image_grid_thw"].tolist()
+        inputs = self.processor(text=[text], images=list(request.images), return_tensors="pt")
+        grids = inputs["image_grid_thw"].tolist()
+        return inputs["input_ids"][0].tolist(), inputs["pixel_values"], grids
 
     def encode_crops(self, crops: Sequence[Image.Image]) -> tuple[torch.Tensor, list[list[int]]]:
         """Pixel values and grids of crops, as the processor makes them."""
@@ -249,100 +171,75 @@ class GroundedInterface(ABC):
         return inputs["pixel_values"], inputs["image_grid_thw"].tolist()
 
     def crops_for(self, request: GroundedRequest, box: Box) -> list[Image.Image]:
-        """The crops that a box fetches, cut from the pictures as the model sees them."""
-        if request.dimension == "2d":
-            return crop_region([self.frame.aligned(request.images[0])], box)
-        return crop_region(_Aligned(request.images, self.frame), box)
-
-
-class _Aligned(Sequence):
-    """The slices of a volume as the model sees them, resized only when looked at."""
-
-    def __init__(self, images: Sequence[Image.Image], frame: ProcessorFrame) -> None:
-        self.images, self.frame = images, frame
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.frame.aligned(self.images[index])
+        """The crops that a box fetches, cut from the images as the model sees them."""
+        images = request.images[:1] if request.dimension == "2d" else request.images
+        aligned = (self.frame.aligned(images[k]) for k in slice_range(box, len(images)))
+        return [crop for image in aligned for crop in crop_region([image], box)]
 
 
 class Replies:
-    """The replies of one batch, and what a written token does to one.
-
-    Args:
-        gen: The generator.
-        requests: What is asked.
-        first: Number of the first request, for the seeds of those without a name.
-        settings: How.
-        samples: Replies to each request.
-    """
+    """The replies of one batch, one :class:`Row` each; ``first`` is the number of its first request
+    among all."""
 
     def __init__(
         self,
         gen: GroundedInterface,
         requests: Sequence[GroundedRequest],
+        scripts: Sequence[Script | None],
         first: int,
-        settings: Settings,
         samples: int,
+        settings: Settings,
     ) -> None:
         self.started = time.perf_counter()
-        self.gen, self.settings, self.samples, self.first = gen, settings, samples, first
+        self.gen, self.first, self.samples, self.settings = gen, first, samples, settings
         self.rows: list[Row] = []
-        for i, request in enumerate(requests):
-            ids, pixels, grids = gen.encode(request)
-            row = Row(request, ids, self._seed(request, first + i, 0))
-            row.pending, row.pictures = list(ids), [(pixels, grids)]
+        for request, script in zip(requests, scripts, strict=True):
+            ids, *images = gen.encode(request)
+            row = Row(request, ids, script, self._stream(request, len(self.rows), 0))
+            row.pending, row.images = list(ids), [tuple(images)]
             self.rows.append(row)
 
     def _sampled(self) -> list[Row]:
         """Every row once a sample, each with a stream of random numbers of its own."""
         return [
-            row.clone(self._seed(row.request, self.first + i, sample))
+            Row(row.request, row.prompt_ids, row.script, stream, position=row.position)
             for i, row in enumerate(self.rows)
-            for sample in range(self.samples)
+            for stream in (self._stream(row.request, i, k) for k in range(self.samples))
         ]
 
-    def _seed(self, request: GroundedRequest, index: int, sample: int) -> int:
-        name = zlib.crc32(request.id.encode()) if request.id else index
-        return int(np.random.SeedSequence([self.settings.seed, name, sample]).generate_state(1)[0])
+    def _stream(self, request: GroundedRequest, index: int, sample: int) -> np.random.Generator:
+        name = zlib.crc32(request.id.encode()) if request.id else self.first + index
+        return np.random.default_rng([self.settings.seed, name, sample])
 
     def _accept(self, row: Row, token: int, logprob: float) -> None:
-        """Note a written token: it may end the reply, open a box, or close one and fetch its crops."""
+        """Note a written token: it may end the reply, open a box, or close one and fetch crops."""
         row.ids.append(token)
         row.own.append(1)
         row.logprobs.append(logprob)
-        row.pending = [token]
-        row.written += 1
-        row.round_tokens += 1
+        row.pending, row.written, row.round_tokens = [token], row.written + 1, row.round_tokens + 1
         if token in self.gen.ends:
             self._finish(row, "end")
             return
         if token == self.gen.box_start:
             if row.box_at is not None:
-                self._note_malformed(row, row.box_at, len(row.ids) - 1)
+                self._note_malformed(row, len(row.ids) - 1)
             row.box_at = len(row.ids) - 1
         elif token == self.gen.box_end and row.box_at is not None:
             self._point(row)
+        limit = self.settings.tokens_per_round
         if row.written >= self.settings.max_new_tokens:
             self._finish(row, "length")
-        elif self.settings.tokens_per_round and row.round_tokens >= self.settings.tokens_per_round:
-            self._next_round(row)
+        elif limit and row.round_tokens >= limit:
+            row.rounds, row.round_tokens = row.rounds + 1, 0
 
     def _finish(self, row: Row, stop: str) -> None:
         if row.box_at is not None:
-            self._note_malformed(row, row.box_at, len(row.ids))
-        row.stop = stop
-        row.finished_at = time.perf_counter()
+            self._note_malformed(row, len(row.ids))
+        row.stop, row.finished_at = stop, time.perf_counter()
 
-    def _next_round(self, row: Row) -> None:
-        row.rounds += 1
-        row.round_tokens = 0
-
-    def _note_malformed(self, row: Row, start: int, end: int) -> None:
-        text = self.gen.tokenizer.decode(row.ids[start:end], skip_special_tokens=False)
-        row.pointings.append(Pointing(text, None, MALFORMED, (), len(row.ids)))
+    def _note_malformed(self, row: Row, end: int) -> None:
+        text = self.gen.tokenizer.decode(row.ids[row.box_at : end], skip_special_tokens=False)
+        row.pointings.append(Pointing(text, None, status_of.MALFORMED, (), len(row.ids)))
 
     def _point(self, row: Row) -> None:
         """A box was closed: read it, and queue its crops behind it."""
@@ -351,48 +248,43 @@ class Replies:
         box = next(iter(scan_boxes(text).boxes), None)
         status, crops = self._fetch(row, box)
         row.pointings.append(Pointing(text, box, status, tuple(crops), len(row.ids)))
-        if not crops:
-            return
-        pixels, grids = self.gen.encode_crops(crops)
-        tokens = [token for grid in grids for token in self._picture_tokens(grid)]
-        row.ids += tokens
-        row.own += [0] * len(tokens)
-        row.logprobs += [0.0] * len(tokens)
-        row.pending += tokens
-        row.injected += len(tokens)
-        row.pictures = [(pixels, grids)]
-        row.waiting = True
-        self._next_round(row)
+        if crops:
+            pixels, grids = self.gen.encode_crops(crops)
+            gen, tokens = self.gen, []
+            for time_, height, width in grids:
+                count = time_ * height * width // gen.frame.merge_size**2
+                tokens += [gen.vision_start, *[gen.image_token] * count, gen.vision_end]
+            row.ids += tokens
+            row.own += [0] * len(tokens)
+            row.logprobs += [0.0] * len(tokens)
+            row.pending += tokens
+            row.images, row.waiting = [(pixels, grids)], True
+            row.rounds, row.round_tokens = row.rounds + 1, 0
 
     def _fetch(self, row: Row, box: Box | None) -> tuple[str, list[Image.Image]]:
+        """What becomes of a box (None: not well formed), and its crops."""
+        settings = self.settings
         if box is None:
-            return MALFORMED, []
+            return status_of.MALFORMED, []
         if isinstance(box, Box2D) and row.request.dimension == "3d":
-            return NO_SLICE, []
-        if row.rounds > self.settings.max_rounds:
-            return ROUNDS_USED_UP, []
+            return status_of.NO_SLICE, []
+        if row.rounds > settings.max_rounds:
+            return status_of.ROUNDS_USED_UP, []
         crops = self.gen.crops_for(row.request, box)
         if not crops:
-            return OUTSIDE, []
+            return status_of.OUTSIDE, []
         cost = sum(2 + self.gen.frame.tokens(crop.height, crop.width) for crop in crops)
-        if (
-            row.injected + cost > self.settings.max_injected_tokens
-            or row.written >= self.settings.max_new_tokens
-        ):
-            return TOKENS_USED_UP, []
-        return INJECTED, crops
-
-    def _picture_tokens(self, grid: Sequence[int]) -> list[int]:
-        count = grid[0] * grid[1] * grid[2] // self.gen.frame.merge_size**2
-        return [self.gen.vision_start, *[self.gen.image_token] * count, self.gen.vision_end]
+        over = len(row.ids) - row.written + cost > settings.max_injected_tokens
+        if over or row.written >= settings.max_new_tokens:
+            return status_of.TOKENS_USED_UP, []
+        return status_of.INJECTED, crops
 
     def _trace(self, row: Row) -> Trace:
-        own = [
-            token for token, mine in zip(row.ids, row.own, strict=True) if mine and token not in self.gen.ends
-        ]
+        words = zip(row.ids, row.own, strict=True)
+        words = [token for token, own in words if own and token not in self.gen.ends]
         return Trace(
             request=row.request,
-            text=self.gen.tokenizer.decode(own, skip_special_tokens=False),
+            text=self.gen.tokenizer.decode(words, skip_special_tokens=False),
             token_ids=tuple(row.ids),
             own_mask=tuple(row.own),
             logprobs=tuple(row.logprobs),

@@ -1,27 +1,21 @@
 """What is asked of the model, and what comes back.
 
-A :class:`GroundedRequest` is one question about one image or one volume. A :class:`Trace` is the whole reply, token by
-token: what the model wrote, what was put in between, and what each box fetched.
+A :class:`Trace` is the whole reply, token by token: what the model wrote, what was put in between,
+and what each box fetched.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from PIL import Image
 
-from unireason_lib.answers import extract_choice, final_answer
-from unireason_lib.boxes import Box
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
+from unireason_lib.boxes import BOX_END, BOX_START, Box
+from unireason_lib.errors import RequestError
 from unireason_lib.prompts import LETTERS, chat
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-DIMENSIONS = ("2d", "3d")
 
 INJECTED = "injected"
 MALFORMED = "malformed"
@@ -29,49 +23,34 @@ OUTSIDE = "outside"
 NO_SLICE = "no slice"
 ROUNDS_USED_UP = "rounds used up"
 TOKENS_USED_UP = "tokens used up"
-STATUSES = (INJECTED, MALFORMED, OUTSIDE, NO_SLICE, ROUNDS_USED_UP, TOKENS_USED_UP)
-"""What can become of a box; see :class:`Pointing`."""
 
 
 @dataclass(frozen=True)
 class GroundedRequest:
-    """One question.
-
-    Args:
-        question: The question in words.
-        images: One picture, or the slices of a volume from foot to head: PIL pictures, uint8 arrays ``(H, W)`` or
-            ``(H, W, 3)``, or a :class:`unireason_lib.imaging.SliceStack`. Kept as PIL pictures.
-        options: Letter -> text, or the texts in order; empty for a free answer.
-        dimension: ``"2d"`` or ``"3d"``: whether the pictures are slices of one volume. Boxes have 4 or 6 numbers
-            accordingly. With several pictures in 2D, a box means the first one.
-        id: A name for logs, results and the seed of sampling.
-        messages: A conversation in chat form to use instead of the house wording (its pictures are ``images``).
+    """One question about one image, or about the slices of one volume.
 
     Raises:
-        RequestError: No picture, something else than pictures, or an unknown dimension.
+        RequestError: No image, something else than images, or an unknown dimension.
     """
 
     question: str
-    images: Sequence[Image.Image]
-    options: Mapping[str, str] = field(default_factory=dict)
-    dimension: str = "2d"
-    id: str = ""
-    messages: Sequence[Mapping[str, Any]] | None = None
+    images: Sequence[Image.Image]  # one, or the slices from foot to head
+    options: Mapping[str, str] = field(default_factory=dict)  # letter -> text; or texts in order
+    dimension: str = "2d"  # "3d": slices of a volume. A 2D box means the first image.
+    id: str = ""  # for logs, results and the seed of sampling
+    messages: Sequence[Mapping[str, Any]] | None = None  # in place of unireason_lib.prompts.chat
 
     def __post_init__(self) -> None:
-        images = self.images.images() if hasattr(self.images, "images") else self.images
-        object.__setattr__(self, "images", tuple(_picture(image, self.id) for image in images))
+        images = [image for image in self.images if isinstance(image, Image.Image)]
+        if self.dimension not in ("2d", "3d") or not images or len(images) < len(self.images):
+            expected = "dimension 2d or 3d and at least one image, all of them PIL images"
+            found = f"dimension {self.dimension!r} and {len(images)} of {len(self.images)} images"
+            do = "read files with load_image, or load_volume and serialize(...).images()"
+            raise RequestError(f"request {self.id!r}", expected, found, do)
+        images = tuple(i if i.mode == "RGB" else i.convert("RGB") for i in images)
+        object.__setattr__(self, "images", images)
         if not isinstance(self.options, Mapping):
             object.__setattr__(self, "options", dict(zip(LETTERS, self.options, strict=False)))
-        if self.dimension not in DIMENSIONS or not len(self.images):
-            raise RequestError(
-                explain(
-                    f"request {self.id!r}",
-                    expected="dimension 2d or 3d and at least one picture",
-                    found=f"dimension {self.dimension!r} and {len(self.images)} pictures",
-                    do="give the image, or all slices of the volume",
-                )
-            )
 
     def conversation(self) -> list[Mapping[str, Any]]:
         """The messages up to the model's turn."""
@@ -80,74 +59,45 @@ class GroundedRequest:
         return chat(self.question, self.images, self.options, volume=self.dimension == "3d")
 
 
-def _picture(image: Any, name: str) -> Image.Image:
-    from PIL import Image
-
-    if isinstance(image, Image.Image):
-        return image
-    array = np.asarray(image)
-    if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        return Image.fromarray(array)
-    raise RequestError(
-        explain(
-            f"request {name!r}",
-            expected="PIL pictures or uint8 arrays (H, W) or (H, W, 3)",
-            found=f"{type(image).__name__} of type {array.dtype} and shape {array.shape}",
-            do="read files with load_image, or load_volume and serialize",
-        )
-    )
-
-
 @dataclass(frozen=True)
 class Pointing:
     """One box that the model opened, and what became of it.
 
-    Attributes:
-        text: What was written, tags included.
-        box: The box as written, in pixels of the processor's frame; None when malformed.
-        status: ``"injected"``: crops were put into the reply. Otherwise nothing was, and the reply went on:
-            ``"malformed"``; ``"outside"`` (no overlap with picture or volume); ``"no slice"`` (four numbers for a
-            volume do not say which slice is meant); ``"rounds used up"``; ``"tokens used up"`` (the crops would not
-            fit into the budget of injected tokens).
-        crops: The pictures that were put in, in slice order.
-        position: Index in ``Trace.token_ids`` of the token after the box.
+    With the status ``"injected"`` crops were put into the reply. Otherwise nothing was, and it went
+    on: ``"malformed"``; ``"outside"`` (no overlap with image or volume); ``"no slice"`` (four
+    numbers do not name a slice of a volume); ``"rounds used up"``; ``"tokens used up"``.
     """
 
-    text: str
-    box: Box | None
+    text: str  # as written, tags included
+    box: Box | None  # in pixels of the processor's frame; None when malformed
     status: str
-    crops: tuple[Image.Image, ...]
-    position: int
+    crops: tuple[Image.Image, ...]  # the images that were put in, in slice order
+    position: int  # index in Trace.token_ids of the token after the box
+
+    def to_dict(self) -> dict[str, Any]:
+        """The pointing with sizes ``(width, height)`` in place of its crops, ready for JSON."""
+        box = None if self.box is None else list(self.box.as_tuple())
+        return vars(self) | {"box": box, "crops": [list(crop.size) for crop in self.crops]}
 
 
 @dataclass(frozen=True)
 class Trace:
     """One reply.
 
-    Attributes:
-        request: What was asked.
-        text: What the model wrote, with its control tokens (boxes, thought) and without the injected pictures.
-        token_ids: The reply as the model saw it: its own tokens and the injected ones.
-        own_mask: One number a token: 1 the model's own, 0 injected.
-        logprobs: One number a token: the logarithm of the probability that the model gave it, at the temperature of the
-            sampling (1 when greedy) and before any token was forbidden; 0 for injected ones.
-        prompt_ids: The tokens before the reply.
-        pointings: Every box that was opened.
-        stop: ``"end"``: the model ended its turn; ``"length"``: the token budget did.
-        rounds: Stretches of writing: one more than the injections and round budgets spent in between.
-        seconds: Time from the start of its batch until the reply was complete.
+    ``logprobs`` are logarithms of the probabilities that the model gave, at the temperature of the
+    sampling (1 when greedy) and before any token was forbidden; 0 for injected tokens.
     """
 
     request: GroundedRequest
-    text: str
-    token_ids: tuple[int, ...]
-    own_mask: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    prompt_ids: tuple[int, ...]
-    pointings: tuple[Pointing, ...]
-    stop: str
-    rounds: int
-    seconds: float
+    text: str  # what the model wrote, control tokens included, injected images not
+    token_ids: tuple[int, ...]  # the reply as the model saw it
+    own_mask: tuple[int, ...]  # mask of model-generated tokens: 1 written, 0 injected
+    logprobs: tuple[float, ...]  # one a token
+    prompt_ids: tuple[int, ...]  # the tokens before the reply
+    pointings: tuple[Pointing, ...]  # every box that was opened
+    stop: str  # "end": the model ended its turn; "length": the token budget did
+    rounds: int  # stretches of writing: one more than injections and spent round budgets
+    seconds: float  # from the start of its batch until it was complete
 
     @property
     def answer(self) -> str:
@@ -166,16 +116,20 @@ class Trace:
 
     @property
     def crops(self) -> list[list[Image.Image]]:
-        """For each of :attr:`boxes` the pictures that it fetched (an empty list when nothing was injected)."""
+        """For each of :attr:`boxes` the images that it fetched."""
         return [list(pointing.crops) for pointing in self.pointings if pointing.box is not None]
 
     @property
-    def malformed(self) -> int:
-        """How many boxes could not be read."""
-        return sum(pointing.status == MALFORMED for pointing in self.pointings)
+    def in_format(self) -> bool:
+        """Format compliance: one thought, closed, an answer after it, only well-formed boxes."""
+        count = self.text.count
+        thought = count(THINK_START) == count(THINK_END) == 1 and bool(self.answer)
+        boxes = count(BOX_START) == count(BOX_END) == len(self.boxes)
+        return thought and boxes and self.text.index(THINK_START) < self.text.index(THINK_END)
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace without pictures, ready for JSON."""
+        """The trace without images, ready for JSON: the one form of a reply in all results."""
+        written = sum(self.own_mask)
         return {
             "id": self.request.id,
             "dimension": self.request.dimension,
@@ -184,23 +138,13 @@ class Trace:
             "text": self.text,
             "answer": self.answer,
             "choice": self.choice,
-            "boxes": [box.as_tuple() for box in self.boxes],
-            "pointings": [
-                {
-                    **{
-                        f.name: getattr(p, f.name)
-                        for f in dataclasses.fields(p)
-                        if f.name not in ("box", "crops")
-                    },
-                    "box": None if p.box is None else p.box.as_tuple(),
-                    "crops": [crop.size for crop in p.crops],
-                }
-                for p in self.pointings
-            ],
+            "in_format": self.in_format,
+            "boxes": [list(box.as_tuple()) for box in self.boxes],
+            "pointings": [pointing.to_dict() for pointing in self.pointings],
             "stop": self.stop,
             "rounds": self.rounds,
-            "own_tokens": sum(self.own_mask),
-            "injected_tokens": len(self.own_mask) - sum(self.own_mask),
+            "own_tokens": written,
+            "injected_tokens": len(self.own_mask) - written,
             "prompt_tokens": len(self.prompt_ids),
             "seconds": round(self.seconds, 4),
         }

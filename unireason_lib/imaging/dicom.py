@@ -1,15 +1,14 @@
 """DICOM: from single slices, each with its own position, to one volume.
 
-A series is a folder of files in no order. Slices are sorted by where they lie along the normal of their plane, never by
-file name or instance number. What would give a wrong volume (two series in one folder, a missing slice, slices without
-a position) is refused: a volume with a hole looks fine and measures wrong.
-
-Every frame of every file becomes one :class:`_Plane`; whether the planes come from many files or, in an *enhanced*
-file, from the functional groups of one, the volume is put together in the same way.
+A series is a folder of files in no order. Slices are sorted by where they lie along the normal of
+their plane, never by name or number. What would give a wrong volume (two series in one folder, a
+missing slice, slices without a position, two scales of values) is refused: a volume with a hole
+looks fine and measures wrong. So are *enhanced* files of many frames, which dcm2niix converts.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,401 +16,269 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from unireason_lib.errors import ScanError, explain
-from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, orient
+from unireason_lib.errors import ScanError, ScanWarning
+from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale, why
+from unireason_lib.imaging.window import Window, to_grey
 
-GAP_TOLERANCE = 0.05
-"""Share by which distances between slices may differ (positions are stored as rounded decimals)."""
-
-SHIFT_TOLERANCE = 0.1
-"""Share of a pixel by which a slice may lie beside the straight line through the others."""
-
+SUFFIXES = (".dcm", ".dicom", ".ima")
+TOLERANCE = 0.1  # part of a step by which a slice may lie beside its place: positions are rounded
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-# where an enhanced file keeps what a single slice has at its top level (DICOM PS3.3, C.7.6.16.2)
-_FUNCTIONAL_GROUPS = (
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelMeasuresSequence",
-    "PixelValueTransformationSequence",
-)
+_FIRST_TYPES = (b"UL", b"OB", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO")
 
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """One frame: where it lies (mm, DICOM's L-P-S world) and how stored numbers become scan units."""
-
-    position: np.ndarray | None
-    orientation: np.ndarray | None
-    spacing: np.ndarray | None
-    thickness: float
-    slope: float
-    intercept: float
-
-
-@dataclass(frozen=True)
-class _File:
-    """What a volume needs to know of one file, read without its pixels."""
+    """One image: where it lies (mm, L-P-S world) and how stored numbers become scan units."""
 
     path: Path
     series: str
     shape: tuple[int, int]
-    inverted: bool
-    planes: tuple[_Plane, ...]
+    photometric: str
+    position: np.ndarray | None
+    orientation: np.ndarray | None
+    spacing: np.ndarray | None
+    thickness: float
+    scaling: tuple[float, float] | None
 
 
-def load_series(folder: Path) -> Volume:
-    """Read the one series in a folder (not in its subfolders); files that are no DICOM images are passed over.
+def is_dicom(head: bytes) -> bool:
+    """Whether a file begins like DICOM: ``DICM`` after 128 bytes, or, where that preamble was lost,
+    an element of group 2 or 8 with a known type or a short length."""
+    if head[128:132] == b"DICM":
+        return True
+    group, length = int.from_bytes(head[:2], "little"), int.from_bytes(head[4:8], "little")
+    return group in (2, 8) and (head[4:6] in _FIRST_TYPES or 0 < length <= 128)
 
-    Raises:
-        ScanError: No DICOM images, several series, differing shapes, orientations or spacings, missing or repeated
-            positions, a gap, slices that are not stacked along a line, or a file that cannot be read.
+
+def load_dicom(path: Path) -> Volume:
+    """Read the one series in a folder (not in its subfolders), or one file.
+
+    A single slice without a position (an X-ray) has no geometry. Raises :class:`ScanError` for an
+    unreadable file and for slices that make no single volume; other files in the folder are left
+    out with a :class:`ScanWarning`.
     """
-    files = [found for path in sorted(folder.iterdir()) if path.is_file() and (found := _file(path))]
-    if not files:
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise ScanError(
-            explain(folder, expected="DICOM images", found=names, do="give the folder that holds the slices")
-        )
-    return _assemble(folder, files)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.is_file() and file.name[0] != "."]
+    planes = {file: _plane(file) for file in files}
+    others = [file.name for file in files if not planes[file] and file.name != "DICOMDIR"]
+    names = ", ".join(others[:5])
+    if not any(planes.values()):
+        do = "give an image, or the folder that holds the slices"
+        raise ScanError(path, "DICOM images", f"{names or 'nothing'}, without pixels", do)
+    if others:
+        message = f"{path}: {len(others)} of {len(files)} files are no DICOM images, left out"
+        warnings.warn(f"{message}: {names}", ScanWarning, stacklevel=3)
+    return _assemble(path, [plane for plane in planes.values() if plane])
 
 
-def load_file(path: Path) -> Volume:
-    """Read one file: a single slice, or an enhanced file with many frames.
+def load_dicom_image(path: Path, window: Window | None) -> Image.Image:
+    """Read one image as 8-bit RGB.
 
-    A single slice without a position (an X-ray) becomes a volume of one slice without geometry. A single slice with
-    one is as thick as it says, or 1 mm when it does not say.
-
-    Raises:
-        ScanError: As :func:`load_series`.
+    Grey values are shown in ``window``; where that is None, in the file's own window, else bytes as
+    they are and others in the 1st to 99th percentile. ``MONOCHROME1`` is inverted.
     """
-    found = _file(path)
-    if found is None:
-        raise ScanError(
-            explain(path, expected="a DICOM image", found="a file without pixels", do="give an image file")
-        )
-    return _assemble(path, [found])
+    from pydicom.pixels import apply_color_lut
+
+    plane = _plane(path)
+    if plane is None:
+        raise ScanError(path, "an image", "none in the file", "give an image")
+    check_voxels(plane.shape, path)
+    with _readable(path):
+        data = _read(path)
+        values = rescale(_pixels(data), *(plane.scaling or (1, 0)))
+        if plane.photometric == "PALETTE COLOR":
+            values = apply_color_lut(values, data)
+        if values.ndim == 3:  # 8 or 16 bits a colour
+            return Image.fromarray((values >> 8 * (values.dtype.itemsize - 1)).astype(np.uint8))
+        usual = (0, 255) if values.dtype == np.uint8 else "percentile"
+        grey = to_grey(values, window or _own_window(data) or usual, path)
+    grey = 255 - grey if plane.photometric == "MONOCHROME1" else grey
+    return Image.fromarray(grey).convert("RGB")
 
 
-def _assemble(source: Path, files: Sequence[_File]) -> Volume:
-    """Planes of all files -> one volume in the house arrangement."""
-    _same(source, "series", {file.series for file in files}, "keep one series a folder")
-    _same(source, "slice shape", {file.shape for file in files}, "remove localizers and reports")
-    _same(source, "photometric interpretation", {file.inverted for file in files}, "separate the images")
-    owners = [file for file in files for _ in file.planes]
-    planes = [plane for file in files for plane in file.planes]
+def _own_window(data: Any) -> tuple[float, float] | None:
+    """The first window of a file as (low, high), by the linear formula of PS3.3, C.11.2.1.2."""
+    fields = (np.atleast_1d(data.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    centre, width = (float(field[0] or 0) if field.size else 0.0 for field in fields)
+    return (centre - width / 2, centre + width / 2 - 1) if width > 1 else None
+
+
+def _assemble(source: Path, planes: Sequence[_Plane]) -> Volume:
+    """Planes of all files -> one volume in L-P-S."""
+    for name in ("series", "shape", "photometric"):
+        do = "keep one series a folder, without localizers and reports"
+        _same(source, name, [getattr(plane, name) for plane in planes], do)
+    kind = planes[0].photometric
+    if kind not in ("MONOCHROME1", "MONOCHROME2", ""):
+        raise ScanError(source, "grey values", f"colours ({kind})", "read it with load_image")
+    check_voxels((len(planes), *planes[0].shape), source)
+    scalings = {p.scaling for p in planes} - {None, (1.0, 0.0)}
+    if scalings:  # each slice may have its own (PET), but one without any is on another scale
+        _present(source, planes, "RescaleSlope and RescaleIntercept", "scaling")
     if len(planes) == 1 and (planes[0].position is None or planes[0].orientation is None):
-        return Volume(_stack(files, np.array([0])), UNKNOWN_AFFINE, str(source), has_affine=False)
-    order, affine = _geometry(source, owners, planes)
-    slices = _stack(files, np.argsort(order))
+        return Volume(_stack(planes), UNKNOWN_AFFINE, str(source), has_affine=False)
+    order, affine = _geometry(source, planes)
+    slices = _stack([planes[index] for index in order])
     return orient(slices.transpose(2, 1, 0), _LPS_TO_RAS @ affine, str(source))
 
 
-def _geometry(
-    source: Path, owners: Sequence[_File], planes: Sequence[_Plane]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The order of the planes from low to high along their normal, and (column, row, slice) -> mm in L-P-S."""
-    lacking = [
-        file
-        for file, plane in zip(owners, planes, strict=True)
-        if plane.position is None or plane.orientation is None
-    ]
+def _same(source: Path, what: str, values: Sequence[Any], do: str, tolerance: float = 0) -> None:
+    first = values[0]
+    exact = not isinstance(first, np.ndarray)
+    others = [v for v in values if (v != first if exact else np.abs(v - first).max() > tolerance)]
+    if others:
+        found = f"{others[0]} in {len(others)} of {len(values)} slices"
+        raise ScanError(source, f"one {what}, {first}", found, do)
+
+
+def _present(source: Path, planes: Sequence[_Plane], what: str, name: str) -> None:
+    lacking = [plane.path.name for plane in planes if getattr(plane, name) is None]
     if lacking:
-        raise ScanError(
-            explain(
-                source,
-                expected="ImagePositionPatient and ImageOrientationPatient in every slice",
-                found=f"none in {len(lacking)} of {len(planes)} (first: {lacking[0].path.name})",
-                do="export the series with its geometry; file names and instance numbers are no safe order",
-            )
-        )
-    row, column = _directions(source, planes)
-    spacing = _spacing(source, owners, planes)
+        found = f"none in {len(lacking)} of {len(planes)} (first: {lacking[0]})"
+        do = "export the series again with all its fields; names and numbers are no safe order"
+        raise ScanError(source, f"{what} in every slice", found, do)
+
+
+def _geometry(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the planes along their normal, and (column, row, slice) -> mm in L-P-S.
+
+    The step from slice to slice goes along the line on which they lie. With a tilted gantry that is
+    not their normal: the planes lean, the table moves straight on.
+    """
+    _present(source, planes, "ImagePositionPatient", "position")
+    _present(source, planes, "ImageOrientationPatient", "orientation")
+    _present(source, planes, "PixelSpacing", "spacing")
+    axes, spacing = planes[0].orientation.reshape(2, 3), planes[0].spacing
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > 1e-2 or abs(axes[0] @ axes[1]) > 1e-2 or spacing.min() <= 0:
+        expected = "a positive PixelSpacing, ImageOrientationPatient of perpendicular vectors of 1"
+        found = f"{spacing.tolist()} and {axes.tolist()}"
+        raise ScanError(source, expected, found, "export the series again")
+    do = "keep one orientation and spacing a folder (scouts and reformats apart)"
+    _same(source, "orientation", [p.orientation for p in planes], do, 1e-3)
+    _same(source, "pixel spacing", [p.spacing for p in planes], do, 1e-3 * spacing.min())
+    row, column = axes / lengths[:, None]
     normal = np.cross(row, column)
     positions = np.array([plane.position for plane in planes])
     order = np.argsort(positions @ normal, kind="stable")
-    if len(planes) == 1:
-        step = normal * planes[0].thickness
-    else:
-        step = _step(source, positions[order], normal, float(spacing.min()))
+    positions, step = positions[order], normal * planes[0].thickness
+    if len(planes) > 1:
+        step = (positions[-1] - positions[0]) / (len(planes) - 1)
+        places = positions[0] + np.arange(len(planes))[:, None] * step
+        aside = np.linalg.norm(positions - places, axis=1)
+        if step @ normal < 1e-3 or aside.max() > TOLERANCE * np.linalg.norm(step):
+            expected = f"slices along a straight line, {np.linalg.norm(step):.3g} mm apart"
+            found = f"slice {int(aside.argmax())} of them {aside.max():.3g} mm from its place"
+            do = "find missing slices, keep one time point or acquisition a folder, or resample"
+            raise ScanError(source, expected, found, do)
     affine = np.eye(4)
     affine[:3, 0] = row * spacing[1]  # PixelSpacing is (between rows, between columns)
     affine[:3, 1] = column * spacing[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[order[0]]
+    affine[:3, 2], affine[:3, 3] = step, positions[0]
     return order, affine
 
 
-def _directions(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors along a row and down a column, the same in all planes."""
-    all_of_them = np.array([plane.orientation for plane in planes])
-    first = all_of_them[0]
-    row, column = first[:3], first[3:]
-    lengths = np.linalg.norm(first.reshape(2, 3), axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(row @ column) > 1e-2:
-        raise ScanError(
-            explain(
-                source,
-                expected="ImageOrientationPatient of two unit vectors at right angles",
-                found=str(np.round(first, 4).tolist()),
-                do="export the series again",
-            )
-        )
-    others = int((np.abs(all_of_them - first).max(axis=1) > 1e-3).sum())
-    if others:
-        raise ScanError(
-            explain(
-                source,
-                expected="one orientation",
-                found=f"{others} of {len(planes)} slices in another",
-                do="keep one orientation a folder (scouts and reformats apart)",
-            )
-        )
-    return row / lengths[0], column / lengths[1]
+def _stack(planes: Sequence[_Plane]) -> np.ndarray:
+    """Pixels of the planes in scan units; one file is held at a time.
 
-
-def _spacing(source: Path, owners: Sequence[_File], planes: Sequence[_Plane]) -> np.ndarray:
-    """(between rows, between columns) in mm, the same in all planes."""
-    for file, plane in zip(owners, planes, strict=True):
-        if plane.spacing is None or plane.spacing.min() <= 0:
-            found = "none" if plane.spacing is None else f"a spacing of {plane.spacing.tolist()}"
-            raise ScanError(
-                explain(
-                    file.path,
-                    expected="a positive PixelSpacing",
-                    found=found,
-                    do="export the file with its geometry",
-                )
-            )
-    first = planes[0].spacing
-    others = [plane for plane in planes if np.abs(plane.spacing - first).max() > 1e-3 * first.min()]
-    if others:
-        raise ScanError(
-            explain(
-                source,
-                expected=f"one pixel spacing, {first.tolist()} mm",
-                found=f"{others[0].spacing.tolist()} mm in {len(others)} of {len(planes)} slices",
-                do="resample or separate the slices",
-            )
-        )
-    return first
-
-
-def _step(source: Path, positions: np.ndarray, normal: np.ndarray, pixel: float) -> np.ndarray:
-    """The way from each slice to the next in mm, along the line on which they lie.
-
-    With a tilted gantry that line is not the normal of the slices: the patient is pushed along the table while the
-    planes lean. The affine keeps the slant, so millimetres stay right.
-    """
-    steps = np.diff(positions @ normal)
-    usual = float(np.median(steps))
-    if steps.min() <= 1e-3:
-        raise ScanError(
-            explain(
-                source,
-                expected="one slice a position",
-                found=f"{int((steps <= 1e-3).sum())} repeated positions",
-                do="keep one time point or reconstruction a folder",
-            )
-        )
-    if np.abs(steps - usual).max() > GAP_TOLERANCE * usual:
-        worst = int(np.abs(steps - usual).argmax())
-        raise ScanError(
-            explain(
-                source,
-                expected=f"even steps of {usual:.3g} mm",
-                found=f"a step of {steps[worst]:.3g} mm after slice {worst}",
-                do="find the missing slices, or resample the series to even steps first",
-            )
-        )
-    step = (positions[-1] - positions[0]) / len(steps)
-    along = ((positions - positions[0]) @ normal) / (step @ normal)
-    aside = np.linalg.norm(positions - positions[0] - along[:, None] * step, axis=1)
-    if aside.max() > SHIFT_TOLERANCE * pixel:
-        raise ScanError(
-            explain(
-                source,
-                expected="slices stacked along a straight line",
-                found=f"slice {int(aside.argmax())} lies {aside.max():.3g} mm beside it",
-                do="keep one acquisition a folder, or resample the series first",
-            )
-        )
-    return step
-
-
-def _stack(files: Sequence[_File], places: np.ndarray) -> np.ndarray:
-    """Pixels of all planes in scan units, plane ``i`` at ``places[i]``; one file is held at a time.
-
-    ``MONOCHROME1`` (low is white) is turned round within the range of the whole volume, so that high is bright
-    everywhere.
+    ``MONOCHROME1`` (low is white) is turned round within the range of the whole volume.
     """
     slices: np.ndarray | None = None
-    place = iter(places.tolist())
-    for file in files:
-        for frame, plane in zip(_frames(file), file.planes, strict=True):
-            values = _in_scan_units(frame, plane)
+    for place, plane in enumerate(planes):
+        with _readable(plane.path):
+            values = rescale(_pixels(_read(plane.path)), *(plane.scaling or (1, 0)))
             if slices is None:
-                slices = np.empty((len(places), *file.shape), values.dtype)
-            elif not np.can_cast(values.dtype, slices.dtype):
-                slices = slices.astype(np.result_type(slices, values))
-            slices[next(place)] = values
-    if files[0].inverted:
+                slices = np.empty((len(planes), *plane.shape), values.dtype)
+            slices = slices.astype(np.result_type(slices, values), copy=False)
+            slices[place] = values
+    if planes[0].photometric == "MONOCHROME1":
         ends = slices.max().item() + slices.min().item()
-        for values in slices:
-            values[...] = ends - values.astype(np.int64 if values.dtype.kind == "i" else values.dtype)
+        wide = np.int64 if slices.dtype.kind in "iu" else slices.dtype
+        np.subtract(ends, slices, out=slices, dtype=wide, casting="unsafe")
     return slices
 
 
-def _in_scan_units(frame: np.ndarray, plane: _Plane) -> np.ndarray:
-    """Stored numbers times slope plus intercept: the smallest of int16, int32, int64 that holds them, or float32."""
-    if not (plane.slope.is_integer() and plane.intercept.is_integer()):
-        return frame.astype(np.float32) * np.float32(plane.slope) + np.float32(plane.intercept)
-    slope, intercept = int(plane.slope), int(plane.intercept)
-    ends = [int(end) * slope + intercept for end in (frame.min(), frame.max())]
-    holding = (kind for kind in (np.int16, np.int32, np.int64) if _holds(kind, ends))
-    return (frame.astype(np.int64) * slope + intercept).astype(next(holding, np.int64))
+def _pixels(data: Any) -> np.ndarray:
+    try:
+        return data.pixel_array
+    except Exception as error:  # decoders raise many kinds
+        found = f"{data.file_meta.TransferSyntaxUID.name}, {why(error)}"
+        do = "pip install 'pylibjpeg[all]' (or python-gdcm) if it is compressed, or export it again"
+        raise ScanError(data.filename, "pixel data that can be decoded", found, do) from error
 
 
-def _holds(kind: type, ends: Sequence[int]) -> bool:
-    return np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max
+def _read(path: Path, **options: Any) -> Any:
+    """A DICOM file; one that lost its preamble, perhaps its file meta, is read all the same."""
+    from pydicom import dcmread, uid
+
+    data = dcmread(path, force=True, **options)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit = data.original_encoding[0]
+        syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = syntax
+    return data
 
 
-def _frames(file: _File) -> np.ndarray:
-    """``(frames, rows, columns)`` as stored."""
-    import pydicom
-
-    with _readable(file.path):
-        data = pydicom.dcmread(file.path)
-        compressed = data.file_meta.TransferSyntaxUID.is_compressed
-        try:
-            pixels = data.pixel_array
-        except Exception as error:  # decoders raise many kinds
-            plugins = "install the decoders: pip install 'pylibjpeg[all]' (or python-gdcm)"
-            raise ScanError(
-                explain(
-                    file.path,
-                    expected="pixel data that can be decoded",
-                    found=f"{data.file_meta.TransferSyntaxUID.name}, {_short(error)}",
-                    do=plugins if compressed else "export the file again",
-                )
-            ) from error
-        return pixels.reshape(len(file.planes), *file.shape)
-
-
-def _file(path: Path) -> _File | None:
-    """The header of a DICOM image; None for any other file, DICOM or not."""
-    import pydicom
-
+def _plane(path: Path) -> _Plane | None:
+    """A DICOM image, read without its pixels; None for any other file."""
     with _readable(path):
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
+        with path.open("rb") as stream:
+            head = stream.read(132)
+        if not is_dicom(head):
+            if path.suffix.lower() in SUFFIXES:
+                do = "export or convert it again"
+                raise ScanError(path, "a DICOM image", f"{head[:8]!r} ...", do)
             return None
+        header = _read(path, stop_before_pixels=True)
         if "Rows" not in header or "Columns" not in header:
-            _refuse_cut_off(path, header)
+            # a report or directory has none by nature; an image was cut off before them
+            kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+            if kind is None or "Image Storage" in kind.name:
+                found = "a header that ends before the image"
+                raise ScanError(path, "a whole DICOM file", found, "export it again")
             return None
-        if int(header.get("SamplesPerPixel") or 1) != 1:
-            raise ScanError(
-                explain(
-                    path,
-                    expected="grey values",
-                    found="colours",
-                    do="take the file out of the folder, or save it as PNG for load_image",
-                )
-            )
-        return _File(
+        if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
+            do = "convert it to NIfTI, for instance with dcm2niix"
+            raise ScanError(path, "one image a file", f"{frames} frames", do)
+        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+        scaling = (1.0 if slope is None else slope, intercept or 0.0)
+        thick = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
+        return _Plane(
             path,
             str(header.get("SeriesInstanceUID", "")),
             (int(header.Rows), int(header.Columns)),
-            header.get("PhotometricInterpretation") == "MONOCHROME1",
-            _planes(path, header),
+            str(header.get("PhotometricInterpretation") or ""),
+            _numbers(header, "ImagePositionPatient", 3),
+            _numbers(header, "ImageOrientationPatient", 6),
+            _numbers(header, "PixelSpacing", 2),
+            abs(thick or 1.0),
+            None if slope is None and intercept is None else scaling,
         )
 
 
-def _refuse_cut_off(path: Path, header: Any) -> None:
-    """A report or directory has no rows by nature; an image without them was cut off before them."""
-    kind = header.file_meta.get("MediaStorageSOPClassUID")
-    if kind is None or "Image Storage" in kind.name:
-        raise ScanError(
-            explain(
-                path,
-                expected="a whole DICOM file",
-                found="a header that ends before the image",
-                do="export it again",
-            )
-        )
+def _numbers(header: Any, name: str, count: int) -> np.ndarray | None:
+    value = header.get(name)
+    if value is None or value == "":
+        return None
+    values = np.atleast_1d(np.array(value, float))
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise ScanError(header.filename, f"{count} numbers in {name}", value, "export it again")
+    return values
 
 
-def _planes(path: Path, header: Any) -> tuple[_Plane, ...]:
-    frames = int(header.get("NumberOfFrames") or 1)
-    groups = list(header.get("PerFrameFunctionalGroupsSequence") or [])
-    if not groups and frames == 1:
-        return (_plane(path, [header]),)
-    if len(groups) != frames:
-        raise ScanError(
-            explain(
-                path,
-                expected="a position for every frame",
-                found=f"{frames} frames, {len(groups)} of them with one",
-                do="convert the file to NIfTI or single-frame DICOM",
-            )
-        )
-    shared = [item for part in header.get("SharedFunctionalGroupsSequence") or [] for item in _items(part)]
-    return tuple(_plane(path, [*_items(group), *shared, header]) for group in groups)
-
-
-def _items(group: Any) -> list[Any]:
-    return [item for name in _FUNCTIONAL_GROUPS for item in group.get(name) or []]
-
-
-def _plane(path: Path, places: Sequence[Any]) -> _Plane:
-    """Read one plane; the first data set that has a field decides."""
-
-    def numbers(name: str, count: int) -> np.ndarray | None:
-        value = next((place.get(name) for place in places if place.get(name) not in (None, "")), None)
-        if value is None:
-            return None
-        found = np.atleast_1d(np.array(value, float))
-        if found.shape != (count,) or not np.isfinite(found).all():
-            raise ScanError(
-                explain(
-                    path, expected=f"{count} numbers in {name}", found=f"{value}", do="export the file again"
-                )
-            )
-        return found
-
-    def number(name: str, default: float) -> float:
-        found = numbers(name, 1)
-        return default if found is None else float(found[0])
-
-    return _Plane(
-        numbers("ImagePositionPatient", 3),
-        numbers("ImageOrientationPatient", 6),
-        numbers("PixelSpacing", 2),
-        abs(number("SpacingBetweenSlices", 0.0) or number("SliceThickness", 0.0)) or 1.0,
-        number("RescaleSlope", 1.0),
-        number("RescaleIntercept", 0.0),
-    )
+def _number(header: Any, name: str) -> float | None:
+    values = _numbers(header, name, 1)
+    return None if values is None else values.item()
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes pydicom raise (values are parsed when they are asked for) names the file."""
+    """Whatever a damaged file makes pydicom raise names the file."""
     try:
         yield
     except ScanError:
         raise
     except Exception as error:
-        raise ScanError(
-            explain(path, expected="a readable DICOM file", found=_short(error), do="export it again")
-        ) from error
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def _same(source: Path, what: str, values: set, do: str) -> None:
-    if len(values) > 1:
-        raise ScanError(explain(source, expected=f"one {what}", found=f"{len(values)} different ones", do=do))
+        raise ScanError(path, "a readable DICOM file", why(error), "export it again") from error

@@ -1,7 +1,8 @@
-"""Label maps to boxes, all labels in one pass."""
+"""Label maps: whole numbers on the scan's grid, and the boxes of all labels in one pass."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import product
 
@@ -9,183 +10,125 @@ import numpy as np
 from scipy import ndimage
 
 from unireason_lib.boxes import Box, Box2D, Box3D
-from unireason_lib.errors import LabelError, explain
+from unireason_lib.errors import LabelError, ScanWarning
 from unireason_lib.imaging.volume import Volume, memory_order
 
-DENSE_LABELS = 65536
-"""Labels that span fewer values than this are searched by a table of that length; sparser ones are renumbered first."""
+DENSE_LABELS = 65536  # below this they are searched with a table; others are renumbered first
+WHOLE_TOLERANCE = 1e-3
+"""How far a label may lie from a whole number; slopes such as 3/255 leave rounding errors."""
+_MOST_STORED = 64  # more different stored numbers than this are measurements, not labels
+
+
+def whole_labels(labels: Volume | np.ndarray) -> np.ndarray:
+    """A label map as whole numbers; the same array when it holds integers.
+
+    Floats must be whole up to :data:`WHOLE_TOLERANCE`. Where a slope in the file made fractions of
+    a few stored integers, those are the labels. Whatever was changed is a :class:`ScanWarning`;
+    what is no label map of 2 or 3 dimensions a :class:`LabelError`.
+    """
+    array, source, (slope, intercept) = np.asarray(labels), "label map", (1.0, 0.0)
+    if isinstance(labels, Volume):
+        array, source, (slope, intercept) = labels.array, labels.source, labels.scaling
+    if array.ndim not in (2, 3):
+        raise LabelError(source, "2D or 3D", f"shape {array.shape}", "choose one channel or frame")
+    if array.dtype.kind in "iu":
+        return array
+    if array.dtype.kind == "b":
+        return array.view(np.uint8)
+    header = f"slope {slope:.6g}, intercept {intercept:.6g}"
+    if array.dtype.kind == "f" and np.isfinite(array).all():
+        if (whole := _rounded(array)) is not None:
+            if not np.array_equal(whole, array):
+                message = f"{source}: labels were rounded to whole numbers ({header})"
+                warnings.warn(message, ScanWarning, stacklevel=2)
+            return whole
+        stored = _rounded((array - intercept) / slope) if slope != 1 else None
+        if stored is not None and len(np.unique(stored)) <= _MOST_STORED:
+            message = f"{source}: labels are taken as stored, without {header}"
+            warnings.warn(message, ScanWarning, stacklevel=2)
+            return stored
+    found = f"{array.dtype} with NaN or fractions ({header})"
+    do = "resample label maps with nearest neighbours, and save them as integers without slope"
+    raise LabelError(source, "whole numbers", found, do)
+
+
+def _rounded(array: np.ndarray) -> np.ndarray | None:
+    whole = np.rint(array)
+    near = np.abs(array - whole).max(initial=0) <= WHOLE_TOLERANCE
+    return whole.astype(np.int64) if near else None
 
 
 def label_boxes(
-    labels: Volume | np.ndarray, components: bool = False, connectivity: int | None = None
+    labels: Volume | np.ndarray, components: bool = False
 ) -> dict[int, Box] | dict[int, list[Box]]:
     """The smallest half-open box around every label.
 
     Args:
-        labels: ``(Z, Y, X)`` or ``(Y, X)`` label map: integers, booleans, or floats that are whole numbers. 0
-            is background.
-        components: Boxes of each connected component instead of each label. Uses ``connected-components-3d`` when it is
-            installed and SciPy otherwise, with equal boxes.
-        connectivity: Neighbours that connect: 6, 18, 26 in 3D (default 26), 4 or 8 in 2D (default 8).
-
-    Returns:
-        ``{label: box}`` in ascending order, or with ``components`` ``{label: [boxes, largest component first]}``.
-        Empty for an empty map.
-
-    Raises:
-        LabelError: Neither 2D nor 3D, values that are not whole numbers, or an unknown connectivity.
+        labels: See :func:`whole_labels`; 0 is background.
+        components: Boxes of each connected component instead, diagonal neighbours included (by
+            ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}.
     """
-    array = _whole(labels.array if isinstance(labels, Volume) else np.asarray(labels))
-    if components:
-        return _component_boxes(array, connectivity)
-    if not array.size:
-        return {}
-    if array.dtype in (np.uint8, np.uint16):  # all that they can hold fits into the table
-        return _boxes(array, range(1, np.iinfo(array.dtype).max + 1))
-    low, high = int(array.min()), int(array.max())
-    if 0 <= low and high < DENSE_LABELS:
-        return _boxes(array, range(1, high + 1))
-    if (
-        high - low < DENSE_LABELS
-    ):  # negative or large, but close together: shifted so that the lowest becomes 1
-        return _boxes(_from_one(array, low), range(low, high + 1))
-    values = np.unique(array)
-    return _boxes(np.searchsorted(values, array).astype(np.int32) + 1, values.tolist())
+    array = whole_labels(labels)
+    places = _places(array)
+    if not components:
+        return {label: _box(place) for label, place in places.items()}
+    return {label: _components(array[place] == label, place) for label, place in places.items()}
 
 
-def _from_one(array: np.ndarray, low: int) -> np.ndarray:
-    """``array - low + 1`` as int32, without a wide copy and without wrapping."""
-    wide = np.uint64 if array.dtype == np.uint64 else np.int64
-    numbered = np.empty_like(array, dtype=np.int32)
-    np.subtract(array, wide(low), out=numbered, dtype=wide, casting="unsafe")
-    numbered += 1
-    return numbered
-
-
-def _boxes(numbered: np.ndarray, labels: Sequence[int]) -> dict[int, Box]:
-    """Boxes of a map that holds 1, 2, 3 ... for ``labels``, those that occur and are not 0.
-
-    The map is searched in the order in which it lies in memory: a turned view of a file is not read across.
-    """
-    order = memory_order(numbered)
-    found = ndimage.find_objects(numbered.transpose(order), len(labels))
-    back = np.argsort(order)
-    return {
-        int(label): _box(tuple(slices[axis] for axis in back))
-        for label, slices in zip(labels, found, strict=True)
-        if slices and label != 0
-    }
-
-
-def check_same_grid(scan: Volume, labels: Volume, tolerance_mm: float = 1e-2) -> None:
+def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> None:
     """Check that a label map lies on its scan's grid.
 
-    Args:
-        scan, labels: Both in the house arrangement.
-        tolerance_mm: How far corners may lie apart (headers round).
-
     Raises:
-        LabelError: Shapes differ, or both have an affine and the affines disagree.
+        LabelError: Shapes differ, or corners lie further apart than ``tolerance`` of the smallest
+            spacing: an affine rounded to 4 decimals moves the far end of 512 voxels by 0.1.
     """
     if scan.shape != labels.shape:
-        raise LabelError(
-            explain(
-                labels.source,
-                expected=f"the scan's shape {scan.shape}",
-                found=str(labels.shape),
-                do="resample the label map onto the scan's grid (nearest neighbour)",
-            )
-        )
+        do = "resample the label map onto the scan's grid (nearest neighbour)"
+        raise LabelError(labels.source, f"the scan's shape {scan.shape}", labels.shape, do)
     if scan.has_affine and labels.has_affine:
-        corners = np.array([[*corner, 1] for corner in product(*((0, side) for side in scan.shape[::-1]))])
+        corners = np.array(list(product(*((0, side) for side in scan.shape[::-1]), (1,))))
         apart = np.abs(corners @ (scan.affine - labels.affine).T).max()
-        if apart > tolerance_mm:
-            raise LabelError(
-                explain(
-                    labels.source,
-                    expected="the scan's place in space",
-                    found=f"corners up to {apart:.3g} mm apart",
-                    do="check that scan and labels belong together, and resample the labels",
-                )
-            )
+        if apart > tolerance * min(scan.spacing):
+            found = f"corners up to {apart:.3g} mm apart"
+            do = "check that scan and labels belong together, and resample the labels"
+            raise LabelError(labels.source, "the scan's place in space", found, do)
 
 
-def _whole(array: np.ndarray) -> np.ndarray:
-    if array.ndim not in (2, 3):
-        raise LabelError(
-            explain(
-                "label map",
-                expected="2D or 3D",
-                found=f"shape {array.shape}",
-                do="choose one channel or frame",
-            )
-        )
-    if array.dtype.kind == "f":
-        whole = array.astype(np.int64, copy=False) if np.isfinite(array).all() else None
-        if whole is None or not np.array_equal(whole, array):
-            raise LabelError(
-                explain(
-                    "label map",
-                    expected="whole numbers",
-                    found="fractions or NaN",
-                    do="use nearest-neighbour resampling",
-                )
-            )
-        return whole
-    if array.dtype.kind == "b":
-        return array.view(np.uint8)
-    if array.dtype.kind not in "iu":
-        raise LabelError(explain("label map", expected="integers", found=str(array.dtype), do="convert it"))
-    return array
+def _places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Where each label lies, by SciPy's ``find_objects``; its table starts at 1, so labels that are
+    negative or very large are numbered first."""
+    if not array.size:
+        return {}
+    byte = array.dtype == np.uint8  # all that it can hold fits into the table
+    low, high = (0, 255) if byte else (int(array.min()), int(array.max()))
+    labels = range(1, high + 1)
+    if low < 0 or high >= DENSE_LABELS:
+        values = np.unique(array)
+        labels, array = values.tolist(), np.searchsorted(values, array).astype(np.int32) + 1
+    order = memory_order(array)  # in which it is searched fastest
+    places = zip(labels, ndimage.find_objects(array.transpose(order), len(labels)), strict=True)
+    back = np.argsort(order)
+    return {k: tuple(place[axis] for axis in back) for k, place in places if place and k}
 
 
-def _box(found: tuple[slice, ...]) -> Box:
-    starts, stops = [s.start for s in found[::-1]], [s.stop for s in found[::-1]]
-    return (Box2D if len(found) == 2 else Box3D)(*starts, *stops)
+def _box(place: Sequence[slice], inside: Sequence[slice] = (slice(0, 0),) * 3) -> Box:
+    """The box of a place in an array, perhaps in the part of it at another place."""
+    starts = [axis.start + outer.start for axis, outer in zip(place, inside, strict=False)]
+    stops = [axis.stop + outer.start for axis, outer in zip(place, inside, strict=False)]
+    return (Box2D if len(place) == 2 else Box3D)(*starts[::-1], *stops[::-1])
 
 
-def _component_boxes(array: np.ndarray, connectivity: int | None) -> dict[int, list[Box]]:
-    known = {4: 1, 8: 2} if array.ndim == 2 else {6: 1, 18: 2, 26: 3}
-    connectivity = connectivity or max(known)
-    if connectivity not in known:
-        raise LabelError(
-            explain(
-                "connectivity", expected=str(list(known)), found=str(connectivity), do="choose one of them"
-            )
-        )
-    found: dict[int, list[tuple[int, Box]]] = {}
-    for label, box in label_boxes(array).items():
-        part = _cut(array, box) == label
-        for size, inner in _components(part, connectivity, known[connectivity]):
-            shifted = tuple(a + b for a, b in zip(inner.as_tuple(), _origin(box) * 2, strict=True))
-            found.setdefault(label, []).append((size, type(box)(*shifted)))
-    return {label: [box for _, box in sorted(boxes, key=_largest_first)] for label, boxes in found.items()}
-
-
-def _largest_first(entry: tuple[int, Box]):
-    return -entry[0], entry[1].as_tuple()
-
-
-def _origin(box: Box) -> tuple[float, ...]:
-    return box.as_tuple()[: len(box.as_tuple()) // 2]
-
-
-def _cut(array: np.ndarray, box: Box) -> np.ndarray:
-    numbers = box.as_tuple()
-    half = len(numbers) // 2
-    return array[
-        tuple(slice(low, high) for low, high in zip(numbers[:half], numbers[half:], strict=True))[::-1]
-    ]
-
-
-def _components(part: np.ndarray, connectivity: int, order: int) -> list[tuple[int, Box]]:
+def _components(part: np.ndarray, place: tuple[slice, ...]) -> list[Box]:
+    """Boxes of the connected parts of one label, the largest first."""
     try:
         import cc3d
 
-        numbered = np.asarray(
-            cc3d.connected_components(np.ascontiguousarray(part), connectivity=connectivity)
-        )
+        neighbours = 26 if part.ndim == 3 else 8
+        part = np.ascontiguousarray(part)
+        numbered = np.asarray(cc3d.connected_components(part, connectivity=neighbours))
     except ImportError:
-        numbered, _ = ndimage.label(part, ndimage.generate_binary_structure(part.ndim, order))
+        numbered, _ = ndimage.label(part, np.ones([3] * part.ndim))
+    boxes = [_box(inner, place) for inner in ndimage.find_objects(numbered)]
     sizes = np.bincount(numbered.ravel())[1:]
-    return [(int(n), _box(found)) for n, found in zip(sizes, ndimage.find_objects(numbered), strict=True)]
+    ranked = sorted(zip(-sizes, boxes, strict=True), key=lambda pair: (pair[0], pair[1].as_tuple()))
+    return [box for _, box in ranked]

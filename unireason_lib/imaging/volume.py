@@ -1,69 +1,51 @@
 """A scan with its place in the patient.
 
-Scans arrive with their axes in any order and direction. Everything here works in **one** arrangement, so that
-"left" is a property of the array and not of the file: arrays are ``(z, y, x)`` with x growing to the
-patient's left, y to the back and z to the head (L-P-S). A slice shown as it lies is then in radiological
-view: the patient's right is on the left of the picture.
+Scans arrive with their axes in any order and direction. Here they all have **one** arrangement, so
+that "left" is a property of the array: ``(z, y, x)`` with x growing to the patient's left, y to the
+back and z to the head (L-P-S). A slice shown as it lies has the patient's right on the left.
 
-The affine keeps the exact geometry. It maps the centre index ``(x, y, z)`` of a voxel to millimetres in
-NIfTI's world, whose axes grow to the right, the front and the head (R-A-S). Boxes are half open and live on
-voxel *edges*: edge ``e`` lies at centre index ``e - 0.5``.
+The affine keeps the exact geometry: it maps the centre index ``(x, y, z)`` of a voxel to mm in
+NIfTI's world, which grows to the right, the front and the head (R-A-S). Boxes are half open and
+live on voxel *edges*: edge ``e`` lies at centre index ``e - 0.5``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from unireason_lib.boxes import Box3D
-from unireason_lib.errors import ScanError, explain
+from unireason_lib.errors import ScanError
 
 UNKNOWN_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 """The affine of an array without one: taken as L-P-S with voxels of 1 (not really mm)."""
+MAX_VOXELS = 2**31  # larger arrays are refused before anything is allocated
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A volume in the house arrangement.
+    """A volume in L-P-S arrangement; raises :class:`ScanError` for what cannot be one."""
 
-    Args:
-        array: ``(Z, Y, X)`` in scan units (Hounsfield units for CT), any real dtype, perhaps memory-mapped.
-        affine: ``(4, 4)`` float64, centre index (x, y, z, 1) -> world mm (R-A-S).
-        source: Where it came from, for messages.
-        has_affine: False when the file had no geometry: directions are then an assumption and spacing is unknown.
-
-    Raises:
-        ScanError: The array is not 3D, empty or not of real numbers, the affine singular or not finite.
-    """
-
-    array: np.ndarray
-    affine: np.ndarray
-    source: str = "volume"
-    has_affine: bool = True
+    array: np.ndarray  # (Z, Y, X) in scan units (HU for CT), any real dtype, perhaps mapped
+    affine: np.ndarray  # (4, 4), centre index (x, y, z, 1) -> world mm (R-A-S)
+    source: str = "volume"  # where it came from, for messages
+    has_affine: bool = True  # False: the file had no geometry, directions and spacing are assumed
+    sides_certain: bool = True  # False: it contradicts itself about directions, or names none
+    scaling: tuple[float, float] = (1.0, 0.0)  # slope and intercept applied to stored numbers
 
     def __post_init__(self) -> None:
         if self.array.dtype.kind not in "iufb":
-            raise ScanError(
-                explain(
-                    self.source,
-                    expected="real numbers",
-                    found=f"type {self.array.dtype}",
-                    do="take the magnitude of complex data, or convert the array to numbers",
-                )
-            )
+            found = f"type {self.array.dtype}"
+            raise ScanError(self.source, "real numbers", found, "convert it, or take magnitudes")
         if self.array.ndim != 3 or not self.array.size:
-            raise ScanError(
-                explain(
-                    self.source,
-                    expected="a 3D array",
-                    found=f"shape {self.array.shape}",
-                    do=_advice(self.array),
-                )
-            )
-        check_affine(self.affine, self.source)
+            do = "choose one frame or channel; use load_image for a single image"
+            raise ScanError(self.source, "a 3D array", f"shape {self.array.shape}", do)
+        _check_affine(self.affine, self.source)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,20 +54,11 @@ class Volume:
 
     @cached_property
     def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm, in the order of the array's axes: (z, y, x).
-
-        These are distances between neighbouring centres. Axes that are not at right angles (a CT with a tilted gantry)
-        make a voxel smaller than their product; its volume is ``abs(det(affine[:3, :3]))``.
-        """
-        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0)[::-1])
+        """Distances between neighbouring voxel centres in mm, (z, y, x); axes may lean."""
+        return tuple(np.linalg.norm(self.affine[:3, :3], axis=0)[::-1].tolist())
 
     def to_mm(self, box: Box3D) -> np.ndarray:
-        """The two opposite corners of a voxel box in world mm.
-
-        Returns:
-            ``(2, 3)``: first and last corner. With an oblique affine they do not span an axis-aligned box in the world,
-            but they determine the voxel box exactly (:meth:`from_mm`).
-        """
+        """``(2, 3)``: two opposite corners of a voxel box in world mm."""
         corners = np.array(box.as_tuple(), float).reshape(2, 3) - 0.5
         return corners @ self.affine[:3, :3].T + self.affine[:3, 3]
 
@@ -93,73 +66,70 @@ class Volume:
         """The voxel box (not rounded) between two opposite corners in world mm."""
         shifted = np.asarray(corners, float) - self.affine[:3, 3]
         index = np.linalg.solve(self.affine[:3, :3], shifted.T).T + 0.5
-        low, high = index.min(axis=0), index.max(axis=0)
-        return Box3D(*low.tolist(), *high.tolist())
+        return Box3D(*index.min(axis=0).tolist(), *index.max(axis=0).tolist())
 
 
-def check_affine(affine: np.ndarray, source: str) -> None:
-    """Refuse an affine that maps no volume.
-
-    Raises:
-        ScanError: It is not 4x4, not finite, singular, or a spacing is zero.
-    """
-    affine = np.asarray(affine, float)
-    usable = affine.shape == (4, 4) and np.isfinite(affine).all()
-    lengths = np.linalg.norm(affine[:3, :3], axis=0) if usable else np.zeros(3)
-    if not usable or lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
-        raise ScanError(
-            explain(
-                source,
-                expected="an invertible 4x4 affine with positive spacing",
-                found=f"spacing {np.round(lengths, 6).tolist()}"
-                if usable
-                else "an affine that is not 4x4 and finite",
-                do="repair the header (the spacing or orientation fields), or export the scan again",
-            )
-        )
+def _check_affine(affine: np.ndarray, source: str) -> None:
+    affine, lengths = np.asarray(affine, float), np.zeros(3)
+    if affine.shape == (4, 4) and np.isfinite(affine).all():
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+        found = f"spacing {np.round(lengths, 6).tolist()} (0 where it is not finite)"
+        do = "repair the header (the spacing or orientation fields), or export the scan again"
+        raise ScanError(source, "an invertible 4x4 affine with positive spacing", found, do)
 
 
-def orient(array: np.ndarray, affine: np.ndarray, source: str, has_affine: bool = True) -> Volume:
-    """Bring an array ``(i, j, k)`` into the house arrangement by swapping and flipping axes; no value is interpolated.
+def orient(array: np.ndarray, affine: np.ndarray, source: str, **fields: Any) -> Volume:
+    """Bring an array ``(i, j, k)`` into L-P-S by swapping and flipping axes: no interpolation.
 
     Args:
-        array: ``(I, J, K)``, axes in the file's order.
-        affine: Centre index (i, j, k, 1) -> world mm (R-A-S). When it is oblique, the nearest axes are taken
-            and the exact angles stay in the affine.
-        source: Name for messages.
-        has_affine: Whether the file really had one.
-
-    Returns:
-        The volume; its array is a view of the given one.
-
-    Raises:
-        ScanError: See :class:`Volume`.
+        array: ``(I, J, K)``, axes in the file's order; the volume holds a view of it.
+        affine: Centre index (i, j, k, 1) -> world mm (R-A-S); for an oblique one the nearest axes
+            are taken, and the exact angles stay in it.
+        source, fields: See :class:`Volume`.
     """
-    check_affine(affine, source)
-    from nibabel.orientations import (
-        apply_orientation,
-        axcodes2ornt,
-        inv_ornt_aff,
-        io_orientation,
-        ornt_transform,
-    )
+    from nibabel import orientations
 
-    moves = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "S")))
-    turned = np.asarray(affine, float) @ inv_ornt_aff(moves, array.shape)
-    return Volume(apply_orientation(array, moves).transpose(2, 1, 0), turned, source, has_affine)
+    _check_affine(affine, source)
+    lps = orientations.axcodes2ornt(("L", "P", "S"))
+    moves = orientations.ornt_transform(orientations.io_orientation(affine), lps)
+    turned = np.asarray(affine, float) @ orientations.inv_ornt_aff(moves, array.shape)
+    array = orientations.apply_orientation(array, moves).transpose(2, 1, 0)
+    return Volume(array, turned, source, **fields)
+
+
+def check_voxels(shape: Sequence[int], source: object) -> None:
+    """Refuse an array of more than :data:`MAX_VOXELS` voxels before it is read."""
+    if math.prod(shape) > MAX_VOXELS:
+        raise ScanError(source, f"at most {MAX_VOXELS:,} voxels", f"shape {shape}", "crop it")
+
+
+def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """Scan units: stored numbers times slope plus intercept.
+
+    Whole numbers stay whole, in the smallest of int16, int32 and int64 in which no step can wrap.
+    """
+    if slope == 1 and intercept == 0:
+        return stored
+    kind = np.result_type(stored.dtype, np.float32)
+    if stored.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer():
+        ends = [int(stored.min()), int(stored.max())]
+        scaled = [end * int(slope) for end in ends]
+        steps = [*ends, *scaled, *(end + int(intercept) for end in scaled), slope, intercept]
+        for whole in (np.int64, np.int32, np.int16):
+            if np.iinfo(whole).min <= min(steps) <= max(steps) <= np.iinfo(whole).max:
+                kind = np.dtype(whole)
+    values = stored.astype(kind)
+    values *= kind.type(slope)
+    values += kind.type(intercept)
+    return values
 
 
 def memory_order(array: np.ndarray) -> tuple[int, ...]:
-    """The axes from the slowest to the fastest in memory; going through an array in that order reads it straight on.
-
-    Scans stored as sagittal or coronal slices stay as they are on disk, and only the view of them is turned.
-    """
+    """The axes from the slowest to the fastest in memory: so an array is read fastest."""
     return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
 
 
-def _advice(array: np.ndarray) -> str:
-    if array.ndim == 2:
-        return "use load_image for a single picture"
-    if array.ndim == 4:
-        return "choose one frame or channel"
-    return "check the file"
+def why(error: Exception) -> str:
+    """An error of another library in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

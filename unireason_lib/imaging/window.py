@@ -1,17 +1,17 @@
 """Windows: which scan values become black and which white.
 
-``"percentile"`` (the paper's choice) spans the 1st to the 99th percentile of the volume, ``"minmax"`` all of
-it; a pair of numbers is an explicit range, in Hounsfield units for CT; and CT has its named windows.
+``"percentile"`` (the paper's choice) spans the 1st to the 99th percentile of the volume,
+``"minmax"`` all of it; a pair of numbers is an explicit range, in Hounsfield units for CT; and CT
+has its named windows, which only make sense for Hounsfield units.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
 
 import numpy as np
 
-from unireason_lib.errors import ScanError, explain
-from unireason_lib.imaging.volume import memory_order
+from unireason_lib.errors import ScanError, ScanWarning
 
 CT_WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-1350.0, 150.0),
@@ -23,127 +23,131 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (0.0, 80.0),
     "stroke": (20.0, 60.0),
 }
-"""Ranges in HU, ``level - width / 2`` to ``level + width / 2``, of customary level/width pairs: lung -600/1500,
-mediastinum 50/350, abdomen (soft tissue) 50/400, liver 30/150, bone (spine) 400/1800, brain 40/80, stroke 40/40 (the
-wider of two in use). Source: Radiopaedia, "Windowing (CT)". Institutions differ somewhat; an explicit range says
-exactly what is meant."""
+"""Ranges in HU, ``level - width / 2`` to ``level + width / 2``: lung -600/1500, mediastinum 50/350,
+abdomen (soft tissue) 50/400, liver 30/150, bone (spine) 400/1800, brain 40/80, stroke 40/40 (the
+wider of two in use). Source: Radiopaedia, "Windowing (CT)". Institutions differ somewhat."""
 
-LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0
-"""The paper's percentiles."""
-
-_CHUNK = 2_000_000
-_HISTOGRAM = 2**22
+PERCENTILES = (1.0, 99.0)  # the paper's
+PADDING_BELOW = -1100.0  # air is -1000 HU; below -1024, CT stores only what fills unscanned corners
+AIR_BELOW = -500.0  # any CT in HU has lower values: around the patient, in the lungs or the bowel
+_CHUNK = 2_000_000  # values counted at a time
 _NARROWEST, _WIDEST = 1e-30, 1e30  # widths whose reciprocals are ordinary float32 numbers
 
 Window = str | tuple[float, float]
 
 
+def check_window(window: Window) -> tuple[float, float] | None:
+    """The range of a window, None where the scan decides; :class:`ScanError` if there is none."""
+    if isinstance(window, str) and window in ("percentile", "minmax"):
+        return None
+    try:
+        pair = CT_WINDOWS[window] if isinstance(window, str) else window
+        low, high = (float(value) for value in pair)
+    except (KeyError, TypeError, ValueError):
+        names = ", ".join(("percentile", "minmax", *CT_WINDOWS))
+        expected = f"a pair (low, high) or one of {names}"
+        raise ScanError("window", expected, repr(window), "choose one") from None
+    if not _NARROWEST <= high - low <= _WIDEST:
+        expected = f"low < high, {_NARROWEST:g} to {_WIDEST:g} apart"
+        raise ScanError("window", expected, f"({low:g}, {high:g})", "swap or correct them")
+    return low, high
+
+
 def window_range(
-    array: np.ndarray, window: Window = "percentile", source: str = "volume"
+    array: np.ndarray, window: Window = "percentile", source: object = "volume"
 ) -> tuple[float, float]:
-    """The values that become 0 and 1.
+    """The scan values that become 0 and 1.
 
     Args:
-        array: Scan values, finite.
-        window: ``"percentile"``, ``"minmax"``, ``(low, high)`` or a name of :data:`CT_WINDOWS`. When both
-            percentiles are the same value but the volume is not constant (a mostly empty one), the full range
-            is taken.
+        array: Finite scan values, of any shape.
+        window: ``"percentile"``, ``"minmax"``, ``(low, high)`` or a name of :data:`CT_WINDOWS`.
+            Where both percentiles are one value (a mostly empty scan), the full range is taken.
         source: Name for messages.
 
-    Returns:
-        ``(low, high)`` with low < high.
-
     Raises:
-        ScanError: The window is unknown, reversed, or too narrow or wide to compute with, or a volume without contrast
-            has no range to take.
+        ScanError: Unknown window, no contrast, or a named window that would show only one grey.
+            Padding that was left out, and values that look unlike HU, are a ``ScanWarning``.
     """
-    if not isinstance(window, str):
-        return _explicit(window)
-    if window in CT_WINDOWS:
-        return CT_WINDOWS[window]
-    if window not in ("percentile", "minmax"):
-        raise _unknown(window)
-    if window == "percentile":
-        low, high = percentiles(array, (LOW_PERCENTILE, HIGH_PERCENTILE))
-        if low < high:
-            return low, high
-    low, high = float(array.min()), float(array.max())
-    if not low < high:
-        raise ScanError(
-            explain(
-                source,
-                expected="a volume with contrast",
-                found=f"the value {low:g} everywhere",
-                do="check the file, or give an explicit window (low, high)",
-            )
-        )
+    fixed = check_window(window)
+    if fixed is not None:
+        if isinstance(window, str):
+            _check_hounsfield(array, window, source)
+        return fixed
+    low, high = _span(array, window)
+    if low < PADDING_BELOW:
+        low, high = _span(_without_padding(array, source), window)
+    if low == high:
+        low, high = _span(array, "minmax")
+    if low == high:
+        do = "check the file, or give an explicit window (low, high)"
+        raise ScanError(source, "a scan with contrast", f"the value {low:g} everywhere", do)
     return low, high
 
 
-def _explicit(window: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in window)
-    except (TypeError, ValueError):
-        raise _unknown(window) from None
-    width = high - low
-    if not (_NARROWEST <= width <= _WIDEST):
-        raise ScanError(
-            explain(
-                "window",
-                expected=f"low < high, {_NARROWEST:g} to {_WIDEST:g} apart",
-                found=f"({low:g}, {high:g})",
-                do="swap or correct them",
-            )
-        )
-    return low, high
+def to_grey(array: np.ndarray, window: Window, source: object = "image") -> np.ndarray:
+    """A 2D scan as grey levels, uint8 of the same shape; one value everywhere is black."""
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        found = f"{bad} of {array.size} pixels NaN or infinite"
+        raise ScanError(source, "finite values", found, "fill them and save the image again")
+    if check_window(window) is None and array.min() == array.max():
+        return np.zeros(array.shape, np.uint8)
+    return _grey(array, window_range(array, window, source))
 
 
-def _unknown(window: Any) -> ScanError:
-    names = ", ".join(("percentile", "minmax", *CT_WINDOWS))
-    return ScanError(
-        explain(
-            "window", expected=f"a pair (low, high) or one of {names}", found=repr(window), do="choose one"
-        )
-    )
+def _grey(array: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    values = (array.astype(np.float64) - bounds[0]) / (bounds[1] - bounds[0])
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
-def percentiles(array: np.ndarray, shares: tuple[float, ...]) -> tuple[float, ...]:
+def _span(array: np.ndarray, window: str) -> tuple[float, float]:
+    minmax = window == "minmax"
+    return (float(array.min()), float(array.max())) if minmax else percentiles(array, PERCENTILES)
+
+
+def _without_padding(array: np.ndarray, source: object) -> np.ndarray:
+    """The scanned values, where most of what lies below air is one constant."""
+    inside, lowest = array >= PADDING_BELOW, array.min()
+    count = array.size - int(np.count_nonzero(inside))
+    if count == array.size or np.count_nonzero(array == lowest) < 0.9 * count:
+        return array
+    message = f"{source}: {count / array.size:.0%} of it is padding of value {lowest:g}"
+    warnings.warn(f"{message}, left out of the window", ScanWarning, stacklevel=3)
+    return array[inside]
+
+
+def _check_hounsfield(array: np.ndarray, window: str, source: object) -> None:
+    thinned = array[tuple(slice(None, None, max(1, side // 64)) for side in array.shape)]
+    if thinned.min() < AIR_BELOW:
+        return
+    ends = np.array([array.min(), array.max()])
+    expected = f"Hounsfield units for the window {window!r}"
+    found = f"no air near -1000 but values from {ends[0]:g} to {ends[1]:g}"
+    do = "apply the slope and intercept that are missing, or choose another window"
+    if np.ptp(_grey(ends, CT_WINDOWS[window])) == 0:
+        raise ScanError(source, expected, found, do)
+    warnings.warn(f"{source}: expected {expected}, found {found}; {do}", ScanWarning, stacklevel=3)
+
+
+def percentiles(array: np.ndarray, ranks: tuple[float, ...]) -> tuple[float, ...]:
     """Exact percentiles with linear interpolation, as ``np.percentile`` gives them.
 
-    Integers are counted in a histogram, chunk by chunk, which needs neither a sorted nor a float copy. Floats, and
-    integers spread over more than :data:`_HISTOGRAM` values, are partitioned.
-
-    Args:
-        array: Any shape, at least one value, all finite.
-        shares: Percentiles in [0, 100].
+    Integers of 8 and 16 bits are counted in a histogram: neither sorted nor copied as a whole.
     """
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
-    if array.dtype.kind == "f":
-        return tuple(
-            np.percentile(array.astype(np.result_type(array, np.float32), copy=False), shares).tolist()
-        )
-    low, high = int(array.min()), int(array.max())
-    if high - low >= _HISTOGRAM:
-        return tuple(np.percentile(array, shares).tolist())
-    cumulated = np.cumsum(_histogram(array, low, high))
-    found = []
-    for share in shares:
-        rank = share / 100 * (array.size - 1)
-        below = int(rank)
-        ranks = (below, min(below + 1, array.size - 1))
-        first, second = (int(index) for index in np.searchsorted(cumulated, ranks, side="right"))
-        found.append(low + first + (second - first) * (rank - below))
-    return tuple(float(value) for value in found)
-
-
-def _histogram(array: np.ndarray, low: int, high: int) -> np.ndarray:
-    """How often each of ``low .. high`` occurs, counted in chunks along the slowest axis in memory."""
-    array = array.transpose(memory_order(array))
-    step = max(1, _CHUNK * len(array) // array.size)
-    wide = np.uint64 if array.dtype == np.uint64 else np.int64
-    counts = np.zeros(high - low + 1, np.int64)
-    for first in range(0, len(array), step):
-        above = np.subtract(array[first : first + step], wide(low), dtype=wide).astype(np.intp, copy=False)
-        counts += np.bincount(above.ravel(order="K"), minlength=counts.size)
-    return counts
+    if array.dtype.kind == "f" or array.dtype.itemsize > 2:
+        wide = array.astype(np.float32) if array.dtype == np.float16 else array
+        return tuple(np.percentile(wide, ranks).tolist())
+    low, bins = int(array.min()), int(array.max()) - int(array.min()) + 1
+    values = array.ravel(order="K")  # in the order of memory
+    counts = np.zeros(bins, np.int64)
+    for start in range(0, values.size, _CHUNK):
+        counts += np.bincount(values[start : start + _CHUNK].astype(np.intp) - low, minlength=bins)
+    cumulated = np.cumsum(counts)
+    positions = np.asarray(ranks) / 100 * (array.size - 1)
+    below = positions.astype(int)
+    neighbours = np.minimum([below, below + 1], array.size - 1)
+    first, second = np.searchsorted(cumulated, neighbours, side="right")
+    between = first + (second - first) * (positions - below)
+    return tuple((low + between).tolist())

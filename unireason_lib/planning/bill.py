@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unireason_lib.errors import PlanError, explain
+from unireason_lib.errors import PlanError
 from unireason_lib.planning.machines import Cluster, Range, assumptions
 from unireason_lib.planning.memory import STRATEGIES, Memory, memory
 from unireason_lib.planning.shapes import Shape
@@ -134,9 +134,7 @@ def bill(
         ("--strategy", STRATEGIES, [strategy] if strategy else []),
     ):
         if unknown := [one for one in found if one not in known]:
-            raise PlanError(
-                explain(name, expected=" or ".join(known), found=repr(unknown[0]), do="choose one")
-            )
+            raise PlanError(name, " or ".join(known), repr(unknown[0]), "choose one")
     ways = {
         stage: strategy if strategy and stage != "test" else strategy_of(profile, cluster, stage)
         for stage in stages
@@ -145,12 +143,16 @@ def bill(
         ways["test"] = "frozen 4-bit"
     _check_settings(profile, cluster, ways)
     held = {
-        stage: _memory(stage, profile, shape, cluster, samples, way, served) for stage, way in ways.items()
+        stage: _memory(stage, profile, shape, cluster, samples, way, served)
+        for stage, way in ways.items()
     }
     for stage, one in held.items():
         if not one.fits:
-            raise PlanError(_refusal(stage, one, profile, shape, cluster, samples, ways[stage], served))
-    records, questions = records or assumptions()["records"], questions or assumptions()["questions"]
+            raise _refusal(stage, one, profile, shape, cluster, samples, ways[stage], served)
+    records, questions = (
+        records or assumptions()["records"],
+        questions or assumptions()["questions"],
+    )
     lines: list[Line] = []
     if "sft" in ways:
         lines += _sft(profile, shape, cluster, samples, ways["sft"], records)
@@ -166,12 +168,10 @@ def _check_settings(profile: Any, cluster: Cluster, ways: Mapping[str, str]) -> 
     for stage in ways:
         if stage != "test" and profile[stage].bf16 and not cluster.bf16:
             raise PlanError(
-                explain(
-                    f"{stage} on {cluster.text}",
-                    expected="a GPU that multiplies in bfloat16",
-                    found=f"{stage}.bf16: true",
-                    do=f"--profile t4, or --set {stage}.bf16=false --set {stage}.fp16=true",
-                )
+                f"{stage} on {cluster.text}",
+                "a GPU that multiplies in bfloat16",
+                f"{stage}.bf16: true",
+                f"--profile t4, or --set {stage}.bf16=false --set {stage}.fp16=true",
             )
     if "rl" not in ways:
         return
@@ -180,12 +180,10 @@ def _check_settings(profile: Any, cluster: Cluster, ways: Mapping[str, str]) -> 
         fitting = [n for n in range(1, 2 * cluster.count + 1) if replies % (micro * n) == 0]
         near = min(fitting, key=lambda n: abs(n - cluster.count)) if fitting else 1
         raise PlanError(
-            explain(
-                f"rl on {cluster.text}",
-                expected="mini_batch x rollouts a multiple of micro_batch x GPUs",
-                found=f"{profile.rl.mini_batch} x {profile.rl.rollouts} and {micro} x {cluster.count}",
-                do=f"--gpus {near}x{cluster.gpu}, or change rl.micro_batch",
-            )
+            f"rl on {cluster.text}",
+            "mini_batch x rollouts a multiple of micro_batch x GPUs",
+            f"{profile.rl.mini_batch} x {profile.rl.rollouts} and {micro} x {cluster.count}",
+            f"--gpus {near}x{cluster.gpu}, or change rl.micro_batch",
         )
 
 
@@ -233,7 +231,7 @@ def _refusal(
     samples: Mapping[str, Sample],
     strategy: str,
     served: bool,
-) -> str:
+) -> PlanError:
     def fits(other: Cluster, way: str) -> bool:
         return _memory(stage, profile, shape, other, samples, way, served).fits
 
@@ -248,7 +246,8 @@ def _refusal(
             nearest.append(f"--gpus {other.text}")
             break
     parts = ", ".join(
-        f"{name} {value / 1e9:.1f}" for name, value in sorted(found.parts.items(), key=lambda p: -p[1])
+        f"{name} {value / 1e9:.1f}"
+        for name, value in sorted(found.parts.items(), key=lambda p: -p[1])
     )
     smaller = {
         "sft": "sft.batch_size",
@@ -259,7 +258,7 @@ def _refusal(
     said = f"{found.total / 1e9:.1f} GB ({parts})"
     if found.loading > found.total:
         said = f"{found.loading / 1e9:.1f} GB while it is loaded, before it is spread"
-    return explain(
+    return PlanError(
         f"{stage}, {strategy} on {cluster.text}",
         expected=f"at most {found.limit / 1e9:.1f} GB on a GPU",
         found=said,
@@ -288,7 +287,13 @@ def _line(
 
 
 def _computed(
-    stage: str, what: str, flops: float, cluster: Cluster, strategy: str, kind: str, gpus: int | None = None
+    stage: str,
+    what: str,
+    flops: float,
+    cluster: Cluster,
+    strategy: str,
+    kind: str,
+    gpus: int | None = None,
 ) -> Line:
     reached = _reached(kind, strategy)
     peak = cluster.peak * cluster.count
@@ -340,7 +345,9 @@ def _rl(
     share = {d: count / total for d, count in questions.items()}
     each = settings.prompts // settings.mini_batch
     generations = (
-        settings.steps / each if settings.steps else max(1.0, settings.epochs * total / settings.prompts)
+        settings.steps / each
+        if settings.steps
+        else max(1.0, settings.epochs * total / settings.prompts)
     )
     parallel, words, learning, reading = 0.0, 0.0, 0.0, 0.0
     for d, part in share.items():
@@ -351,16 +358,29 @@ def _rl(
         reading += asked * settings.rollouts * work.reading(samples[d])
     # the reference; the policy, before several steps, or since a server's numbers are a little others
     scored = reading * ((settings.kl > 0) + (each > 1 or served))
-    written = max(sample.written for sample in samples.values()) * 1.5  # the longest of a batch is waited for
+    written = (
+        max(sample.written for sample in samples.values()) * 1.5
+    )  # the longest of a batch is waited for
     replies = settings.prompts * settings.rollouts / cluster.count
     together = min(replies, (settings.generated_together or settings.prompts) * settings.rollouts)
     seconds = _writing_seconds(
-        shape, cluster, strategy, samples, written, together, generations * replies / together, served
+        shape,
+        cluster,
+        strategy,
+        samples,
+        written,
+        together,
+        generations * replies / together,
+        served,
     )
     rollouts = _computed("rl", "", parallel, cluster, strategy, "scoring")
-    hours = Range(seconds.low / 3600 + rollouts.hours.low, seconds.high / 3600 + rollouts.hours.high)
+    hours = Range(
+        seconds.low / 3600 + rollouts.hours.low, seconds.high / 3600 + rollouts.hours.high
+    )
     gpus = cluster.count * (2 if served else 1)  # rented for all of RL
-    what = f"rollouts: {generations:,.0f} x {settings.prompts} questions x {settings.rollouts} replies"
+    what = (
+        f"rollouts: {generations:,.0f} x {settings.prompts} questions x {settings.rollouts} replies"
+    )
     return [
         _line("rl", what, parallel + words, hours.times(3600), cluster, gpus),
         _computed("rl", "log-probabilities", scored, cluster, strategy, "scoring", gpus),
@@ -403,12 +423,23 @@ def _test(
     flops, words = 0.0, 0.0
     for sample in samples.values():
         once, one_by_one = work.writing(sample, 1)
-        flops, words = flops + asked / len(samples) * once, words + asked / len(samples) * one_by_one
+        flops, words = (
+            flops + asked / len(samples) * once,
+            words + asked / len(samples) * one_by_one,
+        )
     batches = math.ceil(asked / settings.batch_size)
     written = max(sample.written for sample in samples.values()) * 1.5
     single = replace(cluster, count=1)  # one process asks
-    seconds = _writing_seconds(shape, single, strategy, samples, written, settings.batch_size, batches, False)
+    seconds = _writing_seconds(
+        shape, single, strategy, samples, written, settings.batch_size, batches, False
+    )
     read = _computed("test", "", flops, single, strategy, "scoring").hours.times(3600)
     return [
-        _line("test", f"{asked:,} questions and controls, on one GPU", flops + words, seconds + read, single)
+        _line(
+            "test",
+            f"{asked:,} questions and controls, on one GPU",
+            flops + words,
+            seconds + read,
+            single,
+        )
     ]

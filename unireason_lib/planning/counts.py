@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from unireason_lib.dataset.parquet import PLACEHOLDER
-from unireason_lib.dataset.phantom_set import held_out_share
-from unireason_lib.errors import PlanError, explain
+from unireason_lib.dataset.build import held_out_fraction
+from unireason_lib.dataset.schema import PLACEHOLDER
+from unireason_lib.errors import PlanError
 from unireason_lib.planning.machines import assumptions
 from unireason_lib.training.data import data_folder
 
@@ -30,7 +30,9 @@ def count_rows(where: str | Path, form: str) -> dict[str, int]:
         PlanError: There are no tables, or one cannot be read.
     """
     folder = data_folder(where)
-    paths = sorted((folder / form).glob("train-*.parquet")) or sorted((folder / form).glob("*.parquet"))
+    paths = sorted((folder / form).glob("train-*.parquet")) or sorted(
+        (folder / form).glob("*.parquet")
+    )
     turns = "messages" if form == "sft" else "prompt"
     found = {"2d": 0, "3d": 0}
     for path in paths:
@@ -39,23 +41,21 @@ def count_rows(where: str | Path, form: str) -> dict[str, int]:
                 for batch in table.iter_batches(columns=[turns]):
                     for said in batch.column(0).to_pylist():
                         shown = next(
-                            turn["content"].count(PLACEHOLDER) for turn in said if turn["role"] == "user"
+                            turn["content"].count(PLACEHOLDER)
+                            for turn in said
+                            if turn["role"] == "user"
                         )
                         found["2d" if shown == 1 else "3d"] += 1
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise PlanError(
-                explain(
-                    path, expected="a Parquet table of records", found=str(error)[:200], do="check the file"
-                )
+                path, "a Parquet table of records", str(error)[:200], "check the file"
             ) from error
     if not sum(found.values()):
         raise PlanError(
-            explain(
-                folder / form,
-                expected="*.parquet with rows",
-                found=f"{len(paths)} files, no rows",
-                do="give the folder that holds sft/ and rl/, or --records and --questions",
-            )
+            folder / form,
+            "*.parquet with rows",
+            f"{len(paths)} files, no rows",
+            "give the folder that holds sft/ and rl/, or --records and --questions",
         )
     return found
 
@@ -67,10 +67,12 @@ def phantom_rows(profile: Any) -> dict[str, dict[str, int]]:
     found = {}
     for name, section in (("records", profile.sft), ("questions", profile.rl)):
         patients = {d: section[f"patients_{d}"] for d in each}
-        learnt = 1 - 2 * held_out_share(
+        learnt = 1 - 2 * held_out_fraction(
             *patients.values()
         )  # as many again are kept for validation, and for a test
-        found[name] = {d: round(count * learnt * each[d] * families) for d, count in patients.items()}
+        found[name] = {
+            d: round(count * learnt * each[d] * families) for d, count in patients.items()
+        }
         for d in each:
             if section[f"counts_{d}"] is not None:
                 found[name][d] = section[f"counts_{d}"]

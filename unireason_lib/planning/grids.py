@@ -34,7 +34,9 @@ class GridCost:
         """Lines of a table, the first its head."""
         lines = [("runs of", "how many", "time, one at a time", "USD")]
         for stage, count in self.runs.items():
-            lines.append((NAMES[stage], str(count), hours(self.hours[stage]), self.cost[stage].text(number)))
+            lines.append(
+                (NAMES[stage], str(count), hours(self.hours[stage]), self.cost[stage].text(number))
+            )
         total, paid = Range(0, 0), Range(0, 0)
         for stage in self.runs:
             total, paid = total + self.hours[stage], paid + self.cost[stage]
@@ -60,10 +62,16 @@ def grid_hours(path: str | Path, profile: str, made: Bill, changes: str = "") ->
     times: dict[str, Range] = {}
     costs: dict[str, Range] = {}
     study = load_grid(path)
-    sft = load_profile(profile, joined(study.overrides if profile == study.profile else "", changes)).sft
-    if not sft.steps:  # all conditions learn for as many steps: those of the epochs over all records
+    sft = load_profile(
+        profile, joined(study.overrides if profile == study.profile else "", changes)
+    ).sft
+    if (
+        not sft.steps
+    ):  # all conditions learn for as many steps: those of the epochs over all records
         step = sft.batch_size * sft.accumulation * made.cluster.count
-        changes = joined(changes, f"sft.steps={math.ceil(sft.epochs * sum(made.records.values()) / step)}")
+        changes = joined(
+            changes, f"sft.steps={math.ceil(sft.epochs * sum(made.records.values()) / step)}"
+        )
     for job in jobs_of(study.at(profile, changes)):
         one = _job(job, profile, made)
         total, paid = Range(0, 0), Range(0, 0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from unireason_lib.errors import PlanError, explain
+from unireason_lib.errors import PlanError
 from unireason_lib.profiles import near
 
 
@@ -79,9 +79,7 @@ class Cluster:
         if found is None or found[2].lower() not in names or found[1] == "0":
             hint = near(found[2], list(known)) if found else "like 8xH100"
             raise PlanError(
-                explain(
-                    "--gpus", expected="a number, x and one of " + ", ".join(known), found=repr(text), do=hint
-                )
+                "--gpus", "a number, x and one of " + ", ".join(known), repr(text), hint
             )
         name = names[found[2].lower()]
         one = known[name]

@@ -85,7 +85,9 @@ def memory(
     """
     half, spread = 2, cluster.count if strategy in ("zero3", "fsdp2") else 1
     adapters, quantised = strategy in ("lora", "qlora"), strategy in ("qlora", "frozen 4-bit")
-    learns = shape.adapters(rank) if adapters else 0 if strategy.startswith("frozen") else shape.language
+    learns = (
+        shape.adapters(rank) if adapters else 0 if strategy.startswith("frozen") else shape.language
+    )
     frozen = shape.vision if learns == shape.language else shape.total
     parts: dict[str, float] = {}
     if quantised:
@@ -103,7 +105,9 @@ def memory(
         parts["buckets"] = 4.0 * learns / 20 if cluster.count > 1 else 0.0
     if reference and not adapters:
         parts["reference"] = half * shape.total / spread
-    kept = half * (6 * shape.hidden + 2 * shape.keys + 4 * shape.intermediate)  # of a layer and token
+    kept = half * (
+        6 * shape.hidden + 2 * shape.keys + 4 * shape.intermediate
+    )  # of a layer and token
     at_work = kept if not learns else 2 * kept if checkpointing else shape.layers * kept
     stored = shape.layers * half * shape.hidden if learns and checkpointing else 0
     parts["activations"] = float(tokens * (at_work + stored))

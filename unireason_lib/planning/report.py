@@ -44,11 +44,19 @@ def table(made: Bill) -> str:
     lines = [("stage", "what", "PFLOP", "time", "USD")]
     for line in made.lines:
         cost = f"{line.cost.text(number)}"
-        lines.append((NAMES[line.stage], line.what, number(line.flops / 1e15), hours(line.hours), cost))
+        lines.append(
+            (NAMES[line.stage], line.what, number(line.flops / 1e15), hours(line.hours), cost)
+        )
     total = Range(sum(x.hours.low for x in made.lines), sum(x.hours.high for x in made.lines))
     paid = Range(sum(x.cost.low for x in made.lines), sum(x.cost.high for x in made.lines))
     lines.append(
-        ("in all", "", number(sum(x.flops for x in made.lines) / 1e15), hours(total), paid.text(number))
+        (
+            "in all",
+            "",
+            number(sum(x.flops for x in made.lines) / 1e15),
+            hours(total),
+            paid.text(number),
+        )
     )
     parts.append(aligned(lines))
     return "\n\n".join(part.rstrip("\n") for part in parts)

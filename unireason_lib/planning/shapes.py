@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from unireason_lib.errors import ModelError, explain
+from unireason_lib.errors import ModelError
 from unireason_lib.grounding.model import ARCHITECTURE
 
 FOLDER = Path(__file__).parent
@@ -147,25 +147,21 @@ def shape_of(path: str | Path) -> Shape:
         ModelError: The path is neither, or the architecture is another.
     """
     path = str(path)
-    name = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}.get(path.lower(), path)
+    name = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct"}.get(
+        path.lower(), path
+    )
     if name in published():
         return Shape.from_config(published_config(name))
     if not (Path(path) / "config.json").is_file():
         raise ModelError(
-            explain(
-                path,
-                expected="a folder with a config.json, or one of " + ", ".join(published()),
-                found="neither",
-                do="download the checkpoint's config.json into a folder and give that",
-            )
+            path,
+            "a folder with a config.json, or one of " + ", ".join(published()),
+            "neither",
+            "download the checkpoint's config.json into a folder and give that",
         )
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.model_type != ARCHITECTURE:
-        raise ModelError(
-            explain(
-                path, expected=ARCHITECTURE, found=config.model_type, do="plan for a Qwen2.5-VL checkpoint"
-            )
-        )
+        raise ModelError(path, ARCHITECTURE, config.model_type, "plan for a Qwen2.5-VL checkpoint")
     return Shape.from_config(config)

@@ -55,7 +55,9 @@ class Sample:
         return self.prompt + self.injected + self.written
 
 
-def samples_of(frame: ProcessorFrame, shape: Sequence[int], picture: int | None = None) -> dict[str, Sample]:
+def samples_of(
+    frame: ProcessorFrame, shape: Sequence[int], picture: int | None = None
+) -> dict[str, Sample]:
     """What ``machines.yaml`` assumes of a sample, for pictures of a given size.
 
     Args:

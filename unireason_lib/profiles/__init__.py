@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import ProfileError, explain
+from unireason_lib.errors import ProfileError
 
 FOLDER = Path(__file__).parent
 
@@ -37,7 +37,9 @@ class Section(Mapping):
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_values", {name: _freeze(value) for name, value in values.items()})
+        object.__setattr__(
+            self, "_values", {name: _freeze(value) for name, value in values.items()}
+        )
 
     def __getattr__(self, name: str) -> Any:
         values = self.__dict__.get("_values", {})
@@ -65,7 +67,8 @@ class Section(Mapping):
     def as_dict(self) -> dict[str, Any]:
         """A nested dictionary of plain values, as one would write it to JSON."""
         return {
-            name: value.as_dict() if isinstance(value, Section) else value for name, value in self.items()
+            name: value.as_dict() if isinstance(value, Section) else value
+            for name, value in self.items()
         }
 
 
@@ -76,10 +79,14 @@ class Profile(Section):
 def profile_names() -> list[str]:
     """The profiles that ship, smallest first."""
     names = [path.stem for path in FOLDER.glob("*.yaml")]
-    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return sorted(
+        names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)
+    )
 
 
-def load_profile(name: str = "laptop", overrides: str | Mapping[str, Any] = "", **more: Any) -> Profile:
+def load_profile(
+    name: str = "laptop", overrides: str | Mapping[str, Any] = "", **more: Any
+) -> Profile:
     """Read a profile and change single values of it.
 
     Args:
@@ -118,9 +125,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         if equals:
             changes[key.strip()] = parse_value(value)
         elif part.strip():
-            raise ProfileError(
-                explain("overrides", expected="setting=value", found=repr(part.strip()), do="write the '='")
-            )
+            raise ProfileError("overrides", "setting=value", repr(part.strip()), "write the '='")
     return changes
 
 
@@ -148,16 +153,20 @@ def match_type(subject: str, value: Any, default: Any) -> Any:
         ProfileError: The types differ.
     """
     if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        return [match_type(subject, element, default[0]) for element in value] if default else list(value)
+        return (
+            [match_type(subject, element, default[0]) for element in value]
+            if default
+            else list(value)
+        )
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if type(value) is type(default) or (default is None and not isinstance(value, (Mapping, list, tuple))):
+    if type(value) is type(default) or (
+        default is None and not isinstance(value, (Mapping, list, tuple))
+    ):
         return value
     kind = "none" if default is None else type(default).__name__
     found = f"{value!r} ({type(value).__name__})"
-    raise ProfileError(
-        explain(subject, expected=f"a value like {default!r} ({kind})", found=found, do="fix it")
-    )
+    raise ProfileError(subject, f"a value like {default!r} ({kind})", found, "fix it")
 
 
 def near(name: str, known: Mapping[str, Any] | list[str]) -> str:
@@ -175,7 +184,7 @@ def _read(name: str) -> dict[str, Any]:
     path = FOLDER / f"{name}.yaml"
     if name not in profile_names():
         do = f"use {', '.join(profile_names())}"
-        raise ProfileError(explain("PROFILE", expected="a known profile", found=repr(name), do=do))
+        raise ProfileError("PROFILE", "a known profile", repr(name), do)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     base = values.pop("extends", None)
     if base is None:
@@ -185,7 +194,9 @@ def _read(name: str) -> dict[str, Any]:
         for setting, value in settings.items():
             key = f"{section}.{setting}"
             place, leaf = _find(merged, key, path.name)
-            place[leaf] = None if value is None else match_type(f"{path.name}, {key}", value, place[leaf])
+            place[leaf] = (
+                None if value is None else match_type(f"{path.name}, {key}", value, place[leaf])
+            )
     return merged
 
 
@@ -195,32 +206,43 @@ def _nullable() -> frozenset[str]:
     import yaml
 
     files = [
-        yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) for name in profile_names()
+        yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in profile_names()
     ]
-    sections = [section for values in files for section in values.values() if isinstance(section, dict)]
-    return frozenset(name for section in sections for name, value in section.items() if value is None)
+    sections = [
+        section for values in files for section in values.values() if isinstance(section, dict)
+    ]
+    return frozenset(
+        name for section in sections for name, value in section.items() if value is None
+    )
 
 
 def _find(values: dict[str, Any], key: str, name: str) -> tuple[dict[str, Any], str]:
     """The section that holds ``key`` (with or without its section), and the name within it."""
-    settings = {f"{section}.{leaf}": (place, leaf) for section, place in values.items() for leaf in place}
+    settings = {
+        f"{section}.{leaf}": (place, leaf) for section, place in values.items() for leaf in place
+    }
     matches = [full for full in settings if full == key or full.split(".")[1] == key]
     if len(matches) == 1:
         return settings[matches[0]]
     if matches:
         found = f"{key!r}, which {len(matches)} sections have"
         raise ProfileError(
-            explain(
-                f"profile {name!r}", expected="one setting", found=found, do=f"write {' or '.join(matches)}"
-            )
+            f"profile {name!r}", "one setting", found, f"write {' or '.join(matches)}"
         )
     leaves = {full.split(".")[1]: full for full in settings}
     close = difflib.get_close_matches(key.split(".")[-1], leaves, n=3, cutoff=0.5)
-    hint = "perhaps " + " or ".join(leaves[leaf] for leaf in close) if close else near(key, list(settings))
-    raise ProfileError(explain(f"profile {name!r}", expected="a known setting", found=repr(key), do=hint))
+    hint = (
+        "perhaps " + " or ".join(leaves[leaf] for leaf in close)
+        if close
+        else near(key, list(settings))
+    )
+    raise ProfileError(f"profile {name!r}", "a known setting", repr(key), hint)
 
 
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         return Section(value)
-    return tuple(_freeze(element) for element in value) if isinstance(value, (list, tuple)) else value
+    return (
+        tuple(_freeze(element) for element in value) if isinstance(value, (list, tuple)) else value
+    )

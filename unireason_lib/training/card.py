@@ -55,12 +55,17 @@ def model_card(out: Path, stage: str, model: Any, parameters: tuple[int, int]) -
     what, how = STAGES[stage]
     if stage == "rl":
         extra = [
-            f"{name} (weight {kept['settings'][name]:g})" for name in OPTIONAL if kept["settings"].get(name)
+            f"{name} (weight {kept['settings'][name]:g})"
+            for name in OPTIONAL
+            if kept["settings"].get(name)
         ]
         how += f", and for {', '.join(extra)}" if extra else ", not for boxes"
     base, adapter = base_model(model).name_or_path, base_model(model) is not model
     name = Path(base).name if Path(base).is_dir() else base
-    head = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "image-text-to-text"}
+    head = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
     head |= {"base_model": name} if "/" in name else {}
     lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "tags:"]
     lines += [f"- {tag}" for tag in ("medical", "grounded-reasoning", "unireason-lab", stage)]
@@ -79,17 +84,27 @@ def model_card(out: Path, stage: str, model: Any, parameters: tuple[int, int]) -
     ]
     lines += [] if adapter else [_PLAIN.rstrip()]
     lines += ["", "## Learnt from", "", f"{kept['records']:,} records (digest `{kept['hash']}`)."]
-    lines += ["", "## Training", "", f"{parameters[0]:,} parameters learnt, {parameters[1]:,} frozen.", ""]
+    lines += [
+        "",
+        "## Training",
+        "",
+        f"{parameters[0]:,} parameters learnt, {parameters[1]:,} frozen.",
+        "",
+    ]
     lines += ["| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {value} |" for key, value in kept["settings"].items()]
     lines += ["", *_outcome(out), "", "## Versions", ""]
     packages = ("torch", "transformers", "trl", "peft", "accelerate")
-    return "\n".join([*lines, ", ".join(f"{package} {version(package)}" for package in packages), ""])
+    return "\n".join(
+        [*lines, ", ".join(f"{package} {version(package)}" for package in packages), ""]
+    )
 
 
 def merged_card(card: str) -> str:
     """The card of an adapter, for the checkpoint that it was merged into."""
-    card = re.sub(r'load_model\("[^"]*", adapter="THIS_FOLDER"\)', 'load_model("THIS_FOLDER")', card)
+    card = re.sub(
+        r'load_model\("[^"]*", adapter="THIS_FOLDER"\)', 'load_model("THIS_FOLDER")', card
+    )
     card = card.replace("library_name: peft", "library_name: transformers")
     return card.replace("```\n\n## Learnt from", "```\n" + _PLAIN + "\n## Learnt from")
 

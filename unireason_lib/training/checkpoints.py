@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from unireason_lib.dataset.records import Record
-from unireason_lib.errors import DatasetError, TrainingError, explain
-from unireason_lib.inference.results import write_whole
+from unireason_lib.dataset.schema import Record
+from unireason_lib.errors import DatasetError, TrainingError
+from unireason_lib.grounding.model import base_model, checkpoint_serialization
+from unireason_lib.imaging import Serialization
+from unireason_lib.io import write_whole
 from unireason_lib.training.card import merged_card
 
 
@@ -31,7 +34,9 @@ class ExactResume:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         model = model if model is not None else self.model
         folder = Path(resume_from_checkpoint)
-        plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and hasattr(model, "from_pretrained")
+        plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and hasattr(
+            model, "from_pretrained"
+        )
         if not plain or not any(folder.glob("model*.safetensors")):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
@@ -93,8 +98,14 @@ def latest(folder: Path) -> str | None:
     return str(whole[-1]) if whole else None
 
 
-def save_model(trainer: Any, processor: Any, folder: Path, card: Callable[[], str] | None = None) -> Path:
-    """Save model (or adapter) and processor whole: under another name first, then renamed.
+def save_model(
+    trainer: Any,
+    processor: Any,
+    folder: Path,
+    card: Callable[[], str] | None = None,
+    serialization: Serialization | None = None,
+) -> Path:
+    """Save model (or adapter), processor and serialization whole: under another name first, then renamed.
 
     The trainer saves, because it can gather weights that are spread over processes (DeepSpeed, FSDP); of several
     processes one writes, and all go on when the folder is there.
@@ -104,6 +115,7 @@ def save_model(trainer: Any, processor: Any, folder: Path, card: Callable[[], st
         processor: Saved beside it.
         folder: Where.
         card: Writes its ``README.md``.
+        serialization: How scans became the images that it was trained on.
     """
     temporary = folder.with_name(folder.name + ".partial")
     if trainer.is_world_process_zero():
@@ -114,6 +126,8 @@ def save_model(trainer: Any, processor: Any, folder: Path, card: Callable[[], st
     if trainer.is_world_process_zero():
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here reads it
         processor.save_pretrained(temporary)
+        if serialization is not None:
+            serialization.save(temporary)
         if card is not None:  # in place of the one that PEFT puts beside an adapter
             write_whole(temporary / "README.md", card())
         temporary.rename(folder)
@@ -135,17 +149,18 @@ def merge_adapter(model: Any, processor: Any, folder: Path, adapter: str | Path)
     """
     if folder.exists() or not hasattr(model, "merge_and_unload"):
         raise TrainingError(
-            explain(
-                folder,
-                expected="no such folder, and a model with an adapter",
-                found="a folder" if folder.exists() else "a model without one",
-                do="choose another name" if folder.exists() else "give the adapter's folder",
-            )
+            folder,
+            "no such folder, and a model with an adapter",
+            "a folder" if folder.exists() else "a model without one",
+            "choose another name" if folder.exists() else "give the adapter's folder",
         )
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
+    serialization = checkpoint_serialization(base_model(model).name_or_path, adapter)
     model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
     processor.save_pretrained(temporary)
+    if serialization is not None:
+        serialization.save(temporary)
     card = Path(adapter) / "README.md"
     if card.is_file():
         write_whole(temporary / "README.md", merged_card(card.read_text(encoding="utf-8")))
@@ -173,17 +188,32 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     if not merged.is_dir():
         if processes() > 1:
             raise TrainingError(
-                explain(
-                    path,
-                    expected="a whole checkpoint",
-                    found="an adapter, and several processes",
-                    do=f"merge it first: python -m unireason_lib merge --model {base} --adapter {path} --out {merged}"
-                    + (f" --dtype {dtype}" if dtype != "auto" else ""),
-                )
+                path,
+                "a whole checkpoint",
+                "an adapter, and several processes",
+                f"merge it first: python -m unireason_lib merge --model {base} --adapter {path} --out {merged}"
+                + (f" --dtype {dtype}" if dtype != "auto" else ""),
             )
         model, processor = load_model(base, adapter=path, dtype=dtype, device="cpu")
         merge_adapter(model, processor, merged, path)
     return str(merged)
+
+
+def serialization_of(records: Sequence[Record]) -> Serialization | None:
+    """How scans became the images of some records: the commonest layout of their volumes, and the size of their 2D
+    images where all have one. It is saved with what learns from them, and is the default of what asks it."""
+    layouts, image_sizes = Counter(), Counter()
+    for record in records:
+        if record.dimension == "2d":
+            image_sizes[record.image_size] += 1
+        elif record.serialization.get("size"):
+            size, window = record.serialization["size"], record.serialization["window"]
+            layouts[tuple(size), window if isinstance(window, str) else tuple(window)] += 1
+    image_size = next(iter(image_sizes)) if len(image_sizes) == 1 else None
+    if not layouts:
+        return Serialization(image_size=image_size) if image_size else None
+    (size, window), _ = layouts.most_common(1)[0]
+    return Serialization(size, window, image_size)
 
 
 def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Record]) -> None:
@@ -202,17 +232,16 @@ def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Reco
         changed = [
             f"{k} was {before['settings'][k]}, is {v}"
             for k, v in now["settings"].items()
-            if before["settings"].get(k, v) != v  # a setting that came later leaves the run as it was
+            if before["settings"].get(k, v)
+            != v  # a setting that came later leaves the run as it was
         ]
         changed += ["other records"] if before["hash"] != now["hash"] else []
         if changed:
             raise DatasetError(
-                explain(
-                    out,
-                    expected="the settings and records that this run was begun with",
-                    found="; ".join(changed),
-                    do="undo the change to go on, or train into another folder",
-                )
+                out,
+                "the settings and records that this run was begun with",
+                "; ".join(changed),
+                "undo the change to go on, or train into another folder",
             )
         return
     out.mkdir(parents=True, exist_ok=True)

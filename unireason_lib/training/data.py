@@ -1,23 +1,56 @@
-"""From a folder of Parquet to what a trainer takes: which records, and where their pictures are.
+"""From a data set to what a trainer takes: which records, and where their images are.
 
-The folder is a data set of ours, or the authors' release (a folder, or its hub id), of which a volume is known by its
-path only: with ``m3d_root`` rows whose volume the user holds are learnt from, without it only those about slices.
+The data set is a folder that :mod:`unireason_lib.dataset` wrote, or the authors' release (a folder, or its hub id), which
+names a volume by its path only: with ``m3d_root`` rows whose volume the user holds are learnt from, without it only those
+about 2D images. Rows are selected, shuffled and joined by ``datasets``; nothing is copied, tables stay on the disk.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from unireason_lib.dataset.mixture import Mixture
-from unireason_lib.dataset.official import open_official, split_of
-from unireason_lib.dataset.parquet import MANIFEST, ImageStore, ScanRoots, pictures_of, read_records
-from unireason_lib.dataset.records import Record
-from unireason_lib.errors import DatasetError, explain
-from unireason_lib.training.examples import Pictures
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
+
+from unireason_lib.dataset.hub import ImageTable, load_set, record_images
+from unireason_lib.dataset.release import open_release, release_split
+from unireason_lib.dataset.schema import SFT_FEATURES, Record
+from unireason_lib.errors import DatasetError
+from unireason_lib.training.examples import Images
+
+
+class Records(Sequence):
+    """Records of a typed table, made from its memory-mapped rows when asked for.
+
+    Args:
+        rows: With the columns of :mod:`unireason_lib.dataset.schema`; its columns can be read whole (``rows["family"]``).
+    """
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+        self._records = rows.with_transform(_as_records)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Records(self.rows.select(range(*index.indices(len(self)))))
+        return self._records[index]["record"]
+
+
+def _as_records(batch: Mapping[str, list[Any]]) -> dict[str, list[Record]]:
+    columns = list(batch)
+    return {
+        "record": [
+            Record.from_row(dict(zip(columns, values, strict=True)))
+            for values in zip(*batch.values(), strict=True)
+        ]
+    }
 
 
 def training_records(
@@ -29,7 +62,7 @@ def training_records(
     form: Literal["sft", "rl"] = "sft",
     m3d_root: str | Path | None = None,
     volumes: str | Path | None = None,
-) -> list[Record]:
+) -> Records:
     """Records of a data set, in a random order.
 
     Args:
@@ -40,32 +73,46 @@ def training_records(
         seed: Draws the selection and the order. With the same seed, a smaller count is part of a larger one.
         form: ``"sft"`` with replies, ``"rl"`` without.
         m3d_root, volumes: For the release: the volumes that the user holds, and which row belongs to which; see
-            :func:`~unireason_lib.dataset.official.open_official`. Rows whose volume is missing are left out, with a
+            :func:`~unireason_lib.dataset.release.open_release`. Rows whose volume is missing are left out, with a
             warning that counts them.
 
     Raises:
         DatasetError: There are no records of a dimension that is asked for.
     """
-    parts: dict[str, list[Record]] = {"2d": [], "3d": []}
-    ours = (Path(folder) / MANIFEST).is_file()
-    found = read_records(folder, split, form) if ours else _released(folder, split, form, m3d_root, volumes)
-    for record in found:
-        parts[record.dimension].append(record)
-    sizes = {part: len(records) for part, records in parts.items()}
-    wanted = {part: sizes[part] for part in parts} if counts is None else dict(counts)
-    wanted = {part: sizes[part] if count is None else count for part, count in wanted.items()}
-    lacking = [part for part, count in wanted.items() if count and not sizes.get(part)]
+    if is_built(folder):
+        rows = load_set(folder, form, split)
+    else:
+        released = _released(folder, split, form, m3d_root, volumes)
+        made = [one.to_row("sft") for one in released]  # perhaps none
+        rows = Dataset(pa.Table.from_pylist(made, SFT_FEATURES.arrow_schema))
+    dimensions = rows["dimension"][:] if len(rows) else []
+    where = {d: [k for k, one in enumerate(dimensions) if one == d] for d in ("2d", "3d")}
+    wanted = dict.fromkeys(where) if counts is None else dict(counts)
+    wanted = {d: len(where.get(d, ())) if n is None else n for d, n in wanted.items()}
+    lacking = [d for d, count in wanted.items() if count and not where.get(d)]
     if lacking or not sum(wanted.values()):
         raise DatasetError(
-            explain(
-                folder,
-                expected=f"records of the split {split!r} in {' and '.join(lacking) or '2d or 3d'}",
-                found=", ".join(f"{count} in {part}" for part, count in sizes.items()),
-                do="build a data set that has them, or ask for others",
-            )
+            folder,
+            f"records of the split {split!r} in {' and '.join(lacking) or '2d or 3d'}",
+            ", ".join(f"{len(numbers)} in {d}" for d, numbers in where.items()),
+            "build a data set that has them, or ask for others",
         )
-    mixture = Mixture.by_count(sizes, {part: count for part, count in wanted.items() if count}, seed)
-    return [parts[part][row] for part, row in mixture.epoch(0)]
+    parts = [_passes(rows.select(where[d]), n, seed) for d, n in wanted.items() if n]
+    return Records(concatenate_datasets(parts).shuffle(seed=seed))
+
+
+def _passes(rows: Dataset, count: int, seed: int) -> Dataset:
+    """``count`` rows in random order: every row once before any is repeated."""
+    whole, rest = divmod(count, len(rows))
+    turns = [rows.shuffle(seed=seed + turn) for turn in range(whole + bool(rest))]
+    if rest:
+        turns[-1] = turns[-1].select(range(rest))
+    return concatenate_datasets(turns)
+
+
+def is_built(folder: str | Path) -> bool:
+    """Whether the folder is a data set of this package, not the release."""
+    return (Path(folder) / "manifest.json").is_file()
 
 
 def data_folder(where: str | Path) -> Path:
@@ -74,7 +121,7 @@ def data_folder(where: str | Path) -> Path:
     Raises:
         DatasetError: Neither is there.
     """
-    return Path(where) if Path(where).is_dir() else open_official(where).folder
+    return Path(where) if Path(where).is_dir() else open_release(where).folder
 
 
 def _released(
@@ -84,10 +131,10 @@ def _released(
     m3d_root: str | Path | None,
     volumes: str | Path | None,
 ) -> Iterator[Record]:
-    data = open_official(folder, m3d_root=m3d_root, volumes=volumes)
+    data = open_release(folder, m3d_root=m3d_root, volumes=volumes)
     left_out = 0
     for record in data.records(form):
-        if split_of(record) != split:
+        if release_split(record) != split:
             continue
         if record.dimension == "3d" and not record.image_ids:
             left_out += 1
@@ -101,22 +148,21 @@ def _released(
         )
 
 
-def pictures_from(
+def images_from(
     folder: str | Path,
     roots: Mapping[str, str | Path] | None = None,
-    keep: int = 16,
     *,
     m3d_root: str | Path | None = None,
-) -> Pictures:
-    """Gives the pictures of a record: from ``images/`` of a data set, else from scans that the user holds.
+) -> Images:
+    """Gives the images of a record: from ``images/`` of a data set, else from scans that the user holds.
 
     Args:
         folder: The data set, or the release.
-        roots: Source -> folder of its scans, for records that only name a path.
-        keep: Groups of rows of ``images/`` to keep in memory.
-        m3d_root: Folder of the scans of all other sources.
+        roots: Source -> folder of its scans, for records whose images are not stored.
+        m3d_root: Folder of the volumes of the release.
     """
-    store = ImageStore(data_folder(folder), keep=keep)
-    known = {**({"": m3d_root} if m3d_root else {}), **(roots or {})}
-    scan = ScanRoots(known) if known else None
-    return partial(pictures_of, store=store, scan=scan)
+    folder, known = data_folder(folder), dict(roots or {})
+    if m3d_root:
+        release = None if is_built(folder) else open_release(folder, m3d_root=m3d_root)
+        known.setdefault("", release or m3d_root)
+    return partial(record_images, table=ImageTable(folder), roots=known)

@@ -10,7 +10,7 @@ chat template alone: it encloses the assistant's text with generation marks and 
                 <crop>                                         no loss
                 It is bright.</think>B. Left                   loss
 
-Pictures are kept as 8-bit arrays at the size in which the processor shows them (see
+Images are kept as 8-bit arrays at the size in which the processor shows them (see
 :class:`~unireason_lib.imaging.frame.ProcessorFrame`) and cut into patches when a batch is put together: that is a
 reshape, a twelfth of the memory of float32 patches, and equal to what the processor gives.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
 
 IGNORED = -100
@@ -65,12 +65,10 @@ class Encoder:
         self.image_token = processor.image_token
         if "generation" not in self.template:
             raise DatasetError(
-                explain(
-                    "chat template",
-                    expected="generation marks around the assistant's own text",
-                    found="none",
-                    do="use unireason_lib.grounding.chat_template(), which renders the same text with marks",
-                )
+                "chat template",
+                "generation marks around the assistant's own text",
+                "none",
+                "use unireason_lib.grounding.chat_template(), which renders the same text with marks",
             )
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
@@ -78,7 +76,7 @@ class Encoder:
 
         Args:
             messages: Chat messages with content lists; pictures as PIL images under ``"image"``, in the
-                assistant's turn too (:meth:`unireason_lib.dataset.records.Record.load` makes them).
+                assistant's turn too (:meth:`unireason_lib.dataset.schema.Record.load` makes them).
 
         Raises:
             DatasetError: The text contains picture tokens that belong to no picture.
@@ -86,7 +84,9 @@ class Encoder:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
-        pictures = tuple(np.asarray(self.frame.aligned(p["image"])) for p in parts if p["type"] == "image")
+        pictures = tuple(
+            np.asarray(self.frame.aligned(p["image"])) for p in parts if p["type"] == "image"
+        )
         rendered, spans = render_jinja_template(
             [list(messages)], chat_template=self.template, return_assistant_tokens_mask=True
         )
@@ -105,17 +105,17 @@ class Encoder:
         pieces = text.split(self.image_token)
         if len(pieces) != len(pictures) + 1:
             raise DatasetError(
-                explain(
-                    "conversation",
-                    expected=f"{len(pictures)} picture tokens, one a picture",
-                    found=str(len(pieces) - 1),
-                    do=f"remove {self.image_token} from the texts",
-                )
+                "conversation",
+                f"{len(pictures)} picture tokens, one a picture",
+                str(len(pieces) - 1),
+                f"remove {self.image_token} from the texts",
             )
         factor = self.frame.factor
         counts = [(p.shape[0] // factor) * (p.shape[1] // factor) for p in pictures]
         width = len(self.image_token)
-        ends = np.cumsum([len(piece) + width for piece in pieces[:-1]])  # where each token ended before
+        ends = np.cumsum(
+            [len(piece) + width for piece in pieces[:-1]]
+        )  # where each token ended before
         growth = np.concatenate([[0], np.cumsum([(n - 1) * width for n in counts])])
 
         def moved(at: int) -> int:
@@ -165,9 +165,13 @@ class Patcher:
         rows, columns = shape[0] // (p * m), shape[1] // (p * m)
         values = stack.astype(np.float32) * self.scale + self.shift
         blocks = values.reshape(len(stack), rows, m, p, columns, m, p, 3)
-        blocks = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6)  # n, row, column, in token (y, x), channel, y, x
+        blocks = blocks.transpose(
+            0, 1, 4, 2, 5, 7, 3, 6
+        )  # n, row, column, in token (y, x), channel, y, x
         patches = blocks.reshape(len(stack), rows * columns * m * m, 3, 1, p * p)
-        return np.repeat(patches, self.frames, axis=3).reshape(len(stack), rows * columns * m * m, -1)
+        return np.repeat(patches, self.frames, axis=3).reshape(
+            len(stack), rows * columns * m * m, -1
+        )
 
 
 class Collator:

@@ -22,14 +22,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from unireason_lib.boxes import BOX_END, BOX_START
-from unireason_lib.dataset.records import Record
+from unireason_lib.dataset.schema import Record
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.training.encoding import Collator, Encoded, Encoder
 from unireason_lib.training.forms import check_form, conversation
 
 _TOKENS = re.compile(r"\d|[^\W\d]+|[^\s\w]")
 
-Pictures = Callable[[Record], Sequence[Image.Image]]
+Images = Callable[[Record], Sequence[Image.Image]]
 """Gives the pictures of a record, for instance :func:`unireason_lib.dataset.parquet.pictures_of` with a store."""
 
 
@@ -67,7 +67,7 @@ class Examples(Sequence):
     def __init__(
         self,
         records: Sequence[Record],
-        pictures: Pictures,
+        pictures: Images,
         processor: Any,
         *,
         form: str = "full",
@@ -91,7 +91,8 @@ class Examples(Sequence):
         self.kept: list[Encoded] | None = None
         if keep:
             made = [
-                self._encode(k) for k in tqdm(self.rows, "examples", disable=not progress, unit=" records")
+                self._encode(k)
+                for k in tqdm(self.rows, "examples", disable=not progress, unit=" records")
             ]
             self.rows = [k for k, one in zip(self.rows, made, strict=True) if one is not None]
             self.kept = [one for one in made if one is not None]
@@ -164,7 +165,7 @@ def shortened(encoded: Encoded, most: int, vision_end: int) -> Encoded | None:
 def estimated_length(record: Record, frame: ProcessorFrame) -> int:
     """Tokens of a record without reading its pictures or tokenizing: exact for pictures, and for text one token a word,
     digit and sign. Enough to put examples of like length into one batch."""
-    height, width = record.picture_size or (256, 256)
+    height, width = record.image_size or (256, 256)
     tokens = len(record.image_ids) * (frame.tokens(height, width) + 2)
     for box in record.boxes:
         depth = 1 if not hasattr(box, "z1") else max(1, int(box.z2 - box.z1))
@@ -179,7 +180,7 @@ class Features:
     Args:
         model: A ``Qwen2_5_VLForConditionalGeneration`` whose vision tower and merger will not change.
         collator: Cuts pictures into patches.
-        batch: Pictures encoded together.
+        batch: Images encoded together.
     """
 
     def __init__(self, model: Any, collator: Collator, batch: int = 256) -> None:
@@ -216,7 +217,9 @@ class Features:
 def _key(picture: np.ndarray) -> bytes:
     from hashlib import blake2b
 
-    return blake2b(picture.tobytes(), digest_size=16, person=str(picture.shape[:2]).encode()[:16]).digest()
+    return blake2b(
+        picture.tobytes(), digest_size=16, person=str(picture.shape[:2]).encode()[:16]
+    ).digest()
 
 
 class FeatureCollator(Collator):
@@ -231,6 +234,8 @@ class FeatureCollator(Collator):
 
         found = self.features(pictures)
         return {
-            "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[torch.cat(found)])},
+            "mm_encoder_outputs": {
+                "image": BaseModelOutputWithPooling(pooler_output=[torch.cat(found)])
+            },
             "image_grid_thw": torch.tensor([self.patches.grid(picture) for picture in pictures]),
         }

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.dataset.records import Record, split_reply
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.dataset.schema import Record, split_reply
+from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_form(form: str) -> str:
         DatasetError: There is none.
     """
     if form not in FORMS:
-        raise DatasetError(explain("form", expected=", ".join(FORMS), found=repr(form), do="choose one"))
+        raise DatasetError("form", ", ".join(FORMS), repr(form), "choose one")
     return form
 
 

@@ -48,7 +48,9 @@ class Logbook(TrainerCallback):
         if state.is_world_process_zero:
             self._write(state.global_step, logs or {})
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         """The probes that are due."""
         for probe in self.probes:
             if state.global_step % probe.every == 0 or state.global_step == state.max_steps:

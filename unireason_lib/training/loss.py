@@ -47,4 +47,6 @@ def own_token_loss(
     kept = targets != IGNORED
     logits = model.lm_head(hidden[kept]).float()
     total = functional.cross_entropy(logits, targets[kept], reduction="sum")
-    return total / (kept.sum() if tokens is None else tokens), logits.detach().argmax(-1) == targets[kept]
+    return total / (kept.sum() if tokens is None else tokens), logits.detach().argmax(
+        -1
+    ) == targets[kept]

@@ -42,7 +42,9 @@ class FloatMuon(torch.optim.Muon):
                     state["momentum_buffer"] = torch.zeros_like(matrix.grad)
                 state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
                 update = matrix.grad.lerp(state["momentum_buffer"], group["momentum"])
-                update = orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                update = orthogonal(
+                    update, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
         return loss
@@ -108,7 +110,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
             ),
         )
         super().__init__([{"params": group["params"]} for group in self._groups()], {})
-        self.param_groups = self._groups()  # the parts' own: what a schedule writes there, they read
+        self.param_groups = (
+            self._groups()
+        )  # the parts' own: what a schedule writes there, they read
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from unireason_lib.dataset.records import Record
+from unireason_lib.dataset.schema import Record
 from unireason_lib.evaluation.parquet import record_item
 from unireason_lib.evaluation.run import ask_items
 from unireason_lib.grounding import GroundedGenerator, Settings
-from unireason_lib.training.examples import Pictures
+from unireason_lib.training.examples import Images
 from unireason_lib.training.forms import injects
 from unireason_lib.training.logbook import Probe
 
@@ -29,7 +29,7 @@ def probe_records(records: Sequence[Record], size: int) -> list[Record]:
 
 def answer_probe(
     records: Sequence[Record],
-    pictures: Pictures,
+    pictures: Images,
     every: int,
     *,
     form: str = "full",
@@ -58,7 +58,9 @@ def answer_probe(
 
     def measure(model: Any, processor: Any) -> Mapping[str, Any]:
         lines = list(
-            ask_items(GroundedGenerator(model, processor), items, settings=settings, batch_size=batch_size)
+            ask_items(
+                GroundedGenerator(model, processor), items, settings=settings, batch_size=batch_size
+            )
         )
         dimensions = sorted({line["dimension"] for line in lines})
         return {d: _summary([line for line in lines if line["dimension"] == d]) for d in dimensions}

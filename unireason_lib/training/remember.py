@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 
-class SeenPictures:
+class SeenImages:
     """What a frozen tower made of the pictures it saw; the one used longest ago is forgotten first.
 
     Args:
-        most: Pictures that are remembered.
+        most: Images that are remembered.
     """
 
     def __init__(self, most: int = 30_000) -> None:
@@ -39,8 +39,12 @@ class SeenPictures:
             raise ValueError("only what a frozen vision tower makes of a picture can be remembered")
         encode = inner.get_image_features
 
-        def remembered(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
-            return SimpleNamespace(pooler_output=self._find(encode, pixel_values, image_grid_thw, options))
+        def remembered(
+            pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any
+        ) -> Any:
+            return SimpleNamespace(
+                pooler_output=self._find(encode, pixel_values, image_grid_thw, options)
+            )
 
         inner.get_image_features = remembered
 
@@ -55,7 +59,9 @@ class SeenPictures:
         if new:
             rows = list(new.values())
             with torch.no_grad():
-                made = encode(torch.cat([patches[k] for k in rows]), grids[rows], **options).pooler_output
+                made = encode(
+                    torch.cat([patches[k] for k in rows]), grids[rows], **options
+                ).pooler_output
             # a slice of a batch's tensor would keep all of it in memory
             found = {key: tokens.detach().clone() for key, tokens in zip(new, made, strict=True)}
         for key in keys:

@@ -27,8 +27,8 @@ from typing import Any, Literal
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
 from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, Box3D, parse_boxes, scan_boxes
-from unireason_lib.dataset.records import MAX_POINTINGS
-from unireason_lib.errors import RequestError, explain
+from unireason_lib.dataset.rationales import MAX_ROUNDS
+from unireason_lib.errors import RequestError
 
 Mode = Literal["strict", "paper"]
 MODES = ("strict", "paper")
@@ -63,9 +63,7 @@ class Asked:
 
 def _check(mode: str) -> None:
     if mode not in MODES:
-        raise RequestError(
-            explain("reward", expected=f"mode {' or '.join(MODES)}", found=repr(mode), do="choose one")
-        )
+        raise RequestError("reward", f"mode {' or '.join(MODES)}", repr(mode), "choose one")
 
 
 def answer_reward(
@@ -137,12 +135,12 @@ def boxes_are_sound(
     text: str, dimension: str | None = None, frame: tuple[int, int, int] | None = None
 ) -> bool:
     """Whether there are boxes in the thought, none outside of it and no more than are answered with their region
-    (:data:`~unireason_lib.dataset.records.MAX_POINTINGS`), and all of them can be read, have the dimension of what was
+    (:data:`~unireason_lib.dataset.rationales.MAX_ROUNDS`), and all of them can be read, have the dimension of what was
     asked, lie in it, and are no lines (:data:`LEAST_SIDE`)."""
     thought, _, behind = text.partition(THINK_END)
     opened, closed = thought.count(BOX_START), thought.count(BOX_END)
     boxes = scan_boxes(thought).boxes
-    if not 1 <= opened <= MAX_POINTINGS or not opened == closed == len(boxes):
+    if not 1 <= opened <= MAX_ROUNDS or not opened == closed == len(boxes):
         return False
     if BOX_START in behind or BOX_END in behind:
         return False
@@ -169,7 +167,8 @@ def iou_reward(text: str, boxes: Sequence[Box]) -> float:
     if not boxes:
         return 0.0
     return fmean(
-        max((box.iou(one) for one in written if type(one) is type(box)), default=0.0) for box in boxes
+        max((box.iou(one) for one in written if type(one) is type(box)), default=0.0)
+        for box in boxes
     )
 
 
@@ -186,7 +185,9 @@ def area_penalty(text: str, frame: tuple[int, int, int]) -> float:
 Reward = Callable[[str, Asked], float]
 
 
-def rewards(mode: Mode = "strict", iou: float = 0.0, area: float = 0.0) -> dict[str, tuple[Reward, float]]:
+def rewards(
+    mode: Mode = "strict", iou: float = 0.0, area: float = 0.0
+) -> dict[str, tuple[Reward, float]]:
     """The named rewards of a run, each with its weight.
 
     Args:
@@ -200,7 +201,9 @@ def rewards(mode: Mode = "strict", iou: float = 0.0, area: float = 0.0) -> dict[
             WEIGHTS["answer"],
         ),
         "format": (
-            lambda text, asked: format_reward(text, mode, dimension=asked.dimension, frame=asked.frame),
+            lambda text, asked: format_reward(
+                text, mode, dimension=asked.dimension, frame=asked.frame
+            ),
             WEIGHTS["format"],
         ),
     }
@@ -237,7 +240,9 @@ GAMES: Mapping[str, str] = {
 """Made-up replies to a question about one picture whose right answer is B."""
 
 
-def audit(games: Mapping[str, str] | None = None, asked: Asked | None = None) -> list[dict[str, Any]]:
+def audit(
+    games: Mapping[str, str] | None = None, asked: Asked | None = None
+) -> list[dict[str, Any]]:
     """What each mode pays for made-up replies.
 
     Args:

@@ -32,8 +32,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from unireason_lib.dataset.records import Record
-from unireason_lib.errors import TrainingError, UniReasonError, explain
+from unireason_lib.dataset.schema import Record
+from unireason_lib.errors import TrainingError, UniReasonError
 from unireason_lib.evaluation.items import Item
 from unireason_lib.evaluation.parquet import record_item
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Trace
@@ -43,11 +43,17 @@ from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface
 from unireason_lib.grounding.served import Client, ServedGenerator, connect
 from unireason_lib.training.card import model_card
-from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
-from unireason_lib.training.examples import Pictures
+from unireason_lib.training.checkpoints import (
+    ExactResume,
+    keep_settings,
+    save_model,
+    serialization_of,
+    train,
+)
+from unireason_lib.training.examples import Images
 from unireason_lib.training.logbook import Logbook, Probe, append_lines, read_lines
 from unireason_lib.training.memory import give_back
-from unireason_lib.training.remember import SeenPictures
+from unireason_lib.training.remember import SeenImages
 from unireason_lib.training.rewards import Asked, Reward, rewards
 from unireason_lib.training.settings import RunSettings, processes, spread_by
 from unireason_lib.training.sft import count_parameters, freeze, full_precision, lora
@@ -64,12 +70,10 @@ def check_trl(version: str = trl.__version__) -> None:
     """
     if ".".join(version.split(".")[:2]) not in TESTED_TRL:
         raise TrainingError(
-            explain(
-                "trl",
-                expected=" or ".join(f"{tested}.x" for tested in TESTED_TRL),
-                found=version,
-                do="install that version (the lock file names it); outcome RL relies on private parts of TRL",
-            )
+            "trl",
+            " or ".join(f"{tested}.x" for tested in TESTED_TRL),
+            version,
+            "install that version (the lock file names it); outcome RL relies on private parts of TRL",
         )
 
 
@@ -128,32 +132,26 @@ class RLSettings(RunSettings):
         whole = self.rollouts >= 2 and self.prompts % self.mini_batch == 0
         if not whole or (self.mini_batch * self.rollouts) % self.micro_batch:
             raise TrainingError(
-                explain(
-                    "settings of RL",
-                    expected="two rollouts or more, mini_batch a divisor of prompts, and micro_batch one of "
-                    "mini_batch x rollouts",
-                    found=f"prompts {self.prompts}, mini_batch {self.mini_batch}, rollouts {self.rollouts}, "
-                    f"micro_batch {self.micro_batch}",
-                    do="correct them",
-                )
+                "settings of RL",
+                "two rollouts or more, mini_batch a divisor of prompts, and micro_batch one of "
+                "mini_batch x rollouts",
+                f"prompts {self.prompts}, mini_batch {self.mini_batch}, rollouts {self.rollouts}, "
+                f"micro_batch {self.micro_batch}",
+                "correct them",
             )
         if self.vllm and self.contrast:
             raise TrainingError(
-                explain(
-                    "contrast",
-                    expected="rollouts of the trainer's own model",
-                    found=f"vllm={self.vllm}",
-                    do="leave one of them out: a server can not be made to repeat a reply",
-                )
+                "contrast",
+                "rollouts of the trainer's own model",
+                f"vllm={self.vllm}",
+                "leave one of them out: a server can not be made to repeat a reply",
             )
         if self.keep_features and not self.freeze_vision:
             raise TrainingError(
-                explain(
-                    "keep_features",
-                    expected="a frozen vision tower",
-                    found="freeze_vision: false",
-                    do="freeze the tower, or do not keep features",
-                )
+                "keep_features",
+                "a frozen vision tower",
+                "freeze_vision: false",
+                "freeze the tower, or do not keep features",
             )
 
 
@@ -171,11 +169,13 @@ class Questions:
     """
 
     def __init__(
-        self, records: Sequence[Record], pictures: Pictures, max_prompt_tokens: int, left_out: Path
+        self, records: Sequence[Record], pictures: Images, max_prompt_tokens: int, left_out: Path
     ) -> None:
         self.items: list[Item] = [record_item(record, pictures) for record in records]
         self.max_prompt_tokens, self.left_out = max_prompt_tokens, left_out
-        self._unusable = {line["row"] for line in (read_lines(left_out) if left_out.exists() else ())}
+        self._unusable = {
+            line["row"] for line in (read_lines(left_out) if left_out.exists() else ())
+        }
 
     def __len__(self) -> int:
         return len(self.items)
@@ -190,7 +190,9 @@ class Questions:
             request = item.request(shown)
             tokens = prompt_tokens(generator, request)
             if tokens > self.max_prompt_tokens:
-                raise TrainingError(f"prompt of {tokens} tokens, longer than {self.max_prompt_tokens}")
+                raise TrainingError(
+                    f"prompt of {tokens} tokens, longer than {self.max_prompt_tokens}"
+                )
             height, width = shown[0].height, shown[0].width
             boxes = tuple(box for _, box in item.boxes_in(generator.frame, height, width))
         except (UniReasonError, OSError) as error:
@@ -259,11 +261,18 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     """
 
     def __init__(
-        self, *args: Any, questions: Questions, settings: RLSettings, diary: Path | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        questions: Questions,
+        settings: RLSettings,
+        diary: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         check_trl()
         self.questions, self.settings, self.diary = questions, settings, diary
-        self.named: dict[str, tuple[Reward, float]] = rewards(settings.mode, settings.iou, settings.area)
+        self.named: dict[str, tuple[Reward, float]] = rewards(
+            settings.mode, settings.iou, settings.area
+        )
         names = [*self.named, *(["contrast"] if settings.contrast else [])]
         super().__init__(*args, reward_funcs=[self._as_trl(name) for name in names], **kwargs)
         # TRL takes pictures into a completion only from tools; none is ever called by name
@@ -290,27 +299,25 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         rows = [one["row"] for one in inputs]
         if any(len(set(rows[first : first + count])) > 1 for first in range(0, len(rows), count)):
             raise TrainingError(
-                explain(
-                    "rollouts",
-                    expected="all replies to a question on one device",
-                    found=f"{len(rows)} replies a device, {count} a question",
-                    do="make micro_batch x forward passes of a generation a multiple of rollouts",
-                )
+                "rollouts",
+                "all replies to a question on one device",
+                f"{len(rows)} replies a device, {count} a question",
+                "make micro_batch x forward passes of a generation a multiple of rollouts",
             )
         started = time.perf_counter()
         self._now = self._roll_out(rows[::count], count, mode)
         self._metrics[mode]["rollout_seconds"].append(time.perf_counter() - started)
         self._note(mode)
-        inputs = [{**one, "row": rollout.row} for one, rollout in zip(inputs, self._now, strict=True)]
+        inputs = [
+            {**one, "row": rollout.row} for one, rollout in zip(inputs, self._now, strict=True)
+        ]
         output = super()._generate_and_score_completions(inputs)
         if "pixel_values" not in output:  # TRL would go on, blind
             raise TrainingError(
-                explain(
-                    "rollouts",
-                    expected="as many picture tokens as the pictures have features",
-                    found="another number",
-                    do="check that model and processor belong together",
-                )
+                "rollouts",
+                "as many picture tokens as the pictures have features",
+                "another number",
+                "check that model and processor belong together",
             )
         if self.diary is not None and mode == "train":
             step, given = self.state.global_step, output["advantages"].tolist()
@@ -379,7 +386,9 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 **_of_rows(more, chosen, span),
             )
             padding = (0, logits_to_keep - kept)
-            parts.append([torch.nn.functional.pad(one, padding) for one in found[:2] if one is not None])
+            parts.append(
+                [torch.nn.functional.pad(one, padding) for one in found[:2] if one is not None]
+            )
         back = order.argsort()
         joined = [torch.cat(some)[back] for some in zip(*parts, strict=True)]
         return joined[0], joined[1] if len(joined) > 1 else None, None
@@ -389,12 +398,10 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         starts = tokens.count(self._tokenizer.convert_tokens_to_ids("<|vision_start|>"))
         if starts != pictures:
             raise TrainingError(
-                explain(
-                    trace.request.id or "a reply",
-                    expected=f"{pictures} pictures in its tokens",
-                    found=str(starts),
-                    do="check that the processor's template shows every picture once",
-                )
+                trace.request.id or "a reply",
+                f"{pictures} pictures in its tokens",
+                str(starts),
+                "check that the processor's template shows every picture once",
             )
 
     # -- rollouts -----------------------------------------------------------------------------------------------
@@ -431,7 +438,9 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         if self.state.global_step != self._last_loaded_step:
             self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
-        self._client = self._client or connect(self.settings.vllm)  # every process asks for its own questions
+        self._client = self._client or connect(
+            self.settings.vllm
+        )  # every process asks for its own questions
         ends = end_tokens(base_model(self.accelerator.unwrap_model(self.model)), self._tokenizer)
         yield ServedGenerator(self._client, self.processing_class, ends)
 
@@ -451,12 +460,10 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 row = draw.randrange(len(self.questions))
             else:
                 raise TrainingError(
-                    explain(
-                        self.questions.left_out,
-                        expected="questions that can be asked",
-                        found="a hundred in a row that can not",
-                        do="see why in that file",
-                    )
+                    self.questions.left_out,
+                    "questions that can be asked",
+                    "a hundred in a row that can not",
+                    "see why in that file",
                 )
             chosen.append(row)
             put.append(found)
@@ -492,10 +499,14 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         answer, _ = self.named["answer"]
         told = []
         for rollout, other in zip(flat, again, strict=True):
-            depends = other is not None and rollout.parts["answer"] > answer(other.text, rollout.asked)
+            depends = other is not None and rollout.parts["answer"] > answer(
+                other.text, rollout.asked
+            )
             parts = {**rollout.parts, "contrast": float(depends)}
             told.append(
-                replace(rollout, parts=parts, reward=rollout.reward + self.settings.contrast * depends)
+                replace(
+                    rollout, parts=parts, reward=rollout.reward + self.settings.contrast * depends
+                )
             )
         first = iter(told)
         return [[next(first) for _ in group] for group in groups]
@@ -522,17 +533,17 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         for name, value in noted.items():
             self._metrics[mode][name].append(value)
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """One forward and backward pass; a loss that is no number ends the run before it can spoil the weights."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise TrainingError(
-                explain(
-                    f"step {self.state.global_step}",
-                    expected="a finite loss",
-                    found=str(loss.item()),
-                    do="lower the learning rate and call again: the run goes on from its last checkpoint",
-                )
+                f"step {self.state.global_step}",
+                "a finite loss",
+                str(loss.item()),
+                "lower the learning rate and call again: the run goes on from its last checkpoint",
             )
         return loss
 
@@ -637,7 +648,7 @@ def reinforce(
     model: Any,
     processor: Any,
     records: Sequence[Record],
-    pictures: Pictures,
+    pictures: Images,
     out: str | Path,
     settings: RLSettings | None = None,
     *,
@@ -667,15 +678,13 @@ def reinforce(
     check_trl()
     settings, out = settings or RLSettings(), Path(out)
     if not records:
-        raise TrainingError(explain(out, expected="questions", found="none", do="give more records"))
+        raise TrainingError(out, "questions", "none", "give more records")
     if spread_by() == "fsdp" and not settings.vllm:
         raise TrainingError(
-            explain(
-                "outcome RL under FSDP",
-                expected="a model that can write replies in this process",
-                found="weights that are spread over processes",
-                do="use zero3.yaml, which gathers them, adapters with ddp.yaml, or a vLLM server (rl.vllm)",
-            )
+            "outcome RL under FSDP",
+            "a model that can write replies in this process",
+            "weights that are spread over processes",
+            "use zero3.yaml, which gathers them, adapters with ddp.yaml, or a vLLM server (rl.vllm)",
         )
     arguments = _arguments(settings, out, len(records), progress)
     with arguments.main_process_first(local=False, desc="settings"):
@@ -702,7 +711,7 @@ def reinforce(
         diary=out / "rollouts.jsonl",
     )
     if settings.keep_features:
-        seen = SeenPictures()
+        seen = SeenImages()
         seen.attach(base_model(model))
         if trainer.ref_model is not None:
             seen.attach(base_model(trainer.ref_model.requires_grad_(False)))
@@ -711,16 +720,13 @@ def reinforce(
     train(trainer, out)
     if collapse.found is not None:
         raise TrainingError(
-            explain(
-                out,
-                expected="replies that go on being worth learning from",
-                found=f"a collapse at step {trainer.state.global_step}: {collapse.found}",
-                do="look at rollouts.jsonl; lower the learning rate or raise the KL weight in another folder",
-            )
+            out,
+            "replies that go on being worth learning from",
+            f"a collapse at step {trainer.state.global_step}: {collapse.found}",
+            "look at rollouts.jsonl; lower the learning rate or raise the KL weight in another folder",
         )
-    return save_model(
-        trainer, processor, out / "model", partial(model_card, out, "rl", trainer.model, counted)
-    )
+    card = partial(model_card, out, "rl", trainer.model, counted)
+    return save_model(trainer, processor, out / "model", card, serialization_of(records))
 
 
 def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) -> GRPOConfig:
@@ -728,17 +734,16 @@ def _arguments(settings: RLSettings, out: Path, questions: int, progress: bool) 
     accumulation, rest = divmod(settings.mini_batch * settings.rollouts, together)
     if rest:
         raise TrainingError(
-            explain(
-                "settings of RL",
-                expected="mini_batch x rollouts a multiple of micro_batch x processes",
-                found=f"{settings.mini_batch} x {settings.rollouts} and {settings.micro_batch} x {processes()}",
-                do="change micro_batch or the number of processes",
-            )
+            "settings of RL",
+            "mini_batch x rollouts a multiple of micro_batch x processes",
+            f"{settings.mini_batch} x {settings.rollouts} and {settings.micro_batch} x {processes()}",
+            "change micro_batch or the number of processes",
         )
     each = settings.prompts // settings.mini_batch  # optimizer steps of a generation
     return GRPOConfig(
         **settings.arguments(out, progress),
-        max_steps=settings.steps or max(1, round(settings.epochs * questions / settings.prompts)) * each,
+        max_steps=settings.steps
+        or max(1, round(settings.epochs * questions / settings.prompts)) * each,
         per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation * each,

@@ -22,13 +22,19 @@ from accelerate.utils import DistributedType
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from unireason_lib.dataset.records import Record
-from unireason_lib.errors import DatasetError, explain
+from unireason_lib.dataset.schema import Record
+from unireason_lib.errors import DatasetError
 from unireason_lib.grounding.model import base_model
 from unireason_lib.training.card import model_card
-from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
+from unireason_lib.training.checkpoints import (
+    ExactResume,
+    keep_settings,
+    save_model,
+    serialization_of,
+    train,
+)
 from unireason_lib.training.encoding import Collator
-from unireason_lib.training.examples import Examples, FeatureCollator, Pictures, read_too_long
+from unireason_lib.training.examples import Examples, FeatureCollator, Images, read_too_long
 from unireason_lib.training.logbook import Logbook, Probe
 from unireason_lib.training.loss import own_token_loss
 from unireason_lib.training.muon import muon_factory
@@ -69,12 +75,10 @@ class SFTSettings(RunSettings):
     def __post_init__(self) -> None:
         if self.keep_features and not (self.freeze_vision and self.keep_examples):
             raise DatasetError(
-                explain(
-                    "keep_features",
-                    expected="a frozen vision tower and kept examples",
-                    found=f"freeze_vision={self.freeze_vision}, keep_examples={self.keep_examples}",
-                    do="freeze the tower and keep the examples, or do not keep features",
-                )
+                "keep_features",
+                "a frozen vision tower and kept examples",
+                f"freeze_vision={self.freeze_vision}, keep_examples={self.keep_examples}",
+                "freeze the tower and keep the examples, or do not keep features",
             )
 
 
@@ -103,7 +107,9 @@ class LikeLengths(LengthGroupedSampler):
             that resuming and several processes put around it.)
     """
 
-    def __init__(self, size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]
+    ) -> None:
         super().__init__(size, lengths=list(lengths), generator=torch.Generator())
         self.seed, self.epoch = seed, epoch
 
@@ -127,14 +133,23 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LikeLengths(size, self.lengths, self.args.seed, lambda: int((self.state.epoch or 0) + 1e-6))
+        size = (
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size
+        )
+        return LikeLengths(
+            size, self.lengths, self.args.seed, lambda: int((self.state.epoch or 0) + 1e-6)
+        )
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         # a launcher wraps the model even for a single process
-        alone = self.accelerator.distributed_type == DistributedType.NO and self.args.device.type == "cpu"
+        alone = (
+            self.accelerator.distributed_type == DistributedType.NO
+            and self.args.device.type == "cpu"
+        )
         if not alone or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
@@ -150,7 +165,7 @@ def fine_tune(
     model: Any,
     processor: Any,
     records: Sequence[Record],
-    pictures: Pictures,
+    pictures: Images,
     out: str | Path,
     settings: SFTSettings | None = None,
     *,
@@ -177,7 +192,9 @@ def fine_tune(
     """
     settings, out = settings or SFTSettings(), Path(out)
     if probes and spread_by() == "fsdp":
-        warnings.warn("weights are spread by FSDP: no free-running tests while training", stacklevel=2)
+        warnings.warn(
+            "weights are spread by FSDP: no free-running tests while training", stacklevel=2
+        )
         probes = ()
     arguments = _arguments(settings, out, progress)
     with arguments.main_process_first(local=False, desc="settings"):
@@ -198,12 +215,10 @@ def fine_tune(
     )
     if not len(examples):
         raise DatasetError(
-            explain(
-                out,
-                expected="records to train on",
-                found=f"{len(records)} records, {len(read_too_long(out / 'too_long.jsonl'))} of them too long",
-                do="give more records, or a larger max_length",
-            )
+            out,
+            "records to train on",
+            f"{len(records)} records, {len(read_too_long(out / 'too_long.jsonl'))} of them too long",
+            "give more records, or a larger max_length",
         )
     if settings.keep_features:
         collator = FeatureCollator(processor, model)
@@ -225,9 +240,8 @@ def fine_tune(
     full_precision(trainer.model, settings)
     counted = count_parameters(trainer.model)
     train(trainer, out)
-    return save_model(
-        trainer, processor, out / "model", partial(model_card, out, "sft", trainer.model, counted)
-    )
+    card = partial(model_card, out, "sft", trainer.model, counted)
+    return save_model(trainer, processor, out / "model", card, serialization_of(records))
 
 
 def full_precision(model: Any, settings: RunSettings) -> None:
@@ -259,7 +273,9 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
 def count_parameters(model: Any) -> tuple[int, int]:
     """Parameters that learn, and parameters that do not."""
     packed = {"Params4bit": 2}  # two to a byte
-    sizes = [(p.numel() * packed.get(type(p).__name__, 1), p.requires_grad) for p in model.parameters()]
+    sizes = [
+        (p.numel() * packed.get(type(p).__name__, 1), p.requires_grad) for p in model.parameters()
+    ]
     learns = sum(size for size, needed in sizes if needed)
     return learns, sum(size for size, _ in sizes) - learns
 
@@ -286,7 +302,10 @@ def add_thought_tokens(model: Any, processor: Any) -> list[int]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model.tie_weights()
         with torch.no_grad():
-            for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            for matrix in (
+                model.get_input_embeddings().weight,
+                model.get_output_embeddings().weight,
+            ):
                 matrix[known : len(tokenizer)] = matrix[:known].mean(0)
     return tokenizer.convert_tokens_to_ids(missing)
 
@@ -304,7 +323,10 @@ def lora(settings: RunSettings, model: Any, added: Sequence[int] = ()) -> Any:
     from peft import LoraConfig
 
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    rows = {matrix: list(added) for matrix in (("embed_tokens",) if tied else ("embed_tokens", "lm_head"))}
+    rows = {
+        matrix: list(added)
+        for matrix in (("embed_tokens",) if tied else ("embed_tokens", "lm_head"))
+    }
     return LoraConfig(
         trainable_token_indices=rows if added else None,
         r=settings.lora_rank,
@@ -317,7 +339,12 @@ def lora(settings: RunSettings, model: Any, added: Sequence[int] = ()) -> Any:
 
 def _optimizer(settings: SFTSettings) -> tuple[Any, dict[str, Any]] | None:
     """What the trainer is to build; None: what its arguments say."""
-    if not settings.muon or settings.lora_rank is not None or settings.deepspeed is not None or spread_by():
+    if (
+        not settings.muon
+        or settings.lora_rank is not None
+        or settings.deepspeed is not None
+        or spread_by()
+    ):
         return None
     return muon_factory, {
         "lr": settings.learning_rate,

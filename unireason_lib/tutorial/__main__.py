@@ -10,11 +10,14 @@ from unireason_lib.errors import UniReasonError
 from unireason_lib.tutorial.project import project_root
 from unireason_lib.tutorial.runner import find_notebooks, tutorial_command
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
+)
 app.command("run")(tutorial_command)
 
 Only = Annotated[
-    list[str] | None, typer.Argument(help="Numbers or names of notebooks, like 00 03; all by default.")
+    list[str] | None,
+    typer.Argument(help="Numbers or names of notebooks, like 00 03; all by default."),
 ]
 
 
@@ -30,7 +33,9 @@ def gate(only: Only = None) -> None:
         bad += bool(found)
         for problem in found:
             typer.echo(f"{path.name}: {problem}")
-    typer.echo(f"notebook gate: {len(notebooks) - bad} of {len(notebooks)} notebooks may be committed")
+    typer.echo(
+        f"notebook gate: {len(notebooks) - bad} of {len(notebooks)} notebooks may be committed"
+    )
     raise typer.Exit(1 if bad else 0)
 
 
@@ -75,7 +80,9 @@ def refresh(
         failed += execution.status != "passed"
         if execution.status == "interrupted":
             break
-    typer.echo(f"refreshed: {len(notebooks) - failed} of {len(notebooks)}; one that failed stays as it was")
+    typer.echo(
+        f"refreshed: {len(notebooks) - failed} of {len(notebooks)}; one that failed stays as it was"
+    )
     raise typer.Exit(1 if failed else 0)
 
 

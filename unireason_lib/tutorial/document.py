@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import UniReasonError, explain
+from unireason_lib.errors import UniReasonError
 
 STAMP = "unireason"
 """Key of our entry in the metadata of a committed notebook: profile, parameters, hashes, seconds."""
@@ -37,12 +37,10 @@ def read_notebook(path: str | Path) -> Any:
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
-        raise UniReasonError(
-            explain(path, expected="a notebook", found="no such file", do="check the path")
-        ) from error
+        raise UniReasonError(path, "a notebook", "no such file", "check the path") from error
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        raise UniReasonError(explain(path, expected="a notebook", found=found, do="restore it")) from error
+        raise UniReasonError(path, "a notebook", found, "restore it") from error
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -111,17 +109,15 @@ def parameters_of(path: str | Path) -> dict[str, Any]:
     name = Path(path).name
     if len(tagged) != 1:
         do = "tag the first code cell, and no other, 'parameters'"
-        raise UniReasonError(
-            explain(name, expected="one cell tagged 'parameters'", found=str(len(tagged)), do=do)
-        )
+        raise UniReasonError(name, "one cell tagged 'parameters'", str(len(tagged)), do)
     if not notebook.metadata.get("kernelspec", {}).get("name"):
         do = "run `make sync`, which adds it"
-        raise UniReasonError(explain(name, expected="a kernelspec", found="none", do=do))
+        raise UniReasonError(name, "a kernelspec", "none", do)
     found = papermill.inspect_notebook(str(path))
     if missed := assigned_names(tagged[0].source) - set(found):
         do = "write one flat literal a line, with one '=' in it and a plain annotation or none"
         expected = "parameters that papermill can read"
-        raise UniReasonError(explain(name, expected=expected, found=", ".join(sorted(missed)), do=do))
+        raise UniReasonError(name, expected, ", ".join(sorted(missed)), do)
     return {name: parse_value(entry["default"]) for name, entry in found.items()}
 
 
@@ -184,20 +180,28 @@ def _clean_output(output: Any, root: Path) -> bool:
 def last_states(text: str) -> str:
     """What a terminal would show: of each line the part after its last carriage return."""
     lines = [
-        re.sub(r"^.*\r(?=[^\r])", "", line.rstrip("\r")) for line in text.replace("\r\n", "\n").split("\n")
+        re.sub(r"^.*\r(?=[^\r])", "", line.rstrip("\r"))
+        for line in text.replace("\r\n", "\n").split("\n")
     ]
     return "\n".join(lines)
 
 
 def without_paths(text: str, root: Path) -> str:
     """Text with this machine's folders replaced: project paths become relative, others get a short name."""
-    folders = {f"{root}{os.sep}": "", str(root): ".", sys.prefix: "python", sys.base_prefix: "python"}
+    folders = {
+        f"{root}{os.sep}": "",
+        str(root): ".",
+        sys.prefix: "python",
+        sys.base_prefix: "python",
+    }
     folders[str(Path.home())] = "~"
     text = _KERNEL_FILE.sub("<cell>", text)
     for folder in sorted(folders, key=len, reverse=True):
         if len(folder) > 1:
             text = re.sub(
-                re.escape(folder) + r"(?![\w-])" * (not folder.endswith(os.sep)), folders[folder], text
+                re.escape(folder) + r"(?![\w-])" * (not folder.endswith(os.sep)),
+                folders[folder],
+                text,
             )
     return text
 

@@ -116,7 +116,10 @@ def execute(
         except CellTimeoutError:
             status, error = "failed", f"cell {done + 1}: no end within {timeout:g} s"
         except RuntimeError as failure:  # the kernel did not come up, or died
-            status, error = "failed", f"cell {done + 1}: {_first_line(str(failure))} (often: out of memory)"
+            status, error = (
+                "failed",
+                f"cell {done + 1}: {_first_line(str(failure))} (often: out of memory)",
+            )
         except KeyboardInterrupt:
             interrupted.append(signal.SIGINT)
         finally:
@@ -136,7 +139,9 @@ def _start_kernel(folder: Path, scratch: Path, offline: bool) -> Any:
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    specs = KernelSpecManager(kernel_dirs=[])  # no registered kernel, so the native one: sys.executable
+    specs = KernelSpecManager(
+        kernel_dirs=[]
+    )  # no registered kernel, so the native one: sys.executable
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
     environment = kernel_environment(offline) | {"IPYTHONDIR": str(scratch / "ipython")}
     start = run_sync(manager.start_kernel)
@@ -162,11 +167,17 @@ def kernel_environment(offline: bool) -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     if offline:
-        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        environment |= {
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+        }
     return environment
 
 
-_running: dict[object, tuple[Any, list[int]]] = {}  # notebooks under way in this process, in whatever thread
+_running: dict[
+    object, tuple[Any, list[int]]
+] = {}  # notebooks under way in this process, in whatever thread
 
 
 def interrupt_running() -> int:

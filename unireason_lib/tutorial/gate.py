@@ -27,8 +27,20 @@ from unireason_lib.tutorial.pair import twin_differences
 MAX_CELL_LINES = 25
 MAX_BYTES = 3_000_000
 COMMITTED_PROFILE = "laptop"
+PENDING = (
+    "00_quickstart",
+    "01_dataset_construction",
+    "04_sft",
+    "05_outcome_rl",
+    "06_evaluation",
+    "07_ablations",
+    "08_scaling_up",
+)
+"""Notebooks whose outputs wait for a run of hours: they must have none, rather than those of other code."""
 
-_FOLDERS = "home|Users|root|tmp|private|var|opt|mnt|media|srv|usr|work|workspace|workspaces|builds|content"
+_FOLDERS = (
+    "home|Users|root|tmp|private|var|opt|mnt|media|srv|usr|work|workspace|workspaces|builds|content"
+)
 MACHINE_PATH = re.compile(
     rf"(?:(?<![\w.~/<])|(?<=file://))/(?:{_FOLDERS})/[\w.-]+|\b[A-Za-z]:\\+(?:Users|Documents)\b|ipykernel_\d+"
 )
@@ -44,7 +56,12 @@ def problems(path: str | Path) -> list[str]:
     path = Path(path)
     try:
         notebook = read_notebook(path)
-        found = [*_form(path, notebook), *_twin(path), *_outputs(notebook), *_traces(notebook)]
+        found = [
+            *_form(path, notebook),
+            *_twin(path),
+            *_outputs(path, notebook),
+            *_traces(notebook),
+        ]
         parameters = parameters_of(path)
     except UniReasonError as error:
         return [str(error)]
@@ -79,10 +96,14 @@ def _twin(path: Path) -> Iterator[str]:
         yield f"it differs from its text twin (the twin -, the notebook +): make sync\n      {shown}"
 
 
-def _outputs(notebook: Any) -> Iterator[str]:
+def _outputs(path: Path, notebook: Any) -> Iterator[str]:
     """Outputs are there, belong to this source, and come from a refresh in the committed profile."""
     stamp = notebook.metadata.get(STAMP)
     code = code_cells(notebook)
+    if path.stem in PENDING:
+        if any(cell.outputs for cell in code):
+            yield "its outputs are of earlier code: clear them, or run it (make notebooks) and take it off PENDING"
+        return
     if not stamp:
         yield "it has no record of how its outputs were made: make notebooks"
         return
@@ -112,7 +133,10 @@ def _traces(notebook: Any) -> Iterator[str]:
         if match := MACHINE_PATH.search(text):
             yield f"{place} has a path of one machine: {match.group(0)!r}; show paths relative to the project"
     kinds = {
-        kind for cell in code_cells(notebook) for output in cell.outputs for kind in output.get("data", {})
+        kind
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        for kind in output.get("data", {})
     }
     if any(kind.startswith(WIDGET_PREFIX) for kind in kinds):
         yield "it has widget views, which show nothing without their state: make sync"
@@ -129,5 +153,10 @@ def _texts(notebook: Any) -> Iterator[tuple[str, str]]:
                 output.get("text", "") + "".join(output.get("traceback", [])),
             )
             for kind, content in output.get("data", {}).items():
-                if isinstance(content, str) and (kind.startswith("text/") or kind == "image/svg+xml"):
-                    yield f"the output of cell {number}", re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", content)
+                if isinstance(content, str) and (
+                    kind.startswith("text/") or kind == "image/svg+xml"
+                ):
+                    yield (
+                        f"the output of cell {number}",
+                        re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", content),
+                    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from unireason_lib.errors import UniReasonError, explain
+from unireason_lib.errors import UniReasonError
 from unireason_lib.tutorial.project import declared
 
 SETUP_TAG = "setup"
@@ -42,10 +42,10 @@ def badge(name: str) -> str:
     """
     declaration = declared()
     path = declaration.repository.removeprefix("https://github.com/")
-    address = (
-        f"https://colab.research.google.com/github/{path}/blob/v{declaration.version}/notebooks/{name}.ipynb"
+    address = f"https://colab.research.google.com/github/{path}/blob/v{declaration.version}/notebooks/{name}.ipynb"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
     )
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
 
 
 def setup_source() -> str:
@@ -72,12 +72,7 @@ def write_opening(notebook: Any, name: str) -> None:
     if first is None or first.cell_type != "markdown":
         found = "no cell" if first is None else f"a {first.cell_type} cell"
         raise UniReasonError(
-            explain(
-                f"{name}, first cell",
-                expected="Markdown with the title",
-                found=found,
-                do="open with a title",
-            )
+            f"{name}, first cell", "Markdown with the title", found, "open with a title"
         )
     if _BADGE.search(first.source):
         first.source = _BADGE.sub(lambda _: badge(name), first.source)
@@ -89,10 +84,12 @@ def write_opening(notebook: Any, name: str) -> None:
         tagged[0].source = setup_source()
         return
     positions = [
-        index for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
+        index
+        for index, cell in enumerate(notebook.cells)
+        if "parameters" in cell.metadata.get("tags", [])
     ]
     if not positions:
         expected, do = "a code cell tagged 'parameters'", 'add one: # %% tags=["parameters"]'
-        raise UniReasonError(explain(name, expected=expected, found="none", do=do))
+        raise UniReasonError(name, expected, "none", do)
     cell = new_code_cell(setup_source(), metadata={"tags": [SETUP_TAG]})
     notebook.cells.insert(positions[0] + 1, cell)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import UniReasonError, explain
+from unireason_lib.errors import UniReasonError
 from unireason_lib.tutorial.document import clean, read_notebook, write_notebook, write_whole
 from unireason_lib.tutorial.opening import write_opening
 
@@ -44,7 +44,12 @@ def twin_differences(path: str | Path) -> list[str]:
     belongs = twin_text(read_notebook(path), path.parent).splitlines()
     return list(
         difflib.unified_diff(
-            twin.read_text(encoding="utf-8").splitlines(), belongs, twin.name, path.name, lineterm="", n=1
+            twin.read_text(encoding="utf-8").splitlines(),
+            belongs,
+            twin.name,
+            path.name,
+            lineterm="",
+            n=1,
         )
     )
 
@@ -94,9 +99,7 @@ def _from_twin(twin: Path, outputs_from: Any | None) -> Any:
     from jupytext.combine import combine_inputs_with_outputs
 
     if not twin.is_file():
-        raise UniReasonError(
-            explain(twin, expected="a notebook or text twin", found="neither", do="check the name")
-        )
+        raise UniReasonError(twin, "a notebook or text twin", "neither", "check the name")
     text = twin.read_text(encoding="utf-8")
     notebook = jupytext.reads(text, fmt="py:percent", config=_settings(twin.parent))
     if outputs_from is not None:
@@ -111,12 +114,12 @@ def _format(notebook: Any, path: Path) -> None:
 
     code = nbformat.v4.new_notebook(cells=notebook.cells)
     command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(path), "-"]
-    found = subprocess.run(command, input=nbformat.writes(code), capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        command, input=nbformat.writes(code), capture_output=True, text=True, check=False
+    )
     if found.returncode:
         do = "fix the code, or install ruff: pip install -e '.[dev]'"
-        raise UniReasonError(
-            explain(path.name, expected="cells that can be formatted", found=found.stderr.strip(), do=do)
-        )
+        raise UniReasonError(path.name, "cells that can be formatted", found.stderr.strip(), do)
     formatted = nbformat.reads(found.stdout, as_version=4)
     for cell, new in zip(notebook.cells, formatted.cells, strict=True):
         cell.source = new.source
@@ -128,7 +131,5 @@ def _settings(folder: str | Path) -> Any:
 
     file = Path(folder) / "jupytext.toml"
     if not file.is_file():
-        raise UniReasonError(
-            explain(file, expected="the settings of the pairs", found="no file", do="restore it")
-        )
+        raise UniReasonError(file, "the settings of the pairs", "no file", "restore it")
     return load_jupytext_configuration_file(str(file))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from unireason_lib.errors import UniReasonError, explain
+from unireason_lib.errors import UniReasonError
 
 DISTRIBUTION = "unireason-lab"
 SHOWN = ("torch", "transformers", "trl")
@@ -52,12 +52,10 @@ def project_root(start: str | Path | None = None) -> Path:
         if _is_checkout(folder):
             return folder
     raise UniReasonError(
-        explain(
-            "project folder",
-            expected=f"a checkout of {DISTRIBUTION} at or above the working folder",
-            found="none",
-            do="work inside the cloned repository",
-        )
+        "project folder",
+        f"a checkout of {DISTRIBUTION} at or above the working folder",
+        "none",
+        "work inside the cloned repository",
     )
 
 
@@ -76,9 +74,7 @@ def declared() -> Declaration:
         installed = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError as error:
         do = "install the project: pip install -e . in its checkout"
-        raise UniReasonError(
-            explain(DISTRIBUTION, expected="an installed package", found="none", do=do)
-        ) from error
+        raise UniReasonError(DISTRIBUTION, "an installed package", "none", do) from error
     urls = dict(line.split(", ", 1) for line in installed.get_all("Project-URL", []))
     core = tuple(line for line in installed.get_all("Requires-Dist", []) if "extra ==" not in line)
     return Declaration(__version__, urls["Repository"], installed["Requires-Python"], core)
@@ -106,9 +102,7 @@ def check_versions() -> str:
         python = ".".join(str(number) for number in sys.version_info[:3])
         return f"{DISTRIBUTION} {declaration.version}, Python {python}, {versions}"
     expected = "the versions that pyproject.toml asks for"
-    raise UniReasonError(
-        explain("installed packages", expected=expected, found="; ".join(problems), do=advice)
-    )
+    raise UniReasonError("installed packages", expected, "; ".join(problems), advice)
 
 
 def _problems(declaration: Declaration) -> tuple[list[str], list[str]]:
@@ -142,4 +136,6 @@ def _problems(declaration: Declaration) -> tuple[list[str], list[str]]:
 
 def _is_checkout(folder: Path) -> bool:
     file = folder / "pyproject.toml"
-    return file.is_file() and f'name = "{DISTRIBUTION}"' in file.read_text(encoding="utf-8", errors="replace")
+    return file.is_file() and f'name = "{DISTRIBUTION}"' in file.read_text(
+        encoding="utf-8", errors="replace"
+    )

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import UniReasonError, explain
+from unireason_lib.errors import UniReasonError
 from unireason_lib.profiles import load_profile
 from unireason_lib.tutorial.document import (
     STAMP,
@@ -46,9 +46,7 @@ def refresh(path: str | Path, root: str | Path, **options: Any) -> Execution:
     parameters = parameters_of(path)
     if parameters.get("PROFILE") != COMMITTED_PROFILE:
         found, do = repr(parameters.get("PROFILE")), f'write PROFILE = "{COMMITTED_PROFILE}"'
-        raise UniReasonError(
-            explain(path.name, expected=f"profile {COMMITTED_PROFILE!r}", found=found, do=do)
-        )
+        raise UniReasonError(path.name, f"profile {COMMITTED_PROFILE!r}", found, do)
     settings = load_profile(COMMITTED_PROFILE).notebook
     execution = execute(path, timeout=settings.cell_timeout, offline=settings.offline, **options)
     if execution.status == "passed":

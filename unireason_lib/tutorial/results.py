@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unireason_lib.errors import UniReasonError, explain
+from unireason_lib.errors import UniReasonError
 
 MEDIA_TYPE = "application/vnd.unireason.result+json"
 
@@ -100,7 +100,10 @@ def results_table(results: list[Result]) -> str:
 def aligned(rows: list[tuple[str, ...]]) -> str:
     """Rows of text with columns padded to equal width; the first row is a heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
 
@@ -110,12 +113,14 @@ def _plain(name: str, value: Any) -> Any:
     if hasattr(value, "item"):
         with suppress(ValueError, RuntimeError):  # more than one element: refused below
             value = value.item()
-    if value is None or isinstance(value, str) or (isinstance(value, (int, float)) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, (int, float)) and math.isfinite(value))
+    ):
         return value
     do = "publish one finite number or a text"
-    raise UniReasonError(
-        explain(f"result {name!r}", expected="a finite number or text", found=repr(value), do=do)
-    )
+    raise UniReasonError(f"result {name!r}", "a finite number or text", repr(value), do)
 
 
 def _number(value: Any) -> str:

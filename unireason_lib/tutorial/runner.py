@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unireason_lib.errors import ProfileError, UniReasonError, explain
+from unireason_lib.errors import ProfileError, UniReasonError
 from unireason_lib.profiles import Profile, load_profile, match_type, near, parse_value
 from unireason_lib.tutorial.project import project_root
 from unireason_lib.tutorial.results import Result, aligned, collect, results_table
@@ -65,13 +65,13 @@ def find_notebooks(folder: str | Path, only: Sequence[str] = ()) -> list[Path]:
     found = sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
     if not found:
         do = "run inside the repository"
-        raise UniReasonError(explain(folder, expected="notebooks NN_name.ipynb", found="none", do=do))
+        raise UniReasonError(folder, "notebooks NN_name.ipynb", "none", do)
     wanted = [word for words in only for word in words.replace(",", " ").split()]
     stems = {path.stem: path for path in found}
     for word in wanted:
         if not any(word in (stem, stem[:2]) for stem in stems):
             raise UniReasonError(
-                explain("notebooks", expected="one that exists", found=repr(word), do=near(word, list(stems)))
+                "notebooks", "one that exists", repr(word), near(word, list(stems))
             )
     return [path for path in found if not wanted or path.stem in wanted or path.stem[:2] in wanted]
 
@@ -96,16 +96,18 @@ def share_parameters(
     for path, names in declared.items():
         if "PROFILE" not in names:
             do = 'declare PROFILE = "laptop"'
-            raise UniReasonError(explain(path.name, expected="a parameter PROFILE", found="none", do=do))
+            raise UniReasonError(path.name, "a parameter PROFILE", "none", do)
     known = sorted({name for names in declared.values() for name in names})
     shared: dict[Path, dict[str, Any]] = {path: {"PROFILE": profile.name} for path in notebooks}
     for name, value in values.items():
         if name not in known or name == "PROFILE":
             hint = "use --profile" if name == "PROFILE" else near(name, known)
             expected = "one that a notebook declares"
-            raise UniReasonError(explain("parameter", expected=expected, found=repr(name), do=hint))
+            raise UniReasonError("parameter", expected, repr(name), hint)
         if name == "OVERRIDES":
-            load_profile(profile.name, value)  # a wrong setting is found now and not in every notebook
+            load_profile(
+                profile.name, value
+            )  # a wrong setting is found now and not in every notebook
         for path in notebooks:
             if name in declared[path]:
                 shared[path][name] = _typed(f"{path.name}, {name}", value, declared[path][name])
@@ -148,7 +150,9 @@ def run_tutorial(
     out, folder = root / out, root / folder
     notebooks = find_notebooks(folder, only)
     shared = share_parameters(notebooks, settings, parameters or {})
-    shortened = {path for path in notebooks if not only and path.stem[:2] in TRAINING and profile != "smoke"}
+    shortened = {
+        path for path in notebooks if not only and path.stem[:2] in TRAINING and profile != "smoke"
+    }
     for path in shortened:
         shared[path]["PROFILE"] = "smoke"
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -192,14 +196,16 @@ def tutorial_command(
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", help="NAME=VALUE, a parameter of the notebooks that declare it."),
+        typer.Option(
+            "-p", "--parameter", help="NAME=VALUE, a parameter of the notebooks that declare it."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the executed notebooks, within the project.")] = Path(
-        "runs/tutorial"
-    ),
-    folder: Annotated[Path, typer.Option(help="Folder of the notebooks, within the project.")] = Path(
-        "notebooks"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the executed notebooks, within the project.")
+    ] = Path("runs/tutorial"),
+    folder: Annotated[
+        Path, typer.Option(help="Folder of the notebooks, within the project.")
+    ] = Path("notebooks"),
     timeout: Annotated[
         float | None, typer.Option(help="Seconds a cell may take; by default the profile's.")
     ] = None,
@@ -234,9 +240,7 @@ def _typed(subject: str, value: Any, default: Any) -> Any:
 def _name_and_value(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ProfileError(
-            explain("-p", expected="NAME=VALUE", found=repr(text), do="write -p SEED=1 and the like")
-        )
+        raise ProfileError("-p", "NAME=VALUE", repr(text), "write -p SEED=1 and the like")
     return name.strip(), value
 
 
@@ -248,7 +252,12 @@ def live_bar(console: Any, name: str) -> Iterator[Any]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("cells"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+    )
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True, refresh_per_second=2
     ) as bar:
@@ -259,7 +268,9 @@ def live_bar(console: Any, name: str) -> Iterator[Any]:
 def status_line(execution: Any, width: int) -> str:
     """One line about a notebook: cells, seconds, status, and what went wrong."""
     cells = f"{execution.cells:3d} of {execution.total:3d} cells"
-    line = f"  {execution.name.ljust(width)}  {cells}  {execution.seconds:7.1f} s  {execution.status}"
+    line = (
+        f"  {execution.name.ljust(width)}  {cells}  {execution.seconds:7.1f} s  {execution.status}"
+    )
     return f"{line}: {execution.error}" if execution.error else line
 
 
@@ -273,9 +284,13 @@ def _summary(run: TutorialRun, root: Path) -> str:
             f"Results published: {len(run.results)} (not shown: smoke figures only show that the code runs)"
         )
     elif run.results:
-        parts.append(f"Results (profile {run.profile}, this machine)\n\n{results_table(list(run.results))}")
+        parts.append(
+            f"Results (profile {run.profile}, this machine)\n\n{results_table(list(run.results))}"
+        )
     where = run.out.relative_to(root) if run.out.is_relative_to(root) else run.out
-    parts.append(f"Executed notebooks: {where}/   (look at them: make lab, or any viewer of notebooks)")
+    parts.append(
+        f"Executed notebooks: {where}/   (look at them: make lab, or any viewer of notebooks)"
+    )
     return "\n\n".join(parts) + "\n"
 
 

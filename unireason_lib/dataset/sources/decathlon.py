@@ -2,217 +2,101 @@
 
 ::
 
-    Task03_Liver/dataset.json            name, licence, modality per channel, label names, list of training cases
+    Task03_Liver/dataset.json            licence, modality per channel, label names, training cases
     Task03_Liver/imagesTr/liver_0.nii.gz
     Task03_Liver/labelsTr/liver_0.nii.gz
 
-Only training cases have labels; ``imagesTs`` is not read. Scans of several channels (BRATS: FLAIR, T1w, t1gd, T2w) are
-4D; each chosen channel gives a study of its own, all of one patient.
-
-**Sides.** It has been reported of these files that some headers say R-A-S where the anatomy lies L-P-S (MONAI model-zoo
-issue 766, about the spleen task). Headers are believed here, unless the liver or spleen lies on the wrong side by
-them: then a study has no directions (see :func:`~unireason_lib.dataset.sources.files.settle_sides`), and nothing is
-asked about sides. Look at a few scans of your task; ``flip="xy"`` puts such headers right for the whole folder.
-
-**Tumours.** In the liver and pancreas tasks the tumour's label lies in a hole of the organ's. It is put inside: box,
-volume and centroid of the organ are those of the whole.
+Only training cases have labels. Each chosen channel of a 4D scan (BRATS: FLAIR, T1w, t1gd, T2w) is
+a study of its own, all of one patient. It has been reported that some headers say R-A-S where the
+anatomy lies L-P-S (MONAI model-zoo issue 766): look at a few scans; ``flip="xy"`` puts them right.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unireason_lib.dataset.sources.files import (
-    FileSource,
-    bad,
-    case_name,
-    existing_folder,
-    inside,
-    listed,
-    read_object,
-    structure_name,
-    study_of_labels,
-    value_names,
-)
-from unireason_lib.dataset.study import Study
-
-NAMES: dict[str, dict[str, str]] = {
-    "liver": {"cancer": "liver tumour"},
-    "pancreas": {"cancer": "pancreatic tumour"},
-    "lung": {"cancer": "lung tumour"},
-    "hepaticvessel": {"vessel": "hepatic vessels", "tumour": "liver tumour"},
-    "colon": {"colon cancer primaries": "colon tumour"},
-    "hippocampus": {"anterior": "anterior hippocampus", "posterior": "posterior hippocampus"},
-    "prostate": {"pz": "peripheral zone of the prostate", "tz": "transition zone of the prostate"},
-    "brats": {"edema": "brain edema"},
-}
-"""Task (letters of its name in ``dataset.json``) -> label as written there -> what it is called here. Other labels are
-read as written."""
-
-HOSTS: dict[str, dict[str, str]] = {
-    "liver": {"liver tumour": "liver"},
-    "pancreas": {"pancreatic tumour": "pancreas"},
-}
-"""Task -> lesion -> the organ of which it is part."""
+from unireason_lib.dataset.sources.base import Case, names_table, parts_of, value_names, well_formed
+from unireason_lib.dataset.sources.nifti import NiftiSource
+from unireason_lib.errors import DatasetError
+from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
-class DecathlonSource(FileSource):
-    """The labelled cases of one task (see the module); any folder in this layout will do.
-
-    Args:
-        path: The folder with ``dataset.json``.
-        channels: Which channels of scans with several, by number or name: ``"0+3"``, ``"FLAIR"``; None takes all.
-        flip: World axes (``"x"``, ``"xy"``, ...) along which headers are wrong.
-        hosts: For data sets of your own: value of a lesion -> value of its organ, as a mapping or as ``"2:1+3:1"``.
-
-    Raises:
-        DatasetError: ``dataset.json`` is missing or ill-formed, or an option does not fit it.
-    """
+class DecathlonSource(NiftiSource):
+    """The labelled cases of one task; any folder in this layout will do."""
 
     path: str | Path
-    channels: str | int | Sequence[str | int] | None = None
-    flip: str = ""
-    hosts: str | Mapping[int, int] | None = None
+    channels: str | int | None = None  # by number or name: "0+3", "FLAIR"; None: all
+    flip: str = ""  # world axes ("x", "xy", ...) along which headers are wrong
 
-    name = "decathlon"
+    name = registered = "decathlon"
 
     def __post_init__(self) -> None:
-        if not set(str(self.flip)) <= set("xyz"):
-            raise bad("flip", "letters of x, y, z", repr(self.flip), "correct it")
-        _ = self._names, self._hosts, self._chosen, self._cases
-
-    def __len__(self) -> int:
-        return len(self._cases) * len(self._chosen)
-
-    @cached_property
-    def _file(self) -> Path:
-        return existing_folder(self.path, "a task of the decathlon") / "dataset.json"
+        if not set(self.flip) <= set("xyz"):
+            raise DatasetError("flip", "letters of x, y, z", repr(self.flip), "correct it")
+        super().__post_init__()
+        self.names_of()
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        return read_object(self._file)
+        return read_json(self.root / "dataset.json")
 
-    @cached_property
+    @property
     def license(self) -> str:
         """As ``dataset.json`` states it."""
-        said = self._about.get("licence") or self._about.get("license")
-        return str(said) if said else "not stated in dataset.json"
+        stated = self._about.get("licence") or self._about.get("license")
+        return str(stated or "not stated in dataset.json")
 
-    @cached_property
+    @property
     def redistributable(self) -> bool:
         """Whether that licence is CC BY, CC BY-SA or CC0."""
         return _FREE.fullmatch(self.license.strip()) is not None
 
-    @cached_property
-    def modality(self) -> str:
-        """``"CT"``, ``"MRI"`` or ``"mixed"``."""
-        found = {_modality(self._channels[channel]) for channel in self._chosen}
-        return found.pop() if len(found) == 1 else "mixed"
-
-    @cached_property
+    @property
     def _task(self) -> str:
-        return str(self._about.get("name") or self._file.parent.resolve().name)
+        return str(self._about.get("name") or self.root.resolve().name)
+
+    def names_of(self, labels: Path | None = None) -> tuple[dict[int, str | None], dict[int, int]]:
+        """Those of the task."""
+        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self._task.lower())
+        known = table["names"].get(task, {})
+        names = value_names(self._about.get("labels"), self.root / "dataset.json", known)
+        return names, parts_of(names, table["hosts"].get(task, {}))
 
     @cached_property
-    def _key(self) -> str:
-        return re.sub("[^a-z]", "", self._task.lower())
-
-    @cached_property
-    def _names(self) -> dict[int, str | None]:
-        names = value_names(self._about.get("labels"), self._file)
-        known = NAMES.get(self._key, {})
-        return {
-            value: known.get(name.lower(), structure_name(name)) if name else name
-            for value, name in names.items()
-        }
-
-    @cached_property
-    def _hosts(self) -> dict[int, int]:
-        if self.hosts is None:
-            values = {name: value for value, name in self._names.items()}
-            pairs = HOSTS.get(self._key, {}).items()
-            return {
-                values[part]: values[organ] for part, organ in pairs if part in values and organ in values
-            }
-        try:
-            pairs = (
-                (pair.split(":") for pair in listed(self.hosts))
-                if isinstance(self.hosts, str)
-                else self.hosts.items()
-            )
-            hosts = {int(part): int(organ) for part, organ in pairs}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise bad("hosts", "lesion:organ, e.g. 2:1", repr(self.hosts), "correct it") from error
-        if unknown := sorted({*hosts, *hosts.values()} - set(self._names)):
-            raise bad("hosts", f"values of {sorted(self._names)}", str(unknown), "correct it")
-        return hosts
-
-    @cached_property
-    def _channels(self) -> list[str]:
-        """Name of every channel."""
-        said = self._about.get("modality")
-        if not isinstance(said, dict) or not said or sorted(said) != sorted(map(str, range(len(said)))):
-            raise bad(self._file, 'modality like {"0": "CT"}', f"{said!r:.80}", "correct it")
-        return [str(said[str(k)]) for k in range(len(said))]
-
-    @cached_property
-    def _chosen(self) -> list[int]:
-        names = [name.lower() for name in self._channels]
-        chosen = listed(self.channels)
-        if chosen is None:
-            return list(range(len(names)))
-        numbers = [
-            names.index(c.lower()) if c.lower() in names else int(c) if c.isdecimal() else -1 for c in chosen
-        ]
-        if not numbers or not all(0 <= k < len(names) for k in numbers):
-            raise bad("channels", f"some of {', '.join(self._channels)}", "+".join(chosen), "correct it")
-        return list(dict.fromkeys(numbers))
-
-    @cached_property
-    def _cases(self) -> list[Any]:
-        cases = self._about.get("training")
-        if not isinstance(cases, list) or not cases:
-            raise bad(self._file, "a list of training cases", f"{cases!r:.80}", "download it again")
+    def cases(self) -> Mapping[str, Case]:
+        """Training cases, once per chosen channel."""
+        cases, about, channels = {}, {"task": self._task}, self._channels()
+        with well_formed(self.root / "dataset.json", "training: list of image and label"):
+            pairs = [(entry["image"], entry["label"]) for entry in self._about["training"]]
+            scans = [(PurePosixPath(scan).as_posix(), label) for scan, label in pairs]
+        for scan, label in scans:
+            case = scan.removeprefix("imagesTr/").removesuffix(".gz").removesuffix(".nii")
+            patient = f"{self.name}-{self._task}-{case}"
+            for k, channel in channels.items():
+                # all other channels of the decathlon (FLAIR, T2, ADC, MRI) are MRI
+                modality = "CT" if channel.upper().startswith("CT") else "MRI"
+                files = {"id": patient, "modality": modality, "labels": (label,)}
+                one = Case(scan, patient, details=about, **files)
+                if len(self._about["modality"]) > 1:
+                    own = {"key": f"{scan}#{k}", "id": f"{patient}-{channel}", "frame": k}
+                    one = replace(one, **own, details={**about, "sequence": channel})
+                cases[one.key] = one
         return cases
 
-    def _study(self, k: int) -> Study:
-        case, channel = self._cases[k // len(self._chosen)], self._chosen[k % len(self._chosen)]
-        if not isinstance(case, dict) or not all(
-            isinstance(case.get(key), str) for key in ("image", "label")
-        ):
-            raise bad(self._file, "paths of an image and a label", f"{case!r:.120}", "correct that entry")
-        scan, labels = (inside(Path(self.path), case[key], self._file) for key in ("image", "label"))
-        several = len(self._channels) > 1
-        patient = f"{self.name}-{self._task}-{case_name(scan)}"
-        modality = _modality(self._channels[channel])
-        return study_of_labels(
-            scan,
-            labels,
-            self._names,
-            hosts=self._hosts,
-            frame=channel if several else None,
-            flip=self.flip,
-            id=f"{patient}-{self._channels[channel]}" if several else patient,
-            patient=patient,
-            source=self.name,
-            modality=modality,
-            license=self.license,
-            details={
-                "scan": scan.relative_to(self.path).as_posix(),
-                "task": self._task,
-                **({} if self._channels[channel] == modality else {"sequence": self._channels[channel]}),
-            },
-        )
-
-
-def _modality(channel: str) -> str:
-    """``"CT"`` is CT; all other channels of the decathlon (``"FLAIR"``, ``"T2"``, ``"ADC"``, ``"MRI"``) are MRI."""
-    return "CT" if channel.upper().startswith("CT") else "MRI"
+    def _channels(self) -> dict[int, str]:
+        """Number -> name of the chosen channels."""
+        with well_formed(self.root / "dataset.json", 'modality like {"0": "CT"}'):
+            table = self._about["modality"]
+            names = [str(table[str(k)]) for k in range(len(table) or 1)]
+        numbers = {text: k for k, name in enumerate(names) for text in (str(k), name.lower())}
+        chosen = names if self.channels is None else str(self.channels).split("+")
+        with well_formed("channels", f"some of {', '.join(names)}"):
+            return {(k := numbers[text.lower()]): names[k] for text in chosen}

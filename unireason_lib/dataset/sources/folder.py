@@ -6,89 +6,55 @@
     mine/images/anna.nii.gz
     mine/labels/anna.nii.gz       the same name, the same grid, whole numbers
 
-``names.json`` gives every value of the label maps a name (null leaves a value out on purpose; 0 is background). Names
-are read as people write them: ``kidney_left``, ``Left Kidney`` and ``Kidney_L`` are all the left kidney. Left and right
-are the patient's. It may say more::
+``names.json`` names every value of the label maps (null leaves one out on purpose; 0 is the
+background), as people write names: ``kidney_left``, ``Left Kidney`` and ``Kidney_L`` are all the
+patient's left kidney. It may say more::
 
     {
       "names": {"1": "liver", "2": "liver tumour"},
-      "inside": {"2": 1},                       the tumour is part of the liver: organ boxes hold it
+      "inside": {"2": 1},                       the tumour is part of the liver
       "modality": "CT",
       "license": "CC BY 4.0",
-      "redistributable": true                   the scans may be passed on with a data set made from them
+      "redistributable": true                   scans may be passed on with a set made from them
     }
-
-Files may lie otherwise: ``image="*_ct"`` and ``label="*_seg"`` are patterns of paths below the folder without the
-suffix, in which ``*`` stands for the name of the case. Scans next to their labels as ``anna_image.nii.gz`` and
-``anna_label.nii.gz`` are found without saying so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.dataset.sources.files import (
-    NIFTI,
-    FileSource,
-    bad,
-    existing_folder,
-    inside,
-    read_object,
-    structure_name,
-    study_of_labels,
-    value_names,
-)
-from unireason_lib.dataset.study import Study
-
-LAYOUTS = (("images/*", "labels/*"), ("*_image", "*_label"))
-"""Patterns of scans and label maps that are tried when none are given."""
-
-_FIELDS = ("inside", "modality", "license", "redistributable")
+from unireason_lib.dataset.sources.base import Case, value_names, well_formed
+from unireason_lib.dataset.sources.nifti import NiftiSource
+from unireason_lib.io import read_json
 
 
 @dataclass(frozen=True, eq=False)
-class FolderOfScans(FileSource):
-    """NIfTI scans with label maps in one folder (see the module).
-
-    Args:
-        path: The folder.
-        names: Table of label names, relative to the folder.
-        image, label: Patterns of the files' paths, with one ``*`` each.
-        patient: Regular expression whose first group is the patient in the name of a case (``"(.+)-visit"``), when one
-            person was scanned several times; None takes each case as a person.
-        title: Name of the data set; None takes that of the folder.
-        modality: Of all scans; None goes by ``names.json``, or says "medical".
-
-    Raises:
-        DatasetError: No cases, ill-formed names, or an option that does not fit.
-    """
+class FolderOfScans(NiftiSource):
+    """NIfTI scans with label maps in one folder."""
 
     path: str | Path
-    names: str = "names.json"
-    image: str | None = None
-    label: str | None = None
-    patient: str | None = None
-    title: str | None = None
-    modality: str | None = None
+    names: str = "names.json"  # table of label names below the folder
+    image: str = "images/*"  # paths of scans, with one * for the name of the case
+    label: str = "labels/*"  # and of label maps
+    patient: str = "(.+)"  # regular expression: its first group is the patient in that name
+    title: str | None = None  # of the data set; None: the folder's name. Two folders need two
+    modality: str | None = None  # of all scans; None goes by names.json, or says "medical"
+
+    registered = "folder"
+    chooses = frozenset({"patient", "modality"})
 
     def __post_init__(self) -> None:
-        existing_folder(self.path, "scans and label maps")
-        if self.modality is None:
-            object.__setattr__(self, "modality", str(self._about.get("modality") or "medical"))
-        _ = self._names, self._inside, self._pattern
-        if not self._cases:
-            layouts = " or ".join(f"{image}.nii.gz" for image, _ in self._layouts)
-            raise bad(self.path, f"scans like {layouts}", "none", "rename them, or give image= and label=")
+        modality = self.modality or str(self._about.get("modality") or "medical")
+        object.__setattr__(self, "modality", modality)
+        super().__post_init__()
+        self.names_of()
 
-    def __len__(self) -> int:
-        return len(self._cases)
-
-    @cached_property
+    @property
     def name(self) -> str:
         """Of the data set."""
         return str(self.title or Path(self.path).resolve().name)
@@ -104,117 +70,33 @@ class FolderOfScans(FileSource):
         return self._about.get("redistributable") is True
 
     @cached_property
-    def _file(self) -> Path:
-        return inside(Path(self.path), self.names, "names")
-
-    @cached_property
-    def _table(self) -> dict[str, Any]:
-        return read_object(self._file)
-
-    @cached_property
     def _about(self) -> dict[str, Any]:
-        """What ``names.json`` says besides the names."""
-        if not isinstance(self._table.get("names"), dict):
-            return {}
-        if unknown := sorted(set(self._table) - {"names", *_FIELDS}):
-            raise bad(
-                self._file, f"names, {', '.join(_FIELDS)}", ", ".join(unknown), "correct or remove them"
-            )
-        return {key: self._table[key] for key in _FIELDS if key in self._table}
+        table = read_json(self.file(self.names))
+        return table if isinstance(table.get("names"), dict) else {"names": table}
+
+    def names_of(self, labels: Path | None = None) -> tuple[dict[int, str | None], dict[int, int]]:
+        """Those of ``names.json``."""
+        with well_formed(self.names, 'inside like {"2": 1}'):
+            inside = {int(p): int(around) for p, around in self._about.get("inside", {}).items()}
+            return value_names(self._about["names"], self.names), inside
 
     @cached_property
-    def _names(self) -> dict[int, str | None]:
-        table = self._table["names"] if isinstance(self._table.get("names"), dict) else self._table
-        names = value_names(table, self._file)
-        return {value: name if name is None else structure_name(name) for value, name in names.items()}
+    def cases(self) -> Mapping[str, Case]:
+        """Scans by path; one without a label map is an error of its own."""
+        cases, labels = {}, self._files(self.label)
+        for case, scan in self._files(self.image).items():
+            with well_formed("patient", f"a regular expression with a group that fits {case}"):
+                patient = f"{self.name}-{re.match(self.patient, case)[1]}"
+            label = labels.get(case, self.label.replace("*", f"{case}.nii.gz"))
+            about = {"id": f"{self.name}-{case}", "modality": self.modality, "labels": (label,)}
+            cases[scan] = Case(scan, patient, **about)
+        return cases
 
-    @cached_property
-    def _inside(self) -> dict[int, int]:
-        said = self._about.get("inside", {})
-        try:
-            return {int(part): int(around) for part, around in said.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise bad(self._file, 'inside like {"2": 1}', f"{said!r:.80}", "correct it") from error
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        try:
-            pattern = re.compile(str(self.patient)) if self.patient else None
-        except re.error as error:
-            raise bad("patient", "a regular expression", str(error), "correct it") from error
-        if pattern is not None and pattern.groups < 1:
-            raise bad("patient", "a group (...) around the patient", repr(self.patient), "add it")
-        return pattern
-
-    @property
-    def _layouts(self) -> tuple[tuple[str, str], ...]:
-        if self.image is None and self.label is None:
-            return LAYOUTS
-        if (
-            self.image is None
-            or self.label is None
-            or self.image.count("*") != 1
-            or self.label.count("*") != 1
-        ):
-            raise bad(
-                "image and label", "both, with one * each", f"{self.image}, {self.label}", "correct them"
-            )
-        return ((self.image, self.label),)
-
-    @cached_property
-    def _cases(self) -> list[tuple[str, list[Path], list[Path]]]:
-        """(name, its scans, its label maps); more or fewer than one of each is that case's error."""
-        for layout in self._layouts:
-            scans, labels = ({}, {})
-            for pattern, found in zip(layout, (scans, labels), strict=True):
-                for case, path in _matches(Path(self.path), pattern):
-                    found.setdefault(case, []).append(path)
-            if scans:
-                return [
-                    (case, scans.get(case, []), labels.get(case, [])) for case in sorted({*scans, *labels})
-                ]
-        return []
-
-    def _study(self, k: int) -> Study:
-        case, scans, labels = self._cases[k]
-        for what, files in (("scan", scans), ("label map", labels)):
-            if len(files) != 1:
-                found = ", ".join(path.name for path in files) or "none"
-                raise bad(f"{self.name} {case}", f"one {what}", found, "complete or clear up the case")
-        ((scan,), (label,)) = scans, labels
-        person = self._pattern.match(case) if self._pattern else None
-        if self._pattern and (person is None or not person[1]):
-            raise bad(case, f"a name that {self.patient!r} fits", "none", "correct the option patient")
-        return study_of_labels(
-            scan,
-            label,
-            self._names,
-            hosts=self._inside,
-            id=f"{self.name}-{case}",
-            patient=f"{self.name}-{person[1] if person else case}",
-            source=self.name,
-            modality=self.modality,
-            license=self.license,
-            details={"scan": scan.relative_to(self.path).as_posix()},
-        )
-
-
-def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
-    """(what ``*`` stands for, path) of the NIfTI files of a pattern, by name."""
-    folder, _, name = pattern.rpartition("/")
-    if "*" in folder:
-        raise bad(
-            pattern, "the * in the name of the file", "one in a folder", "move the files, or write a source"
-        )
-    start, end = name.split("*")
-    place = inside(root, folder, pattern) if folder else root
-    for path in sorted(place.iterdir()) if place.is_dir() else ():
-        suffix = next((suffix for suffix in NIFTI if path.name.endswith(suffix)), None)
-        stem = path.name.removesuffix(suffix) if suffix else ""
-        if (
-            stem.startswith(start)
-            and stem.endswith(end)
-            and len(stem) > len(start) + len(end)
-            and stem[0] != "."
-        ):
-            yield stem[len(start) : len(stem) - len(end)], path
+    def _files(self, pattern: str) -> dict[str, str]:
+        """What ``*`` stands for -> path of the NIfTI file."""
+        self.file(pattern)  # is inside
+        start, _, end = pattern.rpartition("*")
+        paths = sorted(self.root.glob(f"{start}*{end}.nii*"))
+        paths = [path.relative_to(self.root).as_posix() for path in paths if path.name[0] != "."]
+        matches = ((re.fullmatch(r"(.+?)\.nii(\.gz)?", path), path) for path in paths)
+        return {m[1][len(start) : len(m[1]) - len(end)]: path for m, path in matches if m}

@@ -69,10 +69,18 @@ def find_hops(words: Sequence[str], own: Sequence[bool]) -> Hops:
     marks: dict[str, int] = {}
     ends: dict[str, int] = {}
     for k in range(1, len(words) - 2):
-        if not own[k] and bare[k] in LETTERS and bare[k] and bare[k + 1] == "." and "\n" in words[k - 1]:
+        if (
+            not own[k]
+            and bare[k] in LETTERS
+            and bare[k]
+            and bare[k + 1] == "."
+            and "\n" in words[k - 1]
+        ):
             end = k + 2
             while (
-                end + 1 < len(words) and "\n" not in words[end + 1] and not words[end + 1].startswith("<|im")
+                end + 1 < len(words)
+                and "\n" not in words[end + 1]
+                and not words[end + 1].startswith("<|im")
             ):
                 end += 1
             marks[bare[k]], ends[bare[k]] = k, end
@@ -159,7 +167,10 @@ class Guide:
         for name, (_, head) in HEADS.items():
             row, start, end = hops[name].unbind(1)
             if len(row):
-                total = total - (self.attention[self.layer[name]][row, head, start, end] + 1e-6).log().mean()
+                total = (
+                    total
+                    - (self.attention[self.layer[name]][row, head, start, end] + 1e-6).log().mean()
+                )
         row, end, mark = hops["mark"].unbind(1)
         if len(row):
             total = total + self._read_early(self.layer["mark"], row, end, ids[row, mark])
@@ -174,7 +185,9 @@ class Guide:
             total = total + self.sights.read_edges(behind, hops["look"], **sights)
         if sights is not None:
             total = total + self.sights.loss(self.hidden[VISION], **sights, relative=True)
-            total = total + self.sights.loss(self.hidden[self.layer["mark"]], **sights, relative=False)
+            total = total + self.sights.loss(
+                self.hidden[self.layer["mark"]], **sights, relative=False
+            )
         self.attention.clear()
         self.hidden.clear()
         return WEIGHT * total

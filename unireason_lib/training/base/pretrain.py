@@ -22,7 +22,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from unireason_lib.training.base.guidance import WEIGHT, Guide, Hops, collate_hops, find_hops
-from unireason_lib.training.base.seeing import collate_sights, find_looks, find_sights, picture_tokens
+from unireason_lib.training.base.seeing import (
+    collate_sights,
+    find_looks,
+    find_sights,
+    picture_tokens,
+)
 from unireason_lib.training.base.skills import measure
 from unireason_lib.training.base.tasks import UNASKED, Exercise, exercise
 from unireason_lib.training.checkpoints import ExactResume, save_model, train
@@ -138,7 +143,9 @@ class BaseTrainer(ExactResume, Trainer):
                 found = model.model.get_image_features(
                     inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
                 )
-            seen = self.guide.sights.loss(torch.cat(found.pooler_output)[None], **sights, relative=True)
+            seen = self.guide.sights.loss(
+                torch.cat(found.pooler_output)[None], **sights, relative=True
+            )
             return WEIGHT * seen
         self.guide.watch(True)
         with self.accelerator.autocast():
@@ -174,7 +181,11 @@ def _collated(collate: Collator, items: list[list[Shown]]) -> dict[str, Any]:
         sights[:, 0] = np.arange(len(sights))
         kept = ("pixel_values", "image_grid_thw")
         labels = torch.full_like(batch["labels"], IGNORED)
-        return {**{name: batch[name] for name in kept}, "labels": labels, "sights": collate_sights([sights])}
+        return {
+            **{name: batch[name] for name in kept},
+            "labels": labels,
+            "sights": collate_sights([sights]),
+        }
     batch["hops"] = collate_hops([one.hops for one in group])
     pictured = any(len(one.sights) for one in group)
     return {**batch, "sights": collate_sights([one.sights for one in group])} if pictured else batch
@@ -188,7 +199,9 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Is it time?"""
-        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+        control.should_training_stop = (
+            control.should_training_stop or state.global_step >= self.step
+        )
 
 
 def pretrain(
@@ -264,7 +277,12 @@ def pretrain(
         ],
         optimizer_cls_and_kwargs=(
             muon_factory,
-            {"lr": plan.learning_rate, "muon_lr": plan.muon, "weight_decay": 0.01, "betas": (0.9, 0.98)},
+            {
+                "lr": plan.learning_rate,
+                "muon_lr": plan.muon,
+                "weight_decay": 0.01,
+                "betas": (0.9, 0.98),
+            },
         ),
     )
     train(trainer, out)

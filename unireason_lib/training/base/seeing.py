@@ -40,7 +40,9 @@ _ATTRIBUTES = {word for texture in TEXTURES for word in texture.split()} | set(S
 _COVERED = 0.25
 
 
-def picture_tokens(ids: np.ndarray, image_token: int, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+def picture_tokens(
+    ids: np.ndarray, image_token: int, grids: Sequence[tuple[int, int]]
+) -> list[np.ndarray]:
     """Positions of every picture's tokens, row by row.
 
     Args:
@@ -64,7 +66,9 @@ def find_sights(
         it is, counted from 0.
     """
     found = []
-    for number, (at, (rows, columns), picture) in enumerate(zip(places, grids, pictures, strict=True)):
+    for number, (at, (rows, columns), picture) in enumerate(
+        zip(places, grids, pictures, strict=True)
+    ):
         height, width = picture.pixels.shape
         for k, position in enumerate(at.tolist()):
             row, column = divmod(k, columns)
@@ -85,7 +89,9 @@ def find_sights(
                 TEXTURES.index(shape.texture),
             )
             x1, y1, x2, y2 = shape.box.as_tuple()
-            found.append((position, *what, x1 / width, y1 / height, x2 / width, y2 / height, *middle, number))
+            found.append(
+                (position, *what, x1 / width, y1 / height, x2 / width, y2 / height, *middle, number)
+            )
     return np.array(found, np.float32).reshape(-1, 11)
 
 
@@ -133,11 +139,15 @@ def find_looks(
         if _numbered(bare, k) and 1 <= int(bare[k + 2]) <= len(pictures):
             if said is None:
                 said = int(bare[k + 2]) - 1
-                hops["number"] += [(k + 1, at) for at in find([said], lambda shape: shape.form == wanted)[1]]
+                hops["number"] += [
+                    (k + 1, at) for at in find([said], lambda shape: shape.form == wanted)[1]
+                ]
         elif bare[k] in FORMS and BOX_START not in words[reply:] and 0 <= asked < len(pictures):
             first = next((j for j in range(k, reply - 1, -1) if bare[j] == "a"), k)
             named = bare[first:k]
-            seen = find([asked], lambda s, form=bare[k], named=named: s.form == form and s.shade in named)[1]
+            seen = find(
+                [asked], lambda s, form=bare[k], named=named: s.form == form and s.shade in named
+            )[1]
             hops["glance"] += [(j, at) for j in range(first, k) for at in seen]
         elif words[k] == BOX_START:
             end = next((j for j in range(k, len(words)) if words[j] == BOX_END), None)
@@ -160,7 +170,9 @@ def find_looks(
 
 def _numbered(bare: Sequence[str], k: int) -> bool:
     """Whether a picture is named by its number here: "picture", a space, and one digit."""
-    return bare[k] == "picture" and k + 2 < len(bare) and bare[k + 1] == "" and bare[k + 2].isdigit()
+    return (
+        bare[k] == "picture" and k + 2 < len(bare) and bare[k + 1] == "" and bare[k + 2].isdigit()
+    )
 
 
 def _tokens_of(shape: Shape, picture: Picture, sights: np.ndarray) -> list[int]:
@@ -191,7 +203,9 @@ class Sights:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
-        self.words = [torch.tensor([tokenizer(f" {word}").input_ids[0] for word in group]) for group in WORDS]
+        self.words = [
+            torch.tensor([tokenizer(f" {word}").input_ids[0] for word in group]) for group in WORDS
+        ]
         self.digits = torch.tensor([tokenizer(digit).input_ids[0] for digit in "123456789"])
         draw = torch.Generator().manual_seed(0)
         directions = torch.randn(model.config.text_config.hidden_size, 4, generator=draw)
@@ -216,9 +230,13 @@ class Sights:
         if not relative and several.any():
             several = torch.isin(rows, rows[several])
             logits = state[several] @ embedding[self.digits].T
-            total = total + functional.cross_entropy(logits, sights[several, 10].long().clamp(max=8))
+            total = total + functional.cross_entropy(
+                logits, sights[several, 10].long().clamp(max=8)
+            )
         if relative:
-            total = total + 0.1 * (size / embedding.detach().norm(dim=-1).mean() - 1).square().mean()
+            total = (
+                total + 0.1 * (size / embedding.detach().norm(dim=-1).mean() - 1).square().mean()
+            )
         if not there.any():
             return total
         for k in (1, 2):

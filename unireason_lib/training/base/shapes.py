@@ -29,7 +29,9 @@ FORMS: dict[str, _Form] = {
     "square": lambda x, y, rng: np.maximum(abs(x), abs(y)) < 0.85,
     "bar": lambda x, y, rng: (abs(x) < 1) & (abs(y) < rng.uniform(0.2, 0.35)),
     "triangle": lambda x, y, rng: (y < 0.75) & (y > 2 * abs(x) - 0.95),
-    "cross": lambda x, y, rng: ((abs(x) < 0.33) | (abs(y) < 0.33)) & (np.maximum(abs(x), abs(y)) < 1),
+    "cross": lambda x, y, rng: (
+        ((abs(x) < 0.33) | (abs(y) < 0.33)) & (np.maximum(abs(x), abs(y)) < 1)
+    ),
     "ring": lambda x, y, rng: (np.hypot(x, y) < 1) & (np.hypot(x, y) > 0.55),
     "star": lambda x, y, rng: np.hypot(x, y) < 0.62 + 0.38 * np.cos(5 * np.arctan2(y, x)),
 }
@@ -112,7 +114,9 @@ def draw(
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     ground = rng.uniform(70, 170)
     picture = (
-        ground + rng.uniform(-25, 25) * (columns / width - 0.5) + rng.uniform(-25, 25) * (rows / height - 0.5)
+        ground
+        + rng.uniform(-25, 25) * (columns / width - 0.5)
+        + rng.uniform(-25, 25) * (rows / height - 0.5)
     )
     for _ in range(rng.choice((0, 0, 1, 2, 3))):  # unnamed, faint and soft
         picture += _smudge(rows, columns, size, rng)
@@ -151,7 +155,9 @@ def draw(
     return Picture(np.clip(picture, 0, 255).astype(np.uint8), tuple(shapes))
 
 
-def _smudge(rows: np.ndarray, columns: np.ndarray, size: tuple[int, int], rng: random.Random) -> np.ndarray:
+def _smudge(
+    rows: np.ndarray, columns: np.ndarray, size: tuple[int, int], rng: random.Random
+) -> np.ndarray:
     y, x = rng.uniform(0, size[0]), rng.uniform(0, size[1])
     wide, high = rng.uniform(0.1, 0.5) * size[1], rng.uniform(0.1, 0.5) * size[0]
     distance = ((columns - x) / wide) ** 2 + ((rows - y) / high) ** 2
@@ -199,7 +205,9 @@ def _texture(
     y = np.floor((rows + rng.randrange(16)) / width).astype(int)
     x = np.floor((columns + rng.randrange(16)) / width).astype(int)
     if name == "mottled":
-        grain = np.random.default_rng(rng.getrandbits(63)).choice((-1.0, 1.0), (y.max() + 1, x.max() + 1))
+        grain = np.random.default_rng(rng.getrandbits(63)).choice(
+            (-1.0, 1.0), (y.max() + 1, x.max() + 1)
+        )
         return grain[y, x]
     if name == "diagonally striped":
         lean = rng.choice((-1, 1))

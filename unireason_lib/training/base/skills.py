@@ -21,7 +21,9 @@ MOST_TOKENS = 160
 """Longest reply of an exercise."""
 
 
-def measure(model: Any, processor: Any, size: int = 200, seed: int = 1) -> dict[str, dict[str, float]]:
+def measure(
+    model: Any, processor: Any, size: int = 200, seed: int = 1
+) -> dict[str, dict[str, float]]:
     """Shares of right answers.
 
     Args:
@@ -46,7 +48,9 @@ def measure(model: Any, processor: Any, size: int = 200, seed: int = 1) -> dict[
                 scores["right"].append(float(text.startswith(one.answer)))
             if one.box is not None and not one.letter:
                 boxes = parse_boxes(text)
-                scores["iou"].append(boxes[0].iou(one.box) if boxes and isinstance(boxes[0], Box2D) else 0.0)
+                scores["iou"].append(
+                    boxes[0].iou(one.box) if boxes and isinstance(boxes[0], Box2D) else 0.0
+                )
     return {
         name: {key: fmean(values) for key, values in scores.items() if values}
         | ({"iou_error": pstdev(ious) / len(ious) ** 0.5} if (ious := scores["iou"]) else {})
@@ -65,7 +69,10 @@ def summary(skills: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float,
         Skill -> value, low, high: Wilson's interval for shares, 1.96 standard errors for the mean IoU.
     """
     found = {}
-    for title, name in (("letter given text", "letter"), ("which of several pictures", "which picture")):
+    for title, name in (
+        ("letter given text", "letter"),
+        ("which of several pictures", "which picture"),
+    ):
         if name in skills:
             right, n = skills[name]["right"], skills[name]["n"]
             found[title] = (right, *wilson(right * n, n))
@@ -75,13 +82,17 @@ def summary(skills: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float,
     return found
 
 
-def replies(model: Any, processor: Any, exercises: Sequence[Exercise], batch_size: int = 32) -> list[str]:
+def replies(
+    model: Any, processor: Any, exercises: Sequence[Exercise], batch_size: int = 32
+) -> list[str]:
     """What the model writes, greedily and with nothing put in between, special tokens kept."""
     pictured = [k for k, one in enumerate(exercises) if len(one.messages[0]["content"]) > 1]
     found = [""] * len(exercises)
     generator = GroundedGenerator(model, processor)
     requests = [_request(exercises[k]) for k in pictured]
-    traces = generator.generate(requests, max_new_tokens=MOST_TOKENS, max_rounds=0, batch_size=batch_size)
+    traces = generator.generate(
+        requests, max_new_tokens=MOST_TOKENS, max_rounds=0, batch_size=batch_size
+    )
     for k, trace in zip(pictured, traces, strict=True):
         found[k] = trace.text
     without = [k for k in range(len(exercises)) if k not in set(pictured)]
@@ -113,7 +124,10 @@ def _without_pictures(model: Any, processor: Any, exercises: Sequence[Exercise])
         written = model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False)
     model.train(was_training)
     own = written[:, inputs["input_ids"].shape[1] :]
-    return [text.split("<|im_end|>")[0] for text in tokenizer.batch_decode(own, skip_special_tokens=False)]
+    return [
+        text.split("<|im_end|>")[0]
+        for text in tokenizer.batch_decode(own, skip_special_tokens=False)
+    ]
 
 
 def _letter(text: str) -> str | None:

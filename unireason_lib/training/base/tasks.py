@@ -108,11 +108,17 @@ def _choose(
     lettered = {mark: capital(text) for mark, text in zip(LETTERS, options, strict=True)}
     answer = f"{letter}. {lettered[letter]}"
     if thought and rng.random() < 0.8:
-        closing = rng.choice(("So: {}.", "That is: {}.", "It is {}.", "The answer is {}.", "Therefore {}."))
+        closing = rng.choice(
+            ("So: {}.", "That is: {}.", "It is {}.", "The answer is {}.", "Therefore {}.")
+        )
         reply = f"{thought} {closing.format(right)}\n{answer}"
-        return Exercise(name, _talk(pictures, question_text(question, lettered), reply), letter, box)
+        return Exercise(
+            name, _talk(pictures, question_text(question, lettered), reply), letter, box
+        )
     listed = "\n".join(f"{mark}. {text}" for mark, text in lettered.items())
-    return Exercise(name, _talk(pictures, f"{question}\n{listed}\nAnswer with one option.", answer), letter)
+    return Exercise(
+        name, _talk(pictures, f"{question}\n{listed}\nAnswer with one option.", answer), letter
+    )
 
 
 def capital(text: str) -> str:
@@ -131,7 +137,14 @@ _WORDS = (
     "crescent triangle circle ellipse spot box word words number pattern side picture question reason trace sign yes "
     "no enlarged divided scattered rings squares stripes corners best greater great".split()
 )
-_SAY = ("So: {}.", "That is: {}.", "It is {}.", "The answer is {}.", "Therefore {}.", "What fits is {}.")
+_SAY = (
+    "So: {}.",
+    "That is: {}.",
+    "It is {}.",
+    "The answer is {}.",
+    "Therefore {}.",
+    "What fits is {}.",
+)
 _FILLER = (
     "the picture shows what is there and how it looks from here as one may see at first then again more closely with "
     "care since nothing else can be said about it so far but that it lies where others end or begin".split()
@@ -179,7 +192,9 @@ def _four(rng: random.Random) -> list[str]:
         return [text.format(n) for n in rng.sample(range(100), 4)]
     if kind == "boxes":
         length = rng.choice((4, 4, 6))
-        return ["[" + ",".join(str(rng.randrange(64)) for _ in range(length)) + "]" for _ in range(4)]
+        return [
+            "[" + ",".join(str(rng.randrange(64)) for _ in range(length)) + "]" for _ in range(4)
+        ]
     options = [" ".join(rng.sample(_WORDS, rng.choice((2, 3))))]
     while len(options) < 4:
         words = rng.choice(options).split()
@@ -190,7 +205,14 @@ def _four(rng: random.Random) -> list[str]:
 
 
 def _lead(rng: random.Random) -> str:
-    leads = ("Which option is right?", "Choose one.", "What fits?", _filler(rng, 20) or "Choose.", "", "")
+    leads = (
+        "Which option is right?",
+        "Choose one.",
+        "What fits?",
+        _filler(rng, 20) or "Choose.",
+        "",
+        "",
+    )
     return f"{lead}\n" if (lead := rng.choice(leads)) else ""
 
 
@@ -221,7 +243,9 @@ def letters_of(rng: random.Random, plain: bool = False) -> Exercise:
     for at in (rng.randrange(4) for _ in range(3)):
         said = f"{'' if plain else _filler(rng, 10)} {rng.choice(_SAY).format(options[at])}".strip()
         lines += [said, f"{LETTERS[at]}. {shown[at]}"]
-    return Exercise("letters", _talk((), f"{_lead(rng)}{_listed(shown)}", "\n".join(lines)), LETTERS[at])
+    return Exercise(
+        "letters", _talk((), f"{_lead(rng)}{_listed(shown)}", "\n".join(lines)), LETTERS[at]
+    )
 
 
 def option_of(rng: random.Random) -> Exercise:
@@ -230,7 +254,9 @@ def option_of(rng: random.Random) -> Exercise:
     while len(options) < 4:
         if (other := _phrase(rng)) not in options:
             options.append(other)
-    listed = "\n".join(f"{mark}. {capital(text)}" for mark, text in zip(LETTERS, options, strict=True))
+    listed = "\n".join(
+        f"{mark}. {capital(text)}" for mark, text in zip(LETTERS, options, strict=True)
+    )
     at = rng.randrange(4)
     asked = f"{listed}\n{_filler(rng, 60)} What does option {LETTERS[at]} say?"
     reply = f"{LETTERS[at]}. {capital(options[at])}"
@@ -293,7 +319,9 @@ def _told(rng: random.Random, count: int) -> tuple[list[Box2D], list[str], str]:
     names = [f"the {form}" for form in rng.sample(tuple(FORMS), count)]
     if rng.random() < 0.3:
         names = [f"{NOUN} {k + 1}" for k in range(count)]
-    told = (f"{capital(name)} is at {_corners(box)}." for name, box in zip(names, boxes, strict=True))
+    told = (
+        f"{capital(name)} is at {_corners(box)}." for name, box in zip(names, boxes, strict=True)
+    )
     return boxes, names, " ".join(told)
 
 
@@ -308,7 +336,9 @@ def relation_of_boxes(rng: random.Random) -> Exercise:
     """Where one box is, seen from another."""
     (one, other), (name, other_name), told = _told(rng, 2)
     question, right, wrong = _seen_from(rng, one, other, name, other_name)
-    return _choose(rng, "relation of boxes", (), f"{told} {question}", right, wrong, "Going by the middles.")
+    return _choose(
+        rng, "relation of boxes", (), f"{told} {question}", right, wrong, "Going by the middles."
+    )
 
 
 def ratio_of_boxes(rng: random.Random) -> Exercise:
@@ -346,7 +376,9 @@ def nearest_box(rng: random.Random) -> Exercise:
         if all(other.iou(known) < 0.25 for known in options):
             options.append(other)
     off = [int(n) + rng.choice((-2, -1, -1, 0, 0, 0, 1, 1, 2)) for n in box.as_tuple()]
-    told = f"{capital(name)} is at {_corners(Box2D(max(off[0], 0), max(off[1], 0), off[2], off[3]))}."
+    told = (
+        f"{capital(name)} is at {_corners(Box2D(max(off[0], 0), max(off[1], 0), off[2], off[3]))}."
+    )
     texts = [_corners(one) for one in options]
     return _choose(
         rng, "nearest box", (), f"{told} Which box holds it?", texts[0], texts[1:], "It fits best."
@@ -387,7 +419,14 @@ def _scene(rng: random.Random, low: int = 1, high: int = 4, **how: Any) -> Pictu
     return picture
 
 
-_NAMES = (("form",), ("shade",), ("texture",), ("shade", "form"), ("texture", "form"), ("shade", "texture"))
+_NAMES = (
+    ("form",),
+    ("shade",),
+    ("texture",),
+    ("shade", "form"),
+    ("texture", "form"),
+    ("shade", "texture"),
+)
 
 
 def reference(rng: random.Random, shape: Shape, shapes: Sequence[Shape]) -> str:
@@ -405,7 +444,9 @@ def reference(rng: random.Random, shape: Shape, shapes: Sequence[Shape]) -> str:
     if not fits:
         raise _Again
     parts = rng.choice([one for one in fits if len(one) == len(fits[0])])
-    return f"the {' '.join([getattr(shape, part) for part in parts] + [NOUN] * ('form' not in parts))}"
+    return (
+        f"the {' '.join([getattr(shape, part) for part in parts] + [NOUN] * ('form' not in parts))}"
+    )
 
 
 def _pick(rng: random.Random, picture: Picture, count: int = 1) -> list[tuple[Shape, str]]:
@@ -421,7 +462,9 @@ def _corners(box: Box2D) -> str:
 
 def _seen(rng: random.Random, name: str, box: Box2D) -> str:
     at = format_box(box)
-    return rng.choice((f"{capital(name)} is at {at}.", f"I see {name} at {at}.", f"{capital(name)}: {at}."))
+    return rng.choice(
+        (f"{capital(name)} is at {at}.", f"I see {name} at {at}.", f"{capital(name)}: {at}.")
+    )
 
 
 def point(rng: random.Random) -> Exercise:
@@ -442,7 +485,9 @@ def point_at_all(rng: random.Random) -> Exercise:
         f"{capital(s.shade)} {s.texture + ' ' if s.texture != 'plain' else ''}{s.form} {format_box(s.box)}."
         for s in listed
     ]
-    asked = rng.choice(("Point at everything.", "List all shapes with their boxes.", "Describe the picture."))
+    asked = rng.choice(
+        ("Point at everything.", "List all shapes with their boxes.", "Describe the picture.")
+    )
     return Exercise("point at all", _talk([picture], asked, " ".join(words)), box=listed[0].box)
 
 
@@ -474,7 +519,9 @@ def _about(attribute: str, every: Sequence[str], question: str) -> _Make:
         right = getattr(shape, attribute)
         thought = _seen(rng, name if attribute != "form" else "it", shape.box)
         wrong = rng.sample([text for text in every if text != right], 3)
-        return _choose(rng, attribute, [picture], question.format(name), right, wrong, thought, shape.box)
+        return _choose(
+            rng, attribute, [picture], question.format(name), right, wrong, thought, shape.box
+        )
 
     return make
 
@@ -512,7 +559,10 @@ def which_box(rng: random.Random) -> Exercise:
     ((shape, name),) = _pick(rng, picture)
     boxes = [shape.box]
     for _ in range(40):
-        w, h = (max(4, round(side * rng.uniform(0.7, 1.4))) for side in (shape.box.width, shape.box.height))
+        w, h = (
+            max(4, round(side * rng.uniform(0.7, 1.4)))
+            for side in (shape.box.width, shape.box.height)
+        )
         x, y = rng.randrange(max(1, width - w)), rng.randrange(max(1, height - h))
         if all(Box2D(x, y, x + w, y + h).iou(other) < 0.25 for other in boxes):
             boxes.append(Box2D(x, y, x + w, y + h))
@@ -521,7 +571,14 @@ def which_box(rng: random.Random) -> Exercise:
     texts = [_corners(box) for box in boxes]
     question = rng.choice((f"Which box is that of {name}?", f"Which box holds {name}?"))
     return _choose(
-        rng, "which box", [picture], question, texts[0], texts[1:], _seen(rng, name, shape.box), shape.box
+        rng,
+        "which box",
+        [picture],
+        question,
+        texts[0],
+        texts[1:],
+        _seen(rng, name, shape.box),
+        shape.box,
     )
 
 
@@ -551,7 +608,9 @@ def _cells(
         texts = {(r, c): f"row {r + 1}, column {c + 1}" for r, c in cells}
         question = f"Of {n} rows and {n} columns, which hold the middle of {name}?"
     wrong = [texts[cell] for cell in cells if cell != true]
-    share = f"Its middle is at {round(100 * x / n)} percent across, {round(100 * y / n)} percent down."
+    share = (
+        f"Its middle is at {round(100 * x / n)} percent across, {round(100 * y / n)} percent down."
+    )
     return question, texts[true], wrong, share
 
 
@@ -604,7 +663,9 @@ def extent(rng: random.Random) -> Exercise:
     length = round(max(shape.box.width, shape.box.height))
     thought = f"{_seen(rng, name, shape.box)} Its longer side is {length} of {side} pixels."
     question = f"How long is the longer side of {name}, in percent of the picture?"
-    return _choose(rng, "extent", [picture], question, f"about {true} percent", texts, thought, shape.box)
+    return _choose(
+        rng, "extent", [picture], question, f"about {true} percent", texts, thought, shape.box
+    )
 
 
 def presence(rng: random.Random) -> Exercise:
@@ -618,13 +679,26 @@ def presence(rng: random.Random) -> Exercise:
         raise _Again
     texts = {(1, 1): "both", (1, 0): f"only the {a}", (0, 1): f"only the {b}", (0, 0): "neither"}
     right = texts[a in there, b in there]
-    shown = [(f"the {f}", next(s.box for s in picture.shapes if s.form == f)) for f in (a, b) if f in there]
+    shown = [
+        (f"the {f}", next(s.box for s in picture.shapes if s.form == f))
+        for f in (a, b)
+        if f in there
+    ]
     lost = [f for f in (a, b) if f not in there]
-    thought = " ".join([_seen(rng, name, box) for name, box in shown] + [f"There is no {f}." for f in lost])
+    thought = " ".join(
+        [_seen(rng, name, box) for name, box in shown] + [f"There is no {f}." for f in lost]
+    )
     question = rng.choice((f"Which are there, a {a} or a {b}?", f"Look for a {a} and a {b}."))
     box = shown[0][1] if shown else None
     return _choose(
-        rng, "presence", [picture], question, right, [t for t in texts.values() if t != right], thought, box
+        rng,
+        "presence",
+        [picture],
+        question,
+        right,
+        [t for t in texts.values() if t != right],
+        thought,
+        box,
     )
 
 
@@ -663,7 +737,13 @@ def count(rng: random.Random) -> Exercise:
     right = _NUMBERS[len(mine)]
     wrong = [n for n in _NUMBERS if n != right]
     return _choose(
-        rng, "count", [picture], f"How many {word} are there?", right, wrong, thought and f"I see {thought}."
+        rng,
+        "count",
+        [picture],
+        f"How many {word} are there?",
+        right,
+        wrong,
+        thought and f"I see {thought}.",
     )
 
 
@@ -703,9 +783,13 @@ def point_in_picture(rng: random.Random) -> Exercise:
     """Number of the picture, and box in it."""
     pictures, wanted, at = _row(rng)
     box = pictures[at].shapes[0].box
-    asked = rng.choice((f"Point at the {wanted}, and say in which picture.", f"Where is the {wanted}?"))
+    asked = rng.choice(
+        (f"Point at the {wanted}, and say in which picture.", f"Where is the {wanted}?")
+    )
     reply = f"Picture {at + 1}, {format_box(box)}"
-    return Exercise("point in picture", _talk(pictures, asked, reply), box=box, answer=f"Picture {at + 1},")
+    return Exercise(
+        "point in picture", _talk(pictures, asked, reply), box=box, answer=f"Picture {at + 1},"
+    )
 
 
 def what_in_picture(rng: random.Random) -> Exercise:
@@ -732,10 +816,14 @@ def close_up(rng: random.Random) -> Exercise:
         question, thought = "This is an enlarged part. What texture does it show?", ""
     else:
         pictures = [picture, part]
-        question = rng.choice(("Picture 2 is an enlarged part of picture 1. What texture does it show?",))
+        question = rng.choice(
+            ("Picture 2 is an enlarged part of picture 1. What texture does it show?",)
+        )
         thought = f"It is from {format_box(shape.box)}."
     wrong = [t for t in TEXTURES if t != shape.texture]
-    return _choose(rng, "close-up", pictures, question, shape.texture, rng.sample(wrong, 3), thought)
+    return _choose(
+        rng, "close-up", pictures, question, shape.texture, rng.sample(wrong, 3), thought
+    )
 
 
 def _enlarged(picture: Picture, shape: Shape, rng: random.Random) -> Picture:
@@ -753,7 +841,9 @@ def where_from(rng: random.Random) -> Exercise:
     shape = rng.choice(picture.shapes)
     part = _enlarged(picture, shape, rng)
     asked = "Picture 2 is an enlarged part of picture 1. Which?"
-    return Exercise("where from", _talk([picture, part], asked, format_box(shape.box)), box=shape.box)
+    return Exercise(
+        "where from", _talk([picture, part], asked, format_box(shape.box)), box=shape.box
+    )
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------

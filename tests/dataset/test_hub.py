@@ -1,0 +1,182 @@
+"""Finished sets: loaded by ``datasets``, images from the table or through the source, publishing."""
+
+import io
+import pickle
+
+import datasets
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.hub import ImageTable, load_set, push_set, record_images
+from unireason_lib.dataset.schema import IMAGE_FEATURES, RL_FEATURES, SFT_FEATURES, Record
+from unireason_lib.dataset.shards import image_row
+from unireason_lib.errors import DatasetError, ScanError
+
+SMALL = {"size": (8, 64, 64), "prior_studies": 0}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory, frame):
+    """A set of five phantoms in each of three splits."""
+    config = BuildConfig((SourceSpec("phantom", None, {"count": 15}),), frame=frame, **SMALL)
+    config = BuildConfig(
+        **{**vars(config), "fractions": dict.fromkeys(("train", "val", "test"), 1 / 3)}
+    )
+    return build(config, tmp_path_factory.mktemp("hub") / "set").folder
+
+
+def test_datasets_loads_every_configuration_with_typed_columns(phantoms):
+    sft, rl = (datasets.load_dataset(str(phantoms), name) for name in ("sft", "rl"))
+    assert set(sft) == set(rl) == {"train", "val", "test"}
+    assert sft["train"].features == SFT_FEATURES and rl["val"].features == RL_FEATURES
+    left = sft["train"].filter(lambda row: row["family"] == "lesion analysis")
+    assert 0 < len(left) < len(sft["train"]) and set(left["split"]) == {"train"}
+    images = load_set(phantoms, "images", "train")
+    assert images.features == IMAGE_FEATURES and len(images) == 15 * 8
+    assert sft["test"].cache_files  # memory-mapped
+    mixed = datasets.concatenate_datasets([sft["train"].shuffle(1).select(range(3)), sft["val"]])
+    assert len([Record.from_row(row) for row in mixed]) == 3 + len(sft["val"])
+
+
+def test_sets_of_one_folder_name_are_not_taken_for_each_other(tmp_path, frame):
+    for start in (0, 50):
+        spec = SourceSpec("phantom", None, {"count": 2, "start": start})
+        folder = tmp_path / str(start) / "set"
+        build(BuildConfig((spec,), frame=frame, **SMALL), folder)
+        for load in (load_set, lambda where: datasets.load_dataset(str(where), "sft")):
+            (part,) = load(folder).values()
+            assert {row["study"] for row in part} == {f"phantom-{start + k:06d}" for k in (0, 1)}
+
+
+def test_what_is_not_there_is_named(phantoms, tmp_path):
+    with pytest.raises(DatasetError, match="finished data set"):
+        load_set(tmp_path)
+    with pytest.raises(DatasetError, match="'dev'"):
+        load_set(phantoms, "sft", "dev")
+    with pytest.raises(DatasetError, match="finished"):
+        push_set(tmp_path, "me/mine")
+
+
+def test_a_set_is_published_as_it_lies_here(phantoms, monkeypatch):
+    calls = []
+    for name in ("create_repo", "upload_folder"):
+        note = lambda self, *words, name=name, **more: calls.append((name, words, more))  # noqa: E731
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", note)
+    push_set(phantoms, "me/mine")
+    (made, words, more), (sent, _, what) = calls
+    assert (made, words, more["private"]) == ("create_repo", ("me/mine",), True)
+    assert sent == "upload_folder" and what["folder_path"] == phantoms
+    assert "sft/*.parquet" in what["allow_patterns"] and "README.md" in what["allow_patterns"]
+    assert not any(pattern.startswith((".", "*")) for pattern in what["allow_patterns"])
+
+
+def table_of(folder, *rows):
+    (folder / "images").mkdir(parents=True)
+    table = pa.Table.from_pylist(list(rows), IMAGE_FEATURES.arrow_schema)
+    pq.write_table(table, folder / "images/part-00000.parquet")
+    return folder
+
+
+def test_images_come_back_exactly_in_any_order(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"grey": (9, 7), "colour": (9, 7, 3)}
+    pixels = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
+    rows = [image_row(name, array) for name, array in pixels.items()]
+    table = ImageTable(table_of(tmp_path, *rows, rows[0]))  # the same one twice is no conflict
+    for one in (table, pickle.loads(pickle.dumps(table))):
+        assert len(one) == 2 and set(one) == {"grey", "colour"} and "other" not in one
+        for name in ("colour", "grey"):
+            expected = Image.fromarray(pixels[name]).convert("RGB")
+            assert one[name].mode == "RGB" and one(name).tobytes() == expected.tobytes()
+    with pytest.raises(KeyError):
+        table["other"]
+    assert len(ImageTable(tmp_path / "images")) == 0
+
+
+def test_two_images_of_one_id_are_refused(tmp_path):
+    rows = [image_row("x", np.full((4, 4), shade, np.uint8)) for shade in (0, 9)]
+    with pytest.raises(DatasetError, match="'x'"):
+        ImageTable(table_of(tmp_path, *rows))
+
+
+def test_bytes_that_are_no_image_of_a_known_format_are_refused(tmp_path):
+    """Fault B8: an EPS in a row made Pillow look for Ghostscript."""
+    eps = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(eps, "EPS")
+    for k, data in enumerate((eps.getvalue(), b"\x89PNG nonsense")):
+        row = {"image_id": "odd", "path": "p", "bytes": data}
+        with pytest.raises(ScanError, match="odd"):
+            ImageTable(table_of(tmp_path / str(k), row))["odd"]
+
+
+@pytest.fixture
+def decathlon(tmp_path):
+    """Tasks of one case: a bright liver and a spleen, in 3D or as the second of two channels."""
+    labels = np.zeros((24, 20, 12), np.uint8)  # x, y, z
+    labels[3:11, 4:12, 2:9], labels[15:21, 10:17, 3:8] = 1, 2
+    scan = np.random.default_rng(0).normal(0, 30, labels.shape) + 400 * (labels == 1) + 200 * labels
+
+    def make(channels):
+        root = tmp_path / f"Task{channels}"
+        stacked = scan if channels == 1 else np.stack([scan[::-1], scan], axis=-1)
+        for kind, array in (("imagesTr", stacked.astype(np.float32)), ("labelsTr", labels)):
+            (root / kind).mkdir(parents=True)
+            nib.save(nib.Nifti1Image(array, np.diag([2, 2, 5, 1])), root / kind / "a.nii.gz")
+        case = '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
+        names = '{"0": "background", "1": "liver", "2": "spleen"}'
+        modalities = ", ".join(f'"{k}": "CT"' for k in range(channels))
+        (root / "dataset.json").write_text(
+            f'{{"name": "Task", "modality": {{{modalities}}}, "labels": {names}, '
+            f'"training": [{case}], "numTraining": 1}}'
+        )
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "channels, options", [(1, ""), (1, ",flip=xy"), (2, ",channels=1"), (2, ",channels=1,flip=x")]
+)
+def test_images_that_are_not_stored_are_read_again_through_their_source(
+    decathlon, frame, tmp_path, channels, options
+):
+    """Fault B1: from the bare path, flips and channels of the source were lost."""
+    root = decathlon(channels)
+    spec = SourceSpec.parse(f"decathlon:{root}{options}")
+    for images in ("all", "none"):
+        config = BuildConfig((spec,), frame=frame, images=images, **SMALL)
+        build(config, tmp_path / images)
+    rows = [row for part in load_set(tmp_path / "none").values() for row in part]
+    stored, empty = ImageTable(tmp_path / "all"), ImageTable(tmp_path / "none")
+    assert rows and len(stored) == 8 and len(empty) == 0
+    for record in map(Record.from_row, rows):
+        expected = [image.tobytes() for image in record_images(record, stored)]
+        for roots in ({record.source: root}, {"decathlon": str(root)}, {"": root}):
+            images = record_images(record, empty, roots)
+            assert [image.tobytes() for image in images] == expected
+        with pytest.raises(DatasetError, match="obtain these scans"):
+            record_images(record, empty)
+
+
+def test_phantoms_are_made_again_without_any_folder(phantoms, tmp_path):
+    (row,) = load_set(phantoms, "sft", "train").take(1)
+    record = Record.from_row(row)
+    again = record_images(record, ImageTable(tmp_path))
+    assert again[3].tobytes() == ImageTable(phantoms)[record.image_ids[3]].tobytes()
+
+
+def test_a_record_without_images_or_scan_says_so(volume_record):
+    with pytest.raises(DatasetError, match="neither them nor a scan"):
+        record_images(volume_record(scan=None), {})
+
+
+def test_the_card_says_what_is_in_the_set(phantoms):
+    card = (phantoms / "README.md").read_text()
+    for words in ("visual-question-answering", "| lesion analysis | 0 |", "Apache-2.0", "val"):
+        assert words in card
+    assert "notice" not in card and str(phantoms) not in card

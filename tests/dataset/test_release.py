@@ -1,0 +1,227 @@
+"""The authors' release, as its scripts expect it: made in miniature, read, and volumes attached."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
+from unireason_lib.dataset.hub import ImageTable, load_set, record_images
+from unireason_lib.dataset.release import open_release, release_split, write_release
+from unireason_lib.dataset.schema import Record
+from unireason_lib.dataset.shards import image_row
+from unireason_lib.errors import DatasetError
+
+ASKED = "What is shown here?\nA. Mass\nB. Cyst\nC. Air\nD. Nothing\nAnswer with one letter."
+FLAT = "<think>It is seen at <|box_start|>[4,5,20,24]<|box_end|>, round.</think>B. Cyst"
+CROPPED = FLAT.replace("<|box_end|>", "<|box_end|><image>")
+DEEP = "<think>It spans <|box_start|>(4,5,1,20,24,3)<|box_end|>.</think>A. Mass"
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def turns(user, assistant=None):
+    texts = {"user": user, **({"assistant": assistant} if assistant else {})}
+    return [{"role": role, "content": text} for role, text in texts.items()]
+
+
+def rewarded(answer):
+    return {"style": "rule", "ground_truth": answer}
+
+
+def images_of(data, record):
+    return record_images(record, ImageTable(data.folder), {"": data})
+
+
+@pytest.fixture
+def release(tmp_path):
+    folder = tmp_path / "release"
+    ids = ["im_000", "im_001", "im_crop"]
+    images = [image_row(n, np.full((30, 40), 9 * k, np.uint8)) for k, n in enumerate(ids)]
+    write(folder / "images/part-0.parquet", images)
+    sft = [
+        {"messages": turns(f"<image>\n{ASKED}", FLAT), "image_ids": ["im_000"]},
+        {"messages": turns(f"<image>{ASKED}", CROPPED), "image_ids": ["im_001", "im_crop"]},
+        {"messages": turns(f"<image>{ASKED}", CROPPED), "image_ids": ["im_001"]},
+    ]
+    write(folder / "sft/a.parquet", sft)
+    write(folder / "sft/b.parquet", [{"messages": turns(ASKED, DEEP), "image_ids": []}])
+    common = {"agent_name": "urm_single_assistant", "ability": "medical_vqa"}
+    rows = [  # data source, image ids, truth, extra_info; the first two are JSON
+        ("samed2d", ["im_000"], "B", {"split": "train", "index": 4}),
+        ("m3d", [], "A. Mass", {"volume": "ct/0001/x.npy"}),
+        ("other", ["im_001"], "Nothing", {"index": 7}),
+    ]
+    for k, (source, image_ids, answer, info) in enumerate(rows):
+        written = json.dumps if k < 2 else dict
+        row = {"prompt": turns(ASKED), **common, "data_source": source, "image_ids": image_ids}
+        row |= {"reward_model": written(rewarded(answer)), "extra_info": written(info)}
+        write(folder / f"rl/{k}.parquet", [row])
+    return folder
+
+
+@pytest.fixture
+def m3d_root(tmp_path):
+    """M3D volumes that a user holds: (1, 32, 256, 256) arrays, here smaller."""
+    volume = np.linspace(0, 1, 6 * 16 * 16, dtype=np.float32).reshape(1, 6, 16, 16)
+    (tmp_path / "m3d/ct/0001").mkdir(parents=True)
+    np.save(tmp_path / "m3d/ct/0001/x.npy", volume)
+    return tmp_path / "m3d"
+
+
+def test_rows_become_records_with_the_authors_words(release):
+    first, second, _, last = open_release(release).records("sft")
+    assert first.user_text == ASKED and first.question == "What is shown here?"
+    assert first.options == {"A": "Mass", "B": "Cyst", "C": "Air", "D": "Nothing"}
+    assert (first.answer, first.dimension, first.boxes) == ("B", "2d", [Box2D(4, 5, 20, 24)])
+    assert first.messages[0]["content"][0] == {"type": "image", "image": "im_000"}
+    assert second.image_ids == ("im_001",) and second.reply == FLAT  # a stored crop is cut again
+    assert (last.answer, last.dimension, last.boxes) == ("A", "3d", [Box3D(4, 5, 1, 20, 24, 3)])
+    assert len({record.id for record in (first, second, last)}) == 3
+
+
+def test_a_crop_that_is_not_listed_leaves_the_image_of_the_user(release):
+    """Fault B11: it took the place of the user's image, and the row became text only."""
+    data = open_release(release)
+    _, _, record, _ = data.records("sft")
+    assert record.image_ids == ("im_001",) and record.dimension == "2d"
+    assert [image.size for image in images_of(data, record)] == [(40, 30)]
+    bare = {"messages": turns(ASKED, CROPPED), "image_ids": ["im_001", "im_crop"]}
+    assert data.record("x", bare).image_ids == ("im_001",)  # without a placeholder of the user's
+
+
+def test_truth_and_source_are_read_in_either_form(release):
+    records = list(open_release(release).records("rl"))
+    assert [record.answer for record in records] == ["B", "A", "D"]
+    assert [record.source for record in records] == ["samed2d", "m3d", "other"]
+    assert [record.dimension for record in records] == ["2d", "3d", "2d"]
+    assert records[0].split == "train" and records[0].reply == ""
+
+
+def test_missing_volumes_are_counted_and_named_ones_attached(release, m3d_root):
+    data = open_release(release)
+    *_, last = data.records("sft")
+    assert data.counts == {"2d": 3, "3d": 1, "volume missing": 1}
+    with pytest.raises(DatasetError, match="images"):
+        images_of(data, last)
+    data = open_release(release, m3d_root=m3d_root)
+    record = list(data.records("rl"))[1]
+    assert len(record.image_ids) == 32 and data.counts["volume attached"] == 1
+    images = images_of(data, record)
+    assert {image.size for image in images} == {(256, 256)}
+    assert len(images) == 32 == len(record.messages[0]["content"]) - 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+@pytest.mark.parametrize(
+    "path, state",
+    [
+        ("ct/0001/x.npy", "attached"),
+        ("ct/none.npy", "missing"),
+        ("../secret.npy", "refused"),
+        ("/etc/hosts.npy", "refused"),
+        ("ct/../../secret.npy", "refused"),
+    ],
+)
+def test_a_table_names_volumes_and_none_outside_of_the_folder_is_read(
+    release, m3d_root, tmp_path, kind, path, state
+):
+    np.save(tmp_path / "secret.npy", np.zeros((1, 4, 4, 4)))
+    table, pair = tmp_path / f"volumes.{kind}", ("sft-00000003", path)
+    csv = f"id,volume\n{','.join(pair)}\n"
+    table.write_text(csv if kind == "csv" else json.dumps(dict([pair])))
+    data = open_release(release, m3d_root=m3d_root, volumes=table)
+    *_, record = data.records("sft")
+    assert data.counts[f"volume {state}"] == 1
+    if state == "attached":
+        assert len(images_of(data, record)) == 32
+    else:
+        assert record.image_ids == () and (record.scan is None) == (state == "refused")
+        with pytest.raises(ValueError, match=r"image|nothing of that name|no such"):
+            images_of(data, record)
+
+
+def test_a_hub_id_is_downloaded_only_when_asked(monkeypatch, release, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DatasetError, match="hf download --repo-type dataset"):
+        open_release("IQuestLab/UniReason-Med-Data")
+    with pytest.raises(DatasetError, match="neither"):
+        open_release(tmp_path / "no such folder")
+    asked = {}
+
+    def download(repository, **options):
+        asked.update(options, repository=repository)
+        return str(release)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert len(list(open_release("a/b", download=True, revision="v1").records())) == 4
+    assert (asked["repository"], asked["revision"]) == ("a/b", "v1")
+    assert asked["local_files_only"] is False
+
+
+def test_bad_input_is_named(release, tmp_path):
+    with pytest.raises(DatasetError, match="m3d-root"):
+        open_release(release, m3d_root=tmp_path / "none")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DatasetError, match="columns id and volume"):
+        open_release(release, volumes=tmp_path / "t.csv")
+    for value in ("{not json", "[1]"):
+        bad = {"prompt": turns("x"), "image_ids": [], "reward_model": value}
+        write(release / "rl/3.parquet", [bad])
+        with pytest.raises(DatasetError, match="reward_model of rl-00000003"):
+            list(open_release(release).records("rl"))
+    write(release / "sft/c.parquet", [{"image_ids": ["x"]}])
+    with pytest.raises(DatasetError, match="messages or prompt"):
+        list(open_release(release).records("sft"))
+    (release / "sft/a.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DatasetError, match=r"a\.parquet"):
+        list(open_release(release).records("sft"))
+    with pytest.raises(DatasetError, match="sft/, rl/ and images/"):
+        list(open_release(tmp_path).records("sft"))
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Why?\nA. one\nB. two", ("Why?", {"A": "one", "B": "two"})),
+        ("Why?\nHow?\n(A) one\n(B) two\n(C) 3", ("Why?\nHow?", {"A": "one", "B": "two", "C": "3"})),
+        ("Why?\nB. two\nA. one", ("Why?\nB. two\nA. one", {})),
+        ("Only a question", ("Only a question", {})),
+    ],
+)
+def test_options_are_read_out_of_the_text(release, text, expected):
+    row = {"messages": turns(f"<image>{text}", FLAT), "image_ids": ["im_000"], "extra_info": ""}
+    record = open_release(release).record("x", row)
+    assert (record.question, record.options) == expected
+
+
+def test_a_set_of_ours_in_the_form_of_the_release_reads_the_same(tmp_path, frame):
+    specs = ("phantom:dimension=2d,count=3", "phantom:start=9,count=2")
+    config = BuildConfig(
+        tuple(map(SourceSpec.parse, specs)), size=(8, 64, 64), frame=frame, prior_studies=0
+    )
+    folder = build(config, tmp_path / "set").folder
+    write_release(folder, tmp_path / "released", tmp_path / "m3d")
+    data = open_release(tmp_path / "released", m3d_root=tmp_path / "m3d")
+    ours = [Record.from_row(row) for part in load_set(folder).values() for row in part]
+    theirs = list(data.records())
+    assert len(ours) == len(theirs) > 10 and len(list(data.records("rl"))) == len(ours)
+    columns = pq.read_schema(tmp_path / "released/sft/part-00000.parquet").names
+    assert columns == ["messages", "image_ids", "extra_info"]
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("user_text", "reply", "answer", "dimension"):
+            assert getattr(one, name) == getattr(other, name)
+        shown, expected = images_of(data, other), record_images(one, ImageTable(folder))
+        assert len(shown) in (1, 32)
+        if one.dimension == "2d":
+            assert shown[0].tobytes() == expected[0].tobytes()
+    assert data.counts["volume missing"] == 0
+    assert {release_split(r) for r in theirs} <= {"train", "val", "test"}
+    with pytest.raises(DatasetError, match="no such folder"):
+        write_release(folder, tmp_path / "released", tmp_path / "again")

@@ -1,0 +1,138 @@
+"""Records: the conversation that follows from the reply, images in it, and the way through rows."""
+
+import pyarrow as pa
+import pytest
+
+from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.dataset.schema import (
+    RL_FEATURES,
+    SFT_FEATURES,
+    Record,
+    image_ids_of,
+    split_reply,
+)
+from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
+from unireason_lib.errors import DatasetError
+from unireason_lib.imaging.crops import crop_region
+from unireason_lib.prompts import question_text
+
+
+def test_the_conversation_has_images_and_crops_in_their_places(image_record):
+    record = image_record()
+    user, assistant = record.messages
+    assert user["content"][0] == {"type": "image", "image": "aa00"}
+    assert user["content"][1]["text"] == question_text(record.question, record.options)
+    assert [p["type"] for p in assistant["content"]] == ["text", "image", "text", "image", "text"]
+    assert assistant["content"][1]["crop"] == {"box": [4, 4, 40, 30], "slice": 0}
+    texts = [part["text"] for part in assistant["content"] if part["type"] == "text"]
+    assert "".join(texts) == record.reply and texts[0].endswith("<|box_end|>")
+
+
+def test_a_cuboid_fetches_a_crop_from_each_slice_that_it_spans(volume_record):
+    record = volume_record()
+    user, assistant = record.messages
+    assert [part["image"] for part in user["content"][:-1]] == list(record.image_ids)
+    assert user["content"][-1]["text"].startswith("These are 6 axial slices")
+    crops = [part["crop"] for part in assistant["content"] if part["type"] == "image"]
+    assert crops == [{"box": [2, 8, 1, 30, 40, 4], "slice": z} for z in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kind", ["image_record", "volume_record"])
+def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, frame):
+    record = request.getfixturevalue(kind)()
+    images = images_of(record)
+    user, assistant = record.load(images)
+    aligned = [frame.aligned(image) for image in images]
+    shown = [part["image"].tobytes() for part in user["content"][:-1]]
+    assert shown == [image.tobytes() for image in aligned]
+    expected = [crop.tobytes() for box in record.boxes for crop in crop_region(aligned, box)]
+    crops = [p["image"].tobytes() for p in assistant["content"] if p["type"] == "image"]
+    assert crops == expected and len(crops) > 1
+    with pytest.raises(DatasetError, match=f"expected {len(images)} images, found 0"):
+        record.load([])
+
+
+def test_a_record_without_a_frame_says_so(image_record, images_of):
+    record = image_record(serialization={})
+    with pytest.raises(DatasetError, match="frame"):
+        record.load(images_of(record))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"asked": "Hm?", "image_size": None},
+        {"serialization": {}, "scan": None},
+        {"evidence": (), "names": ()},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["image_record", "volume_record"])
+def test_a_record_survives_its_typed_row(kind, changes, request):
+    record = request.getfixturevalue(kind)(**changes)
+    for form, features in (("sft", SFT_FEATURES), ("rl", RL_FEATURES)):
+        (row,) = pa.Table.from_pylist([record.to_row(form)], features.arrow_schema).to_pylist()
+        again = Record.from_row(row)
+        assert again.reply == (record.reply if form == "sft" else "")
+        assert {**vars(again), "reply": ""} == {**vars(record), "reply": ""}
+
+
+def test_rows_have_the_columns_of_the_release_beside_typed_ones_and_no_json(volume_record):
+    record = volume_record()
+    sft, rl = record.to_row("sft"), record.to_row("rl")
+    assert [turn["role"] for turn in sft["messages"]] == ["user", "assistant"]
+    assert sft["messages"][0]["content"] == "<image>" * 6 + record.user_text
+    assert sft["messages"][1]["content"] == record.reply
+    assert sft["image_ids"] == list(record.image_ids)
+    assert rl["prompt"] == sft["messages"][:1] and rl["image_ids"] == sft["image_ids"]
+    assert rl["reward_model"] == {"style": "rule", "ground_truth": "D"}
+    assert (rl["data_source"], rl["ability"]) == ("made", "medical_vqa")
+    assert rl["agent_name"] == "urm_single_assistant" and rl["extra_info"]["split"] == "test"
+    assert sft["boxes"] == [{"name": "liver", "box": [2, 8, 1, 30, 40, 4]}]
+    assert sft["options"][3] == {"letter": "D", "text": "Right, back"}
+    layout = sft["serialization"]
+    assert (layout["window"], layout["low"], layout["high"]) == (None, -200, 300)
+    assert sft["scan"] == {"spec": "made:flip=xy", "key": "s1"}
+    assert not any(isinstance(v, str) and v.startswith(("{", "[")) for v in {**sft, **rl}.values())
+
+
+@pytest.mark.parametrize("make", [phantom, phantom_slice])
+def test_images_that_are_not_stored_leave_text_only_rows_and_keep_their_names(
+    make, volume_record, view_of
+):
+    view = view_of(make(3))
+    record = volume_record(
+        dimension=view.study.dimension,
+        study=view.study.id,
+        source=view.study.source,
+        serialization=view.serialization,
+        image_ids=image_ids_of(view),
+        stored=False,
+    )
+    row = record.to_row()
+    assert row["image_ids"] == [] and "<image>" not in row["messages"][0]["content"]
+    assert Record.from_row(row) == record
+
+
+def test_rows_of_somebody_else_are_refused(image_record):
+    row = image_record().to_row()
+    del row["serialization"]
+    with pytest.raises(DatasetError, match=r"serialization.*dataset\.release"):
+        Record.from_row(row)
+
+
+def test_boxes_and_truth_follow_from_text_and_letter(image_record, volume_record):
+    assert image_record().boxes == [Box2D(4, 4, 40, 30), Box2D(30, 2, 48, 20)]
+    assert volume_record().boxes == [Box3D(2, 8, 1, 30, 40, 4)]
+    assert image_record().truth == "B. the liver"
+    assert split_reply("no box") == [("no box", None)] and split_reply("") == []
+
+
+def test_image_ids_are_neutral_stable_and_differ_by_study_and_layout(view_of):
+    names = image_ids_of(view_of(phantom(7)))
+    assert len(names) == len(set(names)) == 8 and names == image_ids_of(view_of(phantom(7)))
+    assert not any("phantom" in name for name in names)
+    others = [view_of(phantom(8)), view_of(phantom(7), (8, 32, 32)), view_of(phantom_slice(7))]
+    everything = [*names, *(name for view in others for name in image_ids_of(view))]
+    assert len(everything) == len(set(everything)) == 8 + 8 + 8 + 1

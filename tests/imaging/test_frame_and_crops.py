@@ -1,0 +1,129 @@
+"""The one owner of the box scale agrees with the processor; boxes fetch what they should."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.errors import BoxError, ModelError, ScanError
+from unireason_lib.imaging import ProcessorFrame, crop_rectangle, crop_region
+from unireason_lib.imaging.crops import MAX_ASPECT, MIN_SIDE
+
+QWEN = ProcessorFrame(14, 2, 56 * 56, 28 * 28 * 1280)
+SIDES = st.integers(8, 1200)
+ANY = st.integers(-3000, 3000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(*[st.integers(1, 4000)] * 2, st.sampled_from((8, 14, 16)), *[st.integers(1, 3_000_000)] * 2)
+def test_the_rule_is_transformers_smart_resize(height, width, patch, low, more):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    frame = ProcessorFrame(patch, 2, low, low + more)
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(ScanError, match="aspect ratio"):
+            frame.size(height, width)
+    else:
+        assert frame.size(height, width) == smart_resize(height, width, 2 * patch, low, low + more)
+
+
+def test_aligned_images_are_what_the_processor_shows():
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+    assert ProcessorFrame.from_processor(processor) == QWEN
+    noise = np.random.default_rng(0).integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    both = image, QWEN.aligned(image)
+    shown, again = (processor(images=[each], return_tensors="pt") for each in both)
+    rows, columns = (14 * side for side in shown["image_grid_thw"][0].tolist()[1:])
+    assert QWEN.size(100, 160) == (rows, columns) == QWEN.aligned(image).size[::-1]
+    assert QWEN.tokens(100, 160) == shown["image_grid_thw"].prod() // 4
+    assert (shown["pixel_values"] - again["pixel_values"]).abs().mean() < 0.02  # two bicubics
+    assert QWEN.size(256, 256) == (252, 252) and QWEN.tokens(256, 256) == 81  # the paper's slices
+
+
+def test_what_is_no_frame_is_refused():
+    for use in (
+        lambda: ProcessorFrame.from_processor(SimpleNamespace(size={"height": 9})),
+        lambda: ProcessorFrame(14, 2, 100, 10),
+    ):
+        with pytest.raises(ModelError, match="patch_size"):
+            use()
+
+
+@given(SIDES, SIDES, st.data())
+def test_boxes_go_there_and_back(height, width, data):
+    assume(max(height, width) <= 200 * min(height, width))
+    x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
+    box = Box3D(x1, y1, 2, x2, y2, 5)
+    there = QWEN.to_frame(box, height, width)
+    back = QWEN.from_frame(there, height, width).as_tuple()
+    assert back == pytest.approx(box.as_tuple(), abs=1e-6)
+    written = QWEN.written(box, height, width, depth=8)
+    assert not written.is_empty and written.clip(*QWEN.size(height, width)[::-1], 8) == written
+    assert all(isinstance(value, int) for value in written.as_tuple())
+    if min(there.width, there.height) >= 1:
+        assert np.abs(np.subtract(written.as_tuple(), there.as_tuple())).max() <= 1
+
+
+def test_a_vanishing_side_keeps_a_pixel_and_a_box_outside_is_refused():
+    frame = ProcessorFrame(8, 2, 16 * 16, 64 * 64)
+    assert frame.written(Box2D(100, 100, 101, 101), 512, 512) == Box2D(12, 12, 13, 13)
+    assert frame.written(Box2D(511, 511, 512, 512), 512, 512) == Box2D(63, 63, 64, 64)
+    with pytest.raises(ScanError, match="overlaps"):
+        QWEN.written(Box2D(300, 0, 310, 10), 256, 256)
+
+
+@given(ANY, ANY, ANY, ANY, st.integers(4, 2500), st.integers(4, 2500))
+def test_a_crop_is_inside_the_image_large_enough_and_not_too_long(x1, y1, x2, y2, width, height):
+    box = Box2D(x1, y1, x2, y2)
+    cut = crop_rectangle(box, width, height)
+    overlap = None if box.is_empty else box.intersection(Box2D(0, 0, width, height))
+    assert (cut is None) == (overlap is None)
+    if cut is not None:
+        assert cut.clip(width, height) == cut and min(cut.width, cut.height) >= MIN_SIDE
+        assert max(cut.width, cut.height) <= MAX_ASPECT * min(cut.width, cut.height)
+        if max(width, height) <= MAX_ASPECT * min(width, height):
+            assert cut.intersection(overlap) == overlap
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "cut"),
+    [
+        ((3, 4, 20, 25), (40, 30), (3, 4, 20, 25)),
+        ((10, 5, 11, 20), (40, 30), (9, 5, 13, 20)),
+        ((39, 5, 40, 20), (40, 30), (36, 5, 40, 20)),
+        ((0, 0, 1000, 4), (1000, 1000), (0, 0, 1000, 6)),
+        ((0, 0, 1, 1), (3, 2), (0, 0, 3, 2)),
+        ((0, 0, 1000, 1), (1000, 4), (140, 0, 860, 4)),
+    ],
+)
+def test_rectangles_that_are_cut(box, size, cut):
+    assert crop_rectangle(Box2D(*box), *size).as_tuple() == cut
+
+
+@pytest.mark.parametrize(
+    ("box", "count", "slices"),
+    [
+        (Box2D(5, 5, 15, 25), 6, [0]),
+        (Box3D(5, 5, 2, 15, 25, 5), 6, [2, 3, 4]),
+        (Box3D(5, 5, -4, 15, 25, 2), 6, [0, 1]),
+        (Box3D(5, 5, 4, 15, 25, 99), 6, [4, 5]),
+        (Box3D(5, 5, 6, 15, 25, 9), 6, []),
+        (Box2D(-20, -20, 0, 0), 6, []),
+        (Box3D(5, 5, 17, 15, 25, 19), 1, [0]),
+    ],
+)
+def test_a_box_fetches_its_rectangle_from_its_slices_in_order(box, count, slices):
+    images = [Image.new("RGB", (40, 30), (10 * i, 0, 0)) for i in range(count)]
+    crops = crop_region(images, box)
+    cut = [(crop.size, crop.getpixel((0, 0))[0] // 10) for crop in crops]
+    assert cut == [((10, 20), i) for i in slices]
+    with pytest.raises(BoxError, match="parse"):
+        crop_region(images, (1, 2, 3, 4))

@@ -1,0 +1,148 @@
+"""Files are written whole and read without trust; errors survive a process pool."""
+
+import errno
+import io
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+from PIL import Image
+
+from unireason_lib import errors
+from unireason_lib import io as files
+from unireason_lib.errors import DatasetError, ScanError, UniReasonError
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, ValueError)
+]
+
+
+def fail(kind):
+    raise kind("a.nii", "a volume", 3, "check it")
+
+
+def test_errors_survive_a_process_pool():
+    message = r"a\.nii: expected a volume, found 3\. What to do: check it"
+    with ProcessPoolExecutor(1) as pool, pytest.raises(ScanError, match=message):
+        pool.submit(fail, ScanError).result()
+    for kind in KINDS:
+        for parts in (("a.nii", "a volume", "3", "check it"), ("a whole message",)):
+            again = pickle.loads(pickle.dumps(kind(*parts)))
+            assert type(again) is kind and str(again) == str(kind(*parts))
+            assert (again.subject, again.do) == (parts[0], parts[-1] if len(parts) > 1 else None)
+            assert isinstance(again, UniReasonError)
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    files.write_whole(path, ["one ", "two \ud800"])
+    assert path.read_text() == "one two \\ud800"
+    with pytest.raises(RuntimeError, match="killed"), files.whole_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError("killed")
+    assert path.read_text() == "one two \\ud800" and os.listdir(path.parent) == ["a.txt"]
+    path.chmod(0o640)
+    files.write_json(path, {"b": 1, "a": "ä"})
+    assert files.read_json(path) == {"a": "ä", "b": 1} and path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch, code):
+    def full(handle):
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DatasetError, match=r"a\.json.*free some space"):
+        files.write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    for path in (tmp_path / "a.json", tmp_path / "missing.json"):
+        with pytest.raises(ScanError, match="What to do"):
+            files.read_json(path, ScanError)
+
+
+OUTSIDE = [
+    "",
+    " ",
+    "/etc/passwd",
+    "../a",
+    "b/../../a",
+    ".",
+    "out/a",
+    "C:/a",
+    "C:a",
+    "a\\b",
+    "\\\\host\\a",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("written", OUTSIDE)
+def test_paths_that_lead_out_of_a_folder_are_refused(tmp_path, written):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path)
+    with pytest.raises(ScanError, match=r"table.csv: expected a path inside root/"):
+        files.safe_path(root, written, "table.csv", ScanError)
+    assert files.safe_path(root, "./b/c.png") == root.resolve() / "b" / "c.png"
+    inside = str(root.resolve() / "a")
+    assert files.safe_path(root, inside, absolute=True) == root.resolve() / "a"
+    with pytest.raises(DatasetError):
+        files.safe_path(root, str(tmp_path / "a"), absolute=True)
+
+
+def encoded(kind, size=(5, 4), **options):
+    stream = io.BytesIO()
+    Image.new("RGB", size).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_only_images_of_named_formats_and_sizes_are_decoded(tmp_path, monkeypatch):
+    """B8: for an EPS Pillow starts Ghostscript."""
+    for kind in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM"):
+        assert files.open_image(encoded(kind)).size == (5, 4)
+    pages = encoded("TIFF", save_all=True, append_images=[Image.new("RGB", (5, 4))])
+    bad = [encoded("EPS"), encoded("ICO", (16, 16)), b"", b"text", encoded("PNG")[:40], pages]
+    for content in bad:
+        (tmp_path / "a.png").write_bytes(content)
+        for source in (content, tmp_path / "a.png"):
+            with pytest.raises(ScanError, match="What to do"):
+                files.open_image(source, "a.png")
+    monkeypatch.setattr(files, "MAX_IMAGE_PIXELS", 19)
+    with pytest.raises(ScanError, match=r"at most 19 pixels, found 5 x 4"):
+        files.open_image(encoded("PNG"))
+    with pytest.raises(ScanError, match="no such file"):
+        files.open_image(tmp_path / "missing.png")
+
+
+def test_a_lock_refuses_a_second_process_and_is_free_afterwards(tmp_path):
+    path = tmp_path / "sub" / "a.lock"
+    code = (
+        f"from unireason_lib.io import locked\nwith locked({str(path)!r}, 'the set'): print('in')"
+    )
+    second = [sys.executable, "-c", code]
+    with files.locked(path, "the set"):
+        refused = subprocess.run(second, capture_output=True, text=True)
+    assert refused.returncode and "the set: expected nobody else writing it" in refused.stderr
+    assert subprocess.run(second, capture_output=True, text=True).stdout == "in\n"
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DatasetError, match="a writable folder"),
+        files.locked(tmp_path / "file" / "l", "x"),
+    ):
+        pass
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256_of(tmp_path / "a").startswith("ba7816bf")

@@ -1,0 +1,260 @@
+"""The fourteen kinds of questions: each makes a :class:`Draft` of a fact and its value.
+
+Options come with the true one first; of kinds whose options are not simply the four values of their
+fact, with what each option claims, so that the answer prior can judge them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from unireason_lib.dataset.questions.anatomy import WORDS, Anatomy
+from unireason_lib.dataset.questions.prior import Claim, Fact, Value
+from unireason_lib.dataset.study import Structure
+
+
+class Draft(NamedTuple):
+    """A question before letters are given out."""
+
+    options: Sequence[str]  # the true one first
+    names: Sequence[str]  # what the structures to look at are called, in order
+    facts: Mapping[str, Any]  # what the reasoning may state
+    claims: Sequence[Sequence[Claim]] = ()  # of each option, where more than a value of the fact
+    words: Mapping[str, Any] = {}  # what fills the braces of the phrasing, besides the names
+    evidence: Sequence[Structure] = ()  # where the names do not say which they are
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def rounded(value: float) -> str:
+    """Two significant digits, as one would say them."""
+    digits = max(0, len(str(int(value))) - 2)
+    return str(round(value / 10**digits) * 10**digits) if value >= 10 else f"{value:.2g}"
+
+
+def _four(signs: str) -> list[str]:
+    """Two signs and the three other combinations."""
+    one, two = ("+-" if sign == "+" else "-+" for sign in signs)
+    return [one[0] + two[0], one[1] + two[1], one[0] + two[1], one[1] + two[0]]
+
+
+def box(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """The box of this patient and those of three others; without a prior, of other structures."""
+    elsewhere = anatomy.prior.elsewhere(fact, _boxes_apart)
+    if anatomy.prior.studies and elsewhere is None:
+        return None
+    dice, true = anatomy.dice(fact), anatomy.phrases[fact.names[0]].structure.box
+    rows = dice.sample([s.corners for s in anatomy.phrases.values()], len(anatomy.phrases))
+    if elsewhere is not None:
+        rows = _shaken(*elsewhere, dice)
+    boxes, n, grid = [anatomy.view.box(true).as_tuple()], anatomy.dims, anatomy.grid * 2
+    for row in rows:
+        edges = [min(max(math.floor(e * m + 0.5), 0), m) for e, m in zip(row, grid, strict=True)]
+        if all(low < high for low, high in zip(edges[:n], edges[n:], strict=True)):
+            # compared in the pixels in which they are written, where small differences are gone
+            pixels = anatomy.view.box(type(true)(*edges)).as_tuple()
+            if all(_apart(pixels, other) for other in boxes):
+                boxes.append(pixels)
+        if len(boxes) == 4:
+            texts = list(map(_written, boxes))
+            return Draft(texts, fact.names, {"box": texts[0]})
+    return None
+
+
+def _shaken(rows: Sequence, spread: Sequence[float], dice: random.Random) -> list[list[float]]:
+    """What was measured in three other patients, not quite (a smoothed bootstrap): the same ones
+    come up again and again, and their values would be known by heart."""
+    pairs = (zip(row, spread, strict=True) for row in dice.sample(rows, 3))
+    return [[value + dice.uniform(-0.2, 0.2) * s for value, s in row] for row in pairs]
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes, given by corners, overlap in at most a quarter of their union."""
+    n, common, size_a, size_b = len(a) // 2, 1.0, 1.0, 1.0
+    for k in range(n):
+        common *= max(0.0, min(a[k + n], b[k + n]) - max(a[k], b[k]))
+        size_a *= a[k + n] - a[k]
+        size_b *= b[k + n] - b[k]
+    return common <= 0.25 * (size_a + size_b - common)
+
+
+def _boxes_apart(rows: Sequence[Sequence[float]]) -> bool:
+    return all(itertools.starmap(_apart, itertools.combinations(rows, 2)))
+
+
+def _written(pixels: Sequence[float]) -> str:
+    return f"[{','.join(str(int(n)) for n in pixels)}]"
+
+
+def structure(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """Which of four structures a box marks. Only without a prior: what four structures give away
+    together is more than a prior over pairs can judge."""
+    if anatomy.prior.studies:
+        return None
+    name, target = fact.names[0], anatomy.phrases[fact.names[0]]
+    away = (p for p, s in anatomy.phrases.items() if _apart(s.corners, target.corners))
+    others = [phrase for phrase in away if not anatomy.phrases[phrase].overlaps(target)]
+    if len(others) < 3:
+        return None
+    region = _written(anatomy.view.box(target.structure).as_tuple())
+    options = [capital(phrase) for phrase in (name, *rng.sample(others, 3))]
+    return Draft(options, [name], {"box": region}, words={"region": region})
+
+
+def directions(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """Two patient directions: from the middle, from another structure, or within the host."""
+    flip = fact.kind == "relation" and rng.random() < 0.5
+    cases = [_four(signs)[flip] for signs in _four(value)]  # [1] is the other way round
+    both = [anatomy.directions[axis] for axis in fact.axes]
+    sides = [[pair[sign == "-"] for pair, sign in zip(both, c, strict=True)] for c in cases]
+    repeats = fact.kind == "place" and fact.names[0] == f"the lesion in {fact.names[1]}"
+    words = {"a": "the lesion"} if repeats else {}
+    options = [capital(" and ".join(pair)) for pair in sides]
+    return Draft(options, fact.names[:: -1 if flip else 1], {"sides": sides[0]}, words=words)
+
+
+def numbered(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """The quarter of the slices that holds the centre, or the number of lesions."""
+    options = [WORDS["options"][fact.kind][(int(value) + k) % 4] for k in range(4)]
+    if fact.kind == "level":
+        percent = round(100 * anatomy.phrases[fact.names[0]].centre[2])
+        return Draft(options, fact.names, {"quarter": int(value) + 1, "percent": percent})
+    names, lesions = [f"the {s.name}" for s in anatomy.study.lesions], anatomy.study.lesions
+    return Draft(options, names, {"count": int(value)}, evidence=lesions)
+
+
+def _kin(names: Sequence[str]) -> bool:
+    """Whether a name contains another ("liver lesion", "liver"): then one settles the other."""
+    return any(a in b or b in a for a, b in itertools.combinations(names, 2))
+
+
+def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """Two names, each of them there or not."""
+    if _kin(fact.names) or not any(gone for _, gone in anatomy.sorts):
+        return None
+    a, b = (f"the {name}" for name in fact.names)
+    texts = {"yy": "Both", "yn": f"Only {a}", "ny": f"Only {b}", "nn": "Neither"}
+    options, searched = [texts.pop(value), *texts.values()], rng.sample((a, b), 2)
+    names = [name for name in searched if name[4:] in anatomy.there]
+    facts = {"searched": searched, "absent": [name for name in searched if name not in names]}
+    return Draft(options, names, facts, words=dict(zip("ab", searched, strict=True)))
+
+
+def absent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """Which one of four is not there."""
+    gone, d, prior = fact.names[0], anatomy.dimension, anatomy.prior
+    here = next(here for here, missing in anatomy.sorts if gone in missing)
+    others = [name for name in here if prior.are_exclusive(d, gone, name)]
+    if len(others) < 3 or _kin(names := [gone, *anatomy.dice(fact).sample(others, 3)]):
+        return None
+    claims = [_presence(d, {n: n != missing for n in names}) for missing in names]
+    articled = [f"the {name}" for name in names]
+    return Draft([capital(n) for n in articled], articled[1:], {"absent": articled[:1]}, claims)
+
+
+def _presence(d: str, there: Mapping[str, bool]) -> list[Claim]:
+    """What is claimed when of each of some names it is said whether it is there. Organs come and go
+    together (lungs and heart on upper slices), so the probability of several is that of their
+    pairs, divided by the single ones that are counted too often (Kirkwood 1935)."""
+    names, yes_no = sorted(there), {name: "ny"[here] for name, here in there.items()}
+    pairs = itertools.combinations(names, 2)
+    claims = [(Fact("pair", d, (), (a, b)), yes_no[a] + yes_no[b], 1) for a, b in pairs]
+    return claims + [(Fact("present", d, (), (n,)), yes_no[n], 2 - len(names)) for n in names]
+
+
+def longer(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """Which of two is wider, and which is taller, in the plane of the images."""
+    a, b = fact.names
+    cases = [[a if sign == "+" else b for sign in signs] for signs in _four(value)]
+    texts = ("both wider and taller" if w == t else f"wider, {t} is taller" for w, t in cases)
+    options = [f"{capital(wider)} is {text}" for (wider, _), text in zip(cases, texts, strict=True)]
+    facts = dict(zip(("wider", "taller"), cases[0], strict=True))
+    return Draft(options, rng.sample(fact.names, 2), facts)
+
+
+def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """The longer side of a box in mm: of this patient and of three others, or on a ladder."""
+    elsewhere = anatomy.prior.elsewhere(fact, _lengths_apart)
+    if anatomy.prior.studies and elsewhere is None:
+        return None
+    dice, (wide, high) = anatomy.dice(fact), anatomy.in_mm(anatomy.phrases[fact.names[0]])
+    step, rung = dice.uniform(1.25, 1.5), dice.randrange(4)
+    others = [(value[0] * step ** (k - rung),) for k in range(4) if k != rung]
+    others = others if elsewhere is None else _shaken(*elsewhere, dice)
+    # In whole voxels as the true one is, which would be known by its digits.
+    voxel, side = (anatomy.mm[1], "height") if high > wide else (anatomy.mm[0], "width")
+    lengths = [value[0], *(round(other / voxel) * voxel for (other,) in others)]
+    if min(lengths) <= 0 or not _lengths_apart([(length,) for length in lengths]):
+        return None
+    spans = {s: round(anatomy.grid[k] * anatomy.mm[k]) for k, s in enumerate(("width", "height"))}
+    percent = round(100 * value[0] / spans[side])
+    facts = {"side": side, "span": spans[side], "mm": rounded(value[0]), "percent": percent}
+    options = [f"About {rounded(length)} mm" for length in lengths]
+    return Draft(options, fact.names, facts, words=spans)
+
+
+def _lengths_apart(rows: Sequence[Sequence[float]]) -> bool:
+    """Whether no two lengths differ by less than 12 %."""
+    lengths = sorted(row[0] for row in rows)
+    return all(b >= 1.12 * a for a, b in itertools.pairwise(lengths))
+
+
+def _wrong(anatomy: Anatomy, fact: Fact, value: Value | None) -> list[str]:
+    """Other values of an attribute that a wrong option may name."""
+    return anatomy.prior.occurring(fact, [v for v in WORDS["attributes"][fact.kind] if v != value])
+
+
+def texture(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """One of four textures: the fine detail for which one has to look closer."""
+    if len(wrong := _wrong(anatomy, fact, value)) < 3:
+        return None
+    values = [value, *anatomy.dice(fact).sample(wrong, 3)]
+    claims = [[(fact, v, 1)] for v in values]
+    return Draft([capital(v) for v in values], fact.names, {"texture": value}, claims)
+
+
+def density(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """Density against the host: two values, which make four options with two textures."""
+    second, texture = fact._replace(kind="texture"), anatomy.value("texture", (), fact.names)
+    wrong = _wrong(anatomy, fact, value), _wrong(anatomy, second, texture)
+    if texture is None or not all(wrong):
+        return None
+    true, others = (value, texture), map(anatomy.dice(fact).choice, wrong)
+    cases = list(itertools.product(*zip(true, others, strict=True)))
+    claims = [[(fact, one, 1), (second, two, 1)] for one, two in cases]
+    facts = dict(zip(("density", "texture"), true, strict=True))
+    return Draft([capital(" and ".join(c)) for c in cases], fact.names, facts, claims)
+
+
+def host(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
+    """The organ around a lesion, among other organs of the images."""
+    phrase, organ = fact.names
+    lesion, prior = anatomy.phrases[phrase], anatomy.prior
+    others = [s.name for s in anatomy.organs if s.name != organ]
+    others = [name for name in others if not anatomy.phrases[f"the {name}"].overlaps(lesion)]
+    if prior.studies:
+        known = prior.open_names("host", anatomy.dimension)
+        others = [name for name in others if (phrase, name) in known]
+    if len(others) < 3 or organ in phrase:  # its phrase would say it
+        return None
+    if _kin(organs := [organ, *anatomy.dice(fact).sample(others, 3)]):
+        return None
+    facts = [fact._replace(names=(phrase, o)) for o in organs]
+    claims = [[(f, "ny"[f is right], 1) for f in facts] for right in facts]
+    return Draft([f"The {o}" for o in organs], [phrase, f"the {organ}"], {"host": organ}, claims)
+
+
+_MAKERS = (box, structure, pair, absent, longer, extent, texture, density, host)
+KINDS: Mapping[str, Callable[[Anatomy, Fact, Any, random.Random], Draft | None]] = {
+    **dict.fromkeys(("quadrant", "relation", "place"), directions),
+    **dict.fromkeys(("level", "count"), numbered),
+    **{make.__name__: make for make in _MAKERS},
+}
+"""Name of a kind -> what makes its drafts."""

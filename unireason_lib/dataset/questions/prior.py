@@ -1,0 +1,151 @@
+"""The answer prior: what can be known without looking, and how questions are kept free of it.
+
+The liver lies on the right: whoever learns to answer that has not learnt to look. An
+:class:`AnswerPrior` is a table of frequencies over a sample of studies:
+
+    Fact("relation", "3d", (0, 2), ("the aorta", "the lesion"))     "+-": 61, "--": 40 ...
+
+Every option of a question claims such facts, so the prior says how likely each is before anybody
+looks. With probabilities P1 ... P4, of which P1 belongs to the truth, the question is kept with
+probability ``min(P) / P1``: among those that are left every option is right equally often, *given
+the words*. Where an option can be anything (a length, a box) the wrong ones are those of *other
+patients* instead. Several claims are multiplied as if they were independent, and rare words have
+few counts: :mod:`unireason_lib.dataset.questions.baseline` measures what remains.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unireason_lib.errors import DatasetError
+from unireason_lib.io import read_json, write_json
+
+CERTAIN = 0.02  # relative to the most likely option: below this the answer is as good as known
+ENOUGH = 20  # with fewer counts nothing is drawn from what was counted
+FOUR_VALUES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("quadrant", "relation", "place", "longer"), ("++", "+-", "-+", "--")),
+    **dict.fromkeys(("level", "count"), ("0", "1", "2", "3")),
+    "pair": ("yy", "yn", "ny", "nn"),
+}
+"""Kinds whose four values are the four options; of other kinds, two have to occur."""
+_PSEUDO, _VALUES = 0.1, 4  # pseudo-counts of a value, and how many values a fact is taken to have
+
+Axes, Names = tuple[int, ...], tuple[str, ...]
+Value = str | tuple[float, ...]  # what is true of a fact: a category, or measurements
+
+
+class Fact(NamedTuple):
+    """What something is said about."""
+
+    kind: str  # of question; "present" for one structure's presence
+    dimension: str
+    axes: Axes = ()  # along which it is measured; 0 is x
+    names: Names = ()  # in alphabetical order
+
+
+Claim = tuple[Fact, Value, int]  # that a fact has a value; to which power its probability counts
+
+
+def keep_probability(probabilities: Sequence[float]) -> float:
+    """``min(P) / P1``, the truth's P1 first; 0 if the least likely option is next to impossible."""
+    lowest = min(probabilities)
+    return 0.0 if lowest < CERTAIN * max(probabilities) else lowest / probabilities[0]
+
+
+@dataclass(frozen=True)
+class AnswerPrior:
+    """How often each value of each fact was true."""
+
+    counts: Mapping[Fact, Mapping[Value, int]]  # number of studies in which it was the truth
+    studies: int = 0  # how many were looked at
+    _samples: dict[Fact, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def merged(cls, parts: Iterable[AnswerPrior]) -> AnswerPrior:
+        """The prior of all studies of several, in any order."""
+        counts, studies = defaultdict(Counter), 0
+        for part in parts:
+            studies += part.studies
+            for fact, values in part.counts.items():
+                counts[fact].update(values)
+        return cls(dict(counts), studies)
+
+    def probability(self, fact: Fact, value: Value) -> float:
+        """Probability that a fact has a value, before looking."""
+        counted = self.counts.get(fact, {})
+        return (counted.get(value, 0) + _PSEUDO) / (sum(counted.values()) + _PSEUDO * _VALUES)
+
+    def keep_value(self, fact: Fact, value: Value) -> float:
+        """Probability to keep a question whose options are the :data:`FOUR_VALUES` of a fact."""
+        counted, others = self.counts.get(fact, {}), set(FOUR_VALUES[fact.kind]) - {value}
+        return keep_probability([counted.get(v, 0) + _PSEUDO for v in (value, *others)])
+
+    def keep(self, options: Sequence[Sequence[Claim]]) -> float:
+        """Probability to keep a question whose options make these claims, the true one first."""
+        products = (math.prod(self.probability(f, v) ** n for f, v, n in o) for o in options)
+        return keep_probability(list(products))
+
+    def open_names(self, kind: str, dimension: str, axes: tuple[int, ...] = ()) -> frozenset:
+        """Names of the facts about which one has to look: met, and no value nearly certain."""
+        return self._open.get((kind, dimension, axes), frozenset())
+
+    @cached_property
+    def _open(self) -> dict[tuple, frozenset]:
+        names = defaultdict(list)
+        for fact, values in self.counts.items():
+            ranked = sorted((*values.values(), 0, 0, 0), reverse=True)
+            least = ranked[3 if fact.kind in FOUR_VALUES else 1]
+            if least + _PSEUDO >= CERTAIN * (ranked[0] + _PSEUDO):
+                names[fact[:3]].append(fact.names)
+        return {key: frozenset(of_key) for key, of_key in names.items()}
+
+    def are_exclusive(self, dimension: str, a: str, b: str) -> bool:
+        """Whether either of two structures is met without the other, as far as is known."""
+        values = self.counts.get(Fact("pair", dimension, (), (a, b) if a < b else (b, a)))
+        least, most = sorted((values or {"yn": 1, "ny": 1}).get(v, 0) for v in ("yn", "ny"))
+        return least >= CERTAIN * most > 0
+
+    def occurring(self, fact: Fact, values: Iterable[str]) -> list[str]:
+        """Those of the values that ever occur: one that never does would give itself away."""
+        counted = self.counts.get(fact, {})
+        known = sum(counted.values()) >= ENOUGH
+        return [value for value in values if not known or counted.get(value)]
+
+    def elsewhere(self, fact: Fact, apart: Callable[[Sequence], bool]) -> tuple[list, list] | None:
+        """What was measured in other patients, and the standard deviation of each number in it;
+        None where fewer than one in ten sets of four are ``apart``: those would come up again."""
+        if fact not in self._samples:
+            rows = sorted(v for v, n in self.counts.get(fact, {}).items() for _ in range(n))
+            rng, trials = random.Random(str(fact)), range(50 if len(rows) >= ENOUGH else 0)
+            varied = sum(apart(rng.sample(rows, 4)) for _ in trials) >= 5
+            self._samples[fact] = (rows, np.std(rows, axis=0).tolist()) if varied else None
+        return self._samples[fact]
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON: one record a fact, in a fixed order."""
+        table = sorted(self.counts.items())
+        facts = [{**fact._asdict(), "counts": sorted(values.items())} for fact, values in table]
+        write_json(path, {"studies": self.studies, "facts": facts})
+
+    @classmethod
+    def load(cls, path: str | Path) -> AnswerPrior:
+        """Read what :meth:`save` wrote; :class:`DatasetError` when it is something else."""
+        saved, counts = read_json(path), {}
+        try:
+            for row in saved["facts"]:
+                fact = Fact(row["kind"], row["dimension"], tuple(row["axes"]), tuple(row["names"]))
+                pairs = ((v if isinstance(v, str) else tuple(v), int(n)) for v, n in row["counts"])
+                counts[fact] = dict(pairs)
+            return cls(counts, int(saved["studies"]))
+        except (KeyError, TypeError, ValueError) as error:
+            expected, do = "a saved answer prior", "learn the prior again"
+            raise DatasetError(path, expected, repr(error), do) from error

@@ -1,0 +1,301 @@
+"""What a record is, and the typed columns in which a data set stores it.
+
+A record is one question with its grounded answer: *text and references*, never pixels. Its reply is
+what the model shall write itself, ``<think>The mass at <|box_start|>[98,107,153,154]<|box_end|>
+...</think>A. Anterior``; the crops follow from the boxes (:mod:`unireason_lib.imaging.crops`).
+
+A row has the columns of the released UniMed-CoT (``messages`` or ``prompt``, ``image_ids``,
+``reward_model``, ...), so that scripts made for it run on our sets, and typed columns with all that
+makes up a :class:`Record`: what one filters by is a column, never JSON in a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Features, List, Value
+
+from unireason_lib.answers import THINK_END, THINK_START
+from unireason_lib.boxes import Box, Box2D, Box3D, format_box, parse_boxes, scan_boxes
+from unireason_lib.errors import DatasetError
+from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.imaging.crops import crop_region, slice_range
+from unireason_lib.prompts import question_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from unireason_lib.dataset.questions import Question
+    from unireason_lib.dataset.rationales import Rationale
+    from unireason_lib.dataset.view import View
+
+PLACEHOLDER = "<image>"
+"""Stands in a text for each image of the user's turn (released form)."""
+
+_TEXT, _INT = Value("string"), Value("int64")
+_TURNS = List({"role": _TEXT, "content": _TEXT})
+_FRAME = ("patch_size", "merge_size", "min_pixels", "max_pixels", "resample")
+_PLAIN = (
+    "id study patient split source modality dimension family kind question answer license "
+    "writer asked"
+).split()
+_OF_THE_STUDY = ("patient", "source", "modality", "license")
+_OF_THE_QUESTION = ("id", "study", "dimension", "family", "kind", "answer")
+_TYPED = {
+    **dict.fromkeys(_PLAIN, _TEXT),
+    "seed": _INT,
+    "options": List({"letter": _TEXT, "text": _TEXT}),
+    "names": List(_TEXT),
+    "boxes": List({"name": _TEXT, "box": List(Value("int32"))}),
+    "image_size": List(Value("int32")),
+    "serialization": {
+        "size": List(Value("int32")),
+        "window": _TEXT,  # a name; null when the window is low ... high
+        "low": Value("float64"),
+        "high": Value("float64"),
+        "frame": dict.fromkeys(_FRAME, _INT),
+    },
+    "scan": {"spec": _TEXT, "key": _TEXT},
+}
+SFT_FEATURES = Features({"messages": _TURNS, "image_ids": List(_TEXT), **_TYPED})
+"""Columns of ``sft``: conversations with the reply to learn."""
+RL_FEATURES = Features(
+    {
+        **{"prompt": _TURNS, "image_ids": List(_TEXT)},
+        **{"data_source": _TEXT, "agent_name": _TEXT, "ability": _TEXT},
+        "reward_model": {"style": _TEXT, "ground_truth": _TEXT},
+        "extra_info": {"id": _TEXT, "split": _TEXT},  # verl wants a dictionary here
+        **_TYPED,
+    }
+)
+"""Columns of ``rl``: the same questions without the reply, with the letter that is rewarded."""
+IMAGE_FEATURES = Features({"image_id": _TEXT, "path": _TEXT, "bytes": Value("binary")})
+"""Columns of ``images``: every image once, as PNG."""
+REFUSED_FEATURES = Features(dict.fromkeys("reason detail source study record text".split(), _TEXT))
+"""Columns of ``refused``: what was left out, and why."""
+
+
+@dataclass(frozen=True)
+class ScanReference:
+    """Where a scan is: its source (a ``SourceSpec`` without the folder) and its key there."""
+
+    spec: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question, its options, and the reply to learn; the first fields are as of the study."""
+
+    id: str  # unique in a data set
+    study: str
+    patient: str
+    source: str
+    modality: str
+    dimension: Literal["2d", "3d"]  # one image, or the slices of a volume
+    family: str
+    question: str
+    options: Mapping[str, str]  # letter -> text
+    answer: str  # letter
+    reply: str  # what the assistant writes, boxes included, crops not
+    image_ids: tuple[str, ...] = ()  # one, or the slices from foot to head
+    evidence: tuple[tuple[str, tuple[int, ...]], ...] = ()  # structure, box, as in the reply
+    image_size: tuple[int, int] | None = None  # rows, columns, before the processor
+    serialization: Mapping[str, Any] = field(default_factory=dict)  # size, window, frame
+    scan: ScanReference | None = None
+    stored: bool = True  # whether the data set has the images; else the scan is read again
+    license: str = ""
+    writer: str = ""  # who wrote the reply
+    seed: int = 0
+    split: str = ""  # "train", "val" or "test"; empty before it is decided
+    kind: str = ""
+    names: tuple[str, ...] = ()  # what the question is about
+    asked: str = ""  # the user's words when they are not those of `prompts.question_text`
+
+    @classmethod
+    def make(
+        cls, view: View, question: Question, rationale: Rationale, *, spec: str = "", **more: Any
+    ) -> Record:
+        """Put a question about a study and its rationale together; nothing is checked here.
+        ``spec`` is that of the source, ``more`` are other fields: writer, seed, stored ..."""
+        parts = rationale.parts
+        thought = "".join(p if isinstance(p, str) else format_box(p.box) for p in parts)
+        points = [part for part in parts if not isinstance(part, str)]
+        shared = {name: getattr(view.study, name) for name in _OF_THE_STUDY}
+        shared |= {name: getattr(question, name) for name in _OF_THE_QUESTION}
+        values = {
+            "image_ids": image_ids_of(view),
+            "question": question.text,
+            "options": dict(question.options),
+            "names": tuple(question.names),
+            "reply": f"{THINK_START}{thought}{THINK_END}{question.answer}. {question.truth}",
+            "evidence": tuple((p.structure, tuple(map(int, p.box.as_tuple()))) for p in points),
+            "image_size": tuple(map(int, view.image_size)),
+            "serialization": view.serialization,
+            "scan": ScanReference(spec, view.study.key) if spec else None,
+        }
+        return cls(**{**shared, **values, **more})
+
+    @property
+    def truth(self) -> str:
+        """The right option as the reply ends: ``"B. left kidney"``."""
+        return f"{self.answer}. {self.options[self.answer]}"
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The boxes in the reply, in order."""
+        return parse_boxes(self.reply)
+
+    @property
+    def user_text(self) -> str:
+        """The words of the user's turn."""
+        slices = len(self.image_ids) if self.dimension == "3d" and self.image_ids else None
+        return self.asked or question_text(self.question, self.options, slices)
+
+    @property
+    def frame(self) -> ProcessorFrame:
+        """The processor in whose pixels the boxes are written; DatasetError if unknown."""
+        if not self.serialization.get("frame"):
+            do = "pass the frame of the processor for which the set was made"
+            raise DatasetError(self.id, "the frame of the boxes (serialization.frame)", "none", do)
+        return ProcessorFrame(**self.serialization["frame"])
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation in chat form, images as references: image ids in the user's turn, and
+        behind every box of the reply ``{"crop": {"box": [...], "slice": z}}`` for each slice."""
+
+        def crops(box: Box) -> list[dict[str, Any]]:
+            numbers = [int(n) for n in box.as_tuple()]
+            spanned = slice_range(box, len(self.image_ids))
+            return [{"crop": {"box": numbers, "slice": z}} for z in spanned]
+
+        return self._conversation(self.image_ids, crops)
+
+    def load(
+        self, images: Sequence[Image.Image], frame: ProcessorFrame | None = None
+    ) -> list[dict[str, Any]]:
+        """The conversation with images in place of references, as the model is shown them.
+
+        Args:
+            images: One for every image id, in order, at any size.
+            frame: The processor's frame; None takes the one in which the boxes are written.
+        """
+        if len(images) != len(self.image_ids):
+            do = "load the images of this record's image_ids"
+            raise DatasetError(self.id, f"{len(self.image_ids)} images", len(images), do)
+        aligned = [(frame or self.frame).aligned(image) for image in images]
+        return self._conversation(
+            aligned, lambda box: [{"image": crop} for crop in crop_region(aligned, box)]
+        )
+
+    def _conversation(
+        self, images: Sequence[Any], crops_of: Callable[[Box], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        user = [{"type": "image", "image": image} for image in images]
+        reply: list[dict[str, Any]] = []
+        for text, box in split_reply(self.reply):
+            reply.append({"type": "text", "text": text})
+            reply += [{"type": "image", **crop} for crop in (crops_of(box) if box else ())]
+        turns = {"user": [*user, {"type": "text", "text": self.user_text}], "assistant": reply}
+        return [{"role": role, "content": content} for role, content in turns.items()]
+
+    def to_row(self, form: Literal["sft", "rl"] = "sft") -> dict[str, Any]:
+        """The record as a row; the ids of images that are not stored are left out of it."""
+        image_ids = list(self.image_ids) if self.stored else []
+        turns = {"user": PLACEHOLDER * len(image_ids) + self.user_text, "assistant": self.reply}
+        window = self.serialization.get("window")
+        low, high = (None, None) if window is None or isinstance(window, str) else window
+        row = {
+            "messages": [{"role": role, "content": text} for role, text in turns.items()],
+            "image_ids": image_ids,
+            **{name: getattr(self, name) for name in (*_PLAIN, "seed")},
+            "options": [{"letter": k, "text": text} for k, text in self.options.items()],
+            "names": list(self.names),
+            "boxes": [{"name": name, "box": list(box)} for name, box in self.evidence],
+            "image_size": self.image_size and list(self.image_size),
+            "serialization": {
+                **{"size": None, "frame": None, **self.serialization},
+                **{"window": window if low is None else None, "low": low, "high": high},
+            },
+            "scan": self.scan and asdict(self.scan),
+        }
+        if form == "sft":
+            return row
+        return rl_table(pa.Table.from_pylist([row], SFT_FEATURES.arrow_schema)).to_pylist()[0]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Record:
+        """A row of ``sft`` or ``rl`` as a record; the reply of an ``rl`` row is empty."""
+        if missing := [name for name in _TYPED if name not in row]:
+            do = "read the authors' release with unireason_lib.dataset.release"
+            raise DatasetError("row", "typed columns", f"no {', '.join(missing)}", do)
+        turns = row.get("messages") or row["prompt"]
+        layout = dict(row["serialization"])
+        low, high = layout.pop("low"), layout.pop("high")
+        layout["window"] = layout["window"] if low is None else [low, high]
+        layout = {} if layout["window"] is None else layout
+        image_ids = tuple(row["image_ids"])
+        if layout and not image_ids:
+            image_ids = _image_names(row["source"], row["study"], layout)
+        return cls(
+            **{name: row[name] for name in (*_PLAIN, "seed")},
+            options={option["letter"]: option["text"] for option in row["options"]},
+            names=tuple(row["names"]),
+            reply=turns[1]["content"] if len(turns) > 1 else "",
+            image_ids=image_ids,
+            stored=bool(row["image_ids"]),
+            evidence=tuple((box["name"], tuple(box["box"])) for box in row["boxes"]),
+            image_size=tuple(row["image_size"]) if row["image_size"] else None,
+            serialization=layout,
+            scan=ScanReference(**row["scan"]) if row["scan"] and row["scan"]["key"] else None,
+        )
+
+
+def rl_table(sft: pa.Table) -> pa.Table:
+    """Rows of ``sft`` as rows of ``rl``."""
+    columns = {name: sft[name].combine_chunks() for name in sft.column_names}
+    words = ("rule", "urm_single_assistant", "medical_vqa")  # as the authors' fork of verl has them
+    rule, agent, ability = (pa.repeat(text, len(sft)) for text in words)
+    struct = pa.StructArray.from_arrays
+    columns |= {
+        "prompt": pc.list_slice(columns["messages"], 0, 1),
+        **{"data_source": columns["source"], "agent_name": agent, "ability": ability},
+        "reward_model": struct([rule, columns["answer"]], ["style", "ground_truth"]),
+        "extra_info": struct([columns["id"], columns["split"]], ["id", "split"]),
+    }
+    return pa.table({name: columns[name] for name in RL_FEATURES}).cast(RL_FEATURES.arrow_schema)
+
+
+def split_reply(reply: str) -> list[tuple[str, Box | None]]:
+    """A reply cut behind every box: ``(text up to and with the box, box)``; last the rest, None."""
+    boxes = scan_boxes(reply)
+    parts, start = [], 0
+    for (_, end), box in zip(boxes.spans, boxes.boxes, strict=True):
+        parts.append((reply[start:end], box))
+        start = end
+    return [*parts, (reply[start:], None)] if start < len(reply) else parts
+
+
+def image_ids_of(view: View) -> tuple[str, ...]:
+    """Neutral names of a view's images: a hash of source, study and serialization, so that every
+    run gives the same and nothing about a patient can be read there; slices have their number."""
+    return _image_names(view.study.source, view.study.id, view.serialization)
+
+
+def _image_names(source: str, study: str, serialization: Mapping[str, Any]) -> tuple[str, ...]:
+    key = json.dumps([source, study, serialization], sort_keys=True)
+    stem = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+    size = serialization["size"]
+    return (stem,) if size is None else tuple(f"{stem}-{z:03d}" for z in range(size[0]))
+
+
+def box_of(coordinates: Sequence[float]) -> Box:
+    """Four or six numbers as a box."""
+    return (Box2D if len(coordinates) == 4 else Box3D)(*coordinates)

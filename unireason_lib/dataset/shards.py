@@ -1,0 +1,424 @@
+"""Shards: the part of a build that many processes share.
+
+The studies of a source are cut into shards of neighbours. :func:`process_shard` makes of one a
+folder with the tables ``records``, ``images``, ``studies`` and ``refused``::
+
+    study -> view -> questions -> reasoning -> record -> checks -> row
+
+It depends on nothing but the settings, and writes into a temporary folder that is then renamed: a
+folder that is there is done. Who calls it does not matter: this process, a pool, or Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, List, Value
+from PIL import Image
+
+from unireason_lib.dataset import schema
+from unireason_lib.dataset.annotator import LLMWriter, RationaleRefused
+from unireason_lib.dataset.checks import Refusal, check_record, check_truth
+from unireason_lib.dataset.questions import AnswerPrior, Question, ask, learn_prior
+from unireason_lib.dataset.rationales import TemplateWriter
+from unireason_lib.dataset.schema import Record, image_ids_of
+from unireason_lib.dataset.sources import open_source
+from unireason_lib.dataset.sources.base import Entry, Source
+from unireason_lib.dataset.splits import HASH_BYTES, perceptual_hash, voxel_hash
+from unireason_lib.dataset.study import Study
+from unireason_lib.dataset.view import View
+from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError
+from unireason_lib.imaging import Volume, slice_order_report
+from unireason_lib.io import whole_file
+
+if TYPE_CHECKING:
+    from unireason_lib.dataset.build import BuildConfig
+
+SHARD = 64
+"""Most studies in a shard: what is lost when a worker is killed, and what one holds in memory."""
+
+_ROW = {"study_number": Value("int32"), "digest": Value("binary")}
+_STUDY = {
+    **dict.fromkeys(("id", "patient", "split", "source"), Value("string")),
+    **dict.fromkeys(("perceptual_hash", "voxel_hash"), Value("binary")),
+    **{"records": Value("int64"), "warnings": List(Value("string"))},
+}
+TABLES: Mapping[str, pa.Schema] = {
+    "records": Features({**_ROW, **schema.SFT_FEATURES}).arrow_schema,
+    "images": Features({**_ROW, **schema.IMAGE_FEATURES}).arrow_schema,
+    "studies": Features(_STUDY).arrow_schema,
+    "refused": schema.REFUSED_FEATURES.arrow_schema,
+}
+"""Tables of a shard. ``study_number`` counts its ``studies``; digests make the content hash."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a build: its settings, and the folder of what is not finished."""
+
+    config: BuildConfig = field(compare=False)
+    work: Path
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def indexes(self) -> list[Sequence[Entry]]:
+        """The entries of every source that are used."""
+        indexes, limit = [source.index() for source in open_run(self)[0]], self.config.limit
+        return indexes if limit is None else [list(islice(index, limit)) for index in indexes]
+
+    def shards(
+        self, indexes: Sequence[Sequence[Entry]] | None = None, parts: int = 32
+    ) -> Iterator[Shard]:
+        """All studies in shards, in order, and in several ``parts``, so that no process is idle."""
+        indexes = self.indexes() if indexes is None else indexes
+        size = max(1, min(SHARD, sum(map(len, indexes)) // parts))
+        for source, index in enumerate(indexes):
+            for start in range(0, len(index), size):
+                stop = min(start + size, len(index))
+                yield Shard(self, source, start, tuple(index[k] for k in range(start, stop)))
+
+    def prior_path(self, source: int) -> Path:
+        """Where the answer prior of a source is."""
+        return self.work / "priors" / f"{source:02d}.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Neighbouring studies of one source, the first of them the ``start``-th of it."""
+
+    run: Run
+    source: int
+    start: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its tables are; the name follows from the studies, so it fits no others."""
+        keys = repr([entry.key for entry in self.entries])
+        digest = hashlib.blake2b(keys.encode(), digest_size=6).hexdigest()
+        return self.run.work / f"shards/{self.source:02d}/{self.start:08d}-{digest}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A study that was read and asked about; the scan is gone, the reasoning is to come."""
+
+    view: View
+    questions: tuple[Question, ...]
+    images: tuple[Mapping[str, Any], ...]  # rows of the table
+    study: Mapping[str, Any]  # its row
+    shared: Mapping[str, Any]  # fields that all its records have in common
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one study."""
+
+    records: tuple[Record, ...]  # that passed every check
+    images: tuple[Mapping[str, Any], ...]  # rows of the table
+    refused: tuple[Refusal, ...]
+    warnings: tuple[str, ...]  # what looked odd and was kept
+
+
+def process_shard(shard: Shard) -> Path:
+    """Make the tables of one shard, whole or not at all, and return their folder. Errors of a
+    writer that cannot go on come through; answers that were paid for are kept."""
+    if shard.folder.is_dir():
+        return shard.folder
+    writer, drafts = open_run(shard.run)[1], drafts_of(shard)
+    if hasattr(writer, "prepare"):  # it asks many questions at a time, and keeps the answers
+        writer.prepare(items_of(drafts))
+    tables: dict[str, list[Mapping[str, Any]]] = {name: [] for name in TABLES}
+    for draft in drafts:
+        if isinstance(draft, Refusal):
+            tables["refused"].append(asdict(draft))
+            continue
+        outcome, number = finish(draft, writer), len(tables["studies"])
+        records = [record.to_row() for record in outcome.records]
+        rows = {"records": records, "images": outcome.images if records else []}
+        for name, those in rows.items():
+            tables[name] += [{"study_number": number, "digest": _digest(r), **r} for r in those]
+        tables["studies"].append({**draft.study, "records": len(records)})
+        tables["refused"] += map(asdict, outcome.refused)
+    with whole_folder(shard.folder) as temporary:
+        for name, rows in tables.items():
+            table = pa.Table.from_pylist(rows, TABLES[name])
+            with whole_file(temporary / f"{name}.parquet") as file:
+                pq.write_table(table, file, compression="zstd")
+    return shard.folder
+
+
+def learn_shard(shard: Shard) -> AnswerPrior:
+    """The answer prior of one shard's studies, those that can be read."""
+    config = shard.run.config
+
+    def views() -> Iterator[View]:
+        for entry in shard.entries:
+            with contextlib.suppress(UniReasonError):  # counted when its records are due
+                with _reading():
+                    study = open_run(shard.run)[0][shard.source].study(entry.key)
+                yield View(study, config.size, config.window, config.frame)
+
+    with warnings.catch_warnings(action="ignore", category=ScanWarning):
+        return learn_prior(views(), seed=config.seed)
+
+
+def drafts_of(shard: Shard) -> list[Draft | Refusal]:
+    """Read the studies of a shard and ask about them; those that cannot be read are refused."""
+    run, config = shard.run, shard.run.config
+    source = open_run(run)[0][shard.source]
+    prior = _prior(run, shard.source) if config.prior_studies else None
+    stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
+    drafts: list[Draft | Refusal] = []
+    for entry in shard.entries:
+        place = f"{source.name}[{entry.key}]"
+        try:
+            with _reading() as texts:
+                study = source.study(entry.key)
+            place = study.id
+            about = {"spec": source.spec, "stored": stored, "warned": texts}
+            drafts.append(draft_of(config, study, prior, **about))
+        except UniReasonError as error:
+            text = " ".join(str(error).split())
+            if source.path is not None:  # the same words on every machine
+                for root in (os.path.realpath(source.path), str(source.path)):
+                    text = text.replace(root.rstrip("/") + "/", "")
+            drafts.append(Refusal("unreadable", text[:500], source.name, place))
+    return drafts
+
+
+def draft_of(
+    config: BuildConfig,
+    study: Study,
+    prior: AnswerPrior | None = None,
+    *,
+    spec: str = "",
+    stored: bool = True,
+    warned: Sequence[str] = (),
+) -> Draft:
+    """Read a study's scan, and ask about it; ``warned`` was of its labels."""
+    with _reading() as texts:
+        scan = study.scan
+        array = scan.array if isinstance(scan, Volume) else scan
+        hashes = bytes(HASH_BYTES), bytes(16)
+        if config.near_duplicates:
+            hashes = perceptual_hash(array), voxel_hash(array)
+        if study.dimension == "3d":
+            texts += _odd_order(array)
+    view = View(replace(study, scan_source=scan), config.size, config.window, config.frame)
+    numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
+    questions = ask(view, prior=prior, **numbers)
+    shown = replace(view, study=replace(study, scan_source="", labels_source=None))
+    image_ids, images = image_ids_of(view), ()
+    if questions and (stored or config.writer_options.get("images")):
+        with _reading() as more:
+            vars(shown)["pixels"] = view.pixels  # which a writer may send
+        planes = [view.pixels] if study.dimension == "2d" else view.pixels
+        images = tuple(map(image_row, image_ids, planes)) if stored else ()
+        texts += more
+    row = {name: getattr(study, name) for name in ("id", "patient", "split", "source")}
+    row |= {"perceptual_hash": hashes[0], "voxel_hash": hashes[1]}
+    known = [study.details["warning"]] if "warning" in study.details else []
+    row["warnings"] = list(dict.fromkeys([*warned, *known, *texts]))
+    shared = {"spec": spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
+    return Draft(shown, tuple(questions), images, row, shared)
+
+
+def items_of(drafts: Iterable[Draft | Refusal]) -> list[tuple[Question, View]]:
+    """What a writer is asked."""
+    read = (draft for draft in drafts if isinstance(draft, Draft))
+    return [(question, draft.view) for draft in read for question in draft.questions]
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[list[str]]:
+    """Collect what is warned of, and make of whatever a decoder raises about a broken file our
+    error, which costs one study."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ScanWarning)
+        try:
+            yield texts
+        except (UniReasonError, MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            raise ScanError(f"{type(error).__name__}: {error}") from error
+    texts += [str(w.message) for w in caught if issubclass(w.category, ScanWarning)]
+
+
+def _odd_order(array: np.ndarray) -> list[str]:
+    """What is odd about the order of slices."""
+    order = slice_order_report(array)
+    words = [f"slices {list(order.duplicates)} repeat the one before"] if order.duplicates else []
+    words += [f"breaks after slices {list(order.breaks)}"] if order.breaks else []
+    words += ["slices look shuffled"] if order.looks_shuffled else []
+    return ["; ".join(words)] if words else []
+
+
+def finish(draft: Draft, writer: Any) -> Outcome:
+    """Write the reasoning of a draft's questions, and check what comes out."""
+    records, refused, seen = [], [], set()
+    place = draft.view.study.source, draft.view.study.id
+    for question in draft.questions:
+        try:
+            rationale = writer.write(question, draft.view)
+        except RationaleRefused as error:  # a spent budget is none: it stops the build
+            refused.append(Refusal("unwritable", str(error), *place, question.id))
+            continue
+        record = Record.make(draft.view, question, rationale, writer=writer.name, **draft.shared)
+        wording = (record.question, *sorted(record.options.values()))
+        problem = check_record(record) or check_truth(record, draft.view, question)
+        if problem is None and wording in seen:
+            problem = "duplicate question", record.question
+        if problem is None:
+            seen.add(wording)
+            records.append(record)
+        else:
+            refused.append(Refusal(*problem, *place, record.id, record.reply))
+    return Outcome(tuple(records), draft.images, tuple(refused), tuple(draft.study["warnings"]))
+
+
+def make_writer(config: BuildConfig) -> Any:
+    """The rationale writer of the settings."""
+    kinds = {"template": TemplateWriter, "llm": LLMWriter}
+    if config.writer not in kinds:
+        raise DatasetError("writer", "template or llm", repr(config.writer), "choose one")
+    kind, usual = kinds[config.writer], {"seed": config.seed} if config.writer == "template" else {}
+    try:
+        return kind(**{**usual, **config.writer_options})
+    except TypeError as error:
+        allowed = f"options of {', '.join(inspect.signature(kind).parameters)}"
+        raise DatasetError(f"writer {config.writer}", allowed, error, "correct them") from error
+
+
+def image_row(image_id: str, pixels: np.ndarray) -> dict[str, Any]:
+    """An image, (Y, X) or (Y, X, 3) uint8, as a row of ``images``; PNG keeps every pixel."""
+    Image.fromarray(pixels).save(stream := io.BytesIO(), "PNG", compress_level=4)
+    return {"image_id": image_id, "path": f"images/{image_id}.png", "bytes": stream.getvalue()}
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder that is there completely or not at all: it is renamed at the end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".partial"))
+    try:
+        yield temporary
+        if not folder.is_dir():  # else another worker was first, with the same rows
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def open_run(run: Run) -> tuple[list[Source], Any]:
+    """Sources and writer of a run, opened once a process."""
+    sources = [open_source(s.name, s.path, **s.options) for s in run.config.sources]
+    return sources, make_writer(run.config)
+
+
+@lru_cache(maxsize=1)
+def _prior(run: Run, source: int) -> AnswerPrior:
+    return AnswerPrior.load(run.prior_path(source))
+
+
+def _digest(row: Mapping[str, Any]) -> bytes:
+    """A hash of a row, the same for the same content."""
+    text = json.dumps(row, sort_keys=True, default=lambda data: hashlib.sha1(data).hexdigest())
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+# --- who works ---------------------------------------------------------------------------------
+
+Execute = Callable[[Callable[[Shard], Any], Iterable[Shard]], Iterator[Any]]
+
+
+@contextlib.contextmanager
+def executor(workers: int, ray: str | None = None) -> Iterator[Execute]:
+    """Give ``execute(function, shards)``, which yields results as they are done: in this process,
+    in several, or at the address of a Ray cluster that sees the folders under the same paths."""
+    if ray is None and workers < 2:
+        yield map
+        return
+
+    def execute(function: Callable[[Shard], Any], shards: Iterable[Shard]) -> Iterator[Any]:
+        waiting = iter(shards)  # a bounded number runs: memory does not grow with the shards
+        running = {submit(function, shard) for shard in islice(waiting, most)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {submit(function, shard) for shard in islice(waiting, len(done))}
+            yield from (future.result() for future in done)
+
+    with _pool(workers) if ray is None else _ray(workers, ray) as (submit, most):
+        yield execute
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[tuple[Callable[..., Future], int]]:
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__])
+    held, alive = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _become_worker, (held,))
+    try:
+        yield pool.submit, 2 * workers
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        do = "use fewer, go on, and in a script build below `if __name__ == '__main__':`"
+        raise DatasetError("workers", "processes that live", "one that was killed", do) from error
+    finally:
+        alive.close()  # whoever still works ends now: unfinished shards are made again
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _become_worker(held: Any) -> None:
+    """One thread; Ctrl-C is left to the parent; the end comes when it lets go of the pipe."""
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError):
+            held.recv()
+        os._exit(1)
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    pa.set_cpu_count(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _ray(workers: int, address: str) -> Iterator[tuple[Callable[..., Future], int]]:
+    """The same shards as plain Ray tasks."""
+    try:
+        import ray
+    except ImportError as error:
+        do = "pip install -e '.[ray]'"
+        raise DatasetError("--ray", "the package ray", "none", do) from error
+    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    ray.init(address, log_to_driver=False, **own)
+    remote = ray.remote(num_cpus=1, max_retries=2)
+    try:
+        most = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
+        yield lambda function, shard: remote(function).remote(shard).future(), most
+    finally:
+        ray.shutdown()

@@ -1,0 +1,160 @@
+"""What the model looks at, and the way back: from a box in a reply to the image, voxels and mm.
+
+A box is written in pixels of the *frame*, the image as the processor shows it to the model. Readers
+of results want it on the scan: each line says how that was laid out and where the boxes lie in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unireason_lib.boxes import Box, Box2D, Box3D
+from unireason_lib.errors import RequestError, ScanWarning
+from unireason_lib.imaging.frame import ProcessorFrame
+from unireason_lib.imaging.order import slice_order_report
+from unireason_lib.imaging.read import load_image, load_volume
+from unireason_lib.imaging.serialize import PAPER_SIZE, Serialization, serialize
+from unireason_lib.imaging.volume import Volume
+from unireason_lib.imaging.window import Window
+from unireason_lib.io import safe_path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How scans are read; an impossible size or unknown window is a ``ScanError``."""
+
+    size: tuple[int, int, int] = PAPER_SIZE  # slices, rows, columns of a volume
+    window: Window | None = None  # None: percentile for volumes, all of the range for images
+    image_size: tuple[int, int] | None = None  # rows, columns to which an image is shrunk at most
+    key: str | None = None  # which array of an .npz with several
+    volume: int | None = None  # which volume of a 4D file
+    fill: float | None = None  # in place of NaN and infinities; None refuses them
+
+    def __post_init__(self) -> None:
+        Serialization(self.size, self.window or "percentile", self.image_size)  # checks them
+
+    @classmethod
+    def like(cls, trained: Serialization | None, *, dimension: str = "3d", **given: Any) -> Reading:
+        """What is given by hand (and not None), else what a checkpoint was trained with, else the
+        paper's. A ``ScanWarning`` when something else is given than it was trained with."""
+        given = {name: value for name, value in given.items() if value is not None}
+        names = ("image_size",) if dimension == "2d" else ("size", "window")
+        usual = {} if trained is None else {name: getattr(trained, name) for name in names}
+        for name in usual.keys() & given.keys():
+            if usual[name] != given[name]:
+                message = f"{name} {given[name]}, but this checkpoint was trained with"
+                message += f" {usual[name]}: expect worse answers"
+                warnings.warn(message, ScanWarning, stacklevel=2)
+        return cls(**{**usual, **given})
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """The images of one question."""
+
+    images: tuple[Image.Image, ...]  # one RGB image, or the slices of a volume from foot to head
+    reading: Reading  # how they were read, with the window that was taken
+    shape: tuple[int, ...]  # rows, columns, or (Z, Y, X) of the volume, before any resize
+    volume: Volume | None = None  # the volume's geometry, without its voxels; None in 2D
+    range: tuple[float, float] | None = None  # scan values of a volume that became black and white
+    warnings: tuple[str, ...] = ()
+
+    def record(self, boxes: Sequence[Box], frame: ProcessorFrame) -> dict[str, Any]:
+        """What a line of results says of the scan, and of the ``boxes`` of a reply in it.
+
+        Returns:
+            ``frame``: rows and columns of the images as the model sees them, and how many.
+            ``serialization``: the fields of :class:`Reading`, ``shape`` of the scan, and of a
+            volume the ``range`` shown, ``spacing`` in mm (Z, Y, X) and ``affine`` (None without
+            geometry). Where the boxes lie, clipped to the scan, None where they do not overlap it:
+            in 2D ``boxes_image`` in pixels of the file, in 3D ``boxes_voxel`` in voxels (L-P-S) and
+            ``boxes_mm``, two opposite corners in world mm (R-A-S). Perhaps ``warnings``.
+        """
+        width, height = self.images[0].size
+        record: dict[str, Any] = {"frame": [*frame.size(height, width), len(self.images)]}
+        layout = {name: value for name, value in vars(self.reading).items() if value is not None}
+        record["serialization"] = layout | {"shape": self.shape}
+        placed = [self._placed(box, frame) for box in boxes]
+        corners = [box and _rounded(box.as_tuple()) for box in placed]
+        if self.volume is None:
+            del record["serialization"]["size"]
+            record["boxes_image"] = corners
+        else:
+            known, volume = self.volume.has_affine, self.volume
+            record["serialization"] |= {
+                "range": _rounded(self.range, 9),
+                "spacing": _rounded(volume.spacing) if known else None,
+                "affine": volume.affine.tolist() if known else None,
+            }
+            mm = [[*map(_rounded, volume.to_mm(b))] if b and known else None for b in placed]
+            record |= {"boxes_voxel": corners, "boxes_mm": mm}
+        return record | ({"warnings": list(self.warnings)} if self.warnings else {})
+
+    def _placed(self, box: Box, frame: ProcessorFrame) -> Box | None:
+        """A box of the frame in pixels or voxels of the scan, clipped to it."""
+        if self.volume is None and isinstance(box, Box3D):
+            box = box.xy
+        if self.volume is not None and isinstance(box, Box2D):
+            return None  # four numbers name no slice of a volume
+        (width, height), sides = self.images[0].size, self.shape[::-1]
+        shown = (width, height, len(self.images))
+        factors = (old / new for old, new in zip(sides, shown, strict=False))
+        box = frame.from_frame(box, height, width).scale(*factors).clip(*sides)
+        return None if box.is_empty else box
+
+
+def read_scan(path: str | Path, dimension: str, reading: Reading | None = None) -> Scan:
+    """Read an image (``"2d"``) or volume (``"3d"``) for a question, or raise a ``ScanError``."""
+    read = _read_image if dimension == "2d" else _read_volume
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ScanWarning)
+        scan = read(path, reading or Reading())
+    notes = [str(one.message) for one in caught if issubclass(one.category, ScanWarning)]
+    return replace(scan, warnings=tuple(dict.fromkeys(notes)))
+
+
+def _read_image(path: str | Path, reading: Reading) -> Scan:
+    reading = replace(reading, window=reading.window or "minmax")
+    image = load_image(path, reading.window)
+    shape = image.height, image.width
+    rows, columns = reading.image_size or shape
+    factor = min(1, rows / image.height, columns / image.width)
+    if factor < 1:
+        image = image.resize([max(1, round(side * factor)) for side in image.size])
+    return Scan((image,), reading, shape)
+
+
+def _read_volume(path: str | Path, reading: Reading) -> Scan:
+    reading = replace(reading, window=reading.window or "percentile")
+    volume = load_volume(path, key=reading.key, frame=reading.volume)
+    stack = serialize(volume, reading.size, reading.window, reading.fill)
+    for message in slice_order_report(volume).messages:
+        warnings.warn(message, ScanWarning, stacklevel=2)
+    # without the voxels, which the images have already: many scans may wait at a time
+    geometry = replace(volume, array=np.broadcast_to(np.uint8(0), volume.shape))
+    return Scan(tuple(stack.images()), reading, volume.shape, geometry, stack.range)
+
+
+def scan_below(root: str | Path, name: str, absolute: bool = False) -> Path:
+    """The scan that a data file names, below the folder that the user named; with ``absolute`` also
+    by an absolute path that leads there. A ``RequestError`` when the path leads out of it, a series
+    has a link that does, or it is a device."""
+    root = Path(root).resolve()
+    path = safe_path(root, name, "the scan's path", RequestError, absolute)
+    for part in path.iterdir() if path.is_dir() else [path]:
+        plain = part.is_file() or part.is_dir() or not part.exists()
+        if not (plain and part.resolve().is_relative_to(root)):
+            do, found = "put a copy there", "a link out of it, a device or a pipe"
+            raise RequestError(part, f"regular files inside {root.name}/", found, do)
+    return path
+
+
+def _rounded(values: Any, digits: int = 4) -> list[float]:
+    return [round(float(value), digits) for value in values]

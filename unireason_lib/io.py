@@ -1,0 +1,233 @@
+"""Files: written whole, read without trust.
+
+Everything that this package writes goes through :func:`whole_file` (under a temporary name, then
+renamed), every path that stands in a data file through :func:`safe_path`, every image through
+:func:`open_image`, and every folder that two processes could write through :func:`locked`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any
+
+from PIL import Image
+
+from unireason_lib.errors import DatasetError, ScanError, UniReasonError
+
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+"""Formats that are decoded. Pillow guesses among all that it knows unless it is told, and some of
+those start other programs (EPS runs Ghostscript)."""
+
+MAX_IMAGE_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded."""
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Write a file that is there completely or not at all; an old one stays until the new one is.
+
+    Raises:
+        DatasetError: The disk, or the user's quota of it, is full. Nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: str | bytes | Iterable[str]) -> None:
+    """Write text, bytes or a stream of text with :func:`whole_file`."""
+    parts = [content] if isinstance(content, str | bytes) else content
+    with whole_file(path) as file:
+        for part in parts:
+            # half a surrogate pair, as some models write, becomes its escape
+            file.write(
+                part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
+            )
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file, whole; the same value gives the same bytes."""
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def disk_error(path: str | Path, error: OSError) -> Exception:
+    """A full disk in words that name the file; any other error of the system as it is."""
+    if error.errno not in (ENOSPC, EDQUOT, EFBIG):
+        return error
+    return DatasetError(
+        path,
+        "space on the disk for this file",
+        f"none ({error.strerror})",
+        "free some space and run the same command again; what is finished is kept",
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``; the system frees it with the process, however that ends.
+
+    Args:
+        path: The lock file; made when missing, with its folders.
+        what: What is locked, for the message.
+        wait: Whether another holder is waited for; else it is an error.
+
+    Raises:
+        DatasetError: Another process holds it, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            do = "wait for it, or choose another output"
+            if not wait:
+                raise DatasetError(
+                    what, "nobody else writing it", "a running process", do
+                ) from None
+            print(f"{what}: waiting for the process that writes it", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        do = "choose another output"
+        raise DatasetError(path.parent, "a writable folder", error.strerror, do) from error
+    with lock:
+        lock.release()  # `with` counts one more
+        yield
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path, error: type[UniReasonError] = DatasetError) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        error: Missing, no JSON, or no object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise error(path, "a JSON file", "no such file", "check the path") from None
+    except (OSError, ValueError, RecursionError) as reason:
+        found = " ".join(str(reason).split())[:160]
+        raise error(path, "a JSON object", found, "restore or download the file") from reason
+    if not isinstance(value, dict):
+        raise error(
+            path, "a JSON object", f"a {type(value).__name__}", "check that it is the right file"
+        )
+    return value
+
+
+def safe_path(
+    root: str | Path,
+    written: str,
+    where: object = "path",
+    error: type[UniReasonError] = DatasetError,
+    absolute: bool = False,
+) -> Path:
+    """A path that a data file names, below the folder that the user named.
+
+    Args:
+        root: The folder that may be read.
+        written: The path as written, with slashes; a leading ``./`` is allowed.
+        where: The file that names it, for the message.
+        error: Class of the error.
+        absolute: Whether an absolute path is accepted when it leads below ``root``.
+
+    Raises:
+        error: The path is empty, absolute, or leads out of the folder by ``..`` or by a link.
+    """
+    root = Path(root).resolve()
+    windows = PureWindowsPath(written)
+    foreign = "\0" in written or "\\" in written or windows.drive
+    inner = PurePosixPath(written)
+    if not written.strip() or foreign or (inner.is_absolute() and not absolute):
+        raise error(
+            where, f"a path inside {root.name}/", repr(written), "correct or remove that entry"
+        )
+    path = (root / inner).resolve()
+    if path == root or not path.is_relative_to(root):
+        raise error(
+            where, f"a path inside {root.name}/", repr(written), "correct or remove that entry"
+        )
+    return path
+
+
+def open_image(source: str | Path | bytes, name: object = None) -> Image.Image:
+    """Decode an image file, or the bytes of one, of a format in :data:`IMAGE_FORMATS`.
+
+    Args:
+        source: A path, or the encoded bytes.
+        name: What it is called in messages; a path says so itself.
+
+    Returns:
+        The decoded image in its own mode.
+
+    Raises:
+        ScanError: Missing, of another format, damaged, of several pages, or larger than
+            :data:`MAX_IMAGE_PIXELS`.
+    """
+    name = name or (source if not isinstance(source, bytes) else "image")
+    expected = f"an image ({', '.join(IMAGE_FORMATS)})"
+    try:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(stream, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                limit = f"at most {MAX_IMAGE_PIXELS:,} pixels"
+                raise ScanError(name, limit, f"{width} x {height}", "crop or shrink the image")
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if pages > 1:
+                do = "save the page as a file of its own"
+                raise ScanError(name, "one image", f"{pages} pages", do)
+            image.load()
+            return image
+    except ScanError:
+        raise
+    except FileNotFoundError:
+        raise ScanError(name, expected, "no such file", "check the path") from None
+    except Exception as error:  # decoders of damaged files raise many kinds
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ScanError(name, expected, found, "export or download the image again") from error
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a whole file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
