@@ -11,6 +11,8 @@ from PIL import Image
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script
+from unireason_lib.imaging import Volume, serialize
+from unireason_lib.imaging.volume import UNKNOWN_AFFINE
 
 OPTIONS = {"A": "liver", "B": "left lung"}
 
@@ -327,3 +329,14 @@ def test_impossible_requests_and_settings_are_refused(generator, request_, setti
     request = {"question": "Where?", "images": [image()]} | request_
     with pytest.raises(RequestError, match=message):
         generator.generate([request], **settings)
+
+
+def test_images_of_a_request_may_be_arrays_or_a_slice_stack():
+    array = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    grey = (array // 16).astype(np.uint8)
+    volume = Volume(np.stack([array, array + 5]).astype(np.int16), UNKNOWN_AFFINE)
+    stack = serialize(volume, (2, 64, 64), "minmax")
+    assert [i.mode for i in GroundedRequest("Which?", [grey]).images] == ["RGB"]
+    assert len(GroundedRequest("Which?", stack, dimension="3d").images) == 2
+    with pytest.raises(RequestError, match="0 of 1 images"):
+        GroundedRequest("Which?", [array])

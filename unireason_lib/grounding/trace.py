@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
@@ -34,17 +35,22 @@ class GroundedRequest:
     """
 
     question: str
-    images: Sequence[Image.Image]  # one, or the slices from foot to head
+    images: Sequence[Image.Image]  # one, or the slices; also uint8 arrays, or a SliceStack
     options: Mapping[str, str] = field(default_factory=dict)  # letter -> text; or texts in order
     dimension: str = "2d"  # "3d": slices of a volume. A 2D box means the first image.
     id: str = ""  # for logs, results and the seed of sampling
     messages: Sequence[Mapping[str, Any]] | None = None  # in place of unireason_lib.prompts.chat
 
     def __post_init__(self) -> None:
-        images = [image for image in self.images if isinstance(image, Image.Image)]
-        if self.dimension not in ("2d", "3d") or not images or len(images) < len(self.images):
-            expected = "dimension 2d or 3d and at least one image, all of them PIL images"
-            found = f"dimension {self.dimension!r} and {len(images)} of {len(self.images)} images"
+        given = self.images.images() if hasattr(self.images, "images") else self.images
+        images = [
+            Image.fromarray(image) if getattr(image, "dtype", None) == np.uint8 else image
+            for image in given
+        ]
+        usable = [image for image in images if isinstance(image, Image.Image)]
+        if self.dimension not in ("2d", "3d") or not usable or len(usable) < len(images):
+            expected = "dimension 2d or 3d and at least one image: PIL, uint8 array or SliceStack"
+            found = f"dimension {self.dimension!r} and {len(usable)} of {len(images)} images"
             do = "read files with load_image, or load_volume and serialize(...).images()"
             raise RequestError(f"request {self.id!r}", expected, found, do)
         images = tuple(i if i.mode == "RGB" else i.convert("RGB") for i in images)
