@@ -30,7 +30,7 @@ from unireason_lib.training.forms import check_form, conversation
 _TOKENS = re.compile(r"\d|[^\W\d]+|[^\s\w]")
 
 Images = Callable[[Record], Sequence[Image.Image]]
-"""Gives the pictures of a record, for instance :func:`unireason_lib.dataset.parquet.pictures_of` with a store."""
+"""Gives the pictures of a record, for instance :func:`unireason_lib.dataset.hub.record_images` with a table."""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,9 @@ MAX_BYTES = 3_000_000
 COMMITTED_PROFILE = "laptop"
 PENDING = (
     "00_quickstart",
-    "01_dataset_construction",
     "04_sft",
     "05_outcome_rl",
     "06_evaluation",
-    "07_ablations",
     "08_scaling_up",
 )
 """Notebooks whose outputs wait for a run of hours: they must have none, rather than those of other code."""
