@@ -1,23 +1,28 @@
-"""What a table says of the claims: differences with intervals, corrected for their number, and verdicts that follow."""
+"""What a table of replies says of the claims: differences with intervals, corrected for their
+number (Holm 1979), and the verdicts that follow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from unireason_lib.ablation.grid import Claim
+import pandas as pd
+
+from unireason_lib.ablation.grid import Claim, Grid
 from unireason_lib.errors import UniReasonError
-from unireason_lib.evaluation.statistics import Comparison, compare, holm
-from unireason_lib.evaluation.tidy import paired_runs
+from unireason_lib.evaluation.statistics import Comparison, Interval, compare, holm, mean_over_runs
+from unireason_lib.evaluation.table import paired_runs, runs
 
 LEAST_SEEDS = 3
 """Fewer say something about checkpoints and nothing about conditions."""
 
 LEVEL = 0.05
-"""Of the family of all claims, after Holm's correction."""
+"""Of all claims together, after Holm's correction."""
 
-VERDICTS = ("reproduced", "reversed", "not seen", "cannot tell")
+VALUES = {"correct": "%", "iou_first": "IoU", "format": "format %", "followed": "letter follows %"}
+"""Column of the table of replies -> heading in the table of conditions, behind the dimension."""
 
 
 @dataclass(frozen=True)
@@ -25,71 +30,113 @@ class Verdict:
     """What came of a claim.
 
     Attributes:
-        claim: The claim.
-        comparison: Of the two conditions; None where there are no rows for it.
-        p: p-value after Holm's correction (Holm 1979) for all claims; None where it cannot be judged.
-        verdict: One of :data:`VERDICTS`.
+        name, claim: The claim.
+        comparison: Of its two conditions; None where the table has no replies for it.
+        p: After Holm's correction for all claims; None where it cannot be judged.
+        verdict: "supported at this scale", "contradicted", "inconclusive" or "cannot tell".
         why: In words.
     """
 
+    name: str
     claim: Claim
-    comparison: Comparison | None
-    p: float | None
-    verdict: str
-    why: str
+    comparison: Comparison | None = None
+    p: float | None = None
+    verdict: str = "cannot tell"
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        comparison = self.comparison.to_dict() if self.comparison else None
+        about = {"claim": self.name, **self.claim.model_dump(), "verdict": self.verdict}
+        return {**about, "why": self.why, "p_holm": self.p, "comparison": comparison}
 
 
-def judge(
-    rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim], *, samples: int = 4000
-) -> list[Verdict]:
-    """Compare what each claim compares, and say what follows.
+def judge(grid: Grid, table: pd.DataFrame) -> list[Verdict]:
+    """Compare the conditions of each claim, seed by seed, on the seeds that both have.
 
-    "reproduced": better by an interval that excludes zero, and significant after the correction. "reversed": the same
-    the other way round. "not seen": neither. "cannot tell": fewer than :data:`LEAST_SEEDS` seeds, or no
-    questions.
-
-    Both are compared on the seeds that both have, seed by seed.
-
-    Args:
-        rows: The tidy table.
-        claims: What is claimed.
-        samples: Resamples of the bootstrap over seeds and questions.
+    "supported at this scale": better, by an interval that excludes zero and with p below
+    :data:`LEVEL` after the correction; "contradicted": worse in the same way; "inconclusive":
+    neither; "cannot tell": fewer than :data:`LEAST_SEEDS` seeds, no spread, or no replies. A claim
+    that cannot be judged still counts as one in the correction.
     """
-    found: list[Comparison | str] = []
-    for claim in claims:
-        try:
-            worse, better, patients, _ = paired_runs(
-                rows, claim.worse, claim.better, claim.value, **claim.where
-            )
-            found.append(compare(worse, better, patients, paired_seeds=True, samples=samples))
-        except UniReasonError as error:
-            found.append(str(error))
-    enough = [isinstance(one, Comparison) and min(one.seeds) >= LEAST_SEEDS for one in found]
-    # claims that cannot be judged count among those that were made
-    corrected = holm([one.p if known else 1.0 for one, known in zip(found, enough, strict=True)])
-    return [
-        _verdict(claim, one, p if known else None)
-        for claim, one, p, known in zip(claims, found, corrected, enough, strict=True)
-    ]
+    verdicts = [_compared(Verdict(name, claim), table) for name, claim in grid.claims.items()]
+    p_values = holm([1.0 if one.why else one.comparison.p for one in verdicts])
+    return [one if one.why else _judged(one, p) for one, p in zip(verdicts, p_values, strict=True)]
 
 
-def _verdict(claim: Claim, found: Comparison | str, p: float | None) -> Verdict:
-    if isinstance(found, str):
-        return Verdict(claim, None, None, "cannot tell", found)
-    if p is None:
-        return Verdict(
-            claim,
-            found,
-            None,
-            "cannot tell",
-            f"{min(found.seeds)} seeds that both conditions have, {LEAST_SEEDS} are needed",
+def _compared(one: Verdict, table: pd.DataFrame) -> Verdict:
+    """With its comparison; ``why`` says what stands against judging it, if anything does."""
+    claim, why = one.claim, ""
+    try:
+        worse, better, patients, _ = paired_runs(
+            table, claim.worse, claim.better, claim.value, **claim.where
         )
-    d = found.difference
-    if p < LEVEL and d.low > 0:
-        return Verdict(claim, found, p, "reproduced", "the interval lies above zero")
-    if p < LEVEL and d.high < 0:
-        return Verdict(claim, found, p, "reversed", "the interval lies below zero")
-    why = "the interval holds zero"
-    if not d.low <= 0 <= d.high:
-        why = "its own interval leaves out zero, but p is not below 5 % after the correction for all claims"
-    return Verdict(claim, found, p, "not seen", why)
+        comparison = compare(worse, better, patients, paired_seeds=True)
+    except UniReasonError as error:
+        return replace(one, why=str(error))
+    if min(comparison.seeds) < LEAST_SEEDS:
+        why = f"{min(comparison.seeds)} seeds in both conditions, {LEAST_SEEDS} are needed"
+    elif math.isnan(comparison.p):
+        why = "nothing varies between seeds and patients, so nothing says how sure it is"
+    return replace(one, comparison=comparison, why=why)
+
+
+def _judged(one: Verdict, p: float) -> Verdict:
+    low, high = one.comparison.difference.low, one.comparison.difference.high
+    if p < LEVEL and low > 0:
+        verdict, why = "supported at this scale", "the interval lies above zero"
+    elif p < LEVEL and high < 0:
+        verdict, why = "contradicted", "the interval lies below zero"
+    elif low <= 0 <= high:
+        verdict, why = "inconclusive", "the interval includes zero"
+    else:
+        why = "its own interval excludes zero, but p is 5 % or more after the correction"
+        verdict = "inconclusive"
+    return replace(one, p=p, verdict=verdict, why=why)
+
+
+def means(table: pd.DataFrame, condition: str, **where: str) -> dict[str, Interval]:
+    """``"2D %"``, ``"3D IoU"``, ... -> mean of a condition over seeds and questions, with its 95 %
+    interval; what is not measured is left out. ``where``: as for ``evaluation.table.runs``."""
+    found = {}
+    for value, heading in VALUES.items():
+        for dimension in ("2d", "3d"):
+            try:
+                chosen = runs(table, condition, value, dimension=dimension, **where)
+                found[f"{dimension.upper()} {heading}"] = mean_over_runs(*chosen)
+            except UniReasonError:  # no such replies, or no question that all seeds have
+                continue
+    return found
+
+
+def table_of_conditions(table: pd.DataFrame, names: Iterable[str], **where: str) -> pd.DataFrame:
+    """Means of some conditions with their intervals, as text."""
+    rows = []
+    for name in names:
+        seeds = table.loc[table["condition"] == name, "seed"].nunique()
+        cells = {h: shown(i, "%" in h) for h, i in means(table, name, **where).items()}
+        rows += [{"condition": name, "seeds": seeds, **cells}] if cells else []
+    return pd.DataFrame(rows).fillna("")
+
+
+def table_of_claims(verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """Claims, their differences and verdicts, as text."""
+    rows = []
+    for one in verdicts:
+        claim, found = one.claim, one.comparison
+        row = {"claim": one.name, "better": claim.better, "worse": claim.worse}
+        row["on"] = ", ".join(filter(None, (claim.dimension, claim.kind, claim.value)))
+        percent = not claim.value.startswith("iou")
+        row["difference (95 %)"] = shown(found.difference, percent, "+") if found else ""
+        row["p, Holm"] = "" if one.p is None else f"{one.p:.3f}" if one.p >= 0.001 else "<0.001"
+        rows.append({**row, "verdict": one.verdict})
+    return pd.DataFrame(rows)
+
+
+def shown(interval: Interval, percent: bool = True, sign: str = "") -> str:
+    """``"53.1 (50.2 to 56.0)"``, in percent or as it is."""
+    scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.3f")
+    value, low, high = (
+        f"{scale * x:{form}}" for x in (interval.value, interval.low, interval.high)
+    )
+    return f"{value} ({low} to {high})"

@@ -1,293 +1,296 @@
-"""A grid: conditions x seeds, and the claims that they are held against, read from YAML.
+"""A grid: conditions x seeds, the claims they are held against, and the notebook runs that follow.
 
-A condition says with which parameters the notebooks run, stage by stage: ``sft`` is notebook 04, ``rl`` notebook 05,
-``test`` notebook 06. A claim names two conditions and where one should do better.
+A condition holds the parameters of its notebooks, stage by stage: ``sft`` is notebook 04, ``rl``
+notebook 05, ``test`` notebook 06. A run is named after everything that decides its outcome (stage,
+parameters, seed, and the run it builds on), so two conditions with the same fine-tuning name the
+same run, and :func:`plan` lists it once.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
-from unireason_lib.errors import GridError
-from unireason_lib.profiles import load_profile, near
+from unireason_lib.config import load_profile, near, parse_value
+from unireason_lib.errors import GridError, UniReasonError
 
-STAGES: Mapping[str, str] = {"sft": "04", "rl": "05", "test": "06"}
+STAGES = {"sft": "04", "rl": "05", "test": "06"}
 """Stage -> number of its notebook, in order."""
 
-GIVEN = ("PROFILE", "SEED", "RUN", "RESULTS", "MODEL")
-"""Parameters that the plan fills in: a grid must not."""
-
-_STEPS = re.compile(r"\b(sft|rl)\.steps=(\d+)")
-_DIMENSIONS = ("2d", "3d")
-_VALUES = ("correct", "iou_first", "in_format", "concluded")
-_FAMILIES = ("mixture", "components", "stages", "efficiency", "other")
+PLANNED = ("PROFILE", "SEED", "RUN", "RESULTS", "MODEL")
+"""Parameters that the plan sets; a grid must not."""
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What is done, stage by stage.
+def joined(*overrides: str) -> str:
+    """Several overrides as one text; later ones win."""
+    return ", ".join(filter(None, overrides))
 
-    Attributes:
-        name: In tables and plots.
-        stages: Stage -> parameters of its notebook. Every condition is fine-tuned and tested; RL only where named.
-        about: What it is for.
-    """
 
-    name: str
-    stages: Mapping[str, Mapping[str, Any]]
+def _overrides(given: Any) -> Any:
+    """``a.b=1, c=2`` from a mapping; a text as it is."""
+    if isinstance(given, Mapping):
+        return joined(*(f"{name}={'null' if v is None else v}" for name, v in given.items()))
+    return given
+
+
+def _parameters(given: Any) -> Any:
+    """Parameters of a notebook: literals from the text of the YAML file; a stage without any is ''."""
+    if not isinstance(given or {}, Mapping):
+        raise GridError("parameters", "NAME: VALUE", repr(given), "correct the file")
+    values = {k: parse_value(v) if isinstance(v, str) else v for k, v in (given or {}).items()}
+    for name in set(values) & set(PLANNED):
+        raise GridError("parameters", "those that the study does not set", name, "leave it out")
+    if "OVERRIDES" in values:
+        values["OVERRIDES"] = _overrides(given["OVERRIDES"])
+    return values
+
+
+def _seeds(given: Any) -> Any:
+    """A number of seeds, or the list of them."""
+    return range(int(given)) if isinstance(given, int | str) and str(given).isdigit() else given
+
+
+class _Strict(BaseModel):
+    """Read-only; a name that it does not have is refused with the nearest one it has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, given: Any) -> Any:
+        for name in given if isinstance(given, Mapping) else ():
+            if name not in cls.model_fields:
+                expected, hint = f"names of a {cls.__name__.lower()}", near(name, cls.model_fields)
+                raise GridError("names", expected, repr(name), hint)
+        return given
+
+
+Parameters = Annotated[dict[str, Any], BeforeValidator(_parameters)]
+
+
+class Condition(_Strict):
+    """Parameters of each stage; every condition is fine-tuned and tested, RL only where named."""
+
     about: str = ""
+    sft: Parameters = {}
+    rl: Parameters | None = None
+    test: Parameters = {}
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Stage -> parameters, in order."""
+        return {s: p for s in STAGES if (p := getattr(self, s)) is not None}
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(_Strict):
     """One condition should do better than another.
 
     Attributes:
-        name: In tables.
-        better, worse: The conditions.
-        dimension: Questions that count: ``"2d"``, ``"3d"``, or None for all.
-        value: Column of the table that is compared.
-        kind: Of :data:`unireason_lib.evaluation.tidy.COLUMNS`: only questions of this kind; None: of all.
-        part: Of the study; comparisons are corrected for within all of them.
+        better, worse: Names of the conditions.
+        dimension, kind: Questions that count; None: all.
+        value: Column of the table of replies that is compared.
+        part: Of the study, for figures; p-values are corrected over all parts together.
         says: The claim in words.
     """
 
-    name: str
     better: str
     worse: str
-    dimension: str | None = None
-    value: str = "correct"
+    dimension: Literal["2d", "3d"] | None = None
     kind: str | None = None
-    part: str = "other"
+    value: Literal["correct", "iou_first", "iou_all", "format", "concluded", "followed"] = "correct"
+    part: Literal["mixture", "components", "stages", "efficiency", "other"] = "other"
     says: str = ""
 
     @property
     def where(self) -> dict[str, str]:
-        """Which rows count, as :func:`unireason_lib.evaluation.tidy.runs` takes it."""
-        asked = {"dimension": self.dimension, "kind": self.kind}
-        return {name: value for name, value in asked.items() if value}
+        """Columns and their values that choose the questions."""
+        return self.model_dump(include={"dimension", "kind"}, exclude_none=True)
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(_Strict):
     """A study.
 
     Attributes:
-        name: Of its folder below ``runs/ablation``.
-        about: What it asks.
-        profile: Of all its runs.
-        seeds: Of every condition.
-        overrides: Settings for all stages (``OVERRIDES`` of the notebooks), before those of a condition; for the
-            grid's own profile only.
-        minutes: Stage -> what a run of it takes, where none was measured yet.
-        conditions: Name -> condition, in order.
-        claims: In order.
+        name: Of its folder in ``runs/ablation``.
+        overrides: Settings of all stages (OVERRIDES of the notebooks), before those of a condition.
+        minutes: Stage -> minutes of a run, for the estimate before any was measured.
+        smoke: Conditions that the profile ``smoke`` keeps; none: all.
     """
 
-    name: str
-    profile: str
-    seeds: tuple[int, ...]
-    conditions: Mapping[str, Condition]
-    claims: tuple[Claim, ...] = ()
-    overrides: str = ""
-    minutes: Mapping[str, float] = field(default_factory=dict)
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
     about: str = ""
+    profile: str = "laptop"
+    seeds: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_seeds), Field(min_length=1)] = (
+        tuple(range(5))
+    )
+    overrides: Annotated[str, BeforeValidator(_overrides)] = ""
+    minutes: dict[Literal["sft", "rl", "test"], float] = {}
+    smoke: tuple[str, ...] = ()
+    conditions: Annotated[dict[str, Condition], Field(min_length=1)]
+    claims: dict[str, Claim] = {}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Grid:
+        """Names are those of conditions, seeds differ, and the profile has every setting."""
+        named = {side: name for name, c in self.claims.items() for side in (c.better, c.worse)}
+        for name, where in {**named, **dict.fromkeys(self.smoke, "smoke")}.items():
+            if name not in self.conditions:
+                hint = near(name, self.conditions)
+                raise GridError(where, "one of the conditions", repr(name), hint)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise GridError("seeds", "different numbers", self.seeds, "correct the file")
+        for condition in self.conditions.values():
+            for given in condition.stages.values():
+                load_profile(self.profile, joined(self.overrides, given.get("OVERRIDES", "")))
+        return self
 
     def first_seeds(self, count: int) -> tuple[int, ...]:
-        """So many of its seeds, the first ones; where it has fewer, further numbers follow its largest."""
-        further = range(max(self.seeds) + 1, max(self.seeds) + 1 + max(0, count - len(self.seeds)))
-        return (*self.seeds[:count], *further)
+        """So many of the seeds; where the grid has fewer, numbers above its largest follow."""
+        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + count))[:count]
 
-    def at(self, profile: str, overrides: str = "") -> Grid:
-        """The same study at another size, as a study of its own.
+    def at(self, profile: str | None = None, overrides: str = "") -> Grid:
+        """The same study at another size, under a name of its own.
 
-        The grid's overrides and minutes are those of the profile that it was written for, and are dropped. Where a
-        condition learns for so many steps, it keeps its share of the steps of all.
+        What fits the grid's own profile only is dropped: its overrides, its minutes, and conditions
+        that set ``max_steps``. ``smoke`` keeps the conditions listed for it.
 
         Args:
-            profile: Another profile.
-            overrides: Settings for all stages.
-
-        Raises:
-            GridError: A condition has steps of its own, and the other profile counts in epochs.
+            profile: Another profile; None or the grid's own only adds the overrides.
+            overrides: Settings of all stages.
         """
-        if profile == self.profile:
-            return replace(self, overrides=joined(self.overrides, overrides))
-        own, other = load_profile(self.profile, self.overrides), load_profile(profile, overrides)
-
-        def scaled(found: re.Match[str]) -> str:
-            stage, steps = found[1], int(found[2])
-            of, to = own[stage].steps, other[stage].steps
-            if not of or not to:
-                raise GridError(
-                    f"{self.name} at {profile}",
-                    f"{stage}.steps, since a condition learns for {steps} of {of}",
-                    f"{to} in the profile, which counts in epochs",
-                    f"--set {stage}.steps=NUMBER",
-                )
-            return f"{stage}.steps={max(1, round(to * steps / of))}"
-
-        conditions = {
-            name: replace(
-                condition,
-                stages={
-                    stage: {
-                        k: _STEPS.sub(scaled, v) if k == "OVERRIDES" else v
-                        for k, v in given.items()
-                    }
-                    for stage, given in condition.stages.items()
-                },
-            )
-            for name, condition in self.conditions.items()
-        }
-        return replace(
-            self,
-            name=f"{self.name}-{profile}",
-            profile=profile,
-            conditions=conditions,
-            overrides=overrides,
-            minutes={},
+        if profile in (None, self.profile):
+            return self.model_copy(update={"overrides": joined(self.overrides, overrides)})
+        names = self.smoke if profile == "smoke" and self.smoke else self.conditions
+        kept = {n: self.conditions[n] for n in names if "max_steps" not in repr(self.conditions[n])}
+        claims = {n: c for n, c in self.claims.items() if {c.better, c.worse} <= {*kept}}
+        changed = {"name": f"{self.name}-{profile}", "profile": profile, "overrides": overrides}
+        return self.model_copy(
+            update={**changed, "minutes": {}, "conditions": kept, "claims": claims}
         )
 
 
 def load_grid(path: str | Path) -> Grid:
-    """Read a grid.
+    """Read a grid from YAML. Every scalar is read as text and typed by the schema, so conditions may
+    be called ``no``, ``off`` or ``1``.
 
     Raises:
-        GridError: The file is none, names something unknown, or a claim compares conditions that are not there.
+        GridError: The file cannot be read, or a name, type or setting in it is wrong.
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise GridError(path, "a grid in YAML", str(error), "correct the file") from error
-    if not isinstance(content, dict):
-        raise GridError(path, "names and values", type(content).__name__, "see data/ablations")
-    known = {"name", "about", "profile", "seeds", "overrides", "minutes", "conditions", "claims"}
-    _check_names(path, "a grid", content, known)
-    profile = str(content.get("profile", "laptop"))
-    overrides = _overrides(path, profile, content.get("overrides"))
-    conditions = {
-        str(name): _condition(path, profile, str(name), given)
-        for name, given in _mapping(path, "conditions", content.get("conditions")).items()
-    }
-    claims = tuple(
-        _claim(path, str(name), given, conditions)
-        for name, given in _mapping(path, "claims", content.get("claims", {})).items()
-    )
-    minutes = _mapping(path, "minutes", content.get("minutes", {}))
-    _check_names(path, "minutes", minutes, set(STAGES))
-    if not conditions:
-        raise GridError(path, "conditions", "none", "name at least one")
-    name = str(content.get("name", path.stem))
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise GridError(path, "a name that can be a folder", repr(name), "shorten it")
-    return Grid(
-        name,
-        profile,
-        _seeds(path, content.get("seeds", 5)),
-        conditions,
-        claims,
-        overrides,
-        {stage: float(value) for stage, value in minutes.items()},
-        str(content.get("about", "")),
-    )
-
-
-def _seeds(path: Path, given: Any) -> tuple[int, ...]:
-    seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
-    whole = (
-        isinstance(seeds, list)
-        and seeds
-        and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
-    )
-    if not whole or len(set(seeds)) < len(seeds):
-        raise GridError(
-            path, "seeds: a number of them, or a list of different ones", repr(given), "correct it"
-        )
-    return tuple(seeds)
-
-
-def _condition(path: Path, profile: str, name: str, given: Any) -> Condition:
-    given = dict(_mapping(path, name, given))
-    about = str(given.pop("about", ""))
-    _check_names(path, f"condition {name!r}", given, set(STAGES))
-    stages: dict[str, Mapping[str, Any]] = {}
-    for stage in STAGES:
-        if stage == "rl" and "rl" not in given:
-            continue
-        parameters = dict(_mapping(path, f"{name}, {stage}", given.get(stage) or {}))
-        for parameter in parameters:
-            if parameter in GIVEN:
-                raise GridError(
-                    f"{path}, {name}, {stage}",
-                    "parameters that the plan does not fill in itself",
-                    parameter,
-                    "leave it out",
-                )
-        if "OVERRIDES" in parameters:
-            parameters["OVERRIDES"] = _overrides(path, profile, parameters["OVERRIDES"])
-        stages[stage] = parameters
-    return Condition(name, stages, about)
-
-
-def _claim(path: Path, name: str, given: Any, conditions: Mapping[str, Condition]) -> Claim:
-    given = _mapping(path, f"claim {name!r}", given)
-    allowed = {"better", "worse", "dimension", "value", "kind", "part", "says"}
-    _check_names(path, f"claim {name!r}", given, allowed)
-    for role in ("better", "worse"):
-        if given.get(role) not in conditions:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        return Grid.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        first, do = error.errors()[0], "correct the file"
+        where = ": ".join([str(path), *map(str, first["loc"])])
+        if isinstance(reason := first.get("ctx", {}).get("error"), UniReasonError):
             raise GridError(
-                f"{path}, claim {name!r}",
-                f"{role}: one of its conditions",
-                repr(given.get(role)),
-                near(str(given.get(role)), list(conditions)),
-            )
-    for key, choices in (("dimension", _DIMENSIONS), ("value", _VALUES), ("part", _FAMILIES)):
-        if given.get(key) is not None and given[key] not in choices:
-            raise GridError(
-                f"{path}, claim {name!r}",
-                f"{key}: {', '.join(choices)}",
-                repr(given[key]),
-                "choose one of them",
-            )
-    return Claim(name, **{key: value for key, value in given.items() if value is not None})
+                f"{where}: {reason.subject}", reason.expected, reason.found, reason.do
+            ) from None
+        expected = first["msg"].removeprefix("Input should be ")
+        raise GridError(where, expected, repr(first["input"])[:200], do) from None
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise GridError(path, "a grid in YAML", error, "see data/ablations") from error
 
 
-def _overrides(path: Path, profile: str, given: Any) -> str:
-    """``a.b=1,c=2``, from a text or a mapping; tried on the profile, so that a wrong setting is found now."""
-    if isinstance(given, Mapping):
-        given = ",".join(
-            f"{key}={'null' if value is None else value}" for key, value in given.items()
-        )
-    text = str(given or "")
-    load_profile(profile, text)
-    return text
+@dataclass(frozen=True)
+class Job:
+    """One run of one notebook.
+
+    Attributes:
+        key: Ten digits that follow from everything that decides the outcome.
+        stage: ``"sft"``, ``"rl"`` or ``"test"``.
+        parameters: Of the notebook.
+        makes: What is there when it is done, relative to the project.
+        needs: Key of the run that it builds on, or None.
+        seed: Of the run.
+        conditions: Names of those that share it.
+    """
+
+    key: str
+    stage: str
+    parameters: Mapping[str, Any]
+    makes: str
+    needs: str | None
+    seed: int
+    conditions: tuple[str, ...] = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """Of the executed notebook: ``sft-joint-seed0-1a2b3c4d5e``."""
+        condition = re.sub(r"\W+", "-", self.conditions[0]).strip("-")
+        return f"{self.stage}-{condition}-seed{self.seed}-{self.key}"
+
+    def command(self) -> str:
+        """What makes just this run by hand."""
+        given = {name: value for name, value in self.parameters.items() if name != "PROFILE"}
+        words = ["tutorial", STAGES[self.stage], "--profile", self.parameters["PROFILE"]]
+        words += [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+        return f"python -m unireason_lib {shlex.join(words)}"
 
 
-def _mapping(path: Path, what: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise GridError(f"{path}, {what}", "names and values", repr(given)[:80], "write them out")
-    return given
+def plan(
+    grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str] = ()
+) -> list[Job]:
+    """The runs of a grid, seed by seed, each behind the run it builds on.
+
+    Args:
+        grid: The study.
+        seeds: In place of the grid's.
+        only: Conditions; empty: all.
+
+    Raises:
+        GridError: There is no such condition.
+    """
+    for name in only:
+        if name not in grid.conditions:
+            do = near(name, grid.conditions)
+            raise GridError("--only", "a condition of the grid", repr(name), do)
+    jobs: dict[str, Job] = {}
+    for seed in grid.seeds if seeds is None else seeds:
+        for name in [name for name in grid.conditions if not only or name in only]:
+            before: Job | None = None
+            for stage, given in grid.conditions[name].stages.items():
+                parameters = {
+                    **given,
+                    "PROFILE": grid.profile,
+                    "OVERRIDES": joined(grid.overrides, given.get("OVERRIDES", "")),
+                    "SEED": 0 if stage == "test" else seed,  # all are asked the same questions
+                }
+                needs = before.key if before else None
+                decides = json.dumps([grid.name, stage, sorted(parameters.items()), needs])
+                key = hashlib.blake2b(decides.encode(), digest_size=5).hexdigest()
+                run = f"{grid.name}-{key}"
+                if before:
+                    parameters["MODEL"] = before.makes
+                if stage == "test":
+                    makes = f"runs/evaluation/{run}/replies.jsonl"
+                    parameters["RESULTS"] = f"runs/evaluation/{run}"
+                else:
+                    makes, parameters["RUN"] = f"runs/{stage}/{run}/model", run
+                sharing = (*(jobs[key].conditions if key in jobs else ()), name)
+                before = jobs[key] = Job(key, stage, parameters, makes, needs, seed, sharing)
+    return list(jobs.values())
 
 
-def _check_names(path: Path, what: str, given: Mapping[str, Any], known: set[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise GridError(
-                f"{path}, {what}",
-                f"one of {', '.join(sorted(known))}",
-                repr(name),
-                near(str(name), sorted(known)),
-            )
-
-
-def joined(*overrides: str | Sequence[str]) -> str:
-    """Several overrides as one; later ones win."""
-    return ",".join(part for part in overrides if part)
+def estimate(jobs: Iterable[Job], minutes: Mapping[str, float]) -> float | None:
+    """Minutes of some runs, one after another; None where a stage was never measured."""
+    stages = [job.stage for job in jobs]
+    return sum(map(minutes.get, stages)) if set(stages) <= set(minutes) else None  # type: ignore[arg-type]
