@@ -1,69 +1,49 @@
-"""Rewards of outcome RL: the answer and the form of a reply, never where its boxes lie.
+"""Rewards of outcome RL: for the answer and for the format of a reply, none for where its boxes lie.
 
-Each reward is a function of its own, from a reply as text (control tokens kept) to a number between 0 and 1, so that
-each is logged apart. Two modes:
+A reward is a number between 0 and 1 for a reply as text (control tokens kept), and each is logged
+apart. Two modes:
 
-- ``"paper"``: the arithmetic of the authors' release, for comparison. The answer is the first letter from a to d that
-  stands alone; the form is half for as many ``<think>`` as ``</think>``, half for as many opened as closed boxes. It
-  can be gamed: "This shows a mass, so the answer is B." is read as A, "lorem ipsum" has no tags, as many opened
-  as closed, and earns the whole format reward. An empty reply earns nothing.
-- ``"strict"``: what a reader would grant. An article is no answer and two answers are none; form is earned by one
-  thought that is opened, filled and closed before an answer, and by boxes that can be read, lie in the picture and are
-  no lines.
+- ``"paper"``: the arithmetic of the authors' release, for comparison. The choice is the first
+  letter from A to D that stands alone outside of closed thoughts; the format is half for as many
+  ``<think>`` as ``</think>``, half for as many opened as closed boxes. A model can exploit that:
+  "This shows a mass, so the answer is B." is read as A, and "lorem ipsum" has no tags, as many
+  opened as closed, and earns the whole format reward.
+- ``"strict"``: what a reader would grant. An article is no answer and two answers are none; the
+  format is one thought that is opened, filled and closed before an answer, and boxes that can be
+  read, lie in the image and are no lines.
 
-The paper weighs answer and format 0.8 to 0.2 (:data:`WEIGHTS`). :func:`iou_reward` is the contrast that it does
-without, :func:`area_penalty` an optional price of large crops. A fourth, "contrast", needs the model and is therefore
-the trainer's: it is earned by a right answer that is no longer right when the boxes fetch random regions
-(:func:`unireason_lib.grounding.elsewhere.repeat_elsewhere`). :func:`audit` shows what made-up replies earn.
+:func:`reward_functions` gives them the signature of TRL's reward functions. :func:`audit` shows
+what made-up replies earn.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
 from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, Box3D, parse_boxes, scan_boxes
 from unireason_lib.dataset.rationales import MAX_ROUNDS
+from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Mode = Literal["strict", "paper"]
-MODES = ("strict", "paper")
+Frame = tuple[int, int, int]
+"""Width, height and number of slices of what was shown, in pixels of the processor's frame."""
 
 WEIGHTS: Mapping[str, float] = {"answer": 0.8, "format": 0.2}
-"""Of the rewards in the sum (paper)."""
+"""Of the rewards in their sum (paper)."""
 
-LEAST_SIDE = 2
-"""Pixels of the sides of a box that is a region and not a line."""
+MIN_SIDE = 2
+"""Pixels: a box with a shorter side is a line."""
 
-_LONE = re.compile(r"\b([a-d])\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a reply is held against.
-
-    Attributes:
-        truth: The right letter.
-        options: Letter -> text.
-        dimension: ``"2d"`` or ``"3d"``: boxes have four or six numbers.
-        frame: Width, height and number of slices of what was shown, in pixels of the processor's frame.
-        boxes: True boxes of what the question is about; empty where nothing is to be pointed at.
-    """
-
-    truth: str
-    options: Mapping[str, str] | None = None
-    dimension: str | None = None
-    frame: tuple[int, int, int] | None = None
-    boxes: tuple[Box, ...] = ()
-
-
-def _check(mode: str) -> None:
-    if mode not in MODES:
-        raise RequestError("reward", f"mode {' or '.join(MODES)}", repr(mode), "choose one")
+_THOUGHT = re.compile(r"<think>.*?</think>", re.IGNORECASE | re.DOTALL)
+_LONE_LETTER = re.compile(r"\b[A-D]\b", re.IGNORECASE)
 
 
 def answer_reward(
@@ -73,56 +53,175 @@ def answer_reward(
 
     Args:
         text: The reply, control tokens kept.
-        truth: The right letter.
-        mode: See the module. ``"paper"`` looks at what stands behind the last ``</think>``, or at all of a reply
-            without one.
-        options: Letter -> text, for ``"strict"``: texts of options are recognised as well.
-
-    Raises:
-        RequestError: An unknown mode.
-    """
-    _check(mode)
-    if mode == "strict":
-        return float(extract_choice(text, options) == truth)
-    found = _LONE.search(text.rpartition(THINK_END)[2])
-    return float(found is not None and found[1].upper() == truth.upper())
-
-
-def format_reward(
-    text: str,
-    mode: Mode = "strict",
-    *,
-    dimension: str | None = None,
-    frame: tuple[int, int, int] | None = None,
-) -> float:
-    """Half for the thought, half for the boxes.
-
-    Args:
-        text: The reply, control tokens kept.
-        mode: See the module.
-        dimension: ``"2d"`` or ``"3d"``, for ``"strict"``: boxes must have four or six numbers; None takes either.
-        frame: Width, height and slices of what was shown: boxes must lie in it; None does not look.
-
-    Returns:
-        ``"strict"``: 0.5 for a thought in order, and 0.5 more when there is one and every box in it is sound, at least
-        one of them. Who writes no tags earns nothing, and neither do boxes without a thought.
+        truth: The right letter, or an option that begins with it (``"B. liver"``).
+        mode: See the module. ``"paper"`` reads the letter of ``truth`` as that of the reply.
+        options: Letter -> text, for ``"strict"``: texts of options are recognised as well, and a
+            letter with the text of another option is no choice.
 
     Raises:
         RequestError: An unknown mode.
     """
     _check(mode)
     if mode == "paper":
-        if not text.strip():
-            return 0.0
-        pairs = ((THINK_START, THINK_END), (BOX_START, BOX_END))
-        return sum(0.5 * (text.count(opening) == text.count(closing)) for opening, closing in pairs)
-    if not thought_in_order(text):
+        right = _released_choice(truth)
+        return float(right is not None and _released_choice(text) == right)
+    return float(extract_choice(text, options) == truth.strip()[:1].upper())
+
+
+def format_reward(
+    text: str, mode: Mode = "strict", *, dimension: str | None = None, frame: Frame | None = None
+) -> float:
+    """Half for the thought, half for the boxes.
+
+    Args:
+        text: The reply, control tokens kept.
+        mode: See the module.
+        dimension: ``"2d"`` or ``"3d"``, for ``"strict"``: boxes must have four or six numbers; None
+            takes either.
+        frame: What was shown, for ``"strict"``: boxes must lie in it; None does not look.
+
+    Returns:
+        ``"strict"``: 0.5 for a thought in order, and 0.5 more when there is one and every box in it
+        is sound, at least one of them. ``"paper"``: 0.5 for each kind of tags that pair up; 0 for an
+        empty reply.
+
+    Raises:
+        RequestError: An unknown mode.
+    """
+    _check(mode)
+    if mode == "strict":
+        return 0.5 + 0.5 * _boxes_are_sound(text, dimension, frame) if _has_thought(text) else 0.0
+    if not text:
         return 0.0
-    return 0.5 + 0.5 * boxes_are_sound(text, dimension, frame)
+    lower = text.lower()
+    thoughts_pair = lower.count(THINK_START) == lower.count(THINK_END)
+    return 0.5 * thoughts_pair + 0.5 * (text.count(BOX_START) == text.count(BOX_END))
 
 
-def thought_in_order(text: str) -> bool:
-    """One thought, at the beginning, with words in it, closed, and an answer behind it."""
+def iou_reward(text: str, boxes: Sequence[Box]) -> float:
+    """Mean over the true boxes of the best overlap (IoU) with a written one; 0 without true boxes.
+
+    The paper does without; for ablations only.
+    """
+    written = parse_boxes(text)
+    best = [
+        max((box.iou(one) for one in written if type(one) is type(box)), default=0.0)
+        for box in boxes
+    ]
+    return fmean(best) if best else 0.0
+
+
+def area_penalty(text: str, frame: Frame) -> float:
+    """Minus the proportion of image or volume that an average box of the reply covers."""
+    width, height, depth = frame
+    covered = []
+    for box in parse_boxes(text):
+        if isinstance(box, Box2D):
+            covered.append(box.clip(width, height).area / (width * height))
+        else:
+            covered.append(box.clip(width, height, depth).volume / (width * height * depth))
+    return -fmean(covered) if covered else 0.0
+
+
+RewardFunction = Callable[..., list[float]]
+
+
+def reward_functions(
+    mode: Mode = "strict", iou_weight: float = 0.0, area_weight: float = 0.0
+) -> dict[RewardFunction, float]:
+    """The rewards of a run as TRL's reward functions, each with its weight.
+
+    They read these columns of the data set: ``truth`` (a letter), ``options`` (letter -> text),
+    ``dimension``, ``frame`` (see :data:`Frame`) and ``boxes`` (the true ones, lists of numbers).
+
+    Args:
+        mode: Of answer and format.
+        iou_weight, area_weight: Of the optional rewards; 0 leaves them out.
+
+    Raises:
+        RequestError: An unknown mode.
+    """
+    _check(mode)
+
+    def answer(prompts, completions, completion_ids, *, truth, options, **columns) -> list[float]:
+        choices = [{k: v for k, v in texts.items() if v is not None} for texts in options]
+        replies = zip(_texts(completions), truth, choices, strict=True)
+        return [answer_reward(text, right, mode, texts) for text, right, texts in replies]
+
+    def format(prompts, completions, completion_ids, *, dimension, frame, **columns) -> list[float]:
+        replies = zip(_texts(completions), dimension, frame, strict=True)
+        return [format_reward(text, mode, dimension=d, frame=shown) for text, d, shown in replies]
+
+    def iou(prompts, completions, completion_ids, *, boxes, **columns) -> list[float]:
+        replies = zip(_texts(completions), boxes, strict=True)
+        return [iou_reward(text, [box_of(box) for box in true]) for text, true in replies]
+
+    def area(prompts, completions, completion_ids, *, frame, **columns) -> list[float]:
+        return [area_penalty(*reply) for reply in zip(_texts(completions), frame, strict=True)]
+
+    weights = {answer: WEIGHTS["answer"], format: WEIGHTS["format"]}
+    weights |= {iou: iou_weight, area: area_weight}
+    return {function: weight for function, weight in weights.items() if weight}
+
+
+MADE_UP_REPLIES: Mapping[str, str] = {
+    "honest": "<think>The liver is at <box>[8,8,30,40]</box>. So: liver.</think>B. Liver",
+    "honest but wrong": "<think>It is at <box>[8,8,30,40]</box>.</think>C. Spleen",
+    "empty": "",
+    "lorem ipsum": "lorem ipsum",
+    "bare letter": "B",
+    "all letters": "B A C D",
+    "an article": "This shows a mass, so the answer is B.",
+    "letter and text differ": "<think>It is at <box>[8,8,30,40]</box>.</think>B. Heart",
+    "no answer": "<think>I look.</think>I cannot tell.",
+    "tags only": "<think></think>B",
+    "empty box": "<think>I look at <box></box>.</think>B",
+    "box without area": "<think>I look at <box>[5,5,5,5]</box>.</think>B",
+    "box outside": "<think>I look at <box>[900,900,990,990]</box>.</think>B",
+    "other dimension": "<think>I look at <box>[8,8,0,30,40,4]</box>.</think>B",
+    "closed before opened": "</think>B<think>",
+    "thought never closed": "<think>It is B. B. B.",
+    "fifty boxes": f"<think>I look: {'<box>[8,8,30,40]</box> ' * 50}.</think>B. Liver",
+}
+"""Replies to a question about one image whose right answer is B; box tags are shortened."""
+
+
+def audit() -> pd.DataFrame:
+    """What each mode pays for :data:`MADE_UP_REPLIES`: a row a reply, with columns such as
+    ``("paper", "total")`` for ``answer``, ``format`` and their weighted ``total``."""
+    import pandas as pd
+
+    options = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
+    rows = {}
+    for name, short in MADE_UP_REPLIES.items():
+        text, row = short.replace("<box>", BOX_START).replace("</box>", BOX_END), {}
+        for mode in ("paper", "strict"):
+            answer = answer_reward(text, "B", mode, options)
+            form = format_reward(text, mode, dimension="2d", frame=(64, 64, 1))
+            total = WEIGHTS["answer"] * answer + WEIGHTS["format"] * form
+            parts = {"answer": answer, "format": form, "total": total}
+            row |= {(mode, part): value for part, value in parts.items()}
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _check(mode: str) -> None:
+    if mode not in ("strict", "paper"):
+        raise RequestError("reward", "mode strict or paper", repr(mode), "choose one")
+
+
+def _texts(completions: Sequence[Any]) -> list[str]:
+    """The words of completions: of conversational data sets, TRL gives messages."""
+    return [one if isinstance(one, str) else one[0]["content"] for one in completions]
+
+
+def _released_choice(text: str) -> str | None:
+    letter = _LONE_LETTER.search(_THOUGHT.sub(" ", text))
+    return letter[0].upper() if letter else None
+
+
+def _has_thought(text: str) -> bool:
+    """One thought, at the beginning, with words in it, closed, and an answer after it."""
     once = text.count(THINK_START) == text.count(THINK_END) == 1
     if not once or not text.lstrip().startswith(THINK_START):
         return False
@@ -131,135 +230,25 @@ def thought_in_order(text: str) -> bool:
     return bool(re.search(r"\w", words)) and bool(final_answer(text))
 
 
-def boxes_are_sound(
-    text: str, dimension: str | None = None, frame: tuple[int, int, int] | None = None
-) -> bool:
-    """Whether there are boxes in the thought, none outside of it and no more than are answered with their region
-    (:data:`~unireason_lib.dataset.rationales.MAX_ROUNDS`), and all of them can be read, have the dimension of what was
-    asked, lie in it, and are no lines (:data:`LEAST_SIDE`)."""
-    thought, _, behind = text.partition(THINK_END)
+def _boxes_are_sound(text: str, dimension: str | None, frame: Frame | None) -> bool:
+    """Whether there are boxes in the thought, none after it and no more than are answered with
+    their region, and all of them can be read, have the right dimension, lie in what was shown, and
+    are no lines."""
+    thought, _, rest = text.partition(THINK_END)
     opened, closed = thought.count(BOX_START), thought.count(BOX_END)
     boxes = scan_boxes(thought).boxes
     if not 1 <= opened <= MAX_ROUNDS or not opened == closed == len(boxes):
         return False
-    if BOX_START in behind or BOX_END in behind:
+    if BOX_START in rest or BOX_END in rest:
         return False
     return all(_is_sound(box, dimension, frame) for box in boxes)
 
 
-def _is_sound(box: Box, dimension: str | None, frame: tuple[int, int, int] | None) -> bool:
+def _is_sound(box: Box, dimension: str | None, frame: Frame | None) -> bool:
     if dimension is not None and isinstance(box, Box3D) != (dimension == "3d"):
         return False
     corners, n = box.as_tuple(), 3 if isinstance(box, Box3D) else 2
-    sides = [corners[k + n] - corners[k] for k in range(n)]
-    if min(sides[:2]) < LEAST_SIDE:
-        return False
-    limits = (frame or (float("inf"),) * 3)[:n]
-    return all(corners[k] >= 0 and corners[k + n] <= limits[k] for k in range(n))
-
-
-def iou_reward(text: str, boxes: Sequence[Box]) -> float:
-    """Mean over the true boxes of the best overlap with a written one; 0 where nothing is to be pointed at.
-
-    The reward that the paper does without; a contrast for ablations only.
-    """
-    written = parse_boxes(text)
-    if not boxes:
-        return 0.0
-    return fmean(
-        max((box.iou(one) for one in written if type(one) is type(box)), default=0.0)
-        for box in boxes
-    )
-
-
-def area_penalty(text: str, frame: tuple[int, int, int]) -> float:
-    """Minus the share of the picture, or of the volume, that an average box of the reply takes; 0 without boxes."""
-    shares = []
-    for box in parse_boxes(text):
-        clipped = box.clip(*frame[:2]) if isinstance(box, Box2D) else box.clip(*frame)
-        whole = frame[0] * frame[1] * (1 if isinstance(box, Box2D) else frame[2])
-        shares.append((clipped.area if isinstance(clipped, Box2D) else clipped.volume) / whole)
-    return -fmean(shares) if shares else 0.0
-
-
-Reward = Callable[[str, Asked], float]
-
-
-def rewards(
-    mode: Mode = "strict", iou: float = 0.0, area: float = 0.0
-) -> dict[str, tuple[Reward, float]]:
-    """The named rewards of a run, each with its weight.
-
-    Args:
-        mode: Of answer and format.
-        iou, area: Weights of the optional ones; 0 leaves them out.
-    """
-    _check(mode)
-    found: dict[str, tuple[Reward, float]] = {
-        "answer": (
-            lambda text, asked: answer_reward(text, asked.truth, mode, asked.options),
-            WEIGHTS["answer"],
-        ),
-        "format": (
-            lambda text, asked: format_reward(
-                text, mode, dimension=asked.dimension, frame=asked.frame
-            ),
-            WEIGHTS["format"],
-        ),
-    }
-    if iou:
-        found["iou"] = lambda text, asked: iou_reward(text, asked.boxes), iou
-    if area:
-        found["area"] = lambda text, asked: area_penalty(text, asked.frame), area
-    return found
-
-
-def total(text: str, asked: Asked, mode: Mode = "strict") -> float:
-    """Answer and format in the paper's weights."""
-    return sum(weight * reward(text, asked) for reward, weight in rewards(mode).values())
-
-
-GAMES: Mapping[str, str] = {
-    "honest": f"{THINK_START}The liver is at {BOX_START}[8,8,30,40]{BOX_END}. So: liver.{THINK_END}B. Liver",
-    "honest but wrong": f"{THINK_START}It is at {BOX_START}[8,8,30,40]{BOX_END}.{THINK_END}C. Spleen",
-    "empty": "",
-    "lorem ipsum": "lorem ipsum",
-    "bare letter": "B",
-    "all letters": "B A C D",
-    "an article": "This shows a mass, so the answer is B.",
-    "no answer": f"{THINK_START}I look.{THINK_END}I cannot tell.",
-    "tags only": f"{THINK_START}{THINK_END}B",
-    "empty box": f"{THINK_START}I look at {BOX_START}{BOX_END}.{THINK_END}B",
-    "box of no size": f"{THINK_START}I look at {BOX_START}[5,5,5,5]{BOX_END}.{THINK_END}B",
-    "box outside": f"{THINK_START}I look at {BOX_START}[900,900,990,990]{BOX_END}.{THINK_END}B",
-    "other dimension": f"{THINK_START}I look at {BOX_START}[8,8,0,30,40,4]{BOX_END}.{THINK_END}B",
-    "closed before opened": f"{THINK_END}B{THINK_START}",
-    "thought never closed": f"{THINK_START}It is B. B. B.",
-    "fifty boxes": f"{THINK_START}I look: {f'{BOX_START}[8,8,30,40]{BOX_END} ' * 50}.{THINK_END}B. Liver",
-}
-"""Made-up replies to a question about one picture whose right answer is B."""
-
-
-def audit(
-    games: Mapping[str, str] | None = None, asked: Asked | None = None
-) -> list[dict[str, Any]]:
-    """What each mode pays for made-up replies.
-
-    Args:
-        games: Name -> reply; by default :data:`GAMES`.
-        asked: What they answer; by default a picture of 64 x 64 pixels whose right answer is B.
-
-    Returns:
-        A row a reply: ``reply`` and, for each mode, ``answer``, ``format`` and ``total``.
-    """
-    options = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
-    asked = asked or Asked("B", options, "2d", (64, 64, 1), (Box2D(8, 8, 30, 40),))
-    rows = []
-    for name, text in (games or GAMES).items():
-        row: dict[str, Any] = {"reply": name}
-        for mode in MODES:
-            parts = {key: reward(text, asked) for key, (reward, _) in rewards(mode).items()}
-            row |= {f"{mode} {key}": value for key, value in parts.items()}
-            row[f"{mode} total"] = total(text, asked, mode)
-        rows.append(row)
-    return rows
+    low, high = corners[:n], corners[n:]
+    limits = frame[:n] if frame else (float("inf"),) * n
+    wide = min(b - a for a, b in zip(low[:2], high[:2], strict=True)) >= MIN_SIDE
+    return wide and min(low) >= 0 and all(b <= limit for b, limit in zip(high, limits, strict=True))
