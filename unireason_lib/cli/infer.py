@@ -2,287 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from unireason_lib.cli.options import (
-    ImageOptions,
-    ModelOptions,
-    ReplyOptions,
-    VolumeOptions,
-    grouped,
-    printable,
-    warnings_as_lines,
-)
-from unireason_lib.errors import RequestError
-from unireason_lib.prompts import LETTERS, question_text
+from unireason_lib.errors import ModelError, RequestError
+
+from .options import MODEL, OUT, ROOT, Command, printable, size_of, warnings_as_lines, window_of
 
 infer = typer.Typer(
     no_args_is_help=True, help="Ask a model about an image, a volume, or a file of questions."
 )
-_ask = partial(typer.Option, rich_help_panel="Question")
-_table = partial(typer.Option, rich_help_panel="Questions")
-_out = partial(typer.Option, rich_help_panel="Output")
+Group = dict[str, tuple[Any, Any]]
+"""Name of a parameter -> its type, and its option with the default."""
 
 
-@dataclass(frozen=True)
-class QuestionOptions:
-    """One question."""
-
-    question: Annotated[str, _ask(help="The question.")]
-    option_a: Annotated[
-        str | None, _ask(help="Text of option A; leave all out for a free answer.")
-    ] = None
-    option_b: Annotated[str | None, _ask(help="Text of option B.")] = None
-    option_c: Annotated[str | None, _ask(help="Text of option C.")] = None
-    option_d: Annotated[str | None, _ask(help="Text of option D.")] = None
-    output: Annotated[Path | None, _out(help="Also write the reply as JSON.")] = None
-    quiet: Annotated[bool, _out("--quiet", help="Print only the answer.")] = False
-
-    def options(self) -> dict[str, str]:
-        """Letter -> text of those that were given, checked."""
-        texts = (self.option_a, self.option_b, self.option_c, self.option_d)
-        options = {
-            letter: text for letter, text in zip(LETTERS, texts, strict=False) if text is not None
-        }
-        question_text(self.question, options)
-        return options
+def _option(default: Any, help: str, *names: str) -> Any:
+    return typer.Option(default, *names, help=help)
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """A file of questions and the file of their results."""
-
-    output: Annotated[
-        Path,
-        _out(
-            help="Results, one JSON line a sample. If it exists, the run goes on; what failed is tried again."
-        ),
-    ]
-    input: Annotated[
-        Path | None, _table(help="Questions: .jsonl, .json (a list of objects) or .csv.")
-    ] = None
-    input_csv: Annotated[
-        Path | None, _table(help="Questions: a table, with the columns of M3D-VQA or like them.")
-    ] = None
-    root: Annotated[
-        Path | None,
-        _table(
-            "--image-root",
-            "--data-root",
-            help="Folder of the scans; default: that of the questions. Nothing outside it is read.",
-        ),
-    ] = None
-    max_samples: Annotated[int | None, _table(help="Only the first so many rows.")] = None
-    batch_size: Annotated[int, _table(help="Questions generated together.")] = 1
-    quiet: Annotated[bool, _out("--quiet", help="No progress bar and no summary.")] = False
-
-    def questions(self) -> Path:
-        """The file that was given.
-
-        Raises:
-            RequestError: None, or two.
-        """
-        if (self.input is None) == (self.input_csv is None):
-            found = "neither" if self.input is None else "both"
-            expected = "--input or --input-csv"
-            raise RequestError("questions", expected, found, "give one of them")
-        return self.input or self.input_csv
-
-
-@infer.command("2d")
-@grouped
-def infer_2d(
-    image: Annotated[Path, _ask(help="PNG, JPEG, BMP, TIFF, WebP or a DICOM file with one frame.")],
-    question: QuestionOptions,
-    model: ModelOptions,
-    scan: ImageOptions,
-    reply: ReplyOptions,
-) -> None:
-    """Ask about one image."""
-    _one("2d", image, question, model, scan, reply)
+QUESTION: Group = {
+    "question": (str, _option(..., "The question.")),
+    **{f"option_{x}": (str | None, _option(None, f"Text of {x.upper()}.")) for x in "abcd"},
+    "out": (Path | None, _option(None, "Also write the reply as JSON.", *OUT)),
+    "quiet": (bool, _option(False, "Print the answer alone.", "--quiet")),
+}
+TABLE: Group = {
+    "questions": (Path, _option(..., "A .jsonl, .json or .csv file.", "--input", "--input-csv")),
+    "out": (Path, _option(..., "JSON lines, one a sample; a run in it goes on.", *OUT)),
+    "root": (Path | None, _option(None, "Folder of the scans; nothing outside is read.", *ROOT)),
+    "max_samples": (int | None, _option(None, "Only the first so many rows.")),
+    "batch_size": (int, _option(1, "Questions generated together.")),
+    "quiet": (bool, _option(False, "No progress bar and no summary.", "--quiet")),
+}
+NORMALIZE = "Window: percentile, minmax, LOW,HIGH, or for CT lung, abdomen, liver, bone, brain, ..."
+IMAGE: Group = {"normalize": (str | None, _option(None, NORMALIZE))}
+VOLUME: Group = {
+    "normalize": (str | None, _option(None, f"{NORMALIZE} Default: as trained.")),
+    "target_size": (str | None, _option(None, "Slices, rows, columns; default: as trained.")),
+    "key": (str | None, _option(None, "Which array of an .npz with several.")),
+    "frame": (int | None, _option(None, "Which volume of a 4D file, from 0.")),
+    "fill_nonfinite": (float | None, _option(None, "In place of NaN and infinities.")),
+}
+CHECKPOINT: Group = {
+    "model": (str, _option("", "Checkpoint folder or hub id (Qwen2.5-VL).", *MODEL)),
+    "adapter": (str | None, _option(None, "PEFT adapter to put on top.")),
+    "device": (str | None, _option(None, "cpu, cuda, ...; default: a GPU if there is one.")),
+    "device_map": (str | None, _option(None, "Spread over devices ('auto'); not with --device.")),
+    "dtype": (str, _option("auto", "float32, bfloat16, float16.", "--dtype", "--torch-dtype")),
+}
+REPLY: Group = {
+    "max_new_tokens": (int, _option(1024, "Most tokens that the model writes.")),
+    "max_rounds": (int, _option(10, "Boxes after so many rounds fetch nothing.")),
+    "tokens_per_round": (int | None, _option(None, "Most tokens of a round; then the next one.")),
+    "temperature": (float, _option(0.0, "0 is greedy.")),
+    "top_p": (float, _option(1.0, "Nucleus of sampling.")),
+    "seed": (int, _option(0, "Seed of sampling.")),
+}
 
 
-@infer.command("3d")
-@grouped
-def infer_3d(
-    volume: Annotated[Path, _ask(help="NIfTI, DICOM folder or file, .npy or .npz.")],
-    question: QuestionOptions,
-    model: ModelOptions,
-    scan: VolumeOptions,
-    reply: ReplyOptions,
-) -> None:
-    """Ask about one volume, which the model sees as axial slices from foot to head."""
-    _one("3d", volume, question, model, scan, reply)
+def _add(name: str, help: str, run: Callable[..., None], *groups: Group) -> None:
+    """Register a command whose options are those of the groups."""
+    given = [(key, *one) for group in groups for key, one in group.items()]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(k, keyword, default=d, annotation=t) for k, t, d in given]
+
+    def command(**values: Any) -> None:
+        run(values, dimension=name[:2])
+
+    command.__signature__ = inspect.Signature(parameters)
+    infer.command(name, help=help, cls=Command)(command)
 
 
-@infer.command("2d-batch")
-@grouped
-def infer_2d_batch(
-    table: TableOptions, model: ModelOptions, scan: ImageOptions, reply: ReplyOptions
-) -> None:
-    """Ask a file of questions about images; resumable, one JSON line a sample."""
-    _batch("2d", table, model, scan, reply)
-
-
-@infer.command("3d-batch")
-@grouped
-def infer_3d_batch(
-    table: TableOptions, model: ModelOptions, scan: VolumeOptions, reply: ReplyOptions
-) -> None:
-    """Ask a file of questions about volumes; resumable, one JSON line a sample."""
-    _batch("3d", table, model, scan, reply)
-
-
-def _one(
-    dimension: str,
-    path: Path,
-    question: QuestionOptions,
-    model: ModelOptions,
-    scan: ImageOptions | VolumeOptions,
-    reply: ReplyOptions,
-) -> None:
+def _one(values: dict[str, Any], dimension: str) -> None:
     """Check what is cheap to check, read the scan, load the model, ask."""
-    options = question.options()
-    checkpoint, settings = model.checkpoint(), reply.settings()
-    _hush(question.quiet)
     from unireason_lib.inference import Sample, ask, read_scan
     from unireason_lib.inference.results import run_file
     from unireason_lib.io import write_json
+    from unireason_lib.prompts import question_text
 
-    if question.output is not None and run_file(question.output).exists():
-        do = "choose another --output"
-        raise RequestError(question.output, "a file for one reply", "results of a batch", do)
-    with warnings_as_lines():
-        reading = scan.reading(checkpoint)
-    images = read_scan(path, dimension, reading)
-    sample = Sample(path.name, dimension, str(path), question.question, options)
-    _, line = ask(checkpoint.generator(), sample, images, settings)
-    typer.echo(printable(line["answer"]) if question.quiet else describe(line))
-    if question.output is not None:
-        write_json(question.output, line)
+    texts = {letter: values[f"option_{letter.lower()}"] for letter in "ABCD"}
+    options = {letter: text for letter, text in texts.items() if text is not None}
+    question_text(values["question"], options)  # refuses what cannot be asked
+    checkpoint, settings, out = _checkpoint(values), _settings(values), values["out"]
+    if out is not None and run_file(out).exists():
+        raise RequestError(out, "a file for one reply", "results of a batch", "choose another file")
+    path = values["image" if dimension == "2d" else "volume"]
+    scan = read_scan(path, dimension, _reading(values, checkpoint, dimension))
+    sample = Sample(path.name, dimension, str(path), values["question"], options)
+    _, line = ask(checkpoint.generator(), sample, scan, settings)
+    typer.echo(printable(line["answer"] if values["quiet"] else describe(line)))
+    if out is not None:
+        write_json(out, line)
 
 
-def _batch(
-    dimension: str,
-    table: TableOptions,
-    model: ModelOptions,
-    scan: ImageOptions | VolumeOptions,
-    reply: ReplyOptions,
-) -> None:
+def _batch(values: dict[str, Any], dimension: str) -> None:
     """Ask, then say what is there; exit code 1 when a sample failed."""
-    questions, checkpoint, settings = table.questions(), model.checkpoint(), reply.settings()
-    _hush(table.quiet)
     from unireason_lib.inference import infer_file
 
-    with warnings_as_lines():
-        reading = scan.reading(checkpoint)
-    try:
-        counts = infer_file(
-            questions,
-            table.output,
-            dimension=dimension,
-            model=checkpoint,
-            root=table.root,
-            reading=reading,
-            settings=settings,
-            batch_size=table.batch_size,
-            max_samples=table.max_samples,
-            quiet=table.quiet,
-        )
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; what is finished is in {table.output}, the same command goes on",
-            err=True,
-        )
-        raise typer.Exit(130) from None
-    if not table.quiet:
-        typer.echo(f"{table.output}: {_summary(counts)}")
+    checkpoint = _checkpoint(values)
+    reading, settings = _reading(values, checkpoint, dimension), _settings(values)
+    how = {name: values[name] for name in ("root", "batch_size", "max_samples", "quiet")}
+    how |= {"model": checkpoint, "reading": reading, "settings": settings}
+    counts = infer_file(values["questions"], values["out"], dimension=dimension, **how)
+    if not values["quiet"]:
+        text = f"answered {counts['answered']} of {counts['asked']}, failed {counts['failed']}"
+        pairs = ("accuracy", "correct", "judged"), ("format compliance", "in_format", "answered")
+        for words, part, whole in pairs:
+            if total := counts[whole]:
+                percent = 100 * counts[part] / total
+                text += f", {words} {percent:.1f} % ({counts[part]} of {total})"
+        typer.echo(f"{values['out']}: {text}")
     if counts["failed"]:
         do = "the lines with 'error' say why, the same command tries them again"
         typer.echo(f"{counts['failed']} of {counts['asked']} samples failed: {do}", err=True)
         raise typer.Exit(1)
 
 
-def _summary(counts: Mapping[str, int]) -> str:
-    """Numbers of a batch in words; every percentage with its counts."""
-    parts = [f"answered {counts['answered']} of {counts['asked']}, failed {counts['failed']}"]
-    for words, part, whole in (
-        ("accuracy", "correct", "judged"),
-        ("in format", "in_format", "answered"),
-    ):
-        if total := counts[whole]:
-            percent = 100 * counts[part] / total
-            parts.append(f"{words} {percent:.1f} % ({counts[part]} of {total})")
-    return ", ".join(parts)
+def _checkpoint(values: Mapping[str, Any]) -> Any:
+    from unireason_lib.inference import Checkpoint
+
+    if not values["model"]:
+        expected = "a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct"
+        raise ModelError("--model-path", expected, "nothing", "name one; data/tiny-sft ships")
+    names = ("adapter", "dtype", "device", "device_map")
+    return Checkpoint(values["model"], **{name: values[name] for name in names})
+
+
+def _settings(values: Mapping[str, Any]) -> Any:
+    from unireason_lib.grounding import Settings
+
+    return Settings(**{name: values[name] for name in REPLY})
+
+
+def _reading(values: Mapping[str, Any], checkpoint: Any, dimension: str) -> Any:
+    """How scans are read; what is not given is as the checkpoint was trained."""
+    from unireason_lib.inference import Reading
+
+    size = size_of(values.get("target_size"), "--target-size")
+    window = window_of(values["normalize"], "--normalize")
+    names = {"key": "key", "volume": "frame", "fill": "fill_nonfinite"}
+    given = {name: values.get(option) for name, option in names.items()}
+    given |= {"size": size, "window": window}
+    with warnings_as_lines():
+        return Reading.like(checkpoint.serialization, dimension=dimension, **given)
 
 
 def describe(line: Mapping[str, Any]) -> str:
-    """A line of results for a terminal: scan, question, the thought with what each box fetched and where it lies, answer."""
-    number, rest = 0, line["text"]
-    reply = []
-    for pointing in line["pointings"]:
-        before, box, after = rest.partition(pointing["text"])
-        if box:
-            reply, rest = [*reply, before + box, f"    -> {_fate(line, pointing, number)}"], after
-        number += pointing["box"] is not None
-    cut = " (cut off by --max-new-tokens)" if line["stop"] == "length" else ""
-    lines = [
-        *_layout(line),
-        "",
-        line["question"],
-        *(f"  {letter}. {text}" for letter, text in line["options"].items()),
-        "",
-        *reply,
-        *([rest] if rest.strip() else []),
-        "",
-        f"answer: {line['answer'] or '(none)'}",
-        *([f"choice: {line['choice'] or 'none'}"] if line["options"] else []),
-        f"{line['prompt_tokens']} prompt tokens, {line['own_tokens']} written{cut}, {line['injected_tokens']} put in, "
-        f"round {line['rounds']}, {line['seconds']:.1f} s",
-    ]
-    return printable("\n".join(lines))
-
-
-def _layout(line: Mapping[str, Any]) -> list[str]:
-    """How the scan became images, and what is suspicious about it."""
+    """A line of results for a terminal: how the scan was read, the reply, what each box fetched and
+    where it lies on the scan, the answer."""
     layout, (rows, columns, count) = line["serialization"], line["frame"]
     shape = " x ".join(map(str, layout["shape"][::-1]))
-    lines = [f"{line.get('image')}: {shape} pixels"]
+    lines = [f"{shape} pixels or voxels; the model sees {count} of {columns} x {rows} pixels"]
     if line["dimension"] == "3d":
-        size, (low, high) = layout["size"], layout["range"]
-        how = f"{count} slices of {size[2]} x {size[1]}, window {low:g} to {high:g}"
-        lines = [f"{line['volume']}: {shape} voxels as {how}"]
+        lines[0] += ", window {:g} to {:g}".format(*layout["range"])
         if layout["affine"] is None:
-            lines.append(
-                "no geometry in the file: taken as (z, y, x) in L-P-S directions, left and right are assumed"
-            )
-    lines[0] += f", the model sees {columns} x {rows} pixels"
-    return lines + [f"warning: {warning}" for warning in line.get("warnings", ())]
+            lines.append("no geometry in the file: axes, left and right are assumed")
+    lines += [*(f"warning: {text}" for text in line.get("warnings", ())), "", line["text"], ""]
+    places = [line.get(key, ()) for key in ("boxes_image", "boxes_voxel", "boxes_mm")]
+    boxes = iter(zip(*filter(None, places), strict=False))
+    for one in line["pointings"]:
+        crops = [f"{width} x {height}" for width, height in one["crops"]]
+        fetched = f"{len(crops)} crops of {crops[0]} pixels" if crops else one["status"]
+        where = f"; on the scan {next(boxes, '')}" if one["box"] is not None else ""
+        lines.append(f"{one['text']}: {fetched}{where}")
+    cut = ", cut off by --max-new-tokens" if line["stop"] == "length" else ""
+    lines += [f"answer: {line['answer'] or '(none)'}", f"choice: {line['choice'] or 'none'}"]
+    tokens = "{prompt_tokens} prompt tokens, {own_tokens} generated, {injected_tokens} injected"
+    return "\n".join([*lines, f"{tokens.format(**line)}{cut}; {line['seconds']:.1f} s"])
 
 
-def _fate(line: Mapping[str, Any], pointing: Mapping[str, Any], number: int) -> str:
-    """What became of a box, and where the ``number``-th well-formed one lies."""
-    if pointing["box"] is None:
-        return "not a box: nothing put in"
-    words = f"nothing put in: {pointing['status']}"
-    if crops := pointing["crops"]:
-        width, height = crops[0]
-        words = f"{len(crops)} crop{'s' * (len(crops) > 1)} of {width} x {height} pixels put in"
-    for key in ("boxes_image", "boxes_voxel", "boxes_mm"):
-        if (place := line.get(key, [None] * (number + 1))[number]) is not None:
-            words += f"; {key.removeprefix('boxes_')} {place}"
-    return words
-
-
-def _hush(quiet: bool) -> None:
-    """Without progress wanted, transformers shows none either."""
-    if quiet:
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+for _dimension, _what, _formats, _group in (
+    ("2d", "image", "PNG, JPEG, BMP, TIFF, WebP or DICOM.", IMAGE),
+    ("3d", "volume", "NIfTI, DICOM folder or file, .npy or .npz.", VOLUME),
+):
+    _scan: Group = {_what: (Path, _option(..., _formats))}
+    _add(_dimension, f"Ask about one {_what}.", _one, _scan, QUESTION, CHECKPOINT, _group, REPLY)
+    _help = f"Ask a file of questions about {_what}s; resumable, one JSON line a sample."
+    _add(f"{_dimension}-batch", _help, _batch, TABLE, CHECKPOINT, _group, REPLY)

@@ -1,215 +1,89 @@
-"""Options that several commands share, in groups: a group is a dataclass, its fields are the options.
-
-A command takes groups as parameters, and :func:`grouped` unfolds them for typer::
-
-    @app.command()
-    @grouped
-    def evaluate(model: ModelOptions, reply: ReplyOptions, benchmark: str) -> None: ...
-"""
+"""What commands share: how they end, options, and how values are read."""
 
 from __future__ import annotations
 
-import functools
-import inspect
+import errno
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from unireason_lib.errors import ModelError, RequestError, ScanError, ScanWarning
+from unireason_lib.errors import RequestError, ScanError, ScanWarning, UniReasonError
 
 if TYPE_CHECKING:
-    from unireason_lib.grounding import Settings
     from unireason_lib.imaging.window import Window
-    from unireason_lib.inference import Checkpoint, Reading
-
-_DTYPES = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "float": "float32",
-}
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Make every parameter that is annotated with a dataclass into one option for each of its fields."""
-    hints = get_type_hints(command, include_extras=True)
-    hints.pop("return", None)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    unfolded: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name in groups:
-            types = get_type_hints(groups[name], include_extras=True)
-            found = [
-                (field.name, field.default, types[field.name]) for field in fields(groups[name])
-            ]
-        else:
-            found = [(name, parameter.default, hints[name])]
-        for option, default, hint in found:
-            empty = default is MISSING or default is inspect.Parameter.empty
-            unfolded.append(
-                inspect.Parameter(
-                    option,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=inspect.Parameter.empty if empty else default,
-                    annotation=hint,
-                )
-            )
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        command(**values)
-
-    run.__signature__ = inspect.Signature(unfolded)
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in unfolded}
-    return run
+def option(help: str, *names: str) -> Any:
+    """An option, for ``Annotated``; without names it is called like the parameter."""
+    return typer.Option(*names, help=help)
 
 
-def _option(*names: str, panel: str, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel)
+ProfileName = Annotated[str, option("smoke, laptop, t4 or gpu.", "--profile")]
+Change = Annotated[list[str] | None, option("A setting: sft.max_steps=5; repeatable.", "--set")]
+Quiet = Annotated[bool, option("No progress bars and no advice.", "--quiet")]
+OUT, MODEL, ROOT = (
+    ("--out", "--output"),
+    ("--model", "--model-path"),
+    ("--image-root", "--data-root"),
+)
+"""Options have one name in all commands; the other is that of the authors' script."""
 
 
-_model = functools.partial(_option, panel="Model")
-_scan = functools.partial(_option, panel="Scan")
-_reply = functools.partial(_option, panel="Reply")
+class Command(TyperCommand):
+    """A command whose errors end as a message and an exit code, never as a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run it."""
+        if ctx.params.get("quiet"):
+            quiet_libraries()
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            message, code = "interrupted; the same command goes on from what is finished", 130
+        except UniReasonError as error:
+            stopped = isinstance(error.__context__, KeyboardInterrupt)
+            message, code = (str(error), 130) if stopped else (f"error: {error}", 2)
+        except Exception as error:
+            full = "No space left on device" in str(error)  # also by PyTorch, safetensors, Arrow
+            if not full and not isinstance(error, OSError):
+                raise
+            message, code = f"error: {_of_system(error, full, ctx)}", 2
+        typer.echo(message, err=True)
+        raise typer.Exit(code)
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and where it runs."""
+def _of_system(error: Exception, full: bool, ctx: typer.Context) -> Exception:
+    """An error of the system; of a full disk in words that name the file, or the output."""
+    from unireason_lib.io import disk_error
 
-    model_path: Annotated[str | None, _model(help="Checkpoint folder or hub id (Qwen2.5-VL).")] = (
-        None
-    )
-    adapter: Annotated[str | None, _model(help="PEFT adapter to put on top.")] = None
-    device: Annotated[
-        str | None, _model(help="cpu, cuda, cuda:1; default: a GPU if there is one.")
-    ] = None
-    device_map: Annotated[
-        str | None, _model(help="Spread the model over devices, as 'auto'; excludes --device.")
-    ] = None
-    torch_dtype: Annotated[
-        str, _model(help="auto (the checkpoint's own), float32, bfloat16 or float16.")
-    ] = "auto"
-
-    def checkpoint(self) -> Checkpoint:
-        """The choice as a value.
-
-        Raises:
-            ModelError: No model was named.
-        """
-        if not self.model_path:
-            raise ModelError(
-                "--model-path",
-                "a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct",
-                "nothing",
-                "name one; `python -m unireason_lib tiny runs/tiny` makes one with random weights in seconds",
-            )
-        from unireason_lib.inference import Checkpoint
-
-        dtype = self.torch_dtype.removeprefix("torch.")
-        return Checkpoint(
-            self.model_path, self.adapter, _DTYPES.get(dtype, dtype), self.device, self.device_map
-        )
+    place = getattr(error, "filename", None) or ctx.params.get("out")
+    return disk_error(place, OSError(errno.ENOSPC, "No space left on device")) if full else error
 
 
-@dataclass(frozen=True)
-class ImageOptions:
-    """How a 2D image is read."""
+def quiet_libraries() -> None:
+    """No loading bars, no advice and no deprecation warnings of the libraries below."""
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
 
-    normalize: Annotated[
-        str | None,
-        _scan(
-            help="Window of an image with more than 8 bits: minmax (default), percentile, LOW,HIGH, or a CT window."
-        ),
-    ] = None
-
-    def reading(self, checkpoint: Checkpoint) -> Reading:
-        """The choice as a value; what is not given is as the checkpoint was trained."""
-        from unireason_lib.inference import Reading
-
-        window = window_of(self.normalize)
-        return Reading.like(checkpoint.serialization, dimension="2d", window=window)
-
-
-@dataclass(frozen=True)
-class VolumeOptions:
-    """How a volume becomes slices."""
-
-    target_size: Annotated[
-        str | None,
-        _scan(
-            help="Slices, rows and columns, as 32,256,256 or 32x256x256; default: as the checkpoint was trained, "
-            "else 32,256,256."
-        ),
-    ] = None
-    normalize: Annotated[
-        str | None,
-        _scan(
-            help="Window: percentile (1st to 99th), minmax, LOW,HIGH in scan units, or for CT lung, mediastinum, "
-            "abdomen, liver, bone, brain, stroke; default: as the checkpoint was trained, else percentile."
-        ),
-    ] = None
-    key: Annotated[str | None, _scan(help="Which array of an .npz with several.")] = None
-    frame: Annotated[int | None, _scan(help="Which volume of a 4D file, from 0.")] = None
-    fill_nonfinite: Annotated[
-        float | None,
-        _scan(help="Scan value in place of NaN and infinities, which are refused without it."),
-    ] = None
-
-    def reading(self, checkpoint: Checkpoint) -> Reading:
-        """The choice as a value; what is not given is as the checkpoint was trained."""
-        from unireason_lib.inference import Reading
-
-        return Reading.like(
-            checkpoint.serialization,
-            size=None if self.target_size is None else size_of(self.target_size),
-            window=window_of(self.normalize),
-            key=self.key,
-            volume=self.frame,
-            fill=self.fill_nonfinite,
-        )
-
-
-@dataclass(frozen=True)
-class ReplyOptions:
-    """How a reply is generated."""
-
-    max_new_tokens: Annotated[int, _reply(help="Most tokens that the model writes.")] = 1024
-    max_rounds: Annotated[int, _reply(help="Most rounds: boxes after the last fetch nothing.")] = 10
-    tokens_per_round: Annotated[
-        int | None,
-        _reply(help="Most tokens of one round; it opens the next and never cuts the reply."),
-    ] = None
-    temperature: Annotated[float, _reply(help="0 is greedy.")] = 0.0
-    top_p: Annotated[float, _reply(help="Nucleus of sampling.")] = 1.0
-    seed: Annotated[int, _reply(help="Seed of sampling.")] = 0
-
-    def settings(self) -> Settings:
-        """The choice as a value."""
-        from unireason_lib.grounding import Settings
-
-        return Settings(
-            max_new_tokens=self.max_new_tokens,
-            max_rounds=self.max_rounds,
-            tokens_per_round=self.tokens_per_round,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-        )
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    disable_progress_bars()
 
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Show what is warned of in the block as a line each on the error stream."""
+    """Show each warning about a scan in the block as a line on the error stream."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScanWarning)
         yield
@@ -218,31 +92,25 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """The text without control characters but line breaks and tabs: no escape codes for the terminal."""
+    """The text without control characters but line breaks and tabs: what a model writes must not
+    reach the terminal as escape codes."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 
-def size_of(text: str, flag: str = "--target-size") -> tuple[int, ...]:
-    """``"32,256,256"`` or ``"32x256x256"`` as numbers; ``flag`` is named in the message.
-
-    Raises:
-        ScanError: It is not three whole numbers.
-    """
+def size_of(text: str | None, flag: str) -> tuple[int, ...] | None:
+    """``"32,256,256"`` or ``"32x256x256"`` as numbers; ``flag`` is named in the error."""
+    if text is None:
+        return None
     parts = re.split(r"\s*[,x×]\s*|\s+", text.strip().strip("()[]"))
     if len(parts) != 3 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
-        do = "write it as 32,256,256"
-        raise ScanError(flag, "slices, rows, columns", repr(text), do)
+        raise ScanError(flag, "slices, rows, columns", repr(text), "write it as 32,256,256")
     return tuple(int(part) for part in parts)
 
 
-def window_of(text: str | None, flag: str = "--normalize") -> Window | None:
-    """``"-150,250"`` as a pair, any other word as it is; ``flag`` is named in the message.
-
-    Raises:
-        ScanError: A pair that is not two numbers. (Whether a name is known is for the reader of scans to say.)
-    """
+def window_of(text: str | None, flag: str) -> Window | None:
+    """``"-150,250"`` as a pair, any other word as it is; ``flag`` is named in the error."""
     if text is None or "," not in text:
         return text
     try:
@@ -253,18 +121,17 @@ def window_of(text: str | None, flag: str = "--normalize") -> Window | None:
     return low, high
 
 
-def named_value(text: str, flag: str) -> tuple[str, Any]:
-    """``"budget=20"`` as a name and a value: what JSON or Python would read it as, else text.
+def named_values(texts: list[str] | None, flag: str) -> dict[str, Any]:
+    """``["budget=20"]`` as names and values: what JSON or Python would read them as, else text."""
+    from unireason_lib.config import parse_value
 
-    Raises:
-        RequestError: There is no ``=``, or no name before it.
-    """
-    from unireason_lib.profiles import parse_value
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise RequestError(flag, "name=value", repr(text), "correct it")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, parse_value(value)
+    values: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RequestError(flag, "name=value", repr(text), "correct it")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = parse_value(value)
+    return values
