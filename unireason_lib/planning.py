@@ -219,7 +219,10 @@ class Stage:
     """A training stage of a profile on GPUs: what it holds, and how long it takes."""
 
     name: str  # of STAGES
-    profile: Any
+    settings: Any  # the profile's section of that name, and its section "grounding"
+    grounding: Any
+    lora_r: int | None  # None: the language model learns in full
+    four_bit: bool  # whether frozen matrices are quantized
     model: Any  # see shaped_model
     cluster: Cluster
     sharding: str  # of SHARDING
@@ -236,11 +239,11 @@ class Stage:
         from accelerate.commands.estimate import estimate_training_usage
         from accelerate.utils import CustomDtype, calculate_maximum_sizes, compute_module_sizes
 
-        model, text, settings = self.model, self.model.config.text_config, self._settings
-        (language, vision), whole = parameters(model), self._lora_r is None
-        learns = language if whole else lora_parameters(model, self._lora_r)
+        model, text, settings = self.model, self.model.config.text_config, self.settings
+        (language, vision), whole = parameters(model), self.lora_r is None
+        learns = language if whole else lora_parameters(model, self.lora_r)
         shards = 1 if self.sharding == "ddp" else self.cluster.count
-        four_bit = [name for name, _ in _matrices(model)] if self._four_bit else []
+        four_bit = [name for name, _ in _matrices(model)] if self.four_bit else []
         special = dict.fromkeys(four_bit, CustomDtype.INT4)
         in_16_bits = compute_module_sizes(model, torch.bfloat16)[""]
         frozen = compute_module_sizes(model, torch.bfloat16, special_dtypes=special)[""]
@@ -280,14 +283,14 @@ class Stage:
 
     def sft(self, counts: Mapping[str, int]) -> list[dict[str, Any]]:
         """Rows of :attr:`Estimate.work` for fine-tuning on so many records of each dimension."""
-        total, steps = sum(counts.values()), self._settings.max_steps
-        passes = steps * self._step / total if steps > 0 else self._settings.num_train_epochs
+        total, steps = sum(counts.values()), self.settings.max_steps
+        passes = steps * self._step / total if steps > 0 else self.settings.num_train_epochs
         flops = sum(n * self._learning(self.samples[d], passes) for d, n in counts.items())
-        return [self._row(f"{passes:.3g} passes over {total:,} records", flops, self._kind)]
+        return [self._row(f"{passes:.3g} passes over {total:,} records", flops, "training")]
 
     def grpo(self, counts: Mapping[str, int]) -> list[dict[str, Any]]:
         """Rows of :attr:`Estimate.work` for outcome RL on so many questions of each dimension."""
-        grpo, model, total = self._settings, self.model, sum(counts.values())
+        grpo, model, total = self.settings, self.model, sum(counts.values())
         group, replies = grpo.num_generations, self._replies
         steps = max(1, replies // self._step) * grpo.num_iterations  # of one generation
         epochs = grpo.num_train_epochs * total * group / replies
@@ -305,8 +308,8 @@ class Stage:
         scored *= (grpo.beta > 0) + (steps > 1 or grpo.use_vllm)  # by the reference, by the policy
         # A step of generation reads weights and cache, or takes what launching it takes; the
         # longest reply of a batch is waited for.
-        reached = np.array(KNOWN["utilization"]["bandwidth"]) * self._slowed
-        read = (2.0 * parameters(model)[0] + self._cache) / (self.cluster.bandwidth * reached)
+        read = 2.0 * parameters(model)[0] + self._cache
+        read = read / (self.cluster.bandwidth * self._reached("bandwidth"))
         token = np.maximum(read, KNOWN["token_step_vllm" if grpo.use_vllm else "token_step"])
         longest = 1.5 * max(sample.generated for sample in self.samples.values())
         batches = generations * replies / self.cluster.count / self._together
@@ -314,18 +317,16 @@ class Stage:
         return [
             self._row(what, prefill, "forward", batches * longest * token),
             self._row("log-probabilities", scored, "forward"),
-            self._row("updates", learnt, self._kind),
+            self._row("updates", learnt, "training"),
         ]
 
     def refusal(self) -> PlanError:
         """What does not fit, and the nearest set-ups that do."""
-        changed = self.profile.grounding.model_copy(update={f"{self.name}_lora_r": 16})
-        lora = self.profile.model_copy(update={"grounding": changed})
         more = [replace(self.cluster, count=self.cluster.count * 2**k) for k in range(1, 7)]
         larger = [Cluster.named(f"{self.cluster.count}x{gpu}") for gpu in KNOWN["gpus"]]
         near = [(f"--sharding {way}", replace(self, sharding=way)) for way in SHARDING]
-        words = f"--set grounding.{self.name}_lora_r=16"
-        near.append((words, replace(self, profile=lora, sharding="ddp")))
+        lora = replace(self, lora_r=16, sharding="ddp")
+        near.append((f"--set grounding.{self.name}_lora_r=16", lora))
         near += [(f"--gpus {c}", replace(self, cluster=c, sharding="zero3")) for c in more]
         near += [(f"--gpus {c}", replace(self, cluster=c)) for c in larger]
         fitting = [text for text, stage in near if stage.fits]
@@ -337,40 +338,26 @@ class Stage:
 
     def _learning(self, sample: Sample, passes: float) -> float:
         """FLOPs of learning from a sample; the frozen vision tower goes forward only."""
-        learns = "all" if self._lora_r is None else "adapters"
+        learns = "all" if self.lora_r is None else "adapters"
         flops = language_flops(self.model, sample.tokens, sample.generated, learns)
-        if self._settings.gradient_checkpointing:
+        if self.settings.gradient_checkpointing:
             flops += language_flops(self.model, sample.tokens, sample.generated)
-        seen = 1 if self.profile.grounding.feature_cache else passes
+        seen = 1 if self.grounding.feature_cache else passes
         return passes * flops + seen * sum(vision_flops(self.model, sample))
 
     def _row(self, what: str, flops: float, kind: str, more: Any = 0.0) -> dict[str, Any]:
         """FLOPs on all GPUs as hours and dollars; ``more``: seconds besides."""
-        reached = np.array(KNOWN["utilization"][kind]) * self._slowed
-        hours = (flops / (self.cluster.peak * self.cluster.count * reached) + more) / 3600
-        served = self.name == "grpo" and self._settings.use_vllm  # by as many GPUs again
+        speed = self.cluster.peak * self.cluster.count * self._reached(kind)
+        hours = (flops / speed + more) / 3600
+        served = self.name == "grpo" and self.settings.use_vllm  # by as many GPUs again
         usd = hours * self.cluster.count * (2 if served else 1) * np.array(self.cluster.price)
         return {"stage": self.name, "what": what, "flops": flops, "hours": [*hours], "usd": [*usd]}
 
-    @property
-    def _settings(self) -> Any:
-        return getattr(self.profile, self.name)
-
-    @property
-    def _lora_r(self) -> int | None:
-        return getattr(self.profile.grounding, f"{self.name}_lora_r")
-
-    @property
-    def _kind(self) -> str:
-        return "training" if self._lora_r is None else "adapters"
-
-    @property
-    def _four_bit(self) -> bool:
-        return self.profile.model.quantization == "4bit"
-
-    @property
-    def _slowed(self) -> float:
-        return KNOWN["utilization"]["four_bit"] if self._four_bit else 1.0
+    def _reached(self, kind: str) -> np.ndarray:
+        """Proportions of the peak, from good to bad use."""
+        known = KNOWN["utilization"]
+        kind = "adapters" if kind == "training" and self.lora_r is not None else kind
+        return np.array(known[kind]) * (known["four_bit"] if self.four_bit else 1)
 
     @property
     def _longest(self) -> int:
@@ -379,20 +366,20 @@ class Stage:
     @property
     def _step(self) -> int:
         """Samples, or replies, of an optimizer step."""
-        batch = self._settings.per_device_train_batch_size * self.cluster.count
-        return batch * self._settings.gradient_accumulation_steps
+        batch = self.settings.per_device_train_batch_size * self.cluster.count
+        return batch * self.settings.gradient_accumulation_steps
 
     @property
     def _replies(self) -> int:
         """Replies of one generation of GRPO, on all GPUs."""
-        return self.profile.grpo.generation_batch_size or self._step
+        return self.settings.generation_batch_size or self._step
 
     @property
     def _together(self) -> int:
         """Replies that one GPU generates in one batch."""
         replies = math.ceil(self._replies / self.cluster.count)
-        prompts = self.profile.grounding.rollout_batch_size or replies
-        return min(replies, prompts * self.profile.grpo.num_generations)
+        prompts = self.grounding.rollout_batch_size or replies
+        return min(replies, prompts * self.settings.num_generations)
 
     @property
     def _keys(self) -> int:
@@ -476,10 +463,11 @@ def estimate(
         if name not in STAGES or sharding not in (None, *SHARDING):
             expected = f"a stage of {STAGES}, sharding of {SHARDING}"
             raise PlanError("plan", expected, f"{name} and {sharding}", "choose from these")
-        whole = getattr(profile.grounding, f"{name}_lora_r") is None
-        ways[name] = sharding or ("zero3" if whole and cluster.count > 1 else "ddp")
-        stage = Stage(name, profile, shapes, cluster, ways[name], samples)
-        if getattr(profile, name).bf16 and not cluster.bf16:
+        settings, r = getattr(profile, name), getattr(profile.grounding, f"{name}_lora_r")
+        ways[name] = sharding or ("zero3" if r is None and cluster.count > 1 else "ddp")
+        learnt = (settings, profile.grounding, r, profile.model.quantization == "4bit")
+        stage = Stage(name, *learnt, shapes, cluster, ways[name], samples)
+        if settings.bf16 and not cluster.bf16:
             do = f"--profile t4, or --set {name}.bf16=false --set {name}.fp16=true"
             raise PlanError(f"{name} on {cluster}", "a GPU with bfloat16", f"{name}.bf16: true", do)
         if not stage.fits:
