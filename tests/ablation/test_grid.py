@@ -1,110 +1,124 @@
-"""Grids: what is read, and what is refused with a word on where and why."""
+"""Grids: what is read from YAML, what is refused and with which words, and the plan that follows."""
+
+from pathlib import Path
 
 import pytest
 
-from unireason_lib.ablation.grid import STAGES, joined, load_grid
-from unireason_lib.ablation.plan import plan
-from unireason_lib.errors import GridError, ProfileError
-from unireason_lib.tutorial import project_root
-from unireason_lib.tutorial.runner import find_notebooks
+from unireason_lib.ablation import load_grid, plan
+from unireason_lib.ablation.grid import STAGES
+from unireason_lib.errors import GridError
 
+ROOT = Path(__file__).parents[2]
 GOOD = """
-name: mine
 about: Does it help?
 profile: smoke
 seeds: 2
-overrides: {sft.steps: 3, rl.steps: 2}
+overrides: {sft.max_steps: 3, grpo.max_steps: 2, sft.bf16: false}
 minutes: {sft: 4}
+smoke: [joint, RL]
 conditions:
-  joint: {sft: {}}
-  3D only: {about: no slices, sft: {COUNT_2D: 0}}
-  answer only: {sft: {FORM: answer}, test: {OVERRIDES: generation.max_rounds=0}}
-  RL: {sft: {}, rl: {OVERRIDES: {rl.iou: 0.5}}}
+  joint: {}
+  3D only: {about: no slices, sft: {RECORDS_2D: 0}}
+  answer only: {sft: {COMPONENTS: answer}, test: {OVERRIDES: generation.max_rounds=0}}
+  RL: {rl: {OVERRIDES: {grounding.iou_weight: 0.5, sft.bf16: null}}}
 claims:
   mixture: {better: joint, worse: 3D only, dimension: 3d, part: mixture, says: slices help volumes}
 """
 
 
-def written(tmp_path, text):
-    path = tmp_path / "mine.yaml"
+def grid_of(folder, text=GOOD):
+    path = folder / "mine.yaml"
     path.write_text(text)
-    return path
+    return load_grid(path)
 
 
-def test_a_grid_is_read(tmp_path):
-    grid = load_grid(written(tmp_path, GOOD))
-    assert (grid.name, grid.profile, grid.seeds, grid.overrides) == (
-        "mine",
-        "smoke",
-        (0, 1),
-        "sft.steps=3,rl.steps=2",
-    )
-    assert list(grid.conditions) == ["joint", "3D only", "answer only", "RL"]
-    assert {name: list(c.stages) for name, c in grid.conditions.items()} == {
-        "joint": ["sft", "test"],
-        "3D only": ["sft", "test"],
-        "answer only": ["sft", "test"],
-        "RL": ["sft", "rl", "test"],
-    }
-    assert grid.conditions["RL"].stages["rl"] == {"OVERRIDES": "rl.iou=0.5"}
-    assert grid.conditions["3D only"].about == "no slices" and grid.minutes == {"sft": 4.0}
-    (claim,) = grid.claims
-    assert (claim.better, claim.worse, claim.dimension, claim.value) == (
-        "joint",
-        "3D only",
-        "3d",
-        "correct",
-    )
-    assert load_grid(written(tmp_path, GOOD.replace("seeds: 2", "seeds: [3, 5]"))).seeds == (3, 5)
-    assert (
-        load_grid(written(tmp_path, GOOD.replace("name: mine\n", ""))).name == "mine"
-    )  # the file's
+def test_a_grid_is_read_with_its_types(tmp_path):
+    grid = grid_of(tmp_path)
+    assert (grid.name, grid.seeds, grid.minutes) == ("mine", (0, 1), {"sft": 4.0})
+    assert grid.overrides == "sft.max_steps=3, grpo.max_steps=2, sft.bf16=false"
+    assert grid.conditions["3D only"].stages == {"sft": {"RECORDS_2D": 0}, "test": {}}
+    rl = {"OVERRIDES": "grounding.iou_weight=0.5, sft.bf16=null"}
+    assert grid.conditions["RL"].stages == {"sft": {}, "rl": rl, "test": {}}
+    assert grid.claims["mixture"].where == {"dimension": "3d"}
+    assert grid_of(tmp_path, GOOD.replace("seeds: 2", "seeds: [3, 5]")).seeds == (3, 5)
+
+
+def test_names_that_yaml_reads_as_booleans_stay_names(tmp_path):
+    """A condition called ``no`` became False, and the claim about it found no such condition."""
+    text = "conditions: {no: {sft: {RECORDS_3D: 0}}, off: {}, 1: {}}\n"
+    grid = grid_of(tmp_path, text + "claims: {yes: {better: no, worse: off}}")
+    assert list(grid.conditions) == ["no", "off", "1"]
+    assert grid.claims["yes"].better == "no" and plan(grid)[0].conditions == ("no",)
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("old", "new", "said"),
     [
-        (("seeds: 2", "seeds: 0"), "seeds"),
-        (("seeds: 2", "seeds: [1, 1]"), "different"),
-        (("seeds: 2", "seed: 2"), "'seed'.*seeds"),
-        (("COUNT_2D: 0", "SEED: 0"), "fill in itself, found SEED"),
-        (("better: joint", "better: join"), "'join'.*joint"),
-        (("dimension: 3d", "dimension: 4d"), "2d, 3d"),
-        (("part: mixture", "part: x"), "mixture, components"),
-        (("sft: {COUNT_2D: 0}", "stf: {COUNT_2D: 0}"), "'stf'.*sft"),
-        (("name: mine", "name: ../mine"), "a folder"),
-        (("minutes: {sft: 4}", "minutes: {four: 4}"), "'four'"),
-        (("conditions:\n", "conditions: 3\nrest:\n"), "expected"),
-        (("name: mine", "name: ["), "YAML"),
+        ("seeds: 2", "seeds: 0", "at least 1 item"),
+        ("seeds: 2", "seeds: [1, 1]", "different numbers"),
+        ("seeds: 2", "seeds: two", "seeds: expected .*found 'two'"),
+        ("seeds: 2", "sedes: 2", "found sedes.*perhaps 'seeds'"),
+        ("sft: {COMP", "stf: {COMP", "answer only: stf.*perhaps 'sft'"),
+        ("better: joint", "better: join", "'join'.*perhaps 'joint'"),
+        ("better: joint", "betr: joint", "found betr.*perhaps 'better'"),
+        ("smoke: [joint", "smoke: [jont", "'jont'.*perhaps 'joint'"),
+        ("RECORDS_2D: 0", "SEED: 0", "leave out PROFILE, SEED"),
+        ("{RECORDS_2D: 0}", "[0]", "NAME: VALUE"),
+        ("dimension: 3d", "dimension: 4d", "'2d' or '3d'"),
+        ("minutes: {sft: 4}", "minutes: {sft: four}", "number.*'four'"),
+        ("about: Does", "name: ../mine\nabout: Does", "name: .*'../mine'"),
+        ("profile: smoke", "profile: smok", "'smok'.*smoke, laptop"),
+        # settings are tried before anything runs: a wrong type passed as text before
+        ("sft.max_steps: 3", "sft.max_steps: sixteen", "sft.max_steps.*'sixteen'"),
+        ("iou_weight: 0.5", "iou_wieght: 0.5", "iou_wieght.*iou_weight"),
+        ("conditions:", "conditions: [", "a grid in YAML"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, change, said):
+def test_what_is_wrong_is_named(tmp_path, old, new, said):
+    assert old in GOOD
     with pytest.raises(GridError, match=rf"(?s)mine\.yaml.*{said}"):
-        load_grid(written(tmp_path, GOOD.replace(*change)))
+        grid_of(tmp_path, GOOD.replace(old, new, 1))
 
 
-def test_a_wrong_setting_is_found_before_anything_runs(tmp_path):
-    for change in (("sft.steps: 3", "sft.step: 3"), ("rl.iou: 0.5", "rl.iou: much")):
-        with pytest.raises(ProfileError):
-            load_grid(written(tmp_path, GOOD.replace(*change)))
-    with pytest.raises(GridError, match=r"nowhere\.yaml"):
-        load_grid(tmp_path / "nowhere.yaml")
+def test_a_stage_is_planned_once_for_all_that_share_it(tmp_path):
+    grid = grid_of(tmp_path)
+    jobs = plan(grid)
+    by_key = {job.key: job for job in jobs}
+    assert len(by_key) == len(jobs) == 2 * (3 + 1 + 4)  # fine-tunings, RL, tests of each seed
+    first, *_ = jobs
+    assert first.conditions == ("joint", "RL") and first.stage == "sft"
+    assert first.parameters["RUN"] in first.makes
+    for at, job in enumerate(jobs):
+        if job.needs:
+            before = by_key[job.needs]
+            assert jobs.index(before) < at and job.parameters["MODEL"] == before.makes
+    rl = next(job for job in jobs if job.stage == "rl" and job.seed == 1)
+    assert rl.parameters["OVERRIDES"].endswith("sft.bf16=null") and rl.parameters["SEED"] == 1
+    assert "tutorial 05 --profile smoke" in rl.command()
+    assert {job.parameters["SEED"] for job in jobs if job.stage == "test"} == {0}
+    assert [job.name for job in plan(grid)] == [job.name for job in jobs]
+    assert {job.seed for job in plan(grid, seeds=[7], only=["RL"])} == {7}
+    with pytest.raises(GridError, match="perhaps 'joint'"):
+        plan(grid, only=["jont"])
 
 
-def test_the_grids_that_ship_can_be_run():
-    grids = sorted((project_root() / "data" / "ablations").glob("*.yaml"))
-    assert grids
-    for path in grids:
-        grid = load_grid(path)
-        stages = {stage for condition in grid.conditions.values() for stage in condition.stages}
-        assert find_notebooks(project_root() / "notebooks", [STAGES[stage] for stage in stages])
-        assert len(plan(grid)) % len(grid.seeds) == 0 and len(grid.seeds) >= 3
+def test_another_profile_is_another_study(tmp_path):
+    text = GOOD.replace("profile: smoke", "profile: laptop")
+    grid = grid_of(
+        tmp_path,
+        text.replace("  joint: {}", "  joint: {}\n  short: {sft: {OVERRIDES: sft.max_steps=1}}"),
+    )
+    small = grid.at("smoke", "sft.max_steps=9")
+    assert (small.name, small.overrides, small.minutes) == ("mine-smoke", "sft.max_steps=9", {})
+    assert list(small.conditions) == ["joint", "RL"] and not small.claims  # 3D only is not run
+    assert list(grid.at("t4").conditions) == ["joint", "3D only", "answer only", "RL"]
+    assert grid.at(None, "grpo.beta=0").overrides.endswith("sft.bf16=false, grpo.beta=0")
+    assert not {job.key for job in plan(small)} & {job.key for job in plan(grid)}
 
 
-def test_overrides_are_joined_in_order():
-    assert joined("a=1", "", "b=2") == "a=1,b=2" and joined("", "") == ""
-
-
-def test_seeds_are_the_first_of_the_grid_and_then_further_ones(tmp_path):
-    grid = load_grid(written(tmp_path, GOOD.replace("seeds: 2", "seeds: [5, 3]")))
-    assert [grid.first_seeds(n) for n in (1, 2, 4)] == [(5,), (5, 3), (5, 3, 6, 7)]
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "ablations").glob("*.yaml")), ids=str)
+def test_the_grids_that_ship_can_be_run(path):
+    grid = load_grid(path)
+    assert len(grid.seeds) >= 3 and set(grid.minutes) == {job.stage for job in plan(grid)}
+    small = plan(grid.at("smoke"), seeds=[0])
+    assert len(small) <= 6 and {job.stage for job in small} == set(grid.minutes) <= set(STAGES)

@@ -45,41 +45,25 @@ def joined(*overrides: str) -> str:
 
 def _overrides(given: Any) -> Any:
     """``a.b=1, c=2`` from a mapping; a text as it is."""
-    if isinstance(given, Mapping):
-        return joined(*(f"{name}={'null' if v is None else v}" for name, v in given.items()))
-    return given
+    return joined(*(f"{k}={v}" for k, v in given.items())) if isinstance(given, Mapping) else given
 
 
 def _parameters(given: Any) -> Any:
-    """Parameters of a notebook: literals from the text of the YAML file; a stage without any is ''."""
-    if not isinstance(given or {}, Mapping):
-        raise GridError("parameters", "NAME: VALUE", repr(given), "correct the file")
+    """Parameters of a notebook, from text to literals; a stage without any is an empty text."""
+    if not isinstance(given or {}, Mapping) or set(given or {}) & set(PLANNED):
+        found, do = repr(given), f"leave out {', '.join(PLANNED)}, which the study sets"
+        raise GridError("parameters", "NAME: VALUE", found, do)
     values = {k: parse_value(v) if isinstance(v, str) else v for k, v in (given or {}).items()}
-    for name in set(values) & set(PLANNED):
-        raise GridError("parameters", "those that the study does not set", name, "leave it out")
-    if "OVERRIDES" in values:
-        values["OVERRIDES"] = _overrides(given["OVERRIDES"])
-    return values
+    return {k: _overrides(given[k]) if k == "OVERRIDES" else v for k, v in values.items()}
 
 
 def _seeds(given: Any) -> Any:
-    """A number of seeds, or the list of them."""
+    """A list of seeds, or how many."""
     return range(int(given)) if isinstance(given, int | str) and str(given).isdigit() else given
 
 
 class _Strict(BaseModel):
-    """Read-only; a name that it does not have is refused with the nearest one it has."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_names(cls, given: Any) -> Any:
-        for name in given if isinstance(given, Mapping) else ():
-            if name not in cls.model_fields:
-                expected, hint = f"names of a {cls.__name__.lower()}", near(name, cls.model_fields)
-                raise GridError("names", expected, repr(name), hint)
-        return given
 
 
 Parameters = Annotated[dict[str, Any], BeforeValidator(_parameters)]
@@ -100,76 +84,54 @@ class Condition(_Strict):
 
 
 class Claim(_Strict):
-    """One condition should do better than another.
-
-    Attributes:
-        better, worse: Names of the conditions.
-        dimension, kind: Questions that count; None: all.
-        value: Column of the table of replies that is compared.
-        part: Of the study, for figures; p-values are corrected over all parts together.
-        says: The claim in words.
-    """
+    """One condition should do better than another."""
 
     better: str
     worse: str
-    dimension: Literal["2d", "3d"] | None = None
-    kind: str | None = None
+    dimension: Literal["2d", "3d"] | None = None  # of the questions that count; None: all
+    kind: str | None = None  # likewise
     value: Literal["correct", "iou_first", "iou_all", "format", "concluded", "followed"] = "correct"
-    part: Literal["mixture", "components", "stages", "efficiency", "other"] = "other"
-    says: str = ""
+    part: str = "other"  # of the study, for figures; p-values are corrected over all parts
+    says: str = ""  # in words
 
     @property
     def where(self) -> dict[str, str]:
-        """Columns and their values that choose the questions."""
+        """Columns of the table and their values that choose the questions."""
         return self.model_dump(include={"dimension", "kind"}, exclude_none=True)
 
 
 class Grid(_Strict):
-    """A study.
+    """A study; ``smoke`` lists the conditions that the profile of that name keeps (none: all)."""
 
-    Attributes:
-        name: Of its folder in ``runs/ablation``.
-        overrides: Settings of all stages (OVERRIDES of the notebooks), before those of a condition.
-        minutes: Stage -> minutes of a run, for the estimate before any was measured.
-        smoke: Conditions that the profile ``smoke`` keeps; none: all.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")]  # of its folder in runs/ablation
     about: str = ""
     profile: str = "laptop"
-    seeds: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_seeds), Field(min_length=1)] = (
-        tuple(range(5))
-    )
-    overrides: Annotated[str, BeforeValidator(_overrides)] = ""
-    minutes: dict[Literal["sft", "rl", "test"], float] = {}
+    seeds: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_seeds), Field(min_length=1)]
+    overrides: Annotated[str, BeforeValidator(_overrides)] = ""  # of all stages
+    minutes: dict[Literal["sft", "rl", "test"], float] = {}  # of a run, before any was measured
     smoke: tuple[str, ...] = ()
     conditions: Annotated[dict[str, Condition], Field(min_length=1)]
     claims: dict[str, Claim] = {}
 
     @model_validator(mode="after")
     def _agrees(self) -> Grid:
-        """Names are those of conditions, seeds differ, and the profile has every setting."""
-        named = {side: name for name, c in self.claims.items() for side in (c.better, c.worse)}
-        for name, where in {**named, **dict.fromkeys(self.smoke, "smoke")}.items():
-            if name not in self.conditions:
-                hint = near(name, self.conditions)
-                raise GridError(where, "one of the conditions", repr(name), hint)
+        """Seeds differ, conditions that are named exist, and the profile has all settings."""
         if len(set(self.seeds)) < len(self.seeds):
             raise GridError("seeds", "different numbers", self.seeds, "correct the file")
+        for name in [*self.smoke, *(n for c in self.claims.values() for n in (c.better, c.worse))]:
+            if name not in self.conditions:
+                hint = near(name, self.conditions)
+                raise GridError("smoke or a claim", "a condition", repr(name), hint)
         for condition in self.conditions.values():
             for given in condition.stages.values():
                 load_profile(self.profile, joined(self.overrides, given.get("OVERRIDES", "")))
         return self
 
-    def first_seeds(self, count: int) -> tuple[int, ...]:
-        """So many of the seeds; where the grid has fewer, numbers above its largest follow."""
-        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + count))[:count]
-
     def at(self, profile: str | None = None, overrides: str = "") -> Grid:
         """The same study at another size, under a name of its own.
 
         What fits the grid's own profile only is dropped: its overrides, its minutes, and conditions
-        that set ``max_steps``. ``smoke`` keeps the conditions listed for it.
+        that set ``max_steps``; ``smoke`` keeps the conditions that the grid lists for it.
 
         Args:
             profile: Another profile; None or the grid's own only adds the overrides.
@@ -180,15 +142,13 @@ class Grid(_Strict):
         names = self.smoke if profile == "smoke" and self.smoke else self.conditions
         kept = {n: self.conditions[n] for n in names if "max_steps" not in repr(self.conditions[n])}
         claims = {n: c for n, c in self.claims.items() if {c.better, c.worse} <= {*kept}}
-        changed = {"name": f"{self.name}-{profile}", "profile": profile, "overrides": overrides}
-        return self.model_copy(
-            update={**changed, "minutes": {}, "conditions": kept, "claims": claims}
-        )
+        own = {"name": f"{self.name}-{profile}", "profile": profile, "overrides": overrides}
+        return self.model_copy(update={**own, "minutes": {}, "conditions": kept, "claims": claims})
 
 
 def load_grid(path: str | Path) -> Grid:
-    """Read a grid from YAML. Every scalar is read as text and typed by the schema, so conditions may
-    be called ``no``, ``off`` or ``1``.
+    """Read a grid from YAML. Every scalar is read as text and gets its type from the schema, so a
+    condition may be called ``no``, ``off`` or ``1``.
 
     Raises:
         GridError: The file cannot be read, or a name, type or setting in it is wrong.
@@ -196,41 +156,33 @@ def load_grid(path: str | Path) -> Grid:
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-        return Grid.model_validate({"name": path.stem, **content})
+        return Grid.model_validate({"name": path.stem, "seeds": 5, **content})
     except ValidationError as error:
-        first, do = error.errors()[0], "correct the file"
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         where = ": ".join([str(path), *map(str, first["loc"])])
-        if isinstance(reason := first.get("ctx", {}).get("error"), UniReasonError):
-            raise GridError(
-                f"{where}: {reason.subject}", reason.expected, reason.found, reason.do
-            ) from None
-        expected = first["msg"].removeprefix("Input should be ")
-        raise GridError(where, expected, repr(first["input"])[:200], do) from None
+        if isinstance(own := first.get("ctx", {}).get("error"), UniReasonError):
+            raise GridError(f"{where}: {own.subject}", own.expected, own.found, own.do) from None
+        if first["type"] == "extra_forbidden":
+            known = {**Grid.model_fields, **Condition.model_fields, **Claim.model_fields}
+            name = str(first["loc"][-1])
+            raise GridError(where, "a name of the schema", name, near(name, known)) from None
+        expected, found = first["msg"].removeprefix("Input should be "), repr(first["input"])[:200]
+        raise GridError(where, expected, found, "correct the file") from None
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise GridError(path, "a grid in YAML", error, "see data/ablations") from error
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one notebook.
+    """One run of one notebook."""
 
-    Attributes:
-        key: Ten digits that follow from everything that decides the outcome.
-        stage: ``"sft"``, ``"rl"`` or ``"test"``.
-        parameters: Of the notebook.
-        makes: What is there when it is done, relative to the project.
-        needs: Key of the run that it builds on, or None.
-        seed: Of the run.
-        conditions: Names of those that share it.
-    """
-
-    key: str
-    stage: str
-    parameters: Mapping[str, Any]
-    makes: str
-    needs: str | None
+    key: str  # ten digits that follow from everything that decides the outcome
+    stage: str  # "sft", "rl" or "test"
+    parameters: Mapping[str, Any]  # of the notebook
+    makes: str  # what is there when it is done, relative to the project
+    needs: str | None  # key of the run that it builds on
     seed: int
-    conditions: tuple[str, ...] = field(compare=False)
+    conditions: tuple[str, ...] = field(compare=False)  # those that share it
 
     @property
     def name(self) -> str:
@@ -240,10 +192,9 @@ class Job:
 
     def command(self) -> str:
         """What makes just this run by hand."""
-        given = {name: value for name, value in self.parameters.items() if name != "PROFILE"}
+        given = [("-p", f"{k}={v}") for k, v in self.parameters.items() if k != "PROFILE"]
         words = ["tutorial", STAGES[self.stage], "--profile", self.parameters["PROFILE"]]
-        words += [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
-        return f"python -m unireason_lib {shlex.join(words)}"
+        return f"python -m unireason_lib {shlex.join([*words, *sum(given, ())])}"
 
 
 def plan(
@@ -259,13 +210,11 @@ def plan(
     Raises:
         GridError: There is no such condition.
     """
-    for name in only:
-        if name not in grid.conditions:
-            do = near(name, grid.conditions)
-            raise GridError("--only", "a condition of the grid", repr(name), do)
+    for name in set(only) - set(grid.conditions):
+        raise GridError("--only", "a condition", repr(name), near(name, grid.conditions))
     jobs: dict[str, Job] = {}
     for seed in grid.seeds if seeds is None else seeds:
-        for name in [name for name in grid.conditions if not only or name in only]:
+        for name in (name for name in grid.conditions if not only or name in only):
             before: Job | None = None
             for stage, given in grid.conditions[name].stages.items():
                 parameters = {
@@ -281,16 +230,10 @@ def plan(
                 if before:
                     parameters["MODEL"] = before.makes
                 if stage == "test":
-                    makes = f"runs/evaluation/{run}/replies.jsonl"
                     parameters["RESULTS"] = f"runs/evaluation/{run}"
+                    makes = f"runs/evaluation/{run}/replies.jsonl"
                 else:
                     makes, parameters["RUN"] = f"runs/{stage}/{run}/model", run
                 sharing = (*(jobs[key].conditions if key in jobs else ()), name)
                 before = jobs[key] = Job(key, stage, parameters, makes, needs, seed, sharing)
     return list(jobs.values())
-
-
-def estimate(jobs: Iterable[Job], minutes: Mapping[str, float]) -> float | None:
-    """Minutes of some runs, one after another; None where a stage was never measured."""
-    stages = [job.stage for job in jobs]
-    return sum(map(minutes.get, stages)) if set(stages) <= set(minutes) else None  # type: ignore[arg-type]

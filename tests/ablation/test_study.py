@@ -1,0 +1,272 @@
+"""Studies: failures, kills, Ctrl-C, changed code, parts from elsewhere, and what is shown when.
+
+Stub notebooks leave what the real ones would; most tests do not even start a kernel.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from unireason_lib.ablation import load_grid, plan, run_study
+from unireason_lib.ablation.study import FILES, _Executor
+from unireason_lib.errors import DatasetError, GridError
+from unireason_lib.evaluation.table import read_pooled
+from unireason_lib.io import locked
+
+from .test_grid import GOOD
+
+ROOT = Path(__file__).parents[2]
+SHARED = 'PROFILE = "laptop"\nOVERRIDES = ""\nSEED = 0\n'
+MAKE = "from pathlib import Path\nmade = Path('../runs/{}') / RUN / 'model'\n"
+STUBS = {
+    "04_sft": (
+        'COMPONENTS = "full"\nRECORDS_2D = None\nRUN = ""',
+        MAKE.format("sft") + "assert COMPONENTS != 'answer', 'no such luck'\n"
+        "made.mkdir(parents=True)\n(made / 'seed').write_text(str(SEED))",
+    ),
+    "05_outcome_rl": (
+        'MODEL = ""\nRUN = ""',
+        MAKE.format("rl") + "shutil = __import__('shutil')\nshutil.copytree(f'../{MODEL}', made)",
+    ),
+    "06_evaluation": (
+        'MODEL = ""\nRESULTS = ""',
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, '..')\nfrom stub import leave\n"
+        "leave(Path('..') / RESULTS, int((Path('..') / MODEL / 'seed').read_text()))",
+    ),
+}
+STUB = '''
+import json
+
+
+def leave(folder, seed):
+    """Replies as notebook 06 leaves them, right more often without a control."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, wrong in (("replies", 1), ("replies.blank", 4), ("textures.no-crop", 2)):
+        about = {"dimension": "2d", "family": "f", "kind": "k", "options": {"A": "x", "B": "y"}}
+        about |= {"truth": "A", "text": "A. x", "answer": "A. x", "in_format": True}
+        lines = [
+            {**about, "id": f"q{k}", "patient": f"p{k}", "correct": (k + seed) % 4 >= wrong,
+             "prediction": "A", "iou_first": 0.5, "boxes": []}
+            for k in range(8)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\\n" for x in lines))
+'''
+exec(STUB)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A project of stub notebooks, under git."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "stub.py").write_text(STUB)
+    for name, (parameters, work) in STUBS.items():
+        notebook = nbformat.v4.new_notebook()
+        cell = nbformat.v4.new_code_cell
+        notebook.cells = [cell(SHARED + parameters, metadata={"tags": ["parameters"]}), cell(work)]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["kernelspec"] = kernel
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    git(tmp_path, "init", "-q")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+
+def commit(folder):
+    git(folder, "add", "notebooks")
+    git(folder, "commit", "-qm", "x")
+
+
+@pytest.fixture
+def grid(tmp_path):
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    return load_grid(tmp_path / "mine.yaml")
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Names of the runs that were executed; no kernel starts. ``fail`` names stages that fail."""
+    names, fail = [], set()
+
+    def execute(self, job):
+        names.append(job.name)
+        root = self.notebooks.parent
+        if job.stage in fail or job.name in fail:
+            return "failed", 1.0, "cell 3: MemoryError: none left"
+        if job.stage == "test":
+            leave((root / job.makes).parent, job.seed)  # noqa: F821
+        else:
+            (root / job.makes).mkdir(parents=True)
+        return "passed", 60.0, ""
+
+    monkeypatch.setattr(_Executor, "execute", execute)
+    return names, fail
+
+
+def run(grid, root, **options):
+    """The study, and what it said."""
+    said = []
+    return run_study(grid, root, say=said.append, **options), "\n".join(said)
+
+
+def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
+    study, said = run(grid, root, keep=tmp_path / "kept", command="ablate mine.yaml", workers=2)
+    names, _ = executed
+    assert len(names) == len(set(names)) == len(plan(grid)) and not study.failed
+    assert "16 of 16" in said and "about" in said and "cannot tell" in said  # two seeds only
+    kept = json.loads((tmp_path / "kept" / "mine.json").read_text())
+    assert kept["made"][0]["command"] == "ablate mine.yaml" and kept["missing"] == []
+    assert kept["verdicts"][0]["verdict"] == "cannot tell" and len(kept["runs"]) == 16
+    table = read_pooled(tmp_path / "kept" / "mine.csv.gz")
+    assert len(table) == 8 * 3 * 8  # tests, files of replies, questions
+    blank = table[(table["condition"] == "RL") & (table["control"] == "blank")]
+    assert blank["correct"].sum() == 0 and set(blank["seed"]) == {0, 1}
+    assert "RL, textures" in set(table["condition"]) and len(FILES) == 8
+    again, _ = run(grid, root)
+    assert len(names) == 16 and len(again.table) == len(table)  # nothing is made twice
+
+
+def test_a_run_that_fails_stops_only_what_builds_on_it(grid, root, executed):
+    names, fail = executed
+    fail.add("rl")
+    study, said = run(grid, root)
+    assert study.missing == ["RL, seed 0", "RL, seed 1"] and len(study.failed) == 2
+    assert "failed: rl-RL-seed0" in said and "MemoryError: none left" in said
+    assert "verdict" not in said and "3D only" not in said.split("missing")[1].split("failed")[0]
+    assert "| 3D only" in run(grid, root, look=True)[1]  # the table, without verdicts
+    assert "verdict" not in run(grid, root, look=True)[1]
+    fail.clear()
+    names.clear()
+    assert "verdict" in run(grid, root)[1] and [n.split("-")[0] for n in names].count("rl") == 2
+    assert not [name for name in names if name.startswith("sft")]
+
+
+def test_a_part_is_not_judged(grid, root, executed, tmp_path):
+    """Whoever may stop when the figures please makes intervals worthless."""
+    for part in ({"seeds": 1}, {"only": ["joint", "3D only"]}):
+        _, said = run(grid, root, keep=tmp_path / "kept", **part)
+        assert "tests are missing" in said and "verdict" not in said
+        assert json.loads((tmp_path / "kept" / "mine.json").read_text())["verdicts"] == []
+    assert "verdict" in run(grid, root)[1]
+    assert "verdict" not in run(grid, root, seeds=1, look=True)[1]  # all is there; a part was asked
+
+
+def test_another_machine_goes_on_from_what_was_kept(grid, root, executed, tmp_path):
+    names, fail = executed
+    fail |= {job.name for job in plan(grid) if job.seed == 1 and job.conditions == ("RL",)}
+    run(grid, root, keep=tmp_path / "kept")
+    shutil.rmtree(root / "runs")
+    fail.clear()
+    names.clear()
+    study, said = run(grid, root, keep=tmp_path / "kept")
+    # the test of RL is missing, so RL and the fine-tuning that it begins with are made again
+    assert [name.split("-")[0] for name in names] == ["sft", "rl", "test"]
+    assert "verdict" in said and len(study.table) == 8 * 3 * 8
+    other = grid.model_copy(update={"overrides": "sft.max_steps=9"})
+    with pytest.raises(GridError, match="another form"):
+        run(other, root, keep=tmp_path / "kept")
+
+
+def test_a_dry_run_only_shows_cost_and_commands(grid, root, executed):
+    grid = grid.model_copy(update={"minutes": {"sft": 4, "rl": 6, "test": 1}})
+    _, said = run(grid, root, dry_run=True, workers=2)
+    assert "16 to be made; about 22 min" in said and not executed[0]
+    assert said.count("python -m unireason_lib tutorial 06") == 8
+
+
+def test_edited_code_warns_and_stops_nothing(grid, root, executed):
+    """A study died of an edited docstring after hours."""
+    run(grid, root, only=["joint"])
+    notebook = root / "notebooks" / "04_sft.ipynb"
+    notebook.write_text(notebook.read_text() + "\n")
+    study, said = run(grid, root)
+    assert not study.failed and not study.missing and len(executed[0]) == 16
+    assert said.count("warning: the code changed") == 1 and "-dirty" in said
+    commit(root)
+    assert "warning" not in run(grid, root)[1]  # nothing is left to be made
+    by_commit = {
+        json.loads(p.read_text())["commit"] for p in root.glob("runs/ablation/mine/*.json")
+    }
+    assert len(by_commit) == 2
+
+
+def test_two_processes_do_not_run_one_study(grid, root, executed):
+    with locked(root / "runs/ablation/mine/.lock", "x"), pytest.raises(DatasetError, match="mine"):
+        run(grid, root)
+
+
+def test_errors_of_notebooks_are_named_and_kept(grid, root):
+    """With kernels: one condition fails in its second cell, the other one passes."""
+    study, said = run(grid, root, seeds=1, only=["answer only", "joint"], workers=2)
+    (name,) = study.failed
+    assert name.startswith("sft-answer-only") and study.failed[name].endswith("no such luck")
+    assert "AssertionError" in said and len(study.table) == 3 * 8
+    record = json.loads((root / "runs/ablation/mine" / f"{name}.json").read_text())
+    assert record["status"] == "failed" and "no such luck" in record["error"]
+    executed = nbformat.read(root / "runs/ablation/mine" / f"{name}.ipynb", 4)
+    assert any(cell.source.startswith("# Parameters") for cell in executed.cells)
+
+
+def begin(root, **options):
+    """The study in a process of its own."""
+    program = (
+        "import sys; from pathlib import Path; from unireason_lib.ablation import *;"
+        f"study = run_study(load_grid('{root}/mine.yaml'), Path('{root}'), **{options});"
+        "sys.exit(130 if study.interrupted else 0)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE)
+
+
+def until(process, condition):
+    deadline = time.time() + 120
+    while not condition() and time.time() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_killed_study_goes_on(grid, root):
+    """kill -9 in the middle: no finished run is repeated, none is lost."""
+    process = begin(root, seeds=1, only=["joint", "RL"])
+    records = root / "runs" / "ablation" / "mine"
+    until(process, lambda: len(list(records.glob("*.json"))) >= 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime for path in records.glob("*.json")}
+    study, said = run(grid, root, seeds=1, only=["joint", "RL"])
+    assert f"{4 - len(before)} to be made" in said and not study.failed
+    assert len(list(records.glob("*.json"))) == 4
+    assert all(path.stat().st_mtime == changed for path, changed in before.items())
+
+
+def test_ctrl_c_reaches_every_notebook_that_runs(grid, root):
+    """Two at a time, in threads, which no signal reaches: both save, and no further cell begins."""
+    path = root / "notebooks" / "04_sft.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[1].source = (
+        MAKE.format("sft") + "import time\nplace = made.parent\nplace.mkdir(parents=True)\n"
+        "(place / 'begun').touch()\n"
+        "try:\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    (place / 'saved').touch()"
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell("(place / 'next').touch()"))
+    nbformat.write(notebook, path)
+    process = begin(root, workers=2)
+    until(process, lambda: len(list(root.glob("runs/sft/*/begun"))) == 2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Stopping" in said and b"interrupted" in said
+    assert len(list(root.glob("runs/sft/*/saved"))) == 2 and not list(root.glob("runs/sft/*/next"))
+    statuses = {json.loads(p.read_text())["status"] for p in root.glob("runs/ablation/mine/*.json")}
+    assert statuses == {"interrupted"}
