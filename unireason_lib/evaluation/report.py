@@ -42,7 +42,7 @@ OTHERS = {
     "word_f1": "word F1",
     "crop_fraction": "crop fraction",
 }
-COST = ("rounds", "own_tokens", "injected_tokens", "seconds")  # means only, no intervals
+COST = ("rounds", "own_tokens", "injected_tokens", "seconds")
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Report:
         Returns:
             ``dimension``, ``family`` (``"all"`` for sums), ``n`` questions, ``failed`` of them,
             ``patients``; each measure of :data:`PROPORTIONS` and :data:`OTHERS` with its mean and
-            ``<measure>_low``, ``<measure>_high``; the means of :data:`COST`. NaN where a measure
-            applies to no reply.
+            ``<measure>_low``, ``<measure>_high`` (chance and :data:`COST` with the mean only). NaN
+            where a measure applies to no reply.
         """
         results, rows = self._measured(), []
         if results.empty:
@@ -127,9 +127,9 @@ class Report:
     def _row(self, dimension: str, family: str, part: pd.DataFrame) -> dict[str, Any]:
         row: dict[str, Any] = {"dimension": dimension, "family": family, "n": len(part)}
         row |= {"failed": int(part["failed"].sum()), "patients": part["patient"].nunique()}
-        for name in (*PROPORTIONS, *OTHERS):
+        for name in (name for name in (*PROPORTIONS, *OTHERS) if name != "chance"):
             row |= with_ends(name, measure(part, part[name].astype(float)))
-        return row | {name: part[name].mean() for name in COST if name in part}
+        return row | {name: part[name].mean() for name in ("chance", *COST) if name in part}
 
     def to_markdown(self) -> str:
         """The table with its notes, in Markdown."""
@@ -140,9 +140,8 @@ class Report:
         for names, scale, digits in ((PROPORTIONS, 100, 1), (OTHERS, 1, 2)):
             for name, title in names.items():
                 if table[name].notna().any():
-                    ends = table[[name, f"{name}_low", f"{name}_high"]] * scale
+                    ends = table.reindex(columns=[name, f"{name}_low", f"{name}_high"]) * scale
                     shown[title] = [_cell(*row, digits) for row in ends.to_numpy()]
-        shown["chance"] = shown["chance"].str.partition(" ")[0]
         return "\n".join([self._headline(), "", markdown(shown), "", *self._notes(table)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri, stdtr, stdtrit
 
 from unireason_lib.errors import RequestError
 
@@ -62,13 +63,7 @@ class Comparison:
     seeds: tuple[int, int]  # runs of a and of b
     questions: int  # that all runs were asked
     h: float | None  # Cohen's h of two proportions; None for other measures
-    d: float | None  # Cohen's d of other measures
     mcnemar: float | None  # exact p; for one run each of rights and wrongs
-
-    @property
-    def of_conditions(self) -> bool:
-        """Whether this is about two ways of training, or about two checkpoints only."""
-        return min(self.seeds) > 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; NaN becomes None."""
@@ -77,18 +72,18 @@ class Comparison:
     def to_markdown(self, name: str = "accuracy", scale: float = 100, unit: str = " points") -> str:
         """One line: ``name``, the difference times ``scale`` in ``unit``, and how sure it is."""
         digits = 1 if scale == 100 else 3
-        low, value, high = (
-            f"{scale * x:+.{digits}f}"
-            for x in (self.difference.low, self.difference.value, self.difference.high)
-        )
-        p = "cannot tell, nothing varies" if math.isnan(self.p) else f"p {self.p:.2g}"
-        runs = f"{self.seeds[1]} against {self.seeds[0]} seeds"
-        about = runs if self.of_conditions else "a statement about these checkpoints only"
+        d, form = self.difference, f"+.{digits}f"
+        low, value, high = (format(scale * x, form) for x in (d.low, d.value, d.high))
+        p = f"p {self.p:.2g} (Student's t, {self.df:.1f} degrees of freedom)"
+        p = "p cannot be told, nothing varies" if math.isnan(self.p) else p
         exact = "" if self.mcnemar is None else f", McNemar's p {self.mcnemar:.2g}"
+        about = f"{self.seeds[1]} against {self.seeds[0]} seeds"
+        if min(self.seeds) < 2:
+            about += ", so about these checkpoints and not about ways of training"
         return (
             f"- {name}: {scale * self.b:.{digits}f} against {scale * self.a:.{digits}f}, difference"
-            f" {value}{unit} [{low}, {high}], {p} (Student's t, {self.df:.1f} degrees of freedom)"
-            f"{exact}; {self.questions} questions, {self.difference.patients} patients, {about}"
+            f" {value}{unit} [{low}, {high}], {p}{exact}; {self.questions} questions,"
+            f" {d.patients} patients, {about}"
         )
 
 
@@ -138,9 +133,7 @@ def mean_over_runs(
         quantile = None if extreme or k < 2 else _quantile(df, level)
         low, high = wilson(value * worth, worth, level, quantile)
     else:
-        low, high = _ends(value, error, df, level)
-        if values.min() >= 0 and values.max() <= 1:
-            low, high = (float(np.clip(end, 0, 1)) for end in (low, high))
+        low, high = _ends(value, error, df, level, (0, 1) if _bounded(values) else None)
     return Interval(value, low, high, values.size, k)
 
 
@@ -172,26 +165,24 @@ def compare(
         parts = [_sums(right - left, code)]
     else:
         parts = [-_sums(left, code), _sums(right, code)]
-    mean_a, mean_b = float(left.mean()), float(right.mean())
+    mean_a, mean_b, questions = float(left.mean()), float(right.mean()), left.shape[1]
+    difference, values = mean_b - mean_a, np.concatenate([left, right])
     error, df = _standard_error(parts, counts)
-    low, high = _ends(mean_b - mean_a, error, df, level)
-    values = np.concatenate([left, right])
-    if values.min() >= 0 and values.max() <= 1:
-        low, high = (float(np.clip(end, -1, 1)) for end in (low, high))
+    low, high = _ends(difference, error, df, level, (-1, 1) if _bounded(values) else None)
+    p = 2 * float(stdtr(df, -abs(difference) / error)) if error > 0 else math.nan
     proportions = bool(np.isin(values, (0, 1)).all())
-    single = len(a) == len(b) == 1
+    single = proportions and len(a) == len(b) == 1
     return Comparison(
         a=mean_a,
         b=mean_b,
-        difference=Interval(mean_b - mean_a, low, high, left.shape[1], len(counts)),
-        p=_p_value(mean_b - mean_a, error, df),
+        difference=Interval(difference, low, high, questions, len(counts)),
+        p=p,
         standard_error=error,
         df=df,
         seeds=(len(a), len(b)),
-        questions=left.shape[1],
+        questions=questions,
         h=cohens_h(mean_a, mean_b) if proportions else None,
-        d=None if proportions else cohens_d(left, right),
-        mcnemar=mcnemar(left[0], right[0]) if single and proportions else None,
+        mcnemar=mcnemar(left[0], right[0]) if single else None,
     )
 
 
@@ -204,8 +195,6 @@ def wilson(
         successes: How many were right, of ``n``; both may be fractional.
         quantile: In place of the normal one of the level.
     """
-    from scipy.special import ndtri
-
     if n <= 0:
         return 0.0, 1.0
     z, p = float(ndtri((1 + level) / 2)) if quantile is None else quantile, successes / n
@@ -272,13 +261,6 @@ def cohens_h(a: float, b: float) -> float:
     return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
 
 
-def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
-    """Effect size of two measures: difference over pooled deviation (Cohen 1988); 0 where nothing
-    varies."""
-    deviation = math.sqrt((float(np.var(a)) + float(np.var(b))) / 2)
-    return float(np.mean(b) - np.mean(a)) / deviation if deviation > 0 else 0.0
-
-
 # --- the variance ------------------------------------------------------------------------------
 
 
@@ -337,21 +319,21 @@ def _standard_error(parts: Sequence[np.ndarray], counts: np.ndarray) -> tuple[fl
 
 def _quantile(df: float, level: float) -> float:
     """Student's two-sided critical value."""
-    from scipy.special import ndtri, stdtrit
-
     quantile = (1 + level) / 2
     return float(ndtri(quantile) if math.isinf(df) else stdtrit(df, quantile))
 
 
-def _ends(value: float, error: float, df: float, level: float) -> tuple[float, float]:
+def _ends(
+    value: float, error: float, df: float, level: float, limits: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Student's interval, clipped to the limits; NaN without an error."""
     half = _quantile(df, level) * error if error > 0 else math.nan
-    return value - half, value + half
+    low, high = np.clip([value - half, value + half], *(limits or (None, None)))
+    return float(low), float(high)
 
 
-def _p_value(value: float, error: float, df: float) -> float:
-    from scipy.special import stdtr
-
-    return float(min(1.0, 2 * stdtr(df, -abs(value) / error))) if error > 0 else math.nan
+def _bounded(values: np.ndarray) -> bool:
+    return bool(values.min() >= 0 and values.max() <= 1)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

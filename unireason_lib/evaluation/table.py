@@ -130,16 +130,14 @@ def read_pooled(path: str | Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
         table = table.rename(columns={"in_format": "format"})
-        if "control" not in table:
-            table = _with_control(table)
-        if "failed" not in table:
-            table["failed"] = table["format"].isna().astype(float)
-        missing = {*POOLED[:9], "iou_first", "format"} - {*table.columns}
-        if missing:
-            raise KeyError(f"no column {', '.join(sorted(missing))}")
-    except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
+        if missing := {"seed", "correct", "iou_first", "format", *WORDS} - {*table, "control"}:
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         expected, do = "a pooled table of results", "make it again from the files of results"
         raise DatasetError(path, expected, str(error)[:160], do) from error
+    if "failed" not in table:
+        table["failed"] = table["format"].isna().astype(float)
+    table = table if "control" in table else _with_control(table)
     return table.reindex(columns=POOLED)
 
 
