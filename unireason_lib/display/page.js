@@ -1,14 +1,14 @@
 // Replays grounded replies. All data is in the document; nothing is fetched.
 "use strict";
-const pictures = JSON.parse(document.getElementById("pictures").textContent);
+const images = JSON.parse(document.getElementById("images").textContent);
 const articles = [...document.querySelectorAll("article")];
 
 function fill(root) {
-  // Pictures are kept once, however often they are shown.
-  for (const image of root.querySelectorAll("[data-picture]")) {
+  // Images are kept once, however often they are shown.
+  for (const image of root.querySelectorAll("[data-image]")) {
     const attribute = image.tagName.toLowerCase() === "img" ? "src" : "href";
-    image.setAttribute(attribute, pictures[image.dataset.picture]);
-    image.removeAttribute("data-picture");
+    image.setAttribute(attribute, images[image.dataset.image]);
+    image.removeAttribute("data-image");
   }
 }
 
@@ -21,7 +21,7 @@ function start(article) {
 
   function showSlice(z) {
     if (!stage) return;
-    stage.querySelector("image").setAttribute("href", pictures[slices[z]]);
+    stage.querySelector("image").setAttribute("href", images[slices[z]]);
     for (const place of all(".place")) {
       place.toggleAttribute("hidden", z < +place.dataset.from || z >= +place.dataset.to);
       place.style.display = place.hasAttribute("hidden") ? "none" : "";
