@@ -66,39 +66,43 @@ def _train(
     quiet: bool,
     **where: Any,
 ) -> None:
-    """Records, model, training."""
+    """Records, model, training; ``where``: the volumes of the release."""
     from unireason_lib.config import load_profile
 
     settings = load_profile(profile, "\n".join(change or ()))
+    section, ours = getattr(settings, stage), settings.grounding
 
     from unireason_lib.errors import DatasetError
-    from unireason_lib.grounding import load_profile_model
-    from unireason_lib.training.callbacks import FreeRunning
+    from unireason_lib.grounding import Settings, load_profile_model
+    from unireason_lib.training.callbacks import FreeRunning, balanced
     from unireason_lib.training.checkpoints import whole_checkpoint
     from unireason_lib.training.data import images_from, training_records
 
-    wanted, seed = getattr(settings, f"{stage}_data"), getattr(settings, stage).seed
+    wanted = getattr(settings, f"{stage}_data")
+    where |= {"seed": section.seed, "form": {"sft": "sft", "grpo": "rl"}[stage]}
     counts = {"2d": wanted.records_2d, "3d": wanted.records_3d}
-    where |= {"seed": seed, "form": {"sft": "sft", "grpo": "rl"}[stage]}
     records = training_records(data, counts, **where)
-    images = images_from(data, m3d_root=where["m3d_root"])
-    size = settings.grounding.free_running_questions
     try:
-        held_out = training_records(data, split="val", **where)[:size]
-    except DatasetError:  # a small set, or one that keeps no patient apart
+        held_out = training_records(data, split="val", **where)
+    except DatasetError:  # a small data set, or one that keeps no patient apart
         held_out = []
+    held_out = balanced(held_out, ours.free_running_questions)
+    images = images_from(data, m3d_root=where["m3d_root"])
     path = whole_checkpoint(model, settings.model.dtype)
-    loaded, processor = load_profile_model(settings.model, Path.cwd(), path, device=_device())
+    loaded = load_profile_model(settings.model, Path.cwd(), path, device=_device())
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
-    every = settings.grounding.free_running_steps
-    callbacks = [FreeRunning(held_out, images, every)] if held_out else []
     if stage == "sft":
         from unireason_lib.training.sft import train_sft as train
+
+        limits = (settings.generation.max_new_tokens, settings.generation.max_rounds)
     else:
         from unireason_lib.training.grpo import train_grpo as train
-    made = train(
-        loaded, processor, records, images, out, settings, callbacks=callbacks, progress=not quiet
-    )
+
+        limits = (section.max_completion_length, ours.rollout_max_rounds)
+    how = {"settings": Settings(*limits), "components": ours.components}
+    tests = FreeRunning(held_out, ours.free_running_steps, images, **how)
+    more = {"callbacks": [tests] if held_out else [], "progress": not quiet}
+    made = train(*loaded, records, images, out, settings, **more)
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(f"{made}: the model; {out / 'log.jsonl'}: how it went")
 
@@ -108,21 +112,22 @@ def _device() -> str | None:
     from there, on the CPU. None: as the profile says."""
     import torch
 
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        return "cpu"
+    from unireason_lib.training.callbacks import sharding
+
     local = "LOCAL_RANK" in os.environ and torch.cuda.is_available()
-    return f"cuda:{os.environ['LOCAL_RANK']}" if local else None
+    return "cpu" if sharding() == "fsdp" else f"cuda:{os.environ['LOCAL_RANK']}" if local else None
 
 
 def merge(
     model: Annotated[str, option("The model that the adapter was trained on.", *MODEL)],
     adapter: Annotated[str, option("Folder or hub id of the PEFT adapter.")],
     out: Annotated[Path, option("Folder of the merged checkpoint; must not exist.", *OUT)],
+    dtype: Annotated[str, option("auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Merge an adapter into its model: a folder in plain transformers form."""
     from unireason_lib.training.checkpoints import merge_adapter
 
-    typer.echo(f"{merge_adapter(model, adapter, out)}: the merged checkpoint")
+    typer.echo(f"{merge_adapter(model, adapter, out, dtype)}: the merged checkpoint")
 
 
 def base(
