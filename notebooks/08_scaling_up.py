@@ -18,7 +18,7 @@
 # %% tags=["parameters"]
 PROFILE = "laptop"
 OVERRIDES = ""
-GPUS = "8xH100"  # number and name; see unireason_lib/planning/machines.yaml
+GPUS = "8xH100"  # number and name; see unireason_lib/configs/planning.yaml
 
 # %% tags=["setup"]
 # Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
@@ -33,15 +33,17 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
+import pandas as pd
+from IPython.display import Markdown
+
+from unireason_lib.config import load_profile, profile_names
 from unireason_lib.display import pipeline_figure
-from unireason_lib.profiles import load_profile, profile_names
-from unireason_lib.tutorial import project_root, publish
-from unireason_lib.tutorial.results import aligned
+from unireason_lib.notebooks import project_root, publish
 
 profiles = {name: load_profile(name, OVERRIDES) for name in profile_names()}
 root = project_root()
@@ -54,28 +56,26 @@ pipeline_figure()
 # settings in which the profiles differ that decide what is trained, on what:
 
 # %%
-KEYS = """model.base model.dtype model.quantization model.device serialization.size sft.learning_rate sft.batch_size
-sft.accumulation sft.lora_rank sft.gradient_checkpointing rl.prompts rl.rollouts rl.learning_rate rl.kl""".split()
+KEYS = """model.base model.dtype model.quantization model.device serialization.size sft.learning_rate
+sft.per_device_train_batch_size sft.gradient_accumulation_steps sft.gradient_checkpointing grounding.sft_lora_r
+grpo.generation_batch_size grpo.num_generations grpo.learning_rate grpo.beta""".split()
 
-lines = [("setting", *profiles)]
-for key in KEYS:
-    section, name = key.split(".")
-    lines.append((key, *(str(one[section][name]) for one in profiles.values())))
-print(aligned(lines))
 
+def leaves(profile):
+    """Every setting of a profile: "section.name" -> value."""
+    sections = profile.model_dump(exclude={"name"})
+    return {f"{s}.{name}": value for s, section in sections.items() for name, value in section.items()}
+
+
+settings = pd.DataFrame({name: leaves(profile) for name, profile in profiles.items()}).astype(str)
+settings.loc[KEYS]
 
 # %% [markdown]
 # How many there are in all:
 
 # %%
-def leaves(one):
-    """Every setting of a profile: name -> value."""
-    return {(s, n): v for s, part in one.items() if s != "name" for n, v in part.items()}
-
-
-small, large = leaves(profiles["laptop"]), leaves(profiles["gpu"])
-different = [key for key in small if small[key] != large[key]]
-print(f"{len(different)} of {len(small)} settings differ between laptop and gpu")
+different = (settings["laptop"] != settings["gpu"]).sum()
+print(f"{different} of {len(settings)} settings differ between laptop and gpu")
 
 # %% [markdown]
 # ## 2 · True shapes without weights
@@ -85,77 +85,89 @@ print(f"{len(different)} of {len(small)} settings differ between laptop and gpu"
 # tiny one.
 
 # %%
-import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
-
-from unireason_lib.planning import published, published_config, shape_of
+from unireason_lib.planning import lora_parameters, parameters, shaped_model
 from unireason_lib.training.sft import freeze
 
-lines = [("model", "learns", "frozen", "LoRA, rank 16")]
-for name in list(published())[:2]:
-    with torch.device("meta"):
-        big = Qwen2_5_VLForConditionalGeneration(published_config(name))
+rows = []
+for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
+    big = shaped_model(name)
     learns, frozen = freeze(big)
-    shape = shape_of(name)
-    assert (shape.language, shape.vision) == (learns, frozen)  # the planner's arithmetic
-    lines.append((name, f"{learns:,}", f"{frozen:,}", f"{shape.adapters(16):,}"))
-print(aligned(lines))
+    assert (learns, frozen) == parameters(big)  # language model; vision tower and merger
+    rows.append((name, learns, frozen, lora_parameters(big, r=16)))
+pd.DataFrame(rows, columns=["model", "learns", "frozen", "LoRA, rank 16"])
 
 # %% [markdown]
-# What a question costs in tokens follows from the processor: pictures are resized to multiples of 28 pixels, and a square of 28 is a
+# What a forward pass would cost is counted in the same way: `FlopCounterMode` watches the operations of a run without memory.
+# A rule of thumb says two operations for every parameter and token, and attention between all pairs of tokens besides.
+
+# %%
+from unireason_lib.planning import language_flops
+
+small, tokens = shaped_model("3b"), 3086
+counted = language_flops(small, tokens)
+text = small.config.text_config
+layers = sum(p.numel() for p in small.model.language_model.layers.parameters())
+by_hand = 2 * layers * tokens + 2 * text.num_hidden_layers * text.hidden_size * tokens**2
+print(f"3B, {tokens:,} tokens: {counted:.3g} FLOPs counted, {by_hand:.3g} by hand with half of the attention square")
+assert 0 < counted - by_hand < 0.08 * counted  # the other half, which fast kernels skip
+
+# %% [markdown]
+# What a question costs in tokens follows from the processor: images are resized to multiples of 28 pixels, and a square of 28 is a
 # token. A volume of 32 slices is a long prompt; what the model writes and points at is little beside it.
 
 # %%
-from unireason_lib.imaging.frame import QWEN_FRAME
+import math
+
 from unireason_lib.planning import samples_of
 
-samples = samples_of(QWEN_FRAME, profiles["gpu"].dataset.shape, picture=512)
-lines = [("a sample", "pictures", "tokens each", "prompt", "regions", "written", "in all")]
-for d, one in samples.items():
-    row = (len(one.pictures), one.pictures[0], one.prompt, one.injected, one.written, one.tokens)
-    lines.append((d.upper(), *(f"{n:,}" for n in row)))
-print(aligned(lines))
+samples = samples_of(profiles["gpu"].dataset.shape, image=512)
+rows = [
+    (d.upper(), one.images, math.prod(one.image), one.prompt, one.injected, one.generated, one.tokens)
+    for d, one in samples.items()
+]
+columns = ["a sample", "images", "tokens each", "prompt", "regions", "generated", "in all"]
 publish("tokens of a volume of 32 slices", samples["3d"].prompt, note="prompt, Qwen2.5-VL")
+pd.DataFrame(rows, columns=columns)
 
 # %% [markdown]
-# ## 3 · The bill before it is paid
+# ## 3 · The cost before it is paid
 #
-# From tokens follow operations, from operations hours, from hours money. The formulas are in `planning/work.py` and `memory.py`,
-# what is assumed of GPUs and of how well they are used in `planning/machines.yaml`. Hours are a range, since nobody knows
-# better before the run. As a command: `python -m unireason_lib plan --gpus 8xH100`.
+# From tokens follow operations, from operations hours, from hours money. The formulas are in `planning.py`, what is assumed of GPUs
+# and of how well they are used in `configs/planning.yaml`. Hours are a range, since nobody knows better before the run. As a
+# command: `python -m unireason_lib plan --gpus 8xH100`.
 
 # %%
-from unireason_lib.planning import Cluster, bill
-from unireason_lib.planning.report import table
+from unireason_lib.planning import estimate
 
 gpu = profiles["gpu"]
-made = bill(gpu, shape_of(gpu.model.base), Cluster.named(GPUS), samples)  # refused where it cannot fit
-print(table(made))
-for stage, what in (("sft", "fine-tuning"), ("rl", "outcome RL")):
-    found = made.hours(stage)
-    publish(f"{what} at the paper's scale", found.high, "h", interval=tuple(found), note=f"foretold, {GPUS}")
+made = estimate(gpu, GPUS)  # refused where it cannot fit
+for stage, what in (("sft", "fine-tuning"), ("grpo", "outcome RL")):
+    low, high = (sum(row["hours"][k] for row in made.work if row["stage"] == stage) for k in (0, 1))
+    publish(f"{what} at the paper's scale", high, "h", interval=(low, high), note=f"predicted, {GPUS}")
+Markdown(made.to_markdown())
 
 # %% [markdown]
-# Where does the memory go? The same model, spread in different ways:
+# Where does the memory go? The same fine-tuning, sharded in different ways, and with adapters:
 
 # %%
-from unireason_lib.planning import STRATEGIES, memory
+from unireason_lib.errors import PlanError
+from unireason_lib.planning import SHARDING
 
-lines = [("fine-tuning, GB a GPU", "in all", "fits", "largest part")]
-for way in STRATEGIES:
-    held = memory(shape_of("7b"), Cluster.named(GPUS), way, gpu.sft.batch_size * samples["3d"].tokens)
-    part, most = max(held.parts.items(), key=lambda item: item[1])
-    lines.append((way, f"{held.total / 1e9:.1f}", "yes" if held.fits else "no", f"{part}: {most / 1e9:.1f}"))
-print(aligned(lines))
+for way, overrides in [*((way, "") for way in SHARDING), ("ddp", "grounding.sft_lora_r=16")]:
+    try:
+        parts = estimate(load_profile("gpu", overrides), GPUS, sharding=way, stages=("sft",)).memory["sft"]
+        largest = max(parts, key=parts.get)
+        held = f"{sum(parts.values()) / 1e9:.1f} GB a GPU, most of it {largest}"
+    except PlanError as refused:
+        held = f"refused: {refused.found}"
+    print(f"{way} {overrides or '(full)'}: {held}")
 
 # %% [markdown]
 # What cannot fit is refused, and the message names what can:
 
 # %%
-from unireason_lib.errors import PlanError
-
 try:
-    bill(gpu, shape_of("7b"), Cluster.named("1xA100"), samples, stages=("sft",))
+    estimate(gpu, "1xA100", stages=("sft",))
 except PlanError as refused:
     print(refused)
 
@@ -163,20 +175,7 @@ except PlanError as refused:
 # A free notebook has one T4. The profile `t4` is sized for it: 3B in 4 bits, adapters, volumes of 8 slices.
 
 # %%
-from unireason_lib.planning.counts import phantom_rows
-
-t4 = profiles["t4"]
-print(
-    table(
-        bill(
-            t4,
-            shape_of(t4.model.base),
-            Cluster.named("T4"),
-            samples_of(QWEN_FRAME, t4.dataset.shape),
-            **phantom_rows(t4),
-        )
-    )
-)
+Markdown(estimate(profiles["t4"], "T4").to_markdown())
 
 # %% [markdown]
 # ### Does the arithmetic hold?
@@ -185,12 +184,46 @@ print(
 # from that and the formulas follows how long other work takes, and that is measured too.
 
 # %%
-from unireason_lib.bench.planning import bench_plan
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
-rows = bench_plan(steps=4 if PROFILE == "smoke" else 40, repeats=1 if PROFILE == "smoke" else 2)
-for row in rows:
-    print(f"{row['name']}: {row['baseline_s']:.1f} s, {row['ours_s']:.1f} s, ratio {row['ratio']:.2f}")
-publish("foretold time / measured time", rows[0]["ratio"], note="volumes, from the speed with slices")
+from unireason_lib.dataset.build import phantom_set
+from unireason_lib.grounding import build_tiny, load_model
+from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.training.callbacks import read_log
+from unireason_lib.training.data import Examples, images_from, training_records
+from unireason_lib.training.sft import train_sft
+
+scratch = Path(tempfile.mkdtemp())
+build_tiny(scratch / "model")
+how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
+phantom_set(scratch / "data", 80, 40, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
+steps = 4 if PROFILE == "smoke" else 40
+tiny, images = shaped_model(str(scratch / "model")), images_from(scratch / "data")
+
+
+def measured(dimension, turn):
+    """Operations of some steps of fine-tuning, and seconds of the trainer."""
+    model, processor = load_model(scratch / "model", dtype="float32", device="cpu")
+    records = training_records(scratch / "data", {dimension: 16 * steps})
+    flops = 0.0
+    for one in Examples(records, images, processor):  # the images' features are cached
+        flops += language_flops(tiny, len(one.ids), int(one.loss_mask.sum()), "all")
+    settings = load_profile("laptop", f"sft.max_steps={steps}, grounding.muon_learning_rate=0.0, sft.bf16=false")
+    out = scratch / f"{dimension}-{turn}"
+    train_sft(model, processor, records, images, out, settings)
+    return flops, read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
+
+
+# %%
+turns = range(1 if PROFILE == "smoke" else 2)
+found = {d: [measured(d, turn) for turn in turns] for d in ("2d", "3d")}
+speed = sum(flops for flops, _ in found["2d"]) / sum(seconds for _, seconds in found["2d"])
+predicted, taken = (sum(pair[k] for pair in found["3d"]) for k in (0, 1))
+ratio = predicted / speed / taken
+print(f"slices: {speed:.2g} FLOP/s; volumes: {predicted / speed:.1f} s predicted, {taken:.1f} s measured")
+publish("predicted time / measured time", ratio, note="volumes, from the speed with slices")
 
 # %% [markdown]
 # ## 4 · Two processes
@@ -200,37 +233,25 @@ publish("foretold time / measured time", rows[0]["ratio"], note="volumes, from t
 
 # %%
 import shlex
-import tempfile
-from pathlib import Path
-from types import SimpleNamespace
-
-from unireason_lib.dataset.build import phantom_set
-from unireason_lib.grounding import build_tiny
-from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.training.logbook import read_log
-
-scratch = Path(tempfile.mkdtemp())
-build_tiny(scratch / "model")
-how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
-phantom_set(scratch / "data", 60, 24, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
-steps = 4 if PROFILE == "smoke" else 40
 
 
-# %%
 def train(processes):
     """Losses and samples a second of the command, in some processes."""
     out = scratch / f"with-{processes}"
     settings = {
-        "steps": steps,
-        "batch_size": 16 // processes,
-        "log_steps": 1,
-        "probe_size": 0,
-        "bf16": "false",
+        "sft.max_steps": steps,
+        "sft.per_device_train_batch_size": 16 // processes,
+        "sft.logging_steps": 1,
+        "sft.bf16": "false",
+        "sft.learning_rate": 1e-4,
+        "sft_data.records_2d": 384,
+        "sft_data.records_3d": 144,
+        "grounding.free_running_questions": 0,
+        "grounding.muon_learning_rate": 0.0,
     }
-    settings |= {"counts_2d": 384, "counts_3d": 144, "muon": 0.0, "learning_rate": 1e-4}
     words = f"-m torch.distributed.run --standalone --nproc_per_node {processes} -m unireason_lib sft --quiet".split()
     words += ["--data", scratch / "data", "--model", scratch / "model", "--out", out]
-    words += [word for name, value in settings.items() for word in ("--set", f"sft.{name}={value}")]
+    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     words = [str(word) for word in words]
     print("python", shlex.join(words).replace(str(scratch), "FOLDER"))
     thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -255,18 +276,19 @@ assert apart < 0.01
 # does. And the examples, 528, fill whole steps of 16: the rest of an epoch, a shorter step, would be divided differently.
 
 # %% [markdown]
-# On GPUs the launcher is accelerate's, with a configuration that ships for each way of spreading; the command behind it is the same.
-# One that loses a process ends with a message, and the same command goes on from its last checkpoint.
+# On GPUs the launcher is accelerate's, with a configuration that ships for each way of sharding (`ddp`, `fsdp2`, `zero3`); the
+# command behind it is the same. One that loses a process ends with a message, and the same command goes on from its last checkpoint.
+#
+# ```
+# accelerate launch --config_file unireason_lib/training/launch/zero3.yaml --num_processes 8 \
+#     -m unireason_lib sft --profile gpu --data DATA --model MODEL --out runs/sft/NAME
+# accelerate launch --config_file unireason_lib/training/launch/fsdp2.yaml --num_processes 16 --num_machines 2 \
+#     --machine_rank $NODE --main_process_ip $FIRST --main_process_port 29500 -m unireason_lib sft ...
+# ```
 
 # %%
-from unireason_lib.planning.launch import launch_command
-
-for text, way in (("8xH100", "zero3"), ("16xH100", "fsdp2"), ("4xA100", "lora")):
-    print(f"{text}, {way}:\n  {launch_command('sft', gpu, Cluster.named(text), way)}\n")
-
-rollouts, rest = made.lines[1], made.lines[2:4]
-share = rollouts.hours.high / (rollouts.hours.high + sum(line.hours.high for line in rest))
-print(f"of outcome RL, writing replies takes {share:.0%} of the time, by the bill of section 3")
+rollouts, *rest = (row["hours"][1] for row in made.work if row["stage"] == "grpo")
+print(f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time, by the estimate of section 3")
 
 # %% [markdown]
 # **Slurm.** One task a node, with all its cores, which starts the node's processes:
@@ -280,8 +302,8 @@ print(f"of outcome RL, writing replies takes {share:.0%} of the time, by the bil
 # ```
 #
 # **Kubernetes.** Use what your cluster has. A `PyTorchJob` of Kubeflow's training operator (v1) sets `RANK` and `MASTER_ADDR` of each
-# node: its container runs the command above after `NODE=$RANK FIRST=$MASTER_ADDR`. With KubeRay, `ablate --ray auto` runs
-# one notebook a GPU.
+# node: its container runs the command above after `NODE=$RANK FIRST=$MASTER_ADDR`. An ablation study runs one notebook
+# a GPU with `CUDA_VISIBLE_DEVICES=0,1,... ablate --workers N`.
 #
 # **Rollouts by vLLM.** A server writes replies faster than the trainer. It is given the policy's weights before each generation, and
 # knows nothing of boxes: they are stop tokens to it, the crop is cut here, and the longer prompt is sent, of which its prefix
@@ -289,23 +311,23 @@ print(f"of outcome RL, writing replies takes {share:.0%} of the time, by the bil
 #
 # ```
 # VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs --limit-mm-per-prompt.image 256
-# accelerate launch ... -m unireason_lib rl ... --set rl.vllm=http://host:8000
+# accelerate launch ... -m unireason_lib rl ... --set grpo.use_vllm=true --set grpo.vllm_server_base_url=http://host:8000
 # ```
 #
-# **Curves.** `--set rl.report_to=tensorboard` (or `wandb`, `trackio`) hands all that is logged to a tracker; every reply is in
+# **Curves.** `--set grpo.report_to=tensorboard` (or `wandb`, `trackio`) hands all that is logged to a tracker; every reply is in
 # `rollouts.jsonl` of the run.
 
 # %% [markdown]
 # ## 5 · The authors' release
 #
-# `IQuestLab/UniReason-Med-Data` has conversations, and pictures of slices. Volumes it has not: they belong to M3D, and who holds them
+# `IQuestLab/UniReason-Med-Data` has conversations, and images of slices. Volumes it has not: they belong to M3D, and who holds them
 # says where. Here is a replica in the same folders and columns, made of phantoms.
 
 # %%
 from unireason_lib.dataset.build import BuildConfig, build
 from unireason_lib.dataset.release import write_release
 from unireason_lib.dataset.sources import SourceSpec
-from unireason_lib.training.data import images_from, training_records
+from unireason_lib.imaging.frame import QWEN_FRAME
 
 sources = (
     SourceSpec("phantom", None, {"dimension": "2d", "count": 8}),
@@ -324,14 +346,14 @@ for path in sorted([*release.rglob("*.parquet"), *(scratch / "m3d").rglob("*.npy
 # %%
 import warnings
 
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     without = training_records(release)
 print(
     "without the volumes:",
     len(without),
     "records;",
-    str(said[-1].message).replace(str(scratch), "FOLDER")[:110],
+    str(caught[-1].message).replace(str(scratch), "FOLDER")[:110],
     "...",
 )
 records = training_records(release, m3d_root=scratch / "m3d")
@@ -342,37 +364,40 @@ print(f"\n{deep.question} {deep.options}\n{len(slices)} slices of {slices[0].siz
 
 # %%
 from unireason_lib.boxes import Box3D
-from unireason_lib.display import show_pictures
+from unireason_lib.display import show_images
 
 box = next(box for box in deep.boxes if isinstance(box, Box3D))
 middle = int(box.z1 + box.z2) // 2
 shown = sorted({max(0, int(box.z1) - 2), int(box.z1), middle, int(box.z2) - 1})
 inside = [[box.xy] if box.z1 <= z < box.z2 else [] for z in shown]
-show_pictures([QWEN_FRAME.aligned(slices[z]) for z in shown], inside, titles=[f"slice {z}" for z in shown])
+show_images([QWEN_FRAME.aligned(slices[z]) for z in shown], inside, titles=[f"slice {z}" for z in shown])
 
 # %% [markdown]
 # Training on it is training on anything else: `sft --data FOLDER --m3d-root FOLDER`, the same for `rl`, and `evaluate --benchmark
 # FOLDER
 # --option m3d_root=FOLDER`; notebooks 04, 05 and 06 take `DATA` and `M3D_ROOT`.
 #
-# Can the volumes be read fast enough for eight GPUs? `python -m unireason_lib bench feeding` compares the seconds that a core
-# takes for
-# one with those that it may take, by the bill above.
+# Can the volumes be read fast enough for eight GPUs? From the estimate follows how many volumes a second they learn from when they
+# are used well, and so how long one may take on each of the cores that read ahead. How long it takes, up to the pixels that the
+# processor cuts into patches, is measured here.
 
 # %%
-from unireason_lib.bench.imaging import bench_feeding
+import time
 
-feeding = bench_feeding(repeats=1, gpus=GPUS)
-for row in feeding:
-    print(
-        f"{row['name']}: a core may take {row['baseline_s']:.1f} s a volume, and takes {row['ours_s']:.2f} s"
-    )
-publish(
-    "reading volumes: time allowed / time taken",
-    min(row["ratio"] for row in feeding),
-    "x",
-    note=f"a core, {GPUS}",
-)
+import numpy as np
+
+from unireason_lib.imaging import load_volume, serialize
+
+hours = made.work[0]["hours"][0]  # of fine-tuning on the paper's 50,000 volumes, 170,000 images beside
+volumes_per_second = 50_000 / (hours * 3600)
+cores = gpu.sft.dataloader_num_workers * made.cluster.count
+np.save(scratch / "volume.npy", np.random.default_rng(0).random((1, 32, 256, 256), dtype=np.float32))
+began = time.perf_counter()
+for image in serialize(load_volume(scratch / "volume.npy"), (32, 256, 256)).images():
+    np.asarray(QWEN_FRAME.aligned(image))
+taken, allowed = time.perf_counter() - began, cores / volumes_per_second
+print(f"{volumes_per_second:.1f} volumes/s; a core may take {allowed:.1f} s a volume, and takes {taken:.2f} s")
+publish("reading volumes: time allowed / time taken", allowed / taken, "x", note=f"a core, {GPUS}")
 
 # %% [markdown]
 # ## 6 · What comes out
@@ -384,21 +409,24 @@ publish(
 import io
 from contextlib import redirect_stdout
 
+from transformers import Qwen2_5_VLForConditionalGeneration
+
 from unireason_lib.cli import app
 
 
 def run(*words):
     """A command of this package, and what it says."""
-    words, said = [str(word) for word in words], io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(said):
+    words, shown = [str(word) for word in words], io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(shown):
         warnings.simplefilter("ignore")
         app(words, standalone_mode=False)
-    said = f"python -m unireason_lib {shlex.join(words)}\n{said.getvalue()}"
-    print(said.replace(str(scratch), "FOLDER"))
+    text = f"python -m unireason_lib {shlex.join(words)}\n{shown.getvalue()}"
+    print(text.replace(str(scratch), "FOLDER"))
 
 
 adapted, merged = scratch / "adapted", scratch / "merged"
-few = "--set sft.lora_rank=8 --set sft.steps=4 --set sft.probe_size=0 --set sft.batch_size=4".split()
+few = "--set grounding.sft_lora_r=8 --set sft.max_steps=4 --set sft.per_device_train_batch_size=4".split()
+few += "--set grounding.free_running_questions=0".split()
 run("sft", "--data", scratch / "data", "--model", scratch / "model", "--out", adapted, "--quiet", *few)
 run("merge", "--model", scratch / "model", "--adapter", adapted / "model", "--out", merged)
 plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged)
@@ -410,8 +438,8 @@ print("\n".join((merged / "README.md").read_text().splitlines()[:22]))
 
 # %%
 assert samples["3d"].prompt == 150 + 32 * (81 + 2)
-assert made.memory["sft"].fits and set(made.memory) == {"sft", "rl", "test"}
-assert sum(p.numel() for p in plain.parameters()) == shape_of(merged).total
+assert set(made.memory) == {"sft", "grpo"}
+assert sum(p.numel() for p in plain.parameters()) == sum(parameters(shaped_model(str(merged))))
 assert {record.dimension for record in without} == {"2d"} and {record.dimension for record in records} == {
     "2d",
     "3d",
@@ -422,14 +450,14 @@ print("all checks passed")
 # ## Exercises
 #
 # 1. How many H100 does full fine-tuning of the 7B model need at least? Ask `plan`, then find the part that decides it.
-# 2. The bill says that updates of outcome RL cost several times as much as fine-tuning. Which two numbers of the profile make it so?
+# 2. The estimate says that updates of outcome RL cost several times as much as fine-tuning. Which two numbers of the profile make it so?
 # 3. What would slices of 512 x 512 cost? Change one setting and read the tokens.
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Two for fine-tuning: `plan --gpus 1xH100 --strategy zero3 --stage sft` is refused, with `2xH100` it is not. Sixteen bytes for every
+# 1. Two for fine-tuning: `plan --gpus 1xH100 --sharding zero3 --stage sft` is refused, with `2xH100` it is not. Sixteen bytes for every
 #    parameter that learns, over the number of GPUs, decide. Outcome RL needs more: leave out `--stage`.
-# 2. `rl.rollouts` and `rl.epochs`: each question is learnt from sixteen times, three times over.
+# 2. `grpo.num_generations` and `grpo.num_train_epochs`: each question is learnt from sixteen times, three times over.
 # 3. `plan --gpus 8xH100 --stage sft --set dataset.shape=[32,512,512]`: 18 x 18 = 324 tokens a slice in place of 81: four times the tokens,
 #    and about sixteen times the operations of attention. Without `--stage sft` it is refused: the keys and values of so many
 #    replies at once do not fit.

@@ -176,6 +176,7 @@ def reads_ours(folder: Path) -> Timed:
 def reads_plain(folder: Path) -> Timed:
     """The same images from the Parquet files by ``datasets``, found by id."""
     from datasets import load_dataset
+    from PIL import Image
 
     from unireason_lib.training.data import training_records
 
@@ -183,10 +184,13 @@ def reads_plain(folder: Path) -> Timed:
     records = list(training_records(out))[:200]
     files = [str(path) for path in sorted((out / "images").glob("*.parquet"))]
     rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(folder / "cache"))
-    names = next(name for name in ("id", "image_id") if name in rows.column_names)
-    where = {name: k for k, name in enumerate(rows[names])}
+    where = {name: k for k, name in enumerate(rows["image_id"])}
     ids = [name for record in records for name in record.image_ids]
-    seconds, _ = timed(lambda: [np.asarray(rows[where[name]]["image"]) for name in ids])
+
+    def read(name: str) -> Any:
+        return np.asarray(Image.open(io.BytesIO(rows[where[name]]["bytes"])).convert("RGB"))
+
+    seconds, _ = timed(lambda: [read(name) for name in ids])
     return seconds / len(ids) * 1000, None
 
 
