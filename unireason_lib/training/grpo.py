@@ -46,53 +46,20 @@ from unireason_lib.grounding.generate import end_tokens
 from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface
 from unireason_lib.grounding.served import Client, ServedGenerator, connect
-from unireason_lib.io import write_whole
-from unireason_lib.training import sft as _old
-from unireason_lib.training.checkpoints import ExactResume, keep_settings, save_model, train
-
-# SHIM
-from unireason_lib.training.logbook import Logbook, append_lines, read_lines
+from unireason_lib.io import append_lines, read_lines, write_whole
+from unireason_lib.training.callbacks import LOG, RunLog, trim_memory
+from unireason_lib.training.checkpoints import (
+    ExactResume,
+    open_run,
+    run_settings,
+    save_model,
+    train,
+    trainer_arguments,
+)
+from unireason_lib.training.data import Images
+from unireason_lib.training.encoding import injects
 from unireason_lib.training.rewards import Frame, reward_functions
-from unireason_lib.training.sft import freeze
-
-
-def RunLog(path):
-    return Logbook(path, None)
-
-
-@contextmanager
-def open_run(out, profile, model, records):
-    keep_settings(out, {**profile.grpo.model_dump(), **profile.grounding.model_dump()}, records)
-    yield
-
-
-def lora_config(r, model, grounding):
-    return _old.lora(
-        SimpleNamespace(
-            lora_rank=r, lora_alpha=grounding.lora_alpha, lora_dropout=grounding.lora_dropout
-        ),
-        model,
-    )
-
-
-def trainer_arguments(section, out, progress):
-    section = dict(section)
-    section["activation_checkpointing"] = section.pop("gradient_checkpointing")
-    if section["bf16"] is None:
-        from unireason_lib.training.loss import fast_bfloat16
-
-        section["bf16"] = fast_bfloat16() and not section["fp16"]
-    return {
-        "output_dir": str(out),
-        **section,
-        "use_cpu": not torch.cuda.is_available(),
-        "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
-        "disable_tqdm": not progress,
-    }
-
-
-# END SHIM
+from unireason_lib.training.sft import freeze, keep_full_precision, lora_config
 
 FORBIDDEN_LOGIT = -1e4
 """Added to the logits of tokens that are never sampled; their probability is then 0 in any type."""
@@ -122,7 +89,7 @@ class Questions:
     """
 
     def __init__(
-        self, records: Sequence[Record], images: Any, max_prompt_length: int, left_out: Path
+        self, records: Sequence[Record], images: Images, max_prompt_length: int, left_out: Path
     ) -> None:
         self.records, self.images = records, images
         self.max_prompt_length, self.left_out = max_prompt_length, left_out
@@ -374,15 +341,6 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 write_whole(self.rollout_log, (json.dumps(line) + "\n" for line in kept))
             append_lines(self.rollout_log, replies)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass. A loss that is not finite, in any process, ends the run in
-        all of them before the weights are changed."""
-        loss = super().training_step(*args, **kwargs)
-        if in_any_process(not bool(torch.isfinite(loss).all()), loss.device):
-            do = "lower the learning rate and call again: the run goes on from its last checkpoint"
-            raise TrainingError(f"step {self.state.global_step}", "a finite loss", loss.item(), do)
-        return loss
-
 
 class EpochSampler(RepeatSampler):
     """TRL's sampler, seeded anew for each epoch; ``epoch()`` tells the one that begins."""
@@ -521,7 +479,7 @@ def train_grpo(
     model: Any,
     processor: Any,
     records: Sequence[Record],
-    images: Any,
+    images: Images,
     out: str | Path,
     profile: Profile,
     *,
@@ -557,7 +515,7 @@ def train_grpo(
     if len(records) < questions_a_generation:
         expected = f"{questions_a_generation} questions or more, those of one generation"
         raise TrainingError(out, expected, len(records), "give more records")
-    with open_run(out, profile, model, records):
+    with open_run(out, run_settings(profile, "grpo"), model, records):
         if (out / "model").is_dir():
             return out / "model"
         freeze(model, grounding.freeze_vision)
@@ -569,7 +527,7 @@ def train_grpo(
             train_dataset=questions.dataset(),
             processing_class=processor,
             peft_config=lora_config(grounding.grpo_lora_r, model, grounding),
-            callbacks=[RunLog(out / "log.jsonl"), *callbacks],
+            callbacks=[RunLog(out / LOG), *callbacks],
             questions=questions,
             grounding=grounding,
             rollout_log=out / "rollouts.jsonl",
@@ -579,9 +537,10 @@ def train_grpo(
             cache.attach(base_model(model))
             if trainer.ref_model is not None:
                 cache.attach(base_model(trainer.ref_model))
+        keep_full_precision(trainer)
         train(trainer, out)
         advise(trainer.state.log_history)
-        return save_model(trainer, processor, out / "model")
+        return save_model(trainer, processor, out / "model", records)
 
 
 def grpo_arguments(
