@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -74,6 +74,33 @@ def write_whole(path: str | Path, content: str | bytes | Iterable[str]) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file, whole; the same value gives the same bytes."""
     write_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def append_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Add JSON lines to a file in one piece; a line that a kill tore off before is ended first.
+
+    Raises:
+        DatasetError: The disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            file.seek(max(0, file.seek(0, 2) - 1))
+            torn = file.read() not in (b"", b"\n")
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            file.write(b"\n" * torn + text.encode())
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; torn ones are passed over, no file has none."""
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
+        with contextlib.suppress(ValueError):  # torn by a kill
+            lines.append(json.loads(line))
+    return lines
 
 
 def disk_error(path: str | Path, error: OSError) -> Exception:

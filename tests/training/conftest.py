@@ -1,4 +1,4 @@
-"""Records of phantoms with their pictures, small enough to train on in seconds."""
+"""Records of phantoms with their images, small enough to train on in seconds."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixel
 
 @dataclass(frozen=True)
 class Study:
-    """Records and the pictures they are about."""
+    """Records and the images they are about."""
 
     records: tuple[Record, ...]
     store: dict
 
-    def pictures(self, record: Record) -> list:
+    def images(self, record: Record) -> list:
         return [self.store[name] for name in record.image_ids]
 
 

@@ -1,207 +1,336 @@
-"""Checkpoints of a run: which is the newest whole one, what Ctrl-C leaves, and how a finished model is saved."""
+"""The folder of a run: who may write it, where it is resumed, and the model that comes out of it.
+
+out/settings.json    settings, base model and records; another run is refused
+out/run.lock         held while the run is going
+out/log.jsonl        see :mod:`unireason_lib.training.callbacks`
+out/checkpoint-*     weights, optimizer, schedule and place in the data
+out/model/           at the end, with its card and serialization
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import GenerationConfig, PrinterCallback
 
+from unireason_lib.config import Profile
 from unireason_lib.dataset.schema import Record
-from unireason_lib.errors import DatasetError, TrainingError
-from unireason_lib.grounding.model import base_model, checkpoint_serialization
+from unireason_lib.errors import DatasetError, TrainingError, UniReasonError
+from unireason_lib.grounding.model import (
+    adapter_base,
+    base_model,
+    checkpoint_serialization,
+    load_model,
+)
 from unireason_lib.imaging import Serialization
-from unireason_lib.io import write_whole
-from unireason_lib.training.card import merged_card
+from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
+from unireason_lib.training.callbacks import LOG, SaveOnInterrupt, in_any_process, read_log
+from unireason_lib.training.optim import autocast_dtype
+
+# --- a run -----------------------------------------------------------------------------------
+
+_GROUNDING = {
+    "sft": ("components", "muon_learning_rate", "sft_lora_r"),
+    "grpo": (
+        *("grpo_lora_r", "reward_mode", "iou_weight", "area_weight"),
+        *("rollout_max_rounds", "rollout_batch_size", "max_prompt_length"),
+    ),
+}
+_SHARED = ("freeze_vision", "feature_cache", "lora_alpha", "lora_dropout")
+
+
+def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
+    """What decides the outcome of a run, from its profile: the section of its stage (``"sft"`` or
+    ``"grpo"``), and of ``grounding`` what that stage reads."""
+    ours = {name: getattr(profile.grounding, name) for name in (*_GROUNDING[stage], *_SHARED)}
+    return {stage: getattr(profile, stage).model_dump(), "grounding": ours}
+
+
+def trainer_arguments(section: Mapping[str, Any], out: Path, progress: bool) -> dict[str, Any]:
+    """Keyword arguments of ``SFTConfig`` or ``GRPOConfig``.
+
+    Args:
+        section: Those of a profile.
+        out: Folder of the run.
+        progress: Whether to show bars.
+    """
+    arguments = dict(section)
+    return {
+        **arguments,
+        # transformers deprecates the name by which the rest of the world knows it
+        "activation_checkpointing": arguments.pop("gradient_checkpointing"),
+        "gradient_checkpointing": None,
+        "bf16": autocast_dtype(SimpleNamespace(**section)) is torch.bfloat16,
+        "output_dir": str(out),
+        "use_cpu": not torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,  # all that learn are used in every step
+        "disable_tqdm": not progress,
+    }
+
+
+@contextmanager
+def open_run(
+    out: str | Path, settings: Mapping[str, Any], model: Any, records: Sequence[Record]
+) -> Iterator[None]:
+    """Hold the folder of a run; of several processes the first looks, and all go on or none does.
+
+    Args:
+        out: The folder; made when missing.
+        settings: Of the run, as JSON has them; see :func:`run_settings`.
+        model: What it starts from. Weights of another base model are another run.
+        records: What it learns from.
+
+    Raises:
+        DatasetError: Another process holds the folder, or it belongs to a run with other settings,
+            records or another base model.
+    """
+    out, refused = Path(out), [None]
+    with ExitStack() as stack:
+        if PartialState().is_main_process:
+            try:
+                stack.enter_context(locked(out / "run.lock", str(out)))
+                _check_settings(out, settings, model, records)
+            except UniReasonError as error:
+                refused = [error]
+        broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise refused[0]
+        yield
+
+
+def _check_settings(
+    out: Path, settings: Mapping[str, Any], model: Any, records: Sequence[Record]
+) -> None:
+    """Write down what a run is made of; refuse to go on with another."""
+    digest, name = blake2b(digest_size=16), base_model(model).name_or_path
+    for record in records:
+        digest.update(f"{record.id}\0{record.reply}\0".encode())
+    now = {"settings": settings, "base": model_identity(name) if name else None}
+    now = json.loads(json.dumps({**now, "records": len(records), "hash": digest.hexdigest()}))
+    path = out / "settings.json"
+    if not path.exists():
+        write_json(path, now)
+        return
+    before = read_json(path)
+    old, new = _flat(before["settings"]), _flat(now["settings"])
+    # a setting that came later leaves the run as it was
+    changed = [f"{k} was {old[k]}, is {v}" for k, v in new.items() if old.get(k, v) != v]
+    bases = [one.get("base") or {} for one in (before, now)]
+    if all(bases) and len({base.get("sha256", base.get("commit")) for base in bases}) > 1:
+        changed.append(f"another base model ({bases[0]['name']} was, {bases[1]['name']} is)")
+    changed += ["other records"] if before["hash"] != now["hash"] else []
+    if changed:
+        expected = "the settings, base model and records that this run was begun with"
+        do = "undo the change to go on, or train into another folder"
+        raise DatasetError(out, expected, "; ".join(changed), do)
+
+
+def _flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        below = isinstance(value, Mapping)
+        flat |= _flat(value, f"{under}{name}.") if below else {f"{under}{name}": value}
+    return flat
 
 
 class ExactResume:
-    """Mixin for trainers: a checkpoint's weights are really loaded when a run goes on.
+    """Mixin for trainers: a resumed run really goes on from its checkpoint, and a run whose loss is
+    not finite ends in all processes before its weights are changed.
 
-    transformers saves Qwen2.5-VL under the names of its hub checkpoints (``visual.*``, ``model.layers.*``), but
-    ``Trainer`` loads the file by the names of the class in memory (``model.visual.*``,
-    ``model.language_model.layers.*``) with ``strict=False``: nothing fits, nothing is loaded, and the run goes on
-    from whatever weights it was begun with, with a warning at most. Here the model's own loader reads the file.
+    transformers saves Qwen2.5-VL under the names of its hub checkpoints (``visual.*``,
+    ``model.layers.*``), but ``Trainer`` loads the file by the names of the class in memory
+    (``model.visual.*``, ``model.language_model.layers.*``) with ``strict=False``: nothing fits, nothing
+    is loaded, and the run goes on from whatever it was begun with. Here the model's own loader reads it.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        model = model if model is not None else self.model
-        folder = Path(resume_from_checkpoint)
-        plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and hasattr(
-            model, "from_pretrained"
-        )
-        if not plain or not any(folder.glob("model*.safetensors")):
+        model, folder = model if model is not None else self.model, Path(resume_from_checkpoint)
+        whole = hasattr(model, "from_pretrained") and any(folder.glob("model*.safetensors"))
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not whole:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         model.load_state_dict(saved.state_dict(), strict=True)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass."""
+        loss = super().training_step(*args, **kwargs)
+        if in_any_process(not torch.isfinite(loss).all(), loss.device):
+            do = "lower the learning rate and call again: the run goes on from its last checkpoint"
+            raise TrainingError(f"step {self.state.global_step}", "a finite loss", loss.item(), do)
+        return loss
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's card of every checkpoint says nothing of this; a finished model gets its own (:func:`save_model`)."""
-
-
-class SaveOnInterrupt(TrainerCallback):
-    """Ctrl-C ends the step that is under way, saves a checkpoint and stops; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen, where signals can be listened to."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if asked."""
-        control.should_save = control.should_save or self.asked
-        control.should_training_stop = control.should_training_stop or self.asked
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen no more."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        """TRL's card of every checkpoint says nothing of this; the model gets :func:`model_card`."""
 
 
 def train(trainer: Any, out: Path) -> None:
-    """Train to the end, from the newest checkpoint of the run if there is one; quiet where no bar is shown.
+    """Train to the end, from the last checkpoint of the run if there is one.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; a checkpoint of the step that was under way is saved.
+        DatasetError: The disk is full.
     """
     if trainer.args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
-    interrupt = SaveOnInterrupt()
-    trainer.add_callback(interrupt)
-    trainer.train(resume_from_checkpoint=latest(out))
+    with SaveOnInterrupt() as interrupt, full_disk_named(out):
+        trainer.add_callback(interrupt)
+        trainer.train(resume_from_checkpoint=last_checkpoint(out))
     if interrupt.asked:
-        raise KeyboardInterrupt(
-            f"stopped at step {trainer.state.global_step}; the same call goes on from there"
-        )
+        step = trainer.state.global_step
+        raise KeyboardInterrupt(f"stopped at step {step}; the same call goes on from there")
 
 
-def latest(folder: Path) -> str | None:
-    """The newest whole checkpoint of a run, or None."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [path for path in found if (path / "trainer_state.json").is_file()]
-    return str(whole[-1]) if whole else None
+def last_checkpoint(out: str | Path) -> str | None:
+    """The newest whole checkpoint of a run, or None; its state is what is written last."""
+    whole = [path.parent for path in Path(out).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
-def save_model(
-    trainer: Any,
-    processor: Any,
-    folder: Path,
-    card: Callable[[], str] | None = None,
-    serialization: Serialization | None = None,
-) -> Path:
-    """Save model (or adapter), processor and serialization whole: under another name first, then renamed.
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """In the block, a full disk becomes an error that names the folder, whichever library met it:
+    PyTorch and safetensors say so in words of their own."""
+    try:
+        yield
+    except UniReasonError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        said = re.search(r"os error (\d+)|file write failed", str(error))
+        if number is None and said:
+            number = int(said[1] or errno.ENOSPC)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise disk_error(path, OSError(number, "no space left on device")) from error
 
-    The trainer saves, because it can gather weights that are spread over processes (DeepSpeed, FSDP); of several
-    processes one writes, and all go on when the folder is there.
+
+# --- the model that comes out ----------------------------------------------------------------
+
+
+def save_model(trainer: Any, processor: Any, folder: Path, records: Sequence[Record] = ()) -> Path:
+    """Save model (or adapter), processor, serialization and card whole: under another name first,
+    then renamed.
+
+    The trainer saves, because it can gather weights that are sharded over processes (DeepSpeed,
+    FSDP); of several processes one writes, and all go on when the folder is there.
 
     Args:
         trainer: What was trained.
         processor: Saved beside it.
-        folder: Where.
-        card: Writes its ``README.md``.
-        serialization: How scans became the images that it was trained on.
+        folder: ``model`` in the folder of the run.
+        records: That it learnt from; how their scans became images is saved beside it.
     """
     temporary = folder.with_name(folder.name + ".partial")
-    if trainer.is_world_process_zero():
-        shutil.rmtree(temporary, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(temporary))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here reads it
-        processor.save_pretrained(temporary)
-        if serialization is not None:
-            serialization.save(temporary)
-        if card is not None:  # in place of the one that PEFT puts beside an adapter
-            write_whole(temporary / "README.md", card())
-        temporary.rename(folder)
-    trainer.accelerator.wait_for_everyone()
+    main, wait = trainer.is_world_process_zero(), trainer.accelerator.wait_for_everyone
+    with full_disk_named(folder):
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        wait()
+        _clean_generation_config(trainer.accelerator.unwrap_model(trainer.model), processor)
+        trainer.save_model(str(temporary))
+        wait()
+        if main:
+            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            processor.save_pretrained(temporary)
+            if (serialization := serialization_of(records)) is not None:
+                serialization.save(temporary)
+            if (folder.parent / "settings.json").exists():  # in place of PEFT's card
+                write_whole(temporary / "README.md", model_card(folder.parent, trainer.model))
+            temporary.rename(folder)
+        wait()
     return folder
 
 
-def merge_adapter(model: Any, processor: Any, folder: Path, adapter: str | Path) -> Path:
+def _clean_generation_config(model: Any, processor: Any) -> None:
+    """What a checkpoint says about sampling is not copied from one to the next: only which tokens
+    end a turn and which pads."""
+    vocabulary, pad = processor.tokenizer.get_vocab(), processor.tokenizer.pad_token_id
+    ends = [vocabulary[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocabulary]
+    base_model(model).generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+
+
+def merge_adapter(
+    base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "auto"
+) -> Path:
     """Save a model with its PEFT adapter as one checkpoint: under another name first, then renamed.
 
     Args:
-        model: With the adapter on top, not quantised: merged 4-bit weights would be rounded again.
-        processor: Saved beside it.
-        folder: Where; must not exist.
-        adapter: Where it came from; the card that lies there is taken along, with the words for a whole checkpoint.
+        base: Folder or hub id of the model; loaded without quantization, because merged 4-bit weights
+            would be rounded again.
+        adapter: Folder or hub id; its card is taken along, with the words for a whole checkpoint.
+        out: Folder of the checkpoint; must not exist.
+        dtype: Of the merged weights.
 
     Raises:
-        TrainingError: The folder exists, or there is nothing to merge.
+        TrainingError: The folder exists, or there is no adapter in the one that is given.
     """
-    if folder.exists() or not hasattr(model, "merge_and_unload"):
-        raise TrainingError(
-            folder,
-            "no such folder, and a model with an adapter",
-            "a folder" if folder.exists() else "a model without one",
-            "choose another name" if folder.exists() else "give the adapter's folder",
-        )
-    temporary = folder.with_name(folder.name + ".partial")
+    out, adapter = Path(out), str(adapter)
+    if out.exists():
+        raise TrainingError(out, "no such folder", "a folder", "choose another name")
+    if Path(adapter).is_dir() and adapter_base(adapter) is None:
+        do = "give the adapter's folder"
+        raise TrainingError(adapter, "a PEFT adapter", "no adapter_config.json", do)
+    model, processor = load_model(base, adapter=adapter, dtype=dtype, device="cpu")
+    temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    serialization = checkpoint_serialization(base_model(model).name_or_path, adapter)
-    model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    if serialization is not None:
-        serialization.save(temporary)
-    card = Path(adapter) / "README.md"
-    if card.is_file():
-        write_whole(temporary / "README.md", merged_card(card.read_text(encoding="utf-8")))
-    return temporary.rename(folder)
+    with full_disk_named(out):
+        _clean_generation_config(model, processor)
+        model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        if (serialization := checkpoint_serialization(base, adapter)) is not None:
+            serialization.save(temporary)
+        if (card := Path(adapter) / "README.md").is_file():
+            write_whole(temporary / "README.md", _merged_card(card.read_text(encoding="utf-8")))
+    return temporary.rename(out)
 
 
 def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
-    """Where a model is that can be trained further: the path itself, or for the folder of an adapter the checkpoint
-    that it makes with its model, which lies beside it under the name ``merged`` and is made when it is not there.
+    """Where a model is that can be trained further: the path itself, or for the folder of an adapter
+    the checkpoint that it makes with its model. That lies beside it as ``merged``. It is made when it is
+    not there or was made of other weights; processes that want it at once make it once.
 
     Args:
         path: Folder or hub id of a checkpoint, or folder of a PEFT adapter.
         dtype: Of the merged weights.
-
-    Raises:
-        TrainingError: It has to be made, and several processes would make it at once.
     """
-    from unireason_lib.grounding.model import adapter_base, load_model
-    from unireason_lib.training.settings import processes
-
     base = adapter_base(path)
     if base is None:
         return str(path)
     merged = Path(path).parent / "merged"
-    if not merged.is_dir():
-        if processes() > 1:
-            raise TrainingError(
-                path,
-                "a whole checkpoint",
-                "an adapter, and several processes",
-                f"merge it first: python -m unireason_lib merge --model {base} --adapter {path} --out {merged}"
-                + (f" --dtype {dtype}" if dtype != "auto" else ""),
-            )
-        model, processor = load_model(base, adapter=path, dtype=dtype, device="cpu")
-        merge_adapter(model, processor, merged, path)
+    identities = {"base": model_identity(base), "adapter": model_identity(str(path))}
+    source = {**identities, "dtype": dtype}
+    with locked(merged.with_name("merged.lock"), str(merged), wait=True):
+        note = merged / "source.json"
+        if not note.is_file() or read_json(note) != source:
+            fresh = merged.with_name("merged.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            merge_adapter(base, path, fresh, dtype)
+            write_json(fresh / note.name, source)
+            shutil.rmtree(merged, ignore_errors=True)
+            fresh.rename(merged)
     return str(merged)
 
 
 def serialization_of(records: Sequence[Record]) -> Serialization | None:
-    """How scans became the images of some records: the commonest layout of their volumes, and the size of their 2D
-    images where all have one. It is saved with what learns from them, and is the default of what asks it."""
+    """How scans became the images of some records: the commonest layout of their volumes, and the
+    size of their 2D images where all have one. It is the default of whatever asks the model."""
     layouts, image_sizes = Counter(), Counter()
     for record in records:
         if record.dimension == "2d":
@@ -216,33 +345,121 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
     return Serialization(size, window, image_size)
 
 
-def keep_settings(out: Path, settings: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """Write down what a run is made of; refuse to go on with another.
+# --- its card --------------------------------------------------------------------------------
 
-    Raises:
-        DatasetError: The folder holds a run with other settings or records.
+_STAGES = {
+    "sft": "Supervised fine-tuning of `{base}` with UniReason-Lab: loss on model-generated tokens only",
+    "grpo": "Outcome RL (GRPO) of `{base}` with UniReason-Lab: rewards for answer and format",
+}
+
+_CARD = """---
+library_name: {library}
+pipeline_tag: image-text-to-text
+{base_line}tags:
+- medical
+- grounded-reasoning
+- unireason-lab
+- {stage}
+---
+
+# {name}
+
+{what}. The method is that of UniReason-Med (arXiv 2606.11740). **For research, not for clinical use.**
+
+## Use
+
+```python
+from unireason_lib.grounding import GroundedGenerator, GroundedRequest, load_model
+
+model, processor = load_model({load})
+request = GroundedRequest("Where is the lesion?", images, {{"A": "left", "B": "right"}}, dimension="2d")
+print(GroundedGenerator(model, processor).generate([request])[0].text)
+```
+{plain}
+## Training
+
+{records:,} records (digest `{hash}`); {learn:,} parameters learnt, {frozen:,} were frozen.
+
+| setting | value |
+| --- | --- |
+{settings}
+
+## Measured
+
+| what | value |
+| --- | --- |
+{measured}
+
+A few dozen questions say little; `evaluate` measures with intervals and a question-only baseline.
+
+## Versions
+
+{versions}
+"""
+
+_PLAIN = """
+The folder is in plain transformers form: `Qwen2_5_VLForConditionalGeneration.from_pretrained` and
+`AutoProcessor.from_pretrained` load it. `generate` alone never shows the model the regions that it boxes;
+the grounded interface stops after each `<|box_end|>` and injects the tokens of the region.
+"""
+
+
+def model_card(out: Path, model: Any) -> str:
+    """The card of a finished run, from the run's own files: Markdown with the header of the hub.
+
+    Args:
+        out: Folder of the run (``settings.json``, ``log.jsonl``).
+        model: What was trained: it knows where it was loaded from (of a folder only the name is
+            shown), whether it is a PEFT adapter, and which of its parameters learnt.
     """
-    digest = blake2b(digest_size=16)
-    for record in records:
-        digest.update(f"{record.id}\0{record.reply}\0".encode())
-    now = {"settings": dict(settings), "records": len(records), "hash": digest.hexdigest()}
-    path = out / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{k} was {before['settings'][k]}, is {v}"
-            for k, v in now["settings"].items()
-            if before["settings"].get(k, v)
-            != v  # a setting that came later leaves the run as it was
-        ]
-        changed += ["other records"] if before["hash"] != now["hash"] else []
-        if changed:
-            raise DatasetError(
-                out,
-                "the settings and records that this run was begun with",
-                "; ".join(changed),
-                "undo the change to go on, or train into another folder",
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(now, indent=1) + "\n")
+    kept = read_json(out / "settings.json")
+    stage = next(stage for stage in _STAGES if stage in kept["settings"])
+    base, adapter = base_model(model).name_or_path, base_model(model) is not model
+    name = Path(base).name if Path(base).is_dir() else base
+    learn, frozen = count_parameters(model)
+    packages = ("torch", "transformers", "trl", "peft", "accelerate")
+    return _CARD.format(
+        library="peft" if adapter else "transformers",
+        base_line=f"base_model: {name}\n" if "/" in name else "",
+        stage=stage,
+        name=out.name,
+        what=_STAGES[stage].format(base=name),
+        load=f'"{name}", adapter="THIS_FOLDER"' if adapter else '"THIS_FOLDER"',
+        plain="" if adapter else _PLAIN,
+        records=kept["records"],
+        hash=kept["hash"],
+        learn=learn,
+        frozen=frozen,
+        settings="\n".join(f"| {k} | {v} |" for k, v in _flat(kept["settings"]).items()),
+        measured="\n".join(f"| {what} | {value} |" for what, value in _measured(out / LOG)),
+        versions=", ".join(f"{package} {version(package)}" for package in packages),
+    )
+
+
+def _merged_card(card: str) -> str:
+    """The card of an adapter, for the checkpoint that it was merged into."""
+    load = r'load_model\("[^"]*", adapter="THIS_FOLDER"\)'
+    card = re.sub(load, 'load_model("THIS_FOLDER")', card)
+    card = card.replace("library_name: peft", "library_name: transformers")
+    return card.replace("```\n\n## Training", "```\n" + _PLAIN + "\n## Training")
+
+
+def _measured(log: Path) -> Iterator[tuple[str, str]]:
+    """What the log says of the end: last numbers, and free-running replies on held-out patients."""
+    for key in ("loss", "reward", "rewards/answer/mean", "rewards/format/mean", "kl"):
+        for line in read_log(log, key)[-1:]:
+            yield f"last {key} (step {line['step']})", f"{line[key]:.4g}"
+    for line in read_log(log, "free_running")[-1:]:
+        for dimension, part in line["free_running"].items():
+            of = f"{100 * part['accuracy']:.0f} % of {part['n']} questions"
+            yield f"accuracy in {dimension.upper()}, held-out patients", of
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Parameters that learn, and parameters that do not."""
+    packed = {"Params4bit": 2}  # two to a byte
+    counts = [0, 0]
+    for parameter in model.parameters():
+        size = parameter.numel() * packed.get(type(parameter).__name__, 1)
+        counts[not parameter.requires_grad] += size
+    return counts[0], counts[1]

@@ -1,177 +1,172 @@
-"""From a conversation with pictures to what a training step needs, made once and kept.
+"""From a conversation with images to the tensors of a training step.
 
-A grounded reply is one assistant turn in which text and pictures alternate: the model wrote the text, the pictures
-(crops of what it pointed at) were put in. Only what it wrote carries loss. Which tokens those are is decided by the
-chat template alone: it encloses the assistant's text with generation marks and leaves the pictures out (see
-``grounding/chat_template.jinja``); here the marked characters become marked tokens.
+A grounded reply is one assistant turn in which text and images alternate: the model generated the
+text, the images (crops of the regions that it boxed) were injected. Only generated text carries loss:
 
-    user:       <picture> Where is ...?                        no loss
+    user:       <image> Where is ...?                          no loss
     assistant:  <think>I look at <|box_start|>[..]<|box_end|>  loss
                 <crop>                                         no loss
                 It is bright.</think>B. Left                   loss
 
-Images are kept as 8-bit arrays at the size in which the processor shows them (see
-:class:`~unireason_lib.imaging.frame.ProcessorFrame`) and cut into patches when a batch is put together: that is a
-reshape, a twelfth of the memory of float32 patches, and equal to what the processor gives.
+Which tokens those are is decided by the chat template alone: its generation marks enclose the text
+of the assistant and leave the images out (``grounding/chat_template.jinja``).
+
+The paper's second claim is about the components of a reply, so each is an ablation of one record:
+
+==============  ======================================  ===================================
+components      the reply                               at inference
+==============  ======================================  ===================================
+``full``        rationale, boxes, tokens of the regions  boxes are answered with their region
+``no regions``  rationale and boxes                     boxes are answered with nothing
+``no boxes``    rationale in words                      no region is boxed
+``answer``      letter and option                       no rationale
+==============  ======================================  ===================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unireason_lib.boxes import BOX_START
+from unireason_lib.dataset.schema import Record, split_reply
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 IGNORED = -100
 """Label of tokens without loss (``ignore_index`` of PyTorch's cross entropy)."""
 
+COMPONENTS = ("full", "no regions", "no boxes", "answer")
+
+
+def check_components(components: str) -> str:
+    """The name of a set of components, if there is one; else a :class:`DatasetError`."""
+    if components not in COMPONENTS:
+        raise DatasetError("components", ", ".join(COMPONENTS), repr(components), "choose one")
+    return components
+
+
+def injects(components: str) -> bool:
+    """Whether a model that was trained with these components gets regions at inference."""
+    return check_components(components) == "full"
+
+
+def conversation(
+    record: Record,
+    images: Sequence[Image.Image],
+    components: str = "full",
+    frame: ProcessorFrame | None = None,
+) -> list[dict[str, Any]]:
+    """A record as chat messages with images in them.
+
+    Args:
+        record: A checked record.
+        images: Those of its image ids, in order.
+        components: Of the reply, one of :data:`COMPONENTS`; question, images and answer stay.
+        frame: The processor's frame; by default the one in which the record's boxes are written.
+
+    Raises:
+        DatasetError: Unknown components, or the wrong number of images.
+    """
+    check_components(components)
+    user, assistant = record.load(images, frame)
+    if components == "full":
+        return [user, assistant]
+    reply = record.reply if components == "no regions" else record.truth
+    if components == "no boxes":
+        reply = "".join(
+            text if box is None else text[: text.rindex(BOX_START)] + "this region"
+            for text, box in split_reply(record.reply)
+        )
+    return [user, {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation, ready for training.
+    """One conversation, ready for training."""
 
-    Attributes:
-        ids: Token ids, ``(tokens,) int32``, picture tokens expanded.
-        own: ``(tokens,) bool``: written by the assistant itself, so it carries loss.
-        pictures: ``(height, width, 3) uint8`` each, as the processor shows them to the model, in order.
-    """
-
-    ids: np.ndarray
-    own: np.ndarray
-    pictures: tuple[np.ndarray, ...]
+    ids: np.ndarray  # (tokens,) int32, image tokens expanded
+    loss_mask: np.ndarray  # (tokens,) bool: generated by the model, so it carries loss
+    images: tuple[np.ndarray, ...]  # (height, width, 3) uint8 each, as the model is shown them
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class Encoder:
-    """Encodes conversations for one processor.
+    """Encodes conversations for one ``Qwen2_5_VLProcessor``.
 
-    Args:
-        processor: A ``Qwen2_5_VLProcessor`` whose chat template has generation marks.
-
-    Raises:
-        DatasetError: The template has none; loss on the assistant's own text cannot be told from the rest.
+    A processor whose template has no generation marks, as Qwen's own has none, gets ours, which
+    renders the same text with marks.
     """
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
         self.frame = ProcessorFrame.from_processor(processor)
-        self.template = processor.chat_template or self.tokenizer.chat_template
         self.image_token = processor.image_token
-        if "generation" not in self.template:
-            raise DatasetError(
-                "chat template",
-                "generation marks around the assistant's own text",
-                "none",
-                "use unireason_lib.grounding.chat_template(), which renders the same text with marks",
-            )
+        self.template = processor.chat_template or self.tokenizer.chat_template
+        if "endgeneration" not in self.template:
+            ours = Path(__file__).parents[1] / "grounding" / "chat_template.jinja"
+            self.template = _checked_template(ours.read_text(encoding="utf-8"), self.template)
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
         """Encode one conversation.
 
         Args:
-            messages: Chat messages with content lists; pictures as PIL images under ``"image"``, in the
-                assistant's turn too (:meth:`unireason_lib.dataset.schema.Record.load` makes them).
+            messages: Chat messages with content lists, images as PIL images under ``"image"``, in
+                the assistant's turn too (:func:`conversation` makes them).
 
         Raises:
-            DatasetError: The text contains picture tokens that belong to no picture.
+            DatasetError: The text contains image tokens that belong to no image.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
-        pictures = tuple(
-            np.asarray(self.frame.aligned(p["image"])) for p in parts if p["type"] == "image"
-        )
-        rendered, spans = render_jinja_template(
-            [list(messages)], chat_template=self.template, return_assistant_tokens_mask=True
-        )
-        text, spans = self._expanded(rendered[0], spans[0], pictures)
+        shown = [part["image"] for part in parts if part["type"] == "image"]
+        images = tuple(np.asarray(self.frame.aligned(image)) for image in shown)
+        text, spans = _render(messages, self.template)
         coded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-        starts = np.array([start for start, _ in coded["offset_mapping"]], dtype=np.int64)
-        own = np.zeros(len(starts), bool)
+        ids = np.array(coded["input_ids"], np.int32)
+        starts = np.array([start for start, _ in coded["offset_mapping"]])
+        loss_mask = np.zeros(len(ids), bool)
         for first, last in spans:
-            own |= (starts >= first) & (starts < last)
-        return Encoded(np.array(coded["input_ids"], np.int32), own, pictures)
-
-    def _expanded(
-        self, text: str, spans: Sequence[tuple[int, int]], pictures: Sequence[np.ndarray]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """One picture token for every token that its picture costs; the spans move along."""
-        pieces = text.split(self.image_token)
-        if len(pieces) != len(pictures) + 1:
-            raise DatasetError(
-                "conversation",
-                f"{len(pictures)} picture tokens, one a picture",
-                str(len(pieces) - 1),
-                f"remove {self.image_token} from the texts",
-            )
+            loss_mask |= (starts >= first) & (starts < last)
+        placeholder = ids == self.tokenizer.convert_tokens_to_ids(self.image_token)
+        if placeholder.sum() != len(images):
+            expected = f"{len(images)} image tokens, one an image"
+            do = f"remove {self.image_token} from the texts"
+            raise DatasetError("conversation", expected, placeholder.sum(), do)
+        repeats = np.ones(len(ids), int)
         factor = self.frame.factor
-        counts = [(p.shape[0] // factor) * (p.shape[1] // factor) for p in pictures]
-        width = len(self.image_token)
-        ends = np.cumsum(
-            [len(piece) + width for piece in pieces[:-1]]
-        )  # where each token ended before
-        growth = np.concatenate([[0], np.cumsum([(n - 1) * width for n in counts])])
-
-        def moved(at: int) -> int:
-            return int(at + growth[np.searchsorted(ends, at, side="right")])
-
-        out = pieces[0] + "".join(
-            self.image_token * n + piece for n, piece in zip(counts, pieces[1:], strict=True)
-        )
-        return out, [(moved(first), moved(last)) for first, last in spans]
+        repeats[placeholder] = [(i.shape[0] // factor) * (i.shape[1] // factor) for i in images]
+        return Encoded(np.repeat(ids, repeats), np.repeat(loss_mask, repeats), images)
 
 
-class Patcher:
-    """Cuts pictures into the patches that the vision tower reads.
+def cut(encoded: Encoded, length: int, vision_end: int) -> Encoded | None:
+    """The beginning of a conversation, up to its last token with loss: no image is cut, and none is
+    left that nothing follows.
 
     Args:
-        image_processor: The processor's image processor: its patch sizes, mean and standard deviation are used.
+        encoded: A longer one.
+        length: Tokens to keep at most.
+        vision_end: Id of the token behind an image.
+
+    Returns:
+        The beginning, or None when nothing of the reply would be left.
     """
-
-    def __init__(self, image_processor: Any) -> None:
-        self.patch, self.merge = int(image_processor.patch_size), int(image_processor.merge_size)
-        self.frames = int(image_processor.temporal_patch_size)
-        # one multiplication and one addition a pixel: (value / 255 - mean) / std
-        std = np.asarray(image_processor.image_std, np.float64)
-        self.scale = (image_processor.rescale_factor / std).astype(np.float32)
-        self.shift = (-np.asarray(image_processor.image_mean) / std).astype(np.float32)
-
-    def grid(self, picture: np.ndarray) -> list[int]:
-        """Time, height and width of a picture in patches."""
-        return [1, picture.shape[0] // self.patch, picture.shape[1] // self.patch]
-
-    def __call__(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Patches of all pictures, ``(patches, 3 * frames * patch * patch) float32``, in the processor's order:
-        picture by picture, and within one the patches of a token side by side."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, picture in enumerate(pictures):
-            groups.setdefault(picture.shape, []).append(index)
-        found: list[np.ndarray] = [np.empty(0)] * len(pictures)
-        for shape, indices in groups.items():
-            for index, patches in zip(
-                indices, self._cut(np.stack([pictures[i] for i in indices]), shape), strict=True
-            ):
-                found[index] = patches
-        return np.concatenate(found)
-
-    def _cut(self, stack: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        p, m = self.patch, self.merge
-        rows, columns = shape[0] // (p * m), shape[1] // (p * m)
-        values = stack.astype(np.float32) * self.scale + self.shift
-        blocks = values.reshape(len(stack), rows, m, p, columns, m, p, 3)
-        blocks = blocks.transpose(
-            0, 1, 4, 2, 5, 7, 3, 6
-        )  # n, row, column, in token (y, x), channel, y, x
-        patches = blocks.reshape(len(stack), rows * columns * m * m, 3, 1, p * p)
-        return np.repeat(patches, self.frames, axis=3).reshape(
-            len(stack), rows * columns * m * m, -1
-        )
+    kept = np.flatnonzero(encoded.loss_mask[:length])
+    if not len(kept):
+        return None
+    end = int(kept[-1]) + 1  # never inside an image: none of its tokens carries loss
+    images = int((encoded.ids[:end] == vision_end).sum())
+    return Encoded(encoded.ids[:end], encoded.loss_mask[:end], encoded.images[:images])
 
 
 class Collator:
@@ -183,41 +178,104 @@ class Collator:
     """
 
     def __init__(self, processor: Any, multiple: int = 8) -> None:
-        self.patches = Patcher(processor.image_processor)
+        self.image_processor, self.multiple = processor.image_processor, multiple
         self.pad = processor.tokenizer.pad_token_id
         self.image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-        self.multiple = multiple
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
-        """The keyword arguments of the model's forward pass, labels included."""
+        """The keyword arguments of the model's forward pass, ``labels`` included."""
         import torch
 
-        ids, mask, labels = self._padded(examples)
-        batch = {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels),
-            "mm_token_type_ids": torch.from_numpy((ids == self.image_token).astype(np.int32)),
-        }
-        pictures = [picture for example in examples for picture in example.pictures]
-        return {**batch, **self._pictures(pictures)} if pictures else batch
-
-    def _pictures(self, pictures: Sequence[np.ndarray]) -> Mapping[str, Any]:
-        """The pictures of all conversations in order, as the model takes them."""
-        import torch
-
-        return {
-            "pixel_values": torch.from_numpy(self.patches(pictures)),
-            "image_grid_thw": torch.tensor([self.patches.grid(picture) for picture in pictures]),
-        }
-
-    def _padded(self, examples: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         longest = -(-max(map(len, examples)) // self.multiple) * self.multiple
-        ids = np.full((len(examples), longest), self.pad, np.int64)
-        mask = np.zeros((len(examples), longest), np.int64)
-        labels = np.full((len(examples), longest), IGNORED, np.int64)
-        for row, example in enumerate(examples):
-            ids[row, : len(example)] = example.ids
-            mask[row, : len(example)] = 1
-            labels[row, : len(example)] = np.where(example.own, example.ids, IGNORED)
-        return ids, mask, labels
+        shape = len(examples), longest
+        ids, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
+        labels = np.full(shape, IGNORED, np.int64)
+        for row, one in enumerate(examples):
+            ids[row, : len(one)], mask[row, : len(one)] = one.ids, 1
+            labels[row, : len(one)] = np.where(one.loss_mask, one.ids, IGNORED)
+        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        arrays["mm_token_type_ids"] = (ids == self.image_token).astype(np.int32)
+        images = [image for one in examples for image in one.images]
+        vision = self._vision(images) if images else {}
+        return {**{name: torch.from_numpy(a) for name, a in arrays.items()}, **vision}
+
+    def pixels(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Patches of images that have the processor's size already, and their grids."""
+        made = self.image_processor(images=list(images), do_resize=False, return_tensors="pt")
+        return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+
+    def _vision(self, images: Sequence[np.ndarray]) -> Mapping[str, Any]:
+        return self.pixels(images)
+
+
+class FeatureCollator(Collator):
+    """A collator whose batches carry what a frozen vision tower makes of each image, in place of
+    pixels: each image goes through the tower once, however often it is shown.
+
+    Args:
+        processor: Of the model.
+        model: A ``Qwen2_5_VLForConditionalGeneration`` whose vision tower and merger stay frozen.
+        multiple: As for :class:`Collator`.
+    """
+
+    def __init__(self, processor: Any, model: Any, multiple: int = 8) -> None:
+        super().__init__(processor, multiple)
+        self.model, self.features = model, {}
+
+    def add(self, images: Sequence[np.ndarray], progress: bool = False, batch: int = 256) -> None:
+        """Encode the images that are not in the cache yet, ``batch`` of them together."""
+        import torch
+        from tqdm import tqdm
+
+        new = {key: i for i in images if (key := _key(i)) not in self.features}
+        keys = sorted(new, key=lambda key: new[key].shape)
+        for first in tqdm(range(0, len(keys), batch), "vision features", disable=not progress):
+            part = keys[first : first + batch]
+            inputs = self.pixels([new[key] for key in part])
+            # tensors made in inference mode could not be used by a later backward pass
+            with torch.inference_mode(False), torch.no_grad():
+                inputs = {n: value.to(self.model.device) for n, value in inputs.items()}
+                made = self.model.model.get_image_features(**inputs, return_dict=True)
+                # a slice of a batch's tensor would keep all of it in memory
+                tokens = [one.clone().cpu() for one in made.pooler_output]
+            self.features.update(zip(part, tokens, strict=True))
+
+    def _vision(self, images: Sequence[np.ndarray]) -> Mapping[str, Any]:
+        import torch
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        if any(_key(image) not in self.features for image in images):
+            self.add(images)
+        tokens = torch.cat([self.features[_key(image)] for image in images])
+        patch = self.image_processor.patch_size
+        grids = [[1, i.shape[0] // patch, i.shape[1] // patch] for i in images]
+        output = BaseModelOutputWithPooling(pooler_output=[tokens])
+        return {"mm_encoder_outputs": {"image": output}, "image_grid_thw": torch.tensor(grids)}
+
+
+def _key(image: np.ndarray) -> bytes:
+    shape = str(image.shape[:2]).encode()[:16]
+    return blake2b(image.tobytes(), digest_size=16, person=shape).digest()
+
+
+def _render(
+    messages: Sequence[Mapping[str, Any]], template: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where in it stands what the assistant generated."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts, spans = render_jinja_template(
+        [list(messages)], chat_template=template, return_assistant_tokens_mask=True
+    )
+    return texts[0], spans[0]
+
+
+def _checked_template(marked: str, plain: str) -> str:
+    """The template with marks, if it renders the same text as the one without."""
+    image, text = {"type": "image"}, {"type": "text", "text": "text"}
+    turns = [{"role": role, "content": [image, text, image]} for role in ("user", "assistant")]
+    if _render(turns, marked)[0] != _render(turns, plain)[0]:
+        expected = "that of Qwen2.5-VL, or one with generation marks around the assistant's text"
+        do = "set processor.chat_template to unireason_lib/grounding/chat_template.jinja"
+        raise DatasetError("chat template", expected, "another", do)
+    return marked

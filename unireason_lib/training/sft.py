@@ -1,17 +1,16 @@
 """Supervised fine-tuning: TRL's ``SFTTrainer`` on grounded conversations.
 
-What is ours is little: which parameters learn (the language model; vision tower and merger are frozen, as in the
-paper), batches of like length, and on one CPU a loss that computes logits for labelled tokens only. Everything else
-(optimizer, schedule, accumulation, checkpoints, resume, mixed precision, DeepSpeed, FSDP, trackers) is the trainer's.
+What is ours is little: which parameters learn (the language model; vision tower and merger are
+frozen, as in the paper), batches of similar length, and on one CPU a loss that computes logits for
+labelled tokens only. Optimizer, schedule, accumulation, checkpoints, mixed precision, DeepSpeed, FSDP
+and trackers are the trainer's, configured by the section ``sft`` of a profile.
 
-    records -> Examples (encoded once) -> [Features of the frozen tower] -> SFTTrainer -> model/, log.jsonl
+    records -> Examples -> [features of the frozen tower] -> SFTTrainer -> model/, log.jsonl
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,91 +18,126 @@ from typing import Any
 import datasets
 import torch
 from accelerate.utils import DistributedType
+from torch.nn import functional
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from unireason_lib.config import Grounding, Profile
 from unireason_lib.dataset.schema import Record
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding.model import base_model
-from unireason_lib.training.card import model_card
+from unireason_lib.io import read_lines
+from unireason_lib.training.callbacks import LOG, RunLog, sharding
 from unireason_lib.training.checkpoints import (
     ExactResume,
-    keep_settings,
+    count_parameters,
+    open_run,
+    run_settings,
     save_model,
-    serialization_of,
     train,
+    trainer_arguments,
 )
-from unireason_lib.training.encoding import Collator
-from unireason_lib.training.examples import Examples, FeatureCollator, Images, read_too_long
-from unireason_lib.training.logbook import Logbook, Probe
-from unireason_lib.training.loss import own_token_loss
-from unireason_lib.training.muon import muon_factory
-from unireason_lib.training.settings import RunSettings, spread_by
+from unireason_lib.training.data import Examples, Images
+from unireason_lib.training.encoding import IGNORED, Collator, FeatureCollator
+from unireason_lib.training.optim import muon_factory
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""Linear layers of the language model. A regular expression, because plain names would also hit the vision tower."""
+"""Linear layers of the language model. A regular expression, because plain names would also fit the
+vision tower."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SFTSettings(RunSettings):
-    """How to fine-tune; the paper's values are in ``gpu.yaml``. See :class:`RunSettings` for the rest.
-
-    Attributes:
-        form: What the reply holds; see :mod:`unireason_lib.training.forms`.
-        weight_decay: Of the optimizer.
-        muon: Rate of Muon, which then learns the matrices of the layers while AdamW, at ``learning_rate``, learns the
-            rest (:mod:`unireason_lib.training.muon`); 0: AdamW learns all, as in the paper. Adapters and sharded
-            weights (DeepSpeed) are AdamW's in any case.
-        batch_size: Examples of one forward pass on one device.
-        accumulation: Forward passes of one step.
-        max_length: Longest example in tokens.
-        keep_examples: Encode all records before the first step and keep them.
-        keep_features: Encode all pictures with the frozen tower before the first step and keep what it makes.
-        workers: Loader processes.
-    """
-
-    form: str = "full"
-    weight_decay: float = 0.0
-    muon: float = 0.0
-    batch_size: int = 2
-    accumulation: int = 4
-    max_length: int = 40_960
-    keep_examples: bool = True
-    keep_features: bool = False
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.keep_features and not (self.freeze_vision and self.keep_examples):
-            raise DatasetError(
-                "keep_features",
-                "a frozen vision tower and kept examples",
-                f"freeze_vision={self.freeze_vision}, keep_examples={self.keep_examples}",
-                "freeze the tower and keep the examples, or do not keep features",
-            )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of the trainer's data set (numbers of examples) -> a batch. A class, because the loader's processes are sent
-    it where the system starts them afresh (macOS, Windows, Python from 3.14 on)."""
-
-    examples: Examples
-    collator: Collator
-
-    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-        """The batch."""
-        return self.collator([self.examples[row["row"]] for row in rows])
-
-
-class LikeLengths(LengthGroupedSampler):
-    """Batches of like length, in an order that follows from seed and epoch alone: a run that goes on in its second
-    epoch sees what it would have seen.
+def train_sft(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    images: Images,
+    out: str | Path,
+    profile: Profile,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: bool = False,
+) -> Path:
+    """Fine-tune a model on grounded records; a run that was stopped goes on from its last checkpoint.
 
     Args:
-        size: Examples that should be of like length.
+        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in place.
+        records: What to learn from.
+        images: Gives the images of a record.
+        out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``too_long.jsonl`` when
+            records were cut or left out.
+        profile: All settings: sections ``sft`` and ``grounding``.
+        callbacks: Of the trainer, such as :class:`~unireason_lib.training.callbacks.FreeRunning`.
+        progress: Whether to show bars.
+
+    Returns:
+        ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
+
+    Raises:
+        DatasetError: No record is left to train on; another process trains in the folder, or it holds
+            another run; the disk is full.
+        TrainingError: The loss is not finite.
+    """
+    out, ours = Path(out), profile.grounding
+    arguments = SFTConfig(
+        **trainer_arguments(profile.sft.model_dump(), out, progress),
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    with open_run(out, run_settings(profile, "sft"), model, records):
+        if (out / "model").is_dir():
+            return out / "model"
+        added = add_think_tokens(model, processor)
+        freeze(model, ours.freeze_vision)
+        examples = Examples(
+            records,
+            images,
+            processor,
+            components=ours.components,
+            max_length=profile.sft.max_length,
+            keep=ours.feature_cache,
+            too_long=out / "too_long.jsonl",
+            progress=progress,
+        )
+        if not len(examples):
+            too_long = len(read_lines(out / "too_long.jsonl"))
+            found = f"{len(records)} records, {too_long} of them too long"
+            do = "give more records, or a larger sft.max_length"
+            raise DatasetError(out, "records to train on", found, do)
+        collator = FeatureCollator(processor, model) if ours.feature_cache else Collator(processor)
+        if ours.feature_cache:
+            collator.add([image for one in examples.kept for image in one.images], progress)
+        trainer = GroundedSFTTrainer(
+            model=model,
+            args=arguments,
+            # TRL asks for a datasets.Dataset: it holds row numbers, workers look the examples up
+            train_dataset=datasets.Dataset.from_dict({"row": range(len(examples))}),
+            data_collator=partial(_collate, examples, collator),
+            lengths=examples.lengths,
+            processing_class=processor,
+            peft_config=lora_config(ours.sft_lora_r, model, ours, added),
+            callbacks=[RunLog(out / LOG), *callbacks],
+            optimizer_cls_and_kwargs=_muon(profile, arguments),
+        )
+        keep_full_precision(trainer)
+        train(trainer, out)
+        return save_model(trainer, processor, out / "model", records)
+
+
+def _collate(
+    examples: Examples, collator: Collator, rows: Sequence[Mapping[str, int]]
+) -> dict[str, Any]:
+    return collator([examples[row["row"]] for row in rows])
+
+
+class LengthGroupedEpochs(LengthGroupedSampler):
+    """transformers' batches of similar length, in an order that follows from seed and epoch alone: a
+    run that goes on in its second epoch sees what it would have seen.
+
+    Args:
+        size: Examples that should be of similar length.
         lengths: Tokens of every example.
         seed: Of the order.
-        epoch: Tells the epoch that begins. (``set_epoch`` of the loader does not reach a sampler behind the wrappers
+        epoch: Tells the epoch that begins. (``set_epoch`` does not reach a sampler behind the wrappers
             that resuming and several processes put around it.)
     """
 
@@ -113,13 +147,13 @@ class LikeLengths(LengthGroupedSampler):
         super().__init__(size, lengths=list(lengths), generator=torch.Generator())
         self.seed, self.epoch = seed, epoch
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch())
         return super().__iter__()
 
 
 class GroundedSFTTrainer(ExactResume, SFTTrainer):
-    """TRL's trainer with batches of like length and, on one CPU, no logits that nobody looks at.
+    """TRL's trainer with batches of similar length and, on one CPU, logits of labelled tokens only.
 
     Args:
         lengths: Tokens of every example of ``train_dataset``.
@@ -127,135 +161,59 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
 
     def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lengths = list(lengths)
-        # transformers says no for this architecture; then every forward pass of a step would weigh the same, however
-        # few words it holds, and 16 x 2 examples would not be 32. The losses used here do divide by the step's tokens.
+        self.lengths = lengths
+        # transformers says no for this architecture; then every forward pass of a step would weigh the
+        # same, however few words it holds. The losses used here do divide by the tokens of the step.
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        size = (
-            self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size
-        )
-        return LikeLengths(
-            size, self.lengths, self.args.seed, lambda: int((self.state.epoch or 0) + 1e-6)
-        )
+        args = self.args
+        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epoch = partial(_epoch_of, self)
+        return LengthGroupedEpochs(size, self.lengths, args.seed, epoch)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # a launcher wraps the model even for a single process
-        alone = (
-            self.accelerator.distributed_type == DistributedType.NO
-            and self.args.device.type == "cpu"
-        )
-        if not alone or return_outputs:
+        """On one CPU :func:`labelled_token_loss`, else TRL's. Both are the same number, but TRL's
+        computes the logits of all tokens where it has no Triton kernel, twice the time of a step."""
+        one_process = self.accelerator.distributed_type == DistributedType.NO
+        if not one_process or self.args.device.type != "cpu" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mode = "train" if self.model.training else "eval"
         with self.accelerator.autocast():
-            loss, right = own_token_loss(base_model(model), inputs, num_items_in_batch)
-        self._total_train_tokens += int(inputs["attention_mask"].sum()) if mode == "train" else 0
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        self._metrics[mode]["mean_token_accuracy"].append(right.float().mean().item())
+            loss, right = labelled_token_loss(base_model(model), inputs, num_items_in_batch)
+        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self._metrics["train"]["mean_token_accuracy"].append(right.float().mean().item())
         return loss
 
 
-def fine_tune(
-    model: Any,
-    processor: Any,
-    records: Sequence[Record],
-    pictures: Images,
-    out: str | Path,
-    settings: SFTSettings | None = None,
-    *,
-    probes: Sequence[Probe] = (),
-    progress: bool = False,
-) -> Path:
-    """Fine-tune a model on grounded records; a run that was stopped goes on from its last checkpoint.
+def _epoch_of(trainer: Any) -> int:
+    return int((trainer.state.epoch or 0) + 1e-6)
+
+
+def labelled_token_loss(
+    model: Any, batch: Mapping[str, Any], tokens: torch.Tensor | int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's own loss, with logits for labelled tokens only: in a small model the output layer
+    costs as much as all layers, and four of five tokens are prompt or image.
 
     Args:
-        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in place.
-        records: What to learn from.
-        pictures: Gives the pictures of a record.
-        out: Folder of the run: ``settings.json``, ``log.jsonl``, ``checkpoint-*``, ``too_long.jsonl`` when records were
-            cut or left out, and at the end ``model/``.
-        settings: How.
-        probes: Measured now and then while training, into the log.
-        progress: Whether to show bars.
+        model: A ``Qwen2_5_VLForConditionalGeneration``.
+        batch: Arguments of its forward pass, ``labels`` included.
+        tokens: Labelled tokens by which the sum is divided; None takes those of this batch.
 
     Returns:
-        ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
-
-    Raises:
-        DatasetError: No record is left to train on, or the folder holds a run with other settings.
+        The loss, and for every labelled token whether it was the likeliest.
     """
-    settings, out = settings or SFTSettings(), Path(out)
-    if probes and spread_by() == "fsdp":
-        warnings.warn(
-            "weights are spread by FSDP: no free-running tests while training", stacklevel=2
-        )
-        probes = ()
-    arguments = _arguments(settings, out, progress)
-    with arguments.main_process_first(local=False, desc="settings"):
-        keep_settings(out, asdict(settings), records)
-    if (out / "model").is_dir():
-        return out / "model"
-    added = add_thought_tokens(model, processor)
-    freeze(model, settings.freeze_vision)
-    examples = Examples(
-        records,
-        pictures,
-        processor,
-        form=settings.form,
-        max_length=settings.max_length,
-        keep=settings.keep_examples,
-        listed=out / "too_long.jsonl",
-        progress=progress,
-    )
-    if not len(examples):
-        raise DatasetError(
-            out,
-            "records to train on",
-            f"{len(records)} records, {len(read_too_long(out / 'too_long.jsonl'))} of them too long",
-            "give more records, or a larger max_length",
-        )
-    if settings.keep_features:
-        collator = FeatureCollator(processor, model)
-        collator.features.add([p for one in examples.kept for p in one.pictures], progress)
-    else:
-        collator = Collator(processor)
-    trainer = GroundedSFTTrainer(
-        model=model,
-        args=arguments,
-        # TRL asks for a datasets.Dataset: it holds row numbers, the loader's workers look the examples up
-        train_dataset=datasets.Dataset.from_dict({"row": range(len(examples))}),
-        data_collator=Rows(examples, collator),
-        lengths=examples.lengths,
-        processing_class=processor,
-        peft_config=lora(settings, model, added),
-        callbacks=[Logbook(out / "log.jsonl", processor, probes)],
-        optimizer_cls_and_kwargs=_optimizer(settings),
-    )
-    full_precision(trainer.model, settings)
-    counted = count_parameters(trainer.model)
-    train(trainer, out)
-    card = partial(model_card, out, "sft", trainer.model, counted)
-    return save_model(trainer, processor, out / "model", card, serialization_of(records))
-
-
-def full_precision(model: Any, settings: RunSettings) -> None:
-    """What learns is kept in float32 and multiplied in 16 bits under autocast: small updates would be lost in the
-    rounding of a bfloat16 weight, and the loss scale of float16 takes no other. Of a fully trained model that is all of
-    it, so that FSDP finds one type; under adapters the frozen weights stay as they are. (DeepSpeed keeps a copy itself;
-    TRL makes adapters of 4-bit weights bfloat16, which is undone here.)"""
-    if settings.deepspeed is not None or spread_by() == "deepspeed":
-        return
-    if settings.lora_rank is None:
-        model.float()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    kept = labels != IGNORED
+    targets, logits = labels[kept], model.lm_head(hidden[kept]).float()
+    total = functional.cross_entropy(logits, targets, reduction="sum")
+    right = logits.detach().argmax(-1) == targets
+    return total / (kept.sum() if tokens is None else tokens), right
 
 
 def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
@@ -270,22 +228,29 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
     return count_parameters(model)
 
 
-def count_parameters(model: Any) -> tuple[int, int]:
-    """Parameters that learn, and parameters that do not."""
-    packed = {"Params4bit": 2}  # two to a byte
-    sizes = [
-        (p.numel() * packed.get(type(p).__name__, 1), p.requires_grad) for p in model.parameters()
-    ]
-    learns = sum(size for size, needed in sizes if needed)
-    return learns, sum(size for size, _ in sizes) - learns
+def keep_full_precision(trainer: Any) -> None:
+    """Keep what learns in float32, and multiply in 16 bits under autocast.
+
+    Small updates would be lost in the rounding of a bfloat16 weight, and the loss scale of float16
+    takes no other type. Of a fully trained model that is all of it, so that FSDP finds one type; under
+    adapters the frozen weights stay as they are. DeepSpeed keeps a copy itself. TRL makes adapters of
+    4-bit weights bfloat16, which is undone here.
+    """
+    if trainer.is_deepspeed_enabled:
+        return
+    if base_model(trainer.model) is trainer.model:
+        trainer.model.float()
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
-def add_thought_tokens(model: Any, processor: Any) -> list[int]:
+def add_think_tokens(model: Any, processor: Any) -> list[int]:
     """Add ``<think>`` and ``</think>`` as special tokens where the tokenizer lacks them.
 
     The embedding grows only when the tokenizer is longer than it: checkpoints are padded, and
-    ``resize_token_embeddings(len(tokenizer))`` would cut them. The rows of the new tokens, grown or padding that
-    nobody trained, begin as the mean of the old ones; with tied embeddings the output layer is the same matrix.
+    ``resize_token_embeddings(len(tokenizer))`` would cut them. The rows of the new tokens, grown or
+    padding that nobody trained, begin as the mean of the old ones.
 
     Returns:
         Ids of the tokens that were added.
@@ -294,75 +259,51 @@ def add_thought_tokens(model: Any, processor: Any) -> list[int]:
     vocabulary, known = tokenizer.get_vocab(), len(tokenizer)
     missing = [token for token in ("<think>", "</think>") if token not in vocabulary]
     if missing:
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
-        )
-        embedding = model.get_input_embeddings()
-        if len(tokenizer) > embedding.num_embeddings:
+        new = {"additional_special_tokens": missing}
+        tokenizer.add_special_tokens(new, replace_extra_special_tokens=False)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model.tie_weights()
         with torch.no_grad():
-            for matrix in (
-                model.get_input_embeddings().weight,
-                model.get_output_embeddings().weight,
-            ):
-                matrix[known : len(tokenizer)] = matrix[:known].mean(0)
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                layer.weight[known : len(tokenizer)] = layer.weight[:known].mean(0)
     return tokenizer.convert_tokens_to_ids(missing)
 
 
-def lora(settings: RunSettings, model: Any, added: Sequence[int] = ()) -> Any:
-    """Adapters of the language model's layers; tokens that were added learn their rows of the embedding besides.
+def lora_config(r: int | None, model: Any, grounding: Grounding, added: Sequence[int] = ()) -> Any:
+    """PEFT's configuration of adapters in the language model's layers; None without a rank.
 
     Args:
-        settings: Of the run; without a rank there are no adapters.
+        r: Rank of the adapters.
         model: What gets them.
-        added: Ids of added tokens.
+        grounding: The profile's section: ``lora_alpha``, ``lora_dropout``.
+        added: Ids of added tokens, whose rows of the embedding learn besides.
     """
-    if settings.lora_rank is None:
+    if r is None:
         return None
     from peft import LoraConfig
 
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    rows = {
-        matrix: list(added)
-        for matrix in (("embed_tokens",) if tied else ("embed_tokens", "lm_head"))
-    }
+    matrices = ("embed_tokens",) if tied else ("embed_tokens", "lm_head")
     return LoraConfig(
-        trainable_token_indices=rows if added else None,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
+        trainable_token_indices={name: list(added) for name in matrices} if added else None,
+        r=r,
+        lora_alpha=grounding.lora_alpha,
+        lora_dropout=grounding.lora_dropout,
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
     )
 
 
-def _optimizer(settings: SFTSettings) -> tuple[Any, dict[str, Any]] | None:
-    """What the trainer is to build; None: what its arguments say."""
-    if (
-        not settings.muon
-        or settings.lora_rank is not None
-        or settings.deepspeed is not None
-        or spread_by()
-    ):
+def _muon(profile: Profile, arguments: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+    """Muon beside AdamW where a full model learns in one piece; None leaves it to the trainer."""
+    ours, sharded = profile.grounding, arguments.deepspeed or sharding()
+    if not ours.muon_learning_rate or ours.sft_lora_r is not None or sharded:
         return None
+    rates = {"lr": arguments.learning_rate, "muon_lr": ours.muon_learning_rate}
     return muon_factory, {
-        "lr": settings.learning_rate,
-        "muon_lr": settings.muon,
-        "weight_decay": settings.weight_decay,
-        "bf16": settings.in_bfloat16,
+        **rates,
+        "weight_decay": arguments.weight_decay,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "bf16": arguments.bf16,
     }
-
-
-def _arguments(settings: SFTSettings, out: Path, progress: bool) -> SFTConfig:
-    return SFTConfig(
-        **settings.arguments(out, progress),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        weight_decay=settings.weight_decay,
-        dataloader_num_workers=settings.workers,
-        max_length=None,  # examples are cut by ours, never inside a picture
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )

@@ -1,0 +1,140 @@
+"""The arithmetic of a training run: its 16-bit type, and the optimizer of a small model.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight
+matrix by the nearest orthogonal matrix before it is added, so that all its directions learn at one
+pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's. What is here
+makes them one optimizer, which transformers' trainers take as ``optimizer_cls_and_kwargs``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine multiplies matrices in bfloat16 by instructions of its own: a GPU that has
+    them, or a CPU with AVX512-BF16 or AMX. Elsewhere bfloat16 is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def autocast_dtype(section: Any) -> torch.dtype | None:
+    """The type to which a run autocasts, in training and in the rollouts of RL alike.
+
+    Args:
+        section: ``sft`` or ``grpo`` of a profile: its ``fp16`` and ``bf16``, where null means
+            bfloat16 if the machine is fast in it (:func:`fast_bfloat16`).
+
+    Returns:
+        ``torch.float16``, ``torch.bfloat16``, or None for the model's own type.
+    """
+    if section.fp16:
+        return torch.float16
+    return torch.bfloat16 if (fast_bfloat16() if section.bf16 is None else section.bf16) else None
+
+
+class FloatMuon(torch.optim.Muon):
+    """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients.
+
+    PyTorch's are in bfloat16. On a CPU without such instructions that takes a quarter of a step of
+    the tiny model, this a twentieth. Steps agree within the rounding of bfloat16, and either loads
+    the other's state. Always with Nesterov's momentum and ``match_rms_adamw``.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """A step of all matrices that have a gradient."""
+        for group in self.param_groups:
+            for weight in (one for one in group["params"] if one.grad is not None):
+                state = self.state[weight]
+                momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight.grad))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                update = weight.grad.lerp(momentum, group["momentum"])
+                update = _orthogonal(update, group["ns_coefficients"], group["ns_steps"])
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
+
+
+def _orthogonal(
+    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int
+) -> torch.Tensor:
+    """The matrix with its singular values brought near 1 by a quintic iteration."""
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers in one; rates are scheduled together, states saved and loaded together.
+
+    Args:
+        model: Whose parameters learn. Weights of its linear layers go to Muon, except the output
+            layer's; embeddings, norms, biases and convolutions go to AdamW.
+        lr: Rate of AdamW.
+        muon_lr: Rate of Muon, whose steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv
+            2502.16982).
+        weight_decay: Of both; vectors have none.
+        betas: Of AdamW.
+        bf16: Whether Muon multiplies in bfloat16; None: where the machine is fast in it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        muon_lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        bf16: bool | None = None,
+    ) -> None:
+        output = model.get_output_embeddings()
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
+        matrices = [m.weight for m in linear if m.weight.requires_grad]
+        taken = set(map(id, matrices))
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+        muon = torch.optim.Muon if (fast_bfloat16() if bf16 is None else bf16) else FloatMuon
+        decayed = {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay}
+        vectors = {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([decayed, vectors], lr=lr, betas=betas),
+        )
+        super().__init__([{"params": group["params"]} for group in self._groups()], {})
+        self.param_groups = self._groups()  # the parts' own: a schedule writes where they read
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """A step of both."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of :meth:`state_dict`."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = self._groups()
+
+
+def muon_factory() -> Callable[..., torch.optim.Optimizer]:
+    """What transformers takes in place of a class: called without anything, it gives what is called
+    with the model."""
+    return MuonWithAdamW
