@@ -1,20 +1,19 @@
-"""Rewards: what is paid, and what gaming would earn."""
+"""Rewards: the released arithmetic to the letter, and a strict one that is not exploited."""
+
+import random
 
 import pytest
 
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.training.rewards import (
-    GAMES,
-    WEIGHTS,
-    Asked,
+    MADE_UP_REPLIES,
     answer_reward,
     area_penalty,
     audit,
     format_reward,
     iou_reward,
-    rewards,
-    total,
+    reward_functions,
 )
 
 BOX = "<|box_start|>[8,8,30,40]<|box_end|>"
@@ -22,24 +21,70 @@ GOOD = f"<think>The liver is at {BOX}. So: liver.</think>B. Liver"
 OPTIONS = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
 
 
+def released(completion, truth):
+    """Answer and format as the release pays them, read character by character without patterns."""
+
+    def choice(text):
+        lower, plain, at = text.lower(), "", 0
+        while at < len(text):
+            end = lower.find("</think>", at) if lower.startswith("<think>", at) else -1
+            if end >= 0:
+                plain, at = plain + " ", end + len("</think>")
+            else:
+                plain, at = plain + text[at], at + 1
+        word = [False, *(c.isalnum() or c == "_" for c in plain), False]
+        for k, letter in enumerate(plain):
+            if letter in "ABCDabcd" and not word[k] and not word[k + 2]:
+                return letter.upper()
+        return ""
+
+    answer = float(choice(truth) != "" and choice(completion) == choice(truth))
+    if completion == "":
+        return answer, 0.0
+    lower = completion.lower()
+    thoughts = lower.count("<think>") == lower.count("</think>")
+    boxes = completion.count("<|box_start|>") == completion.count("<|box_end|>")
+    return answer, 0.5 * thoughts + 0.5 * boxes
+
+
+def test_the_paper_mode_is_the_released_arithmetic():
+    """On thousands of random completions, and truths as the release writes them."""
+    pieces = "<think> </think> <THINK> </Think> <|box_start|> <|box_end|> <|BOX_END|> [8,8,30,40]"
+    pieces = [*pieces.split(), *"ABCDEabcde", "B. liver", "C:", "(d)", "A_", "é", "a1", "\n", " "]
+    draw = random.Random(0)
+    for _ in range(6000):
+        text = "".join(draw.choices(pieces, k=draw.randrange(12)))
+        truth = draw.choice(["A", "B. liver", "c", "D. a kidney", "", "liver", "(B) A", "E"])
+        paid = answer_reward(text, truth, "paper"), format_reward(text, "paper")
+        assert paid == released(text, truth), (text, truth)
+
+
 @pytest.mark.parametrize(
     ("text", "strict", "paper"),
     [
-        (GOOD, 1.0, 1.0),
-        ("B", 1.0, 1.0),
-        ("This shows a mass, so the answer is B.", 1.0, 0.0),  # an article is read as A
-        ("<think>a b c d</think>The answer is B.", 1.0, 1.0),
-        ("<think>It is B.</think>I cannot tell.", 0.0, 0.0),
-        ("<think>It is B.", 0.0, 1.0),
-        ("A or B", 0.0, 0.0),
-        ("B or A", 0.0, 1.0),
-        ("", 0.0, 0.0),
-        ("liver", 1.0, 0.0),
+        (GOOD, 1, 1),
+        ("B", 1, 1),
+        ("This shows a mass, so the answer is B.", 1, 0),  # an article is read as A
+        ("<think>a b c d</think>The answer is B.", 1, 1),
+        ("<think>It is B.</think>I cannot tell.", 0, 0),
+        ("<think>It is B.", 0, 1),
+        ("B <think>or not</think>", 0, 1),  # text before a thought counts
+        ("<THINK>A</Think>b", 0, 1),  # tags in any case of letters
+        ("<think>A</think>C</think>B", 1, 0),  # the shortest thought
+        ("A or B", 0, 0),
+        ("B or A", 0, 1),
+        ("", 0, 0),
+        ("liver", 1, 0),
+        ("B. Heart", 0, 1),  # a letter with the text of another option
+        ("<think>It beats.</think>B. Heart", 0, 1),
     ],
 )
 def test_answers(text, strict, paper):
     assert answer_reward(text, "B", options=OPTIONS) == strict
     assert answer_reward(text, "B", mode="paper") == paper
+    assert answer_reward(text, "B. Liver", options=OPTIONS) == strict
+    assert answer_reward(text, "B. Liver", mode="paper") == paper
+    assert answer_reward(text, "", "paper") == answer_reward(text, "", "strict") == 0
 
 
 @pytest.mark.parametrize(
@@ -47,12 +92,12 @@ def test_answers(text, strict, paper):
     [
         (GOOD, 1.0, 1.0),
         ("", 0.0, 0.0),
-        ("  \n", 0.0, 0.0),
+        ("  \n", 0.0, 1.0),
         ("lorem ipsum", 0.0, 1.0),
         ("<think>I look.</think>B. Liver", 0.5, 1.0),
         (f"I look at {BOX}. B", 0.0, 1.0),
         (f"<think>{BOX}</think>B", 0.0, 1.0),  # no word in it
-        (f"<think>I look at {BOX}.</think>", 0.0, 1.0),  # no answer behind it
+        (f"<think>I look at {BOX}.</think>", 0.0, 1.0),  # no answer after it
         (f"<think>I look at {BOX}.</think>B {BOX}", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,30,40].</think>B", 0.5, 0.5),
         ("<think>I look at [8,8,30,40]<|box_end|>.</think>B", 0.5, 0.5),
@@ -67,7 +112,7 @@ def test_answers(text, strict, paper):
         (f"<think>I look: {BOX * 11}.</think>B", 0.5, 1.0),
     ],
 )
-def test_form(text, strict, paper):
+def test_format(text, strict, paper):
     assert format_reward(text, dimension="2d", frame=(64, 64, 1)) == strict
     assert format_reward(text, mode="paper") == paper
 
@@ -82,50 +127,53 @@ def test_cuboids_must_lie_in_the_volume():
 
 
 def test_unknown_modes_are_refused():
-    for call in (lambda: answer_reward("B", "B", mode="x"), lambda: format_reward("B", mode="x")):
+    calls = (
+        lambda: answer_reward("B", "B", mode="x"),
+        lambda: format_reward("B", mode="x"),
+        lambda: reward_functions("x"),
+    )
+    for call in calls:
         with pytest.raises(RequestError, match="strict or paper"):
             call()
 
 
-def test_the_weights_are_the_papers():
-    assert WEIGHTS == {"answer": 0.8, "format": 0.2}
-    asked = Asked("B", OPTIONS, "2d", (64, 64, 1))
-    assert total(GOOD, asked) == pytest.approx(1.0)
-    assert total("B", asked) == pytest.approx(0.8) and total("B", asked, "paper") == pytest.approx(
-        1.0
-    )
-    assert total(GOOD.replace("B. ", "C. ").replace("Liver", "Spleen"), asked) == pytest.approx(0.2)
-
-
-def test_gaming_pays_in_the_released_arithmetic_and_not_in_ours():
-    rows = {row["reply"]: row for row in audit()}
-    assert set(rows) == set(GAMES)
-    best = rows["honest"]["strict total"]
-    assert best == pytest.approx(1.0)
-    games = {name: row for name, row in rows.items() if name != "honest"}
-    assert all(row["strict total"] < best - 0.05 for row in games.values())
-    assert sum(row["paper total"] > 0.99 for row in games.values()) >= 6
-    assert rows["lorem ipsum"]["paper format"] == 1 and rows["lorem ipsum"]["strict total"] == 0
+def test_exploits_pay_in_the_released_arithmetic_and_not_in_ours():
+    table = audit()
+    assert list(table.index) == list(MADE_UP_REPLIES)
+    assert table.loc["honest", ("strict", "total")] == pytest.approx(1.0)
+    others = table.drop("honest")
+    assert others["strict", "total"].max() < 0.95
+    assert (others["paper", "total"] > 0.99).sum() >= 6
+    assert table.loc["lorem ipsum", ("paper", "format")] == 1
+    assert table.loc["lorem ipsum", ("strict", "total")] == 0
+    assert table.loc["letter and text differ", ("strict", "answer")] == 0
 
 
 def test_the_optional_rewards():
     boxes = (Box2D(8, 8, 30, 40),)
-    assert (
-        iou_reward(GOOD, boxes) == 1.0
-        and iou_reward("B", boxes) == 0.0
-        and iou_reward(GOOD, ()) == 0.0
-    )
-    assert iou_reward(GOOD, (Box3D(8, 8, 0, 30, 40, 2),)) == 0.0  # another dimension is no overlap
+    assert iou_reward(GOOD, boxes) == 1.0
+    assert iou_reward("B", boxes) == iou_reward(GOOD, ()) == 0.0
+    assert iou_reward(GOOD, (Box3D(8, 8, 0, 30, 40, 2),)) == 0.0  # of another dimension
     assert area_penalty(GOOD, (64, 64, 1)) == pytest.approx(-22 * 32 / 64**2)
     assert area_penalty("B", (64, 64, 1)) == 0.0
-    named = rewards("strict", iou=0.5, area=0.1)
-    assert {name: weight for name, (_, weight) in named.items()} == {
-        "answer": 0.8,
-        "format": 0.2,
-        "iou": 0.5,
-        "area": 0.1,
+
+
+def test_rewards_have_the_signature_of_trl():
+    """Columns of the data set by name, others ignored; messages or plain text; the paper's weights."""
+    columns = {
+        "truth": ["B", "B"],
+        "options": [OPTIONS, {**OPTIONS, "D": None}],  # a column of mappings fills up with None
+        "dimension": ["2d", "2d"],
+        "frame": [(64, 64, 1)] * 2,
+        "boxes": [[[8, 8, 30, 40]], []],
+        "trainer_state": None,
     }
-    asked = Asked("B", OPTIONS, "2d", (64, 64, 1), boxes)
-    assert [reward(GOOD, asked) for reward, _ in named.values()] == pytest.approx(
-        [1, 1, 1, -22 * 32 / 64**2]
-    )
+    rewards = reward_functions("strict", iou_weight=0.5, area_weight=0.1)
+    assert {f.__name__: weight for f, weight in rewards.items()} == {
+        **{"answer": 0.8, "format": 0.2},
+        **{"iou": 0.5, "area": 0.1},
+    }
+    for completions in ([GOOD, "C"], [[{"role": "assistant", "content": t}] for t in (GOOD, "C")]):
+        paid = [reward(["?"] * 2, completions, [[1]] * 2, **columns) for reward in rewards]
+        assert paid == [[1, 0], [1, 0], [1, 0], pytest.approx([-22 * 32 / 64**2, 0])]
+    assert [f.__name__ for f in reward_functions("paper")] == ["answer", "format"]

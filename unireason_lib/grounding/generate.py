@@ -98,6 +98,7 @@ class _Running(Replies):
         if not lines:
             return
         rows, logits = [alive[line] for line in lines], self.logits[lines].float()
+        logits[:, self.gen.never_written] = -torch.inf
         tokens = self._choose(rows, logits.clone())
         logprobs = (logits / (self.settings.temperature or 1.0)).log_softmax(-1)
         logprobs = logprobs.gather(1, tokens[:, None])[:, 0]
@@ -106,7 +107,6 @@ class _Running(Replies):
 
     def _choose(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
         """The next token of each row; ``scores`` ``(rows, vocabulary)`` are changed."""
-        scores[:, self.gen.never_written] = -torch.inf
         forced: dict[int, int] = {}
         for i, row in enumerate(rows):
             if row.script is not None and row.written < len(row.script):

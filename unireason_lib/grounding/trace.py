@@ -90,8 +90,8 @@ class Pointing:
 class Trace:
     """One reply.
 
-    ``logprobs`` are logarithms of the probabilities that the model gave, at the temperature of the
-    sampling (1 when greedy) and before any token was forbidden; 0 for injected tokens.
+    ``logprobs`` are logarithms of the probabilities with which the model samples: at the temperature
+    of the sampling (1 when greedy), forbidden tokens left out; 0 for injected tokens.
     """
 
     request: GroundedRequest

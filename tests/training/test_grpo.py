@@ -1,0 +1,519 @@
+"""Outcome RL: what TRL computes on grounded replies is what they are."""
+
+import json
+import os
+import signal
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from unireason_lib.config import load_profile
+from unireason_lib.errors import DatasetError, TrainingError
+from unireason_lib.grounding import GroundedGenerator, load_model
+from unireason_lib.grounding.replies import Script
+from unireason_lib.io import locked
+from unireason_lib.training import grpo
+from unireason_lib.training.logbook import read_lines as read_log
+from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
+
+BATCHES = {
+    "grpo.generation_batch_size": 16,  # four questions, four replies each
+    "grpo.num_generations": 4,
+    "grpo.per_device_train_batch_size": 8,
+    "grpo.gradient_accumulation_steps": 2,
+}
+SMALL = {
+    **BATCHES,
+    "grpo.max_steps": 2,
+    "grpo.learning_rate": 1e-4,
+    "grpo.lr_scheduler_type": "constant",
+    "grpo.warmup_steps": 0.0,
+    "grpo.max_completion_length": 24,
+    "grpo.bf16": False,
+    "grpo.save_steps": 1,
+    "grounding.rollout_max_rounds": 4,
+    "grounding.feature_cache": False,
+}
+
+
+def profile(changes=(), **grpo_section):
+    """A small profile; keywords are settings of its section grpo."""
+    more = {f"grpo.{name}": value for name, value in grpo_section.items()}
+    return load_profile("smoke", {**SMALL, **more, **dict(changes)})
+
+
+def pointing(tokenizer, dimension, boxes):
+    """What a reply is made to write: a thought with some boxes, then six tokens of its own choice."""
+    box = "[8,8,24,40]" if dimension == "2d" else "[8,8,1,24,40,3]"
+    parts = ["<think>I look", *[f" <|box_start|>{box}<|box_end|>"] * boxes, ".</think>B. ", 6]
+    return Script(tokenizer, tuple(parts))
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replies of every request hold no, one or three boxes by turns."""
+    plain = GroundedGenerator.generate
+
+    def generate(self, requests, scripts=None, **how):
+        scripts = scripts or [
+            pointing(self.tokenizer, request.dimension, (0, 1, 3)[k % 3])
+            for k, request in enumerate(requests)
+        ]
+        how["max_new_tokens"] = 200
+        return plain(self, requests, scripts=scripts, **how)
+
+    monkeypatch.setattr(GroundedGenerator, "generate", generate)
+
+
+@pytest.fixture
+def generations(monkeypatch):
+    """What the trainer makes of its generations: itself, the traces, and TRL's tensors."""
+    seen, plain = [], GroundedGRPOTrainer._generate_and_score_completions
+
+    def watched(self, inputs):
+        output = plain(self, inputs)
+        seen.append(SimpleNamespace(trainer=self, traces=self._traces, output={**output}))
+        return output
+
+    monkeypatch.setattr(GroundedGRPOTrainer, "_generate_and_score_completions", watched)
+    return seen
+
+
+@pytest.fixture
+def paid(monkeypatch):
+    """Give the answer reward another rule, from the ids of a reply's tokens."""
+
+    def rule(measure):
+        def functions(*settings):
+            def answer(completion_ids, **columns):
+                return [float(measure(ids)) for ids in completion_ids]
+
+            return {answer: 1.0}
+
+        monkeypatch.setattr(grpo, "reward_functions", functions)
+
+    return rule
+
+
+def some(study, count=8):
+    """Records of both dimensions by turns."""
+    parts = [[r for r in study.records if r.dimension == d] for d in ("2d", "3d")]
+    return [record for pair in zip(*parts, strict=False) for record in pair][:count]
+
+
+def rollouts(out):
+    return [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder):
+    return load_model(folder, device="cpu")[0].state_dict()
+
+
+@pytest.mark.parametrize("stress", [1, 6])
+def test_log_probabilities_are_those_of_the_sampled_distribution(
+    stress, study, tiny_checkpoint, scripted, generations, tmp_path
+):
+    """2D and 3D, no, one and three boxes in one batch; of sampling, policy, old policy and reference.
+    Tokens that may not be sampled have no probability, however likely the model finds them."""
+    model, processor = load_model(tiny_checkpoint, device="cpu")
+    forbidden = GroundedGenerator(model, processor).never_written
+    with torch.no_grad():
+        model.get_output_embeddings().weight[forbidden] *= stress
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model, processor = load_model(tmp_path / "base", device="cpu")
+    settings = profile(
+        generation_batch_size=32,
+        gradient_accumulation_steps=1,
+        max_steps=1,
+        learning_rate=0.0,
+        temperature=0.7,
+    )
+    train_grpo(model, processor, some(study), study.pictures, tmp_path / "run", settings)
+    (seen,) = generations
+    output, traces = seen.output, seen.traces
+    assert {trace.request.dimension for trace in traces} == {"2d", "3d"}
+    assert {len(trace.crops) for trace in traces} == {0, 1, 3}
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    inputs, length = {name: output[name] for name in names}, output["completion_ids"].size(1)
+    with torch.no_grad():
+        policy, *_ = seen.trainer._get_per_token_logps_and_entropies(
+            model, ids, mask, length, **inputs
+        )
+        inputs.pop("num_images")
+        logits = model(input_ids=ids, attention_mask=mask, **inputs).logits[:, -length - 1 : -1]
+    logits[..., forbidden] = -torch.inf
+    by_hand = (logits / 0.7).log_softmax(-1).gather(2, output["completion_ids"][..., None])[..., 0]
+    own = (output["completion_mask"] * output["tool_mask"]).bool()
+    recorded = output["sampling_per_token_logps"][own]
+    others = policy, by_hand, output["old_per_token_logps"], output["ref_per_token_logps"]
+    for logps in others:
+        assert (logps[own] - recorded).abs().max() < 1e-4
+    features = (output["image_grid_thw"].prod(-1) // 4).sum()
+    assert (ids == model.config.image_token_id).sum() == features
+    for row, trace in enumerate(traces):  # what is trained on are the model's own tokens
+        written = [t for t, mine in zip(trace.token_ids, trace.own_mask, strict=True) if mine]
+        assert output["completion_ids"][row][own[row]].tolist() == written
+
+
+def test_rollouts_and_trainer_use_one_autocast(
+    study, fresh_model, monkeypatch, generations, tmp_path
+):
+    """Else log-probabilities in bfloat16 differ by up to 0.1, although nothing was learnt between."""
+    types, plain = [], GroundedGenerator.generate
+
+    def generate(self, *args, **how):
+        enabled = torch.is_autocast_enabled("cpu")
+        types.append(torch.get_autocast_dtype("cpu") if enabled else None)
+        return plain(self, *args, **how)
+
+    monkeypatch.setattr(GroundedGenerator, "generate", generate)
+    settings = profile(bf16=True, max_steps=1, gradient_accumulation_steps=1, learning_rate=0.0)
+    train_grpo(*fresh_model, some(study, 4), study.pictures, tmp_path, settings)
+    (output,) = (one.output for one in generations)
+    own = (output["completion_mask"] * output["tool_mask"]).bool()
+    difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[own].abs()
+    assert types == [torch.bfloat16] and difference.mean() < 5e-3
+
+
+def test_injected_positions_have_no_gradient(
+    study, fresh_model, scripted, generations, monkeypatch, tmp_path
+):
+    """The loss does not depend on what is predicted there."""
+    model, processor = fresh_model
+    settings = profile(max_steps=1, beta=0.1, learning_rate=0.0)
+    train_grpo(model, processor, some(study), study.pictures, tmp_path, settings)
+    trainer, output = generations[0].trainer, generations[0].output
+    output["advantages"] = torch.linspace(-1, 1, len(output["advantages"]))
+    kept = {}
+    plain = trainer._get_per_token_logps_and_entropies
+
+    def watched(*args, **kwargs):
+        logps, *rest = plain(*args, **kwargs)
+        kept["logps"] = logps.detach().requires_grad_()
+        return kept["logps"], *rest
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", watched)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(model, output).backward()
+    own = (output["completion_mask"] * output["tool_mask"]).bool()
+    assert (kept["logps"].grad[~own] == 0).all() and (kept["logps"].grad[own] != 0).any()
+    assert (~own & output["completion_mask"].bool()).any()  # there are injected ones
+
+
+def test_a_known_preference_is_learnt(study, fresh_model, monkeypatch, paid, tmp_path):
+    """A bandit of two arms: only two tokens can be written, and one of them is paid."""
+    model, processor = fresh_model
+    arms = [processor.tokenizer(letter).input_ids[0] for letter in "AB"]
+    plain = GroundedGenerator.__init__
+
+    def init(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        vocabulary = range(model.config.text_config.vocab_size)
+        self.never_written = [k for k in vocabulary if k not in arms]
+
+    monkeypatch.setattr(GroundedGenerator, "__init__", init)
+    paid(lambda ids: ids[0] == arms[0])
+    settings = profile(
+        max_steps=10,
+        beta=0.0,
+        learning_rate=1e-3,
+        max_completion_length=1,
+        num_generations=8,
+        generation_batch_size=32,
+        per_device_train_batch_size=16,
+        save_steps=50,
+    )
+    train_grpo(model, processor, some(study, 4), study.pictures, tmp_path, settings)
+    rewards = [line["reward"] for line in read_log(tmp_path / "log.jsonl") if "reward" in line]
+    assert 0.2 < rewards[0] < 0.8 and sum(rewards[-3:]) / 3 > 0.9, rewards
+
+
+def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
+    start = {name: weight.clone() for name, weight in fresh_model[0].state_dict().items()}
+    out = train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile())
+    assert out == tmp_path / "model"
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if "reward" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    names = "kl entropy boxes boxes_answered answer_2d pointing_3d rewards/format/mean"
+    names += " completions/clipped_ratio frac_reward_zero_std rollout_seconds"
+    assert all(name in line for line in lines for name in names.split())
+    replies = rollouts(tmp_path)
+    assert len(replies) == 2 * 16
+    for k in range(0, len(replies), 4):  # advantages by hand, group by group
+        group = replies[k : k + 4]
+        assert len({line["id"] for line in group}) == 1
+        rewards = torch.tensor([line["reward"] for line in group])
+        by_hand = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        assert by_hand.tolist() == pytest.approx([x["advantage"] for x in group], abs=1e-3)
+    for line in replies:
+        parts = 0.8 * line["reward answer"] + 0.2 * line["reward format"]
+        assert line["reward"] == pytest.approx(parts, abs=1e-6)
+    now = weights_of(out)
+    changed = {name for name in now if not torch.equal(now[name], start[name])}
+    assert changed and not any("visual" in name for name in changed)
+    # the same call finds the run finished; another process may not write there, nor other settings
+    assert train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile()) == out
+    with pytest.raises(DatasetError, match="beta"):
+        train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile(beta=0.5))
+
+
+def test_a_second_run_in_one_folder_is_refused(study, fresh_model, scripted, tmp_path):
+    refused = []
+
+    class Second(grpo.TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            with pytest.raises(DatasetError, match="running process"):
+                train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile())
+            refused.append(True)
+
+    settings = profile(max_steps=1)
+    train_grpo(*fresh_model, some(study), study.pictures, tmp_path, settings, callbacks=[Second()])
+    assert refused
+
+
+TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 8, "learning_rate": 1e-3}
+"""Two optimizer steps a generation, four generations, two epochs."""
+
+
+def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
+    study, tiny_checkpoint, scripted, monkeypatch, tmp_path
+):
+    """It is saved at the next boundary, and kills go back to one; no line of a log comes twice."""
+
+    def run(out, disturb=None):
+        plain = GroundedGRPOTrainer.training_step
+
+        def step(self, *args, **kwargs):
+            loss = plain(self, *args, **kwargs)
+            disturb(self.state.global_step)
+            return loss
+
+        with monkeypatch.context() as patch:
+            if disturb:
+                patch.setattr(GroundedGRPOTrainer, "training_step", step)
+            model, processor = load_model(tiny_checkpoint, device="cpu")
+            settings = profile(**TWO_STEPS)
+            return train_grpo(model, processor, some(study), study.pictures, out, settings)
+
+    def ctrl_c(done):
+        if done == 2:  # in the first step of the second generation
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def kill(done):
+        if done == 5:  # in the second step of the third generation
+            raise SystemExit
+
+    whole, broken = tmp_path / "a", tmp_path / "b"
+    run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, ctrl_c)
+    assert {p.name for p in broken.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    with pytest.raises(SystemExit):
+        run(broken, kill)
+    run(broken)
+    one, other = weights_of(whole / "model"), weights_of(broken / "model")
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    assert rollouts(whole) == rollouts(broken)
+    for name in ("loss", "reward", "kl"):
+        logs = [read_log(out / "log.jsonl") for out in (whole, broken)]
+        values = [[(x["step"], x[name]) for x in log if name in x] for log in logs]
+        assert values[0] == pytest.approx(values[1]) and len(values[0]) == 8
+
+
+def test_the_feature_cache_changes_nothing(study, tiny_checkpoint, scripted, monkeypatch, tmp_path):
+    """The same losses, KL and weights with and without it; what is cached can be trained on."""
+    caches, runs = [], {}
+    plain = grpo.FeatureCache.__init__
+    monkeypatch.setattr(
+        grpo.FeatureCache, "__init__", lambda self: (plain(self), caches.append(self))[0]
+    )
+    for cached in (False, True):
+        settings = profile({"grounding.feature_cache": cached}, learning_rate=1e-3, beta=0.1)
+        model, processor = load_model(tiny_checkpoint, device="cpu")
+        folder = tmp_path / str(cached)
+        out = train_grpo(model, processor, some(study), study.pictures, folder, settings)
+        lines = [line for line in read_log(folder / "log.jsonl") if "reward" in line]
+        numbers = [line[name] for line in lines for name in ("loss", "kl", "reward")]
+        runs[cached] = numbers, weights_of(out)
+    assert runs[False][0] == pytest.approx(runs[True][0], abs=1e-6)
+    for name, weight in runs[True][1].items():
+        assert torch.allclose(weight, runs[False][1][name], atol=1e-6)
+    (cache,) = caches
+    assert cache.features and not any(one.is_inference() for one in cache.features.values())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
+    study, fresh_model, scripted, monkeypatch, tmp_path
+):
+    plain = GroundedGRPOTrainer._compute_loss
+    monkeypatch.setattr(
+        GroundedGRPOTrainer,
+        "_compute_loss",
+        lambda self, *a: plain(self, *a) * (float("nan") if self.state.global_step == 1 else 1.0),
+    )
+    with pytest.raises(TrainingError, match=r"step 1.*finite.*last checkpoint"):
+        train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile())
+    assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "<think>" + "Look <|box_start|>[8,8,24,40]<|box_end|> " * 50 + "</think>B. "]
+)
+def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
+    study, fresh_model, monkeypatch, tmp_path, reply
+):
+    """The one ends at once, the other gets its first four regions and earns nothing for its boxes."""
+    plain = GroundedGenerator.generate
+
+    def generate(self, requests, **how):
+        script = Script(self.tokenizer, (reply + self.tokenizer.eos_token,))
+        how |= {"max_new_tokens": 1000, "scripts": [script] * len(requests)}
+        return plain(self, requests, **how)
+
+    monkeypatch.setattr(GroundedGenerator, "generate", generate)
+    flat = [record for record in study.records if record.dimension == "2d"][:4]
+    with pytest.warns(UserWarning, match="teaches nothing"):  # all replies are the same
+        train_grpo(*fresh_model, flat, study.pictures, tmp_path, profile(max_steps=1))
+    for line in rollouts(tmp_path):
+        assert line["stop"] == "end" and line["reward format"] == (0 if not reply else 0.5)
+        assert len(line["boxes"]) == (50 if reply else 0)
+        assert line["statuses"].count("injected") == (4 if reply else 0)
+
+
+def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted, tmp_path):
+    """A missing or too long one for good; one that could not be read just then is asked later."""
+    records, encode = some(study), GroundedGenerator(*fresh_model).encode
+    lost, unlucky, failures = records[0].id, records[2].id, []
+
+    def images(record):
+        if record.id == lost:
+            raise DatasetError("volume.nii.gz: expected a file, found none. What to do: fetch it.")
+        if record.id == unlucky and not failures:
+            failures.append(record.id)
+            raise OSError("stale file handle")
+        return study.pictures(record)
+
+    requests = {r.id: grpo._request(r, study.pictures(r), 0) for r in records}
+    tokens = {name: len(encode(request)[0]) for name, request in requests.items()}
+    generator = GroundedGenerator(*fresh_model)
+    assert tokens == {k: grpo.prompt_tokens(generator, r) for k, r in requests.items()}
+    longest = max(tokens.values())
+    settings = profile({"grounding.max_prompt_length": longest - 1}, max_steps=8)
+    with pytest.warns(UserWarning, match="left out this time: stale file handle"):
+        train_grpo(*fresh_model, records, images, tmp_path, settings)
+    listed = (tmp_path / "left_out.jsonl").read_text().splitlines()
+    listed = {line["id"]: line["why"] for line in map(json.loads, listed)}
+    assert set(listed) == {lost} | {name for name, count in tokens.items() if count == longest}
+    assert "volume.nii.gz" in listed[lost]
+    asked = {line["id"] for line in rollouts(tmp_path)}
+    assert failures and unlucky in asked and not asked & set(listed)
+
+
+def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):
+    train_grpo(*fresh_model, some(study, 1) * 4, study.pictures, tmp_path, profile(max_steps=1))
+    lines = rollouts(tmp_path)
+    groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 16, 4)}
+    assert len({line["id"] for line in lines}) == 1 and len(groups) == 4
+
+
+def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
+    settings = profile({"grounding.max_prompt_length": 3})
+    with pytest.raises(TrainingError, match=r"left_out\.jsonl.*a hundred"):
+        train_grpo(*fresh_model, some(study), study.pictures, tmp_path, settings)
+    with pytest.raises(TrainingError, match="4 questions or more.*found 0"):
+        train_grpo(*fresh_model, [], study.pictures, tmp_path / "other", profile())
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"num_generations": 1}, "at least 2"),
+        ({"num_generations": 3}, "divisible"),
+        ({"per_device_train_batch_size": 5}, "divisible"),
+        ({"gradient_accumulation_steps": 4}, "multiple of gradient_accumulation_steps"),
+        ({"top_p": 0.9}, "top_p"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(change, name, tmp_path):
+    with pytest.raises(TrainingError, match=name):
+        grpo.grpo_arguments(profile(**change), tmp_path, [0.8, 0.2])
+
+
+def test_metrics_of_rollouts_are_there_when_nobody_points():
+    """Malformed boxes are neither boxes of a reply nor answered; proportions are by dimension."""
+
+    def reply(dimension, boxes=0, *statuses):
+        boxes = [[0, 0, 4, 4]] * boxes
+        return {
+            **{"dimension": dimension, "boxes": boxes},
+            **{"statuses": statuses, "reward answer": float(bool(boxes))},
+        }
+
+    quiet = grpo.rollout_metrics([reply("2d"), reply("2d")])
+    assert quiet["boxes"] == quiet["boxes_answered"] == quiet["pointing_2d"] == 0.0
+    assert quiet["pointing_3d"] != quiet["pointing_3d"]  # no such question: nan, null in the log
+    mixed = [reply("2d", 1, "injected", "malformed"), reply("2d", 0, "malformed")]
+    mixed += [reply("3d", 2, "injected", "outside"), reply("3d", 1, "injected")]
+    assert grpo.rollout_metrics(mixed) == {
+        **{"boxes": 1.0, "boxes_answered": 0.5},
+        **{"pointing_2d": 0.5, "pointing_3d": 1.0, "answer_2d": 0.5, "answer_3d": 1.0},
+    }
+
+
+def test_adapters_learn_against_their_base(study, fresh_model, scripted, tmp_path):
+    settings = profile({"grounding.grpo_lora_r": 4}, beta=0.1, learning_rate=1e-2)
+    out = train_grpo(*fresh_model, some(study), study.pictures, tmp_path, settings)
+    assert (out / "adapter_config.json").exists() and not list(out.glob("model*.safetensors"))
+    kl = [line["kl"] for line in read_log(tmp_path / "log.jsonl") if "kl" in line]
+    assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
+
+
+def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
+    """What a server would have to do is asked of the trainer's own model: weights go over before
+    every generation, and replies come back with processed log-probabilities."""
+    model, processor = fresh_model
+    sent, asked = [], []
+
+    class Generation:
+        def __init__(self, **given):
+            self.vllm_client, self.served = self, given["model"]
+
+        def get_server_info(self):
+            return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+        def sync_weights(self):
+            sent.append({name: weight.clone() for name, weight in self.served.state_dict().items()})
+
+    class Served(GroundedGenerator):
+        def __init__(self, client, processor, ends=()):
+            assert client == "client of http://here:8000" and ends
+            super().__init__(model, processor)
+
+        def generate(self, requests, **how):
+            asked.append(len(requests))
+            return super().generate(requests, **how)
+
+    paid(lambda ids: ids[0] % 2)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Generation)
+    monkeypatch.setattr(grpo, "connect", lambda address: f"client of {address}")
+    monkeypatch.setattr(grpo, "ServedGenerator", Served)
+    server = {"use_vllm": True, "vllm_server_base_url": "http://here:8000"}
+    settings = profile(**server, learning_rate=1e-3, max_steps=3)
+    train_grpo(model, processor, some(study), study.pictures, tmp_path, settings)
+    assert asked == [4] * 3 and len(sent) == 3
+    assert any(not torch.equal(sent[0][name], sent[2][name]) for name in sent[0])
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if "reward" in line]
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines)
+
+
+def test_advice_when_no_group_teaches():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grpo.advise([{"frac_reward_zero_std": 0.5}, {"loss": 1.0}])
+    with pytest.warns(UserWarning, match="96% of the groups"):
+        grpo.advise([{"frac_reward_zero_std": 0.0}] + [{"frac_reward_zero_std": 0.96}] * 20)
