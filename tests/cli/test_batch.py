@@ -139,7 +139,7 @@ def test_results_of_another_run_are_not_mixed(batch, questions, tiny_checkpoint,
     ):
         result, _ = batch(path, *words)
         assert result.exit_code == 2 and message in result.stderr, message
-        assert "another --output" in result.stderr
+        assert "write to another file" in result.stderr
     assert out.read_bytes() == before
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from unireason_lib.evaluation import open_benchmark
+from unireason_lib.grounding import GroundedGenerator, Script
 from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.inference import ResultsFile
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
@@ -15,27 +18,38 @@ FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixel
 @pytest.fixture(scope="session")
 def phantoms():
     """Six 2D and six 3D questions about held-out phantoms, in volumes of four slices."""
-    from unireason_lib.evaluation import open_benchmark
-
     return open_benchmark("phantom", limit=12, frame=FRAME, size=(4, 64, 64), prior_studies=0)
 
 
 @pytest.fixture(scope="session")
 def generator(tiny_model):
     """The tiny model with random weights, ready to be asked."""
-    from unireason_lib.grounding import GroundedGenerator
-
     return GroundedGenerator(*tiny_model)
+
+
+@pytest.fixture
+def scripted(monkeypatch, generator):
+    """A function that makes the model write what ``parts_of(request)`` gives, in every reply."""
+    plain = GroundedGenerator.generate
+
+    def write(parts_of):
+        def generate(self, requests, **settings):
+            requests = list(requests)
+            scripts = [Script(self.tokenizer, (*parts_of(r), "<|im_end|>")) for r in requests]
+            return plain(self, requests, scripts=scripts, **settings)
+
+        monkeypatch.setattr(GroundedGenerator, "generate", generate)
+        return generator
+
+    return write
 
 
 @pytest.fixture
 def line() -> Callable[..., dict[str, Any]]:
     """A function that makes a line of results; ``line("q1", "p1", right=True)``."""
 
-    def make(
-        name: str, patient: str = "p", *, right: bool | None = True, **more: Any
-    ) -> dict[str, Any]:
-        said = {
+    def make(name: str, patient: str = "p", right: bool | None = True, **more: Any) -> dict:
+        plain = {
             "id": name,
             "patient": patient,
             "source": "made",
@@ -50,21 +64,38 @@ def line() -> Callable[..., dict[str, Any]]:
             "text": "",
             "answer": "",
             "boxes": [],
-            "statuses": [],
-            "truth_boxes": [],
             "frame": [64, 64, 1],
-            "iou_first": None,
-            "iou_best": None,
-            "iou_all": None,
-            "crop_share": None,
+            **dict.fromkeys(("iou_first", "iou_best", "iou_all", "crop_fraction")),
             "in_format": True,
-            "stop": "end",
-            "rounds": 1,
-            "own_tokens": 10,
-            "injected_tokens": 0,
-            "prompt_tokens": 50,
-            "seconds": 0.1,
+            **{"rounds": 1, "own_tokens": 10, "injected_tokens": 0, "seconds": 0.1},
         }
-        return said | more
+        return plain | more
 
     return make
+
+
+@pytest.fixture
+def failed(line) -> Callable[..., dict[str, Any]]:
+    """A function that makes the line of a question that could not be asked."""
+
+    def make(name: str, patient: str = "p") -> dict[str, Any]:
+        asked = ("id", "patient", "source", "dimension", "family", "kind", "question", "options")
+        whole = line(name, patient)
+        kept = {key: whole[key] for key in (*asked, "truth")}
+        return kept | {"error": {"type": "ScanError", "message": "scan.png: not there"}}
+
+    return make
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a file of results; ``write("r.jsonl", lines, control="blank")``."""
+
+    def to_file(name, lines, **run):
+        run = {"benchmark": {"benchmark": "made"}, "control": "none"} | run
+        with ResultsFile(tmp_path / name, run) as file:
+            for one in lines:
+                file.append(one)
+        return tmp_path / name
+
+    return to_file

@@ -14,21 +14,24 @@ import pytest
 from PIL import Image
 
 from unireason_lib.errors import DatasetError, ScanError
-from unireason_lib.evaluation import open_benchmark
+from unireason_lib.evaluation import open_benchmark, tables
 
 
-def picture(path: Path, value: int = 90) -> None:
+def scan(path: Path) -> None:
+    """A small image, or a volume in the form of M3D."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 32), (value,) * 3).save(path)
+    if path.suffix == ".npy":
+        np.save(path, np.linspace(0, 1, 6 * 16 * 16, dtype=np.float32).reshape(1, 6, 16, 16))
+    else:
+        Image.new("RGB", (40, 32), (90,) * 3).save(path)
 
 
-def volume(path: Path) -> None:
+def table(path: Path, rows: list) -> Path:
+    """A table of questions as CSV or JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ramp = np.linspace(0, 1, 6 * 16 * 16, dtype=np.float32).reshape(1, 6, 16, 16)
-    np.save(path, ramp)
-
-
-def table(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+        return path
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -40,9 +43,13 @@ def by_row(benchmark) -> dict[int, object]:
     return {int(item.id.rpartition("/")[2]): item for item in benchmark}
 
 
+def skipped(benchmark) -> dict[int, str]:
+    return {int(row.name.rpartition(" ")[2]): row.reason for row in benchmark.skipped}
+
+
 @pytest.fixture
 def m3d(tmp_path) -> Path:
-    volume(tmp_path / "M3D_Cap_npy" / "ct_quizze" / "0001" / "Axial.npy")
+    scan(tmp_path / "M3D_Cap_npy" / "ct_quizze" / "0001" / "Axial.npy")
     row = {
         "Image Path": "M3D_Cap_npy/ct_quizze/0001/Axial.npy",
         "Text": "report",
@@ -55,54 +62,38 @@ def m3d(tmp_path) -> Path:
         "Answer": "Nierenödem – größer",
         "Answer Choice": "D",
     }
-    rows = [
-        row,
-        row | {"Question Type": 1, "Choice C": "Heart", "Answer Choice": "B", "Answer": "Spleen"},
-        row | {"Answer Choice": "C"},
-        row | {"Image Path": "../outside.npy"},
-        row | {"Question": ""},
-        row
-        | {
-            "Image Path": "M3D_Cap_npy/ct_quizze/0002/Axial.npy",
-            "Answer Choice": "A",
-            "Answer": "Liver",
-        },
-        row | {"Question": "What is <|image_pad|>?"},
-    ]
-    return table(tmp_path / "M3D_VQA_test.csv", rows)
+    missing = "M3D_Cap_npy/ct_quizze/0002/Axial.npy"
+    changes = (
+        {},
+        {"Question Type": 1, "Choice C": "Heart", "Answer Choice": "B", "Answer": "Spleen"},
+        {"Answer Choice": "C"},
+        {"Image Path": "../outside.npy"},
+        {"Question": ""},
+        {"Image Path": missing, "Answer Choice": "A", "Answer": "Liver"},
+        {"Question": "What is <|image_pad|>?"},
+    )
+    return table(tmp_path / "M3D_VQA_test.csv", [row | change for change in changes])
 
 
-def test_m3d_vqa_closed(m3d):
+def test_m3d_vqa_closed_and_open(m3d):
     found = open_benchmark(f"m3d-vqa:{m3d}", size=(4, 32, 32))
     items = by_row(found)
     assert list(items) == [1, 2, 6]
-    assert items[1].options == {
-        "A": "Liver",
-        "B": "Spleen",
-        "C": "Nierenödem – größer",
-    }  # closed up
-    assert items[1].answer == "C" and items[1].family == "organ" and items[1].dimension == "3d"
-    assert (
-        items[2].options["C"] == "Heart" and items[2].answer == "B" and items[2].family == "plane"
-    )
+    closed_up = {"A": "Liver", "B": "Spleen", "C": "Nierenödem – größer"}
+    assert items[1].options == closed_up and items[1].answer == "C"
+    assert (items[1].family, items[2].family) == ("organ", "plane")
+    assert items[2].options["C"] == "Heart" and items[2].answer == "B"
     assert items[1].patient == items[2].patient != items[6].patient
-    pictures = items[1].load()
-    assert len(pictures) == 4 and pictures[0].size == (32, 32)
-    with pytest.raises(ScanError, match=r"0002"):
+    images = items[1].load()
+    assert len(images) == 4 and images[0].size == (32, 32)
+    with pytest.raises(ScanError, match="0002"):
         items[6].load()
-    skipped = {row.name: row.reason for row in found.skipped}
-    assert list(skipped) == [f"M3D_VQA_test.csv, row {n}" for n in (3, 4, 5, 7)]
-    assert (
-        "found C" in skipped["M3D_VQA_test.csv, row 3"]
-        and "../outside" in skipped["M3D_VQA_test.csv, row 4"]
-    )
-    assert "image_pad" in skipped["M3D_VQA_test.csv, row 7"]
-
-
-def test_m3d_vqa_open(m3d):
-    items = by_row(open_benchmark("m3d-vqa", m3d, open=True))
-    assert items[1].options == {} and items[1].answer == "Nierenödem – größer"
-    assert items[2].answer == "Spleen"
+    reasons = skipped(found)
+    assert list(reasons) == [3, 4, 5, 7] and "found C" in reasons[3]
+    assert "../outside" in reasons[4] and "image_pad" in reasons[7]
+    freely = by_row(open_benchmark("m3d-vqa", m3d, open=True))
+    assert freely[1].options == {} and freely[1].answer == "Nierenödem – größer"
+    assert freely[2].answer == "Spleen"
 
 
 def test_m3d_vqa_lies_beside_its_volumes(m3d):
@@ -112,20 +103,20 @@ def test_m3d_vqa_lies_beside_its_volumes(m3d):
     m3d.rename(inner / m3d.name)
     found = by_row(open_benchmark(f"m3d-vqa:{inner}", size=(4, 32, 32)))
     assert len(found[1].load()) == 4
+    volumes = m3d.parent / "M3D_Cap_npy"  # a root that the rows' paths name themselves
+    found = open_benchmark("m3d-vqa", inner, root=volumes, size=(4, 32, 32))
+    assert len(by_row(found)[1].load()) == 4
 
 
 def test_a_scan_is_read_once_for_all_its_questions(m3d, monkeypatch):
-    from unireason_lib.evaluation import tables
-
-    read, seen = tables.read_scan, []
-    monkeypatch.setattr(tables, "read_scan", lambda *words: seen.append(words[0]) or read(*words))
+    read, paths = tables.read_scan, []
+    monkeypatch.setattr(tables, "read_scan", lambda *a: paths.append(a[0]) or read(*a))
     items = by_row(open_benchmark("m3d-vqa", m3d, size=(4, 32, 32)))
-    first, second = items[1].load(), items[2].load()
-    assert len(seen) == 1 and first is second
+    assert items[1].load() is items[2].load() and len(paths) == 1
     for _ in range(2):  # what fails is tried again
         with pytest.raises(ScanError):
             items[6].load()
-    assert len(seen) == 3
+    assert len(paths) == 3
 
 
 def test_limit_and_identity(m3d):
@@ -137,22 +128,19 @@ def test_limit_and_identity(m3d):
 
 
 def test_3d_rad(tmp_path):
-    volume(tmp_path / "valid" / "valid_1" / "valid_1_a" / "valid_1_a_1.npy")
+    scan(tmp_path / "valid" / "valid_1" / "valid_1_a" / "valid_1_a_1.npy")
     row = {
         "VolumeName": "valid_1_a_1.npy",
         "Question": "Is there effusion?",
         "Answer": "Yes",
         "QuestionType": "existence detection",
         "AnswerChoice": "A",
-        "Choice A": "Yes",
-        "Choice B": "No",
-        "Choice C": "-",
-        "Choice D": "-",
+        **{"Choice A": "Yes", "Choice B": "No", "Choice C": "-", "Choice D": "-"},
     }
     blank = dict.fromkeys(("AnswerChoice", "Choice A", "Choice B"), "-")
     rows = [row, row | blank | {"Answer": "3.1 cm"}, row | {"VolumeName": "valid_2_a_1.nii.gz"}]
-    found = open_benchmark("3d-rad", table(tmp_path / "test.csv", rows), size=(2, 16, 16))
-    items = by_row(found)
+    path = table(tmp_path / "test.csv", rows)
+    items = by_row(open_benchmark("3d-rad", path, size=(2, 16, 16)))
     assert items[1].options == {"A": "Yes", "B": "No"} and items[1].answer == "A"
     assert items[1].patient == "valid_1" and items[1].family == "existence detection"
     assert len(items[1].load()) == 2
@@ -162,9 +150,8 @@ def test_3d_rad(tmp_path):
 
 
 def test_vqa_rad(tmp_path):
-    picture(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
+    scan(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
     row = {
-        "qid": 1,
         "phrase_type": "freeform",
         "image_name": "synpic1.jpg",
         "question": "Are the lungs clear?",
@@ -172,136 +159,81 @@ def test_vqa_rad(tmp_path):
         "answer_type": "CLOSED",
         "question_type": "ABN",
     }
-    rows = [
-        row | {"phrase_type": "test_freeform"},
-        row,
-        row
-        | {
-            "phrase_type": "test_para",
-            "answer": "left lobe",
-            "answer_type": "OPEN ",
-            "question": "Where?",
-        },
-        row
-        | {"phrase_type": "test_para", "answer": 3, "answer_type": "OPEN", "question": "How many?"},
-        "no row",
-    ]
-    path = tmp_path / "VQA_RAD.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
+    where = {"phrase_type": "test_para", "answer_type": "OPEN ", "question": "Where?"}
+    rows = [row | {"phrase_type": "test_freeform"}, row, row | where | {"answer": "left lobe"}]
+    path = table(tmp_path / "VQA_RAD.json", [*rows, row | where | {"answer": 3}, "no row"])
     found = open_benchmark("vqa-rad", path)
     items = by_row(found)
     assert list(items) == [1, 3, 4]  # the second belongs to training
     assert items[1].options == {"A": "Yes", "B": "No"} and items[1].answer == "A"
-    assert (
-        items[1].family == "closed"
-        and items[1].kind == "ABN"
-        and items[1].load()[0].size == (40, 32)
-    )
+    assert items[1].family == "closed" and items[1].kind == "ABN"
+    assert items[1].load()[0].size == (40, 32)
     assert items[3].options == {} and items[3].answer == "left lobe" and items[3].family == "open"
-    assert items[4].answer == "3"
-    assert [row.name for row in found.skipped] == ["VQA_RAD.json, row 5"]
+    assert items[4].answer == "3" and list(skipped(found)) == [5]
     assert 2 in by_row(open_benchmark("vqa-rad", path, split="train"))
 
 
 def test_slake(tmp_path):
-    picture(tmp_path / "imgs" / "xmlab1" / "source.jpg")
+    scan(tmp_path / "imgs" / "xmlab1" / "source.jpg")
     row = {
-        "img_id": 1,
         "img_name": "xmlab1/source.jpg",
         "question": "Does the picture contain liver?",
         "answer": "No",
         "q_lang": "en",
         "answer_type": "CLOSED",
         "content_type": "Organ",
-        "qid": 0,
     }
-    rows = [row, row | {"q_lang": "zh", "question": "图中有肝脏吗？", "answer": "没有"}]
-    (tmp_path / "train.json").write_text("[]", encoding="utf-8")
-    (tmp_path / "test.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    chinese = {"q_lang": "zh", "question": "图中有肝脏吗？", "answer": "没有"}
+    table(tmp_path / "train.json", [])
+    table(tmp_path / "test.json", [row, row | chinese])
     (item,) = open_benchmark("slake", tmp_path)
-    assert (
-        item.answer == "B"
-        and item.kind == "Organ"
-        and item.patient == "xmlab1"
-        and len(item.load()) == 1
-    )
+    assert (item.answer, item.kind, item.patient) == ("B", "Organ", "xmlab1")
+    assert len(item.load()) == 1
     every = open_benchmark("slake", tmp_path, language=None)
-    assert [i.answer for i in every] == ["B", "没有"] and every.items[
-        1
-    ].question == "图中有肝脏吗？"
+    assert [i.answer for i in every] == ["B", "没有"]
 
 
-def test_pathvqa_with_pictures_in_parquet(tmp_path):
+def test_pathvqa_with_images_in_parquet(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (24, 20), (200, 20, 90)).save(stream, "JPEG")
+    image = {"bytes": stream.getvalue(), "path": None}
     rows = [
-        {
-            "image": {"bytes": stream.getvalue(), "path": None},
-            "question": "Is it benign?",
-            "answer": "no",
-        },
-        {
-            "image": {"bytes": stream.getvalue(), "path": None},
-            "question": "What is shown?",
-            "answer": "gland",
-        },
-        {
-            "image": {"bytes": b"no picture", "path": None},
-            "question": "What else?",
-            "answer": "stroma",
-        },
-        {"image": {"bytes": stream.getvalue(), "path": None}, "question": None, "answer": "stroma"},
+        {"image": image, "question": "Is it benign?", "answer": "no"},
+        {"image": image, "question": "What is shown?", "answer": "gland"},
+        {"image": image | {"bytes": b"no image"}, "question": "What else?", "answer": "stroma"},
+        {"image": image, "question": None, "answer": "stroma"},
     ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000-of-00001.parquet")
+    path = tmp_path / "test-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
     found = open_benchmark("pathvqa", tmp_path)
     items = by_row(found)
-    assert (
-        items[1].answer == "B"
-        and items[1].family == "closed"
-        and items[1].load()[0].size == (24, 20)
-    )
-    assert (
-        items[2].answer == "gland"
-        and items[2].family == "open"
-        and items[2].patient == items[1].patient
-    )
+    assert [(i.answer, i.family) for i in found][:2] == [("B", "closed"), ("gland", "open")]
+    assert items[1].load()[0].size == (24, 20) and items[2].patient == items[1].patient
     with pytest.raises(ScanError, match="expected an image"):
         items[3].load()
-    assert len(found.skipped) == 1 and "row 4" in found.skipped[0].name
-    (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"PAR1 torn")
+    assert list(skipped(found)) == [4]
+    path.write_bytes(b"PAR1 torn")
     with pytest.raises(DatasetError, match="a whole Parquet file"):
         open_benchmark("pathvqa", tmp_path)
 
 
 def test_pmc_vqa(tmp_path):
-    picture(tmp_path / "images" / "PMC1_Fig1.jpg")
-    row = {
-        "Figure_path": "PMC1_Fig1.jpg",
-        "Question": "What imaging was used?",
-        "Answer": "CT",
-        "Choice A": " A:MRI ",
-        "Choice B": " B:CT",
-        "Choice C": " C:PET ",
-        "Choice D": " D:X-ray ",
-        "Answer_label": "B",
-    }
+    scan(tmp_path / "images" / "PMC1_Fig1.jpg")
+    choices = {"Choice A": " A:MRI ", "Choice B": " B:CT", "Choice C": " C:PET ", "Choice D": ""}
+    row = {"Figure_path": "PMC1_Fig1.jpg", "Question": "What imaging was used?", "Answer": "CT"}
+    row |= choices | {"Answer_label": "B"}
     rows = [row, row | {"Figure_path": "gone.jpg"}, row | {"Answer_label": "F"}]
     items = by_row(found := open_benchmark("pmc-vqa", table(tmp_path / "test.csv", rows)))
-    assert (
-        items[1].options == {"A": "MRI", "B": "CT", "C": "PET", "D": "X-ray"}
-        and items[1].answer == "B"
-    )
+    assert items[1].options == {"A": "MRI", "B": "CT", "C": "PET"} and items[1].answer == "B"
     assert items[1].load()[0].size == (40, 32)
     with pytest.raises(ScanError, match=r"gone\.jpg"):
         items[2].load()
-    assert [row.name for row in found.skipped] == ["test.csv, row 3"]
+    assert list(skipped(found)) == [3]
 
 
 def test_omnimedvqa(tmp_path):
-    picture(tmp_path / "Images" / "a" / "1.png")
+    scan(tmp_path / "Images" / "a" / "1.png")
     row = {
-        "dataset": "A",
-        "question_id": "A_0001",
         "question_type": "Modality Recognition",
         "question": "What is the modality?",
         "gt_answer": "ct (computed tomography)",
@@ -310,50 +242,46 @@ def test_omnimedvqa(tmp_path):
         "option_B": "CT (computed tomography)",
         "modality_type": "CT",
     }
-    wrong = row | {"gt_answer": "ultrasound"}
-    (tmp_path / "A.json").write_text(json.dumps([row, wrong]), encoding="utf-8")
-    (tmp_path / "B.json").write_text(json.dumps([row | {"option_C": "X-ray"}]), encoding="utf-8")
+    table(tmp_path / "A.json", [row, row | {"gt_answer": "ultrasound"}])
+    table(tmp_path / "B.json", [row | {"option_C": "X-ray"}])
     found = open_benchmark("omnimedvqa", tmp_path)
-    assert [item.id for item in found] == ["omnimedvqa/A/1", "omnimedvqa/B/1"]
-    assert found.items[0].answer == "B" and found.items[0].options == {
-        "A": "MRI",
-        "B": row["option_B"],
-    }
-    assert found.items[0].family == "CT" and found.items[0].kind == "Modality Recognition"
-    assert list(found.items[1].options) == ["A", "B", "C"] and found.items[1].load()
-    assert "ultrasound" in found.skipped[0].reason and found.skipped[0].name == "A.json, row 2"
+    first, second = found.items
+    assert (first.id, second.id) == ("omnimedvqa/A/1", "omnimedvqa/B/1")
+    assert first.answer == "B" and first.options == {"A": "MRI", "B": row["option_B"]}
+    assert first.family == "CT" and first.kind == "Modality Recognition"
+    assert list(second.options) == ["A", "B", "C"] and second.load()
+    assert "ultrasound" in skipped(found)[2]
     # as it is handed out: QA_information/Open-access/A.json beside Images/
-    inner = tmp_path / "QA_information" / "Open-access"
-    inner.mkdir(parents=True)
-    (tmp_path / "A.json").rename(inner / "A.json")
-    assert open_benchmark("omnimedvqa", inner / "A.json").items[0].load()[0].size == (40, 32)
+    inner = table(tmp_path / "QA_information" / "Open-access" / "A.json", [row])
+    assert open_benchmark("omnimedvqa", inner).items[0].load()[0].size == (40, 32)
 
 
-def test_what_is_no_benchmark_says_so(tmp_path, m3d):
-    with pytest.raises(DatasetError, match="found 'm4d'"):
-        open_benchmark("m4d")
-    with pytest.raises(DatasetError, match="found no path"):
-        open_benchmark("slake")
-    with pytest.raises(DatasetError, match="found opn"):
-        open_benchmark("m3d-vqa", m3d, opn=True)
-    with pytest.raises(DatasetError, match="1 or more"):
-        open_benchmark("m3d-vqa", m3d, limit=0)
-    with pytest.raises(DatasetError, match="needs none"):
-        open_benchmark("phantom:/x")
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8")
-    with pytest.raises(DatasetError, match="expected text under image"):
-        open_benchmark("pmc-vqa", tmp_path / "t.csv")
-    (tmp_path / "empty.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(DatasetError, match="found none"):
-        open_benchmark("slake", tmp_path / "empty.json")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("m4d", {}, "found 'm4d'"),
+        ("slake", {}, "found no path"),
+        ("phantom:/x", {}, "expected no path"),
+        ("m3d-vqa", {"path": "t.csv", "opn": True}, "found opn"),
+        ("m3d-vqa", {"path": "t.csv", "limit": 0}, "1 or more"),
+        ("pmc-vqa", {"path": "t.csv"}, "expected text under image"),
+        ("slake", {"path": "empty.json"}, "found none"),
+    ],
+)
+def test_what_is_no_benchmark_says_so(tmp_path, monkeypatch, name, options, message):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "t.csv", [{"a": 1, "b": 2}])
+    table(tmp_path / "empty.json", [])
+    with pytest.raises(DatasetError, match=message):
+        open_benchmark(name, **options)
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     inner, outer = tmp_path / "data", tmp_path / "secret.png"
-    picture(outer)
+    scan(outer)
     inner.mkdir()
     (inner / "x.png").symlink_to(outer)
     row = {"image": "x.png", "question": "What?", "answer": "it"}
-    (inner / "q.json").write_text(json.dumps([row, row | {"image": str(outer)}]), encoding="utf-8")
+    path = table(inner / "q.json", [row, row | {"image": str(outer)}])
     with pytest.raises(DatasetError, match="2 rows skipped"):
-        open_benchmark("pathvqa", inner / "q.json")
+        open_benchmark("pathvqa", path)

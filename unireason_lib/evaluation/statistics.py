@@ -1,57 +1,44 @@
 """How sure are we? Intervals, paired comparisons, and what many comparisons cost.
 
-Two things make naive intervals too short. Questions about one patient succeed and fail together, so **patients** are
-resampled, not questions (a cluster bootstrap). And a *condition* ("trained with boxes") is more than one checkpoint:
-another seed gives another model. A claim about conditions therefore resamples **seeds and patients** together.
+Two kinds of luck are in every accuracy. Other **patients** would give another number, and questions
+about one patient are right or wrong together. Another **seed** would give another checkpoint. All
+checkpoints of a condition are asked the same questions, so seeds cross patients, and the variance
+of the mean over both is that of a two-way analysis of variance with random effects (Searle, Casella
+and McCulloch 1992, ch. 4):
 
-With few seeds a bootstrap over them is too narrow twice over: resampling S values shrinks their variance by (S - 1)
-/ S, and their spread is itself hardly known. It is also too wide: means of seeds differ already because single
-replies do, and that has been counted when patients were resampled. All three are put right here. Deviations of seeds
-are widened by sqrt(S / (S - 1)), and narrowed to what is left of their variance without the noise of replies (the
-residuals of seeds x patients, as in an analysis of variance). The interval is stretched from normal to Student's t,
-with the degrees of freedom of Satterthwaite (1946) for the sum of the variances, in which the spread of seeds counts
-in full, since it is known no better for having been narrowed. p-values are those of the same t. :func:`compare` says
-so when there is one seed only: then its statement is about two checkpoints.
+    variance = V(patients) + max(0, V(seeds) - V(residual)),   at least V(seeds)
+
+Each V is what the spread of those means says about the grand mean. The luck of single replies, the
+residual, is in both spreads and is counted once. How well the sum is known is given by the degrees
+of freedom of Satterthwaite (1946); intervals and p-values are those of Student's t. With one seed
+the statement is about checkpoints; only several make it one about ways of training.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri, stdtr, stdtrit
 
 from unireason_lib.errors import RequestError
 
-FEW = 20
-"""With fewer patients than this, or when all replies agree, a share gets Wilson's interval: the percentile bootstrap
-covers too little there (and nothing at all when every value is the same)."""
-
-_AS_NORMAL = 10_000  # degrees of freedom from which Student's t is as good as normal
-
-_CHUNK = 4_000_000  # numbers of a matrix of resamples in memory at a time
+Run = Mapping[str, float]
+"""Question id -> value (1 right, 0 wrong, or any measure) in one run: one seed of a condition."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it may lie.
-
-    Attributes:
-        value: The mean.
-        low, high: Ends of the interval; NaN when one patient only was seen.
-        n: Values in the mean.
-        clusters: Patients they come from.
-        method: ``"bootstrap"``, ``"wilson"`` or ``"none"``.
-    """
+    """A mean and where it may lie."""
 
     value: float
-    low: float
+    low: float  # ends of the 95 % interval; NaN where the data cannot tell
     high: float
-    n: int
-    clusters: int
-    method: str = "bootstrap"
+    n: int  # values in the mean
+    patients: int  # whom they are about
 
     @property
     def half_width(self) -> float:
@@ -60,190 +47,101 @@ class Interval:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; NaN becomes None."""
-        plain = {name: getattr(self, name) for name in ("value", "low", "high")}
-        plain = {
-            name: None if math.isnan(number) else round(number, 6) for name, number in plain.items()
-        }
-        return {**plain, "n": self.n, "clusters": self.clusters, "method": self.method}
-
-
-def bootstrap_mean(
-    values: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    bounded: bool = True,
-) -> Interval:
-    """Mean with a percentile interval of a bootstrap that resamples clusters.
-
-    Args:
-        values: One a question.
-        clusters: The patient of each.
-        samples: Resamples.
-        seed: Of the resampling.
-        level: Of the interval.
-        bounded: Whether values lie between 0 and 1; counts and times do not.
-
-    Returns:
-        The interval. Shares (all values 0 or 1) of fewer than :data:`FEW` patients, or all alike, get Wilson's
-        interval for as many questions as they are worth, see :func:`design_effect`.
-
-    Raises:
-        RequestError: No values, or another number of clusters.
-    """
-    values, sums, counts = _clustered(values, clusters)
-    n, mean = len(values), float(values.mean())
-    known = len(sums)
-    share = bounded and bool(np.isin(values, (0, 1)).all())
-    if share and (known < FEW or mean in (0, 1)):
-        effective = n / design_effect(sums, counts)
-        low, high = wilson(mean * effective, effective, level)
-        return Interval(mean, low, high, n, known, "wilson")
-    if known < 2:
-        return Interval(mean, math.nan, math.nan, n, known, "none")
-    means = _resampled_means(sums, counts, samples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), n, known)
-
-
-def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share (Wilson 1927): good in small cells, and never outside [0, 1].
-
-    Args:
-        successes: How many were right; may be fractional.
-        n: Of how many.
-        level: Of the interval.
-    """
-    from scipy.stats import norm
-
-    if n <= 0:
-        return 0.0, 1.0
-    z, p = float(norm.ppf((1 + level) / 2)), successes / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return 0.0 if successes <= 0 else middle - half, 1.0 if successes >= n else middle + half
-
-
-def design_effect(sums: np.ndarray, counts: np.ndarray) -> float:
-    """How many clustered questions are worth one independent one (Kish): the variance of the mean of clusters over
-    that of a simple sample, at least 1 and at most the mean size of a cluster.
-
-    Args:
-        sums: (clusters,) sum of the shares 0 and 1 in each cluster.
-        counts: (clusters,) questions in each.
-    """
-    n, k = counts.sum(), len(counts)
-    p = sums.sum() / n
-    if k < 2:
-        return float(n)  # one patient: all questions may be one
-    if p in (0, 1):
-        return 1.0
-    between = k / (k - 1) * float(((sums - p * counts) ** 2).sum()) / n**2
-    return float(np.clip(between / (p * (1 - p) / n), 1.0, max(1.0, n / k)))
-
-
-def _clustered(
-    values: Sequence[float], clusters: Sequence[Hashable]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The values, and the sum and count in every cluster."""
-    values = np.asarray(list(values), float)
-    if len(values) == 0 or len(values) != len(clusters):
-        raise RequestError(
-            "bootstrap",
-            "one value or more, and a patient for each",
-            f"{len(values)} values, {len(clusters)} patients",
-            "check which lines are measured",
-        )
-    code = _codes(clusters)
-    return values, np.bincount(code, values), np.bincount(code).astype(float)
-
-
-def _codes(names: Sequence[Hashable]) -> np.ndarray:
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names])
-
-
-def _weights(draw: np.random.Generator, clusters: int, samples: int) -> np.ndarray:
-    """(samples, clusters): how often each cluster is drawn in each resample."""
-    return draw.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples)
-
-
-def _resampled_means(sums: np.ndarray, counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    draw, means = np.random.default_rng(seed), []
-    step = max(1, _CHUNK // len(sums))
-    for first in range(0, samples, step):
-        weights = _weights(draw, len(sums), min(step, samples - first))
-        means.append((weights @ sums) / (weights @ counts))
-    return np.concatenate(means)
-
-
-# -- runs of a condition --------------------------------------------------------------------------------------------
-
-Run = Mapping[str, float]
-"""Question id -> value (1 right, 0 wrong, or any measure) in one run, that is for one seed of a condition."""
+        return _plain(asdict(self))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two conditions, asked the same questions.
+    """Two conditions, or two checkpoints, that were asked the same questions."""
 
-    Attributes:
-        a, b: Means of the two.
-        difference: ``b - a`` with its interval.
-        p: Two-sided p-value of no difference: Student's t of the difference over its resampled deviation, with the
-            degrees of freedom of the interval.
-        h: Cohen's h of the two shares; None for measures that are no shares.
-        d: Cohen's d of the other measures: the difference over the deviation of single values, pooled over both.
-        mcnemar: Exact p-value of McNemar's test; None unless there is one run each of rights and wrongs. It takes
-            questions as independent, so with several questions a patient it is too sure of itself.
-        seeds: Runs of a and of b.
-        questions: Asked in all runs.
-        error: Standard error of the difference: its deviation over the resamples.
-        freedom: Degrees of freedom that this is known with (Satterthwaite's).
-        over: ``"questions"``: a statement about these checkpoints; ``"seeds and questions"``: about the conditions.
-    """
-
-    a: float
+    a: float  # means of the two
     b: float
-    difference: Interval
-    p: float
-    h: float | None
-    d: float | None
-    mcnemar: float | None
-    seeds: tuple[int, int]
-    questions: int
-    error: float
-    freedom: float
-    over: str
+    difference: Interval  # b - a
+    p: float  # two-sided, from Student's t; NaN where nothing varies, so that nobody can tell
+    standard_error: float  # of the difference
+    df: float  # degrees of freedom (Satterthwaite)
+    seeds: tuple[int, int]  # runs of a and of b
+    questions: int  # that all runs were asked
+    h: float | None  # Cohen's h of two proportions; None for other measures
+    mcnemar: float | None  # exact p; for one run each of rights and wrongs
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "a": round(self.a, 6),
-            "b": round(self.b, 6),
-            "difference": self.difference.to_dict(),
-            "p": self.p,
-            "h": self.h,
-            "d": self.d,
-            "mcnemar": self.mcnemar,
-            "seeds": list(self.seeds),
-            "questions": self.questions,
-            "error": round(self.error, 6),
-            "freedom": None if math.isinf(self.freedom) else round(self.freedom, 2),
-            "over": self.over,
-        }
+        """Plain values; NaN becomes None."""
+        return _plain(asdict(self)) | {"difference": self.difference.to_dict()}
+
+    def to_markdown(self, name: str = "accuracy", scale: float = 100, unit: str = " points") -> str:
+        """One line: ``name``, the difference times ``scale`` in ``unit``, and how sure it is."""
+        digits = 1 if scale == 100 else 3
+        d, form = self.difference, f"+.{digits}f"
+        low, value, high = (format(scale * x, form) for x in (d.low, d.value, d.high))
+        p = f"p {self.p:.2g} (Student's t, {self.df:.1f} degrees of freedom)"
+        p = "p cannot be told, nothing varies" if math.isnan(self.p) else p
+        exact = "" if self.mcnemar is None else f", McNemar's p {self.mcnemar:.2g}"
+        about = f"{self.seeds[1]} against {self.seeds[0]} seeds"
+        if min(self.seeds) < 2:
+            about += ", so about these checkpoints and not about ways of training"
+        return (
+            f"- {name}: {scale * self.b:.{digits}f} against {scale * self.a:.{digits}f}, difference"
+            f" {value}{unit} [{low}, {high}], {p}{exact}; {self.questions} questions,"
+            f" {d.patients} patients, {about}"
+        )
+
+
+def mean(
+    values: Sequence[float], patients: Sequence[Hashable], level: float = 0.95
+) -> Interval | None:
+    """Mean of one run with its interval; see :func:`mean_over_runs`.
+
+    Args:
+        values: One a question; NaN: does not apply, left out.
+        patients: The patient of each.
+
+    Returns:
+        None when no value is left.
+    """
+    whose = dict(enumerate(patients))
+    run = {k: v for k, v in enumerate(values) if not math.isnan(v)}
+    return mean_over_runs([run], whose, level) if run else None
+
+
+def mean_over_runs(
+    runs: Sequence[Run], patients: Mapping[str, Hashable], level: float = 0.95
+) -> Interval:
+    """Mean of a condition over its seeds and questions, with its interval.
+
+    Args:
+        runs: One a seed; questions that all were asked count.
+        patients: Question id -> patient.
+
+    Returns:
+        Student's interval; of rights and wrongs Wilson's, for as many independent questions as
+        would have this standard error, or for as many as there are patients where all are right or
+        all wrong. Without ends where nothing varies or there is one patient only.
+
+    Raises:
+        RequestError: No question was asked in all runs.
+    """
+    table, code, counts = _table([runs], patients)
+    (values,) = table
+    value, k = float(values.mean()), len(counts)
+    error, df = _standard_error([_sums(values, code)], counts)
+    if np.isin(values, (0, 1)).all():
+        extreme = value in (0, 1)
+        worth = float(k if extreme or k < 2 else values.size)
+        if error > 0 and not extreme:
+            worth = min(worth, value * (1 - value) / error**2)
+        quantile = None if extreme or k < 2 else _quantile(df, level)
+        low, high = wilson(value * worth, worth, level, quantile)
+    else:
+        low, high = _ends(value, error, df, level, (0, 1) if _bounded(values) else None)
+    return Interval(value, low, high, values.size, k)
 
 
 def compare(
     a: Run | Sequence[Run],
     b: Run | Sequence[Run],
     patients: Mapping[str, Hashable],
-    *,
     paired_seeds: bool = False,
-    samples: int = 4000,
-    seed: int = 0,
     level: float = 0.95,
 ) -> Comparison:
     """How much better is b than a on the same questions?
@@ -251,205 +149,104 @@ def compare(
     Args:
         a, b: A run, or the runs of a condition (one a seed).
         patients: Question id -> patient.
-        paired_seeds: Whether the k-th runs of both share what their seed decides (the base, the order of the data), so
-            that they are resampled together.
-        samples, seed, level: Of the bootstrap.
+        paired_seeds: Whether the k-th runs of both share what their seed decides (base, records and
+            their order), so that differences are taken seed by seed.
 
     Raises:
-        RequestError: No question was asked in all runs, or paired conditions have different numbers of runs.
+        RequestError: No question was asked in all runs, or paired conditions have different numbers
+            of runs.
     """
     a, b = ([runs] if isinstance(runs, Mapping) else list(runs) for runs in (a, b))
-    ids = _common(a, b, paired_seeds)
-    left, right = (
-        np.array([[float(run[name]) for name in ids] for run in runs]) for runs in (a, b)
-    )
-    code = _codes([patients[name] for name in ids])
-    counts = np.bincount(code).astype(float)
-    sums = [np.stack([np.bincount(code, row) for row in table]) for table in (left, right)]
-    drawn = [(sums[1] - sums[0], 1)] if paired_seeds else [(sums[0], -1), (sums[1], 1)]
-    means = _hierarchical(drawn, counts, samples, seed)
-    value = float(right.mean() - left.mean())
-    freedom = float(_freedom(drawn, counts))
-    error = float(means.std())
-    p = _p_value(value, error, freedom)
-    means = value + (means - value) * _stretch(freedom, level)
-    if len(counts) < 2:
-        low = high = math.nan
+    if paired_seeds and len(a) != len(b):
+        found = f"{len(a)} and {len(b)}"
+        raise RequestError("paired seeds", "as many runs of each", found, "leave the others out")
+    (left, right), code, counts = _table([a, b], patients)
+    if paired_seeds:
+        parts = [_sums(right - left, code)]
     else:
-        low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-    shares = bool(np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all())
-    single = len(a) == len(b) == 1
+        parts = [-_sums(left, code), _sums(right, code)]
+    mean_a, mean_b, questions = float(left.mean()), float(right.mean()), left.shape[1]
+    difference, values = mean_b - mean_a, np.concatenate([left, right])
+    error, df = _standard_error(parts, counts)
+    low, high = _ends(difference, error, df, level, (-1, 1) if _bounded(values) else None)
+    p = 2 * float(stdtr(df, -abs(difference) / error)) if error > 0 else math.nan
+    proportions = bool(np.isin(values, (0, 1)).all())
+    single = proportions and len(a) == len(b) == 1
     return Comparison(
-        a=float(left.mean()),
-        b=float(right.mean()),
-        difference=Interval(value, low, high, len(ids), len(counts)),
-        p=p if len(counts) > 1 else 1.0,
-        h=cohens_h(float(left.mean()), float(right.mean())) if shares else None,
-        d=None if shares else cohens_d(left, right),
-        mcnemar=mcnemar(left[0], right[0]) if single and shares else None,
+        a=mean_a,
+        b=mean_b,
+        difference=Interval(difference, low, high, questions, len(counts)),
+        p=p,
+        standard_error=error,
+        df=df,
         seeds=(len(a), len(b)),
-        questions=len(ids),
-        error=error,
-        freedom=freedom,
-        over="questions" if single else "seeds and questions",
+        questions=questions,
+        h=cohens_h(mean_a, mean_b) if proportions else None,
+        mcnemar=mcnemar(left[0], right[0]) if single else None,
     )
 
 
-def power(error: float, freedom: float, effect: float, level: float = 0.05) -> float:
-    """How often a study sees an effect: two-sided at a level, and in its own direction.
-
-    The share of studies in which the effect, as the noncentral t has it (Johnson, Kotz and Balakrishnan 1995, ch. 31),
-    lies above Student's critical value.
+def wilson(
+    successes: float, n: float, level: float = 0.95, quantile: float | None = None
+) -> tuple[float, float]:
+    """Wilson's interval of a proportion (Wilson 1927): good in small cells, never outside [0, 1].
 
     Args:
-        error: Standard error of the difference in such a study. That of one :class:`Comparison` over few seeds is known
-            roughly, and power computed from it is too high on average: take the root mean square of several.
-        freedom: Degrees of freedom that each study knows it with; seeds - 1 is on the safe side.
+        successes: How many were right, of ``n``; both may be fractional.
+        quantile: In place of the normal one of the level.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    z, p = float(ndtri((1 + level) / 2)) if quantile is None else quantile, successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 0.0 if successes <= 0 else middle - half, 1.0 if successes >= n else middle + half
+
+
+def power(standard_error: float, df: float, effect: float, level: float = 0.05) -> float:
+    """How often a study finds an effect: two-sided at a level, and in its own direction.
+
+    The probability that Student's critical value is passed, by the noncentral t (Johnson, Kotz and
+    Balakrishnan 1995, ch. 31).
+
+    Args:
+        standard_error: Of the difference in such a study. One :class:`Comparison` over few seeds
+            knows it roughly; take the root mean square of several.
+        df: Degrees of freedom that each study knows it with; seeds - 1 is the cautious choice.
         effect: True difference, in the unit of the error.
-        level: Of the p-value below which it counts as seen.
 
     Raises:
         RequestError: An error that is not positive.
     """
-    from scipy.stats import nct, norm, t
+    from scipy.stats import nct, norm
 
-    if not error > 0:
-        raise RequestError(
-            "power",
-            "a standard error above 0",
-            f"{error:g}",
-            "compare runs that differ in something",
-        )
-    if freedom > _AS_NORMAL:
-        return float(norm.sf(norm.isf(level / 2) - effect / error))
-    return float(nct.sf(t.isf(level / 2, freedom), freedom, effect / error))
+    if not standard_error > 0:
+        do, found = "compare runs that differ in something", f"{standard_error:g}"
+        raise RequestError("power", "a standard error above 0", found, do)
+    critical, shift = _quantile(df, 1 - level), effect / standard_error
+    if df > 10_000:  # as good as normal, where the noncentral t loses its digits
+        return float(norm.sf(critical - shift))
+    return float(nct.sf(critical, df, shift))
 
 
-def mean_over_runs(
-    runs: Sequence[Run],
-    patients: Mapping[str, Hashable],
-    *,
-    samples: int = 4000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Mean of a condition over its seeds and questions, with an interval that resamples both; Wilson's, for as many
-    questions as there are patients, where all replies are right or all wrong."""
-    ids = _common(runs, runs, False)
-    table = np.array([[float(run[name]) for name in ids] for run in runs])
-    if len(runs) == 1:
-        return bootstrap_mean(
-            table[0], [patients[i] for i in ids], samples=samples, seed=seed, level=level
-        )
-    code = _codes([patients[name] for name in ids])
-    counts = np.bincount(code).astype(float)
-    if table.min() == table.max() and table.max() in (0, 1):
-        low, high = wilson(float(table.max()) * len(counts), len(counts), level)
-        return Interval(float(table.max()), low, high, table.size, len(counts), "wilson")
-    drawn = [(np.stack([np.bincount(code, row) for row in table]), 1)]
-    means, value = _hierarchical(drawn, counts, samples, seed), float(table.mean())
-    means = value + (means - value) * _stretch(_freedom(drawn, counts), level)
-    if ((table >= 0) & (table <= 1)).all():
-        means = means.clip(0, 1)
-    low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
-    return Interval(value, low, high, table.size, len(counts))
-
-
-def _common(a: Sequence[Run], b: Sequence[Run], paired: bool) -> list[str]:
-    shared = set.intersection(*(set(run) for run in [*a, *b])) if a and b else set()
-    if not shared or (paired and len(a) != len(b)):
-        raise RequestError(
-            "comparison",
-            "runs that share questions" + (", as many of each" if paired else ""),
-            f"{len(shared)} shared, {len(a)} and {len(b)} runs",
-            "ask both the same benchmark",
-        )
-    return [name for name in (a[0] if a else {}) if name in shared]
-
-
-Drawn = Sequence[tuple[np.ndarray, int]]
-"""Tables (runs, clusters) of sums of values whose seeds are resampled each by themselves, with their signs."""
-
-
-def _hierarchical(drawn: Drawn, counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Signed sums of means, patients resampled once for all tables and seeds for each.
-
-    Args:
-        drawn: One table of differences when seeds are paired, else one a condition.
-        counts: (clusters,) questions.
-    """
-    draw = np.random.default_rng(seed)
-    n = counts.sum()
-    step, found = max(1, _CHUNK // max(len(counts), 1)), []
-    for first in range(0, samples, step):
-        size = min(step, samples - first)
-        patients = _weights(draw, len(counts), size)
-        total = np.zeros(size)
-        for table, sign in drawn:
-            chosen = _weights(draw, len(table), size) / len(table)
-            # deviations of runs from their mean, over the patients as they are
-            away = (table.sum(1) - table.sum(1).mean()) / n
-            of_seeds, whole = _seed_variance(table, counts)
-            wider = (
-                math.sqrt(of_seeds / whole * len(table) / (len(table) - 1)) if whole > 0 else 0.0
-            )
-            total += sign * (
-                (patients @ table.mean(0)) / (patients @ counts) + wider * (chosen @ away)
-            )
-        found.append(total)
-    return np.concatenate(found)
-
-
-def _seed_variance(table: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Variance of the means of runs: what is left of it without the noise of single replies, and as it is."""
-    if len(table) < 2:
-        return 0.0, 0.0
-    n, k, runs = counts.sum(), len(counts), len(table)
-    means = table.sum(1) / n
-    whole = float(means.var(ddof=1))
-    left = table - table.mean(0) - np.outer(means - means.mean(), counts)
-    noise = float((left**2).sum()) / n**2 * k / max(1, k - 1) / (runs - 1)
-    return max(0.0, whole - noise), whole
-
-
-def _freedom(drawn: Drawn, counts: np.ndarray) -> float:
-    """Satterthwaite's degrees of freedom of the sum of the variances; infinite where nothing varies."""
-    n, k, total, terms = counts.sum(), len(counts), 0.0, []
-    for table, _ in drawn:
-        of_seeds, whole = _seed_variance(table, counts)
-        total += of_seeds / len(table)
-        terms += [(whole / len(table), len(table) - 1)] if len(table) > 1 else []
-    if k > 1:
-        mean = sum(sign * table.mean(0) for table, sign in drawn)
-        off = mean - mean.sum() / n * counts
-        terms.append((k / (k - 1) * float((off**2).sum()) / n**2, k - 1))
-        total += terms[-1][0]
-    uncertain = sum(variance**2 / df for variance, df in terms)
-    return total**2 / uncertain if uncertain > 0 else math.inf
-
-
-def _stretch(freedom: float, level: float) -> float:
-    """Student's quantile over the normal one."""
-    from scipy.stats import norm, t
-
-    quantile = (1 + level) / 2
-    return float(t.ppf(quantile, freedom) / norm.ppf(quantile)) if 0 < freedom < math.inf else 1.0
-
-
-def _p_value(value: float, deviation: float, freedom: float) -> float:
-    from scipy.stats import norm, t
-
-    if deviation <= 0:
-        return 1.0 if value == 0 else 0.0
-    law = t(freedom) if 0 < freedom < math.inf else norm
-    return min(1.0, 2 * float(law.sf(abs(value) / deviation)))
+def holm(p_values: Sequence[float] | Mapping[Any, float]) -> Any:
+    """Holm's correction (Holm 1979): adjusted p-values, in the order or under the names of those
+    given. One that is NaN (cannot tell) stays so, and counts among the claims that were made."""
+    if isinstance(p_values, Mapping):
+        return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    known = [1.0 if math.isnan(p) else float(p) for p in p_values]
+    adjusted, least = [math.nan] * len(known), 0.0
+    for rank, place in enumerate(np.argsort(known, kind="stable")):
+        least = max(least, min(1.0, (len(known) - rank) * known[place]))
+        adjusted[place] = math.nan if math.isnan(p_values[place]) else least
+    return adjusted
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     """Exact two-sided p-value that two models are equally often the only one that is right.
 
-    Args:
-        a, b: 1 right, 0 wrong, question by question.
+    It takes questions (1 right, 0 wrong) as independent, so with several about one patient it is
+    too sure of itself.
     """
     from scipy.stats import binomtest
 
@@ -458,49 +255,90 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     return 1.0 if only_a + only_b == 0 else float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
 
 
-def holm(p_values: Sequence[float] | Mapping[Any, float]) -> Any:
-    """Holm's correction: adjusted p-values, in the order (or under the names) of those given.
-
-    An adjusted value below 0.05 rejects while at most one of twenty such families of comparisons holds any false
-    rejection (Holm 1979).
-    """
-    if isinstance(p_values, Mapping):
-        return dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    order = np.argsort(p_values, kind="stable")
-    m, worst, adjusted = len(order), 0.0, [0.0] * len(order)
-    for rank, place in enumerate(order):
-        worst = max(worst, min(1.0, (m - rank) * float(p_values[place])))
-        adjusted[int(place)] = worst
-    return adjusted
-
-
 def cohens_h(a: float, b: float) -> float:
-    """Effect size of two shares, ``2 asin sqrt b - 2 asin sqrt a`` (Cohen 1988).
-
-    0.2 is small, 0.5 medium, 0.8 large.
-    """
+    """Effect size of two proportions, ``2 asin sqrt b - 2 asin sqrt a`` (Cohen 1988): 0.2 is small,
+    0.5 medium, 0.8 large."""
     return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
 
 
-def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
-    """Effect size of two measures, their difference over the pooled deviation (Cohen 1988); 0 where nothing varies.
-
-    0.2 is small, 0.5 medium, 0.8 large.
-    """
-    deviation = math.sqrt((float(a.var()) + float(b.var())) / 2)
-    return float(b.mean() - a.mean()) / deviation if deviation > 0 else 0.0
+# --- the variance ------------------------------------------------------------------------------
 
 
-def runs_of(
-    lines: Sequence[Mapping[str, Any]], value: str = "correct"
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Lines of results as a run, and the patients of its questions.
+def _table(
+    conditions: Sequence[Sequence[Run]], patients: Mapping[str, Hashable]
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """For each condition ``(seeds, questions)``; for each question the number of its patient; for
+    each patient how many questions. Questions that all runs have."""
+    every = [run for runs in conditions for run in runs]
+    shared = set.intersection(*map(set, every)) if every else set()
+    if not shared or not all(conditions):
+        found = f"{len(shared)} that {len(every)} runs share"
+        raise RequestError("comparison", "questions", found, "ask all the same benchmark")
+    ids = [name for name in every[0] if name in shared]
+    _, code = np.unique([str(patients[name]) for name in ids], return_inverse=True)
+    tables = [np.array([[float(run[i]) for i in ids] for run in runs]) for runs in conditions]
+    return tables, code, np.bincount(code).astype(float)
+
+
+def _sums(table: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """``(seeds, questions)`` -> sums ``(seeds, patients)``."""
+    return np.stack([np.bincount(code, row) for row in table])
+
+
+def _standard_error(parts: Sequence[np.ndarray], counts: np.ndarray) -> tuple[float, float]:
+    """Standard error of a sum of means over seeds and patients, and its degrees of freedom.
 
     Args:
-        lines: Of one run; failures and questions without truth are left out.
-        value: Key of the line.
+        parts: Sums ``(seeds, patients)``, with their sign: one for each condition whose seeds are
+            its own, or one of differences.
+        counts: ``(patients,)`` questions.
+
+    Returns:
+        (0, inf) where nothing varies or there is one patient only.
     """
-    known = [line for line in lines if "error" not in line and line.get(value) is not None]
-    return {line["id"]: float(line[value]) for line in known}, {
-        line["id"]: line["patient"] for line in known
+    n, k = counts.sum(), len(counts)
+    if k < 2:
+        return 0.0, math.inf
+    total = sum(part.mean(0) for part in parts)
+    off = total - total.sum() / n * counts
+    patients = k / (k - 1) * float(off @ off) / n**2
+    variance, of_seeds, terms = patients, 0.0, [(patients, k - 1)]
+    for part in (part for part in parts if len(part) > 1):
+        s, means = len(part), part.sum(1) / n
+        seeds = float(means.var(ddof=1)) / s
+        left = part - part.mean(0) - np.outer(means - means.mean(), counts)
+        residual = k / (k - 1) * float((left**2).sum()) / n**2 / (s - 1) / s
+        variance, of_seeds = variance + max(0.0, seeds - residual), of_seeds + seeds
+        terms.append((seeds, s - 1))
+    variance = max(variance, of_seeds)
+    scale = max(float(np.abs(part).max()) for part in parts) or 1.0
+    if variance <= (1e-12 * scale) ** 2:  # rounding
+        return 0.0, math.inf
+    return math.sqrt(variance), variance**2 / sum(v**2 / df for v, df in terms)
+
+
+def _quantile(df: float, level: float) -> float:
+    """Student's two-sided critical value."""
+    quantile = (1 + level) / 2
+    return float(ndtri(quantile) if math.isinf(df) else stdtrit(df, quantile))
+
+
+def _ends(
+    value: float, error: float, df: float, level: float, limits: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Student's interval, clipped to the limits; NaN without an error."""
+    half = _quantile(df, level) * error if error > 0 else math.nan
+    low, high = np.clip([value - half, value + half], *(limits or (None, None)))
+    return float(low), float(high)
+
+
+def _bounded(values: np.ndarray) -> bool:
+    return bool(values.min() >= 0 and values.max() <= 1)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: both become None."""
+    return {
+        name: None if isinstance(v, float) and not math.isfinite(v) else v
+        for name, v in values.items()
     }

@@ -51,7 +51,10 @@ class ResultsFile:
             stack.enter_context(locked(lock, str(self.path)))
             self._check_run()
             self._take_out()
-            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise disk_error(self.path, error) from error
             stack.callback(os.close, self._file)
             self._held = stack.pop_all()
         return self
@@ -75,7 +78,7 @@ class ResultsFile:
 
     def _check_run(self) -> None:
         """Refuse results of another run; note what makes these."""
-        note, do = run_file(self.path), "choose another --output, or delete this one"
+        note, do = run_file(self.path), "write to another file, or delete this one"
         if self.path.exists() and self.path.stat().st_size > 0:
             if not note.exists():
                 found = f"results without {note.name}"

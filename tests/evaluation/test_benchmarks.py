@@ -20,7 +20,8 @@ from unireason_lib.dataset.build import FIRST_3D, BuildConfig, build
 from unireason_lib.dataset.sources import SourceSpec, open_source
 from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation import most_likely_answers, open_benchmark
-from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.evaluation.studies import FIRST_PATIENT, PATIENTS
+from unireason_lib.imaging import ProcessorFrame, Serialization
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
@@ -35,21 +36,13 @@ def numbers(benchmark) -> set[int]:
     return {int(item.patient.removeprefix("phantom-")) for item in benchmark}
 
 
-def test_the_patients_of_the_splits_never_meet(phantoms):
-    val = open_benchmark("phantom", split="val", limit=12, frame=FRAME, prior_studies=0)
-    train = open_benchmark("phantom", split="train", limit=12, frame=FRAME, prior_studies=0)
-    assert all(1_000_000 <= n < 2_000_000 for n in numbers(phantoms))
-    assert all(2_000_000 <= n < 3_000_000 for n in numbers(val))
-    assert all(n < 1_000_000 for n in numbers(train))
-    flat = {item.patient for item in phantoms if item.dimension == "2d"}
-    assert not flat & {item.patient for item in phantoms if item.dimension == "3d"}
-
-
 def test_a_longer_benchmark_begins_with_the_shorter_one(phantoms):
     longer = open_benchmark("phantom", limit=20, frame=FRAME, size=(4, 64, 64), prior_studies=0)
     assert longer.identity == phantoms.identity
     for one, other in zip(phantoms, longer, strict=False):
         assert one.to_dict() == other.to_dict() and one.truth_boxes == other.truth_boxes
+    flat = {item.patient for item in phantoms if item.dimension == "2d"}
+    assert not flat & {item.patient for item in phantoms if item.dimension == "3d"}
 
 
 def test_both_dimensions_and_all_families_are_asked(debiased):
@@ -58,9 +51,6 @@ def test_both_dimensions_and_all_families_are_asked(debiased):
     assert max(Counter(item.patient for item in debiased).values()) <= 2
     letters = Counter(item.answer for item in debiased)
     assert set(letters) == set("ABCD") and max(letters.values()) < 50
-
-
-def test_truth_boxes_lie_in_the_frame_around_what_is_asked(debiased):
     boxed = [item for item in debiased if item.truth_boxes]
     assert len(boxed) > 80
     for item in boxed:
@@ -70,71 +60,52 @@ def test_truth_boxes_lie_in_the_frame_around_what_is_asked(debiased):
             assert inside == box and not box.is_empty
 
 
-def test_pictures_come_when_asked_for(phantoms):
+def test_the_most_likely_answer_is_near_chance_when_questions_are_debiased(debiased):
+    guesses = [item for item in debiased if item.guess is not None]
+    assert len(guesses) > 60 and all(item.guess in item.options for item in guesses)
+    assert sum(item.guess == item.answer for item in guesses) / len(guesses) < 0.45
+
+
+def test_images_come_when_asked_for(phantoms):
     flat, deep = phantoms.items[0], phantoms.items[1]
-    assert [p.size for p in flat.load()] == [(64, 64)] and [p.size for p in deep.load()] == [
-        (64, 64)
-    ] * 4
+    assert [i.size for i in flat.load()] == [(64, 64)]
+    assert [i.size for i in deep.load()] == [(64, 64)] * 4
     assert np.asarray(flat.load()[0]).std() > 10
 
 
-def test_the_most_likely_answer_is_near_chance_when_questions_are_debiased(debiased):
-    guessed = [item for item in debiased if item.guess is not None]
-    assert len(guessed) > 60 and all(item.guess in item.options for item in guessed)
-    right = sum(item.guess == item.answer for item in guessed) / len(guessed)
-    assert right < 0.45
-
-
 def test_most_likely_answers_learn_from_training(phantoms):
-    texture = replace(
-        phantoms.items[0], kind="texture", options={"A": "Mottled", "B": "Striped"}, answer="A"
-    )
+    options = {"A": "Mottled", "B": "Striped"}
+    texture = replace(phantoms.items[0], kind="texture", options=options, answer="A")
     training = [replace(texture, id=f"{k}", answer="B") for k in range(3)] + [texture]
-    (one,) = most_likely_answers([texture], training)
-    assert one.guess == "B"
-    unknown = replace(texture, kind="new")
-    assert most_likely_answers([unknown], training)[0].guess is None
-    assert (
-        most_likely_answers([replace(texture, options={"A": "X", "B": "Y"})], training)[0].guess
-        is None
-    )
+    unknown = replace(texture, kind="new"), replace(texture, options={"A": "X", "B": "Y"})
+    guesses = [i.guess for i in most_likely_answers([texture, *unknown], training)]
+    assert guesses == ["B", None, None]
 
 
 def test_options_reach_the_phantoms():
-    plain = open_benchmark(
-        "phantom",
-        limit=4,
-        frame=FRAME,
-        prior_studies=0,
-        dimension="2d",
-        families=["lesion analysis"],
-    )
+    how = {"limit": 4, "frame": FRAME, "prior_studies": 0}
+    plain = open_benchmark("phantom", dimension="2d", families=["lesion analysis"], **how)
     assert {(i.dimension, i.family) for i in plain} == {("2d", "lesion analysis")}
     with pytest.raises(DatasetError, match="PhantomConfig"):
-        open_benchmark("phantom", limit=4, frame=FRAME, config={"noize": 3})
+        open_benchmark("phantom", config={"noize": 3}, **how)
+    trained = Serialization((4, 32, 32))
+    deep = open_benchmark("phantom", dimension="3d", serialization=trained, **how)
+    assert [i.size for i in deep.items[0].load()] == [(32, 32)] * 4
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_nobody_who_is_asked_about_was_trained_on(seed):
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_nobody_who_is_asked_about_was_trained_on(split):
     """The data set that models learn from, however large, and the benchmark share no patient."""
-    from unireason_lib.evaluation import studies
-
-    largest = FIRST_3D  # so many, or slices would run into volumes
-    trained = [range(0, largest), range(FIRST_3D, FIRST_3D + largest)]
-    for split in ("test", "val"):
-        begin = studies.FIRST_PATIENT[split]
-        asked = range(begin, begin + studies._FIRST_3D + studies._ROOM)
-        others = [b for name, b in studies.FIRST_PATIENT.items() if name != split]
-        assert all(begin >= one.stop for one in trained)
-        assert not any(other in asked for other in others)
-        found = open_benchmark(
-            "phantom", split=split, limit=10, frame=FRAME, seed=seed, prior_studies=20
-        )
-        assert all(n in asked for n in numbers(found))
-        # a study tells who it is about, and two numbers are two bodies
-        (one,) = open_source("phantom", start=begin, count=1)
-        (other,) = open_source("phantom", start=0, count=1)
-        assert one.patient != other.patient and not np.array_equal(one.labels, other.labels)
+    trained = [range(0, FIRST_3D), range(FIRST_3D, 2 * FIRST_3D)]  # so many, or 2D runs into 3D
+    begin = FIRST_PATIENT[split]
+    asked = range(begin, begin + FIRST_3D + PATIENTS)
+    others = [first for name, first in FIRST_PATIENT.items() if name != split]
+    assert all(begin >= one.stop for one in trained)
+    assert not any(first in asked for first in others)
+    found = open_benchmark("phantom", split=split, limit=10, frame=FRAME, seed=5, prior_studies=20)
+    assert all(n in asked for n in numbers(found))
+    (one,), (other,) = (open_source("phantom", start=k, count=1) for k in (begin, 0))
+    assert one.patient != other.patient and not np.array_equal(one.labels, other.labels)
 
 
 def test_another_folder_is_another_benchmark(tmp_path):
@@ -156,7 +127,17 @@ def test_another_folder_is_another_benchmark(tmp_path):
     assert one.identity == again.identity != other.identity
 
 
-# -- Parquet --------------------------------------------------------------------------------------------------------
+def test_real_scans_have_questions_of_most_families(real_scans):
+    brain = open_benchmark("brain", size=(8, 64, 64), frame=FRAME)
+    files = {"image": "*_ct", "label": "*_seg", "names": "abdomen_seg_labels.json"}
+    how = {"size": (8, 64, 64), "frame": FRAME, "window": "abdomen", "modality": "CT"}
+    abdomen = open_benchmark("folder", real_scans, **files, **how)
+    for found in (brain, abdomen):
+        assert len({item.family for item in found}) >= 4 and not found.skipped
+        assert len(found.items[0].load()) == 8 and found.items[0].load()[0].size == (64, 64)
+
+
+# --- Parquet -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -183,25 +164,25 @@ def test_our_parquet_by_its_folder(built):
     assert item.boxes_in(FRAME, 64, 64) == item.truth_boxes
     assert any(i.guess for i in found)  # learnt from the training rows
     rl = open_benchmark("parquet", built, frame=FRAME, form="rl")
-    assert [(i.id, i.answer, i.question) for i in rl] == [
-        (i.id, i.answer, i.question) for i in found
-    ]
+    assert [(i.id, i.answer) for i in rl] == [(i.id, i.answer) for i in found]
 
 
-def test_parquet_that_is_not_there_or_of_another_layout(built, tmp_path):
-    with pytest.raises(DatasetError, match="found none"):
-        open_benchmark("parquet", built, split="val", frame=FRAME)
-    with pytest.raises(DatasetError, match="size"):
-        open_benchmark("parquet", built, size=(8, 64, 64))
-    with pytest.raises(DatasetError, match="the folder of a data set"):
-        open_benchmark("parquet", tmp_path / "none")
-    with pytest.raises(DatasetError, match="sft or rl"):
-        open_benchmark("parquet", built, form="raw")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "val", "frame": FRAME}, "found none"),
+        ({"size": (8, 64, 64)}, "size"),
+        ({"form": "raw"}, "sft or rl"),
+        ({"path": "none"}, "the folder of a data set"),
+    ],
+)
+def test_parquet_that_is_not_there_or_of_another_layout(built, options, message):
+    with pytest.raises(DatasetError, match=message):
+        open_benchmark("parquet", **{"path": built} | options)
 
 
 def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(built, copy)
+    copy = shutil.copytree(built, tmp_path / "copy")
     shutil.rmtree(copy / "images")
     stored, again = (open_benchmark(str(folder), frame=FRAME) for folder in (built, copy))
     for one, other in zip(stored, again, strict=True):
@@ -210,36 +191,23 @@ def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_pat
 
 def test_the_released_form(tmp_path):
     user = "<image>What is marked?\nA. Leber ä\nB. Spleen\nAnswer please."
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": user}],
-            "image_ids": ["x1"],
-            "data_source": "samed2d",
-            "reward_model": json.dumps({"ground_truth": "B"}),
-            "extra_info": json.dumps({"index": 0}),
-        },
-        {
-            "prompt": [{"role": "user", "content": user.removeprefix("<image>")}],
-            "image_ids": [],
-            "data_source": "m3d",
-            "reward_model": json.dumps({"ground_truth": "A"}),
-            "extra_info": None,
-        },
-        {
-            "prompt": [{"role": "user", "content": user}],
-            "image_ids": ["x1"],
-            "data_source": "samed2d",
-            "reward_model": "{no json",
-            "extra_info": None,
-        },
-    ]
+    row = {
+        "prompt": [{"role": "user", "content": user}],
+        "image_ids": ["x1"],
+        "data_source": "samed2d",
+        "reward_model": json.dumps({"ground_truth": "B"}),
+        "extra_info": json.dumps({"index": 0}),
+    }
+    text_only = [{"role": "user", "content": user.removeprefix("<image>")}]
+    truth = json.dumps({"ground_truth": "A"})
+    volume = {"prompt": text_only, "image_ids": [], "data_source": "m3d", "reward_model": truth}
     (tmp_path / "rl").mkdir()
+    rows = [row, row | volume, row | {"reward_model": "{no json", "extra_info": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rl" / "train.parquet")
     found = open_benchmark(str(tmp_path), split="all")
     flat, deep = found.items
-    assert [row.name for row in found.skipped] == [
-        "rl-00000002"
-    ] and "reward_model" in found.skipped[0].reason
+    assert [one.name for one in found.skipped] == ["rl-00000002"]
+    assert "reward_model" in found.skipped[0].reason
     assert flat.options["A"] == "Leber ä" and flat.answer == "B" and flat.dimension == "2d"
     (turn,) = flat.request([Image.new("RGB", (8, 8))]).conversation()
     assert turn["content"][-1]["text"] == user.removeprefix("<image>")  # asked in its own words
