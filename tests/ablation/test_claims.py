@@ -78,7 +78,7 @@ def test_too_few_seeds_cannot_tell():
 
 
 def test_nothing_that_varies_cannot_tell():
-    """Two patients, three seeds, the same difference everywhere gave p = 0 and a supported claim."""
+    """Two patients, three seeds, the same difference everywhere: p was 0 and the claim held."""
     replies = table({"old": 0.5, "new": 0.5}, seeds=3, questions=4)
     replies["correct"] = (replies["condition"] == "new").astype(float)
     (found,) = judge(ONE, replies)

@@ -1,4 +1,4 @@
-"""Grids: what is read from YAML, what is refused and with which words, and the plan that follows."""
+"""Grids: what is read from YAML, what is refused and how, and the plan that follows."""
 
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 Stub notebooks leave what the real ones would; most tests do not even start a kernel.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ STUBS = {
     ),
     "05_outcome_rl": (
         'MODEL = ""\nRUN = ""',
-        MAKE.format("rl") + "shutil = __import__('shutil')\nshutil.copytree(f'../{MODEL}', made)",
+        MAKE.format("rl") + "import shutil\nshutil.copytree(f'../{MODEL}', made)",
     ),
     "06_evaluation": (
         'MODEL = ""\nRESULTS = ""',
@@ -42,35 +43,35 @@ STUBS = {
         "leave(Path('..') / RESULTS, int((Path('..') / MODEL / 'seed').read_text()))",
     ),
 }
-STUB = '''
-import json
 
 
 def leave(folder, seed):
     """Replies as notebook 06 leaves them, right more often without a control."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, wrong in (("replies", 1), ("replies.blank", 4), ("textures.no-crop", 2)):
-        about = {"dimension": "2d", "family": "f", "kind": "k", "options": {"A": "x", "B": "y"}}
-        about |= {"truth": "A", "text": "A. x", "answer": "A. x", "in_format": True}
+        line = {"dimension": "2d", "family": "f", "kind": "k", "options": {"A": "x", "B": "y"}}
+        line |= {"truth": "A", "prediction": "A", "text": "A. x", "in_format": True, "boxes": []}
         lines = [
-            {**about, "id": f"q{k}", "patient": f"p{k}", "correct": (k + seed) % 4 >= wrong,
-             "prediction": "A", "iou_first": 0.5, "boxes": []}
+            {**line, "id": f"q{k}", "patient": f"p{k}", "correct": (k + seed) % 4 >= wrong}
             for k in range(8)
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\\n" for x in lines))
-'''
-exec(STUB)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
 
 
 @pytest.fixture
 def root(tmp_path):
     """A project of stub notebooks, under git."""
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "stub.py").write_text(STUB)
+    (tmp_path / "stub.py").write_text(f"import json\n\n{inspect.getsource(leave)}")
     for name, (parameters, work) in STUBS.items():
         notebook = nbformat.v4.new_notebook()
         cell = nbformat.v4.new_code_cell
-        notebook.cells = [cell(SHARED + parameters, metadata={"tags": ["parameters"]}), cell(work)]
+        tagged = {tag: {"tags": [tag]} for tag in ("parameters", "lesson")}
+        notebook.cells = [
+            cell(SHARED + parameters, metadata=tagged["parameters"]),
+            cell("assert False, 'a lesson is left out of a study'", metadata=tagged["lesson"]),
+            cell(work),
+        ]
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["kernelspec"] = kernel
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
@@ -106,7 +107,7 @@ def executed(monkeypatch):
         if job.stage in fail or job.name in fail:
             return "failed", 1.0, "cell 3: MemoryError: none left"
         if job.stage == "test":
-            leave((root / job.makes).parent, job.seed)  # noqa: F821
+            leave((root / job.makes).parent, job.seed)
         else:
             (root / job.makes).mkdir(parents=True)
         return "passed", 60.0, ""
@@ -126,6 +127,7 @@ def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
     names, _ = executed
     assert len(names) == len(set(names)) == len(plan(grid)) and not study.failed
     assert "16 of 16" in said and "about" in said and "cannot tell" in said  # two seeds only
+    assert study.missing == study.skipped == []
     kept = json.loads((tmp_path / "kept" / "mine.json").read_text())
     assert kept["made"][0]["command"] == "ablate mine.yaml" and kept["missing"] == []
     assert kept["verdicts"][0]["verdict"] == "cannot tell" and len(kept["runs"]) == 16
@@ -143,6 +145,8 @@ def test_a_run_that_fails_stops_only_what_builds_on_it(grid, root, executed):
     fail.add("rl")
     study, said = run(grid, root)
     assert study.missing == ["RL, seed 0", "RL, seed 1"] and len(study.failed) == 2
+    assert [name.split("-")[0] for name in names].count("rl") == 2 * 2  # each is tried once more
+    assert [name.split("-")[0] for name in study.skipped] == ["test", "test"]
     assert "failed: rl-RL-seed0" in said and "MemoryError: none left" in said
     assert "verdict" not in said and "3D only" not in said.split("missing")[1].split("failed")[0]
     assert "| 3D only" in run(grid, root, look=True)[1]  # the table, without verdicts
@@ -255,7 +259,7 @@ def test_ctrl_c_reaches_every_notebook_that_runs(grid, root):
     """Two at a time, in threads, which no signal reaches: both save, and no further cell begins."""
     path = root / "notebooks" / "04_sft.ipynb"
     notebook = nbformat.read(path, 4)
-    notebook.cells[1].source = (
+    notebook.cells[2].source = (
         MAKE.format("sft") + "import time\nplace = made.parent\nplace.mkdir(parents=True)\n"
         "(place / 'begun').touch()\n"
         "try:\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    (place / 'saved').touch()"

@@ -1,10 +1,11 @@
 """Run a study: its plan, notebook by notebook, and one table of everything that was answered.
 
-Each run is a notebook that papermill executes in a kernel of its own, several at a time. It leaves
-the executed notebook and a JSON record in ``runs/ablation/NAME``. A run whose record says "passed"
-and whose result is there is not made again, so the same call goes on after a kill. A run that fails
-stops only the runs that build on it. Records name the git commit: nothing is refused because code
-changed, but a study that several commits made says so.
+Each run is a notebook that papermill executes in a kernel of its own, several at a time, without
+the cells that are tagged "lesson". It leaves the executed notebook and a JSON record in
+``runs/ablation/NAME``. A run whose record says "passed" and whose result is there is not made
+again, so the same call goes on after a kill; a run that fails stops only the runs that build on it.
+Records name the git commit: nothing is refused because code changed, but a study that several
+commits made says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ class Study:
 
     table: pd.DataFrame  # all replies so far, see unireason_lib.evaluation.table
     failed: dict[str, str]  # name of a run -> what went wrong
+    skipped: list[str]  # runs that were not begun, since one that they need failed
     missing: list[str]  # conditions and seeds without replies; none: the study is whole
     interrupted: bool  # by Ctrl-C
 
@@ -62,6 +65,7 @@ def run_study(
     seeds: int | None = None,
     only: Collection[str] = (),
     workers: int = 1,
+    retries: int = 1,
     keep: Path | None = None,
     look: bool = False,
     dry_run: bool = False,
@@ -79,6 +83,7 @@ def run_study(
         seeds: The first so many of the grid's; None: all.
         only: Conditions; empty: all.
         workers: Notebooks at a time. With ``CUDA_VISIBLE_DEVICES=0,1,...`` each has one of them.
+        retries: How often a run that failed is begun again.
         keep: Folder for ``NAME.csv.gz`` (the table) and ``NAME.json`` (how it was made, verdicts),
             written after every test. Tests that it holds already, from another machine perhaps, are
             not made again.
@@ -100,7 +105,8 @@ def run_study(
         say(f"{grid.name}: {len(jobs)} runs, {len(needed)} to be made{time_left}")
         for job in needed if dry_run else ():
             say(f"{job.name}: {', '.join(job.conditions)}\n  {job.command()}")
-        failed, interrupted = _run([] if dry_run else needed, records, workers, say)
+        jobs_now = [] if dry_run else needed
+        failed, skipped, interrupted = _run(jobs_now, records, workers, retries, say)
         missing = records.missing()
         whole = not missing and len(jobs) == len(records.jobs)
         table = records.table() if dry_run else records.write(judged=whole)
@@ -113,7 +119,7 @@ def run_study(
     for name, error in failed.items():
         say(f"failed: {name}: {error}")
     say(f"\n{folder.relative_to(root)} holds the executed notebooks and the table of all replies")
-    return Study(table, failed, missing, interrupted)
+    return Study(table, failed, skipped, missing, interrupted)
 
 
 class _Records:
@@ -212,11 +218,12 @@ class _Records:
 
 
 def _run(
-    jobs: Sequence[Job], records: _Records, workers: int, say: Callable[[str], None]
-) -> tuple[dict[str, str], bool]:
-    """Run some jobs; gives the errors of those that failed, and whether Ctrl-C ended it."""
+    jobs: Sequence[Job], records: _Records, workers: int, retries: int, say: Callable[[str], None]
+) -> tuple[dict[str, str], list[str], bool]:
+    """Run some jobs; gives what :class:`Study` has of failed and skipped, and the interruption."""
     waiting, left, failed = list(jobs), {job.key: job for job in jobs}, {}
     running: dict[Future, tuple[Job, str]] = {}
+    tries: Counter[str] = Counter()
     commits = {run["commit"] for run in records.runs.values() if "commit" in run}
     executor = _Executor(records.grid, records.root, records.folder, workers)
 
@@ -232,8 +239,11 @@ def _run(
         job, commit = running.pop(future)
         status, seconds, error = future.result()
         records.add(job, commit, status, seconds, error)
+        tries[job.key] += 1
         if status == "passed":
             del left[job.key]
+        elif status == "failed" and tries[job.key] <= retries:
+            waiting.insert(0, job)
         elif status == "failed":
             failed[job.name] = error
         progress = (
@@ -250,7 +260,7 @@ def _run(
                 for job in [j for j in waiting if j.needs not in left][: workers - len(running)]:
                     begin(job)
                 if not running:
-                    return failed, False
+                    return failed, [job.name for job in waiting], False
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     finish(future)
         except KeyboardInterrupt:
@@ -259,7 +269,7 @@ def _run(
             wait(running)
             for future in list(running):
                 finish(future)
-            return failed, True
+            return failed, [], True
         finally:
             executor.stop("shutdown_kernel", now=True)
 
@@ -284,6 +294,7 @@ class _Executor:
 
     def execute(self, job: Job) -> tuple[str, float, str]:
         """Run one notebook; gives status, seconds, and a line about what went wrong."""
+        import nbformat
         import papermill
         from jupyter_client.kernelspec import KernelSpecManager
         from jupyter_client.manager import AsyncKernelManager
@@ -301,8 +312,11 @@ class _Executor:
         try:
             quiet = ["--IPKernelApp.log_level=40", "--HistoryManager.hist_file=:memory:"]
             run_sync(kernel.start_kernel)(cwd=str(self.notebooks), env=env, extra_arguments=quiet)
+            notebook = nbformat.read(next(self.notebooks.glob(f"{STAGES[job.stage]}_*.ipynb")), 4)
+            kept = (c for c in notebook.cells if "lesson" not in c.metadata.get("tags", ()))
+            notebook.cells = list(kept)
             papermill.execute_notebook(
-                next(self.notebooks.glob(f"{STAGES[job.stage]}_*.ipynb")),
+                notebook,
                 self.out / f"{job.name}.ipynb",
                 dict(job.parameters),
                 kernel_name="python3",
