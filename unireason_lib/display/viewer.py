@@ -63,7 +63,7 @@ class SliceViewer(widgets.VBox):
         if self._volume:
             low, high = float(np.nanmin(images.array)), float(np.nanmax(images.array))
             ends = {"min": low, "max": max(high, low + 1), "description": "window"}
-            self._range = widgets.FloatRangeSlider(window_range(images.array, window), **ends)
+            self._range = widgets.FloatRangeSlider(value=window_range(images.array, window), **ends)
             known = {"percentile": window_range(images.array), "all": (low, high)}
             known |= CT_WINDOWS if low < -500 else {}  # named windows are for Hounsfield units
             self.preset = widgets.ToggleButtons(options=known, value=None, description="preset")
