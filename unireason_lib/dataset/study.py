@@ -26,6 +26,7 @@ from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import DatasetError, LabelError
 from unireason_lib.imaging import Volume, check_same_grid, label_boxes, load_image, load_volume
 from unireason_lib.imaging.labels import whole_labels
+from unireason_lib.imaging.summary import table_html, thumbnails
 from unireason_lib.imaging.window import Window
 
 Side, Kind = Literal["left", "right"], Literal["organ", "lesion"]
@@ -41,6 +42,7 @@ _LESION_WORDS = re.compile(
 )
 _SIDES = {"left": "left", "lt": "left", "right": "right", "rt": "right"}
 _OTHER_AXES = {2: (0, 1), 3: ((0, 1), (0, 2), (1, 2))}  # those summed over along x, y and z
+MAX_LISTED = 12  # structures that a notebook lists
 _MAX_LABEL = 1 << 20
 _MAX_CODES = 65535  # structures and overlaps of masks, in 16 bits
 
@@ -207,6 +209,26 @@ class Study:
         """Names that were looked for and are not there."""
         present = {s.name for s in self.structures}
         return tuple(name for name in self.vocabulary if name not in present)
+
+    def _repr_html_(self) -> str:
+        """A notebook shows what is known, the structures, and a scan that is in memory."""
+        scan = self.scan_source.array if isinstance(self.scan_source, Volume) else self.scan_source
+        found = [
+            f"{s.name} ({s.kind}, {s.voxels} voxels, {list(s.box.as_tuple())})"
+            for s in self.structures[:MAX_LISTED]
+        ]
+        more = len(self.structures) - len(found)
+        rows = {
+            "patient, source": f"{self.patient}, {self.source} ({self.license or 'no licence'})",
+            "scan": f"{self.modality}, {self.dimension}, shape {self.shape}",
+            "spacing, mm": " x ".join(f"{mm:.3g}" for mm in self.spacing or ()) or "unknown",
+            "directions": self.directions or "unknown",
+            "structures": "\n".join([*found, f"and {more} more"] if more else found) or "none",
+            "absent": ", ".join(self.absent[:MAX_LISTED]) or "nothing that was looked for",
+        }
+        if self.dimension == "3d" and isinstance(scan, np.ndarray):
+            rows["middle planes"] = thumbnails(scan, self.spacing)
+        return table_html(f"Study {self.id}", rows)
 
     @property
     def lesions(self) -> tuple[Structure, ...]:

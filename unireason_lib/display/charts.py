@@ -20,6 +20,7 @@ from unireason_lib.display.style import (
     AltFigure,
     heading,
     need,
+    printable,
 )
 
 STEPS = {
@@ -53,9 +54,8 @@ def plot_lines(
     """
     band = band or {}
     lengths = {name: len(points) for name, points in series.items()}
-    right = (
-        lengths and all(lengths.values()) and all(len(b) == lengths.get(n) for n, b in band.items())
-    )
+    fits = all(len(band[name]) == lengths.get(name) for name in band)
+    right = lengths and all(lengths.values()) and fits
     need(right, "plot_lines", "points, and one interval for each point of a band", lengths)
     figure, axes = _chart(7, 3.4, title, f"{ylabel} over {xlabel}: {', '.join(series)}")
     for i, (name, points) in enumerate(series.items()):
@@ -63,9 +63,8 @@ def plot_lines(
         style = {"color": LINE_COLORS[i % 6], "marker": MARKERS[i % 6], "markersize": 5}
         axes.plot(x, y, label=name, markevery=max(1, len(x) // 20), linewidth=1.8, **style)
         if name in band:
-            axes.fill_between(
-                x, *zip(*band[name], strict=True), color=LINE_COLORS[i % 6], alpha=0.18
-            )
+            low, high = zip(*band[name], strict=True)
+            axes.fill_between(x, low, high, color=LINE_COLORS[i % 6], alpha=0.18)
     if reference:
         axes.axhline(reference[1], color=INK, linestyle="--", linewidth=1.1)
         _note(axes, reference[0], (1, reference[1]), (-4, 6), ("axes fraction", "data"), ha="right")
@@ -215,10 +214,11 @@ def pipeline_figure(active_step: str | None = None) -> AltFigure:
 
 
 def _chart(width: float, height: float, title: str | None, alt: str) -> tuple[AltFigure, Axes]:
-    figure = AltFigure(width, height + (0.3 if title else 0), alt, "constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold", ha="left", x=0.01)
-    return figure, figure.add_subplot()
+    figure = AltFigure(width, height + (0.4 if title else 0), alt, "constrained")
+    axes = figure.add_subplot()
+    if title:  # above the name of a vertical line
+        heading(axes, title, fontsize=11, fontweight="bold", pad=18)
+    return figure, axes
 
 
 def _finish(figure: AltFigure, axes: Axes, xlabel: str, ylabel: str = "") -> AltFigure:
@@ -238,11 +238,13 @@ def legend(figure: AltFigure, handles: Sequence[Any], names: Sequence[str], plac
     widest = max(map(len, names)) * 0.08 + 0.6  # inches
     columns = max(1, min(len(names), int(figure.get_figwidth() / widest)))
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns) + 0.1)
-    figure.legend(handles, names, loc=place, ncols=columns, fontsize=9, frameon=False)
+    figure.legend(
+        handles, names, loc=place, ncols=columns, fontsize=9, frameon=False, handlelength=3
+    )
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [fill(name, 44) for name in names])
+    axes.set_yticks(range(len(names)), [fill(printable(name), 44) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color=FAINT)
     axes.set_axisbelow(True)

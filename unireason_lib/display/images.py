@@ -154,7 +154,7 @@ def show_questions(
 def show_replies(
     lines: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Any]], *, columns: int = 3
 ) -> AltFigure:
-    """Replies of an evaluation over the slice with most boxes: true ones green, written ones dashed.
+    """Replies of an evaluation over the slice with most boxes: true ones green, written dashed.
 
     ``lines`` are results with ``prediction`` and ``boxes``, ``images`` for each those of its
     question, as the processor shows them. Raises RequestError for none, or a line without a reply.
@@ -171,7 +171,7 @@ def show_replies(
         text = [str(line.get("family", "")).upper(), line["question"]]
         text += _options(line["options"], answer, chosen) or [f"✓ {answer}", f"reply: {chosen}"]
         fit = "" if iou is None or math.isnan(iou) else f", best IoU {iou:.2f}"
-        titles.append("\n".join([*text, f"[{len(line['boxes'])} boxes written{fit}]"]))
+        titles.append("\n".join([*text, f"[boxes written: {len(line['boxes'])}{fit}]"]))
     alt = f"{len(tiles)} replies with true and written boxes"
     names = {TRUE: "true box", WRITTEN: "box written by the model"}
     return _grid(tiles, columns, alt, titles, names)
@@ -300,7 +300,7 @@ def _grid(
     """Tiles (image, boxes, label) with titles above, and the names of the colours below."""
     side = WIDTH / max(columns, 2)
     columns, rows = min(columns, len(tiles)), math.ceil(len(tiles) / columns)
-    titles = ["\n".join(fill(l, int(side / 0.082)) for l in t.split("\n")) for t in titles or ()]  # noqa: E741
+    titles = ["\n".join(fill(l, int(side / 0.068)) for l in t.split("\n")) for t in titles or ()]  # noqa: E741
     ratio = min(max(array.shape[0] / array.shape[1] for array, _, _ in tiles), 1.3)
     above = max((title.count("\n") + 1 for title in titles), default=0) * 0.17  # inches
     figure = AltFigure(side * columns, rows * (side * ratio + above), alt, "constrained")

@@ -1,8 +1,8 @@
 """Replies as one web page that needs nothing else: images, boxes, crops and text, step by step.
 
-The page is a single file. It loads nothing (its own content security policy forbids it), images are
-inside and kept once however often they are shown, and everything that a model or a data set wrote is
-escaped by Jinja. It works with the keyboard alone, on a phone, in light and dark.
+The page is a single file. It loads nothing (its own content security policy forbids it), images
+are inside and kept once however often they are shown, and everything that a model or a data set
+wrote is escaped by Jinja. It works with the keyboard alone, on a phone, in light and dark.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _stage(reply: Reply, images: Sequence[Image.Image], store: dict[str, str]) -
         box = flat(mention.box).clip(width, height)
         span = slice_range(mention.box, len(images))
         if span and not box.is_empty:
-            x = min(box.x1, width - tag)
+            right = mention.number % 2 == 0  # two boxes on one place keep their numbers apart
+            x = max(0, box.x2 - tag) if right else min(box.x1, width - tag)
             y = box.y1 - tag if box.y1 >= tag else min(box.y1, height - tag)
             numbers = [f"{value:g}" for value in (box.x1, box.y1, box.width, box.height, x, y, tag)]
             boxes.append({"mention": mention, "span": span, "at": numbers})
@@ -147,7 +148,7 @@ def _template() -> Template:
 
 
 def _clean(value: Any) -> Any:
-    """Text without broken Unicode, control characters and marks of direction; then it is escaped."""
+    """Text without broken Unicode, control and direction characters; Jinja then escapes it."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     value = value.encode("utf-8", "replace").decode("utf-8")

@@ -2,12 +2,11 @@
 
 Lines of ``infer`` and ``evaluate`` keep no images; crops are cut again from the images that are
 given, by the rule by which they were cut at first. A line is untrusted: fields may be missing or
-nonsense, and never raise here.
+nonsense, which never raises here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +21,9 @@ from unireason_lib.boxes import (
     Box2D,
     Box3D,
     BoxError,
-    read_box,
     scan_boxes,
 )
+from unireason_lib.display.style import need
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging.crops import crop_region
 
@@ -70,41 +69,74 @@ class Reply:
         return "right" if self.choice == self.truth else "wrong"
 
 
-def read_reply(trace: Any, truth: str | None = None) -> Reply:
-    """A :class:`unireason_lib.grounding.Trace`, or a line of results, ready to be shown."""
+def read_reply(trace: Any) -> Reply:
+    """A :class:`unireason_lib.grounding.Trace`, or a line of results, ready to be shown.
+
+    A line that no reply can be read from becomes a reply with an error.
+    """
+    crops = [] if isinstance(trace, Mapping) else [tuple(p.crops) for p in trace.pointings]
     line = trace if isinstance(trace, Mapping) else trace.to_dict()
-    text, listed, error = _words(line.get("text")), line.get("pointings"), line.get("error")
-    if isinstance(listed, list) and all(isinstance(p, Mapping) for p in listed):
-        boxes = [(_words(p.get("text")), _box(p), _words(p.get("status")), p) for p in listed]
+    try:
+        return _read(line, crops)
+    except (BoxError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        failed = f"this line is no result: {type(error).__name__}: {error}"
+        return _read({"id": str(line.get("id", "")), "error": failed}, [])
+
+
+def _read(line: Mapping[str, Any], crops: Sequence[tuple[Image.Image, ...]]) -> Reply:
+    line = {name: value for name, value in line.items() if value is not None and value == value}
+    text, options = line.get("text", ""), line.get("options", {})
+    if "pointings" in line:
+        listed = [dict(pointing) for pointing in line["pointings"]]
     else:
         scan = scan_boxes(text)
-        boxes = [
-            (text[a:b], box, "", {}) for box, (a, b) in zip(scan.boxes, scan.spans, strict=True)
-        ]
-    crops = [] if isinstance(trace, Mapping) else [tuple(p.crops) for p in trace.pointings]
+        places = zip(scan.boxes, scan.spans, strict=True)
+        listed = [{"box": box.as_tuple(), "text": text[a:b]} for box, (a, b) in places]
     pieces, at, number = [], 0, 0
-    for k, (written, box, status, pointing) in enumerate(boxes):
-        start = text.find(written, at) if written else -1
-        start, end = (start, start + len(written)) if start >= 0 else (len(text), len(text))
+    for k, pointing in enumerate(listed):
+        written, values = str(pointing["text"]), pointing.get("box")
+        box = (Box2D if len(values) == 4 else Box3D)(*values) if values else None
+        start = text.index(written, at)
         number += box is not None
-        short = written.removeprefix(BOX_START).removesuffix(BOX_END)
-        known = {"status": status, "crops": crops[k] if crops else (), "sizes": _sizes(pointing)}
-        pieces += [text[at:start], Mention(short, box, number if box else 0, **known)]
-        at = end
-    options = line.get("options") if isinstance(line.get("options"), Mapping) else {}
-    flat = not any(isinstance(box, Box3D) for _, box, *_ in boxes)
-    dimension, choice = line.get("dimension"), line.get("choice") or line.get("prediction")
+        sizes = tuple((int(w), int(h)) for w, h in pointing.get("crops") or ())
+        mention = Mention(
+            written.removeprefix(BOX_START).removesuffix(BOX_END),
+            box,
+            number if box else 0,
+            str(pointing.get("status") or ""),
+            crops[k] if crops else (),
+            sizes,
+        )
+        pieces += [text[at:start], mention]
+        at = start + len(written)
+    error, choice = line.get("error", ""), line.get("choice", line.get("prediction", ""))
+    flat = not any(isinstance(p, Mention) and isinstance(p.box, Box3D) for p in pieces)
     return Reply(
-        id=_words(line.get("id")),
-        dimension=dimension if dimension in ("2d", "3d") else "2d" if flat else "3d",
-        question=_words(line.get("question")),
-        options={str(letter): _words(option) for letter, option in options.items()},
+        id=str(line.get("id", "")),
+        dimension="2d" if line.get("dimension", "2d") == "2d" and flat else "3d",
+        question=str(line.get("question", "")),
+        options={str(letter): str(option) for letter, option in options.items()},
         pieces=tuple(piece for piece in (*pieces, text[at:]) if piece),
-        choice=_words(choice) if options else "",
-        truth=_words(line.get("truth") if truth is None else truth),
-        error=_words(error.get("message") if isinstance(error, Mapping) else error),
+        choice=str(choice) if options else "",
+        truth=str(line.get("truth", "")),
+        error=str(error["message"] if isinstance(error, Mapping) else error),
         facts=_facts(line),
     )
+
+
+def _facts(line: Mapping[str, Any]) -> str:
+    """One line: how the reply ended, tokens, seconds, how well its boxes fit."""
+    stops = {"end": "ended by itself", "length": "cut off by the token budget"}
+    stop = str(line.get("stop", ""))
+    forms = {
+        "own_tokens": "{:,} tokens written",
+        "injected_tokens": "{:,} tokens injected",
+        "prompt_tokens": "{:,} tokens in the prompt",
+        "seconds": "{:.1f} s",
+        "iou_best": "best IoU {:.2f}",
+    }
+    numbers = [form.format(line[name]) for name, form in forms.items() if name in line]
+    return " · ".join(filter(None, [stops.get(stop, stop), *numbers]))
 
 
 def with_images(reply: Reply, images: Any, frame: Any = None) -> tuple[Reply, list[Image.Image]]:
@@ -119,8 +151,7 @@ def with_images(reply: Reply, images: Any, frame: Any = None) -> tuple[Reply, li
         RequestError: No images, or the crops of the reply are not cut from these.
     """
     frames = "its images as the processor shows them, or the original ones and frame=..."
-    if images is None:
-        raise RequestError(f"reply {reply.id!r}", frames, "no images", "pass both")
+    need(images is not None, f"reply {reply.id!r}", frames, "no images")
     given = [images] if isinstance(images, Image.Image) else getattr(images, "pixels", images)
     images = [i if isinstance(i, Image.Image) else Image.fromarray(np.asarray(i)) for i in given]
     images = [frame.aligned(i) if frame else i.convert("RGB") for i in images]
@@ -132,52 +163,10 @@ def with_images(reply: Reply, images: Any, frame: Any = None) -> tuple[Reply, li
             same = all(map(np.array_equal, map(np.asarray, cut), map(np.asarray, piece.crops)))
             if [crop.size for crop in cut] != list(sizes) or not same:
                 found = f"others (first of {len(images)}: {images[0].width} x {images[0].height})"
-                subject = f"images of reply {reply.id!r}"
+                expected = f"those its crops were cut from: {frames}"
                 raise RequestError(
-                    subject, "those its crops were cut from", found, f"pass {frames}"
+                    f"images of {reply.id!r}", expected, found, "pass the right ones"
                 )
             piece = replace(piece, crops=piece.crops or cut)
         pieces.append(piece)
     return replace(reply, pieces=tuple(pieces)), images
-
-
-def _facts(line: Mapping[str, Any]) -> str:
-    """One line about a reply."""
-    stops = {"end": "ended by itself", "length": "cut off by the token budget"}
-    facts = [stops.get(_words(line.get("stop")), _words(line.get("stop")))]
-    for name, words in (("own", "written"), ("injected", "injected"), ("prompt", "in the prompt")):
-        count = _number(line.get(f"{name}_tokens"))
-        facts += [] if count is None else [f"{count:,.0f} tokens {words}"]
-    for name, form in (("seconds", "{:.1f} s"), ("iou_best", "best IoU {:.2f}")):
-        value = _number(line.get(name))
-        facts += [] if value is None else [form.format(value)]
-    return " · ".join(filter(None, facts))
-
-
-def _box(pointing: Mapping[str, Any]) -> Box | None:
-    """The box of a pointing: its numbers, or what its text says."""
-    values = pointing.get("box")
-    try:
-        if isinstance(values, list | tuple) and len(values) in (4, 6):
-            box = (Box2D if len(values) == 4 else Box3D)(*values)
-            return None if box.is_empty else box
-    except (BoxError, TypeError, OverflowError):
-        return None
-    written = _words(pointing.get("text"))
-    return read_box(written.removeprefix(BOX_START).removesuffix(BOX_END))
-
-
-def _sizes(pointing: Mapping[str, Any]) -> tuple[tuple, ...]:
-    sizes = pointing.get("crops")
-    sizes = sizes if isinstance(sizes, list) else []
-    return tuple(tuple(size) for size in sizes if isinstance(size, Sequence))
-
-
-def _words(value: Any) -> str:
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "" if missing else str(value)
-
-
-def _number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if usable else None

@@ -1,9 +1,9 @@
 """Colours, line styles, and the figure on which everything of this package is drawn.
 
-The colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers tell
-apart. Colour never stands alone: boxes carry numbers and change their line style when the colours
-start again, curves have markers. Text of a model lies on a grid of equal characters, so that it can be
-coloured word by word: :func:`wrap` finds the places, :func:`write` draws them.
+The colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers
+tell apart. Colour never stands alone: boxes carry numbers and change their line style when the
+colours start again, curves have markers. Text of a model lies on a grid of equal characters, so
+that it can be coloured word by word: :func:`wrap` finds the places, :func:`write` draws them.
 """
 
 from __future__ import annotations

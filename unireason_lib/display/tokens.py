@@ -7,7 +7,7 @@ chip a token; the tokens of an image, which have no letters, are counted in one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,8 +15,6 @@ from typing import Any
 from matplotlib.patches import Patch
 
 from unireason_lib.display.style import (
-    INK,
-    MUTED,
     WIDTH,
     AltFigure,
     Line,
@@ -26,7 +24,7 @@ from unireason_lib.display.style import (
     write,
 )
 
-VISION_START, IMAGE_TOKEN, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 BAR, SIZE = 0.5, 8  # inches of the bar with its legend; points of the chips
 
 OWNERS = {  # words of the legend, fill and edge of the chips
@@ -69,8 +67,8 @@ def loss_strip(example: Any, tokenizer: Any, *, title: str | None = None) -> Alt
         example, tokenizer: See :func:`loss_owners`; the tokenizer also has ``decode(ids)``.
         title: A heading.
     """
-    owners, begin = loss_owners(example, tokenizer), _first_loss(example)
-    return _figure(_strip(example.ids.tolist(), owners, begin, tokenizer, LOSS_OWNERS), title)
+    owners = loss_owners(example, tokenizer)
+    return _figure(_strip(example.ids.tolist(), owners, tokenizer, LOSS_OWNERS), title)
 
 
 def loss_owners(example: Any, tokenizer: Any) -> list[str]:
@@ -82,8 +80,9 @@ def loss_owners(example: Any, tokenizer: Any) -> list[str]:
             :class:`unireason_lib.training.encoding.Encoded` has them.
         tokenizer: Whatever has ``convert_tokens_to_ids(tokens)``.
     """
-    vision = set(tokenizer.convert_tokens_to_ids([VISION_START, IMAGE_TOKEN, VISION_END]))
-    begin, owners = _first_loss(example), []
+    vision = set(tokenizer.convert_tokens_to_ids(list(VISION)))
+    begin = int(example.loss_mask.argmax()) if example.loss_mask.any() else len(example.ids)
+    owners = []
     for at, (token, learnt) in enumerate(zip(example.ids, example.loss_mask, strict=True)):
         kind = "picture" if at < begin else "injected"
         owners.append("own" if learnt else kind if int(token) in vision else "prompt")
@@ -92,10 +91,9 @@ def loss_owners(example: Any, tokenizer: Any) -> list[str]:
 
 def trace_strip(trace: Any, tokenizer: Any) -> Strip:
     """The strip of a trace."""
-    written = ["own" if own else "injected" for own in trace.own_mask]
-    begin = len(trace.prompt_ids)
-    ids = [*trace.prompt_ids, *trace.token_ids]
-    return _strip(ids, ["prompt"] * begin + written, begin, tokenizer, OWNERS)
+    owners = ["prompt"] * len(trace.prompt_ids)
+    owners += ["own" if own else "injected" for own in trace.own_mask]
+    return _strip([*trace.prompt_ids, *trace.token_ids], owners, tokenizer, OWNERS)
 
 
 def height_of_strip(strip: Strip | None) -> float:
@@ -130,66 +128,21 @@ def _figure(strip: Strip, title: str | None) -> AltFigure:
     return figure
 
 
-def _strip(
-    ids: Sequence[int], owners: Sequence[str], begin: int, tokenizer: Any, looks: Any
-) -> Strip:
-    """Prompt and reply, which begins at token ``begin``, each shortened by itself."""
-    prompt = _shortened(_chips(ids[:begin], owners[:begin], tokenizer), 48)
-    reply = _shortened(_chips(ids[begin:], owners[begin:], tokenizer), 400)
-    spans = []
-    for text, owner, image, _ in (*prompt, *reply):
-        _, fill, edge = looks.get(owner, ("", "white", "white"))
-        spans.append(Span(text, INK if owner else MUTED, fill, edge, bold=image))
-    return Strip(owners, looks, wrap(spans, WIDTH, SIZE))
-
-
-Chip = tuple[str, str, bool, int]  # text, owner, whether it stands for images, tokens
-
-
-def _chips(ids: Sequence[int], owners: Sequence[str], tokenizer: Any) -> list[Chip]:
-    """A chip a token, one for neighbouring images; the bytes of one character are put together."""
+def _strip(ids: Sequence[int], owners: Sequence[str], tokenizer: Any, looks: Any) -> Strip:
+    """A chip a token, one for neighbouring images."""
     texts = {token: tokenizer.decode([token]) for token in set(ids)}
-    chips, at = [], 0
+    spans, at = [], 0
     while at < len(ids):
         end, counts = at, []  # image tokens of each neighbouring image
-        while end < len(ids) and owners[end] == owners[at]:
-            part = texts[ids[end]]
-            if part not in (VISION_START, IMAGE_TOKEN, VISION_END):
-                break
-            counts += [0] if part == VISION_START or not counts else []
-            counts[-1] += part == IMAGE_TOKEN
+        while end < len(ids) and owners[end] == owners[at] and texts[ids[end]] in VISION:
+            counts += [0] if texts[ids[end]] == VISION[0] or not counts else []
+            counts[-1] += texts[ids[end]] == VISION[1]
             end += 1
-        if counts[1:]:
+        text = texts[ids[at]].replace("\n", "↵").replace("\t", "⇥") or "∅"
+        if counts:
             each = f" × {counts[0]}" if len(set(counts)) == 1 else f", {sum(counts)} tokens"
-            text = f"{len(counts)} images{each}"
-        elif counts:
-            text = f"image × {counts[0]}"
-        else:
-            end = at + 1
-            while "\ufffd" in (text := tokenizer.decode(list(ids[at:end]))) and end < len(ids):
-                if end - at == 4 or owners[end] != owners[at]:  # no character has more bytes
-                    end, text = at + 1, texts[ids[at]]
-                    break
-                end += 1
-            text = text.replace("\n", "↵").replace("\t", "⇥") or "∅"
-        chips.append((text, owners[at], bool(counts), end - at))
-        at = end
-    return chips
-
-
-def _shortened(chips: list[Chip], limit: int) -> Iterator[Chip]:
-    """A third of ``limit`` from the start, the rest from the end; images in between stay."""
-    left = 0  # tokens left out
-    for k, chip in enumerate(chips):
-        if limit // 3 <= k < len(chips) - limit + limit // 3 and not chip[2]:
-            left += chip[3]
-            continue
-        if left:
-            yield f"… {left:,} tokens …", "", False, left
-        left = 0
-        yield chip
-
-
-def _first_loss(example: Any) -> int:
-    """Where the reply of an example begins: at its first token with loss."""
-    return int(example.loss_mask.argmax()) if example.loss_mask.any() else len(example.loss_mask)
+            text = f"{len(counts)} images{each}" if counts[1:] else f"image{each}"
+        _, fill, edge = looks[owners[at]]
+        spans.append(Span(text, fill=fill, edge=edge, bold=bool(counts)))
+        at = max(end, at + 1)
+    return Strip(owners, looks, wrap(spans, WIDTH, SIZE))

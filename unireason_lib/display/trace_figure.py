@@ -78,7 +78,7 @@ def show_trace(
         axes = figure.add_subplot(cells[k])
         draw_tile(axes, arrays[z], on_slice(boxes, z, len(arrays)), z, numbers=False)
         if k == 0:
-            heading(axes, f"The volume, {len(film)} of its {len(arrays)} slices", **HEAD)
+            heading(axes, f"The volume: {len(film)} of {len(arrays)} slices", **HEAD)
     left, center, right = rows[3].subgridspec(1, 3, width_ratios=SIDES, wspace=0.06)
     main, axes = busiest(boxes, len(arrays)), figure.add_subplot(left)
     label, place = (f"slice {main}", f" on slice {main}") if film else ("", "")

@@ -1,7 +1,7 @@
 """A viewer for notebooks, of ipywidgets: scroll slices, change the window, see the boxes.
 
-Python draws each slice, so it needs a running kernel; where widgets do not run, the present slice is
-shown as a still image.
+Python draws each slice, so it needs a running kernel; where widgets do not run, the present slice
+is shown as a still image.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
 from typing import Any
 
 import ipywidgets as widgets
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from unireason_lib.boxes import Box
 from unireason_lib.display.images import arrays_of, flat, named_boxes
-from unireason_lib.display.style import box_look
+from unireason_lib.display.style import BOX_COLORS
 from unireason_lib.imaging import CT_WINDOWS, Volume, window_range
 from unireason_lib.imaging.crops import slice_range
 
@@ -60,44 +61,34 @@ class SliceViewer(widgets.VBox):
         self._image, self._range = widgets.Image(format="png"), None
         rows: list[Any] = [self._image, self.slider]
         if self._volume:
-            low, high = float(images.array.min()), float(images.array.max())
-            ends = {"min": low, "max": max(high, low + 1), "step": (high - low) / 200 or 1}
-            self._range = widgets.FloatRangeSlider(
-                value=window_range(images.array, window), description="window", **ends
-            )
-            presets = {name: pair for name, pair in CT_WINDOWS.items() if low < -500}
-            options = {"percentile": window_range(images.array), "all": (low, high)} | presets
-            self._preset = widgets.Dropdown(options=options, value=None, description="preset")
-            widgets.dlink(
-                (self._preset, "value"), (self._range, "value"), lambda v: v or self.window
-            )
-            rows += [self._range, self._preset]
+            low, high = float(np.nanmin(images.array)), float(np.nanmax(images.array))
+            ends = {"min": low, "max": max(high, low + 1), "description": "window"}
+            self._range = widgets.FloatRangeSlider(value=window_range(images.array, window), **ends)
+            known = {"percentile": window_range(images.array), "all": (low, high)}
+            known |= CT_WINDOWS if low < -500 else {}  # named windows are for Hounsfield units
+            self.preset = widgets.ToggleButtons(options=known, value=None, description="preset")
+            self.preset.observe(lambda change: self._set_window(change["new"]), "value")
+            rows += [self._range, self.preset]
             self._range.observe(self._draw, "value")
         self.slider.observe(self._draw, "value")
         legend = " ".join(
-            f'<span style="border:3px solid {box_look(i)["color"]};padding:0 4px">{escape(name)}</span>'
-            for i, name in enumerate(self._names)
+            f'<span style="border:3px solid {color};padding:0 4px">{escape(name)}</span>'
+            for color, name in zip(cycle(BOX_COLORS), self._names, strict=False)
         )
         self._draw()
         super().__init__([*rows, widgets.HTML(legend)])
-
-    @property
-    def index(self) -> int:
-        """The slice shown; can be set."""
-        return self.slider.value
-
-    @index.setter
-    def index(self, value: int) -> None:
-        self.slider.value = value
 
     @property
     def window(self) -> tuple[float, float] | None:
         """Scan values shown as black and white; None of images that are grey levels already."""
         return self._range.value if self._range else None
 
+    def _set_window(self, pair: tuple[float, float]) -> None:
+        self._range.value = pair
+
     def image(self) -> Image.Image:
         """The present slice as drawn: boxes, and where directions are known their letters."""
-        plane = np.asarray(self._slices[self.index])
+        plane = np.asarray(self._slices[self.slider.value])
         ratio = plane.shape[0] / plane.shape[1]
         if self._volume:
             low, high = self.window
@@ -108,11 +99,9 @@ class SliceViewer(widgets.VBox):
         drawn = Image.fromarray(plane).convert("RGB").resize((width, height))
         pen, (sx, sy) = ImageDraw.Draw(drawn), (width / plane.shape[1], height / plane.shape[0])
         for i, box in enumerate(self._boxes):
-            if self.index in slice_range(box, len(self._slices)) and not box.is_empty:
+            if self.slider.value in slice_range(box, len(self._slices)) and not box.is_empty:
                 box = flat(box).scale(sx, sy)
-                pen.rectangle(
-                    (box.x1, box.y1, box.x2 - 1, box.y2 - 1), None, box_look(i)["color"], 3
-                )
+                pen.rectangle((box.x1, box.y1, box.x2 - 1, box.y2 - 1), None, BOX_COLORS[i % 7], 3)
         if self._oriented:
             places = {"R": (4, height / 2, "lm"), "L": (width - 4, height / 2, "rm")}
             places |= {"A": (width / 2, 4, "mt"), "P": (width / 2, height - 4, "mb")}

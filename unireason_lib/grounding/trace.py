@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 from PIL import Image
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
 from unireason_lib.boxes import BOX_END, BOX_START, Box
 from unireason_lib.errors import RequestError
+from unireason_lib.imaging.summary import image_html, table_html
 from unireason_lib.prompts import LETTERS, chat
 
 INJECTED = "injected"
@@ -154,3 +156,22 @@ class Trace:
             "prompt_tokens": len(self.prompt_ids),
             "seconds": round(self.seconds, 4),
         }
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the question, and the reply with the crops where they were put in."""
+        reply, at = Markup(""), 0
+        for pointing in self.pointings:
+            end = self.text.index(pointing.text, at) + len(pointing.text)
+            reply += escape(self.text[at:end])
+            crops = (image_html(crop, f"crop of {pointing.text}") for crop in pointing.crops)
+            reply += Markup("").join(crops) if pointing.crops else f" ({pointing.status})"
+            at = end
+        written = sum(self.own_mask)
+        injected = len(self.own_mask) - written
+        rows = {
+            "options": "\n".join(f"{k}. {text}" for k, text in self.request.options.items()),
+            "reply": reply + escape(self.text[at:]),
+            "choice": self.choice or "none",
+            "tokens": f"{len(self.prompt_ids)} prompt, {written} generated, {injected} injected",
+        }
+        return table_html(self.request.question, rows)

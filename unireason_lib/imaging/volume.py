@@ -21,6 +21,7 @@ import numpy as np
 
 from unireason_lib.boxes import Box3D
 from unireason_lib.errors import ScanError
+from unireason_lib.imaging.summary import table_html, thumbnails
 
 UNKNOWN_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 """The affine of an array without one: taken as L-P-S with voxels of 1 (not really mm)."""
@@ -67,6 +68,20 @@ class Volume:
         shifted = np.asarray(corners, float) - self.affine[:3, 3]
         index = np.linalg.solve(self.affine[:3, :3], shifted.T).T + 0.5
         return Box3D(*index.min(axis=0).tolist(), *index.max(axis=0).tolist())
+
+    def _repr_html_(self) -> str:
+        """A notebook shows geometry, values and the three middle planes."""
+        extent = " x ".join(f"{n * mm:.0f}" for n, mm in zip(self.shape, self.spacing, strict=True))
+        thin = self.array[:: max(1, len(self.array) // 16), ::4, ::4]
+        rows = {
+            "shape (z, y, x)": " x ".join(map(str, self.shape)),
+            "spacing, mm": " x ".join(f"{mm:.3g}" for mm in self.spacing),
+            "extent, mm": extent if self.has_affine else "unknown: the file has no affine",
+            "directions": "L-P-S" if self.sides_certain and self.has_affine else "assumed",
+            "values, about": f"{np.nanmin(thin):g} to {np.nanmax(thin):g} ({self.array.dtype})",
+            "middle planes": thumbnails(self.array, self.spacing),
+        }
+        return table_html(f"Volume {self.source}", rows)
 
 
 def _check_affine(affine: np.ndarray, source: str) -> None:
