@@ -151,7 +151,7 @@ def load_profile_model(
         from unireason_lib.grounding.tiny import build_tiny
 
         names = ("hidden", "layers", "vision_hidden", "vision_layers", "patch_size")
-        sizes = {name: settings[name] for name in names}
+        sizes = {name: getattr(settings, name) for name in names}
         place = project / "runs" / "models" / f"tiny-{'-'.join(map(str, sizes.values()))}"
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
