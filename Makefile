@@ -17,13 +17,12 @@ READY := $(VENV)/ready-$(shell { cat requirements.lock pyproject.toml; pwd; } | 
 
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
-# Tests live on what the repository and its packages carry: any attempt to download fails at once.
+# tests live on what the repository and its packages carry: any attempt to download fails at once
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
-# One thread a process: more make small tensors slower, and two processes would fight over two cores.
+# one thread a process: two processes would fight over two cores
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.NOTPARALLEL:
 .PHONY: help tutorial test lint unit smoke study replicate lab bench coverage notebooks sync format lock clean
 
 help: ## this list
@@ -65,7 +64,7 @@ clean: ## remove .venv and caches; runs/ stays
 
 $(READY):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
-	@test "$(VENV)/pyvenv.cfg" -nt "$(PY)x" -a -x $(PY) || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@test -x "$(UV)" || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(UV) pip install --python $(PY) -r requirements.lock
 	@$(UV) pip install --python $(PY) --quiet --no-deps --no-build-isolation -e . && rm -f $(VENV)/ready-* && touch $(READY)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -101,7 +101,8 @@ def publish(
     from IPython.display import display
 
     values = [getattr(x, "item", lambda x=x: x)() for x in (value, *(interval or ()))]
-    if not all(isinstance(x, str) or math.isfinite(x) for x in values):
+    numbers = [x for x in values if not isinstance(x, str)]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
         raise UniReasonError(f"result {name!r}", "finite numbers or a text", repr(values), "fix it")
     shown = [f"{x:.3g}" if isinstance(x, float) and abs(x) < 1000 else str(x) for x in values]
     text = f"{shown[0]} {unit}".strip() + (f" ({shown[1]} to {shown[2]})" if interval else "")
@@ -126,10 +127,12 @@ def execute(path: Path, out: Path, parameters: dict[str, Any], settings: Any) ->
     os.environ |= dict.fromkeys(offline if settings.offline else (), "1")
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this interpreter
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # and this copy of the package
     out.parent.mkdir(parents=True, exist_ok=True)
     began, status, error = time.monotonic(), "passed", ""
     how = {"kernel_name": "python3", "start_timeout": 180, "cwd": path.parent}
     how |= {"execution_timeout": settings.cell_timeout, "progress_bar": sys.stderr.isatty()}
+    how["extra_arguments"] = ["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"]
     try:
         papermill.execute_notebook(path, out, parameters, **how)
     except papermill.PapermillExecutionError as failure:
@@ -179,7 +182,7 @@ def run(
         given.values(),
         [settings] * len(paths),
     )
-    with ThreadPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         rows = list((pool or builtins).map(execute, *arguments))
     results = []
     for path in paths:
@@ -253,11 +256,12 @@ def sync(names: Any = ()) -> None:
         script, paired = path.with_suffix(".py"), _script(path)
         if script.is_file() and (text := script.read_text(encoding="utf-8")) != paired:
             git = ["git", "show", f"HEAD:./{script.name}"]
-            head = subprocess.run(git, cwd=path.parent, capture_output=True, check=False).stdout
-            if head and head.decode() not in (text, paired):
+            run = subprocess.run(git, cwd=path.parent, capture_output=True, text=True, check=False)
+            if run.returncode == 0 and run.stdout not in (text, paired):
                 do = "`git checkout` one of them, or `jupytext --to py` / `--to ipynb` the other"
                 raise UniReasonError(script, "one of the pair edited", f"{path.name} too", do)
-            (script if head.decode() == paired else path).touch()
+            if run.returncode == 0:
+                (script if run.stdout == paired else path).touch()  # the newer one is taken
         jupytext(["--quiet", "--sync", str(path)])
 
 
