@@ -30,6 +30,7 @@ def project(tmp_path, monkeypatch):
     folder.mkdir()
     shutil.copy(ROOT / "notebooks" / "jupytext.toml", folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def add(name, *cells):
         parts = [
