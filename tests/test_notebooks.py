@@ -1,0 +1,177 @@
+"""Notebooks in real kernels: what passes, fails or is refused, and what the gate lets through."""
+
+import json
+import shutil
+import subprocess
+import sys
+import types
+from importlib import metadata
+from pathlib import Path
+
+import jupytext
+import nbformat
+import numpy as np
+import pytest
+
+from unireason_lib import notebooks
+from unireason_lib.errors import UniReasonError
+
+ROOT = Path(__file__).resolve().parents[1]
+URL = dict(u.split(", ") for u in metadata.metadata("unireason-lab").get_all("Project-URL"))
+SET_UP = notebooks.SET_UP_FILE.read_text().strip()
+SET_UP = SET_UP.format(repository=URL["Repository"], version=notebooks.__version__)
+PUBLISH = "from unireason_lib.notebooks import publish\npublish('ratio', 2.5, 'x', note=PROFILE)"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A small project; `project(name, *cells)` adds a paired notebook to it."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    shutil.copy(ROOT / "notebooks" / "jupytext.toml", folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def add(name, *cells):
+        parts = [
+            "# %% [markdown]\n# # Title",
+            '# %% tags=["parameters"]\nPROFILE = "laptop"\nSEED = 0',
+        ]
+        parts += [f'# %% tags=["setup"]\n{SET_UP}', *(f"# %%\n{cell}" for cell in cells)]
+        script = folder / f"{name}.py"
+        script.write_text("\n\n".join(parts) + "\n")
+        notebook = jupytext.reads(script.read_text(), "py:percent")
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        nbformat.write(notebook, script.with_suffix(".ipynb"))
+        return script.with_suffix(".ipynb")
+
+    return add
+
+
+def git(*arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+
+def text_of(path):
+    cells = nbformat.read(path, 4).cells
+    return str([cell.get("outputs") for cell in cells])
+
+
+def test_a_run_goes_on_after_a_failure_and_ends_with_the_results(project, capfd):
+    project("00_fails", "raise ValueError('boom\\nand more')", "print('never')")
+    path = project("01_works", PUBLISH, "print('SEED', SEED)")
+    project("04_trains", "print('profile', PROFILE)", PUBLISH)
+    before = path.read_bytes()
+    rows = notebooks.run(parameters={"SEED": 7}, out="runs/x", workers=2)
+    assert [row["status"] for row in rows] == ["failed", "passed", "passed"]
+    shown = capfd.readouterr().out
+    assert "ValueError: boom" in shown and "Executed notebooks: runs/x" in shown
+    assert shown.count("2.5 x") == 1, "figures of the profile smoke are no results"
+    assert "SEED 7" in text_of("runs/x/01_works.ipynb")
+    assert "profile smoke" in text_of("runs/x/04_trains.ipynb")
+    assert "never" not in text_of("runs/x/00_fails.ipynb")
+    assert path.read_bytes() == before
+    assert json.loads(Path("runs/x/results.json").read_text())["results"][0]["value"] == "2.5 x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ["07"]}, "'07'"),
+        ({"parameters": {"SED": 1}}, "perhaps SEED"),
+        ({"profile": "laptob"}, "laptop"),
+    ],
+)
+def test_an_unknown_name_is_refused_before_anything_runs(project, arguments, message):
+    project("00_a", "x = 1")
+    with pytest.raises(UniReasonError, match=message):
+        notebooks.run(**arguments)
+    assert not Path("runs").exists()
+
+
+def test_plain_papermill_with_a_misspelt_parameter_does_not_run_the_defaults(project):
+    import papermill
+
+    path = project("00_a", "print('trained')")
+    with pytest.raises(papermill.PapermillExecutionError, match="perhaps PROFILE"):
+        papermill.execute_notebook(path, "out.ipynb", {"PROFIL": "smoke"}, progress_bar=False)
+    assert "trained" not in text_of("out.ipynb")
+
+
+def test_refresh_makes_what_the_gate_lets_through(project):
+    path = project("00_a", "import matplotlib.pyplot as plt\n\nplt.plot([1, 2]);", "print('hello')")
+    assert any("other code" in problem for problem in notebooks.gate())
+    assert notebooks.refresh() and notebooks.gate() == []
+    assert "image/png" in text_of(path) and "hello" in text_of(path)
+    script = path.with_suffix(".py")
+    script.write_text(script.read_text().replace("print('hello')", "1 / 0"))
+    assert any("paired script" in problem for problem in notebooks.gate())
+    kept = text_of(path)
+    assert not notebooks.refresh() and text_of(path) == kept
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ({"text/plain": "see /home/me/x"}, "path of one machine"),
+        ({"application/vnd.jupyter.widget-view+json": {}}, "widget state"),
+        ({"text/plain": "x" * 3_000_001}, "3 MB"),
+    ],
+)
+def test_the_gate_refuses_what_should_not_be_shown(project, output, problem):
+    path = project("00_a", "1")
+    notebook = nbformat.read(path, 4)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("display_data", data=output)]
+    nbformat.write(notebook, path)
+    assert any(problem in line for line in notebooks.gate())
+
+
+def test_sync_takes_the_edited_one_and_refuses_when_both_were_edited(project):
+    path = project("00_a", "x = 1")
+    script = path.with_suffix(".py")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    script.write_text(script.read_text().replace("x = 1", "x = 2"))
+    notebooks.sync()
+    assert nbformat.read(path, 4).cells[-1].source == "x = 2"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[-1].source = "x = 3"
+    nbformat.write(notebook, path)
+    script.write_text(script.read_text().replace("x = 2", "x = 4"))
+    before = path.read_bytes(), script.read_bytes()
+    with pytest.raises(UniReasonError, match=r"00_a\.ipynb too"):
+        notebooks.sync()
+    assert (path.read_bytes(), script.read_bytes()) == before
+
+
+def test_published_figures_are_finite_and_a_zero_is_one(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: shown.append(data))
+    notebooks.publish("speed", np.float64(3.4123), "x", interval=(3.1, np.float32(3.75)), note="n")
+    notebooks.publish("errors", 0)
+    assert shown[0]["text/plain"] == "speed: 3.41 x (3.1 to 3.75)  [n]"
+    assert shown[1][notebooks.RESULT]["value"] == "0"
+    for value in (float("nan"), np.float32("inf"), [1, 2], None):
+        with pytest.raises(UniReasonError, match="finite"):
+            notebooks.publish("thing", value)
+    assert len(shown) == 2
+
+
+def test_versions_are_compared_with_what_is_declared_and_loaded(monkeypatch):
+    assert f"trl {metadata.version('trl')}" in notebooks.check_versions()
+    monkeypatch.setitem(sys.modules, "nibabel", types.SimpleNamespace(__version__="3.0.0"))
+    with pytest.raises(UniReasonError, match=r"nibabel 3\.0\.0 loaded.*restart the kernel"):
+        notebooks.check_versions()
+    needs = ["trl<1", "no-such-package>=3", 'gone>=1; python_version < "3"']
+    monkeypatch.setattr(notebooks.metadata, "requires", lambda name: needs)
+    with pytest.raises(UniReasonError, match=r"trl .*needs <1.*no no-such-package") as caught:
+        notebooks.check_versions()
+    assert "gone" not in str(caught.value)

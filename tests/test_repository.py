@@ -1,0 +1,170 @@
+"""The top level keeps its promises: one list of dependencies, a lock that fits it, arrows that run one way."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+PINS = {
+    canonicalize_name(pin.name): pin
+    for pin in map(Requirement, re.findall(r"^[a-zA-Z].*", LOCK, re.M))
+}
+LOCKED_EXTRAS = ("dev", "cc3d", "llm", "ray")
+IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "ipython": "IPython"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names that a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{one.name}" for one in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {one.name for one in node.names}
+    return names
+
+
+def test_the_lock_pins_a_version_that_fits_for_every_dependency():
+    wanted = PROJECT["dependencies"] + [
+        line for extra in LOCKED_EXTRAS for line in PROJECT["optional-dependencies"][extra]
+    ]
+    for requirement in map(Requirement, wanted):
+        pin = PINS[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(str(pin.specifier)[2:]), f"{requirement}: {pin}"
+        assert pin.marker is None, f"{requirement.name} would be left out somewhere"
+    assert [str(PINS[name].specifier) for name in ("torch", "torchvision")] == [
+        "==2.14.1",
+        "==0.29.1",
+    ]
+    assert "://" not in LOCK and "--" not in LOCK, "the lock names no host"
+
+
+def test_everything_imported_is_declared():
+    lines = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    declared = {Requirement(line).name.lower() for line in chain.from_iterable(lines)}
+    declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in declared}
+    declared |= set(sys.stdlib_module_names) | {"unireason_lib", "cc3d"}
+    imported = {
+        name.split(".")[0]: path.name
+        for path in (ROOT / "unireason_lib").rglob("*.py")
+        for name in imports_of(path)
+    }
+    assert {k: v for k, v in imported.items() if k not in declared} == {}
+
+
+def test_licence_version_and_paper_are_the_same_everywhere():
+    from unireason_lib import __version__
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert PROJECT["license"] == citation["license"] == "Apache-2.0"
+    assert citation["version"] == __version__
+    assert "2606.11740" in citation["preferred-citation"]["url"]
+
+
+def test_packages_import_in_no_circle():
+    """The order that README states; imports inside functions count."""
+    package, graph = ROOT / "unireason_lib", {}
+    for path in package.rglob("*.py"):
+        part = path.relative_to(package).with_suffix("").parts[0]
+        for name in imports_of(path):
+            first, other, *_ = [*name.split("."), ""]
+            if first == "unireason_lib" and other not in (part, "") and not other.startswith("__"):
+                graph.setdefault(part, set()).add(other)
+    order = list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+    pipeline = ["errors", "boxes", "imaging", "dataset", "training", "cli"]
+    assert sorted(pipeline, key=order.index) == pipeline
+
+
+def test_light_parts_import_without_heavy_packages():
+    """`--help` and reading a profile must not wait for torch."""
+    code = (
+        "import sys, unireason_lib.cli, unireason_lib.notebooks, unireason_lib.config as c;"
+        "c.load_profile('smoke');"
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'papermill', 'pandas')"
+        " if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_continuous_integration_and_commit_hooks_run_what_a_developer_runs():
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("exec make test")
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["linux"]["steps"][-1] == {"run": "make test"}
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    nested = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]
+    assert nested == {"pip": ["-r requirements.lock", "-e ."]}
+
+
+PROGRAM = """#!/bin/sh
+echo "$(basename $0) $*" >> calls
+case "$*" in
+    *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+    *requirements.lock*) [ ! -e broken ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The files that make reads, with stand-ins for Python and uv that note how they are called."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "uv"):
+        (tmp_path / "bin" / name).write_text(PROGRAM)
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in "make sh awk cat cksum tr test touch rm mkdir cp basename".split():
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+
+    def make(*arguments):
+        (tmp_path / "calls").write_text("")
+        environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+        run = subprocess.run(
+            ["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return run, [call for call in calls if "sys.exit" not in call]
+
+    make.folder = tmp_path
+    return make
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_fills_the_environment_once_and_takes_up_a_broken_installation(clone):
+    assert "make tutorial" in clone()[0].stdout
+    (clone.folder / "broken").touch()
+    run, calls = clone("tutorial")
+    assert run.returncode != 0 and not any("unireason_lib" in call for call in calls)
+    (clone.folder / "broken").unlink()
+    assert clone("tutorial")[1][-1] == "python -m unireason_lib tutorial --profile laptop"
+    assert clone("tutorial", "PROFILE=smoke", "ONLY=00 03")[1] == [
+        "python -m unireason_lib tutorial --profile smoke 00 03"
+    ]
+    with (clone.folder / "requirements.lock").open("a") as file:
+        file.write("another==1\n")
+    calls = clone("test")[1]
+    assert calls[0].startswith("uv pip install") and "-r requirements.lock" in calls[0]
+    parts = [call.split("-m ")[1].split(" ")[:2] for call in calls if "-m " in call]
+    assert [part[-1] for part in parts] == ["format", "check", "gate", "-q", "tutorial", "ablate"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_says_when_there_is_no_python(clone):
+    (clone.folder / "bin" / "python3").unlink()
+    run, calls = clone("lint")
+    assert run.returncode != 0 and "Python 3.11 or newer" in run.stderr and calls == []
