@@ -28,6 +28,7 @@ from unireason_lib.ablation.claims import judge, table_of_claims, table_of_condi
 from unireason_lib.ablation.grid import STAGES, Grid, Job, plan
 from unireason_lib.config import load_profile
 from unireason_lib.errors import GridError
+from unireason_lib.evaluation.consistency import read_consistency, slices_file
 from unireason_lib.evaluation.table import pooled, read_pooled, write_pooled
 from unireason_lib.io import locked, read_json, write_json
 
@@ -188,6 +189,9 @@ class _Records:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "parameters": dict(job.parameters),
         }
+        replies = self.root / job.makes
+        if job.stage == "test" and status == "passed" and slices_file(replies).exists():
+            self.runs[job.key]["consistency"] = read_consistency(replies).to_dict()
         write_json(self.folder / f"{job.name}.json", self.runs[job.key])
 
     def table(self) -> pd.DataFrame:
