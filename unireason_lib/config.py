@@ -271,7 +271,7 @@ def load_profile(
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """``"a.b=3, c=[1,2]"`` -> ``{"a.b": 3, "c": [1, 2]}``; also separated by semicolons or newlines.
+    """``"a.b=3, c=[1,2]"`` -> ``{"a.b": 3, "c": [1, 2]}``; semicolons and newlines separate too.
 
     Raises:
         ProfileError: A part has no ``=``.

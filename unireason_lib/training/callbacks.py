@@ -1,7 +1,7 @@
 """What happens beside the steps of a training run: its log, free-running tests, and Ctrl-C.
 
-The log is a file of JSON lines. A line holds ``step`` and either the trainer's numbers, which it has
-reduced over all processes (``loss``, ``learning_rate``, ``grad_norm``, ...), or under
+The log is a file of JSON lines. A line holds ``step`` and either the trainer's numbers, which it
+has reduced over all processes (``loss``, ``learning_rate``, ``grad_norm``, ...), or under
 ``free_running`` what the replies were worth that the model generated at that step.
 """
 
@@ -168,8 +168,8 @@ class SaveOnInterrupt(TrainerCallback):
 
 
 def in_any_process(flag: bool, device: Any = "cpu") -> bool:
-    """Whether a flag is set in any process of a run: what one process must do alone, such as raise an
-    error, leaves the others waiting for it for ever, so it is decided together."""
+    """Whether a flag is set in any process of a run. A process that stops or raises alone leaves
+    the others waiting for it for ever, so that is decided together."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return flag
     number = torch.tensor(float(flag), device=device)
@@ -178,8 +178,8 @@ def in_any_process(flag: bool, device: Any = "cpu") -> bool:
 
 
 def sharding() -> str | None:
-    """What shards weights over processes, as ``accelerate launch`` says: ``"deepspeed"``, ``"fsdp"``
-    or None."""
+    """What shards weights over processes, as ``accelerate launch`` says: ``"deepspeed"``,
+    ``"fsdp"`` or None."""
     for name in ("deepspeed", "fsdp"):
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
             return name

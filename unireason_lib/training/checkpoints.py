@@ -155,8 +155,9 @@ class ExactResume:
 
     transformers saves Qwen2.5-VL under the names of its hub checkpoints (``visual.*``,
     ``model.layers.*``), but ``Trainer`` loads the file by the names of the class in memory
-    (``model.visual.*``, ``model.language_model.layers.*``) with ``strict=False``: nothing fits, nothing
-    is loaded, and the run goes on from whatever it was begun with. Here the model's own loader reads it.
+    (``model.visual.*``, ``model.language_model.layers.*``) with ``strict=False``: nothing fits,
+    nothing is loaded, and the run goes on from whatever it was begun with. Here the model's own
+    loader reads the file.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -171,13 +172,15 @@ class ExactResume:
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
         loss = super().training_step(*args, **kwargs)
-        if in_any_process(not torch.isfinite(loss).all(), loss.device):
+        finite = bool(torch.isfinite(loss).all())
+        if in_any_process(not finite, loss.device):
+            found = "another in another process" if finite else loss.item()
             do = "lower the learning rate and call again: the run goes on from its last checkpoint"
-            raise TrainingError(f"step {self.state.global_step}", "a finite loss", loss.item(), do)
+            raise TrainingError(f"step {self.state.global_step}", "a finite loss", found, do)
         return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's card of every checkpoint says nothing of this; the model gets :func:`model_card`."""
+        """None for checkpoints; the finished model gets :func:`model_card`."""
 
 
 def train(trainer: Any, out: Path) -> None:
@@ -189,6 +192,7 @@ def train(trainer: Any, out: Path) -> None:
     """
     if trainer.args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
+    _clean_generation_config(trainer.model, trainer.processing_class)
     with SaveOnInterrupt() as interrupt, full_disk_named(out):
         trainer.add_callback(interrupt)
         trainer.train(resume_from_checkpoint=last_checkpoint(out))
@@ -243,7 +247,6 @@ def save_model(trainer: Any, processor: Any, folder: Path, records: Sequence[Rec
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
         wait()
-        _clean_generation_config(trainer.accelerator.unwrap_model(trainer.model), processor)
         trainer.save_model(str(temporary))
         wait()
         if main:
@@ -272,8 +275,8 @@ def merge_adapter(
     """Save a model with its PEFT adapter as one checkpoint: under another name first, then renamed.
 
     Args:
-        base: Folder or hub id of the model; loaded without quantization, because merged 4-bit weights
-            would be rounded again.
+        base: Folder or hub id of the model; loaded without quantization, because merged 4-bit
+            weights would be rounded again.
         adapter: Folder or hub id; its card is taken along, with the words for a whole checkpoint.
         out: Folder of the checkpoint; must not exist.
         dtype: Of the merged weights.
@@ -302,9 +305,9 @@ def merge_adapter(
 
 
 def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
-    """Where a model is that can be trained further: the path itself, or for the folder of an adapter
-    the checkpoint that it makes with its model. That lies beside it as ``merged``. It is made when it is
-    not there or was made of other weights; processes that want it at once make it once.
+    """Where a model is that can be trained further: the path itself, or for the folder of an
+    adapter the checkpoint that it makes with its model. That lies beside it as ``merged``. It is
+    made when it is not there or was made of other weights, and once when several processes ask.
 
     Args:
         path: Folder or hub id of a checkpoint, or folder of a PEFT adapter.
@@ -348,8 +351,8 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
 # --- its card --------------------------------------------------------------------------------
 
 _STAGES = {
-    "sft": "Supervised fine-tuning of `{base}` with UniReason-Lab: loss on model-generated tokens only",
-    "grpo": "Outcome RL (GRPO) of `{base}` with UniReason-Lab: rewards for answer and format",
+    "sft": "Supervised fine-tuning of `{base}`: loss on model-generated tokens only",
+    "grpo": "Outcome RL (GRPO) of `{base}`: rewards for answer and format",
 }
 
 _CARD = """---
@@ -364,7 +367,8 @@ pipeline_tag: image-text-to-text
 
 # {name}
 
-{what}. The method is that of UniReason-Med (arXiv 2606.11740). **For research, not for clinical use.**
+{what}. Made with UniReason-Lab; the method is that of UniReason-Med (arXiv 2606.11740). **For
+research, not for clinical use.**
 
 ## Use
 
@@ -372,7 +376,8 @@ pipeline_tag: image-text-to-text
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, load_model
 
 model, processor = load_model({load})
-request = GroundedRequest("Where is the lesion?", images, {{"A": "left", "B": "right"}}, dimension="2d")
+options = {{"A": "left", "B": "right"}}
+request = GroundedRequest("Where is the lesion?", images, options, dimension="2d")
 print(GroundedGenerator(model, processor).generate([request])[0].text)
 ```
 {plain}
@@ -399,8 +404,8 @@ A few dozen questions say little; `evaluate` measures with intervals and a quest
 
 _PLAIN = """
 The folder is in plain transformers form: `Qwen2_5_VLForConditionalGeneration.from_pretrained` and
-`AutoProcessor.from_pretrained` load it. `generate` alone never shows the model the regions that it boxes;
-the grounded interface stops after each `<|box_end|>` and injects the tokens of the region.
+`AutoProcessor.from_pretrained` load it. `generate` alone never shows the model the regions that it
+boxes; the grounded interface stops after each `<|box_end|>` and injects the tokens of the region.
 """
 
 

@@ -1,7 +1,8 @@
 """From a conversation with images to the tensors of a training step.
 
 A grounded reply is one assistant turn in which text and images alternate: the model generated the
-text, the images (crops of the regions that it boxed) were injected. Only generated text carries loss:
+text, the images (crops of the regions that it boxed) were injected. Only what it generated carries
+loss:
 
     user:       <image> Where is ...?                          no loss
     assistant:  <think>I look at <|box_start|>[..]<|box_end|>  loss
@@ -13,14 +14,14 @@ of the assistant and leave the images out (``grounding/chat_template.jinja``).
 
 The paper's second claim is about the components of a reply, so each is an ablation of one record:
 
-==============  ======================================  ===================================
-components      the reply                               at inference
-==============  ======================================  ===================================
+==============  =======================================  ====================================
+components      the reply                                at inference
+==============  =======================================  ====================================
 ``full``        rationale, boxes, tokens of the regions  boxes are answered with their region
-``no regions``  rationale and boxes                     boxes are answered with nothing
-``no boxes``    rationale in words                      no region is boxed
-``answer``      letter and option                       no rationale
-==============  ======================================  ===================================
+``no regions``  rationale and boxes                      boxes are answered with nothing
+``no boxes``    rationale in words                       no region is boxed
+``answer``      letter and option                        no rationale
+==============  =======================================  ====================================
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Encoder:
         """
         parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
         shown = [part["image"] for part in parts if part["type"] == "image"]
-        images = tuple(np.asarray(self.frame.aligned(image)) for image in shown)
+        images = tuple(np.array(self.frame.aligned(image)) for image in shown)
         text, spans = _render(messages, self.template)
         coded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids = np.array(coded["input_ids"], np.int32)

@@ -1,9 +1,9 @@
 """The arithmetic of a training run: its 16-bit type, and the optimizer of a small model.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight
-matrix by the nearest orthogonal matrix before it is added, so that all its directions learn at one
-pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's. What is here
-makes them one optimizer, which transformers' trainers take as ``optimizer_cls_and_kwargs``.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
+weight matrix by the nearest orthogonal matrix before it is added, so that all its directions learn
+at one pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's. What
+is here makes them one optimizer, which transformers' trainers take as ``optimizer_cls_and_kwargs``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 
 
 def fast_bfloat16() -> bool:
-    """Whether this machine multiplies matrices in bfloat16 by instructions of its own: a GPU that has
-    them, or a CPU with AVX512-BF16 or AMX. Elsewhere bfloat16 is slower than float32."""
+    """Whether this machine has instructions for matrices in bfloat16: a GPU that has them, or a CPU
+    with AVX512-BF16 or AMX. Elsewhere bfloat16 is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = torch.cpu.get_capabilities()

@@ -2,8 +2,8 @@
 
 What is ours is little: which parameters learn (the language model; vision tower and merger are
 frozen, as in the paper), batches of similar length, and on one CPU a loss that computes logits for
-labelled tokens only. Optimizer, schedule, accumulation, checkpoints, mixed precision, DeepSpeed, FSDP
-and trackers are the trainer's, configured by the section ``sft`` of a profile.
+labelled tokens only. Optimizer, schedule, accumulation, checkpoints, mixed precision, DeepSpeed,
+FSDP and trackers are the trainer's, configured by the section ``sft`` of a profile.
 
     records -> Examples -> [features of the frozen tower] -> SFTTrainer -> model/, log.jsonl
 """
@@ -58,14 +58,15 @@ def train_sft(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> Path:
-    """Fine-tune a model on grounded records; a run that was stopped goes on from its last checkpoint.
+    """Fine-tune a model on grounded records; a stopped run goes on from its last checkpoint.
 
     Args:
-        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in place.
+        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in
+            place.
         records: What to learn from.
         images: Gives the images of a record.
-        out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``too_long.jsonl`` when
-            records were cut or left out.
+        out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``too_long.jsonl``
+            when records were cut or left out.
         profile: All settings: sections ``sft`` and ``grounding``.
         callbacks: Of the trainer, such as :class:`~unireason_lib.training.callbacks.FreeRunning`.
         progress: Whether to show bars.
@@ -74,8 +75,8 @@ def train_sft(
         ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
 
     Raises:
-        DatasetError: No record is left to train on; another process trains in the folder, or it holds
-            another run; the disk is full.
+        DatasetError: No record is left to train on; another process trains in the folder, or it
+            holds another run; the disk is full.
         TrainingError: The loss is not finite.
     """
     out, ours = Path(out), profile.grounding
@@ -130,15 +131,15 @@ def _collate(
 
 
 class LengthGroupedEpochs(LengthGroupedSampler):
-    """transformers' batches of similar length, in an order that follows from seed and epoch alone: a
-    run that goes on in its second epoch sees what it would have seen.
+    """transformers' batches of similar length, in an order that follows from seed and epoch alone:
+    a run that goes on in its second epoch sees what it would have seen.
 
     Args:
         size: Examples that should be of similar length.
         lengths: Tokens of every example.
         seed: Of the order.
-        epoch: Tells the epoch that begins. (``set_epoch`` does not reach a sampler behind the wrappers
-            that resuming and several processes put around it.)
+        epoch: Tells the epoch that begins. (``set_epoch`` does not reach a sampler behind the
+            wrappers that resuming and several processes put around it.)
     """
 
     def __init__(
@@ -162,8 +163,8 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
     def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lengths = lengths
-        # transformers says no for this architecture; then every forward pass of a step would weigh the
-        # same, however few words it holds. The losses used here do divide by the tokens of the step.
+        # transformers says no for this architecture; then every forward pass of a step would weigh
+        # the same, however few words it holds. The losses here divide by the tokens of the step.
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
@@ -175,8 +176,8 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """On one CPU :func:`labelled_token_loss`, else TRL's. Both are the same number, but TRL's
-        computes the logits of all tokens where it has no Triton kernel, twice the time of a step."""
+        """On one CPU :func:`labelled_token_loss`, else TRL's. Both give the same number, but
+        without a Triton kernel TRL's computes the logits of all tokens, which doubles a step."""
         one_process = self.accelerator.distributed_type == DistributedType.NO
         if not one_process or self.args.device.type != "cpu" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -232,9 +233,9 @@ def keep_full_precision(trainer: Any) -> None:
     """Keep what learns in float32, and multiply in 16 bits under autocast.
 
     Small updates would be lost in the rounding of a bfloat16 weight, and the loss scale of float16
-    takes no other type. Of a fully trained model that is all of it, so that FSDP finds one type; under
-    adapters the frozen weights stay as they are. DeepSpeed keeps a copy itself. TRL makes adapters of
-    4-bit weights bfloat16, which is undone here.
+    takes no other type. Of a fully trained model that is all of it, so that FSDP finds one type;
+    under adapters the frozen weights stay as they are. DeepSpeed keeps a copy itself. TRL makes
+    adapters of 4-bit weights bfloat16, which is undone here.
     """
     if trainer.is_deepspeed_enabled:
         return

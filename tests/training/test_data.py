@@ -1,0 +1,179 @@
+"""From a data set to records, their images and their tokens: ours, and the authors' release."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from unireason_lib.dataset.build import BuildConfig, build
+from unireason_lib.dataset.hub import load_set
+from unireason_lib.dataset.release import release_split, write_release
+from unireason_lib.dataset.schema import Record
+from unireason_lib.dataset.sources import SourceSpec
+from unireason_lib.errors import DatasetError
+from unireason_lib.grounding import build_tiny, load_model
+from unireason_lib.imaging.frame import QWEN_FRAME
+from unireason_lib.io import read_lines
+from unireason_lib.training.data import Examples, data_folder, images_from, training_records
+from unireason_lib.training.encoding import Encoder, conversation
+
+
+def test_records_are_chosen_by_dimension_and_number(data):
+    everything = training_records(data)
+    assert {r.split for r in everything} == {"train"}
+    assert len({r.id for r in everything}) == len(everything)
+    some = training_records(data, {"2d": 10, "3d": 4})
+    assert Counter(r.dimension for r in some) == {"2d": 10, "3d": 4}
+    assert {r.dimension for r in training_records(data, {"2d": None})} == {"2d"}
+    again = training_records(data, {"3d": 3 * len(training_records(data, {"3d": None}))})
+    assert set(Counter(r.id for r in again).values()) == {3}  # each as often as any other
+    assert [r.id for r in training_records(data, seed=1)] != [r.id for r in everything]
+    fewer, more = (training_records(data, {"3d": n}) for n in (2, 4))
+    assert {r.id for r in fewer} <= {r.id for r in more}
+
+
+@pytest.mark.parametrize(
+    "records, split", [({"2d": 0, "3d": 0}, "train"), (None, "test"), ({"3d": 5}, "test")]
+)
+def test_records_that_are_not_there_are_named(data, records, split):
+    with pytest.raises(DatasetError, match=split):
+        training_records(data, records, split=split)
+
+
+@pytest.mark.parametrize("read", [training_records, images_from, data_folder])
+@pytest.mark.parametrize("name", ["/nothere", "./nothere", "nothere", "a/b/c"])
+def test_a_folder_that_is_not_there_is_no_hub_id(read, name):
+    """The advice was to download that path from the hub."""
+    with pytest.raises(DatasetError, match="no such folder") as refused:
+        read(name)
+    assert "download" not in str(refused.value)
+
+
+def test_what_does_not_fit_is_cut_or_left_out_and_listed(study, tiny_model, tmp_path):
+    processor = tiny_model[1]
+    lengths = Examples(study.records, study.images, processor).lengths
+    most = int(np.median(lengths))
+    some = Examples(
+        study.records, study.images, processor, max_length=most, too_long=tmp_path / "kept"
+    )
+    listed = {line["id"]: line["kept"] for line in read_lines(tmp_path / "kept")}
+    assert max(some.lengths) <= most
+    assert len(listed) == sum(n > most for n in lengths)
+    assert [study.records[row].id for row in some.rows] == [
+        r.id for r in study.records if listed.get(r.id) != 0
+    ]
+    lazy = Examples(
+        *(study.records, study.images, processor),
+        **{"max_length": most, "keep": False, "too_long": tmp_path / "lazy"},
+    )
+    assert not read_lines(tmp_path / "lazy")
+    for _ in range(2):  # listed when met, once
+        assert all(len(lazy[k]) <= most for k in range(len(lazy)))
+    lines = read_lines(tmp_path / "lazy")
+    assert {line["id"]: line["kept"] for line in lines} == listed and len(lines) == len(listed)
+
+
+def test_estimated_lengths_order_examples_as_true_ones_do(study, tiny_model):
+    true = Examples(study.records, study.images, tiny_model[1]).lengths
+    estimated = Examples(study.records, study.images, tiny_model[1], keep=False).lengths
+    assert np.corrcoef(true, estimated)[0, 1] > 0.9
+
+
+def test_loader_processes_can_be_sent_examples(study, tiny_model, data):
+    """Where processes are not forked they get them pickled."""
+    lazy = Examples(study.records[:4], images_from(data), tiny_model[1], keep=False)
+    assert pickle.loads(pickle.dumps(lazy)).lengths == lazy.lengths
+
+
+# the authors' release: an offline replica in its folders, columns and sizes
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """A data set of ours at the paper's size: slices of 256 x 256, volumes of 32."""
+    sources = (
+        SourceSpec("phantom", None, {"dimension": "2d", "count": 2}),
+        SourceSpec("phantom", None, {"dimension": "3d", "start": 500_000, "count": 1}),
+    )
+    config = BuildConfig(
+        sources,
+        size=(32, 256, 256),
+        frame=QWEN_FRAME,
+        per_family=1,
+        prior_studies=0,
+        fractions={"train": 1.0, "val": 0.0, "test": 0.0},
+    )
+    return build(config, tmp_path_factory.mktemp("ours") / "set").folder
+
+
+@pytest.fixture(scope="module")
+def release(ours, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    return write_release(ours, folder / "UniReason-Med-Data", folder / "m3d"), folder / "m3d"
+
+
+def released(folder, m3d):
+    """The records of all splits: those of a row follow from its patient."""
+    for split in ("train", "val", "test"):
+        try:
+            yield from training_records(folder, split=split, m3d_root=m3d)
+        except DatasetError:  # none fell into it
+            continue
+
+
+def test_the_release_has_its_columns_and_none_of_ours(ours, release):
+    folder, m3d = release
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "rl", "sft"]
+    names = ("sft", "rl", "images")
+    tables = {name: pq.read_table(folder / name / "part-00000.parquet") for name in names}
+    assert tables["images"].column_names == ["image_id", "path", "bytes"]
+    assert {"messages", "image_ids"} <= set(tables["sft"].column_names)
+    assert {"prompt", "reward_model", "extra_info"} <= set(tables["rl"].column_names)
+    infos = [json.loads(text) for text in tables["sft"]["extra_info"].to_pylist()]
+    assert all(set(info) <= {"index", "volume"} for info in infos)
+    volume = np.load(next(m3d.rglob("*.npy")), allow_pickle=False)
+    assert volume.shape == (1, 32, 256, 256) and volume.dtype == np.float32
+    with pytest.raises(DatasetError, match="no such folder"):
+        write_release(ours, folder, m3d)
+
+
+def test_a_model_learns_the_same_from_the_release(ours, release, tmp_path):
+    folder, m3d = release
+    limits = {"min_pixels": QWEN_FRAME.min_pixels, "max_pixels": QWEN_FRAME.max_pixels}
+    _, processor = load_model(build_tiny(tmp_path / "qwen", patch_size=14, **limits), device="cpu")
+    encoder = Encoder(processor)
+    mine = {one.reply: one for one in map(Record.from_row, load_set(ours, "sft", "train"))}
+    stored, scans = images_from(ours), images_from(folder, m3d_root=m3d)
+    records = list(released(folder, m3d))
+    assert len(records) == len(mine)
+    for record in records:
+        twin = mine[record.reply]
+        assert (record.answer, record.boxes) == (twin.answer, twin.boxes)
+        theirs, expected = (
+            encoder(conversation(one, images(one), "full", encoder.frame))
+            for one, images in ((record, scans), (twin, stored))
+        )
+        assert np.array_equal(theirs.ids, expected.ids)
+        assert np.array_equal(theirs.loss_mask, expected.loss_mask)
+        for a, b in zip(theirs.images, expected.images, strict=True):
+            assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98  # windowed twice, for a volume
+
+
+def test_splits_of_released_rows_follow_from_their_patients(release):
+    folder, m3d = release
+    learnt = {record.id for record in released(folder, m3d) if release_split(record) == "train"}
+    assert learnt == {record.id for record in training_records(folder, m3d_root=m3d)}
+
+
+def test_volumes_that_nobody_holds_are_left_out_and_counted(release):
+    folder, _ = release
+    with pytest.warns(UserWarning, match=r"\d+ rows about volumes are left out"):
+        records = training_records(folder)
+    assert {record.dimension for record in records} == {"2d"}
+    with pytest.warns(UserWarning), pytest.raises(DatasetError, match="3d"):
+        training_records(folder, {"3d": 4})

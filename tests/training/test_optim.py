@@ -1,0 +1,81 @@
+"""Precision, and two optimizers in one: who learns what, one schedule, one state."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from unireason_lib.training import optim
+from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, autocast_dtype, muon_factory
+from unireason_lib.training.sft import freeze
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_type_of_a_run_is_decided_once(monkeypatch, fast):
+    """With bf16 null the trainer autocast and the rollouts of RL did not."""
+    monkeypatch.setattr(optim, "fast_bfloat16", lambda: fast)
+
+    def chosen(bf16, fp16=False):
+        return autocast_dtype(SimpleNamespace(bf16=bf16, fp16=fp16))
+
+    assert chosen(None) == (torch.bfloat16 if fast else None)
+    assert chosen(True) == torch.bfloat16 and chosen(False) is None
+    assert chosen(None, fp16=True) == torch.float16
+
+
+def test_every_parameter_that_learns_has_one_optimizer(fresh_model):
+    model, _ = fresh_model
+    freeze(model)
+    muon, adamw = MuonWithAdamW(model, lr=1e-3, muon_lr=1e-2).parts
+    matrices = muon.param_groups[0]["params"]
+    wide, vectors = (group["params"] for group in adamw.param_groups)
+    taught = [*matrices, *wide, *vectors]
+    learns = [p for p in model.parameters() if p.requires_grad]
+    assert len({id(p) for p in taught}) == len(taught) == len(learns)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all("layers" in names[id(p)] and p.ndim == 2 for p in matrices)
+    # tied: the output layer too
+    assert [names[id(p)] for p in wide] == ["model.language_model.embed_tokens.weight"]
+    assert all(p.ndim == 1 for p in vectors) and not any("visual" in names[id(p)] for p in taught)
+
+
+def test_in_float32_the_steps_are_those_of_pytorch():
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((32, 32), (16, 48), (48, 16), (32, 32))]
+    gradients = [[torch.randn_like(one) for one in start] for _ in range(5)]
+    ends, states = [], []
+    for kind in (torch.optim.Muon, FloatMuon):
+        mine = [nn.Parameter(one.clone()) for one in start]
+        unused = nn.Parameter(torch.ones(2, 2))
+        how = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+        optimizer = kind([*mine, unused], **how)
+        for step in gradients:
+            for parameter, gradient in zip(mine, step, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        ends.append(mine)
+        states.append(optimizer.state_dict()["state"])
+    for before, theirs, ours in zip(start, *ends, strict=True):
+        moved = (theirs - before).norm()
+        assert moved > 1 and (theirs - ours).norm() < 0.02 * moved  # the rounding of bfloat16
+    torch.testing.assert_close(states[0], states[1])  # either can go on with the other's
+
+
+def test_one_schedule_moves_both_and_a_state_comes_back(fresh_model):
+    model, _ = fresh_model
+    both = muon_factory()(model, lr=1e-3, muon_lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(both, lambda step: 0.5**step)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.1)
+    both.step()
+    schedule.step()
+    rates = [group["lr"] for part in both.parts for group in part.param_groups]
+    assert rates == pytest.approx([5e-3, 5e-4, 5e-4])
+    other = MuonWithAdamW(model, lr=7.0, muon_lr=7.0)
+    other.load_state_dict(both.state_dict())
+    assert [group["lr"] for group in other.param_groups] == pytest.approx(rates)
+    assert all(part.state for part in other.parts)
+    assert other.param_groups[0] is other.parts[0].param_groups[0]
