@@ -45,7 +45,7 @@ def profile(changes=(), **grpo_section):
 
 
 def pointing(tokenizer, dimension, boxes):
-    """What a reply is made to write: a thought with some boxes, then six tokens of its own choice."""
+    """What a reply is made to write: a thought with some boxes, then six tokens of its choice."""
     box = "[8,8,24,40]" if dimension == "2d" else "[8,8,1,24,40,3]"
     boxes = [f"<|box_start|>{box}<|box_end|>"] * boxes
     return Script(tokenizer, ("<think>Look", *boxes, "</think>B.", 6, tokenizer.eos_token))
@@ -115,7 +115,7 @@ def weights_of(folder):
 def test_log_probabilities_are_those_of_the_sampled_distribution(
     stress, study, tiny_checkpoint, scripted, generations, tmp_path
 ):
-    """2D and 3D, no, one and three boxes in one batch; of sampling, policy, old policy and reference.
+    """2D and 3D, no, one and three boxes in one batch: of sampling, policy, old and reference.
     Tokens that may not be sampled have no probability, however likely the model finds them."""
     model, processor = load_model(tiny_checkpoint, device="cpu")
     forbidden = GroundedGenerator(model, processor).never_written
@@ -163,7 +163,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
 def test_rollouts_and_trainer_use_one_autocast(
     study, fresh_model, monkeypatch, generations, tmp_path
 ):
-    """Else log-probabilities in bfloat16 differ by up to 0.1, although nothing was learnt between."""
+    """Else log-probabilities in bfloat16 differ by up to 0.1 before anything is learnt."""
     types, plain = [], GroundedGenerator.generate
 
     def generate(self, *args, **how):
@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
 def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
     study, fresh_model, monkeypatch, tmp_path, reply
 ):
-    """The one ends at once, the other gets its first four regions and earns nothing for its boxes."""
+    """The one ends at once, the other gets four regions and earns nothing for its boxes."""
     plain = GroundedGenerator.generate
 
     def generate(self, requests, **how):

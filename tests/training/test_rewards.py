@@ -158,7 +158,7 @@ def test_the_optional_rewards():
 
 
 def test_rewards_have_the_signature_of_trl():
-    """Columns of the data set by name, others ignored; messages or plain text; the paper's weights."""
+    """Columns by name, others ignored; messages or plain text; the paper's weights."""
     columns = {
         "truth": ["B", "B"],
         "options": [OPTIONS, OPTIONS],

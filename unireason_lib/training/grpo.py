@@ -1,14 +1,14 @@
 """Outcome RL: TRL's ``GRPOTrainer`` with rollouts that box a region, see it enlarged, and answer.
 
-What is ours is little: how replies are sampled (:class:`~unireason_lib.grounding.GroundedGenerator`,
-all rollouts of a generation in one batch, those of one question sharing its encoding), and that the
-crops of a reply reach the forward pass with the images of its prompt, while injected tokens carry
-neither loss nor KL. Advantages, clipping, KL, accelerate, PEFT, checkpoints, trackers are TRL's.
+What is ours is little: how replies are sampled (all rollouts of a generation in one batch, those of
+one question sharing its encoding), and that the crops of a reply reach the forward pass with the
+images of its prompt, while injected tokens carry neither loss nor KL. Advantages, clipping, KL,
+accelerate, PEFT, checkpoints and trackers are TRL's.
 
-    records -> Questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, log.jsonl, rollouts.jsonl
+    records -> Questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, rollouts.jsonl
 
-TRL takes images into a completion only from tools, so that is what crops are to it; its private
-methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, the version that is pinned.
+TRL takes images into a completion only from tools, so that is what crops are to it. The private
+methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, which is pinned.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Questions:
         self._unusable: set[int] = set()
 
     def dataset(self) -> datasets.Dataset:
-        """What TRL draws from: a row a question. Images and other columns come from :meth:`open`."""
+        """What TRL draws from: a row a question; all other columns come from :meth:`open`."""
         prompts = [[{"role": "user", "content": record.question}] for record in self.records]
         return datasets.Dataset.from_dict({"row": range(len(prompts)), "prompt": prompts})
 
@@ -94,8 +94,8 @@ class Questions:
     ) -> tuple[GroundedRequest, dict[str, Any]] | None:
         """A question as it is asked; None when it cannot be.
 
-        One that can never be asked is listed and not tried again; one whose images could not be read
-        for a reason of the operating system is left out this time only.
+        One that can never be asked is listed and not tried again; one whose images could not be
+        read for a reason of the operating system is left out this time only.
 
         Args:
             row: Which.
@@ -145,10 +145,10 @@ def prompt_tokens(generator: GroundedInterface, request: GroundedRequest) -> int
 class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     """TRL's trainer whose completions are grounded replies.
 
-    The log-probabilities that are recorded while sampling, and those of policy, old policy and
-    reference, are of one distribution: temperature applied, forbidden tokens left out, one autocast.
-    A vLLM server must return that one too: ``--logprobs-mode processed_logprobs``, which applies
-    temperature and ``logit_bias`` (TRL warns of any other mode).
+    Log-probabilities that are recorded while sampling, and those of policy, old policy and reference
+    are of one distribution: at the temperature, without forbidden tokens, under one autocast. A vLLM
+    server must return that one too: ``--logprobs-mode processed_logprobs``, which applies temperature
+    and ``logit_bias`` (TRL warns of any other mode).
 
     Args:
         questions: What is asked; ``train_dataset`` is their :meth:`Questions.dataset`.
@@ -212,7 +212,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         completions = [[{"role": "assistant", "content": trace.text}] for trace in self._traces]
         statuses = [p.status for trace in self._traces for p in trace.pointings]
         failures = len(statuses) - statuses.count("injected")
-        # the prompt's images are given as a tool's too: only then TRL marks image tokens by their id
+        # images of the prompt too: only for a tool's images TRL marks image tokens by their id
         images = [
             [*trace.request.images, *(crop for p in trace.pointings for crop in p.crops)]
             for trace in self._traces
@@ -274,9 +274,9 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         yield ServedGenerator(self._client, self.processing_class, ends)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Save and stop only between generations. The replies of a generation are no part of a
-        checkpoint: a run can be resumed exactly there and nowhere else. A checkpoint or stop that is
-        asked for in between (``save_steps``, Ctrl-C) waits."""
+        """Save and stop only between generations, whose replies are no part of a checkpoint: a run
+        can be resumed exactly there and nowhere else. What is asked for in between (``save_steps``,
+        Ctrl-C) waits."""
         control, step, arguments = self.control, self.state.global_step, self.args
         passes = arguments.steps_per_generation * self.num_iterations
         inside = step % (passes // arguments.gradient_accumulation_steps) != 0
@@ -324,11 +324,11 @@ class EpochSampler(RepeatSampler):
 
 @contextmanager
 def forbidden(tokens: Sequence[int]) -> Iterator[None]:
-    """Within it, TRL's log-probabilities and entropies are those of a distribution without ``tokens``.
+    """Within it, TRL's log-probabilities and entropies are of a distribution without ``tokens``.
 
-    TRL computes them in one fused function of hidden states and output layer, which takes a bias. On
-    a CPU it scores the prompt too, unless told to score only what is asked for, as on a GPU: a tiny
-    model trains twice as fast.
+    TRL computes them in one fused function of hidden states and output layer, which takes a bias.
+    On a CPU it scores the prompt too, unless told to score only what is asked for, as on a GPU: a
+    tiny model trains twice as fast.
     """
     module = trl.trainer.utils
     fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
@@ -378,8 +378,8 @@ def _line(columns: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
 
 
 class FeatureCache:
-    """What a frozen vision tower makes of each image: in outcome RL an image comes up in the prompts
-    of a whole group, in the passes of policy and reference, and again an epoch later.
+    """What a frozen vision tower makes of each image: in outcome RL an image comes up in the
+    prompts of a whole group, in the passes of policy and reference, and again an epoch later.
 
     Args:
         size: Images that are kept; a cache that is full begins anew.
@@ -426,7 +426,7 @@ def train_grpo(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> Path:
-    """Train a fine-tuned model on outcomes; a run that was stopped goes on from its last checkpoint.
+    """Train a fine-tuned model on outcomes; a stopped run goes on from its last checkpoint.
 
     Args:
         model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in

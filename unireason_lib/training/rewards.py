@@ -1,4 +1,4 @@
-"""Rewards of outcome RL: for the answer and for the format of a reply, none for where its boxes lie.
+"""Rewards of outcome RL: for answer and format of a reply, none for where its boxes lie.
 
 A reward is a number between 0 and 1 for a reply as text (control tokens kept), and each is logged
 apart. Two modes:
@@ -78,8 +78,8 @@ def format_reward(
 
     Returns:
         ``"strict"``: 0.5 for a thought in order, and 0.5 more when there is one and every box in it
-        is sound, at least one of them. ``"paper"``: 0.5 for each kind of tags that pair up; 0 for an
-        empty reply.
+        is sound, at least one of them. ``"paper"``: 0.5 for each kind of tags that pair up, 0 for
+        an empty reply.
 
     Raises:
         RequestError: An unknown mode.
