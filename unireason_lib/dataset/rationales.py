@@ -222,9 +222,9 @@ _MARK = re.compile("\0(.)\0")
 def _findings(question: Question, rng: random.Random) -> list[str]:
     """The sentences that locate the evidence and state what is seen there."""
     known, kind, number = templates(), question.kind, len(question.evidence)
-    if kind in ("pair", "absent"):  # each of the structures in the order of the question
+    if kind == "pair":  # each of the structures in the order of the question
         sentences = []
-        for k, name in enumerate(_searched(question), start=1):
+        for k, name in enumerate(question.facts["searched"], start=1):
             text = rng.choice(known["searched"]["found" if name in question.names else "absent"])
             if name in question.names:
                 text = text.replace("{0}", f"{{{question.names.index(name)}}}")
@@ -238,11 +238,6 @@ def _findings(question: Question, rng: random.Random) -> list[str]:
     return [rng.choice(located), rng.choice(findings)]
 
 
-def _searched(question: Question) -> list[str]:
-    """The structures whose presence is asked about, in the order of the question."""
-    return question.facts.get("searched") or list(map(_within, question.options.values()))
-
-
 def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]:
     """What fills the braces."""
     facts, known = question.facts, templates()
@@ -250,8 +245,7 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
     words |= {"truth": _within(question.truth), "modality": view.study.modality}
     words["it"] = "image" if question.dimension == "2d" else "volume"
     words |= dict(zip("abc", question.names, strict=False))
-    if question.kind in ("pair", "absent"):
-        words |= {f"name{k}": name for k, name in enumerate(_searched(question), start=1)}
+    words |= {f"name{k}": name for k, name in enumerate(facts.get("searched", ()), start=1)}
     for k, side in enumerate(facts.get("sides", ()), start=1):
         words |= {f"{key}{k}": texts[side] for key, texts in known["sides"].items()}
     if question.kind == "level":
