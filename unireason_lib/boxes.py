@@ -32,9 +32,10 @@ class _Box:
     """What rectangles and cuboids share: 2n numbers, the first corner before the second."""
 
     def __post_init__(self) -> None:
-        if any(isinstance(value, bool) or not math.isfinite(value) for value in self.as_tuple()):
-            name = type(self).__name__
-            raise BoxError(name, "finite numbers", self.as_tuple(), "check the coordinates")
+        for value in self.as_tuple():
+            if isinstance(value, bool) or not math.isfinite(value):
+                name, numbers = type(self).__name__, self.as_tuple()
+                raise BoxError(name, "finite numbers", numbers, "check the coordinates")
 
     def _each(self, change: Callable[[float, float], float], *values: float) -> Self:
         """The box with ``change(coordinate, value of its axis)`` in place of every coordinate."""

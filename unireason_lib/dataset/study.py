@@ -24,8 +24,8 @@ import numpy as np
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import DatasetError, LabelError
-from unireason_lib.imaging import Volume, check_same_grid, label_boxes, load_image, load_volume
-from unireason_lib.imaging.labels import whole_labels
+from unireason_lib.imaging import Volume, check_same_grid, load_image, load_volume
+from unireason_lib.imaging.labels import label_places, whole_labels
 from unireason_lib.imaging.window import Window
 
 Side, Kind = Literal["left", "right"], Literal["organ", "lesion"]
@@ -40,7 +40,6 @@ _LESION_WORDS = re.compile(
     r"|infarct(ion)?|ha?emorrhage)\b"
 )
 _SIDES = {"left": "left", "lt": "left", "right": "right", "rt": "right"}
-_OTHER_AXES = {2: (0, 1), 3: ((0, 1), (0, 2), (1, 2))}  # those summed over along x, y and z
 _MAX_LABEL = 1 << 20
 _MAX_CODES = 65535  # structures and overlaps of masks, in 16 bits
 
@@ -112,7 +111,7 @@ class Study:
         """
         if isinstance(labels, Volume) and isinstance(scan, Volume):
             check_same_grid(scan, labels)
-        values = _values_of(names, inside or {})
+        values = _values_of(tuple(names), tuple((inside or {}).items()))
         return cls._measured(whole_labels(labels), names, values, scan, attributes or {}, about)
 
     @classmethod
@@ -175,6 +174,7 @@ class Study:
         structures = (
             _structure(label, name, values[label], measured, about, attributes.get(label, {}))
             for label, name in names.items()
+            if not measured.keys().isdisjoint(values[label])
         )
         about = {"vocabulary": tuple(dict.fromkeys(names.values())), **about}
         return cls(
@@ -182,7 +182,7 @@ class Study:
             shape=labels.shape,
             scan_source=scan,
             labels_source=labels,
-            structures=tuple(filter(None, structures)),
+            structures=tuple(structures),
             **about,
         )
 
@@ -245,6 +245,7 @@ class Study:
         structures = (
             _structure(s.label, s.name, s.values, measured, space, {**s.attributes, "kind": s.kind})
             for s in self.structures
+            if not measured.keys().isdisjoint(s.values)
         )
         scan = partial(_plane_of, replace(self, labels_source=None), z)
         return replace(
@@ -254,7 +255,7 @@ class Study:
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
             labels_source=plane,
-            structures=tuple(filter(None, structures)),
+            structures=tuple(structures),
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},
             key="",  # the source knows the volume only
@@ -313,22 +314,22 @@ def _split_side(name: str) -> tuple[Side | None, list[str]]:
 
 def _measure(labels: np.ndarray) -> dict[int, tuple]:
     """Value -> (low corner, high corner, voxels, sum of positions), in the order x, y[, z]."""
-    measured, half = {}, labels.ndim
-    for value, box in label_boxes(labels).items():
-        low, high = box.as_tuple()[:half], box.as_tuple()[half:]
-        here, total = labels[slices_of(box)] == value, []
-        for start, stop, others in zip(low, high, _OTHER_AXES[half], strict=True):
-            along = here.sum(axis=others, dtype=np.int32)
-            total.append(float(along @ np.arange(start + 0.5, stop)))
-        measured[value] = low, high, int(np.count_nonzero(here)), total
+    measured = {}
+    for value, place in label_places(labels).items():
+        here, total = labels[place] == value, []
+        while here.ndim > 1:  # what is left are the counts of the axes not summed over yet
+            total.append(here.sum(axis=tuple(range(1, here.ndim)), dtype=np.int32))
+            here = here.sum(axis=0, dtype=np.int32)
+        low, high = zip(*((axis.start, axis.stop) for axis in reversed(place)), strict=True)
+        counts = zip((here, *reversed(total)), low, strict=True)
+        sums = [float(n @ np.arange(start + 0.5, start + len(n))) for n, start in counts]
+        measured[value] = low, high, int(here.sum()), sums
     return measured
 
 
-def _structure(label, name, values, measured, space, attributes) -> Structure | None:
-    """Add up what was measured of a structure's values; None when none of them occurs."""
+def _structure(label, name, values, measured, space, attributes) -> Structure:
+    """Add up what was measured of a structure's values."""
     parts = [measured[value] for value in values if value in measured]
-    if not parts:
-        return None
     low, high, voxels, total = zip(*parts, strict=True)
     low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
     voxels, spacing, attributes = sum(voxels), space.get("spacing"), dict(attributes)
@@ -346,11 +347,10 @@ def _structure(label, name, values, measured, space, attributes) -> Structure | 
     )
 
 
-def _values_of(
-    names: Mapping[int, str | None], inside: Mapping[int, int]
-) -> dict[int, tuple[int, ...]]:
+@lru_cache(maxsize=64)
+def _values_of(labels: tuple[int, ...], pairs: tuple[tuple, ...]) -> dict[int, tuple[int, ...]]:
     """For every label its own value and those of the parts inside it, however deep."""
-    values = {label: (label,) for label in names}
+    values, inside = {label: (label,) for label in labels}, dict(pairs)
     try:
         outer_first = [*TopologicalSorter({p: [inside[p]] for p in inside}).static_order()]
         for part in filter(inside.get, reversed(outer_first)):

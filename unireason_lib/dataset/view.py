@@ -22,7 +22,7 @@ from PIL import Image
 
 from unireason_lib import imaging
 from unireason_lib.boxes import Box
-from unireason_lib.dataset.study import Structure, Study, slices_of
+from unireason_lib.dataset.study import Structure, Study
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
 
@@ -108,17 +108,12 @@ class View:
         Raises:
             DatasetError: The study has no label map, or its scan cannot be read.
         """
-        labels, scan, lowest = self._sampled
-        near = (..., *slices_of(self._scaled(structure.box).round(outward=True)))
-        for plane, values in zip(labels[near], scan[near], strict=True):
-            shown = np.isin(plane, structure.values) & (values > lowest)
-            if np.count_nonzero(shown) >= MIN_PIXELS:
-                return True
-        return False
+        known = [value for value in structure.values if value < self._shown.shape[1]]
+        return self._shown[:, known].sum(axis=1).max() >= MIN_PIXELS
 
     @cached_property
-    def _sampled(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Labels and scan (Z, Y, X) at the middle of each pixel, and the lowest value there."""
+    def _shown(self) -> np.ndarray:
+        """(Z, labels): how many pixels of every plane show a label."""
         if (labels := self.study.labels) is None:
             raise DatasetError(self.study.id, "a label map", "boxes only", "keep labels_source")
         scan = self._scan.array if isinstance(self._scan, Volume) else self._scan
@@ -126,7 +121,9 @@ class View:
             labels, scan = labels[None], (scan if scan.ndim == 2 else scan.max(axis=2))[None]
         elif self._grid != labels.shape:
             labels, scan = (imaging.serialize_labels(array, self._grid) for array in (labels, scan))
-        return labels, scan, scan.min()
+        shown, values = scan > scan.min(), int(labels.max()) + 1
+        pairs = zip(labels, shown, strict=True)
+        return np.stack([np.bincount(plane[seen], minlength=values) for plane, seen in pairs])
 
 
 def scan_images(

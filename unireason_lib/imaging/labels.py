@@ -69,7 +69,7 @@ def label_boxes(
             ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}.
     """
     array = whole_labels(labels)
-    places = _places(array)
+    places = label_places(array)
     if not components:
         return {label: _box(place) for label, place in places.items()}
     return {label: _components(array[place] == label, place) for label, place in places.items()}
@@ -94,9 +94,9 @@ def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> No
             raise LabelError(labels.source, "the scan's place in space", found, do)
 
 
-def _places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Where each label lies, by SciPy's ``find_objects``; its table starts at 1, so labels that are
-    negative or very large are numbered first."""
+def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """The index of the smallest part of an integer array that holds each label, by SciPy's
+    ``find_objects``; its table starts at 1, so negative or very large labels are numbered first."""
     if not array.size:
         return {}
     byte = array.dtype == np.uint8  # all that it can hold fits into the table

@@ -120,7 +120,8 @@ class AnswerPrior:
         if fact not in self._samples:
             rows = sorted(v for v, n in self.counts.get(fact, {}).items() for _ in range(n))
             rng, trials = random.Random(str(fact)), range(50 if len(rows) >= ENOUGH else 0)
-            varied = sum(apart(rng.sample(rows, 4)) for _ in trials) >= 5
+            few = (k for k in trials if apart(rng.choices(rows, k=4)))
+            varied = next(itertools.islice(few, 4, None), None) is not None  # five are apart
             self._samples[fact] = (rows, np.std(rows, axis=0).tolist()) if varied else None
         return self._samples[fact]
 

@@ -244,21 +244,26 @@ class _Parts(NamedTuple):
     """Ellipsoids of tissue in the order of painting, n of them."""
 
     codes: np.ndarray  # (n,) tissues
-    frames: np.ndarray  # (n, 4, 4): from the unit ball to mm; columns are half axes and centre
+    frames: np.ndarray  # (n, 3, 4): from the unit ball to mm; columns are half axes and centre
     to_ball: np.ndarray  # (n, 3, 4): from mm (x, y, z, 1) to (u, v, w)
     bends: np.ndarray  # (n,): inside is u^2 + (v - bend u^2)^2 + w^2 < 1
 
     @classmethod
     def of(cls, codes, centre, radii, turn, bends, lean) -> _Parts:
         """Turned by radians in the axial plane, then leaning."""
-        c, s = np.cos(turn), np.sin(turn)
-        (x, y, z), (rx, ry, rz), (to_x, to_y) = centre.T, radii.T, lean.T
-        none, one = np.zeros(len(x)), np.ones(len(x))
-        rows = [c * rx, -s * ry, to_x * rz, x, s * rx, c * ry, to_y * rz, y, none, none, rz, z]
-        frames = np.stack([*rows, none, none, none, one], axis=1).reshape(-1, 4, 4)
-        to_ball = np.linalg.inv(frames)[:, :3]
-        to_ball[:, 1, 3] += 0.3 * bends  # so that a bean keeps its middle
-        return cls(codes, frames, to_ball, bends)
+        c, s, (to_x, to_y), n = np.cos(turn), np.sin(turn), lean.T, len(turn)
+        axes, back = np.zeros((n, 3, 3)), np.zeros((n, 3, 3))  # back: the inverse of the axes
+        axes[:, 0] = np.stack([c, -s, to_x], axis=1)
+        axes[:, 1] = np.stack([s, c, to_y], axis=1)
+        back[:, 0] = np.stack([c, s, -c * to_x - s * to_y], axis=1)
+        back[:, 1] = np.stack([-s, c, s * to_x - c * to_y], axis=1)
+        axes[:, 2, 2] = back[:, 2, 2] = 1
+        axes *= radii[:, None]
+        back /= radii[:, :, None]
+        origin = -back @ centre[:, :, None]
+        origin[:, 1, 0] += 0.3 * bends  # so that a bean keeps its middle
+        frames = np.concatenate([axes, centre[:, :, None]], axis=2)
+        return cls(codes, frames, np.concatenate([back, origin], axis=2), bends)
 
 
 _FAR_AWAY = 1e5  # mm: where organs are put that were taken out
@@ -275,6 +280,8 @@ _tissues_of, _CENTRE, _RADII, _TURN, _BEND, _LEAN, _groups_of = (
     np.array(column) for column in zip(*_TABLE["parts"], strict=True)
 )
 _CODES = np.array([_CODE[name] for name in _tissues_of])
+_LAST = {code: n for n, code in enumerate(_CODES.tolist())}  # the part painted last of a tissue
+_BEHIND = np.array([_INNER_FAT, *_CODES])  # tissue of a part from 1, and of none
 _GROUPS = [*dict.fromkeys(_groups_of)]
 _GROUP = np.array([_GROUPS.index(name) for name in _groups_of])
 _LOOSE = np.array([_TABLE["loose"].get(name, 1.0) for name in _groups_of])
@@ -426,7 +433,7 @@ def _place(
     patient: _Patient, code: int, radius: float, others: list[_Lesion], rng: np.random.Generator
 ) -> np.ndarray | None:
     """A middle for a lesion mostly in that organ, bulging at most into fat; None if no try fits."""
-    frame = patient.parts.frames[np.flatnonzero(_CODES == code)[-1], :3]
+    frame = patient.parts.frames[_LAST[code]]
     radii = np.sqrt((frame[:, :3] ** 2).sum(axis=0))
     ball = rng.uniform(-0.9, 0.9, (_TRIES, 3)) * np.maximum(1 - 0.7 * radius / radii, 0.25)
     middles = ball @ frame[:, :3].T + frame[:, 3]
@@ -438,7 +445,7 @@ def _place(
     u2 = u * u
     covers = u2 + (v - patient.parts.bends[:, None] * u2) ** 2 + w * w < 1
     front = (covers * np.arange(1, len(covers) + 1)[:, None]).max(axis=0)  # 0: no part
-    tissue = np.array((_INNER_FAT, *_CODES))[front]
+    tissue = _BEHIND[front]
     tissue *= _trunk_level(patient, x, y) < patient.wall[0]  # 0: outside the cavity
     tissue = tissue.reshape(_TRIES, -1)
     inside = tissue == code
@@ -565,11 +572,11 @@ def _tissues(patient: _Patient, x, y, z) -> tuple[np.ndarray, list]:
 
 def _boxes(parts: _Parts, axes) -> list[tuple[slice, slice, slice]]:
     """The voxels (z, y, x) around every part."""
-    half = np.sqrt((parts.frames[:, :3, :3] ** 2).sum(axis=2)) + 1
-    half += np.abs(parts.bends[:, None] * parts.frames[:, :3, 1])
+    half = np.sqrt((parts.frames[:, :, :3] ** 2).sum(axis=2)) + 1
+    half += np.abs(parts.bends[:, None] * parts.frames[:, :, 1])
     x, y, z = (
         list(map(slice, *np.searchsorted(axis, (mid - way, mid + way)).tolist()))
-        for axis, mid, way in zip(axes, parts.frames[:, :3, 3].T, half.T, strict=True)
+        for axis, mid, way in zip(axes, parts.frames[:, :, 3].T, half.T, strict=True)
     )
     return list(zip(z, y, x, strict=True))
 
