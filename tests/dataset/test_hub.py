@@ -53,15 +53,6 @@ def test_sets_of_one_folder_name_are_not_taken_for_each_other(tmp_path, frame):
             assert {row["study"] for row in part} == {f"phantom-{start + k:06d}" for k in (0, 1)}
 
 
-def test_what_is_not_there_is_named(phantoms, tmp_path):
-    with pytest.raises(DatasetError, match="finished data set"):
-        load_set(tmp_path)
-    with pytest.raises(DatasetError, match="'dev'"):
-        load_set(phantoms, "sft", "dev")
-    with pytest.raises(DatasetError, match="finished"):
-        push_set(tmp_path, "me/mine")
-
-
 def test_a_set_is_published_as_it_lies_here(phantoms, monkeypatch):
     calls = []
     for name in ("create_repo", "upload_folder"):
@@ -161,22 +152,3 @@ def test_images_that_are_not_stored_are_read_again_through_their_source(
             assert [image.tobytes() for image in images] == expected
         with pytest.raises(DatasetError, match="obtain these scans"):
             record_images(record, empty)
-
-
-def test_phantoms_are_made_again_without_any_folder(phantoms, tmp_path):
-    (row,) = load_set(phantoms, "sft", "train").take(1)
-    record = Record.from_row(row)
-    again = record_images(record, ImageTable(tmp_path))
-    assert again[3].tobytes() == ImageTable(phantoms)[record.image_ids[3]].tobytes()
-
-
-def test_a_record_without_images_or_scan_says_so(volume_record):
-    with pytest.raises(DatasetError, match="neither them nor a scan"):
-        record_images(volume_record(scan=None), {})
-
-
-def test_the_card_says_what_is_in_the_set(phantoms):
-    card = (phantoms / "README.md").read_text()
-    for words in ("visual-question-answering", "| lesion analysis | 0 |", "Apache-2.0", "val"):
-        assert words in card
-    assert "notice" not in card and str(phantoms) not in card

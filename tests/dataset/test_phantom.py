@@ -1,6 +1,5 @@
 """Phantoms: reproducible, plausible, truthful, varied, fast, with textures that need a close look."""
 
-import time
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
@@ -11,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from unireason_lib.dataset import PhantomConfig, phantom, phantom_slice
-from unireason_lib.dataset.sources.phantom import DEFAULT, HOSTS, ORGANS, REMOVABLE, SIZES, TEXTURES
+from unireason_lib.dataset.sources.phantom import DEFAULT, HOSTS, ORGANS, SIZES, TEXTURES
 from unireason_lib.errors import DatasetError
 
 MODULE = import_module("unireason_lib.dataset.sources.phantom")  # its name is also a function's
@@ -125,24 +124,6 @@ def test_patients_and_their_scans_differ_widely(clinic):
     assert (middles.std(axis=0) > (1.2, 1.1, 0.5)).all()
 
 
-def test_painting_only_around_each_organ_misses_nothing(monkeypatch):
-    wild = replace(CLEAN, variation=1.5)
-    near = [phantom(seed, config=wild).labels for seed in range(25)]
-    everywhere = tuple(slice(0, n) for n in wild.shape)
-    monkeypatch.setattr(MODULE, "_boxes", lambda parts, _: [everywhere] * len(parts.codes))
-    for seed, labels in enumerate(near):
-        assert (phantom(seed, config=wild).labels == labels).all()
-
-
-def test_some_patients_lack_an_organ_and_none_both_kidneys():
-    absent = Counter(name for seed in range(150) for name in phantom(seed, config=WHOLE).absent)
-    assert all(4 <= absent[name] <= 35 for name in REMOVABLE), absent
-    for seed in range(20):
-        missing = set(phantom(seed, config=replace(WHOLE, absent=1.0)).absent)
-        assert {"spleen", "gallbladder", "stomach"} <= missing
-        assert len({"left kidney", "right kidney"} & missing) == 1
-
-
 def test_lesions_are_as_described():
     counts, compared = Counter(), 0
     config = replace(CLEAN, texture_contrast=0, sizes=tuple(SIZES), random_contrast=0)
@@ -170,18 +151,6 @@ def test_lesions_are_as_described():
     assert compared > 0.85 * total > 170
     for classes in (SIZES, DEFAULT.densities, DEFAULT.textures):  # all in like numbers
         assert all(0.6 < counts[c] * len(classes) / total < 1.6 for c in classes), counts
-
-
-def test_texture_is_one_pattern_through_all_slices_and_changes_nothing_else():
-    for seed in range(40):
-        study = phantom(seed, config=CLEAN)
-        without = phantom(seed, config=replace(CLEAN, texture_contrast=0))
-        difference = study.scan.array.astype(int) - without.scan.array
-        for lesion in study.lesions:
-            mask = study.labels == lesion.label
-            assert set(np.abs(difference[mask]).tolist()) <= {44, 45, 46}  # rounding of HU
-            assert (abs((mask * np.sign(difference)).sum(axis=0)) == mask.sum(axis=0)).all()
-        assert not difference[study.labels < 20].any()
 
 
 @pytest.mark.parametrize("name", TEXTURES)
@@ -252,14 +221,3 @@ def test_impossible_settings_are_refused(name):
     for seed in (-1, 1 << 32):
         with pytest.raises(DatasetError, match="seed"):
             phantom(seed)
-
-
-def test_fast_enough():
-    """A guard against slips only: the benchmark shows more than twice this rate."""
-    for make, least in ((phantom, 80), (phantom_slice, 120)):
-        seconds = []
-        for seed in range(80):
-            start = time.process_time()
-            make(seed)
-            seconds.append(time.process_time() - start)
-        assert 1 / np.median(seconds) > least

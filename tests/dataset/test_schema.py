@@ -3,13 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.schema import (
     RL_FEATURES,
     SFT_FEATURES,
     Record,
     image_ids_of,
-    split_reply,
 )
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.errors import DatasetError
@@ -50,12 +48,6 @@ def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, fra
     assert crops == expected and len(crops) > 1
     with pytest.raises(DatasetError, match=f"expected {len(images)} images, found 0"):
         record.load([])
-
-
-def test_a_record_without_a_frame_says_so(image_record, images_of):
-    record = image_record(serialization={})
-    with pytest.raises(DatasetError, match="frame"):
-        record.load(images_of(record))
 
 
 @pytest.mark.parametrize(
@@ -120,19 +112,3 @@ def test_rows_of_somebody_else_are_refused(image_record):
     del row["serialization"]
     with pytest.raises(DatasetError, match=r"serialization.*dataset\.release"):
         Record.from_row(row)
-
-
-def test_boxes_and_truth_follow_from_text_and_letter(image_record, volume_record):
-    assert image_record().boxes == [Box2D(4, 4, 40, 30), Box2D(30, 2, 48, 20)]
-    assert volume_record().boxes == [Box3D(2, 8, 1, 30, 40, 4)]
-    assert image_record().truth == "B. the liver"
-    assert split_reply("no box") == [("no box", None)] and split_reply("") == []
-
-
-def test_image_ids_are_neutral_stable_and_differ_by_study_and_layout(view_of):
-    names = image_ids_of(view_of(phantom(7)))
-    assert len(names) == len(set(names)) == 8 and names == image_ids_of(view_of(phantom(7)))
-    assert not any("phantom" in name for name in names)
-    others = [view_of(phantom(8)), view_of(phantom(7), (8, 32, 32)), view_of(phantom_slice(7))]
-    everything = [*names, *(name for view in others for name in image_ids_of(view))]
-    assert len(everything) == len(set(everything)) == 8 + 8 + 8 + 1

@@ -1,7 +1,5 @@
 """The one owner of the box scale agrees with the processor; boxes fetch what they should."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.errors import BoxError, ModelError, ScanError
+from unireason_lib.errors import BoxError, ScanError
 from unireason_lib.imaging import ProcessorFrame, crop_rectangle, crop_region
 from unireason_lib.imaging.crops import MAX_ASPECT, MIN_SIDE
 
@@ -45,15 +43,6 @@ def test_aligned_images_are_what_the_processor_shows():
     assert QWEN.tokens(100, 160) == shown["image_grid_thw"].prod() // 4
     assert (shown["pixel_values"] - again["pixel_values"]).abs().mean() < 0.02  # two bicubics
     assert QWEN.size(256, 256) == (252, 252) and QWEN.tokens(256, 256) == 81  # the paper's slices
-
-
-def test_what_is_no_frame_is_refused():
-    for use in (
-        lambda: ProcessorFrame.from_processor(SimpleNamespace(size={"height": 9})),
-        lambda: ProcessorFrame(14, 2, 100, 10),
-    ):
-        with pytest.raises(ModelError, match="patch_size"):
-            use()
 
 
 @given(SIDES, SIDES, st.data())

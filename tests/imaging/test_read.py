@@ -1,6 +1,5 @@
 """Every format and every orientation comes out as one kind of volume, or as a helpful error."""
 
-import contextlib
 import gzip
 import io
 import itertools
@@ -87,27 +86,6 @@ def test_boxes_go_serialized_to_voxels_to_mm_and_back(codes, data):
     assert whole.as_tuple() == pytest.approx((0, 0, 0, *volume.shape[::-1]))
 
 
-def test_an_oblique_scan_keeps_its_angles(tmp_path):
-    turn = np.deg2rad(20)
-    affine = np.diag([1.0, 1.0, 2.0, 1.0])
-    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
-    volume = load_volume(save(tmp_path / "scan.nii", RAMP, affine))
-    assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
-    assert volume.spacing == pytest.approx((2, 1, 1)) and abs(volume.affine[0, 1]) > 0.3
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
-def test_values_and_types_are_kept(tmp_path, suffix, dtype):
-    volume = load_volume(save(tmp_path / f"scan{suffix}", RAMP.astype(dtype)))
-    assert np.array_equal(np.sort(volume.array.ravel()), RAMP.ravel())
-    assert volume.array.dtype == dtype
-    base = volume.array
-    while base is not None and not isinstance(base, np.memmap):
-        base = base.base
-    assert (base is not None) == (suffix == ".nii")  # mapped where it is not compressed
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32])
 @pytest.mark.parametrize("scaling", [(-1, 0), (-1, 255), (1, -1024), (300, 7), (0.5, 10), (1e6, 0)])
 def test_scaling_of_every_integer_type_B10(tmp_path, dtype, scaling):
@@ -177,13 +155,6 @@ def test_sizes_are_checked_before_anything_is_allocated_B9(tmp_path):
     for suffix in (".nii", ".nii.gz"):
         for sides in ((32767,) * 3, (500,) * 3, (-3, 4, 5), (0, 4, 5)):
             refuse(save(tmp_path / f"scan{suffix}", RAMP, dim=[3, *sides, 1, 1, 1, 1]), "scan.nii")
-
-
-def test_an_empty_scan_compresses_well_and_is_read(tmp_path):
-    plain = save(tmp_path / "scan.nii", np.zeros((128, 128, 64), np.int16)).read_bytes()
-    (tmp_path / "scan.nii.gz").write_bytes(packed := gzip.compress(plain, 9))
-    assert len(plain) / len(packed) > 900  # no DEFLATE stream can reach 1033
-    assert not load_volume(tmp_path / "scan.nii.gz").array.any()
 
 
 def test_numpy_and_m3d_arrays(tmp_path):
@@ -270,25 +241,8 @@ class TestBadFiles:
     def test_headers_that_map_nothing(self, tmp_path, fields, word):
         refuse(save(tmp_path / "scan.nii", RAMP, **fields), word)
 
-    def test_no_damaged_header_gets_through_as_another_error(self, tmp_path):
-        path = save(tmp_path / "scan.nii", RAMP)
-        whole, draw = path.read_bytes(), np.random.default_rng(0)
-        for _ in range(150):
-            damaged = bytearray(whole)
-            for place in draw.integers(0, 352, draw.integers(1, 4)):
-                damaged[place] = draw.integers(256)
-            path.write_bytes(bytes(damaged))
-            with warnings.catch_warnings(), contextlib.suppress(ScanError):
-                warnings.simplefilter("ignore")
-                assert load_volume(path).array.ndim == 3
-
 
 class TestImages:
-    def test_transparency_is_dropped(self, tmp_path):
-        colour = np.random.default_rng(0).integers(0, 256, (6, 7, 4), dtype=np.uint8)
-        Image.fromarray(colour).save(tmp_path / "rgba.png")
-        assert np.array_equal(np.asarray(load_image(tmp_path / "rgba.png")), colour[..., :3])
-
     def test_sixteen_bits_are_windowed_not_clipped_report_7(self, tmp_path):
         """From a path and from bytes, as benchmarks have them."""
         Image.fromarray(np.linspace(0, 40000, 256).astype(np.uint16).reshape(16, 16)).save(
@@ -305,16 +259,6 @@ class TestImages:
         exif[0x0112] = 6
         image.save(tmp_path / "turned.jpg", exif=exif)
         assert load_image(tmp_path / "turned.jpg").size == (10, 20)
-
-    def test_one_value_is_black_and_what_is_no_image_is_refused(self, tmp_path):
-        Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "flat.png")
-        assert load_image(tmp_path / "flat.png").getextrema()[0] == (0, 0)
-        assert load_image(tmp_path / "flat.png", (0, 1800)).getextrema()[0] == (128, 128)
-        Image.fromarray(np.array([[np.nan, 1], [2, 3]], np.float32)).save(tmp_path / "nan.tif")
-        refuse(tmp_path / "nan.tif", "1 of 4 pixels", read=load_image)
-        page = Image.new("L", (5, 5))
-        page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
-        refuse(tmp_path / "pages.tif", "3 pages", read=load_image)
 
     def test_only_named_formats_are_decoded_B8(self, tmp_path):
         """Pillow would look for Ghostscript when it meets an EPS."""

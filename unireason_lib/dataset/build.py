@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -163,17 +162,12 @@ def build(
 
 
 def _check_sources(run: Run, folder: Path) -> None:
-    """Nothing is written into a source, and no two folders go by one name: their ids would meet."""
-    places: dict[str, tuple[str, Path | None]] = {}
+    """Nothing is written into a source."""
     for source in shards.open_run(run)[0]:
         path = source.path and Path(source.path).resolve()
         if path and folder.is_relative_to(path):
             expected = f"a folder outside of the source {path}"
             raise DatasetError(folder, expected, "one inside", "choose another --out")
-        first = places.setdefault(source.name, (source.registered, path))
-        if first != (source.registered, path) and "folder" in (first[0], source.registered):
-            do = "give one of them another name: folder:PATH,title=NAME"
-            raise DatasetError(source.name, "one source", f"{first[1] or first[0]}, {path}", do)
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:
@@ -245,14 +239,13 @@ def study_records(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build of ``studies`` would make and take, from a few (``sampled``) worked off aside:
-    ``seconds`` with all workers; ``writer_cost`` is the LLM writer's own estimate."""
+    """What a build of ``studies`` would make and take, from a few (``sampled``) worked off aside."""
 
     studies: int
     sampled: int
     records: int
-    seconds: float
-    writer_cost: Any = None
+    seconds: float  # with all workers
+    writer_cost: float | None = None  # the most that a language model can cost
 
 
 def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estimate:
@@ -261,25 +254,21 @@ def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estim
         run = Run(replace(config, writer="template", writer_options={}), Path(aside))
         indexes = run.indexes()
         total = max(1, sum(map(len, indexes)))
-        counts = [min(len(i), max(1, round(sample * len(i) / total))) for i in indexes]
-        few = [
-            [index[k] for k in np.linspace(0, len(index) - 1, count).astype(int).tolist()]
-            for index, count in zip(indexes, counts, strict=True)
-        ]
-        scale, times = total / max(1, sum(counts)), [time.perf_counter()]
+        step = max(1, round(total / sample))
+        few = [[index[k] for k in range(0, len(index), step)] for index in indexes]
+        sampled, started = sum(map(len, few)), time.perf_counter()
         _learn_priors(run, few, map)
-        times.append(time.perf_counter())
-        folders = [shards.process_shard(shard) for shard in run.shards(few)]
-        times.append(time.perf_counter())
-        learning, working = np.diff(times) * scale / workers
-        learning *= sum(min(config.prior_studies, len(index)) for index in indexes) / total
-        records, cost = sum(pq.read_metadata(f / "records.parquet").num_rows for f in folders), None
+        shown = list(run.shards(few))
+        records = sum(
+            pq.read_metadata(shards.process_shard(shard) / "records.parquet").num_rows
+            for shard in shown
+        )
+        scale, cost = total / max(1, sampled), None
+        seconds = (time.perf_counter() - started) * scale / workers
         if config.writer == "llm":
-            run = Run(config, run.work)
-            drafts = [draft for shard in run.shards(few) for draft in shards.drafts_of(shard)]
-            cost = make_writer(config).estimate(shards.items_of(drafts), scale=scale)
-        seconds = float(learning + working)
-        return Estimate(sum(map(len, indexes)), sum(counts), round(scale * records), seconds, cost)
+            items = shards.items_of(draft for shard in shown for draft in shards.drafts_of(shard))
+            cost = scale * make_writer(config).most_for(items)
+    return Estimate(total, sampled, round(scale * records), seconds, cost)
 
 
 FIRST_3D = 500_000

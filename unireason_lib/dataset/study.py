@@ -71,7 +71,7 @@ class Study:
     dimension: Literal["2d", "3d"]
     shape: tuple[int, ...]  # (Z, Y, X) or (Y, X) of scan and labels
     scan_source: ScanSource  # the scan, or what gives it; that is not kept, to save memory
-    labels_source: np.ndarray | None = None  # the label map; None when there is none (any more)
+    labels: np.ndarray | None = None  # (Z, Y, X) or (Y, X) integers; None: none (any more)
     structures: tuple[Structure, ...] = ()  # what is there
     vocabulary: tuple[str, ...] = ()  # what was looked for; what has no structure is truly absent
     spacing: tuple[float, ...] | None = None  # mm a voxel, in the order of the array's axes
@@ -181,7 +181,7 @@ class Study:
             dimension=f"{labels.ndim}d",
             shape=labels.shape,
             scan_source=scan,
-            labels_source=labels,
+            labels=labels,
             structures=tuple(structures),
             **about,
         )
@@ -196,11 +196,6 @@ class Study:
         scan = scan if isinstance(scan, Volume) else np.asarray(scan)
         _check_shape(f"scan of {self.id}", scan.shape[: len(self.shape)], self.shape)
         return scan
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """The label map, (Z, Y, X) or (Y, X) integers; None without one."""
-        return self.labels_source
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -247,14 +242,14 @@ class Study:
             for s in self.structures
             if not measured.keys().isdisjoint(s.values)
         )
-        scan = partial(_plane_of, replace(self, labels_source=None), z)
+        scan = partial(_plane_of, replace(self, labels=None), z)
         return replace(
             self,
             id=f"{self.id}-z{z:03d}",
             dimension="2d",
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
-            labels_source=plane,
+            labels=plane,
             structures=tuple(structures),
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},

@@ -115,7 +115,7 @@ class View:
     def _shown(self) -> np.ndarray:
         """(Z, labels): how many pixels of every plane show a label."""
         if (labels := self.study.labels) is None:
-            raise DatasetError(self.study.id, "a label map", "boxes only", "keep labels_source")
+            raise DatasetError(self.study.id, "a label map", "boxes only", "keep its labels")
         scan = self._scan.array if isinstance(self._scan, Volume) else self._scan
         if self.depth is None:
             labels, scan = labels[None], (scan if scan.ndim == 2 else scan.max(axis=2))[None]

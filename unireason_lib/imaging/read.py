@@ -222,15 +222,25 @@ def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
 
 def _member(path: Path, key: str | None) -> np.ndarray:
     """One array of an ``.npz``, whose own header is read before anything is decompressed."""
-    with zipfile.ZipFile(path) as archive:
-        names = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        key = key or (next(iter(names)) if len(names) == 1 else None)
-        if key not in names:
-            found = f"arrays {list(names)}"
-            raise ScanError(path, "one array, or key=<name>", found, "name one of them")
-        with archive.open(names[key]) as stream:
-            first = npy.read_magic(stream) == (1, 0)
-            read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-            check_voxels(read(stream)[0], path)
+    shapes = {name: shape for name, (shape, _) in npz_headers(path).items()}
+    key = key or (next(iter(shapes)) if len(shapes) == 1 else None)
+    if key not in shapes:
+        found = f"arrays {list(shapes)}"
+        raise ScanError(path, "one array, or key=<name>", found, "name one of them")
+    check_voxels(shapes[key], path)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[key]
+
+
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of every array of an ``.npz``, by their headers: NumPy allocates that much,
+    whatever follows, and reads no more."""
+    headers = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as stream:
+                first = npy.read_magic(stream) == (1, 0)
+                read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+                shape, _, dtype = read(stream)
+            headers[name.removesuffix(".npy")] = shape, dtype
+    return headers

@@ -136,19 +136,6 @@ def test_keys_and_paths_never_leave_the_folder(written, tmp_path):
         source.file(written)
 
 
-def test_links_inside_the_folder_are_followed_and_others_are_refused(tmp_path):
-    root = made.make_folder(tmp_path / "f")
-    scan, outside = root / "images/ben-visit1.nii.gz", tmp_path / "x.nii.gz"
-    scan.rename(root / "ben.nii.gz")
-    scan.symlink_to(root / "ben.nii.gz")
-    assert open_source("folder", root)[2].scan.shape == made.SHAPE[::-1]
-    scan.unlink()
-    (root / "ben.nii.gz").rename(outside)
-    scan.symlink_to(outside)
-    with pytest.raises(DatasetError, match=r"links may not leave.*ben-visit1"):
-        open_source("folder", root)[2]
-
-
 def test_two_folders_of_one_base_name_have_two_ids(tmp_path):
     """B15, in every source whose files can lie deeper than one level."""
     msd, m3d, demo = (tmp_path / name for name in ("d", "m", "s"))

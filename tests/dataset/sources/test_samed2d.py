@@ -94,24 +94,6 @@ def test_what_is_wrong_with_one_image_costs_no_other(made):
     assert len(list(source.index())) == 9
 
 
-def test_choosing_data_sets_keeps_the_order_of_the_list(made):
-    for stem in ("mr_t1--B--2", "ct_00--A--1", "ct_00--C--1", "mr_t2--A--1"):
-        made.add(f"{stem}--z_0001", {"0000_000": (1, 1, 5, 5)})
-    keys = [entry.key for entry in made.open(datasets="A+C").index()]
-    assert [key[7:15] for key in keys] == ["ct_00--A", "ct_00--C", "mr_t2--A"]
-    with pytest.raises(DatasetError, match="cases of sa-med2d"):
-        made.open(datasets="D")
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": ["b"]', "{}"])
-def test_a_damaged_list_is_refused_when_the_source_is_opened(made, text):
-    made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (1, 1, 5, 5)})
-    made.open()
-    (made.root / "SAMed2D_v1.json").write_text(text)
-    with pytest.raises(DatasetError, match=r"SAMed2D_v1\.json|cases of sa-med2d"):
-        open_source("sa-med2d", made.root)
-
-
 def test_demo(tmp_path):
     root = make_demo(tmp_path)
     first, second, third = source = open_source("sam-med2d", root, modality="CT")
@@ -133,11 +115,3 @@ def test_demo(tmp_path):
     (root / "label2image_test.json").write_text('{"masks/a.png": 3}')
     with pytest.raises(DatasetError, match=r"label2image_test\.json"):
         open_source("sam-med2d", root)
-
-
-def test_real_demo(samed2d_demo):
-    abdomen, thorax = open_source("sam-med2d", samed2d_demo)
-    assert [s.name for s in abdomen.structures] == ["aorta", "inferior vena cava", "liver"]
-    assert abdomen.find("aorta").box == Box2D(289, 203, 316, 230)
-    assert abdomen.scan.shape == (512, 512, 3)
-    assert thorax.shape == (181, 258) and len(thorax.structures) == 15

@@ -184,7 +184,9 @@ def distance(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> 
 def _spans(anatomy: Anatomy) -> dict[str, int]:
     """What the images cover, in mm."""
     lengths = zip(anatomy.grid, anatomy.mm, strict=True)
-    return dict(zip(("width", "height", "depth"), (round(n * mm) for n, mm in lengths), strict=False))
+    return dict(
+        zip(("width", "height", "depth"), (round(n * mm) for n, mm in lengths), strict=False)
+    )
 
 
 def _measures(anatomy: Anatomy, fact: Fact, value: Value, step: float = 0) -> list[float] | None:
@@ -238,7 +240,7 @@ def density(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Dra
 
 
 def host(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
-    """The organ around a lesion, among others that can have one (without a prior: that are seen)."""
+    """The organ around a lesion, among those that can have one (without a prior: are seen)."""
     lesion = anatomy.phrases[fact.names[0]]
     seen = {s.name: anatomy.phrases[f"the {s.name}"].overlaps(lesion) for s in anatomy.organs}
     known = anatomy.prior.occurring(fact, seen)

@@ -92,7 +92,8 @@ class AnswerPrior:
 
     def keep(self, options: Sequence[Sequence[Claim]]) -> float:
         """Probability to keep a question whose options make these claims, the true one first."""
-        return keep_probability([math.prod(itertools.starmap(self.probability, o)) for o in options])
+        products = [math.prod(itertools.starmap(self.probability, o)) for o in options]
+        return keep_probability(products)
 
     def open_names(self, kind: str, dimension: str, axes: tuple[int, ...] = ()) -> frozenset:
         """Names of the facts about which one has to look: met, and no value nearly certain."""

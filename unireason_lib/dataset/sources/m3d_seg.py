@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from unireason_lib.dataset.sources.base import Case, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import LabelError, ScanError
 from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
+from unireason_lib.imaging.read import npz_headers
 from unireason_lib.io import read_json
 
 WARNING = "array without geometry: spacing, units and directions (left and right) are unknown"
@@ -136,9 +136,9 @@ def _sparse_masks(path: Path, shape: tuple[int, int, int], largest: int) -> Mask
 
     voxels = math.prod(shape)
     with well_formed(path, "a sound CSR matrix of SciPy that fits the scan", ScanError):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > largest * (voxels + 1) * _BYTES + 10_000:  # and headers
+        headers = npz_headers(path).values()
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers)
+        if size > largest * (voxels + 1) * _BYTES + 10_000:  # and what is the same for all
             raise ValueError(f"{size} bytes promised for {largest} masks of {voxels} voxels")
         matrix = sparse.load_npz(path)  # allows no pickles
         if matrix.format != "csr":
