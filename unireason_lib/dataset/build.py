@@ -239,7 +239,7 @@ def study_records(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build of ``studies`` would make and take, from a few (``sampled``) worked off aside."""
+    """What a build would make and take, from a few studies that were worked off aside."""
 
     studies: int
     sampled: int

@@ -309,16 +309,22 @@ def _split_side(name: str) -> tuple[Side | None, list[str]]:
 
 def _measure(labels: np.ndarray) -> dict[int, tuple]:
     """Value -> (low corner, high corner, voxels, sum of positions), in the order x, y[, z]."""
-    measured = {}
+    measured, flat = {}, labels.ndim == 2
+    if flat:  # everything at once; in 3D this would cost more memory than one label at a time
+        axes = np.indices(labels.shape).reshape(2, -1)[::-1] + 0.5
+        sums = np.array([np.bincount(labels.ravel(), weights) for weights in axes]).T.tolist()
+        counts = np.bincount(labels.ravel()).tolist()
     for value, place in label_places(labels).items():
-        here, total = labels[place] == value, []
-        while here.ndim > 1:  # what is left are the counts of the axes not summed over yet
-            total.append(here.sum(axis=tuple(range(1, here.ndim)), dtype=np.int32))
-            here = here.sum(axis=0, dtype=np.int32)
         low, high = zip(*((axis.start, axis.stop) for axis in reversed(place)), strict=True)
-        counts = zip((here, *reversed(total)), low, strict=True)
-        sums = [float(n @ np.arange(start + 0.5, start + len(n))) for n, start in counts]
-        measured[value] = low, high, int(here.sum()), sums
+        if flat:
+            measured[value] = low, high, counts[value], sums[value]
+            continue
+        here = labels[place] == value
+        plane = here.sum(axis=0, dtype=np.int32)
+        along = plane.sum(axis=0), plane.sum(axis=1), here.sum(axis=(1, 2), dtype=np.int32)
+        pairs = zip(along, low, strict=True)
+        total = [float(n @ np.arange(start + 0.5, start + len(n))) for n, start in pairs]
+        measured[value] = low, high, int(along[0].sum()), total
     return measured
 
 

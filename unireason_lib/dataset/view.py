@@ -108,12 +108,12 @@ class View:
         Raises:
             DatasetError: The study has no label map, or its scan cannot be read.
         """
-        known = [value for value in structure.values if value < self._shown.shape[1]]
-        return self._shown[:, known].sum(axis=1).max() >= MIN_PIXELS
+        rows = [self._shown[value] for value in structure.values if value < len(self._shown)]
+        return bool(rows) and sum(rows).max() >= MIN_PIXELS
 
     @cached_property
     def _shown(self) -> np.ndarray:
-        """(Z, labels): how many pixels of every plane show a label."""
+        """(labels, Z): how many pixels of every plane show a label."""
         if (labels := self.study.labels) is None:
             raise DatasetError(self.study.id, "a label map", "boxes only", "keep its labels")
         scan = self._scan.array if isinstance(self._scan, Volume) else self._scan
@@ -123,7 +123,8 @@ class View:
             labels, scan = (imaging.serialize_labels(array, self._grid) for array in (labels, scan))
         shown, values = scan > scan.min(), int(labels.max()) + 1
         pairs = zip(labels, shown, strict=True)
-        return np.stack([np.bincount(plane[seen], minlength=values) for plane, seen in pairs])
+        counts = [np.bincount(plane[seen], minlength=values) for plane, seen in pairs]
+        return np.stack(counts, axis=1)
 
 
 def scan_images(

@@ -25,8 +25,8 @@ from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, Study, kind_
 from unireason_lib.dataset.view import View
 
 # What is clear: two centres are apart along an axis when they differ by APART of the structures'
-# mean extent, a lesion is off the centre of its host by OFF_CENTRE of the host's extent; and each by
-# MIN_SHIFT of width, height or depth of the grid.
+# mean extent, a lesion is off the centre of its host by OFF_CENTRE of the host's extent; and each
+# by MIN_SHIFT of width, height or depth of the grid.
 APART, OFF_CENTRE, MIN_SHIFT = 0.3, 0.12, (0.03, 0.03, 0.04)
 
 WORDS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("phrasings.yaml").read_bytes())
@@ -134,7 +134,9 @@ class Anatomy:
     def candidates(self, kind: str, rng: random.Random) -> Iterator[Fact]:
         """Some facts in random order, lesions mostly first; none that the prior nearly knows."""
         every, axes_of_kind = self.names[kind], self.axes(kind)
-        for axes in rng.sample(axes_of_kind, len(axes_of_kind)):
+        if len(axes_of_kind) > 1:
+            axes_of_kind = rng.sample(axes_of_kind, len(axes_of_kind))
+        for axes in axes_of_kind:
             names = every
             if self.prior.studies:
                 known = self.prior.open_names(kind, self.dimension, axes)
@@ -262,7 +264,7 @@ class Anatomy:
 
 def _opposite(a: str, b: str) -> bool:
     """Whether two names differ in their side only."""
-    return a != b and a.replace("left", "right") == b.replace("left", "right")
+    return "left" in a and a.replace("left", "right") == b
 
 
 def is_single(lesion: Structure) -> bool:

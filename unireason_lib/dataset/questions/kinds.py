@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.questions.anatomy import WORDS, Anatomy
 from unireason_lib.dataset.questions.prior import Claim, Fact, Value
 from unireason_lib.dataset.study import Structure
@@ -50,22 +51,24 @@ def box(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft
     elsewhere = anatomy.prior.elsewhere(fact, _boxes_apart)
     if anatomy.prior.studies and elsewhere is None:
         return None
-    dice, true = anatomy.dice(fact), anatomy.phrases[fact.names[0]].structure.box
+    dice, kept = anatomy.dice(fact), [anatomy.phrases[fact.names[0]].corners]
     rows = dice.sample([s.corners for s in anatomy.phrases.values()], len(anatomy.phrases))
     if elsewhere is not None:
         rows = _shaken(*elsewhere, dice)
-    boxes, n, grid = [anatomy.view.box(true).as_tuple()], anatomy.dims, anatomy.grid * 2
     for row in rows:
-        edges = [min(max(math.floor(e * m + 0.5), 0), m) for e, m in zip(row, grid, strict=True)]
+        if len(kept) < 4 and all(_apart(row, other) for other in kept):
+            kept.append(row)
+    pixels, n = [], anatomy.dims
+    for row in kept if len(kept) == 4 else ():
+        pairs = zip(row, anatomy.grid * 2, strict=True)
+        edges = [min(max(math.floor(e * m + 0.5), 0), m) for e, m in pairs]
         if all(low < high for low, high in zip(edges[:n], edges[n:], strict=True)):
-            # compared in the pixels in which they are written, where small differences are gone
-            pixels = anatomy.view.box(type(true)(*edges)).as_tuple()
-            if all(_apart(pixels, other) for other in boxes):
-                boxes.append(pixels)
-        if len(boxes) == 4:
-            texts = list(map(_written, boxes))
-            return Draft(texts, fact.names, {"box": texts[0]})
-    return None
+            pixels.append(anatomy.view.box((Box2D if n == 2 else Box3D)(*edges)).as_tuple())
+    # compared again in the pixels in which they are written, where small differences are gone
+    if len(pixels) < 4 or not _boxes_apart(pixels):
+        return None
+    texts = list(map(_written, pixels))
+    return Draft(texts, fact.names, {"box": texts[0]})
 
 
 def _shaken(rows: Sequence, spread: Sequence[float], dice: random.Random) -> list[list[float]]:
