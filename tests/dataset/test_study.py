@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.dataset.study import Study, kind_of, readable_name, side_of
+from unireason_lib.dataset.study import Study, kind_of, readable_name
 from unireason_lib.errors import DatasetError, LabelError
 from unireason_lib.imaging import Volume
 
@@ -81,7 +81,7 @@ def test_slice_is_a_2d_study_of_the_same_patient():
     assert (cut.scan == scan.array[1]).all() and (cut.labels == labels[1]).all()
     assert study.key == "k" and cut.key == ""  # no source can read a slice by the volume's key
     kidney, cyst = cut.structures
-    assert kidney.box == Box2D(2, 1, 5, 4) and kidney.size == 9 * 4.0 and kidney.side == "left"
+    assert kidney.box == Box2D(2, 1, 5, 4) and kidney.size == 9 * 4.0
     assert cyst.box == Box2D(3, 2, 4, 3) and cyst.attributes == {"host": "kidney_left"}
     assert [s.name for s in study.slice(0).structures] == ["kidney_left"]
     assert study.slice(2).structures == () and study.slice(2).absent == ("kidney_left", "cyst")
@@ -140,21 +140,21 @@ def test_directions_and_spacing_only_where_the_volume_knows_them():
 
 
 @pytest.mark.parametrize(
-    "name, readable, side",
+    "name, readable",
     [
-        ("kidney_left", "left kidney", "left"),
-        ("Left Kidney", "left kidney", "left"),
-        ("Precentral_L", "left precentral", "left"),
-        ("lung_upper_lobe_right", "right lung upper lobe", "right"),
-        ("rib_left_9", "left rib 9", "left"),
-        ("vertebrae_L1", "vertebrae L1", None),
-        ("left and right lung", "left and right lung", None),
-        ("L", "l", None),
-        ("brightness", "brightness", None),
+        ("kidney_left", "left kidney"),
+        ("Left Kidney", "left kidney"),
+        ("Precentral_L", "left precentral"),
+        ("lung_upper_lobe_right", "right lung upper lobe"),
+        ("rib_left_9", "left rib 9"),
+        ("vertebrae_L1", "vertebrae L1"),
+        ("left and right lung", "left and right lung"),
+        ("L", "l"),
+        ("brightness", "brightness"),
     ],
 )
-def test_names_and_sides(name, readable, side):
-    assert (readable_name(name), side_of(name)) == (readable, side)
+def test_names_and_sides(name, readable):
+    assert readable_name(name) == readable
 
 
 def test_lesions_are_known_by_their_names():

@@ -339,12 +339,8 @@ class LLMWriter:
 
     def prepare(self, items: Iterable[tuple[Question, View]]) -> None:
         """Ask about all of these, several at a time; :meth:`write` then reads the answers kept.
-        However this ends, also by Ctrl-C, requests under way are waited for and their answers kept.
-
-        Raises:
-            BudgetSpent, EndpointError: The next answer could cost more than is left; it fails
-                whatever is asked.
-        """
+        However this ends, also by Ctrl-C, requests under way are waited for. ``BudgetSpent``: the
+        next answer could cost more than is left; ``EndpointError``: it fails whatever is asked."""
         self._stop.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         try:

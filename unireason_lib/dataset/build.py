@@ -120,19 +120,17 @@ def build(
     Args:
         config: What to build.
         out: Its folder: new, empty, or with a build of the same settings and sources.
-        workers: Processes; the rows do not depend on it. An LLM writer works in this one, and
-            brings its own concurrency.
+        workers: Processes; the rows do not depend on it. An LLM writer works in this one.
         ray: Address of a Ray cluster that shares the folder, or ``"local"``.
         progress: Whether to show a bar.
         wait: Whether another process that builds there is waited for; else it is an error.
-        override: Go on although settings, sources or version differ from those it was begun with.
+        override: Go on although settings, sources or version differ.
 
     Raises:
-        DatasetError: The folder holds something else; settings, sources or version differ; another
-            process builds there; the disk is full; a worker was killed.
-        BuildStopped, BudgetSpent, EndpointError: Ctrl-C, or an LLM writer cannot go on. All that
-            is finished is kept.
-    """
+        DatasetError: The folder holds something else; settings, sources or version differ; the disk
+            is full; a worker was killed.
+        BuildStopped, BudgetSpent, EndpointError: Ctrl-C, or an LLM writer cannot go on. All that is
+            finished is kept."""
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
@@ -287,16 +285,10 @@ def phantom_set(
     workers: int = 1,
     progress: bool = False,
 ) -> BuildReport:
-    """The data set of the laptop experiment; runs that want the same one at once build it once.
-
-    Args:
-        folder: Of the data set.
-        patients_2d, patients_3d: Patients of whom one slice is shown, of whom the volume is shown.
-        frame: Of the processor that will read it.
-        settings: ``shape``, ``per_family`` and ``prior_studies`` of a profile.
-        first: First patient shown as a slice; volumes are of patients 500,000 further on.
-        seed, workers, progress: Of the questions; and as for :func:`build`.
-    """
+    """The data set of the laptop experiment; runs that want the same one at once build it once. One
+    slice is shown of ``patients_2d`` patients, from ``first`` on, and the volume of ``patients_3d``
+    others, 500,000 further on. ``frame`` is of the processor that will read it; ``settings`` has
+    ``shape``, ``per_family`` and ``prior_studies``; the rest as for :func:`build`."""
     flat = {"dimension": "2d", "start": first, "count": patients_2d}
     deep = {"dimension": "3d", "start": FIRST_3D + first, "count": patients_3d}
     held_out = held_out_fraction(patients_2d, patients_3d)

@@ -132,17 +132,12 @@ _POINTING = re.compile(
 def anchor(
     text: str, boxes: Mapping[str, tuple[str, Box]], quotes: Collection[str] = ()
 ) -> Anchored:
-    """Put true coordinates where a text points.
+    """Put true coordinates where a text points, so that none survive that are not true.
 
-    A text may point with a tag, ``[[left kidney]]``, which becomes a point. Where it wrote
-    coordinates instead, between box tags or bare, the true box of the structure that was named last
-    before them replaces them (a repair); where no name stands there and they are nobody's box, they
-    are a problem. No coordinates survive that are not true.
-
-    Args:
-        text: What a language model wrote.
-        boxes: What a tag may say -> (name of the structure, its true box).
-        quotes: Texts that may hold coordinates and stay as they are: the options of the question.
+    A tag, ``[[left kidney]]``, becomes a point. Coordinates, between box tags or bare, are replaced
+    by the true box of the structure named last before them (a repair); where none is named and they
+    are nobody's box, they are a problem. ``boxes``: what a tag may say -> (name, true box);
+    ``quotes``: texts that may hold coordinates and stay as they are, the options of the question.
     """
     by_name = {key.casefold(): value for key, value in boxes.items()}
     parts, repairs, problems, position = [], [], [], 0

@@ -158,15 +158,9 @@ def open_release(
     download: bool = False,
     revision: str = "main",
 ) -> Release:
-    """Open the released data.
-
-    Args:
-        where: A local folder, or the id of a repository on the hub.
-        m3d_root: Folder with M3D volumes.
-        volumes: Table: CSV with the columns ``id`` and ``volume``, or JSON ``{id: path}``.
-        download: Whether a hub id may be downloaded; else only the local cache is used.
-        revision: Branch, tag or commit on the hub.
-    """
+    """Open the released data: a folder, or the id of a repository on the hub, which is downloaded
+    only with ``download``. ``m3d_root`` is a folder with M3D volumes, ``volumes`` a table of those
+    of the rows: CSV with the columns ``id`` and ``volume``, or JSON ``{id: path}``."""
     from huggingface_hub import snapshot_download
 
     if m3d_root is not None and not Path(m3d_root).is_dir():

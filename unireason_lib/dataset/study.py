@@ -28,7 +28,7 @@ from unireason_lib.imaging import Volume, check_same_grid, load_image, load_volu
 from unireason_lib.imaging.labels import label_places, whole_labels
 from unireason_lib.imaging.window import Window
 
-Side, Kind = Literal["left", "right"], Literal["organ", "lesion"]
+Kind = Literal["organ", "lesion"]
 ScanSource = Volume | np.ndarray | str | Path | Callable[[], Any]
 
 _PAIRS = {"L": ("left", "right"), "P": ("posterior", "anterior"), "S": ("superior", "inferior")}
@@ -54,7 +54,6 @@ class Structure:
     centroid: tuple[float, ...]  # mean position (x, y[, z]) in box coordinates
     voxels: int  # how many belong to it
     size: float | None = None  # mm3 (mm2 in an image); None when the spacing is unknown
-    side: Side | None = None  # the patient's, when the name says one
     kind: Kind = "organ"
     attributes: Mapping[str, Any] = field(default_factory=dict)  # of a lesion: host, components ...
     values: tuple[int, ...] = ()  # all of the label map that belong to it, its own first
@@ -98,17 +97,14 @@ class Study:
 
         Args:
             labels: (Z, Y, X) or (Y, X) whole numbers, 0 is background.
-            names: Value -> readable name, or None to leave the value out on purpose. What does not
-                occur is known to be absent.
+            names: Value -> readable name, or None to leave it out. What does not occur is absent.
             scan: The scan, or a path or callable that gives it.
             inside: Value of a part -> value of the structure around it (tumour -> organ).
             attributes: Value -> what is known of it; ``"kind"`` overrides the guess from the name.
-            **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required, and
-                ``spacing`` and ``directions`` come from ``scan`` if that is a Volume.
+            **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required.
 
         Raises:
-            LabelError: Not whole numbers in 2D or 3D, another grid, or values without a name.
-        """
+            LabelError: Not whole numbers in 2D or 3D, another grid, or values without a name."""
         if isinstance(labels, Volume) and isinstance(scan, Volume):
             check_same_grid(scan, labels)
         values = _values_of(tuple(names), tuple((inside or {}).items()))
@@ -123,13 +119,9 @@ class Study:
         attributes: Mapping[int, Mapping[str, Any]] | None = None,
         **about: Any,
     ) -> Study:
-        """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty.
-
-        Args:
-            masks: (name, mask) in a stream, all of one shape; anything but 0 is inside. Structure k
-                (from 1) gets label k; an empty mask says that its name is absent.
-            scan, attributes, **about: As in :meth:`from_labels`; ``attributes`` goes by k.
-        """
+        """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
+        (its name is absent). ``masks`` is a stream of (name, mask) of one shape; structure k (from
+        1) gets label k. Other arguments as in :meth:`from_labels`."""
         codes, names = np.zeros(0, np.uint16), {}
         owners: dict[int, tuple[int, ...]] = {0: ()}  # label value -> structures that own it
         overlap = _MAX_CODES  # values of overlaps count down from here
@@ -223,14 +215,10 @@ class Study:
         return np.isin(self.labels, structure.values)
 
     def slice(self, z: int) -> Study:
-        """Axial slice ``z`` (0 at the feet) of a volume, as a 2D study of the same patient.
-
-        Structures are measured again; what does not reach the slice is absent from it. Attributes
-        stay those of the whole structure, a lazy scan stays lazy.
-
-        Raises:
-            DatasetError: The study is 2D or has no labels, or ``z`` is not one of its slices.
-        """
+        """Axial slice ``z`` (0 at the feet) of a volume as a 2D study of the same patient,
+        structures measured again; what does not reach it is absent. Attributes stay those of the
+        whole structure, a lazy scan stays lazy. A :class:`DatasetError` when there is no such
+        slice."""
         if self.dimension != "3d" or self.labels is None or not 0 <= z < self.shape[0]:
             expected = "a labelled 3D study and a slice index inside it"
             found = f"a {self.dimension} study of shape {self.shape}, z={z}"
@@ -278,33 +266,21 @@ def slices_of(box: Box) -> tuple[slice, ...]:
 
 
 def readable_name(name: str) -> str:
-    """A name as one says it: ``"kidney_left"``, ``"Kidney_L"`` -> ``"left kidney"``; "L1" stays."""
-    side, words = _split_side(name)
-    words = [word if re.fullmatch(r"[A-Z]+\d+", word) else word.lower() for word in words]
-    return " ".join([side, *words] if side else words)
-
-
-@lru_cache(maxsize=4096)
-def side_of(name: str) -> Side | None:
-    """The patient's side that a name states (``"kidney_left"``, ``"Precentral_R"``), or None."""
-    return _split_side(name)[0]
+    """A name as one says it: ``"kidney_left"``, ``"Kidney_L"`` -> ``"left kidney"``; "L1" stays,
+    and a lone capital L or R counts at the end only."""
+    words = [word for word in re.split(r"[\s_\-/]+", name.strip()) if word]
+    sides = {_SIDES[word.lower()] for word in words if word.lower() in _SIDES}
+    if len(words) > 1 and words[-1] in ("L", "R"):
+        words = ["left" if words[-1] == "L" else "right", *words[:-1]]
+    elif len(sides) == 1:  # not "left and right lung"
+        words = [*sides, *(word for word in words if word.lower() not in _SIDES)]
+    return " ".join(w if re.fullmatch(r"[A-Z]+\d+", w) else w.lower() for w in words)
 
 
 @lru_cache(maxsize=4096)
 def kind_of(name: str) -> Kind:
     """``"lesion"`` when the name speaks of a tumour, nodule, cyst ..., else ``"organ"``."""
     return "lesion" if _LESION_WORDS.search(name.replace("_", " ")) else "organ"
-
-
-def _split_side(name: str) -> tuple[Side | None, list[str]]:
-    """The side in a name and its other words; a lone capital L or R counts at the end only."""
-    words = [word for word in re.split(r"[\s_\-/]+", name.strip()) if word]
-    if len(words) > 1 and words[-1] in ("L", "R"):
-        return ("left" if words[-1] == "L" else "right"), words[:-1]
-    sides = {_SIDES[word.lower()] for word in words if word.lower() in _SIDES}
-    if len(sides) != 1:  # none, or both ("left and right lung")
-        return None, words
-    return sides.pop(), [word for word in words if word.lower() not in _SIDES]
 
 
 def _measure(labels: np.ndarray) -> dict[int, tuple]:
@@ -341,7 +317,6 @@ def _structure(label, name, values, measured, space, attributes) -> Structure:
         centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
         voxels=voxels,
         size=voxels * math.prod(spacing) if spacing else None,
-        side=side_of(name),
         kind=attributes.pop("kind", None) or kind_of(name),
         attributes=attributes,
         values=values,

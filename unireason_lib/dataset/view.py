@@ -100,14 +100,10 @@ class View:
         return [Image.fromarray(plane).convert("RGB") for plane in planes]
 
     def visible(self, structure: Structure) -> bool:
-        """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane.
-
-        Labels and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does.
-        Pixels at the lowest sampled value of the whole scan do not count: they are padding.
-
-        Raises:
-            DatasetError: The study has no label map, or its scan cannot be read.
-        """
+        """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane. Labels
+        and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does; pixels
+        at the lowest value of the whole scan are padding and do not count. A :class:`DatasetError`
+        without a label map."""
         rows = [self._shown[value] for value in structure.values if value < len(self._shown)]
         return bool(rows) and sum(rows).max() >= MIN_PIXELS
 
@@ -137,14 +133,10 @@ def scan_images(
         size: Slices, rows and columns of a volume; None for an image, which keeps its size.
         window: As for :func:`unireason_lib.imaging.serialize`. 8-bit images are shown as they are
             under ``"percentile"``, the default everywhere, and in colour under any window.
-        name: For messages.
+        name: For messages (:class:`ScanError`: not finite, without contrast, an unknown window).
 
     Returns:
-        uint8 (Z, Y, X), or (Y, X) or (Y, X, 3).
-
-    Raises:
-        ScanError: Values that are not finite, a volume without contrast, or an unknown window.
-    """
+        uint8 (Z, Y, X), or (Y, X) or (Y, X, 3)."""
     window = window if isinstance(window, str) else tuple(window)
     if size is not None:
         volume = (

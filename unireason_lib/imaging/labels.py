@@ -61,13 +61,9 @@ def _rounded(array: np.ndarray) -> np.ndarray | None:
 def label_boxes(
     labels: Volume | np.ndarray, components: bool = False
 ) -> dict[int, Box] | dict[int, list[Box]]:
-    """The smallest half-open box around every label.
-
-    Args:
-        labels: See :func:`whole_labels`; 0 is background.
-        components: Boxes of each connected component instead, diagonal neighbours included (by
-            ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}.
-    """
+    """The smallest half-open box around every label of :func:`whole_labels`, 0 being background;
+    with ``components`` those of each connected component, diagonal neighbours included (by
+    ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}."""
     array = whole_labels(labels)
     places = label_places(array)
     if not components:
@@ -76,12 +72,8 @@ def label_boxes(
 
 
 def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> None:
-    """Check that a label map lies on its scan's grid.
-
-    Raises:
-        LabelError: Shapes differ, or corners lie further apart than ``tolerance`` of the smallest
-            spacing: an affine rounded to 4 decimals moves the far end of 512 voxels by 0.1.
-    """
+    """A :class:`LabelError` when shapes differ, or corners lie further apart than ``tolerance`` of
+    the smallest spacing: an affine rounded to 4 decimals moves the far end of 512 voxels by 0.1."""
     if scan.shape != labels.shape:
         do = "resample the label map onto the scan's grid (nearest neighbour)"
         raise LabelError(labels.source, f"the scan's shape {scan.shape}", labels.shape, do)

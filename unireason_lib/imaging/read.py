@@ -63,14 +63,10 @@ def load_volume(path: str | Path, *, key: str | None = None, frame: int | None =
 def load_image(
     source: str | Path | bytes, window: Window | None = None, name: object = None
 ) -> Image.Image:
-    """Read a 2D image as 8-bit RGB, turned upright as its EXIF data say, transparency dropped.
-
-    Args:
-        source: PNG, JPEG, BMP, TIFF or WebP, or DICOM with one frame (an X-ray); a path, or the
-            encoded bytes (not of DICOM), called ``name`` in messages.
-        window: For grey values of more than 8 bits: which become black and white. None takes the
-            window in a DICOM file, else its 1st to 99th percentile, and all values of other images.
-    """
+    """Read a 2D image as 8-bit RGB, turned upright as its EXIF data say, transparency dropped: a
+    path (of DICOM too: an X-ray), or the encoded bytes, called ``name`` in messages. ``window`` is
+    for grey values of more than 8 bits; None takes that in a DICOM file, else its 1st to 99th
+    percentile, and all values of other images."""
     if not isinstance(source, bytes):
         source = Path(source)
         if dicom.is_dicom(_head(source)):

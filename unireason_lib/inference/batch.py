@@ -103,18 +103,11 @@ def infer_file(
     keep the replies in ``output``, one JSON line each.
 
     Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    ``max_samples``, batch size and device may be others then, nothing else that shapes replies.
-
-    Args:
-        model: What to load once something is left to do, or a generator at hand.
-        reading: How scans are read; default: as for the checkpoint's training, else the paper's.
-        batch_size: Questions generated together; at most twice as many scans are in memory.
-        max_samples: Only the first so many rows.
-
-    Returns:
-        What the file now holds: numbers of samples ``asked, answered, failed, judged`` (truth
-        known), ``correct, in_format``.
-    """
+    ``max_samples`` (the first so many rows), ``batch_size`` (at most twice as many scans are in
+    memory) and device may be others then, nothing else that shapes replies. ``model`` is what to
+    load once something is left to do, or a generator; ``reading`` is by default that of the
+    checkpoint's training, else the paper's. Returns the numbers of samples ``asked, answered,
+    failed, judged`` (truth known), ``correct, in_format``."""
     from unireason_lib.grounding import Settings
 
     root = Path(questions).parent if root is None else Path(root)

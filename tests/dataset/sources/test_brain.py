@@ -22,8 +22,8 @@ def test_regions_are_at_known_places_and_left_is_left():
     assert len(study.structures) == 113 and study.shape == (182, 218, 182)
     assert study.spacing == (1.0, 1.0, 1.0) and study.directions == "LPS"
     for structure in study.structures:
-        if structure.side:
-            left = structure.side == "left"
+        if structure.name.startswith(("left", "right")):
+            left = structure.name.startswith("left")
             assert (world(study, structure)[0] < 0) == left == (structure.centroid[0] > 91)
         assert "_" not in structure.name and structure.name == structure.name.strip()
     # published centres in MNI space, in mm
