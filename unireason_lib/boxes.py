@@ -1,6 +1,4 @@
-"""Boxes that a model can write: one syntax for 2D images and 3D volumes.
-
-In an image the model refers to a rectangle, in a volume shown as slices to a cuboid:
+"""Boxes that a model can write: a rectangle in an image, in a volume shown as slices a cuboid.
 
     <|box_start|>[x1,y1,x2,y2]<|box_end|>
     <|box_start|>[x1,y1,z1,x2,y2,z2]<|box_end|>

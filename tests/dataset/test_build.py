@@ -25,10 +25,9 @@ from tests.dataset.sources.layouts import make_folder
 from unireason_lib.cli.build import build as build_command
 from unireason_lib.dataset import build as building
 from unireason_lib.dataset import shards
-from unireason_lib.dataset.annotator import BudgetSpent, RationaleRefused
+from unireason_lib.dataset.annotator import RationaleRefused
 from unireason_lib.dataset.build import (
     BuildConfig,
-    BuildStopped,
     SourceSpec,
     build,
     dry_run,
@@ -322,23 +321,6 @@ def test_a_second_study_of_one_id_is_refused_with_its_images(build_from):
     assert report.manifest["images"] == 16
 
 
-def test_one_scan_under_two_names_is_in_one_split(build_from):
-    scans = [phantom_slice(seed) for seed in range(12)]
-    copies = [
-        replace(s, id=f"copy-{k}", patient=f"p{k}", scan_source=(s.scan * 2.0).astype(np.float32))
-        for k, s in enumerate(scans)
-    ]
-    for near in (True, False):
-        options = {"near_duplicates": near, "out": str(near)}
-        report = build_from(*scans, *copies, fractions={"train": 0.5, "test": 0.5}, **options)
-        split = {record.study: record.split for record in records_of(report.folder)}
-        pairs = [(split.get(s.id), split.get(f"copy-{k}")) for k, s in enumerate(scans)]
-        assert all(one == other for one, other in pairs if one and other) == near
-        assert len(set(pairs)) > 1
-        assert report.manifest["studies"]["near_duplicates"] == 12 * near
-        assert len(report.manifest["studies"]["near_duplicate_pairs"]) == 12 * near
-
-
 def test_a_split_of_the_source_is_kept_and_an_empty_one_left_out(build_from):
     own = [replace(phantom_slice(k), split=("test", "val")[k % 2]) for k in range(8)]
     report = build_from(*own)
@@ -407,37 +389,6 @@ def test_records_that_fail_a_check_are_kept_apart_with_the_reason(build_from, mo
     report = build_from(phantom(1), out="none")
     assert {row["reason"] for row in refused_of(report)} == {"unwritable"}
     assert report.manifest["records"] == 0
-
-
-@pytest.mark.parametrize(
-    "stop, raised",
-    [
-        (BudgetSpent("budget", "enough", "nothing", "raise it"), BudgetSpent),
-        (KeyboardInterrupt(), BuildStopped),
-    ],
-    ids=["budget", "ctrl-c"],
-)
-def test_b6_b7_a_writer_that_cannot_go_on_stops_the_build_and_refuses_nothing(
-    build_from, monkeypatch, stop, raised
-):
-    studies = [phantom_slice(k) for k in range(6)]
-    expected = build_from(*studies, out="whole")
-
-    class Poor(TemplateWriter):
-        written = 0
-
-        def write(self, question, view):
-            Poor.written += 1
-            if Poor.written > 7:
-                raise stop
-            return super().write(question, view)
-
-    with monkeypatch.context() as patch, pytest.raises(raised):
-        patch.setattr(shards, "TemplateWriter", Poor)
-        build_from(*studies)
-    again = build_from(*studies)
-    assert same_rows(again.folder, expected) and not again.manifest["refused"]
-    assert 0 < again.built < 6  # what was finished was kept
 
 
 # --- going on, or not --------------------------------------------------------------------------

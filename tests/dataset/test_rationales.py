@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.boxes import Box2D
 from unireason_lib.dataset.questions import FAMILIES, ask
 from unireason_lib.dataset.rationales import (
     MAX_ROUNDS,
@@ -83,13 +83,6 @@ def test_what_decides_is_stated_before_the_conclusion(asked):
             assert all(name in before.lower() for name in (*question.names, *facts["absent"]))
         for attribute in {"texture", "density"} & facts.keys():
             assert re.search(SEEN[facts[attribute]], before)
-
-
-def test_short_is_short_and_long_is_longer(asked):
-    writers = TemplateWriter("short"), TemplateWriter("long")
-    short, long = ([len(w.write(*item).words.split()) for item in asked] for w in writers)
-    assert np.mean(short) < 32 and max(short) <= 70
-    assert 1.25 * np.mean(short) < np.mean(long) and max(long) <= 100
 
 
 def simple():
@@ -187,12 +180,3 @@ def test_what_cannot_be_repaired_is_a_problem(text):
     parts, _, problems = parts_of(text)
     assert FLAWED[text] in {p.split(":")[0] for p in problems}
     assert not any("[9,9" in p for p in parts if isinstance(p, str))
-
-
-def test_cuboids_and_hostile_texts():
-    cuboid = Box3D(1, 2, 3, 4, 5, 6)
-    anchored = anchor("Here [[liver]] and (1,2,3,4,5,6)", {"liver": ("liver", cuboid)})
-    assert [p.box for p in anchored.parts if isinstance(p, Point)] == [cuboid, cuboid]
-    many = [text * 5000 for text in ("[", "(1,", "[[liver", "<|box_start|>")]
-    for hostile in (*many, "[[" + "a" * 5000, "liver " * 5000 + "[1,2,3,4]"):
-        anchor(hostile, BOXES)

@@ -7,9 +7,7 @@ from unireason_lib.dataset.schema import (
     RL_FEATURES,
     SFT_FEATURES,
     Record,
-    image_ids_of,
 )
-from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging.crops import crop_region
 from unireason_lib.prompts import question_text
@@ -87,24 +85,6 @@ def test_rows_have_the_columns_of_the_release_beside_typed_ones_and_no_json(volu
     assert (layout["window"], layout["low"], layout["high"]) == (None, -200, 300)
     assert sft["scan"] == {"spec": "made:flip=xy", "key": "s1"}
     assert not any(isinstance(v, str) and v.startswith(("{", "[")) for v in {**sft, **rl}.values())
-
-
-@pytest.mark.parametrize("make", [phantom, phantom_slice])
-def test_images_that_are_not_stored_leave_text_only_rows_and_keep_their_names(
-    make, volume_record, view_of
-):
-    view = view_of(make(3))
-    record = volume_record(
-        dimension=view.study.dimension,
-        study=view.study.id,
-        source=view.study.source,
-        serialization=view.serialization,
-        image_ids=image_ids_of(view),
-        stored=False,
-    )
-    row = record.to_row()
-    assert row["image_ids"] == [] and "<image>" not in row["messages"][0]["content"]
-    assert Record.from_row(row) == record
 
 
 def test_rows_of_somebody_else_are_refused(image_record):

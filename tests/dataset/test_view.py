@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unireason_lib.boxes import Box3D
 from unireason_lib.dataset.sources.phantom import phantom
 from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import MIN_PIXELS, View, scan_images
 from unireason_lib.errors import DatasetError, ScanError
-from unireason_lib.imaging import ProcessorFrame, Volume, serialize, serialize_labels
+from unireason_lib.imaging import ProcessorFrame, Volume, serialize_labels
 
 FRAME = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
 ABOUT = {"id": "s", "patient": "p", "source": "made", "modality": "CT"}
@@ -40,26 +39,6 @@ def test_written_box_is_where_the_pixels_are(shape, box, size):
     slack = [max(1, new / old) for new, old in zip(size[::-1], shape[::-1], strict=True)] * 2
     assert (np.abs(np.subtract(bright, written.as_tuple())) <= slack).all()
     assert all(isinstance(edge, int) for edge in written.as_tuple())
-
-
-def test_written_box_follows_the_slice_stack_and_the_frame():
-    study = phantom(3, shape=(12, 80, 100))
-    view = View(study, (8, 64, 96), None, FRAME)
-    stack = serialize(study.scan, (8, 64, 96), study.window)
-    for region in (*study.structures, Box3D(10, 10, 2, 50, 40, 6)):
-        box = getattr(region, "box", region)
-        assert view.box(region) == FRAME.written(stack.from_voxel(box), 64, 96, 8)
-    assert (view.depth, view.image_size, len(view.images())) == (8, (64, 96), 8)
-    assert view.pixels is view.pixels and (view.pixels == stack.pixels).all()
-    assert np.asarray(view.images()[2])[..., 0].tolist() == stack.pixels[2].tolist()
-
-
-def test_a_structure_of_one_voxel_keeps_a_pixel_and_a_slice():
-    view = View(block_study((64, 256, 256), (100, 30, 40, 101, 31, 41)), (8, 64, 64), None, FRAME)
-    box = view.box(view.study.structures[0])
-    assert (box.width, box.height, box.depth) == (1, 1, 1)
-    with pytest.raises(ScanError, match="outside"):
-        view.box(Box3D(300, 0, 0, 310, 5, 5))
 
 
 def noisy_study(labels, padding=None) -> Study:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.boxes import Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script
 from unireason_lib.imaging import Volume, serialize
@@ -163,14 +163,6 @@ def test_what_becomes_of_a_box(generator, dimension, written, status):
     assert pointing.status == status
     assert bool(pointing.crops) == (status == "injected") == (0 in trace.own_mask)
     assert len(trace.boxes) == len(trace.crops) == (status != "malformed")
-
-
-def test_boxes_that_are_never_closed_or_opened_twice(generator):
-    hostile = "<|box_start|>[1,2,<|box_start|>[0,0,64,64]<|box_end|><|box_end|> <|box_start|>[1,2"
-    trace = write(generator, GroundedRequest("Where?", [image()]), hostile)
-    statuses = [pointing.status for pointing in trace.pointings]
-    assert statuses == ["malformed", "injected", "malformed"] and not trace.in_format
-    assert trace.boxes == [Box2D(0, 0, 64, 64)] and trace.stop == "length"
 
 
 def test_budgets_hold_and_cut_no_answer(generator):

@@ -83,21 +83,6 @@ def test_a_crop_is_inside_the_image_large_enough_and_not_too_long(x1, y1, x2, y2
 
 
 @pytest.mark.parametrize(
-    ("box", "size", "cut"),
-    [
-        ((3, 4, 20, 25), (40, 30), (3, 4, 20, 25)),
-        ((10, 5, 11, 20), (40, 30), (9, 5, 13, 20)),
-        ((39, 5, 40, 20), (40, 30), (36, 5, 40, 20)),
-        ((0, 0, 1000, 4), (1000, 1000), (0, 0, 1000, 6)),
-        ((0, 0, 1, 1), (3, 2), (0, 0, 3, 2)),
-        ((0, 0, 1000, 1), (1000, 4), (140, 0, 860, 4)),
-    ],
-)
-def test_rectangles_that_are_cut(box, size, cut):
-    assert crop_rectangle(Box2D(*box), *size).as_tuple() == cut
-
-
-@pytest.mark.parametrize(
     ("box", "count", "slices"),
     [
         (Box2D(5, 5, 15, 25), 6, [0]),

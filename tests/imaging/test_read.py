@@ -16,7 +16,7 @@ from PIL import Image
 
 from unireason_lib.boxes import Box3D
 from unireason_lib.errors import ScanError, ScanWarning
-from unireason_lib.imaging import MAX_VOXELS, Volume, load_image, load_volume, orient, serialize
+from unireason_lib.imaging import MAX_VOXELS, load_image, load_volume, orient, serialize
 
 ORIENTATIONS = [
     tuple(signs[axis] for axis in order)
@@ -217,22 +217,6 @@ class TestBadFiles:
         for name in ("p.npy", "p.npz", "q.npy"):
             refuse(tmp_path / name, "pickles are never loaded")
 
-    def test_what_is_no_volume(self, tmp_path):
-        for name, array, word in (
-            ("flat", np.zeros((4, 5)), "load_image"),
-            ("none", np.zeros((0, 5, 6)), "3D"),
-            ("text", np.array([["a"]]), "real numbers"),
-        ):
-            np.save(tmp_path / f"{name}.npy", array)
-            refuse(tmp_path / f"{name}.npy", word)
-        colour = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-        refuse(save(tmp_path / "rgb.nii", colour), "colour")
-        refuse(save(tmp_path / "c.nii", np.zeros((3, 4, 5), np.complex64)), "complex64")
-        refuse(save(tmp_path / "flat.nii", np.zeros((4, 5), np.int16)), "load_image")
-        for affine in (np.diag([1.0, 1.0, 0.0, 1.0]), np.full((4, 4), np.nan)):
-            with pytest.raises(ScanError, match="affine"):
-                Volume(np.zeros((2, 2, 2)), affine)
-
     @pytest.mark.parametrize(
         ("fields", "word"),
         [({"pixdim": [1, 2, x, 4, 1, 1, 1, 1]}, "spacing") for x in (0.0, -2.0, np.nan)]
@@ -259,9 +243,3 @@ class TestImages:
         exif[0x0112] = 6
         image.save(tmp_path / "turned.jpg", exif=exif)
         assert load_image(tmp_path / "turned.jpg").size == (10, 20)
-
-    def test_only_named_formats_are_decoded_B8(self, tmp_path):
-        """Pillow would look for Ghostscript when it meets an EPS."""
-        (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-        refuse(tmp_path / "a.png", "an image (PNG", read=load_image)
-        refuse((tmp_path / "a.png").read_bytes(), "an image (PNG", read=load_image)

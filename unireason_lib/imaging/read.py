@@ -1,11 +1,6 @@
-"""Reading scans: every format becomes one kind of volume, or an error that says what to do.
-
-===========================  ====================================================================
-``.nii``, ``.nii.gz``         NIfTI; mapped from the file when it is not compressed
-folder, ``.dcm``, no suffix   DICOM series or file (see :mod:`unireason_lib.imaging.dicom`)
-``.npy``, ``.npz``            arrays ``(Z, Y, X)``, or ``(1, D, H, W)`` as in M3D; no geometry
-``.png``, ``.jpg``, ...       2D images, with :func:`load_image`
-===========================  ====================================================================
+"""Reading scans: NIfTI (mapped when it is not compressed), DICOM (a folder, ``.dcm`` or no suffix),
+``.npy`` and ``.npz`` (``(Z, Y, X)``, or ``(1, D, H, W)`` as in M3D; no geometry) become one kind of
+volume, 2D images RGB; or an error says what to do.
 
 The content decides, not only the name. Nothing is allocated on the word of a header alone: sizes
 are compared with the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.

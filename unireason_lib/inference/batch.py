@@ -163,14 +163,10 @@ def answer_stream(
     settings: Mapping[str, Any],
     batch_size: int = 1,
 ) -> Iterator[Line]:
-    """Ask many questions of any type; yields a line for each as soon as it is there.
-
-    Args:
-        generator, settings: The model, and arguments of its ``generate``.
-        questions: What is asked, ``batch_size`` together; at most twice as many are prepared.
-        prepare: Question -> what it is about, and the request; runs in the reading thread.
-        line: Question, what it is about, trace, seconds (its part of its batch's) -> line.
-        failure: Question and error -> the line of a question that failed.
+    """Ask many questions of any type, ``batch_size`` together (at most twice as many are prepared);
+    yields a line for each as soon as it is there. ``prepare`` (question -> what it is about, and
+    the request) runs in the reading thread; ``line`` gets question, what it is about, trace and its
+    seconds of its batch's, ``failure`` question and error; ``settings`` are those of ``generate``.
     """
     rest, ahead = iter(questions), deque()
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")

@@ -40,17 +40,6 @@ def test_what_is_known_about_an_image(made):
     assert xray.patient == "sa-med2d-CRASS--JPCLN--001"
 
 
-def test_unions_nameless_classes_instances_and_absence(made):
-    masks = {"0002_000": (1, 1, 5, 5), "0002_001": (20, 20, 30, 30), "0003_000": (0, 0, 40, 40)}
-    made.add("ct_00--FLARE22--1--z_0001", {**masks, "0004_000": (2, 2, 9, 9), "0005_000": None})
-    made.add("ct_00--FLARE22--2--z_0001", {"0003_000": (0, 0, 40, 40)})
-    source = made.open()
-    boxes = [s.box.as_tuple() for s in source[0].structures]
-    assert boxes == [(1, 1, 5, 5), (20, 20, 30, 30)] and source[0].absent == ("spleen",)
-    with pytest.raises(LabelError, match="at least one mask"):
-        source[1]
-
-
 def test_masks_of_another_size_are_stretched_with_a_note_or_refused(made):
     made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (5, 2, 15, 12)}, size=(20, 30))
     made.add("ct_00--FLARE22--1--z_0002", {"0000_000": (5, 2, 15, 12)}, size=(60, 40))
