@@ -82,7 +82,7 @@ def first_question(dimension, family, kind):
 
 
 asked_2d = first_question("2d", "lesion analysis", "texture")
-asked_3d = first_question("3d", "lesion analysis", "host")
+asked_3d = first_question("3d", "spatial localization", "host")
 for item in (asked_2d, asked_3d):
     print(item.patient, item.dimension, item.question, *map(". ".join, item.options.items()), sep="\n  ")
 

@@ -62,7 +62,7 @@ print(f"{brain.id}: {brain.modality}, {brain.scan.shape} voxels, {len(brain.stru
 for name in ("left thalamus", "right thalamus", "brain stem"):
     structure = brain.find(name)
     print(
-        f"  {name:<16}{structure.voxels:>7} voxels, {structure.size / 1000:5.1f} cm3, side {structure.side}"
+        f"  {name:<16}{structure.voxels:>7} voxels, {structure.size / 1000:5.1f} cm3"
     )
 
 # %% [markdown]

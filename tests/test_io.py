@@ -141,8 +141,3 @@ def test_a_lock_refuses_a_second_process_and_is_free_afterwards(tmp_path):
         files.locked(tmp_path / "file" / "l", "x"),
     ):
         pass
-
-
-def test_sha256(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256_of(tmp_path / "a").startswith("ba7816bf")

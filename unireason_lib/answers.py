@@ -53,14 +53,11 @@ def final_answer(text: str) -> str:
 def extract_choice(text: str, options: Mapping[str, str] | None = None) -> str | None:
     """The letter that a reply chooses, or None when it does not choose exactly one (an abstention).
 
-    What counts, in this order: the answer begins with ``B.``, ``(B)``, ``B:`` or is a bare ``B`` or
-    ``b``; a cue such as "the answer is B" or "B is correct"; a weaker one such as "option (B)", "so
-    B." or a last sentence "(B)"; the last line is one of the first; the answer is, or names without
-    denying it, the text of exactly one option. Lines that repeat several options are passed over.
-
-    With ``options`` (letter -> text) only their letters count, their texts are recognised, and a
-    letter that is followed by the text of another option chooses nothing.
-    """
+    In this order: the answer begins with ``B.``, ``(B)``, ``B:`` or is a bare ``B`` or ``b``; a cue
+    such as "the answer is B"; a weaker one such as "option (B)" or a last sentence "(B)"; the last
+    line is one of the first; the answer is, or names without denying it, the text of exactly one
+    option. With ``options`` (letter -> text) only their letters count, and a letter that is
+    followed by the text of another option chooses nothing."""
     answer = _plain(final_answer(text))
     letters = set(options) if options else set("ABCD")
     options = {letter: _words(option) for letter, option in (options or {}).items()}

@@ -1,6 +1,4 @@
-"""Boxes that a model can write: one syntax for 2D images and 3D volumes.
-
-In an image the model refers to a rectangle, in a volume shown as slices to a cuboid:
+"""Boxes that a model can write: a rectangle in an image, in a volume shown as slices a cuboid.
 
     <|box_start|>[x1,y1,x2,y2]<|box_end|>
     <|box_start|>[x1,y1,z1,x2,y2,z2]<|box_end|>
@@ -32,9 +30,10 @@ class _Box:
     """What rectangles and cuboids share: 2n numbers, the first corner before the second."""
 
     def __post_init__(self) -> None:
-        if any(isinstance(value, bool) or not math.isfinite(value) for value in self.as_tuple()):
-            name = type(self).__name__
-            raise BoxError(name, "finite numbers", self.as_tuple(), "check the coordinates")
+        for value in self.as_tuple():
+            if isinstance(value, bool) or not math.isfinite(value):
+                name, numbers = type(self).__name__, self.as_tuple()
+                raise BoxError(name, "finite numbers", numbers, "check the coordinates")
 
     def _each(self, change: Callable[[float, float], float], *values: float) -> Self:
         """The box with ``change(coordinate, value of its axis)`` in place of every coordinate."""
@@ -90,11 +89,8 @@ class _Box:
 
 @dataclass(frozen=True)
 class Box2D(_Box):
-    """A half-open rectangle ``[x1, x2) x [y1, y2)`` in pixels, x to the right and y down.
-
-    Raises:
-        BoxError: A coordinate is NaN, infinite or a boolean. Empty and reversed boxes can be built.
-    """
+    """A half-open rectangle ``[x1, x2) x [y1, y2)`` in pixels, x to the right and y down; empty and
+    reversed ones can be built. A :class:`BoxError` for NaN, infinity or a boolean."""
 
     x1: float
     y1: float
@@ -180,20 +176,12 @@ def _nearest(value: float) -> int:
 
 @dataclass(frozen=True)
 class BoxScan:
-    """What :func:`scan_boxes` read in a text.
+    """What :func:`scan_boxes` read in a text."""
 
-    Attributes:
-        boxes: The well-formed boxes, in order.
-        spans: For each of them the ``(start, end)`` of its characters, tags included.
-        malformed: How many times a box was opened without a well-formed box following.
-        other_syntax: Boxes that stock Qwen models write as ``"bbox_2d": [...]`` in JSON; nothing is
-            cropped for them.
-    """
-
-    boxes: tuple[Box, ...]
-    spans: tuple[tuple[int, int], ...]
-    malformed: int
-    other_syntax: tuple[Box, ...] = ()
+    boxes: tuple[Box, ...]  # the well-formed ones, in order
+    spans: tuple[tuple[int, int], ...]  # (start, end) of their characters, tags included
+    malformed: int  # how many times a box was opened without a well-formed box following
+    other_syntax: tuple[Box, ...] = ()  # stock Qwen's "bbox_2d": [...] in JSON; fetch nothing
 
 
 _NUMBER = r"[+-]?[0-9]{1,8}(?:\.[0-9]{1,8})?"
@@ -204,17 +192,11 @@ _JSON = re.compile(rf"""["']bbox_[23]d["']\s{{0,9}}:\s{{0,9}}(\[{_NUMBERS}\])"""
 
 
 def read_box(text: str) -> Box | None:
-    """Read the inside of a pair of box tags.
+    """Read the inside of a pair of box tags: 4 or 6 numbers in square or round brackets, or the two
+    corners each in its own (``(101,201),(150,266)``, as Qwen2-VL writes), perhaps in one more pair.
 
-    Args:
-        text: 4 or 6 numbers in square or round brackets, or the two corners each in its own
-            (``(101,201),(150,266)``, as Qwen2-VL writes), perhaps in one more pair of brackets.
-
-    Returns:
-        The box, rounded to whole pixels and not clipped; None for any other text: another count of
-        numbers, an empty or reversed box, exponents, ``NaN``, magnitudes beyond
-        :data:`MAX_COORDINATE`, or fractions of the image (decimals that are all at most 1).
-    """
+    Rounded to whole pixels and not clipped; None for any other text: an empty or reversed box,
+    exponents, magnitudes beyond :data:`MAX_COORDINATE`, or fractions (decimals all at most 1)."""
     if len(text) > 256 or not _WRITTEN.fullmatch(text):
         return None
     corners = [re.findall(_NUMBER, part) for part in re.findall(_LIST, text)]
@@ -256,11 +238,8 @@ def parse_boxes(text: str) -> list[Box]:
 
 
 def format_box(box: Box) -> str:
-    """Write a box as the model writes it, each coordinate rounded to the nearest pixel.
-
-    Raises:
-        BoxError: ``box`` is empty or reversed, perhaps only after rounding, or is no box at all.
-    """
+    """Write a box as the model writes it, each coordinate rounded to the nearest pixel; a
+    :class:`BoxError` when it is empty or reversed, perhaps only then, or no box at all."""
     if not isinstance(box, Box2D | Box3D):
         raise BoxError("format_box", "a Box2D or Box3D", type(box).__name__, "build the box first")
     whole = box.round()

@@ -11,14 +11,8 @@ from typing import Any
 
 
 class UniReasonError(ValueError):
-    """Base of every error that this package raises on purpose.
-
-    Args:
-        subject: What the message is about, usually a file path; alone, it is the whole message.
-        expected: What would have been right.
-        found: What was there instead.
-        do: What the reader can do now.
-    """
+    """Base of every error that this package raises on purpose: what it is about (alone, the whole
+    message), what would have been right, what was there instead, and what the reader can do."""
 
     def __init__(
         self,

@@ -36,11 +36,8 @@ MAX_IMAGE_PIXELS = 100_000_000
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Write a file that is there completely or not at all; an old one stays until the new one is.
-
-    Raises:
-        DatasetError: The disk, or the user's quota of it, is full. Nothing is left behind.
-    """
+    """Write a file that is there completely or not at all; an old one stays until the new one is. A
+    :class:`DatasetError` when the disk, or the user's quota of it, is full."""
     path = Path(path)
     temporary = None
     try:
@@ -123,16 +120,9 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path``; the system frees it with the process, however that ends.
-
-    Args:
-        path: The lock file; made when missing, with its folders.
-        what: What is locked, for the message.
-        wait: Whether another holder is waited for; else it is an error.
-
-    Raises:
-        DatasetError: Another process holds it, or the folder cannot be written.
-    """
+    """Hold the lock file ``path``; the system frees it with the process, however that ends. Another
+    holder is waited for with ``wait``, else a :class:`DatasetError` about ``what`` is locked, as
+    for a folder that cannot be written."""
     from filelock import FileLock, Timeout
 
     path = Path(path)
@@ -161,11 +151,7 @@ def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
 
 
 def read_json(path: str | Path, error: type[UniReasonError] = DatasetError) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        error: Missing, no JSON, or no object.
-    """
+    """A JSON object from a file; an ``error`` when it is missing or none."""
     path = Path(path)
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -188,18 +174,9 @@ def safe_path(
     error: type[UniReasonError] = DatasetError,
     absolute: bool = False,
 ) -> Path:
-    """A path that a data file names, below the folder that the user named.
-
-    Args:
-        root: The folder that may be read.
-        written: The path as written, with slashes; a leading ``./`` is allowed.
-        where: The file that names it, for the message.
-        error: Class of the error.
-        absolute: Whether an absolute path is accepted when it leads below ``root``.
-
-    Raises:
-        error: The path is empty, absolute, or leads out of the folder by ``..`` or by a link.
-    """
+    """A path ``written`` in a data file (named ``where``), below the folder ``root`` that the user
+    named. An ``error`` when it is empty, leads out by ``..`` or a link, or is absolute; with
+    ``absolute``, that is accepted when it leads below ``root``."""
     root = Path(root).resolve()
     windows = PureWindowsPath(written)
     foreign = "\0" in written or "\\" in written or windows.drive
@@ -217,19 +194,9 @@ def safe_path(
 
 
 def open_image(source: str | Path | bytes, name: object = None) -> Image.Image:
-    """Decode an image file, or the bytes of one, of a format in :data:`IMAGE_FORMATS`.
-
-    Args:
-        source: A path, or the encoded bytes.
-        name: What it is called in messages; a path says so itself.
-
-    Returns:
-        The decoded image in its own mode.
-
-    Raises:
-        ScanError: Missing, of another format, damaged, of several pages, or larger than
-            :data:`MAX_IMAGE_PIXELS`.
-    """
+    """Decode an image file, or the bytes of one, in its own mode. A :class:`ScanError` for what is
+    missing, damaged, of another format than :data:`IMAGE_FORMATS`, of several pages, or larger than
+    :data:`MAX_IMAGE_PIXELS`; ``name`` is what it is called there."""
     name = name or (source if not isinstance(source, bytes) else "image")
     expected = f"an image ({', '.join(IMAGE_FORMATS)})"
     try:

@@ -22,12 +22,8 @@ _CONTROL = re.compile(r"<\|[a-z_]+\|>|</?think>")
 
 
 def plain_text(text: str, what: str) -> str:
-    """A text from outside, stripped, if it contains no control token of the model.
-
-    Raises:
-        RequestError: ``what`` is empty, or has something like ``<|image_pad|>`` in it, which the
-            tokenizer would not read as text.
-    """
+    """A text from outside, stripped; a :class:`RequestError` when ``what`` is empty or holds a
+    control token like ``<|image_pad|>``, which the tokenizer would not read as text."""
     if token := _CONTROL.search(text):
         raise RequestError(what, "plain text", f"the control token {token[0]}", "remove it")
     if not text.strip():
@@ -38,17 +34,9 @@ def plain_text(text: str, what: str) -> str:
 def question_text(
     question: str, options: Mapping[str, str] | None = None, slices: int | None = None
 ) -> str:
-    """The words of the user's turn.
-
-    Args:
-        question: The question.
-        options: Letter -> text of the option; None or empty asks for a short free answer.
-        slices: Number of slices of a volume, None for a 2D image.
-
-    Raises:
-        RequestError: Question or options are empty or contain control tokens, or the letters are
-            not A, B, C, ...
-    """
+    """The words of the user's turn: question, options (letter -> text; none asks for a short free
+    answer), and for a volume its number of slices. A :class:`RequestError` when they are empty or
+    hold control tokens, or the letters are not A, B, C, ..."""
     options = options or {}
     if list(options) != list(LETTERS[: len(options)]) or len(options) == 1:
         expected = "none, or two and more with the letters A, B, C, ... in order"
@@ -71,17 +59,9 @@ def chat(
     options: Mapping[str, str] | None = None,
     volume: bool = False,
 ) -> list[dict[str, Any]]:
-    """The conversation up to the model's turn, as transformers' chat templates take it.
-
-    Args:
-        question: The question.
-        images: The images, or what stands for them (paths, ids): one, or the slices of a volume.
-        options: Letter -> text of the option.
-        volume: Whether the images are the slices of a volume.
-
-    Returns:
-        One user message whose content lists the images in order, then the text.
-    """
+    """The conversation up to the model's turn, as transformers' chat templates take it: one user
+    message whose content lists the images (or their paths, ids) in order, then the text. ``volume``
+    says that they are the slices of one."""
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     text = question_text(question, options, slices=len(images) if volume else None)
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]

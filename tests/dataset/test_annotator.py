@@ -16,8 +16,7 @@ import pytest
 
 from unireason_lib.dataset import annotator
 from unireason_lib.dataset.annotator import BudgetSpent, EndpointError, LLMWriter, RationaleRefused
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build, dry_run
-from unireason_lib.dataset.hub import load_set
+from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.rationales import verify
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
@@ -146,18 +145,6 @@ def test_prompts_state_what_is_known_and_hold_no_pixels_unasked(writer_for, item
     assert Counter(part["type"] for part in parts) == {"image_url": 8, "text": 1}
 
 
-def test_coordinates_are_put_right_by_name_and_only_evidence_is_looked_at(items):
-    question, view = next(item for item in items if len(item[0].evidence) == 1)
-    text = f"I see the {question.evidence[0].name} (1, 2, 3, 4). Therefore {question.truth}"
-    answer = f"```json\n{json.dumps({'reasoning': text, 'answer': f'{question.answer}.'})}\n```"
-    rationale, problems, repairs = annotator.read_answer(answer, "stop", question, view)
-    assert problems == [] and len(repairs) == 1
-    assert [point.box for point in rationale.points] == [view.box(question.evidence[0])]
-    other = next(s.name for s in view.study.structures if s not in question.evidence)
-    answer = answer.replace("Therefore", f"The [[{other}]] may be invisible.")
-    assert "is not marked" in " ".join(annotator.read_answer(answer, "stop", question, view)[1])
-
-
 BAD = {
     "no json": lambda body: "The liver is fine.",
     "empty": lambda body: "",
@@ -245,20 +232,6 @@ def test_report_11_what_always_fails_stops_the_run_and_says_why(writer_for, item
     assert server.bodies[0].keys() == {"model", "messages", "max_completion_tokens", "top_k"}
 
 
-def test_single_rejections_cost_one_question_and_not_the_run(writer_for, items):
-    rejection = (400, json.dumps({"error": {"message": f"filtered {KEY}"}}))
-    items = sorted(items, key=lambda item: item[0].answer == "A")
-    server = Server(lambda body, nth: rejection if known(body)[1] == "A" else good(body))
-    writer = writer_for(server, concurrency=1)
-    writer.prepare(items)
-    for question, view in items:
-        if question.answer == "A":
-            with pytest.raises(RationaleRefused, match=r"filtered \*\*\*"):
-                writer.write(question, view)
-        else:
-            assert verify(writer.write(question, view), question, view) == []
-
-
 @pytest.mark.parametrize(
     "failure", [(429, ""), (500, ""), (200, "{no"), (200, '{"error": 1}'), 2.0]
 )
@@ -278,17 +251,6 @@ def test_nobody_there_costs_nothing_and_stops_the_run(writer_for, items, monkeyp
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(DatasetError, match=r"pip install -e '\.\[llm\]'"):
         writer_for(Server).write(*items[0])
-
-
-def test_estimate_needs_neither_key_nor_connection(writer_for, items, monkeypatch):
-    writer = writer_for(Server(), **PRICES, requests_per_minute=6000.0)
-    writer.prepare(items[:4])
-    monkeypatch.delenv("OPENAI_API_KEY")
-    new = writer_for(Server, **PRICES, requests_per_minute=6000.0).estimate(items)
-    assert new[:2] == (len(items), 0) and 0 < new.cost < new.most
-    assert new.minutes == pytest.approx(len(items) / 6000)
-    going_on = writer.estimate(items, scale=10)
-    assert going_on[:2] == (10 * len(items), 40) and going_on.cost < 10 * new.cost
 
 
 @pytest.mark.parametrize("limit", [{"requests_per_minute": 600}, {"tokens_per_minute": 540_000}])
@@ -390,30 +352,6 @@ def test_b3_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(config_fo
             build(config_for(server, **changes), folder)
     assert made.manifest["records"] == len(server.bodies) and not made.manifest["refused"]
     assert KEY not in (text := (folder / "manifest.json").read_text()) and str(tmp_path) not in text
-
-
-def test_a_build_can_send_images_that_it_does_not_store(config_for, tmp_path):
-    config = config_for(server := Server(), images=True)
-    assert dry_run(config, sample=2).writer_cost.questions > 6 and not server.bodies
-    rows = load_set(build(config, tmp_path / "set").folder)
-    parts = [body["messages"][1]["content"] for body in server.bodies]
-    assert parts and all(part[0]["type"] == "image_url" for part in parts)
-    assert not any(row["image_ids"] for part in rows.values() for row in part)
-
-
-def test_options_that_the_writer_does_not_have_are_named(config_for, tmp_path):
-    with pytest.raises(DatasetError, match=r"options of model, base_url.*modle"):
-        build(config_for(Server, modle="tester"), tmp_path / "set")
-
-
-def test_settings_hold_what_decides_an_answer_and_no_secret(writer_for):
-    usual = writer_for(Server).settings()
-    deciding = {"model": "other", "base_url": "http://x/v1", "temperature": 0.0, "max_tokens": 9}
-    deciding |= {"max_tokens_name": "max", "parameters": {"seed": 1}, "images": True}
-    for name, value in deciding.items():
-        changed = writer_for(Server, **{name: value}, budget=9, **PRICES).settings()
-        assert changed == {**usual, name: value} != usual
-    assert KEY not in json.dumps(usual)
 
 
 BAD_SETTINGS = [{"concurrency": 0}, {"budget": 5.0}, {"timeout": 0.0}, {"tokens_per_minute": 0.0}]

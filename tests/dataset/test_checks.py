@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, study_records
-from unireason_lib.dataset.checks import REASONS, check_record, check_truth, leaked
+from unireason_lib.dataset.checks import REASONS, check_record, check_truth
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 
@@ -83,12 +83,6 @@ def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason, volume_record):
     assert check_record(bad)[0] == reason
 
 
-def test_a_question_may_name_several_options_but_not_only_the_right_one():
-    assert not leaked("Which is larger, the liver or the spleen?", OPTIONS, "B")
-    assert leaked("Is the LIVER, seen here, large?", {"A": "liver", "B": "spleen"}, "A")
-    assert not leaked("Is the liver seen?", {"A": "live", "B": "spleen"}, "A")
-
-
 @pytest.fixture(params=[phantom, phantom_slice], ids=["3d", "2d"])
 def made(request, view_of, frame):
     """A study's view, its questions and their records."""
@@ -99,12 +93,6 @@ def made(request, view_of, frame):
     records = study_records(config, study).records
     assert len(records) >= 4
     return view, questions, records
-
-
-def test_what_the_build_makes_is_true(made):
-    view, questions, records = made
-    for record in records:
-        assert check_truth(record, view, questions[record.id]) is None
 
 
 def test_a_box_moved_by_one_pixel_or_given_to_another_structure_is_noticed(made):

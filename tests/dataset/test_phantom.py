@@ -1,6 +1,5 @@
 """Phantoms: reproducible, plausible, truthful, varied, fast, with textures that need a close look."""
 
-import time
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
@@ -8,14 +7,12 @@ from importlib import import_module
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
 
 from unireason_lib.dataset import PhantomConfig, phantom, phantom_slice
-from unireason_lib.dataset.sources.phantom import DEFAULT, HOSTS, ORGANS, REMOVABLE, SIZES, TEXTURES
+from unireason_lib.dataset.sources.phantom import DEFAULT, HOSTS, ORGANS, TEXTURES
 from unireason_lib.errors import DatasetError
 
 MODULE = import_module("unireason_lib.dataset.sources.phantom")  # its name is also a function's
-CLEAN = replace(DEFAULT, noise=(0, 0), field=(0, 0))
 WHOLE = replace(DEFAULT, shape=(40, 64, 64), length=(400, 400), top=(150, 150), lesion_counts=(1,))
 
 
@@ -125,65 +122,6 @@ def test_patients_and_their_scans_differ_widely(clinic):
     assert (middles.std(axis=0) > (1.2, 1.1, 0.5)).all()
 
 
-def test_painting_only_around_each_organ_misses_nothing(monkeypatch):
-    wild = replace(CLEAN, variation=1.5)
-    near = [phantom(seed, config=wild).labels for seed in range(25)]
-    everywhere = tuple(slice(0, n) for n in wild.shape)
-    monkeypatch.setattr(MODULE, "_boxes", lambda parts, _: [everywhere] * len(parts.codes))
-    for seed, labels in enumerate(near):
-        assert (phantom(seed, config=wild).labels == labels).all()
-
-
-def test_some_patients_lack_an_organ_and_none_both_kidneys():
-    absent = Counter(name for seed in range(150) for name in phantom(seed, config=WHOLE).absent)
-    assert all(4 <= absent[name] <= 35 for name in REMOVABLE), absent
-    for seed in range(20):
-        missing = set(phantom(seed, config=replace(WHOLE, absent=1.0)).absent)
-        assert {"spleen", "gallbladder", "stomach"} <= missing
-        assert len({"left kidney", "right kidney"} & missing) == 1
-
-
-def test_lesions_are_as_described():
-    counts, compared = Counter(), 0
-    config = replace(CLEAN, texture_contrast=0, sizes=tuple(SIZES), random_contrast=0)
-    for study in (phantom(seed, config=config) for seed in range(200)):
-        hosts = [lesion.attributes["host"] for lesion in study.lesions]
-        assert len(set(hosts)) == len(hosts) <= 3
-        for lesion in study.lesions:
-            about, host = lesion.attributes, study.find(lesion.attributes["host"])
-            assert lesion.name == f"{host.name} lesion" and lesion.side == host.side
-            assert host.box.intersection(lesion.box) == lesion.box
-            low, high = SIZES[about["size_class"]]
-            assert low <= about["diameter_mm"] <= high
-            cross = np.ones((1, 3, 3))  # away from the blurred border
-            inner, around = (
-                study.scan.array[ndimage.binary_erosion(study.labels == label, cross)]
-                for label in (lesion.label, host.label)
-            )
-            if len(around) > 3 and len(inner):
-                step = np.median(inner.astype(float)) - np.median(around.astype(float))
-                assert step == pytest.approx(about["contrast_hu"], abs=8), study.id
-                assert (step > 0) == (about["density"] == "hyperdense")
-                compared += 1
-            counts.update((about["size_class"], about["density"], about["texture"]))
-    total = sum(counts[size] for size in SIZES)
-    assert compared > 0.85 * total > 170
-    for classes in (SIZES, DEFAULT.densities, DEFAULT.textures):  # all in like numbers
-        assert all(0.6 < counts[c] * len(classes) / total < 1.6 for c in classes), counts
-
-
-def test_texture_is_one_pattern_through_all_slices_and_changes_nothing_else():
-    for seed in range(40):
-        study = phantom(seed, config=CLEAN)
-        without = phantom(seed, config=replace(CLEAN, texture_contrast=0))
-        difference = study.scan.array.astype(int) - without.scan.array
-        for lesion in study.lesions:
-            mask = study.labels == lesion.label
-            assert set(np.abs(difference[mask]).tolist()) <= {44, 45, 46}  # rounding of HU
-            assert (abs((mask * np.sign(difference)).sum(axis=0)) == mask.sum(axis=0)).all()
-        assert not difference[study.labels < 20].any()
-
-
 @pytest.mark.parametrize("name", TEXTURES)
 def test_textures_vanish_in_the_mean_of_every_cell_and_have_one_variance(name):
     rng = np.random.default_rng(0)
@@ -252,14 +190,3 @@ def test_impossible_settings_are_refused(name):
     for seed in (-1, 1 << 32):
         with pytest.raises(DatasetError, match="seed"):
             phantom(seed)
-
-
-def test_fast_enough():
-    """A guard against slips only: the benchmark shows more than twice this rate."""
-    for make, least in ((phantom, 80), (phantom_slice, 120)):
-        seconds = []
-        for seed in range(80):
-            start = time.process_time()
-            make(seed)
-            seconds.append(time.process_time() - start)
-        assert 1 / np.median(seconds) > least

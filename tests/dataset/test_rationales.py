@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unireason_lib.boxes import Box2D, Box3D, format_box
+from unireason_lib.boxes import Box2D
 from unireason_lib.dataset.questions import FAMILIES, ask
 from unireason_lib.dataset.rationales import (
     MAX_ROUNDS,
@@ -67,8 +67,10 @@ def test_what_decides_is_stated_before_the_conclusion(asked):
         before = words[: words.casefold().rindex(question.truth.casefold())]
         for side in facts.get("sides", ()):
             assert sides["further"][side] in before or sides["toward"][side] in before
-        if question.kind == "longer":
-            assert re.search(f"{facts['wider']}.*{facts['taller']}", before, re.I)
+        if question.kind == "ratio":
+            assert f"{facts['width_a']}" in before and f"{facts['width_b']}" in before
+        if question.kind == "distance":
+            assert facts["apart"] in before
         if question.kind == "extent":
             assert f"{facts['percent']} % of" in before and facts["side"] in before
             mm = facts["percent"] * facts["span"] / 100
@@ -77,58 +79,10 @@ def test_what_decides_is_stated_before_the_conclusion(asked):
             box, percent = view.box(question.evidence[0]), f"{facts['percent']} %"
             slices = rf"\b{box.z1 + 1} (and|to|to slice) {box.z2}\b"
             assert re.search(f"{slices}.*{percent}", before)
-        if question.kind in ("pair", "absent"):
+        if question.kind == "pair":
             assert all(name in before.lower() for name in (*question.names, *facts["absent"]))
         for attribute in {"texture", "density"} & facts.keys():
             assert re.search(SEEN[facts[attribute]], before)
-
-
-def test_a_box_comes_before_what_is_found_in_it(asked):
-    """A model should look before it names."""
-    verdicts = {
-        "count": "lesion is identified|lesion is|further focal|other organ|remaining organs",
-        "texture": "columns|rows|squares|spots|bands|uniform|even",
-        "pair": "shows it|is visible|contains it|no such|not visible|not identified|without result",
-        "structure": "It contains|outline|location|Its position|encloses",
-    }
-    for question, view in asked:
-        if question.evidence and question.kind in verdicts:
-            text = TemplateWriter().write(question, view).text
-            boxes = [m.start() for m in re.finditer(re.escape("<|box_start|>"), text)]
-            found = [m.start() for m in re.finditer(verdicts[question.kind], text)]
-            assert boxes[-1] < max(found), text
-            assert question.kind == "pair" or boxes[0] < min(found), text
-
-
-def test_templates_are_many(asked):
-    for length in ("short", "long"):
-        texts = [TemplateWriter(length).write(*item).words for item in asked]
-        assert len(set(texts)) > 0.97 * len(texts)
-    by_kind, known = {q.kind: (q, v) for q, v in asked}, templates()
-    skeletons = 0
-    for kind, (question, view) in by_kind.items():
-        texts = {TemplateWriter("short", seed).write(question, view).text for seed in range(300)}
-        assert len(texts) > 100, kind
-        ends = len(known["conclusions"]["any"] + known["conclusions"][kind])
-        skeletons += len(set(known["openings"]["short"])) * ends * 4 * 4
-    assert skeletons > 5000 and known["conclusions"].keys() - {"any"} == KINDS
-
-
-def test_short_is_short_and_long_is_longer(asked):
-    writers = TemplateWriter("short"), TemplateWriter("long")
-    short, long = ([len(w.write(*item).words.split()) for item in asked] for w in writers)
-    assert np.mean(short) < 32 and max(short) <= 70
-    assert 1.25 * np.mean(short) < np.mean(long) and max(long) <= 100
-
-
-def test_a_template_follows_from_seed_and_question_only(asked):
-    question, view = asked[5]
-    assert TemplateWriter().write(question, view) == TemplateWriter().write(question, view)
-    assert len({TemplateWriter(seed=s).write(question, view).text for s in range(20)}) > 10
-    assert {TemplateWriter(d).name for d in ("short", "long")} == {
-        "template-short",
-        "template-long",
-    }
 
 
 def simple():
@@ -199,14 +153,6 @@ def parts_of(text, **more):
     return anchored.parts, anchored.repairs, anchored.problems
 
 
-def test_tags_become_true_points():
-    text = "The liver [[liver]] lies above the [[ Left Kidney ]]; a spot [[the nodule 2]]."
-    parts, repairs, problems = parts_of(text)
-    points = [Point(*BOXES[key]) for key in ("liver", "left kidney", "nodule 2")]
-    assert list(parts[1::2]) == points and repairs == problems == ()
-    assert parts[::2] == ("The liver ", " lies above the ", "; a spot ", ".")
-
-
 WRITTEN = ["[9, 9, 12, 12]", "(9,9,12,12)", "[1.5,2,3.25,4]", "[1,2,3,4,5,6]"]
 WRITTEN += [f"<|box_start|>{inside}<|box_end|>" for inside in ("[9,9,12,12]", "[9,9,12]", "here")]
 
@@ -217,15 +163,6 @@ def test_altered_coordinates_are_repaired_by_the_name_before_them(written):
     assert Point("left kidney", Box2D(50, 20, 60, 35)) in parts and len(parts) == 3
     assert len(repairs) == 1 and "left kidney" in repairs[0] and problems == ()
     assert not re.search(r"\d", "".join(p for p in parts if isinstance(p, str)))
-
-
-def test_true_coordinates_need_no_repair_and_options_may_be_quoted():
-    text = f"The kidney {format_box(BOXES['kidney'][1])} and [1,2,30,40]."
-    parts, repairs, problems = parts_of(text)
-    assert [p.structure for p in parts if isinstance(p, Point)] == ["kidney", "liver"]
-    assert repairs == problems == ()
-    parts, _, problems = parts_of("The liver [[liver]] fits [9,9,12,12].", quotes=["[9,9,12,12]"])
-    assert problems == () and parts[-1] == " fits [9,9,12,12]."
 
 
 FLAWED = {
@@ -243,12 +180,3 @@ def test_what_cannot_be_repaired_is_a_problem(text):
     parts, _, problems = parts_of(text)
     assert FLAWED[text] in {p.split(":")[0] for p in problems}
     assert not any("[9,9" in p for p in parts if isinstance(p, str))
-
-
-def test_cuboids_and_hostile_texts():
-    cuboid = Box3D(1, 2, 3, 4, 5, 6)
-    anchored = anchor("Here [[liver]] and (1,2,3,4,5,6)", {"liver": ("liver", cuboid)})
-    assert [p.box for p in anchored.parts if isinstance(p, Point)] == [cuboid, cuboid]
-    many = [text * 5000 for text in ("[", "(1,", "[[liver", "<|box_start|>")]
-    for hostile in (*many, "[[" + "a" * 5000, "liver " * 5000 + "[1,2,3,4]"):
-        anchor(hostile, BOXES)

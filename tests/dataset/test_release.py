@@ -21,6 +21,9 @@ CROPPED = FLAT.replace("<|box_end|>", "<|box_end|><image>")
 DEEP = "<think>It spans <|box_start|>(4,5,1,20,24,3)<|box_end|>.</think>A. Mass"
 
 
+STATED = {"question_type": "lesion analysis", "modality_type": "MRI", "dimension": "2D"}
+
+
 def write(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -54,7 +57,7 @@ def release(tmp_path):
     write(folder / "sft/b.parquet", [{"messages": turns(ASKED, DEEP), "image_ids": []}])
     common = {"agent_name": "urm_single_assistant", "ability": "medical_vqa"}
     rows = [  # data source, image ids, truth, extra_info; the first two are JSON
-        ("samed2d", ["im_000"], "B", {"split": "train", "index": 4}),
+        ("samed2d", ["im_000"], "B", {"split": "train", "index": 4, "case_id": "c7", **STATED}),
         ("m3d", [], "A. Mass", {"volume": "ct/0001/x.npy"}),
         ("other", ["im_001"], "Nothing", {"index": 7}),
     ]
@@ -102,6 +105,9 @@ def test_truth_and_source_are_read_in_either_form(release):
     assert [record.source for record in records] == ["samed2d", "m3d", "other"]
     assert [record.dimension for record in records] == ["2d", "3d", "2d"]
     assert records[0].split == "train" and records[0].reply == ""
+    first = records[0]
+    assert (first.study, first.family, first.modality) == ("c7", "lesion analysis", "MRI")
+    assert records[2].family == "medical_vqa" and records[2].study == "im_001"
 
 
 def test_missing_volumes_are_counted_and_named_ones_attached(release, m3d_root):
@@ -145,24 +151,6 @@ def test_a_table_names_volumes_and_none_outside_of_the_folder_is_read(
         assert record.image_ids == () and (record.scan is None) == (state == "refused")
         with pytest.raises(ValueError, match=r"image|nothing of that name|no such"):
             images_of(data, record)
-
-
-def test_a_hub_id_is_downloaded_only_when_asked(monkeypatch, release, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DatasetError, match="hf download --repo-type dataset"):
-        open_release("IQuestLab/UniReason-Med-Data")
-    with pytest.raises(DatasetError, match="neither"):
-        open_release(tmp_path / "no such folder")
-    asked = {}
-
-    def download(repository, **options):
-        asked.update(options, repository=repository)
-        return str(release)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert len(list(open_release("a/b", download=True, revision="v1").records())) == 4
-    assert (asked["repository"], asked["revision"]) == ("a/b", "v1")
-    assert asked["local_files_only"] is False
 
 
 def test_bad_input_is_named(release, tmp_path):

@@ -3,15 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.schema import (
     RL_FEATURES,
     SFT_FEATURES,
     Record,
-    image_ids_of,
-    split_reply,
 )
-from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging.crops import crop_region
 from unireason_lib.prompts import question_text
@@ -50,12 +46,6 @@ def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, fra
     assert crops == expected and len(crops) > 1
     with pytest.raises(DatasetError, match=f"expected {len(images)} images, found 0"):
         record.load([])
-
-
-def test_a_record_without_a_frame_says_so(image_record, images_of):
-    record = image_record(serialization={})
-    with pytest.raises(DatasetError, match="frame"):
-        record.load(images_of(record))
 
 
 @pytest.mark.parametrize(
@@ -97,42 +87,8 @@ def test_rows_have_the_columns_of_the_release_beside_typed_ones_and_no_json(volu
     assert not any(isinstance(v, str) and v.startswith(("{", "[")) for v in {**sft, **rl}.values())
 
 
-@pytest.mark.parametrize("make", [phantom, phantom_slice])
-def test_images_that_are_not_stored_leave_text_only_rows_and_keep_their_names(
-    make, volume_record, view_of
-):
-    view = view_of(make(3))
-    record = volume_record(
-        dimension=view.study.dimension,
-        study=view.study.id,
-        source=view.study.source,
-        serialization=view.serialization,
-        image_ids=image_ids_of(view),
-        stored=False,
-    )
-    row = record.to_row()
-    assert row["image_ids"] == [] and "<image>" not in row["messages"][0]["content"]
-    assert Record.from_row(row) == record
-
-
 def test_rows_of_somebody_else_are_refused(image_record):
     row = image_record().to_row()
     del row["serialization"]
     with pytest.raises(DatasetError, match=r"serialization.*dataset\.release"):
         Record.from_row(row)
-
-
-def test_boxes_and_truth_follow_from_text_and_letter(image_record, volume_record):
-    assert image_record().boxes == [Box2D(4, 4, 40, 30), Box2D(30, 2, 48, 20)]
-    assert volume_record().boxes == [Box3D(2, 8, 1, 30, 40, 4)]
-    assert image_record().truth == "B. the liver"
-    assert split_reply("no box") == [("no box", None)] and split_reply("") == []
-
-
-def test_image_ids_are_neutral_stable_and_differ_by_study_and_layout(view_of):
-    names = image_ids_of(view_of(phantom(7)))
-    assert len(names) == len(set(names)) == 8 and names == image_ids_of(view_of(phantom(7)))
-    assert not any("phantom" in name for name in names)
-    others = [view_of(phantom(8)), view_of(phantom(7), (8, 32, 32)), view_of(phantom_slice(7))]
-    everything = [*names, *(name for view in others for name in image_ids_of(view))]
-    assert len(everything) == len(set(everything)) == 8 + 8 + 8 + 1

@@ -1,14 +1,11 @@
 """Grounded generation: exact, batched, and undisturbed by whatever the model writes."""
 
-import json
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.boxes import Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script
 from unireason_lib.imaging import Volume, serialize
@@ -118,24 +115,6 @@ def test_free_tokens_are_the_best_ones_of_a_single_pass(generator, mixed):
         assert len(free) >= 15
 
 
-def test_wrong_positions_would_be_noticed(generator, monkeypatch):
-    """The comparison above can fail: one-dimensional positions after an injection change it."""
-    request = GroundedRequest("Where is the liver?", volume(8), OPTIONS, "3d")
-    plan = (3, "<|box_start|>[0,0,1,64,64,4]<|box_end|>", 1)
-    right = write(generator, request, *plan)
-    rope_index = generator.model.model.get_rope_index
-
-    def flat(ids, **kwargs):
-        positions, deltas = rope_index(ids, **kwargs)
-        if ids.shape[1] < len(right.prompt_ids):  # the injected tokens, not the prompt
-            positions[:] = torch.arange(ids.shape[1])
-        return positions, deltas
-
-    monkeypatch.setattr(generator.model.model, "get_rope_index", flat)
-    wrong = write(generator, request, *plan)
-    assert abs(wrong.logprobs[-1] - right.logprobs[-1]) > 1e-3
-
-
 def test_what_is_injected_is_counted_in_tokens(generator):
     request = GroundedRequest("Where?", volume(8), OPTIONS, "3d")
     trace = write(generator, request, "<|box_start|>[4,4,2,44,36,5]<|box_end|>", 3)
@@ -184,14 +163,6 @@ def test_what_becomes_of_a_box(generator, dimension, written, status):
     assert pointing.status == status
     assert bool(pointing.crops) == (status == "injected") == (0 in trace.own_mask)
     assert len(trace.boxes) == len(trace.crops) == (status != "malformed")
-
-
-def test_boxes_that_are_never_closed_or_opened_twice(generator):
-    hostile = "<|box_start|>[1,2,<|box_start|>[0,0,64,64]<|box_end|><|box_end|> <|box_start|>[1,2"
-    trace = write(generator, GroundedRequest("Where?", [image()]), hostile)
-    statuses = [pointing.status for pointing in trace.pointings]
-    assert statuses == ["malformed", "injected", "malformed"] and not trace.in_format
-    assert trace.boxes == [Box2D(0, 0, 64, 64)] and trace.stop == "length"
 
 
 def test_budgets_hold_and_cut_no_answer(generator):
@@ -278,37 +249,6 @@ def test_control_tokens_are_never_sampled(generator):
     how = {"samples": 8, "temperature": 50.0, "max_new_tokens": 60, "max_rounds": 0}
     written = {t for trace in generator.generate([request], **how) for t in trace.token_ids}
     assert written.isdisjoint(generator.never_written) and len(written) > 100
-
-
-def test_a_training_model_is_left_in_training_mode(tiny_model, generator):
-    tiny_model[0].train()
-    try:
-        generator.generate([GroundedRequest("Where?", [image()])], max_new_tokens=2)
-        assert tiny_model[0].training
-    finally:
-        tiny_model[0].eval()
-
-
-def test_requests_in_other_forms(generator):
-    """Mappings with options as a list; a grey image; a conversation in place of the usual prompt."""
-    asked = {"question": "Where?", "images": [image()], "id": "x"}
-    pair = [{**asked, "options": list(OPTIONS.values())}, GroundedRequest(**asked, options=OPTIONS)]
-    one, other = generator.generate(pair, max_new_tokens=3)
-    assert one.token_ids == other.token_ids and one.request == other.request
-    grey = GroundedRequest("Where?", [image().convert("L")])
-    user = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": user}]
-    trace = generator.generate([replace(grey, messages=messages)], max_new_tokens=2)[0]
-    assert "Short." in generator.tokenizer.decode(trace.prompt_ids)
-
-
-def test_a_trace_is_json(generator, mixed):
-    requests, scripts = mixed
-    for trace in generator.generate(requests, scripts=scripts, max_new_tokens=60):
-        back = json.loads(json.dumps(trace.to_dict(), allow_nan=False))
-        assert back["own_tokens"] + back["injected_tokens"] == len(trace.token_ids)
-        assert [tuple(box) for box in back["boxes"]] == [box.as_tuple() for box in trace.boxes]
-        assert [p["status"] for p in back["pointings"]] == [p.status for p in trace.pointings]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """DICOM series: sorted by position, in scan units, and refused when the volume would be wrong."""
 
-import contextlib
 import warnings
 
 import nibabel as nib
@@ -10,10 +9,16 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import BasicTextSRStorage as Report
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    generate_uid,
+)
 
 from unireason_lib.errors import ScanError, ScanWarning
-from unireason_lib.imaging import load_image, load_volume
+from unireason_lib.imaging import dicom, load_image, load_volume
 
 SERIES = generate_uid()
 AXIAL = (1, 0, 0, 0, 1, 0)
@@ -206,19 +211,6 @@ def test_series_that_would_give_a_wrong_volume(tmp_path):
     refuse(tmp_path / "empty", "nothing")
 
 
-ILL_FORMED = {
-    "ImagePositionPatient": ([1, 2],),
-    "ImageOrientationPatient": ([1, 0, 0], [0] * 6, [1, 0, 0, 0.9, 0.1, 0]),
-    "PixelSpacing": ([1], [-1, -1], [0, 1]),
-}
-
-
-@pytest.mark.parametrize("field", ILL_FORMED)
-def test_ill_formed_geometry_is_refused(tmp_path, field):
-    for value in ILL_FORMED[field]:
-        refuse(change(write(tmp_path / "a.dcm"), **{field: value}), field)
-
-
 def test_a_compression_without_its_decoder_names_what_to_install(tmp_path):
     data = pydicom.dcmread(write(tmp_path / "a.dcm"))
     data.file_meta.TransferSyntaxUID = JPEGLSLossless
@@ -262,19 +254,12 @@ def test_colours_and_palettes_report_6(tmp_path):
     refuse(path, "colours (RGB)")
 
 
-def test_no_damaged_file_gets_through_as_another_error(tmp_path):
-    whole = write(tmp_path / "a.dcm").read_bytes()
-    draw = np.random.default_rng(0)
-    damaged = [whole[:length] for length in range(1, len(whole), 37)]
-    for _ in range(60):
-        flipped = bytearray(whole)
-        for place in draw.integers(0, len(whole) - 48, draw.integers(1, 4)):
-            flipped[place] = draw.integers(256)
-        damaged.append(bytes(flipped))
-    for data in damaged:
-        (tmp_path / "b.dcm").write_bytes(data)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for read in (load_volume, load_image):
-                with contextlib.suppress(ScanError):
-                    read(tmp_path / "b.dcm")
+def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.dcm", np.zeros((400, 400), np.int16))
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    assert path.stat().st_size < 5_000 and load_volume(path).shape == (1, 400, 400)
+    monkeypatch.setattr(dicom, "MAX_INFLATED", 100_000)
+    monkeypatch.setattr(dicom, "_PIECE", 50_000)
+    refuse(path, "at most 100000 bytes", "deflated to")

@@ -1,7 +1,5 @@
 """The one owner of the box scale agrees with the processor; boxes fetch what they should."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.errors import BoxError, ModelError, ScanError
+from unireason_lib.errors import BoxError, ScanError
 from unireason_lib.imaging import ProcessorFrame, crop_rectangle, crop_region
 from unireason_lib.imaging.crops import MAX_ASPECT, MIN_SIDE
 
@@ -47,15 +45,6 @@ def test_aligned_images_are_what_the_processor_shows():
     assert QWEN.size(256, 256) == (252, 252) and QWEN.tokens(256, 256) == 81  # the paper's slices
 
 
-def test_what_is_no_frame_is_refused():
-    for use in (
-        lambda: ProcessorFrame.from_processor(SimpleNamespace(size={"height": 9})),
-        lambda: ProcessorFrame(14, 2, 100, 10),
-    ):
-        with pytest.raises(ModelError, match="patch_size"):
-            use()
-
-
 @given(SIDES, SIDES, st.data())
 def test_boxes_go_there_and_back(height, width, data):
     assume(max(height, width) <= 200 * min(height, width))
@@ -91,21 +80,6 @@ def test_a_crop_is_inside_the_image_large_enough_and_not_too_long(x1, y1, x2, y2
         assert max(cut.width, cut.height) <= MAX_ASPECT * min(cut.width, cut.height)
         if max(width, height) <= MAX_ASPECT * min(width, height):
             assert cut.intersection(overlap) == overlap
-
-
-@pytest.mark.parametrize(
-    ("box", "size", "cut"),
-    [
-        ((3, 4, 20, 25), (40, 30), (3, 4, 20, 25)),
-        ((10, 5, 11, 20), (40, 30), (9, 5, 13, 20)),
-        ((39, 5, 40, 20), (40, 30), (36, 5, 40, 20)),
-        ((0, 0, 1000, 4), (1000, 1000), (0, 0, 1000, 6)),
-        ((0, 0, 1, 1), (3, 2), (0, 0, 3, 2)),
-        ((0, 0, 1000, 1), (1000, 4), (140, 0, 860, 4)),
-    ],
-)
-def test_rectangles_that_are_cut(box, size, cut):
-    assert crop_rectangle(Box2D(*box), *size).as_tuple() == cut
 
 
 @pytest.mark.parametrize(

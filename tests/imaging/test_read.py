@@ -1,6 +1,5 @@
 """Every format and every orientation comes out as one kind of volume, or as a helpful error."""
 
-import contextlib
 import gzip
 import io
 import itertools
@@ -17,7 +16,7 @@ from PIL import Image
 
 from unireason_lib.boxes import Box3D
 from unireason_lib.errors import ScanError, ScanWarning
-from unireason_lib.imaging import MAX_VOXELS, Volume, load_image, load_volume, orient, serialize
+from unireason_lib.imaging import MAX_VOXELS, load_image, load_volume, orient, serialize
 
 ORIENTATIONS = [
     tuple(signs[axis] for axis in order)
@@ -85,27 +84,6 @@ def test_boxes_go_serialized_to_voxels_to_mm_and_back(codes, data):
     assert stack.from_mm(stack.to_mm(box)).as_tuple() == pytest.approx(box.as_tuple(), abs=1e-6)
     whole = stack.to_voxel(Box3D(0, 0, 0, 12, 16, 8))
     assert whole.as_tuple() == pytest.approx((0, 0, 0, *volume.shape[::-1]))
-
-
-def test_an_oblique_scan_keeps_its_angles(tmp_path):
-    turn = np.deg2rad(20)
-    affine = np.diag([1.0, 1.0, 2.0, 1.0])
-    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
-    volume = load_volume(save(tmp_path / "scan.nii", RAMP, affine))
-    assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
-    assert volume.spacing == pytest.approx((2, 1, 1)) and abs(volume.affine[0, 1]) > 0.3
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
-def test_values_and_types_are_kept(tmp_path, suffix, dtype):
-    volume = load_volume(save(tmp_path / f"scan{suffix}", RAMP.astype(dtype)))
-    assert np.array_equal(np.sort(volume.array.ravel()), RAMP.ravel())
-    assert volume.array.dtype == dtype
-    base = volume.array
-    while base is not None and not isinstance(base, np.memmap):
-        base = base.base
-    assert (base is not None) == (suffix == ".nii")  # mapped where it is not compressed
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32])
@@ -179,13 +157,6 @@ def test_sizes_are_checked_before_anything_is_allocated_B9(tmp_path):
             refuse(save(tmp_path / f"scan{suffix}", RAMP, dim=[3, *sides, 1, 1, 1, 1]), "scan.nii")
 
 
-def test_an_empty_scan_compresses_well_and_is_read(tmp_path):
-    plain = save(tmp_path / "scan.nii", np.zeros((128, 128, 64), np.int16)).read_bytes()
-    (tmp_path / "scan.nii.gz").write_bytes(packed := gzip.compress(plain, 9))
-    assert len(plain) / len(packed) > 900  # no DEFLATE stream can reach 1033
-    assert not load_volume(tmp_path / "scan.nii.gz").array.any()
-
-
 def test_numpy_and_m3d_arrays(tmp_path):
     array = np.random.default_rng(0).random((2, 8, 6, 5)).astype(np.float32)
     np.save(tmp_path / "m3d.npy", array[:1])
@@ -246,22 +217,6 @@ class TestBadFiles:
         for name in ("p.npy", "p.npz", "q.npy"):
             refuse(tmp_path / name, "pickles are never loaded")
 
-    def test_what_is_no_volume(self, tmp_path):
-        for name, array, word in (
-            ("flat", np.zeros((4, 5)), "load_image"),
-            ("none", np.zeros((0, 5, 6)), "3D"),
-            ("text", np.array([["a"]]), "real numbers"),
-        ):
-            np.save(tmp_path / f"{name}.npy", array)
-            refuse(tmp_path / f"{name}.npy", word)
-        colour = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-        refuse(save(tmp_path / "rgb.nii", colour), "colour")
-        refuse(save(tmp_path / "c.nii", np.zeros((3, 4, 5), np.complex64)), "complex64")
-        refuse(save(tmp_path / "flat.nii", np.zeros((4, 5), np.int16)), "load_image")
-        for affine in (np.diag([1.0, 1.0, 0.0, 1.0]), np.full((4, 4), np.nan)):
-            with pytest.raises(ScanError, match="affine"):
-                Volume(np.zeros((2, 2, 2)), affine)
-
     @pytest.mark.parametrize(
         ("fields", "word"),
         [({"pixdim": [1, 2, x, 4, 1, 1, 1, 1]}, "spacing") for x in (0.0, -2.0, np.nan)]
@@ -270,25 +225,8 @@ class TestBadFiles:
     def test_headers_that_map_nothing(self, tmp_path, fields, word):
         refuse(save(tmp_path / "scan.nii", RAMP, **fields), word)
 
-    def test_no_damaged_header_gets_through_as_another_error(self, tmp_path):
-        path = save(tmp_path / "scan.nii", RAMP)
-        whole, draw = path.read_bytes(), np.random.default_rng(0)
-        for _ in range(150):
-            damaged = bytearray(whole)
-            for place in draw.integers(0, 352, draw.integers(1, 4)):
-                damaged[place] = draw.integers(256)
-            path.write_bytes(bytes(damaged))
-            with warnings.catch_warnings(), contextlib.suppress(ScanError):
-                warnings.simplefilter("ignore")
-                assert load_volume(path).array.ndim == 3
-
 
 class TestImages:
-    def test_transparency_is_dropped(self, tmp_path):
-        colour = np.random.default_rng(0).integers(0, 256, (6, 7, 4), dtype=np.uint8)
-        Image.fromarray(colour).save(tmp_path / "rgba.png")
-        assert np.array_equal(np.asarray(load_image(tmp_path / "rgba.png")), colour[..., :3])
-
     def test_sixteen_bits_are_windowed_not_clipped_report_7(self, tmp_path):
         """From a path and from bytes, as benchmarks have them."""
         Image.fromarray(np.linspace(0, 40000, 256).astype(np.uint16).reshape(16, 16)).save(
@@ -305,19 +243,3 @@ class TestImages:
         exif[0x0112] = 6
         image.save(tmp_path / "turned.jpg", exif=exif)
         assert load_image(tmp_path / "turned.jpg").size == (10, 20)
-
-    def test_one_value_is_black_and_what_is_no_image_is_refused(self, tmp_path):
-        Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "flat.png")
-        assert load_image(tmp_path / "flat.png").getextrema()[0] == (0, 0)
-        assert load_image(tmp_path / "flat.png", (0, 1800)).getextrema()[0] == (128, 128)
-        Image.fromarray(np.array([[np.nan, 1], [2, 3]], np.float32)).save(tmp_path / "nan.tif")
-        refuse(tmp_path / "nan.tif", "1 of 4 pixels", read=load_image)
-        page = Image.new("L", (5, 5))
-        page.save(tmp_path / "pages.tif", save_all=True, append_images=[page, page])
-        refuse(tmp_path / "pages.tif", "3 pages", read=load_image)
-
-    def test_only_named_formats_are_decoded_B8(self, tmp_path):
-        """Pillow would look for Ghostscript when it meets an EPS."""
-        (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-        refuse(tmp_path / "a.png", "an image (PNG", read=load_image)
-        refuse((tmp_path / "a.png").read_bytes(), "an image (PNG", read=load_image)

@@ -1,27 +1,7 @@
 """From scans with outlines to records that a model can learn from."""
 
-from unireason_lib.dataset.sources import (
-    BrainSource,
-    PhantomConfig,
-    PhantomSource,
-    Source,
-)
+# ruff: noqa: F401
+from unireason_lib.dataset.sources import BrainSource, PhantomConfig, PhantomSource, Source
 from unireason_lib.dataset.sources.brain import brain_slice, brain_study
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
-from unireason_lib.dataset.study import Structure, Study, kind_of, readable_name, side_of
-
-__all__ = [
-    "BrainSource",
-    "PhantomConfig",
-    "PhantomSource",
-    "Source",
-    "Structure",
-    "Study",
-    "brain_slice",
-    "brain_study",
-    "kind_of",
-    "phantom",
-    "phantom_slice",
-    "readable_name",
-    "side_of",
-]
+from unireason_lib.dataset.study import Structure, Study, kind_of, readable_name

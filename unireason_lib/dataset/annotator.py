@@ -23,7 +23,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -163,8 +163,6 @@ CREATE INDEX IF NOT EXISTS by_place ON requests (place, next);
 CREATE INDEX IF NOT EXISTS by_cost ON requests (cost);
 COMMIT;
 """
-Estimate = namedtuple("Estimate", "questions cached tokens_in tokens_out cost most minutes")
-"""Of the questions that are not cached: usual tokens and cost, highest cost, least minutes."""
 
 
 @dataclass(eq=False)
@@ -341,12 +339,8 @@ class LLMWriter:
 
     def prepare(self, items: Iterable[tuple[Question, View]]) -> None:
         """Ask about all of these, several at a time; :meth:`write` then reads the answers kept.
-        However this ends, also by Ctrl-C, requests under way are waited for and their answers kept.
-
-        Raises:
-            BudgetSpent, EndpointError: The next answer could cost more than is left; it fails
-                whatever is asked.
-        """
+        However this ends, also by Ctrl-C, requests under way are waited for. ``BudgetSpent``: the
+        next answer could cost more than is left; ``EndpointError``: it fails whatever is asked."""
         self._stop.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
@@ -379,20 +373,9 @@ class LLMWriter:
         do = "leave the question out, or let templates write it"
         raise RationaleRefused(question.id, "a usable rationale", "; ".join(reasons), do)
 
-    def estimate(self, items: Iterable[tuple[Question, View]], scale: float = 1.0) -> Estimate:
-        """What ``scale`` times these items would take. Nothing is sent, and no key is needed."""
-        read, most, counts = 0, 0.0, Counter()
-        for question, view in items:
-            body = self.request(prompt_for(question, view, self.images))
-            counts[cached := self.kept(body)[1] is not None] += 1
-            if not cached:
-                read += self.prompt_tokens(body)
-                # the second attempt repeats the first answer, or may be so much longer
-                longest = body | {self.max_tokens_name: LONGER * self.max_tokens}
-                most += self.most(body) + self.most(longest) + self.cost(4 * self.max_tokens, 0)
-        new = counts[False]
-        written = 0.4 * self.max_tokens * new  # 25 to 80 words, of 400 tokens at most
-        minutes = max(new / self.requests_per_minute, (read + written) / self.tokens_per_minute)
-        tokens = (counts.total(), counts[True], read, written)
-        costs = (self.cost(read, written), most, minutes)
-        return Estimate(*(round(scale * n) for n in tokens), *(scale * cost for cost in costs))
+    def most_for(self, items: Iterable[tuple[Question, View]]) -> float:
+        """The most that these can cost. Nothing is sent, and no key is needed."""
+        bodies = (self.request(prompt_for(*item, self.images)) for item in items)
+        # the second attempt repeats the first answer, or may be so much longer
+        again = self.cost(0, (LONGER - 1) * self.max_tokens) + self.cost(4 * self.max_tokens, 0)
+        return sum(2 * self.most(b) + again for b in bodies if self.kept(b)[1] is None)

@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -121,19 +120,17 @@ def build(
     Args:
         config: What to build.
         out: Its folder: new, empty, or with a build of the same settings and sources.
-        workers: Processes; the rows do not depend on it. An LLM writer works in this one, and
-            brings its own concurrency.
+        workers: Processes; the rows do not depend on it. An LLM writer works in this one.
         ray: Address of a Ray cluster that shares the folder, or ``"local"``.
         progress: Whether to show a bar.
         wait: Whether another process that builds there is waited for; else it is an error.
-        override: Go on although settings, sources or version differ from those it was begun with.
+        override: Go on although settings, sources or version differ.
 
     Raises:
-        DatasetError: The folder holds something else; settings, sources or version differ; another
-            process builds there; the disk is full; a worker was killed.
-        BuildStopped, BudgetSpent, EndpointError: Ctrl-C, or an LLM writer cannot go on. All that
-            is finished is kept.
-    """
+        DatasetError: The folder holds something else; settings, sources or version differ; the disk
+            is full; a worker was killed.
+        BuildStopped, BudgetSpent, EndpointError: Ctrl-C, or an LLM writer cannot go on. All that is
+            finished is kept."""
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
@@ -163,17 +160,12 @@ def build(
 
 
 def _check_sources(run: Run, folder: Path) -> None:
-    """Nothing is written into a source, and no two folders go by one name: their ids would meet."""
-    places: dict[str, tuple[str, Path | None]] = {}
+    """Nothing is written into a source."""
     for source in shards.open_run(run)[0]:
         path = source.path and Path(source.path).resolve()
         if path and folder.is_relative_to(path):
             expected = f"a folder outside of the source {path}"
             raise DatasetError(folder, expected, "one inside", "choose another --out")
-        first = places.setdefault(source.name, (source.registered, path))
-        if first != (source.registered, path) and "folder" in (first[0], source.registered):
-            do = "give one of them another name: folder:PATH,title=NAME"
-            raise DatasetError(source.name, "one source", f"{first[1] or first[0]}, {path}", do)
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:
@@ -245,14 +237,13 @@ def study_records(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build of ``studies`` would make and take, from a few (``sampled``) worked off aside:
-    ``seconds`` with all workers; ``writer_cost`` is the LLM writer's own estimate."""
+    """What a build would make and take, from a few studies that were worked off aside."""
 
     studies: int
     sampled: int
     records: int
-    seconds: float
-    writer_cost: Any = None
+    seconds: float  # with all workers
+    writer_cost: float | None = None  # the most that a language model can cost
 
 
 def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estimate:
@@ -261,25 +252,21 @@ def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estim
         run = Run(replace(config, writer="template", writer_options={}), Path(aside))
         indexes = run.indexes()
         total = max(1, sum(map(len, indexes)))
-        counts = [min(len(i), max(1, round(sample * len(i) / total))) for i in indexes]
-        few = [
-            [index[k] for k in np.linspace(0, len(index) - 1, count).astype(int).tolist()]
-            for index, count in zip(indexes, counts, strict=True)
-        ]
-        scale, times = total / max(1, sum(counts)), [time.perf_counter()]
+        step = max(1, round(total / sample))
+        few = [[index[k] for k in range(0, len(index), step)] for index in indexes]
+        sampled, started = sum(map(len, few)), time.perf_counter()
         _learn_priors(run, few, map)
-        times.append(time.perf_counter())
-        folders = [shards.process_shard(shard) for shard in run.shards(few)]
-        times.append(time.perf_counter())
-        learning, working = np.diff(times) * scale / workers
-        learning *= sum(min(config.prior_studies, len(index)) for index in indexes) / total
-        records, cost = sum(pq.read_metadata(f / "records.parquet").num_rows for f in folders), None
+        shown = list(run.shards(few))
+        records = sum(
+            pq.read_metadata(shards.process_shard(shard) / "records.parquet").num_rows
+            for shard in shown
+        )
+        scale, cost = total / max(1, sampled), None
+        seconds = (time.perf_counter() - started) * scale / workers
         if config.writer == "llm":
-            run = Run(config, run.work)
-            drafts = [draft for shard in run.shards(few) for draft in shards.drafts_of(shard)]
-            cost = make_writer(config).estimate(shards.items_of(drafts), scale=scale)
-        seconds = float(learning + working)
-        return Estimate(sum(map(len, indexes)), sum(counts), round(scale * records), seconds, cost)
+            items = shards.items_of(draft for shard in shown for draft in shards.drafts_of(shard))
+            cost = scale * make_writer(config).most_for(items)
+    return Estimate(total, sampled, round(scale * records), seconds, cost)
 
 
 FIRST_3D = 500_000
@@ -298,16 +285,10 @@ def phantom_set(
     workers: int = 1,
     progress: bool = False,
 ) -> BuildReport:
-    """The data set of the laptop experiment; runs that want the same one at once build it once.
-
-    Args:
-        folder: Of the data set.
-        patients_2d, patients_3d: Patients of whom one slice is shown, of whom the volume is shown.
-        frame: Of the processor that will read it.
-        settings: ``shape``, ``per_family`` and ``prior_studies`` of a profile.
-        first: First patient shown as a slice; volumes are of patients 500,000 further on.
-        seed, workers, progress: Of the questions; and as for :func:`build`.
-    """
+    """The data set of the laptop experiment; runs that want the same one at once build it once. One
+    slice is shown of ``patients_2d`` patients, from ``first`` on, and the volume of ``patients_3d``
+    others, 500,000 further on. ``frame`` is of the processor that will read it; ``settings`` has
+    ``shape``, ``per_family`` and ``prior_studies``; the rest as for :func:`build`."""
     flat = {"dimension": "2d", "start": first, "count": patients_2d}
     deep = {"dimension": "3d", "start": FIRST_3D + first, "count": patients_3d}
     held_out = held_out_fraction(patients_2d, patients_3d)

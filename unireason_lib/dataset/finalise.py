@@ -32,13 +32,8 @@ MOST_LISTED = 100
 
 
 def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
-    """Write the configurations, the card and last the manifest; whatever was there goes.
-
-    Args:
-        run: All of whose shards are there.
-        folder: Of the data set.
-        overridden: Differences in settings that were accepted, for the manifest.
-    """
+    """Write the configurations, the card and last the manifest of a run whose shards are all there;
+    ``overridden`` are differences in settings that were accepted."""
     final, folders = run.work / "final", [shard.folder for shard in run.shards()]
     shutil.rmtree(final, ignore_errors=True)
     parts = [pq.read_table(part / "studies.parquet").to_pandas() for part in folders]

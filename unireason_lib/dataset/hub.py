@@ -34,13 +34,9 @@ def load_set(
     config: Literal["sft", "rl", "images", "refused"] = "sft",
     split: str | None = None,
 ) -> Dataset | DatasetDict:
-    """One configuration of a finished set, memory-mapped and with its declared features.
-
-    Args:
-        where: Folder of the set, or its id on the hub.
-        config: ``sft`` and ``rl`` have the splits train, val and test, the others only ``train``.
-        split: One split; None gives a dictionary of all.
-    """
+    """One configuration of a finished set (a folder or a hub id), memory-mapped and with its
+    declared features; ``sft`` and ``rl`` have the splits train, val and test, the others only
+    ``train``. A ``split`` of None gives a dictionary of all."""
     folder = Path(where)
     if folder.exists() and not (folder / "README.md").is_file():
         do = "run the build to its end, or give another folder"
@@ -100,15 +96,9 @@ def record_images(
 ) -> list[Image.Image]:
     """The images of a record: from the table, else from its scan, read by its source.
 
-    Args:
-        record: Any record.
-        table: Image id -> image, for instance an :class:`ImageTable`.
-        roots: Source -> folder of its scans on this machine, or the opened source. Sources are
-            called as in records (``Record.source``) or as in the registry, ``""`` is any other.
-
-    Raises:
-        DatasetError: The images are not stored, and the scan is not at hand.
-    """
+    ``roots``: source -> folder of its scans on this machine, or the opened source; called as in
+    records (``Record.source``) or as in the registry, ``""`` is any other. A :class:`DatasetError`
+    when images are not stored and the scan is not at hand."""
     if record.image_ids and all(name in table for name in record.image_ids):
         return [table[name] for name in record.image_ids]
     if record.scan is None:

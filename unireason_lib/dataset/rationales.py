@@ -132,17 +132,12 @@ _POINTING = re.compile(
 def anchor(
     text: str, boxes: Mapping[str, tuple[str, Box]], quotes: Collection[str] = ()
 ) -> Anchored:
-    """Put true coordinates where a text points.
+    """Put true coordinates where a text points, so that none survive that are not true.
 
-    A text may point with a tag, ``[[left kidney]]``, which becomes a point. Where it wrote
-    coordinates instead, between box tags or bare, the true box of the structure that was named last
-    before them replaces them (a repair); where no name stands there and they are nobody's box, they
-    are a problem. No coordinates survive that are not true.
-
-    Args:
-        text: What a language model wrote.
-        boxes: What a tag may say -> (name of the structure, its true box).
-        quotes: Texts that may hold coordinates and stay as they are: the options of the question.
+    A tag, ``[[left kidney]]``, becomes a point. Coordinates, between box tags or bare, are replaced
+    by the true box of the structure named last before them (a repair); where none is named and they
+    are nobody's box, they are a problem. ``boxes``: what a tag may say -> (name, true box);
+    ``quotes``: texts that may hold coordinates and stay as they are, the options of the question.
     """
     by_name = {key.casefold(): value for key, value in boxes.items()}
     parts, repairs, problems, position = [], [], [], 0
@@ -222,9 +217,9 @@ _MARK = re.compile("\0(.)\0")
 def _findings(question: Question, rng: random.Random) -> list[str]:
     """The sentences that locate the evidence and state what is seen there."""
     known, kind, number = templates(), question.kind, len(question.evidence)
-    if kind in ("pair", "absent"):  # each of the structures in the order of the question
+    if kind == "pair":  # each of the structures in the order of the question
         sentences = []
-        for k, name in enumerate(_searched(question), start=1):
+        for k, name in enumerate(question.facts["searched"], start=1):
             text = rng.choice(known["searched"]["found" if name in question.names else "absent"])
             if name in question.names:
                 text = text.replace("{0}", f"{{{question.names.index(name)}}}")
@@ -238,11 +233,6 @@ def _findings(question: Question, rng: random.Random) -> list[str]:
     return [rng.choice(located), rng.choice(findings)]
 
 
-def _searched(question: Question) -> list[str]:
-    """The structures whose presence is asked about, in the order of the question."""
-    return question.facts.get("searched") or list(map(_within, question.options.values()))
-
-
 def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]:
     """What fills the braces."""
     facts, known = question.facts, templates()
@@ -250,8 +240,7 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
     words |= {"truth": _within(question.truth), "modality": view.study.modality}
     words["it"] = "image" if question.dimension == "2d" else "volume"
     words |= dict(zip("abc", question.names, strict=False))
-    if question.kind in ("pair", "absent"):
-        words |= {f"name{k}": name for k, name in enumerate(_searched(question), start=1)}
+    words |= {f"name{k}": name for k, name in enumerate(facts.get("searched", ()), start=1)}
     for k, side in enumerate(facts.get("sides", ()), start=1):
         words |= {f"{key}{k}": texts[side] for key, texts in known["sides"].items()}
     if question.kind == "level":

@@ -93,17 +93,23 @@ class Release:
         letters = (extract_choice(text, options or None) for text in (str(truth), reply))
         source = row.get("data_source") or row.get("source_dataset") or info.get("data_source")
         volume = self.volumes.get(row_id) or _volume_path(info, image_ids)
+
+        def stated(*names: str, usual: Any = "") -> str:
+            return str(next(filter(None, map(info.get, names)), usual) or "")
+
         image_ids = () if volume in image_ids else image_ids
         boxes = parse_boxes(reply)  # only 3D rows of the release have no images
         deep = isinstance(boxes[0], Box3D) if boxes else volume or len(image_ids) != 1
+        shown = (image_ids and image_ids[0]) or volume or row_id
+        dimension = stated("dimension").lower()
         record = Record(
             id=row_id,
-            study=str((image_ids and image_ids[0]) or volume or row_id),
-            patient=str(info.get("patient") or info.get("patient_id") or ""),
+            study=stated("study", "case_id", usual=shown),
+            patient=stated("patient", "patient_id"),
             source=str(source or "unireason-med"),
-            modality=str(info.get("modality") or ""),
-            dimension="3d" if deep else "2d",
-            family=str(row.get("ability") or ""),
+            modality=stated("modality", "modality_type"),
+            dimension=dimension if dimension in ("2d", "3d") else "3d" if deep else "2d",
+            family=stated("family", "question_type", usual=row.get("ability")),
             question=question,
             options=options,
             answer=next(filter(None, letters), ""),
@@ -113,7 +119,7 @@ class Release:
             evidence=tuple(("", tuple(box.as_tuple())) for box in boxes),
             license="see the release and its sources",
             writer="release",
-            split=str(info.get("split") or ""),
+            split=stated("split"),
             asked=asked,
         )
         self.counts[record.dimension] += 1
@@ -152,15 +158,9 @@ def open_release(
     download: bool = False,
     revision: str = "main",
 ) -> Release:
-    """Open the released data.
-
-    Args:
-        where: A local folder, or the id of a repository on the hub.
-        m3d_root: Folder with M3D volumes.
-        volumes: Table: CSV with the columns ``id`` and ``volume``, or JSON ``{id: path}``.
-        download: Whether a hub id may be downloaded; else only the local cache is used.
-        revision: Branch, tag or commit on the hub.
-    """
+    """Open the released data: a folder, or the id of a repository on the hub, which is downloaded
+    only with ``download``. ``m3d_root`` is a folder with M3D volumes, ``volumes`` a table of those
+    of the rows: CSV with the columns ``id`` and ``volume``, or JSON ``{id: path}``."""
     from huggingface_hub import snapshot_download
 
     if m3d_root is not None and not Path(m3d_root).is_dir():

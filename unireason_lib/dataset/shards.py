@@ -23,6 +23,7 @@ import tempfile
 import threading
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -226,11 +227,11 @@ def draft_of(
         if config.near_duplicates:
             hashes = perceptual_hash(array), voxel_hash(array)
         if study.dimension == "3d":
-            texts += _odd_order(array)
+            texts += ["; ".join(slice_order_report(array).messages)]
     view = View(replace(study, scan_source=scan), config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
     questions = ask(view, prior=prior, **numbers)
-    shown = replace(view, study=replace(study, scan_source="", labels_source=None))
+    shown = replace(view, study=replace(study, scan_source="", labels=None))
     image_ids, images = image_ids_of(view), ()
     if questions and (stored or config.writer_options.get("images")):
         with _reading() as more:
@@ -241,7 +242,7 @@ def draft_of(
     row = {name: getattr(study, name) for name in ("id", "patient", "split", "source")}
     row |= {"perceptual_hash": hashes[0], "voxel_hash": hashes[1]}
     known = [study.details["warning"]] if "warning" in study.details else []
-    row["warnings"] = list(dict.fromkeys([*warned, *known, *texts]))
+    row["warnings"] = list(dict.fromkeys(filter(None, [*warned, *known, *texts])))
     shared = {"spec": spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
     return Draft(shown, tuple(questions), images, row, shared)
 
@@ -266,15 +267,6 @@ def _reading() -> Iterator[list[str]]:
         except Exception as error:
             raise ScanError(f"{type(error).__name__}: {error}") from error
     texts += [str(w.message) for w in caught if issubclass(w.category, ScanWarning)]
-
-
-def _odd_order(array: np.ndarray) -> list[str]:
-    """What is odd about the order of slices."""
-    order = slice_order_report(array)
-    words = [f"slices {list(order.duplicates)} repeat the one before"] if order.duplicates else []
-    words += [f"breaks after slices {list(order.breaks)}"] if order.breaks else []
-    words += ["slices look shuffled"] if order.looks_shuffled else []
-    return ["; ".join(words)] if words else []
 
 
 def finish(draft: Draft, writer: Any) -> Outcome:
@@ -334,8 +326,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @lru_cache(maxsize=1)
 def open_run(run: Run) -> tuple[list[Source], Any]:
-    """Sources and writer of a run, opened once a process."""
-    sources = [open_source(s.name, s.path, **s.options) for s in run.config.sources]
+    """Sources and writer of a run, opened once a process. Of several folders with one name, the
+    second is called ``name-2`` and so on: their studies would have the same ids."""
+    sources, places = [], defaultdict(list)
+    for spec in run.config.sources:
+        source = open_source(spec.name, spec.path, **spec.options)
+        paths, path = places[source.name], source.path and Path(source.path).resolve()
+        if path not in paths:
+            paths.append(path)
+        if (number := paths.index(path)) and source.registered == "folder":
+            source = replace(source, title=f"{source.name}-{number + 1}")
+        sources.append(source)
     return sources, make_writer(run.config)
 
 

@@ -46,14 +46,8 @@ def voxel_hash(scan: np.ndarray) -> bytes:
 
 
 def perceptual_hash(scan: np.ndarray) -> bytes:
-    """A coarse description of a scan: each of a grid of blocks is compared with its neighbours.
-
-    Args:
-        scan: (Z, Y, X), (Y, X) or (Y, X, 3), any real numbers.
-
-    Returns:
-        :data:`HASH_BYTES` bytes (512 bits of an image, twice); zeros when too little is to be seen.
-    """
+    """A coarse description of a scan, (Z, Y, X), (Y, X) or (Y, X, 3): each of a grid of blocks is
+    compared with its neighbours. :data:`HASH_BYTES` bytes; zeros when too little is to be seen."""
     if scan.ndim == 3 and scan.shape[-1] in (3, 4) and scan.dtype == np.uint8:
         scan = scan[..., :3].mean(axis=-1, dtype=np.float32)
     most = 256 if scan.ndim == 2 else 64  # of large scans every n-th voxel is enough
@@ -85,10 +79,8 @@ def _block_means(scan: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
 
 def _near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
     """Pairs of perceptual hashes within :data:`TOLERANCE`, in portions, some more than once.
-
-    Strings that differ in at most k bits agree completely on one of k + 1 stretches. So for each
-    stretch the hashes are sorted by it and compared where they agree: n log n steps, not n squared.
-    """
+    Strings that differ in at most k bits agree on one of k + 1 stretches: sorted by each, n log n
+    steps."""
     rows = np.flatnonzero(hashes.any(axis=1))
     width = HASH_BYTES // (TOLERANCE + 1)
     for start in range(0, (TOLERANCE + 1) * width, width):
@@ -125,16 +117,14 @@ def assign_splits(
     own: np.ndarray,
     fractions: Mapping[str, float] = FRACTIONS,
 ) -> Assignment:
-    """Give every study a split: the same to all studies of a patient, and of look-alike patients.
+    """The split of each study, given its patient and hashes.
 
     Args:
         patients: (n,) uint64, :func:`patient_key` of each study.
-        perceptual, voxels: (n, 128) uint8 perceptual hashes, and (n,) uint64, the beginning of each
-            voxel hash; zeros where there is none.
-        own: (n,) int8, index into :data:`SPLITS` where the source has its own split, else -1. When
-            a group disagrees, test wins over val over train: nothing that is tested is learnt.
-        fractions: Split -> fraction of the patients.
-    """
+        perceptual, voxels: (n, 128) uint8, and (n,) uint64, the beginning of each voxel hash; or 0.
+        own: (n,) int8, index into :data:`SPLITS` where the source has its own split, else -1. Where
+            a group disagrees, test wins over val over train.
+        fractions: Split -> fraction of the patients."""
     names, member = np.unique(patients, return_inverse=True)
     known = np.flatnonzero(voxels)
     alike = itertools.chain(_equal_pairs(voxels[known], known), _near_pairs(perceptual))

@@ -24,12 +24,12 @@ import numpy as np
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import DatasetError, LabelError
-from unireason_lib.imaging import Volume, check_same_grid, label_boxes, load_image, load_volume
-from unireason_lib.imaging.labels import whole_labels
+from unireason_lib.imaging import Volume, check_same_grid, load_image, load_volume
+from unireason_lib.imaging.labels import label_places, whole_labels
 from unireason_lib.imaging.summary import table_html, thumbnails
 from unireason_lib.imaging.window import Window
 
-Side, Kind = Literal["left", "right"], Literal["organ", "lesion"]
+Kind = Literal["organ", "lesion"]
 ScanSource = Volume | np.ndarray | str | Path | Callable[[], Any]
 
 _PAIRS = {"L": ("left", "right"), "P": ("posterior", "anterior"), "S": ("superior", "inferior")}
@@ -41,7 +41,6 @@ _LESION_WORDS = re.compile(
     r"|infarct(ion)?|ha?emorrhage)\b"
 )
 _SIDES = {"left": "left", "lt": "left", "right": "right", "rt": "right"}
-_OTHER_AXES = {2: (0, 1), 3: ((0, 1), (0, 2), (1, 2))}  # those summed over along x, y and z
 MAX_LISTED = 12  # structures that a notebook lists
 _MAX_LABEL = 1 << 20
 _MAX_CODES = 65535  # structures and overlaps of masks, in 16 bits
@@ -57,7 +56,6 @@ class Structure:
     centroid: tuple[float, ...]  # mean position (x, y[, z]) in box coordinates
     voxels: int  # how many belong to it
     size: float | None = None  # mm3 (mm2 in an image); None when the spacing is unknown
-    side: Side | None = None  # the patient's, when the name says one
     kind: Kind = "organ"
     attributes: Mapping[str, Any] = field(default_factory=dict)  # of a lesion: host, components ...
     values: tuple[int, ...] = ()  # all of the label map that belong to it, its own first
@@ -74,7 +72,7 @@ class Study:
     dimension: Literal["2d", "3d"]
     shape: tuple[int, ...]  # (Z, Y, X) or (Y, X) of scan and labels
     scan_source: ScanSource  # the scan, or what gives it; that is not kept, to save memory
-    labels_source: np.ndarray | None = None  # the label map; None when there is none (any more)
+    labels: np.ndarray | None = None  # (Z, Y, X) or (Y, X) integers; None: none (any more)
     structures: tuple[Structure, ...] = ()  # what is there
     vocabulary: tuple[str, ...] = ()  # what was looked for; what has no structure is truly absent
     spacing: tuple[float, ...] | None = None  # mm a voxel, in the order of the array's axes
@@ -101,20 +99,17 @@ class Study:
 
         Args:
             labels: (Z, Y, X) or (Y, X) whole numbers, 0 is background.
-            names: Value -> readable name, or None to leave the value out on purpose. What does not
-                occur is known to be absent.
+            names: Value -> readable name, or None to leave it out. What does not occur is absent.
             scan: The scan, or a path or callable that gives it.
             inside: Value of a part -> value of the structure around it (tumour -> organ).
             attributes: Value -> what is known of it; ``"kind"`` overrides the guess from the name.
-            **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required, and
-                ``spacing`` and ``directions`` come from ``scan`` if that is a Volume.
+            **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required.
 
         Raises:
-            LabelError: Not whole numbers in 2D or 3D, another grid, or values without a name.
-        """
+            LabelError: Not whole numbers in 2D or 3D, another grid, or values without a name."""
         if isinstance(labels, Volume) and isinstance(scan, Volume):
             check_same_grid(scan, labels)
-        values = _values_of(names, inside or {})
+        values = _values_of(tuple(names), tuple((inside or {}).items()))
         return cls._measured(whole_labels(labels), names, values, scan, attributes or {}, about)
 
     @classmethod
@@ -126,13 +121,9 @@ class Study:
         attributes: Mapping[int, Mapping[str, Any]] | None = None,
         **about: Any,
     ) -> Study:
-        """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty.
-
-        Args:
-            masks: (name, mask) in a stream, all of one shape; anything but 0 is inside. Structure k
-                (from 1) gets label k; an empty mask says that its name is absent.
-            scan, attributes, **about: As in :meth:`from_labels`; ``attributes`` goes by k.
-        """
+        """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
+        (its name is absent). ``masks`` is a stream of (name, mask) of one shape; structure k (from
+        1) gets label k. Other arguments as in :meth:`from_labels`."""
         codes, names = np.zeros(0, np.uint16), {}
         owners: dict[int, tuple[int, ...]] = {0: ()}  # label value -> structures that own it
         overlap = _MAX_CODES  # values of overlaps count down from here
@@ -177,14 +168,15 @@ class Study:
         structures = (
             _structure(label, name, values[label], measured, about, attributes.get(label, {}))
             for label, name in names.items()
+            if not measured.keys().isdisjoint(values[label])
         )
         about = {"vocabulary": tuple(dict.fromkeys(names.values())), **about}
         return cls(
             dimension=f"{labels.ndim}d",
             shape=labels.shape,
             scan_source=scan,
-            labels_source=labels,
-            structures=tuple(filter(None, structures)),
+            labels=labels,
+            structures=tuple(structures),
             **about,
         )
 
@@ -198,11 +190,6 @@ class Study:
         scan = scan if isinstance(scan, Volume) else np.asarray(scan)
         _check_shape(f"scan of {self.id}", scan.shape[: len(self.shape)], self.shape)
         return scan
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """The label map, (Z, Y, X) or (Y, X) integers; None without one."""
-        return self.labels_source
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -250,14 +237,10 @@ class Study:
         return np.isin(self.labels, structure.values)
 
     def slice(self, z: int) -> Study:
-        """Axial slice ``z`` (0 at the feet) of a volume, as a 2D study of the same patient.
-
-        Structures are measured again; what does not reach the slice is absent from it. Attributes
-        stay those of the whole structure, a lazy scan stays lazy.
-
-        Raises:
-            DatasetError: The study is 2D or has no labels, or ``z`` is not one of its slices.
-        """
+        """Axial slice ``z`` (0 at the feet) of a volume as a 2D study of the same patient,
+        structures measured again; what does not reach it is absent. Attributes stay those of the
+        whole structure, a lazy scan stays lazy. A :class:`DatasetError` when there is no such
+        slice."""
         if self.dimension != "3d" or self.labels is None or not 0 <= z < self.shape[0]:
             expected = "a labelled 3D study and a slice index inside it"
             found = f"a {self.dimension} study of shape {self.shape}, z={z}"
@@ -267,16 +250,17 @@ class Study:
         structures = (
             _structure(s.label, s.name, s.values, measured, space, {**s.attributes, "kind": s.kind})
             for s in self.structures
+            if not measured.keys().isdisjoint(s.values)
         )
-        scan = partial(_plane_of, replace(self, labels_source=None), z)
+        scan = partial(_plane_of, replace(self, labels=None), z)
         return replace(
             self,
             id=f"{self.id}-z{z:03d}",
             dimension="2d",
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
-            labels_source=plane,
-            structures=tuple(filter(None, structures)),
+            labels=plane,
+            structures=tuple(structures),
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},
             key="",  # the source knows the volume only
@@ -304,16 +288,15 @@ def slices_of(box: Box) -> tuple[slice, ...]:
 
 
 def readable_name(name: str) -> str:
-    """A name as one says it: ``"kidney_left"``, ``"Kidney_L"`` -> ``"left kidney"``; "L1" stays."""
-    side, words = _split_side(name)
-    words = [word if re.fullmatch(r"[A-Z]+\d+", word) else word.lower() for word in words]
-    return " ".join([side, *words] if side else words)
-
-
-@lru_cache(maxsize=4096)
-def side_of(name: str) -> Side | None:
-    """The patient's side that a name states (``"kidney_left"``, ``"Precentral_R"``), or None."""
-    return _split_side(name)[0]
+    """A name as one says it: ``"kidney_left"``, ``"Kidney_L"`` -> ``"left kidney"``; "L1" stays,
+    and a lone capital L or R counts at the end only."""
+    words = [word for word in re.split(r"[\s_\-/]+", name.strip()) if word]
+    sides = {_SIDES[word.lower()] for word in words if word.lower() in _SIDES}
+    if len(words) > 1 and words[-1] in ("L", "R"):
+        words = ["left" if words[-1] == "L" else "right", *words[:-1]]
+    elif len(sides) == 1:  # not "left and right lung"
+        words = [*sides, *(word for word in words if word.lower() not in _SIDES)]
+    return " ".join(w if re.fullmatch(r"[A-Z]+\d+", w) else w.lower() for w in words)
 
 
 @lru_cache(maxsize=4096)
@@ -322,35 +305,30 @@ def kind_of(name: str) -> Kind:
     return "lesion" if _LESION_WORDS.search(name.replace("_", " ")) else "organ"
 
 
-def _split_side(name: str) -> tuple[Side | None, list[str]]:
-    """The side in a name and its other words; a lone capital L or R counts at the end only."""
-    words = [word for word in re.split(r"[\s_\-/]+", name.strip()) if word]
-    if len(words) > 1 and words[-1] in ("L", "R"):
-        return ("left" if words[-1] == "L" else "right"), words[:-1]
-    sides = {_SIDES[word.lower()] for word in words if word.lower() in _SIDES}
-    if len(sides) != 1:  # none, or both ("left and right lung")
-        return None, words
-    return sides.pop(), [word for word in words if word.lower() not in _SIDES]
-
-
 def _measure(labels: np.ndarray) -> dict[int, tuple]:
     """Value -> (low corner, high corner, voxels, sum of positions), in the order x, y[, z]."""
-    measured, half = {}, labels.ndim
-    for value, box in label_boxes(labels).items():
-        low, high = box.as_tuple()[:half], box.as_tuple()[half:]
-        here, total = labels[slices_of(box)] == value, []
-        for start, stop, others in zip(low, high, _OTHER_AXES[half], strict=True):
-            along = here.sum(axis=others, dtype=np.int32)
-            total.append(float(along @ np.arange(start + 0.5, stop)))
-        measured[value] = low, high, int(np.count_nonzero(here)), total
+    measured, flat = {}, labels.ndim == 2
+    if flat:  # everything at once; in 3D this would cost more memory than one label at a time
+        axes = np.indices(labels.shape).reshape(2, -1)[::-1] + 0.5
+        sums = np.array([np.bincount(labels.ravel(), weights) for weights in axes]).T.tolist()
+        counts = np.bincount(labels.ravel()).tolist()
+    for value, place in label_places(labels).items():
+        low, high = zip(*((axis.start, axis.stop) for axis in reversed(place)), strict=True)
+        if flat:
+            measured[value] = low, high, counts[value], sums[value]
+            continue
+        here = labels[place] == value
+        plane = here.sum(axis=0, dtype=np.int32)
+        along = plane.sum(axis=0), plane.sum(axis=1), here.sum(axis=(1, 2), dtype=np.int32)
+        pairs = zip(along, low, strict=True)
+        total = [float(n @ np.arange(start + 0.5, start + len(n))) for n, start in pairs]
+        measured[value] = low, high, int(along[0].sum()), total
     return measured
 
 
-def _structure(label, name, values, measured, space, attributes) -> Structure | None:
-    """Add up what was measured of a structure's values; None when none of them occurs."""
+def _structure(label, name, values, measured, space, attributes) -> Structure:
+    """Add up what was measured of a structure's values."""
     parts = [measured[value] for value in values if value in measured]
-    if not parts:
-        return None
     low, high, voxels, total = zip(*parts, strict=True)
     low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
     voxels, spacing, attributes = sum(voxels), space.get("spacing"), dict(attributes)
@@ -361,18 +339,16 @@ def _structure(label, name, values, measured, space, attributes) -> Structure | 
         centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
         voxels=voxels,
         size=voxels * math.prod(spacing) if spacing else None,
-        side=side_of(name),
         kind=attributes.pop("kind", None) or kind_of(name),
         attributes=attributes,
         values=values,
     )
 
 
-def _values_of(
-    names: Mapping[int, str | None], inside: Mapping[int, int]
-) -> dict[int, tuple[int, ...]]:
+@lru_cache(maxsize=64)
+def _values_of(labels: tuple[int, ...], pairs: tuple[tuple, ...]) -> dict[int, tuple[int, ...]]:
     """For every label its own value and those of the parts inside it, however deep."""
-    values = {label: (label,) for label in names}
+    values, inside = {label: (label,) for label in labels}, dict(pairs)
     try:
         outer_first = [*TopologicalSorter({p: [inside[p]] for p in inside}).static_order()]
         for part in filter(inside.get, reversed(outer_first)):

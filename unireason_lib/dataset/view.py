@@ -22,7 +22,7 @@ from PIL import Image
 
 from unireason_lib import imaging
 from unireason_lib.boxes import Box
-from unireason_lib.dataset.study import Structure, Study, slices_of
+from unireason_lib.dataset.study import Structure, Study
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
 
@@ -100,33 +100,27 @@ class View:
         return [Image.fromarray(plane).convert("RGB") for plane in planes]
 
     def visible(self, structure: Structure) -> bool:
-        """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane.
-
-        Labels and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does.
-        Pixels at the lowest sampled value of the whole scan do not count: they are padding.
-
-        Raises:
-            DatasetError: The study has no label map, or its scan cannot be read.
-        """
-        labels, scan, lowest = self._sampled
-        near = (..., *slices_of(self._scaled(structure.box).round(outward=True)))
-        for plane, values in zip(labels[near], scan[near], strict=True):
-            shown = np.isin(plane, structure.values) & (values > lowest)
-            if np.count_nonzero(shown) >= MIN_PIXELS:
-                return True
-        return False
+        """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane. Labels
+        and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does; pixels
+        at the lowest value of the whole scan are padding and do not count. A :class:`DatasetError`
+        without a label map."""
+        rows = [self._shown[value] for value in structure.values if value < len(self._shown)]
+        return bool(rows) and sum(rows).max() >= MIN_PIXELS
 
     @cached_property
-    def _sampled(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Labels and scan (Z, Y, X) at the middle of each pixel, and the lowest value there."""
+    def _shown(self) -> np.ndarray:
+        """(labels, Z): how many pixels of every plane show a label."""
         if (labels := self.study.labels) is None:
-            raise DatasetError(self.study.id, "a label map", "boxes only", "keep labels_source")
+            raise DatasetError(self.study.id, "a label map", "boxes only", "keep its labels")
         scan = self._scan.array if isinstance(self._scan, Volume) else self._scan
         if self.depth is None:
             labels, scan = labels[None], (scan if scan.ndim == 2 else scan.max(axis=2))[None]
         elif self._grid != labels.shape:
             labels, scan = (imaging.serialize_labels(array, self._grid) for array in (labels, scan))
-        return labels, scan, scan.min()
+        shown, values = scan > scan.min(), int(labels.max()) + 1
+        pairs = zip(labels, shown, strict=True)
+        counts = [np.bincount(plane[seen], minlength=values) for plane, seen in pairs]
+        return np.stack(counts, axis=1)
 
 
 def scan_images(
@@ -139,14 +133,10 @@ def scan_images(
         size: Slices, rows and columns of a volume; None for an image, which keeps its size.
         window: As for :func:`unireason_lib.imaging.serialize`. 8-bit images are shown as they are
             under ``"percentile"``, the default everywhere, and in colour under any window.
-        name: For messages.
+        name: For messages (:class:`ScanError`: not finite, without contrast, an unknown window).
 
     Returns:
-        uint8 (Z, Y, X), or (Y, X) or (Y, X, 3).
-
-    Raises:
-        ScanError: Values that are not finite, a volume without contrast, or an unknown window.
-    """
+        uint8 (Z, Y, X), or (Y, X) or (Y, X, 3)."""
     window = window if isinstance(window, str) else tuple(window)
     if size is not None:
         volume = (

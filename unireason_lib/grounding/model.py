@@ -35,23 +35,19 @@ def load_model(
     attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load a model and its processor, ready for generation.
+    """Load a model and its processor in evaluation mode; a :class:`ModelError` says what is missing
+    or broken in the checkpoint, or contradictory in the arguments.
 
     Args:
         path: A folder as transformers saves it, or a hub id (``Qwen/Qwen2.5-VL-7B-Instruct``).
         adapter: A folder or hub id of a PEFT adapter to put on top.
         dtype: ``"auto"`` (the checkpoint's own), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
+        device: ``"cpu"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
         device_map: Passed to transformers to spread a model over devices; excludes ``device``.
-        attn_implementation: ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``; ``"auto"`` is flash
+        attn_implementation: ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``, or ``"auto"``: flash
             attention where it can be used, else SDPA; the default is transformers' choice.
-        quantization: ``"4bit"`` keeps the language model's matrices in 4 bits (NF4 with double
-            quantisation, arXiv 2305.14314) and computes in ``dtype``. Needs bitsandbytes.
-
-    Returns:
-        ``(model, processor)``, the model in evaluation mode; a :class:`ModelError` says what is
-        missing or broken in a checkpoint, or contradictory in the arguments.
-    """
+        quantization: ``"4bit"`` keeps the language model's matrices in 4 bits (NF4, double
+            quantisation, arXiv 2305.14314) and computes in ``dtype``. Needs bitsandbytes."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import is_flash_attn_2_available
@@ -137,14 +133,9 @@ def checkpoint_serialization(
 def load_profile_model(
     settings: Any, project: Path, path: str | None = None, *, device: str | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model that a profile names; see :func:`load_model`.
-
-    Args:
-        settings: The section ``model`` of a profile. The path ``"tiny"`` means random weights and
-            the section's sizes, built on first use in ``runs/models``.
-        project: Root of the project, where folders are looked up.
-        path, device: In place of the section's.
-    """
+    """The model that the section ``model`` of a profile names; see :func:`load_model`. Folders are
+    looked up in ``project``; the path ``"tiny"`` means random weights of the section's sizes, built
+    on first use in ``runs/models``. ``path`` and ``device`` replace the section's."""
     name = path or settings.path
     place: str | Path = project / name if (project / name).is_dir() else name
     if name == "tiny":

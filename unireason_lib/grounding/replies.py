@@ -125,18 +125,12 @@ class GroundedInterface(ABC):
         scripts: Sequence[Script | None] | None = None,
         **settings: Any,
     ) -> list[Trace]:
-        """Answer requests.
+        """Answer requests, or mappings of their fields, ``batch_size`` together; 2D and 3D may mix.
 
-        Args:
-            requests: The questions, or mappings of their fields; 2D and 3D may be mixed.
-            batch_size: Requests generated together; None takes all at once.
-            samples: Replies to each request; they share the encoding of the prompt.
-            scripts: For each request what the model is made to write, or None.
-            settings: ``max_new_tokens``, ``temperature``, ``seed``, ... of :class:`Settings`.
-
-        Returns:
-            One trace a request and sample: all samples of the first request, then of the second.
-        """
+        One trace a request and sample: all ``samples`` of the first request, which share the
+        encoding of its prompt, then of the second. ``scripts``: for each request what the model is
+        made to write, or None. ``settings``: ``max_new_tokens``, ``temperature``, ``seed``, ... of
+        :class:`Settings`."""
         how = Settings(**settings)
         requests = [r if isinstance(r, GroundedRequest) else GroundedRequest(**r) for r in requests]
         scripts = [None] * len(requests) if scripts is None else scripts

@@ -9,6 +9,7 @@ looks fine and measures wrong. So are *enhanced* files of many frames, which dcm
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from unireason_lib.imaging.window import Window, to_grey
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 TOLERANCE = 0.1  # part of a step by which a slice may lie beside its place: positions are rounded
+MAX_INFLATED = 2**28  # bytes that one deflated file may hold
+_PIECE = 2**20
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FIRST_TYPES = (b"UL", b"OB", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO")
 
@@ -213,12 +217,30 @@ def _read(path: Path, **options: Any) -> Any:
     """A DICOM file; one that lost its preamble, perhaps its file meta, is read all the same."""
     from pydicom import dcmread, uid
 
+    _check_deflated(path)
     data = dcmread(path, force=True, **options)
     if "TransferSyntaxUID" not in data.file_meta:
         implicit = data.original_encoding[0]
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
         data.file_meta.TransferSyntaxUID = syntax
     return data
+
+
+def _check_deflated(path: Path) -> None:
+    """Inflate a file of the deflated transfer syntax in pieces: pydicom would do it in one."""
+    with path.open("rb") as stream:
+        head = stream.read(1024)
+        if _DEFLATED not in head:
+            return
+        meta = 132 if head[128:132] == b"DICM" else 0  # whose first element is its length
+        stream.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
+        inflater, size, left = zlib.decompressobj(-zlib.MAX_WBITS), 0, stream.read()
+    while left and size <= MAX_INFLATED:
+        size += len(inflater.decompress(left, _PIECE))
+        left = inflater.unconsumed_tail
+    if left:
+        found = f"more, deflated to {path.stat().st_size}"
+        raise ScanError(path, f"at most {MAX_INFLATED} bytes", found, "export it uncompressed")
 
 
 def _plane(path: Path) -> _Plane | None:

@@ -100,17 +100,22 @@ class ProcessorFrame:
         """The box (in pixels of an image) as a text has it: whole pixels of the frame, never empty,
         inside the image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
         new_height, new_width = self.size(height, width)
-        limits = (new_width, new_height, depth or 0)[: 2 if isinstance(box, Box2D) else 3]
-        inside = self.to_frame(box, height, width).clip(*limits)
-        if inside.is_empty:
-            expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
-            raise ScanError(box, expected, "a box outside", "check in which space it was measured")
-        n, whole = len(limits), inside.round().as_tuple()
-        lows, highs = list(whole[:n]), list(whole[n:])
-        for axis, limit in enumerate(limits):
-            if lows[axis] == highs[axis]:  # a side that would vanish keeps one pixel
-                lows[axis] = min(int(inside.as_tuple()[axis]), limit - 1)
-                highs[axis] = lows[axis] + 1
+        n = 2 if isinstance(box, Box2D) else 3
+        limits = (new_width, new_height, depth or 0)[:n]
+        factors, numbers = (new_width / width, new_height / height, 1), box.as_tuple()
+        lows, highs = [], []
+        for axis, (limit, factor) in enumerate(zip(limits, factors, strict=False)):
+            edges = (numbers[axis], numbers[axis + n])
+            low, high = (min(max(edge * factor, 0), limit) for edge in edges)
+            if low >= high:
+                expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
+                do = "check in which space it was measured"
+                raise ScanError(box, expected, "a box outside", do)
+            lows.append(math.floor(low + 0.5))
+            highs.append(math.floor(high + 0.5))
+            if lows[-1] == highs[-1]:  # a side that would vanish keeps one pixel
+                lows[-1] = min(int(low), limit - 1)
+                highs[-1] = lows[-1] + 1
         return type(box)(*lows, *highs)
 
 

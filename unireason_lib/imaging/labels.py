@@ -61,27 +61,19 @@ def _rounded(array: np.ndarray) -> np.ndarray | None:
 def label_boxes(
     labels: Volume | np.ndarray, components: bool = False
 ) -> dict[int, Box] | dict[int, list[Box]]:
-    """The smallest half-open box around every label.
-
-    Args:
-        labels: See :func:`whole_labels`; 0 is background.
-        components: Boxes of each connected component instead, diagonal neighbours included (by
-            ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}.
-    """
+    """The smallest half-open box around every label of :func:`whole_labels`, 0 being background;
+    with ``components`` those of each connected component, diagonal neighbours included (by
+    ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}."""
     array = whole_labels(labels)
-    places = _places(array)
+    places = label_places(array)
     if not components:
         return {label: _box(place) for label, place in places.items()}
     return {label: _components(array[place] == label, place) for label, place in places.items()}
 
 
 def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> None:
-    """Check that a label map lies on its scan's grid.
-
-    Raises:
-        LabelError: Shapes differ, or corners lie further apart than ``tolerance`` of the smallest
-            spacing: an affine rounded to 4 decimals moves the far end of 512 voxels by 0.1.
-    """
+    """A :class:`LabelError` when shapes differ, or corners lie further apart than ``tolerance`` of
+    the smallest spacing: an affine rounded to 4 decimals moves the far end of 512 voxels by 0.1."""
     if scan.shape != labels.shape:
         do = "resample the label map onto the scan's grid (nearest neighbour)"
         raise LabelError(labels.source, f"the scan's shape {scan.shape}", labels.shape, do)
@@ -94,9 +86,9 @@ def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> No
             raise LabelError(labels.source, "the scan's place in space", found, do)
 
 
-def _places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Where each label lies, by SciPy's ``find_objects``; its table starts at 1, so labels that are
-    negative or very large are numbered first."""
+def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """The index of the smallest part of an integer array that holds each label, by SciPy's
+    ``find_objects``; its table starts at 1, so negative or very large labels are numbered first."""
     if not array.size:
         return {}
     byte = array.dtype == np.uint8  # all that it can hold fits into the table

@@ -1,11 +1,6 @@
-"""Reading scans: every format becomes one kind of volume, or an error that says what to do.
-
-===========================  ====================================================================
-``.nii``, ``.nii.gz``         NIfTI; mapped from the file when it is not compressed
-folder, ``.dcm``, no suffix   DICOM series or file (see :mod:`unireason_lib.imaging.dicom`)
-``.npy``, ``.npz``            arrays ``(Z, Y, X)``, or ``(1, D, H, W)`` as in M3D; no geometry
-``.png``, ``.jpg``, ...       2D images, with :func:`load_image`
-===========================  ====================================================================
+"""Reading scans: NIfTI (mapped when it is not compressed), DICOM (a folder, ``.dcm`` or no suffix),
+``.npy`` and ``.npz`` (``(Z, Y, X)``, or ``(1, D, H, W)`` as in M3D; no geometry) become one kind of
+volume, 2D images RGB; or an error says what to do.
 
 The content decides, not only the name. Nothing is allocated on the word of a header alone: sizes
 are compared with the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.
@@ -63,14 +58,10 @@ def load_volume(path: str | Path, *, key: str | None = None, frame: int | None =
 def load_image(
     source: str | Path | bytes, window: Window | None = None, name: object = None
 ) -> Image.Image:
-    """Read a 2D image as 8-bit RGB, turned upright as its EXIF data say, transparency dropped.
-
-    Args:
-        source: PNG, JPEG, BMP, TIFF or WebP, or DICOM with one frame (an X-ray); a path, or the
-            encoded bytes (not of DICOM), called ``name`` in messages.
-        window: For grey values of more than 8 bits: which become black and white. None takes the
-            window in a DICOM file, else its 1st to 99th percentile, and all values of other images.
-    """
+    """Read a 2D image as 8-bit RGB, turned upright as its EXIF data say, transparency dropped: a
+    path (of DICOM too: an X-ray), or the encoded bytes, called ``name`` in messages. ``window`` is
+    for grey values of more than 8 bits; None takes that in a DICOM file, else its 1st to 99th
+    percentile, and all values of other images."""
     if not isinstance(source, bytes):
         source = Path(source)
         if dicom.is_dicom(_head(source)):
@@ -222,15 +213,25 @@ def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
 
 def _member(path: Path, key: str | None) -> np.ndarray:
     """One array of an ``.npz``, whose own header is read before anything is decompressed."""
-    with zipfile.ZipFile(path) as archive:
-        names = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        key = key or (next(iter(names)) if len(names) == 1 else None)
-        if key not in names:
-            found = f"arrays {list(names)}"
-            raise ScanError(path, "one array, or key=<name>", found, "name one of them")
-        with archive.open(names[key]) as stream:
-            first = npy.read_magic(stream) == (1, 0)
-            read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-            check_voxels(read(stream)[0], path)
+    shapes = {name: shape for name, (shape, _) in npz_headers(path).items()}
+    key = key or (next(iter(shapes)) if len(shapes) == 1 else None)
+    if key not in shapes:
+        found = f"arrays {list(shapes)}"
+        raise ScanError(path, "one array, or key=<name>", found, "name one of them")
+    check_voxels(shapes[key], path)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[key]
+
+
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of every array of an ``.npz``, by their headers: NumPy allocates that much,
+    whatever follows, and reads no more."""
+    headers = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as stream:
+                first = npy.read_magic(stream) == (1, 0)
+                read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+                shape, _, dtype = read(stream)
+            headers[name.removesuffix(".npy")] = shape, dtype
+    return headers

@@ -95,14 +95,9 @@ def _check_affine(affine: np.ndarray, source: str) -> None:
 
 
 def orient(array: np.ndarray, affine: np.ndarray, source: str, **fields: Any) -> Volume:
-    """Bring an array ``(i, j, k)`` into L-P-S by swapping and flipping axes: no interpolation.
-
-    Args:
-        array: ``(I, J, K)``, axes in the file's order; the volume holds a view of it.
-        affine: Centre index (i, j, k, 1) -> world mm (R-A-S); for an oblique one the nearest axes
-            are taken, and the exact angles stay in it.
-        source, fields: See :class:`Volume`.
-    """
+    """Bring an array ``(I, J, K)`` in the file's order into L-P-S by swapping and flipping axes,
+    without interpolation; the volume holds a view of it. ``affine`` maps its centre index to world
+    mm (R-A-S); for an oblique one the nearest axes are taken, and the exact angles stay in it."""
     from nibabel import orientations
 
     _check_affine(affine, source)

@@ -62,11 +62,9 @@ def window_range(
         array: Finite scan values, of any shape.
         window: ``"percentile"``, ``"minmax"``, ``(low, high)`` or a name of :data:`CT_WINDOWS`.
             Where both percentiles are one value (a mostly empty scan), the full range is taken.
-        source: Name for messages.
-
-    Raises:
-        ScanError: Unknown window, no contrast, or a named window that would show only one grey.
-            Padding that was left out, and values that look unlike HU, are a ``ScanWarning``.
+        source: Name for messages: a ``ScanError`` for an unknown window, no contrast, or a named
+            window that would show only one grey; padding left out, or values unlike HU, are a
+            ``ScanWarning``.
     """
     fixed = check_window(window)
     if fixed is not None:

@@ -103,18 +103,11 @@ def infer_file(
     keep the replies in ``output``, one JSON line each.
 
     Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    ``max_samples``, batch size and device may be others then, nothing else that shapes replies.
-
-    Args:
-        model: What to load once something is left to do, or a generator at hand.
-        reading: How scans are read; default: as for the checkpoint's training, else the paper's.
-        batch_size: Questions generated together; at most twice as many scans are in memory.
-        max_samples: Only the first so many rows.
-
-    Returns:
-        What the file now holds: numbers of samples ``asked, answered, failed, judged`` (truth
-        known), ``correct, in_format``.
-    """
+    ``max_samples`` (the first so many rows), ``batch_size`` (at most twice as many scans are in
+    memory) and device may be others then, nothing else that shapes replies. ``model`` is what to
+    load once something is left to do, or a generator; ``reading`` is by default that of the
+    checkpoint's training, else the paper's. Returns the numbers of samples ``asked, answered,
+    failed, judged`` (truth known), ``correct, in_format``."""
     from unireason_lib.grounding import Settings
 
     root = Path(questions).parent if root is None else Path(root)
@@ -170,14 +163,10 @@ def answer_stream(
     settings: Mapping[str, Any],
     batch_size: int = 1,
 ) -> Iterator[Line]:
-    """Ask many questions of any type; yields a line for each as soon as it is there.
-
-    Args:
-        generator, settings: The model, and arguments of its ``generate``.
-        questions: What is asked, ``batch_size`` together; at most twice as many are prepared.
-        prepare: Question -> what it is about, and the request; runs in the reading thread.
-        line: Question, what it is about, trace, seconds (its part of its batch's) -> line.
-        failure: Question and error -> the line of a question that failed.
+    """Ask many questions of any type, ``batch_size`` together (at most twice as many are prepared);
+    yields a line for each as soon as it is there. ``prepare`` (question -> what it is about, and
+    the request) runs in the reading thread; ``line`` gets question, what it is about, trace and its
+    seconds of its batch's, ``failure`` question and error; ``settings`` are those of ``generate``.
     """
     rest, ahead = iter(questions), deque()
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")

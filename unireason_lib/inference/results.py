@@ -21,16 +21,10 @@ from unireason_lib.io import disk_error, locked, read_json, write_json, write_wh
 class ResultsFile:
     """Append results to a file, and know by ``done`` which are there; used in ``with``.
 
-    Args:
-        path: The file; made when missing, with its folders.
-        run: What makes the results: any JSON object. It must be equal when a run goes on.
-        retry: Ids whose failed lines are taken out on entry, to be tried again.
-        opened: What shows the images again; noted in the run file, not compared.
-
-    Raises:
-        RequestError: On entry: made by another run or by none, or a line in it is no result.
-        DatasetError: Another process writes it, or (also of ``append``) the disk is full.
-    """
+    ``run``, any JSON object, is what makes the results, and must be equal when a run goes on;
+    failed lines of ids in ``retry`` are tried again; ``opened`` shows the images again and is not
+    compared. On entry a :class:`RequestError`: made by another run or none, or a line is no result;
+    a :class:`DatasetError`: another process writes it, or (also of ``append``) the disk is full."""
 
     def __init__(
         self,

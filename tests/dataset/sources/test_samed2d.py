@@ -40,17 +40,6 @@ def test_what_is_known_about_an_image(made):
     assert xray.patient == "sa-med2d-CRASS--JPCLN--001"
 
 
-def test_unions_nameless_classes_instances_and_absence(made):
-    masks = {"0002_000": (1, 1, 5, 5), "0002_001": (20, 20, 30, 30), "0003_000": (0, 0, 40, 40)}
-    made.add("ct_00--FLARE22--1--z_0001", {**masks, "0004_000": (2, 2, 9, 9), "0005_000": None})
-    made.add("ct_00--FLARE22--2--z_0001", {"0003_000": (0, 0, 40, 40)})
-    source = made.open()
-    boxes = [s.box.as_tuple() for s in source[0].structures]
-    assert boxes == [(1, 1, 5, 5), (20, 20, 30, 30)] and source[0].absent == ("spleen",)
-    with pytest.raises(LabelError, match="at least one mask"):
-        source[1]
-
-
 def test_masks_of_another_size_are_stretched_with_a_note_or_refused(made):
     made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (5, 2, 15, 12)}, size=(20, 30))
     made.add("ct_00--FLARE22--1--z_0002", {"0000_000": (5, 2, 15, 12)}, size=(60, 40))
@@ -94,24 +83,6 @@ def test_what_is_wrong_with_one_image_costs_no_other(made):
     assert len(list(source.index())) == 9
 
 
-def test_choosing_data_sets_keeps_the_order_of_the_list(made):
-    for stem in ("mr_t1--B--2", "ct_00--A--1", "ct_00--C--1", "mr_t2--A--1"):
-        made.add(f"{stem}--z_0001", {"0000_000": (1, 1, 5, 5)})
-    keys = [entry.key for entry in made.open(datasets="A+C").index()]
-    assert [key[7:15] for key in keys] == ["ct_00--A", "ct_00--C", "mr_t2--A"]
-    with pytest.raises(DatasetError, match="cases of sa-med2d"):
-        made.open(datasets="D")
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": ["b"]', "{}"])
-def test_a_damaged_list_is_refused_when_the_source_is_opened(made, text):
-    made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (1, 1, 5, 5)})
-    made.open()
-    (made.root / "SAMed2D_v1.json").write_text(text)
-    with pytest.raises(DatasetError, match=r"SAMed2D_v1\.json|cases of sa-med2d"):
-        open_source("sa-med2d", made.root)
-
-
 def test_demo(tmp_path):
     root = make_demo(tmp_path)
     first, second, third = source = open_source("sam-med2d", root, modality="CT")
@@ -133,11 +104,3 @@ def test_demo(tmp_path):
     (root / "label2image_test.json").write_text('{"masks/a.png": 3}')
     with pytest.raises(DatasetError, match=r"label2image_test\.json"):
         open_source("sam-med2d", root)
-
-
-def test_real_demo(samed2d_demo):
-    abdomen, thorax = open_source("sam-med2d", samed2d_demo)
-    assert [s.name for s in abdomen.structures] == ["aorta", "inferior vena cava", "liver"]
-    assert abdomen.find("aorta").box == Box2D(289, 203, 316, 230)
-    assert abdomen.scan.shape == (512, 512, 3)
-    assert thorax.shape == (181, 258) and len(thorax.structures) == 15

@@ -2,16 +2,19 @@
 
 =======================  ========================================================================
 structure localization   ``box`` (which box encloses it), ``structure`` (which one a box marks)
-spatial localization     ``quadrant`` (patient directions), ``level`` (quarter of the slices)
-existence verification   ``pair`` (which of two), ``absent`` (one of four), ``count`` (of lesions)
-size comparison          ``longer`` (which of two is wider, which taller), ``extent`` (mm)
-spatial relationship     ``relation`` (patient directions from one to the other)
-lesion analysis          ``texture``, ``density``, ``host``, ``place`` (in the host)
+spatial localization     ``quadrant`` (patient directions), ``level`` (quarter of the slices),
+                         ``host`` (organ around a lesion), ``place`` (of a lesion in its host)
+existence verification   ``pair`` (which of two), ``count`` (of lesions)
+size comparison          ``ratio`` (width of one to that of another), ``extent`` (mm)
+spatial relationship     ``relation`` (patient directions), ``distance`` (mm between centres)
+lesion analysis          ``texture``, ``density``
 =======================  ========================================================================
 
 Exactly one option is true by measurement. Left and right are the patient's, and millimetres are
 those of the scan, where it states them. What the images do not show (:meth:`View.visible`) is never
-asked about, and absent are only names that the source looked for and did not find.
+asked about, and absent are only names that the source looked for and did not find. Where the answer
+is a measurement, the wrong options are those of other patients: nothing tells them apart but the
+images.
 
 Anatomy answers many questions by itself: :func:`learn_prior` learns what can be known without
 looking; with it :func:`ask` keeps questions such that this knowledge is worth nothing, and

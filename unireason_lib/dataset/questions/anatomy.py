@@ -8,6 +8,7 @@ near-tie: no question has an answer on which two readers could differ.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import zlib
 from collections import Counter
@@ -24,13 +25,13 @@ from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, Study, kind_
 from unireason_lib.dataset.view import View
 
 # What is clear: two centres are apart along an axis when they differ by APART of the structures'
-# mean extent, a lesion is off the centre of its host by OFF_CENTRE of the host's extent, one extent
-# is longer by LONGER of the other; and each by MIN_SHIFT of width, height or depth of the grid.
-APART, OFF_CENTRE, LONGER, MIN_SHIFT = 0.3, 0.12, 0.15, (0.03, 0.03, 0.04)
+# mean extent, a lesion is off the centre of its host by OFF_CENTRE of the host's extent; and each
+# by MIN_SHIFT of width, height or depth of the grid.
+APART, OFF_CENTRE, MIN_SHIFT = 0.3, 0.12, (0.03, 0.03, 0.04)
 
 WORDS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("phrasings.yaml").read_bytes())
 """All words of questions: families with phrasings, attributes, options, what fills the braces."""
-MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "present")
+MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "ratio", "distance")
 """Kinds of facts that have a value; what a prior counts."""
 TRIES = 12
 """Facts along the same axes that are tried for one question. If one tried until one is kept, what
@@ -133,19 +134,18 @@ class Anatomy:
     def candidates(self, kind: str, rng: random.Random) -> Iterator[Fact]:
         """Some facts in random order, lesions mostly first; none that the prior nearly knows."""
         every, axes_of_kind = self.names[kind], self.axes(kind)
-        if kind == "host":  # what is asked for is the true one
-            every = [names for names in every if self.value(kind, (), names) == "y"]
-        counted, tries = ("present", TRIES // 3) if kind == "absent" else (kind, TRIES)
-        for axes in rng.sample(axes_of_kind, len(axes_of_kind)):
+        if len(axes_of_kind) > 1:
+            axes_of_kind = rng.sample(axes_of_kind, len(axes_of_kind))
+        for axes in axes_of_kind:
             names = every
             if self.prior.studies:
-                known = self.prior.open_names(counted, self.dimension, axes)
+                known = self.prior.open_names(kind, self.dimension, axes)
                 names = [n for n in every if n in known]
             if names and len(names[0]) == 1:
                 keys = [rng.random() * (0.3 if n[0] in self.hosts else 1) for n in names]
-                names = [n for _, n in sorted(zip(keys, names, strict=True))[:tries]]
+                names = [n for _, n in sorted(zip(keys, names, strict=True))[:TRIES]]
             else:
-                names = rng.sample(names, min(tries, len(names)))
+                names = rng.sample(names, min(TRIES, len(names)))
             for n in names:
                 yield Fact(kind, self.dimension, axes, n)
 
@@ -153,7 +153,7 @@ class Anatomy:
         """The axes, or pairs of axes, along which facts of a kind are measured."""
         if kind in ("quadrant", "relation", "place"):
             return list(itertools.combinations(range(len(self.directions)), 2))
-        return [(0, 1)] if kind == "longer" else [()]
+        return [()]
 
     @cached_property
     def names(self) -> dict[str, list[Names]]:
@@ -161,15 +161,17 @@ class Anatomy:
         combinations, hosted = itertools.combinations, [(p, h) for p, h in self.hosts.items() if h]
         phrases, lesions = [(p,) for p in self.phrases], [(p,) for p in self.hosts]
         pairs = list(combinations(sorted(self.phrases), 2))
+        # of lesions with anything, and of what there is on both sides: other sizes and distances
+        # hardly differ between patients, and many structures have very many pairs
+        compared = [p for p in pairs if not self.hosts.keys().isdisjoint(p) or _opposite(*p)]
         return {
             **dict.fromkeys(("box", "structure", "quadrant", "level", "extent"), phrases),
             **dict.fromkeys(("texture", "density"), lesions),
-            **dict.fromkeys(("relation", "longer"), pairs),
+            **dict.fromkeys(("ratio", "distance"), compared),
+            "relation": pairs,
             "place": [(p, f"the {host.name}") for p, host in hosted],
-            "host": [(p, organ.name) for p, _ in hosted for organ in self.organs],
+            "host": [(p,) for p, _ in hosted],
             "count": [()],
-            "absent": [(n,) for _, gone in self.sorts for n in gone],
-            "present": [(n,) for here, gone in self.sorts for n in (*here, *gone)],
             "pair": [n for h, g in self.sorts for n in combinations(sorted([*h, *g]), 2)],
         }
 
@@ -180,39 +182,47 @@ class Anatomy:
                 signs = self._signs[kind, names] = self._sides(kind, names)
             one, two = signs[axes[0]], signs[axes[1]]
             return one + two if one and two else None
-        if kind in ("present", "pair"):
+        if kind == "pair":
             return "".join(["ny"[name in self.there] for name in names])
         if kind == "count":
             return self._count()
         if kind == "host":
-            return "ny"[self.hosts[names[0]].name == names[1]]
+            return self.hosts[names[0]].name
         s = self.phrases[names[0]]
+        if kind in ("ratio", "distance"):
+            return self._compared(kind, names)
         if kind == "box":
             return tuple([round(edge, 4) for edge in s.corners])
         if kind == "level":
             return self._level(s)
         if kind == "extent":
             known = self.mm and not s.cut_off
-            return (round(max(self.in_mm(s)), 2),) if known else None
+            return (round(max(self.in_mm(s.size)[:2]), 2),) if known else None
         value = s.structure.attributes.get(kind)
         return value if value in WORDS["attributes"][kind] else None
 
     def _sides(self, kind: str, names: Names) -> Sequence[str]:
         """On which side along every axis: ``"+"``, ``"-"``, or ``""`` if that is unclear."""
         a, b = self.phrases[names[0]], self.phrases[names[-1]]
-        compared = kind in ("relation", "longer")
-        if (compared and a.overlaps(b)) or (kind == "longer" and (a.cut_off or b.cut_off)):
+        if kind == "relation" and a.overlaps(b):
             return [""] * self.dims
         rows = zip(a.centre, a.size, b.centre, b.size, self._least, strict=True)
         if kind == "quadrant":
             gaps = [(ca - 0.5, APART / 2 * sa, least) for ca, sa, _, _, least in rows]
         elif kind == "place":
             gaps = [(ca - cb, OFF_CENTRE * sb, least) for ca, _, cb, sb, least in rows]
-        elif kind == "relation":
-            gaps = [(ca - cb, APART / 2 * (sa + sb), least) for ca, sa, cb, sb, least in rows]
         else:
-            gaps = [(sa - sb, LONGER * min(sa, sb), least) for _, sa, _, sb, least in rows]
+            gaps = [(ca - cb, APART / 2 * (sa + sb), least) for ca, sa, cb, sb, least in rows]
         return ["" if abs(g) < max(c, least) else "+" if g > 0 else "-" for g, c, least in gaps]
+
+    def _compared(self, kind: str, names: Names) -> Value | None:
+        """Width of one structure by that of another, or mm between their centres."""
+        a, b = (self.phrases[name] for name in names)
+        if kind == "ratio" and not (a.cut_off or b.cut_off or a.overlaps(b)):
+            return (round(a.size[0] / b.size[0], 4),)
+        if kind == "distance" and self.mm and not a.overlaps(b):
+            return (round(math.hypot(*self.gap_in_mm(*names)), 2),)
+        return None
 
     def _level(self, s: Placed) -> str | None:
         """Which quarter of the slices, from 0, holds the centre; None for long structures."""
@@ -227,9 +237,14 @@ class Anatomy:
         clear = len(lesions) == len(self.lesions) <= 3 and all(map(is_single, lesions))
         return str(len(lesions)) if clear and (lesions or gone) else None
 
-    def in_mm(self, s: Placed) -> tuple[float, float]:
-        """Width and height of a structure's box."""
-        return tuple(s.size[axis] * self.grid[axis] * self.mm[axis] for axis in (0, 1))
+    def in_mm(self, fractions: Sequence[float]) -> list[float]:
+        """Fractions of the grid along x, y (and z) in mm."""
+        return [f * n * mm for f, n, mm in zip(fractions, self.grid, self.mm, strict=True)]
+
+    def gap_in_mm(self, a: str, b: str) -> list[float]:
+        """From the centre of one structure to that of another, along x, y (and z)."""
+        pairs = zip(self.phrases[a].centre, self.phrases[b].centre, strict=True)
+        return self.in_mm([one - other for one, other in pairs])
 
     def structure(self, name: str) -> Structure:
         """The structure that a phrase means, or that has a name, with its article."""
@@ -245,6 +260,11 @@ class Anatomy:
     def dice(self, fact: Fact) -> random.Random:
         """Random numbers that follow from :meth:`chance`: a fact has one set of wrong options."""
         return random.Random(int(self.chance(fact) * 2**32))
+
+
+def _opposite(a: str, b: str) -> bool:
+    """Whether two names differ in their side only."""
+    return "left" in a and a.replace("left", "right") == b
 
 
 def is_single(lesion: Structure) -> bool:

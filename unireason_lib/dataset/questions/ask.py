@@ -58,12 +58,10 @@ def ask(
         families: Which of :data:`FAMILIES`; None means all, another name a :class:`DatasetError`.
         per_family: Questions of each family, or as many as there are to ask.
         seed: Another seed gives other questions.
-        prior: What can be known without looking, see :func:`learn_prior`; None keeps all questions.
+        prior: What can be known without looking, see :func:`learn_prior`; None keeps all.
 
     Returns:
-        Questions with unique ids, family by family. All follows from (seed, study, family, number):
-        the first of three per family is the one that would be asked alone.
-    """
+        Questions with unique ids; all follows from (seed, study, family, number)."""
     families = tuple(FAMILIES if families is None else families)
     if unknown := ", ".join(sorted(set(families) - set(FAMILIES))):
         raise DatasetError("families", f"some of {', '.join(FAMILIES)}", unknown, "correct it")

@@ -42,17 +42,11 @@ class BaselineScore:
 def question_only_baseline(
     questions: Sequence[Any], *, folds: int = 3, epochs: int = 6, seed: int = 0
 ) -> dict[str, BaselineScore]:
-    """Train and test the reader.
+    """Train and test the reader on questions or records of many patients.
 
-    Args:
-        questions: Questions or records of many patients; a few hundred a family and more.
-        folds: Parts into which patients are divided; each is answered by a reader of the others.
-        epochs: Passes over the questions that are learnt from.
-        seed: Of folds and order.
-
-    Returns:
-        Score of every family that has questions, and of ``"all"``.
-    """
+    They are divided by patient into ``folds`` parts, each answered by a reader that learnt from the
+    others in ``epochs`` passes. Returns the score of every family that has questions, and of
+    ``"all"``; a few hundred questions a family say something."""
     rng = np.random.default_rng(seed)
     patients = sorted({q.patient for q in questions})
     fold_of = dict(zip(patients, rng.permutation(len(patients)) % folds, strict=True))

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.questions.anatomy import WORDS, Anatomy
 from unireason_lib.dataset.questions.prior import Claim, Fact, Value
 from unireason_lib.dataset.study import Structure
@@ -50,22 +51,24 @@ def box(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft
     elsewhere = anatomy.prior.elsewhere(fact, _boxes_apart)
     if anatomy.prior.studies and elsewhere is None:
         return None
-    dice, true = anatomy.dice(fact), anatomy.phrases[fact.names[0]].structure.box
+    dice, kept = anatomy.dice(fact), [anatomy.phrases[fact.names[0]].corners]
     rows = dice.sample([s.corners for s in anatomy.phrases.values()], len(anatomy.phrases))
     if elsewhere is not None:
         rows = _shaken(*elsewhere, dice)
-    boxes, n, grid = [anatomy.view.box(true).as_tuple()], anatomy.dims, anatomy.grid * 2
     for row in rows:
-        edges = [min(max(math.floor(e * m + 0.5), 0), m) for e, m in zip(row, grid, strict=True)]
+        if len(kept) < 4 and all(_apart(row, other) for other in kept):
+            kept.append(row)
+    pixels, n = [], anatomy.dims
+    for row in kept if len(kept) == 4 else ():
+        pairs = zip(row, anatomy.grid * 2, strict=True)
+        edges = [min(max(math.floor(e * m + 0.5), 0), m) for e, m in pairs]
         if all(low < high for low, high in zip(edges[:n], edges[n:], strict=True)):
-            # compared in the pixels in which they are written, where small differences are gone
-            pixels = anatomy.view.box(type(true)(*edges)).as_tuple()
-            if all(_apart(pixels, other) for other in boxes):
-                boxes.append(pixels)
-        if len(boxes) == 4:
-            texts = list(map(_written, boxes))
-            return Draft(texts, fact.names, {"box": texts[0]})
-    return None
+            pixels.append(anatomy.view.box((Box2D if n == 2 else Box3D)(*edges)).as_tuple())
+    # compared again in the pixels in which they are written, where small differences are gone
+    if len(pixels) < 4 or not _boxes_apart(pixels):
+        return None
+    texts = list(map(_written, pixels))
+    return Draft(texts, fact.names, {"box": texts[0]})
 
 
 def _shaken(rows: Sequence, spread: Sequence[float], dice: random.Random) -> list[list[float]]:
@@ -147,57 +150,62 @@ def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
     return Draft(options, names, facts, words=dict(zip("ab", searched, strict=True)))
 
 
-def absent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """Which one of four is not there."""
-    gone, d, prior = fact.names[0], anatomy.dimension, anatomy.prior
-    here = next(here for here, missing in anatomy.sorts if gone in missing)
-    others = [name for name in here if prior.are_exclusive(d, gone, name)]
-    if len(others) < 3 or _kin(names := [gone, *anatomy.dice(fact).sample(others, 3)]):
+def ratio(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """How many times as wide as another a structure is, in the plane of the images."""
+    a, b = (anatomy.phrases[name].structure for name in fact.names)
+    if (values := _measures(anatomy, fact, value, step=1 / b.box.width)) is None:
         return None
-    claims = [_presence(d, {n: n != missing for n in names}) for missing in names]
-    articled = [f"the {name}" for name in names]
-    return Draft([capital(n) for n in articled], articled[1:], {"absent": articled[:1]}, claims)
-
-
-def _presence(d: str, there: Mapping[str, bool]) -> list[Claim]:
-    """What is claimed when of each of some names it is said whether it is there. Organs come and go
-    together (lungs and heart on upper slices), so the probability of several is that of their
-    pairs, divided by the single ones that are counted too often (Kirkwood 1935)."""
-    names, yes_no = sorted(there), {name: "ny"[here] for name, here in there.items()}
-    pairs = itertools.combinations(names, 2)
-    claims = [(Fact("pair", d, (), (a, b)), yes_no[a] + yes_no[b], 1) for a, b in pairs]
-    return claims + [(Fact("present", d, (), (n,)), yes_no[n], 2 - len(names)) for n in names]
-
-
-def longer(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
-    """Which of two is wider, and which is taller, in the plane of the images."""
-    a, b = fact.names
-    cases = [[a if sign == "+" else b for sign in signs] for signs in _four(value)]
-    texts = ("both wider and taller" if w == t else f"wider, {t} is taller" for w, t in cases)
-    options = [f"{capital(wider)} is {text}" for (wider, _), text in zip(cases, texts, strict=True)]
-    facts = dict(zip(("wider", "taller"), cases[0], strict=True))
-    return Draft(options, rng.sample(fact.names, 2), facts)
+    widths = {f"width_{k}": int(anatomy.view.box(s).width) for k, s in (("a", a), ("b", b))}
+    texts = [f"About {rounded(number)} times as wide" for number in values]
+    return Draft(texts, fact.names, widths)
 
 
 def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """The longer side of a box in mm: of this patient and of three others, or on a ladder."""
+    """The longer side of a box in mm."""
+    wide, high = anatomy.in_mm(anatomy.phrases[fact.names[0]].size)[:2]
+    axis, side = (1, "height") if high > wide else (0, "width")
+    if (values := _measures(anatomy, fact, value, step=anatomy.mm[axis])) is None:
+        return None
+    spans = _spans(anatomy)
+    percent = round(100 * value[0] / spans[side])
+    facts = {"side": side, "span": spans[side], "mm": rounded(value[0]), "percent": percent}
+    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=spans)
+
+
+def distance(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """How far the centres of two structures are apart, in mm."""
+    if (values := _measures(anatomy, fact, value)) is None:
+        return None
+    spans, gaps = _spans(anatomy), map(abs, anatomy.gap_in_mm(*fact.names))
+    apart = [f"{rounded(gap)} mm along the {side}" for gap, side in zip(gaps, spans, strict=True)]
+    size = " by ".join(f"{mm} mm" for mm in spans.values())
+    facts = {"mm": rounded(value[0]), "apart": f"{', '.join(apart[:-1])} and {apart[-1]}"}
+    words = {"size": f"{size} ({' by '.join(spans)})"}
+    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=words)
+
+
+def _spans(anatomy: Anatomy) -> dict[str, int]:
+    """What the images cover, in mm."""
+    lengths = zip(anatomy.grid, anatomy.mm, strict=True)
+    return dict(
+        zip(("width", "height", "depth"), (round(n * mm) for n, mm in lengths), strict=False)
+    )
+
+
+def _measures(anatomy: Anatomy, fact: Fact, value: Value, step: float = 0) -> list[float] | None:
+    """The true measurement and those of three other patients, without a prior on a ladder.
+
+    The true one is a multiple of ``step`` (of voxels): so are the others, else its digits tell.
+    """
     elsewhere = anatomy.prior.elsewhere(fact, _lengths_apart)
     if anatomy.prior.studies and elsewhere is None:
         return None
-    dice, (wide, high) = anatomy.dice(fact), anatomy.in_mm(anatomy.phrases[fact.names[0]])
-    step, rung = dice.uniform(1.25, 1.5), dice.randrange(4)
-    others = [(value[0] * step ** (k - rung),) for k in range(4) if k != rung]
-    others = others if elsewhere is None else _shaken(*elsewhere, dice)
-    # In whole voxels as the true one is, which would be known by its digits.
-    voxel, side = (anatomy.mm[1], "height") if high > wide else (anatomy.mm[0], "width")
-    lengths = [value[0], *(round(other / voxel) * voxel for (other,) in others)]
-    if min(lengths) <= 0 or not _lengths_apart([(length,) for length in lengths]):
-        return None
-    spans = {s: round(anatomy.grid[k] * anatomy.mm[k]) for k, s in enumerate(("width", "height"))}
-    percent = round(100 * value[0] / spans[side])
-    facts = {"side": side, "span": spans[side], "mm": rounded(value[0]), "percent": percent}
-    options = [f"About {rounded(length)} mm" for length in lengths]
-    return Draft(options, fact.names, facts, words=spans)
+    dice = anatomy.dice(fact)
+    factor, rung = dice.uniform(1.25, 1.5), dice.randrange(4)
+    others = [(value[0] * factor ** (k - rung),) for k in range(4) if k != rung]
+    others = [other for (other,) in (others if elsewhere is None else _shaken(*elsewhere, dice))]
+    values = [value[0], *(round(other / step) * step if step else other for other in others)]
+    return values if min(values) > 0 and _lengths_apart([(v,) for v in values]) else None
 
 
 def _lengths_apart(rows: Sequence[Sequence[float]]) -> bool:
@@ -208,7 +216,8 @@ def _lengths_apart(rows: Sequence[Sequence[float]]) -> bool:
 
 def _wrong(anatomy: Anatomy, fact: Fact, value: Value | None) -> list[str]:
     """Other values of an attribute that a wrong option may name."""
-    return anatomy.prior.occurring(fact, [v for v in WORDS["attributes"][fact.kind] if v != value])
+    known = anatomy.prior.occurring(fact, WORDS["attributes"][fact.kind])
+    return [other for other in known if other != value]
 
 
 def texture(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
@@ -216,7 +225,7 @@ def texture(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Dra
     if len(wrong := _wrong(anatomy, fact, value)) < 3:
         return None
     values = [value, *anatomy.dice(fact).sample(wrong, 3)]
-    claims = [[(fact, v, 1)] for v in values]
+    claims = [[(fact, v)] for v in values]
     return Draft([capital(v) for v in values], fact.names, {"texture": value}, claims)
 
 
@@ -228,30 +237,26 @@ def density(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Dra
         return None
     true, others = (value, texture), map(anatomy.dice(fact).choice, wrong)
     cases = list(itertools.product(*zip(true, others, strict=True)))
-    claims = [[(fact, one, 1), (second, two, 1)] for one, two in cases]
+    claims = [[(fact, one), (second, two)] for one, two in cases]
     facts = dict(zip(("density", "texture"), true, strict=True))
     return Draft([capital(" and ".join(c)) for c in cases], fact.names, facts, claims)
 
 
 def host(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
-    """The organ around a lesion, among other organs of the images."""
-    phrase, organ = fact.names
-    lesion, prior = anatomy.phrases[phrase], anatomy.prior
-    others = [s.name for s in anatomy.organs if s.name != organ]
-    others = [name for name in others if not anatomy.phrases[f"the {name}"].overlaps(lesion)]
-    if prior.studies:
-        known = prior.open_names("host", anatomy.dimension)
-        others = [name for name in others if (phrase, name) in known]
-    if len(others) < 3 or organ in phrase:  # its phrase would say it
+    """The organ around a lesion, among those that can have one (without a prior: are seen)."""
+    lesion = anatomy.phrases[fact.names[0]]
+    seen = {s.name: anatomy.phrases[f"the {s.name}"].overlaps(lesion) for s in anatomy.organs}
+    known = anatomy.prior.occurring(fact, seen)
+    others = [name for name in known if name != value and not seen.get(name)]
+    if len(others) < 3 or value in fact.names[0]:  # its phrase would say it
         return None
-    if _kin(organs := [organ, *anatomy.dice(fact).sample(others, 3)]):
+    if _kin(organs := [value, *anatomy.dice(fact).sample(others, 3)]):
         return None
-    facts = [fact._replace(names=(phrase, o)) for o in organs]
-    claims = [[(f, "ny"[f is right], 1) for f in facts] for right in facts]
-    return Draft([f"The {o}" for o in organs], [phrase, f"the {organ}"], {"host": organ}, claims)
+    claims, names = [[(fact, organ)] for organ in organs], [*fact.names, f"the {value}"]
+    return Draft([f"The {organ}" for organ in organs], names, {"host": value}, claims)
 
 
-_MAKERS = (box, structure, pair, absent, longer, extent, texture, density, host)
+_MAKERS = (box, structure, pair, ratio, extent, distance, texture, density, host)
 KINDS: Mapping[str, Callable[[Anatomy, Fact, Any, random.Random], Draft | None]] = {
     **dict.fromkeys(("quadrant", "relation", "place"), directions),
     **dict.fromkeys(("level", "count"), numbered),

@@ -15,6 +15,7 @@ few counts: :mod:`unireason_lib.dataset.questions.baseline` measures what remain
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter, defaultdict
@@ -32,7 +33,7 @@ from unireason_lib.io import read_json, write_json
 CERTAIN = 0.02  # relative to the most likely option: below this the answer is as good as known
 ENOUGH = 20  # with fewer counts nothing is drawn from what was counted
 FOUR_VALUES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("quadrant", "relation", "place", "longer"), ("++", "+-", "-+", "--")),
+    **dict.fromkeys(("quadrant", "relation", "place"), ("++", "+-", "-+", "--")),
     **dict.fromkeys(("level", "count"), ("0", "1", "2", "3")),
     "pair": ("yy", "yn", "ny", "nn"),
 }
@@ -46,13 +47,13 @@ Value = str | tuple[float, ...]  # what is true of a fact: a category, or measur
 class Fact(NamedTuple):
     """What something is said about."""
 
-    kind: str  # of question; "present" for one structure's presence
+    kind: str  # of question
     dimension: str
     axes: Axes = ()  # along which it is measured; 0 is x
     names: Names = ()  # in alphabetical order
 
 
-Claim = tuple[Fact, Value, int]  # that a fact has a value; to which power its probability counts
+Claim = tuple[Fact, Value]  # that a fact has a value
 
 
 def keep_probability(probabilities: Sequence[float]) -> float:
@@ -91,8 +92,8 @@ class AnswerPrior:
 
     def keep(self, options: Sequence[Sequence[Claim]]) -> float:
         """Probability to keep a question whose options make these claims, the true one first."""
-        products = (math.prod(self.probability(f, v) ** n for f, v, n in o) for o in options)
-        return keep_probability(list(products))
+        products = [math.prod(itertools.starmap(self.probability, o)) for o in options]
+        return keep_probability(products)
 
     def open_names(self, kind: str, dimension: str, axes: tuple[int, ...] = ()) -> frozenset:
         """Names of the facts about which one has to look: met, and no value nearly certain."""
@@ -108,17 +109,11 @@ class AnswerPrior:
                 names[fact[:3]].append(fact.names)
         return {key: frozenset(of_key) for key, of_key in names.items()}
 
-    def are_exclusive(self, dimension: str, a: str, b: str) -> bool:
-        """Whether either of two structures is met without the other, as far as is known."""
-        values = self.counts.get(Fact("pair", dimension, (), (a, b) if a < b else (b, a)))
-        least, most = sorted((values or {"yn": 1, "ny": 1}).get(v, 0) for v in ("yn", "ny"))
-        return least >= CERTAIN * most > 0
-
     def occurring(self, fact: Fact, values: Iterable[str]) -> list[str]:
-        """Those of the values that ever occur: one that never does would give itself away."""
+        """The values that ever occur, as one that never does would give itself away; all of
+        ``values`` while that is not known."""
         counted = self.counts.get(fact, {})
-        known = sum(counted.values()) >= ENOUGH
-        return [value for value in values if not known or counted.get(value)]
+        return sorted(counted if sum(counted.values()) >= ENOUGH else values)
 
     def elsewhere(self, fact: Fact, apart: Callable[[Sequence], bool]) -> tuple[list, list] | None:
         """What was measured in other patients, and the standard deviation of each number in it;
@@ -126,7 +121,8 @@ class AnswerPrior:
         if fact not in self._samples:
             rows = sorted(v for v, n in self.counts.get(fact, {}).items() for _ in range(n))
             rng, trials = random.Random(str(fact)), range(50 if len(rows) >= ENOUGH else 0)
-            varied = sum(apart(rng.sample(rows, 4)) for _ in trials) >= 5
+            few = (k for k in trials if apart(rng.choices(rows, k=4)))
+            varied = next(itertools.islice(few, 4, None), None) is not None  # five are apart
             self._samples[fact] = (rows, np.std(rows, axis=0).tolist()) if varied else None
         return self._samples[fact]
 

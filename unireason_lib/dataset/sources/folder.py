@@ -6,18 +6,10 @@
     mine/images/anna.nii.gz
     mine/labels/anna.nii.gz       the same name, the same grid, whole numbers
 
-``names.json`` names every value of the label maps (null leaves one out on purpose; 0 is the
-background), as people write names: ``kidney_left``, ``Left Kidney`` and ``Kidney_L`` are all the
-patient's left kidney. It may say more::
-
-    {
-      "names": {"1": "liver", "2": "liver tumour"},
-      "inside": {"2": 1},                       the tumour is part of the liver
-      "modality": "CT",
-      "license": "CC BY 4.0",
-      "redistributable": true                   scans may be passed on with a set made from them
-    }
-"""
+``names.json`` names every value of the label maps (null leaves one out; 0 is the background):
+``kidney_left``, ``Left Kidney`` and ``Kidney_L`` are all the patient's left kidney. More can be
+said as ``{"names": {...}, "inside": {"2": 1}, "modality": "CT", "license": "CC BY 4.0",
+"redistributable": true}``: 2 is part of 1, and scans may be passed on with a set made of them."""
 
 from __future__ import annotations
 

@@ -1,30 +1,23 @@
 """M3D-Seg: CT volumes of 25 public data sets with their masks, as arrays without geometry.
 
-Raw, as it is downloaded::
+Raw, as it is downloaded, and prepared, what the authors' script makes of it (``M3D_Seg_npy``)::
 
     0004/0004.json                               labels; lists of {image, label} for train and test
     0004/case_00000/image.npy                    (1, X, Y, Z), foreground of mean 0 and deviation 1
     0004/case_00000/mask_(3, 512, 512, 611).npz  SciPy CSR (C, X*Y*Z); channel i is label i + 1
 
-Prepared, what the authors' script makes of it (``M3D_Seg_npy``)::
-
     0004/case_00000/image.npy                    (1, 32, 256, 256) as (Z, Y, X), 0 to 1
-    0004/case_00000/masks/mask_0.npy             booleans of label 1, of the same shape; if empty,
-                                                 zeros of shape (1, 1, 1, 1) or no file
+    0004/case_00000/masks/mask_0.npy             of label 1; if empty, (1, 1, 1, 1) or no file
 
-Which of the two it is, each case shows by itself. What is lost is **spacing, Hounsfield units and
-directions**: in some sets the patient is mirrored against others, so nothing is asked about sides.
-That z is the last axis of a raw array is an assumption, too.
-
-Masks are read as plain arrays, never as pickles, and what they promise is compared with the scan
-before anything is allocated.
-"""
+Each case shows which of the two it is. Lost are **spacing, Hounsfield units and directions** (some
+sets are mirrored against others), so nothing is asked about sides; that z is the last axis of a raw
+array is assumed. Masks are never read as pickles, and what they promise is compared with the scan
+before anything is allocated."""
 
 from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +32,7 @@ from unireason_lib.dataset.sources.base import Case, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import LabelError, ScanError
 from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
+from unireason_lib.imaging.read import npz_headers
 from unireason_lib.io import read_json
 
 WARNING = "array without geometry: spacing, units and directions (left and right) are unknown"
@@ -136,9 +130,9 @@ def _sparse_masks(path: Path, shape: tuple[int, int, int], largest: int) -> Mask
 
     voxels = math.prod(shape)
     with well_formed(path, "a sound CSR matrix of SciPy that fits the scan", ScanError):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > largest * (voxels + 1) * _BYTES + 10_000:  # and headers
+        headers = npz_headers(path).values()
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers)
+        if size > largest * (voxels + 1) * _BYTES + 10_000:  # and what is the same for all
             raise ValueError(f"{size} bytes promised for {largest} masks of {voxels} voxels")
         matrix = sparse.load_npz(path)  # allows no pickles
         if matrix.format != "csr":

@@ -1,34 +1,23 @@
 """Torso phantoms: CT-like scans of patients that never lived, whose truth is known exactly.
 
 A **patient** is a list of numbers drawn from one seed: place, size, turn and brightness of every
-organ, what was removed, what lesions there are, which part of the body was scanned. The anatomy is
-a function of position in mm, so it can be evaluated on any grid: :func:`phantom` does so on a
-volume, :func:`phantom_slice` on one plane of it; both agree voxel by voxel, noise included.
+organ, what was removed, lesions, scanned range. The anatomy is a function of position in mm, so a
+volume (:func:`phantom`) and one plane of it (:func:`phantom_slice`) agree voxel by voxel:
 
     seed -> patient (ellipsoids in mm) -> tissues -> HU -> blur -> lesion texture -> field and noise
 
-Organs are ellipsoids that may be turned, lean and bend into a bean; painting them back to front
-makes the concave outlines. ``anatomy.yaml`` is the table of an average adult. **Appearance is
-randomized** as in SynthSeg (Billot et al., arXiv 2107.09559): phase of contrast medium, mean of
-every tissue (in some patients without regard to anatomy), noise, blur, brightness field, fat, field
-of view, scanned range. Its gamma is left out: where tissues are uniform and their means random, it
-changes nothing.
+``anatomy.yaml`` is the table of an average adult. **Appearance is randomized** as in SynthSeg
+(Billot et al., arXiv 2107.09559): contrast phase, mean of every tissue (in some patients without
+regard to anatomy), noise, blur, brightness field, fat, field of view, scanned range.
 
-Lesions have four attributes: host organ, size class, density against the host, and **texture**, a
-pattern of single pixels at 64 x 64. The four textures share mean and variance and sum to zero over
-every aligned 2 x 2 cell, and either shade comes first: nothing of them survives averaging. Whoever
-wants to know must look up close: that makes a second look worth it.
+Lesions have a host organ, a size class, a density against the host, and a **texture** of single
+pixels at 64 x 64. Textures share mean and variance and sum to zero over every aligned 2 x 2 cell:
+nothing of them survives averaging, which makes a second, closer look worth it.
 
-**Liberties**, in full:
-
-- The textures do not exist in patients. Their stripes are 4 to 6 mm wide and as sharp as the grid.
-- Lesions are large (:data:`SIZES`), so that a texture fits on 64 pixels; they stand out by the same
-  contrast in every phase, and an organ has at most one. Those of the lung are of soft tissue.
-- The slices of an 8-slice volume lie 16 to 25 mm apart and are thin: no partial volume along z.
-- Organs are smooth and uniform. No vessels but the great ones, no discs between vertebrae, no
-  adrenals, arms or table; pancreas and muscles are painted but not outlined. Nothing about real CT
-  follows from them.
-"""
+**Liberties**: the textures do not exist in patients; lesions are large (:data:`SIZES`), stand out
+equally in every phase, at most one an organ, those of the lung of soft tissue; slices of an 8-slice
+volume lie 16 to 25 mm apart and are thin; organs are smooth and uniform, without small vessels,
+discs, adrenals, arms or table; pancreas and muscles are painted but not outlined."""
 
 from __future__ import annotations
 
@@ -77,10 +66,7 @@ Range = tuple[float, float]
 @dataclass(frozen=True)
 class PhantomConfig:
     """What the phantoms look like and how hard they are. A patient draws one value from each range.
-
-    Raises:
-        DatasetError: A value is out of range or not one of the known names.
-    """
+    A :class:`DatasetError` names what is out of range."""
 
     shape: tuple[int, int, int] = (8, 64, 64)  # slices, rows, columns
     length: Range = (130.0, 200.0)  # mm of body in a volume; its slices lie that / Z apart
@@ -117,16 +103,16 @@ class PhantomConfig:
             "three of shape, three phases": len(self.shape) == len(self.phases) == 3,
             "positive shape, length, field_of_view, shades": min(positive) > 0,
             "ranges (low, high)": all(len(r) == 2 and r[0] <= r[1] for r in (*ranges, self.top)),
-            "amounts of 0 or more": min(amounts) >= 0,
+            "amounts of 0 or more, blur of 0.7 at most": min(amounts) >= 0 and self.blur[1] <= 0.7,
             "probabilities from 0 to 1": 0 <= min(chances) <= max(chances) <= 1,
-            "weights of 0 or more, one positive": all(sum(w) > 0 <= min(w) for w in weights),
-            "lesion_counts up to one a host": len(self.lesion_counts) <= len(HOSTS) + 1,
-            "blur of 0.7 at most": self.blur[1] <= 0.7,
+            "weights, one positive, of one lesion a host": all(
+                sum(w) > 0 <= min(w) for w in weights
+            )
+            and len(self.lesion_counts) <= len(HOSTS) + 1,
             "known names": all(some and set(some) <= set(known) for some, known in names),
         }
-        for rule, kept in rules.items():
-            if not kept:
-                raise DatasetError("PhantomConfig", rule, str(self), "correct that value")
+        if broken := [rule for rule, kept in rules.items() if not kept]:
+            raise DatasetError("PhantomConfig", broken[0], str(self), "correct that value")
 
 
 DEFAULT = PhantomConfig()
@@ -135,17 +121,9 @@ DEFAULT = PhantomConfig()
 def phantom(
     seed: int, shape: tuple[int, int, int] | None = None, config: PhantomConfig = DEFAULT
 ) -> Study:
-    """The volume of patient ``seed``.
-
-    Args:
-        seed: Number of the patient. It fixes the study, whatever else is made.
-        shape: (Z, Y, X), in place of ``config.shape``: the same patient and range on another grid.
-        config: Looks and difficulty.
-
-    Returns:
-        A 3D study: int16 HU in L-P-S, uint8 labels, structures measured, lesions with ``host``,
-        ``size_class``, ``diameter_mm``, ``density``, ``contrast_hu`` and ``texture``.
-    """
+    """The volume of patient ``seed``: a 3D study of int16 HU in L-P-S with uint8 labels; lesions
+    have ``host``, ``size_class``, ``diameter_mm``, ``density``, ``contrast_hu`` and ``texture``.
+    ``shape`` (Z, Y, X) replaces ``config.shape``: the same patient and range on another grid."""
     return _study(*_patient(seed, config), config, tuple(shape or config.shape))
 
 
@@ -155,21 +133,15 @@ def phantom_slice(
     z: int | None = None,
     config: PhantomConfig = DEFAULT,
 ) -> Study:
-    """One axial slice of patient ``seed``, made without making the volume.
+    """One axial slice of patient ``seed``, equal to ``phantom(seed, ...).slice(z)``, made without
+    making the volume.
 
     Args:
         seed: Number of the patient.
         size: Pixels along y and x, in place of those of ``config.shape``.
-        z: Index of the plane among ``config.shape[0]``. None picks one by the seed, through the
+        z: Index of the plane, or a :class:`DatasetError`. None picks one by the seed, through the
             core of a lesion when the patient has one.
-        config: Looks and difficulty.
-
-    Returns:
-        A 2D study, equal to ``phantom(seed, ...).slice(z)``.
-
-    Raises:
-        DatasetError: There is no plane ``z``.
-    """
+        config: Looks and difficulty."""
     patient, lesions = _patient(seed, config)
     size = config.shape[1:] if size is None else (size, size) if isinstance(size, int) else size
     depth, rng = config.shape[0], np.random.Generator(np.random.SFC64((seed, 1)))
@@ -187,14 +159,8 @@ def phantom_slice(
 
 @dataclass(frozen=True)
 class PhantomSource(Source):
-    """Phantom patients as a source; the key of a study is the patient's number.
-
-    Args:
-        start: Number of the first patient.
-        count: How many.
-        dimension: Volumes (``"3d"``), or one slice of each patient (``"2d"``).
-        config: Looks and difficulty; a mapping gives the fields that differ from the default.
-    """
+    """Phantom patients; the key of a study is the patient's number, from ``start`` on ``count``. As
+    volumes, or (``"2d"``) one slice of each. ``config`` may be a mapping of what differs."""
 
     start: int = 0
     count: int = 1000
@@ -244,21 +210,26 @@ class _Parts(NamedTuple):
     """Ellipsoids of tissue in the order of painting, n of them."""
 
     codes: np.ndarray  # (n,) tissues
-    frames: np.ndarray  # (n, 4, 4): from the unit ball to mm; columns are half axes and centre
+    frames: np.ndarray  # (n, 3, 4): from the unit ball to mm; columns are half axes and centre
     to_ball: np.ndarray  # (n, 3, 4): from mm (x, y, z, 1) to (u, v, w)
     bends: np.ndarray  # (n,): inside is u^2 + (v - bend u^2)^2 + w^2 < 1
 
     @classmethod
     def of(cls, codes, centre, radii, turn, bends, lean) -> _Parts:
         """Turned by radians in the axial plane, then leaning."""
-        c, s = np.cos(turn), np.sin(turn)
-        (x, y, z), (rx, ry, rz), (to_x, to_y) = centre.T, radii.T, lean.T
-        none, one = np.zeros(len(x)), np.ones(len(x))
-        rows = [c * rx, -s * ry, to_x * rz, x, s * rx, c * ry, to_y * rz, y, none, none, rz, z]
-        frames = np.stack([*rows, none, none, none, one], axis=1).reshape(-1, 4, 4)
-        to_ball = np.linalg.inv(frames)[:, :3]
-        to_ball[:, 1, 3] += 0.3 * bends  # so that a bean keeps its middle
-        return cls(codes, frames, to_ball, bends)
+        c, s, (to_x, to_y), n = np.cos(turn), np.sin(turn), lean.T, len(turn)
+        axes, back = np.zeros((n, 3, 3)), np.zeros((n, 3, 3))  # back: the inverse of the axes
+        axes[:, 0] = np.stack([c, -s, to_x], axis=1)
+        axes[:, 1] = np.stack([s, c, to_y], axis=1)
+        back[:, 0] = np.stack([c, s, -c * to_x - s * to_y], axis=1)
+        back[:, 1] = np.stack([-s, c, s * to_x - c * to_y], axis=1)
+        axes[:, 2, 2] = back[:, 2, 2] = 1
+        axes *= radii[:, None]
+        back /= radii[:, :, None]
+        origin = -back @ centre[:, :, None]
+        origin[:, 1, 0] += 0.3 * bends  # so that a bean keeps its middle
+        frames = np.concatenate([axes, centre[:, :, None]], axis=2)
+        return cls(codes, frames, np.concatenate([back, origin], axis=2), bends)
 
 
 _FAR_AWAY = 1e5  # mm: where organs are put that were taken out
@@ -275,6 +246,8 @@ _tissues_of, _CENTRE, _RADII, _TURN, _BEND, _LEAN, _groups_of = (
     np.array(column) for column in zip(*_TABLE["parts"], strict=True)
 )
 _CODES = np.array([_CODE[name] for name in _tissues_of])
+_LAST = {code: n for n, code in enumerate(_CODES.tolist())}  # the part painted last of a tissue
+_BEHIND = np.array([_INNER_FAT, *_CODES])  # tissue of a part from 1, and of none
 _GROUPS = [*dict.fromkeys(_groups_of)]
 _GROUP = np.array([_GROUPS.index(name) for name in _groups_of])
 _LOOSE = np.array([_TABLE["loose"].get(name, 1.0) for name in _groups_of])
@@ -426,7 +399,7 @@ def _place(
     patient: _Patient, code: int, radius: float, others: list[_Lesion], rng: np.random.Generator
 ) -> np.ndarray | None:
     """A middle for a lesion mostly in that organ, bulging at most into fat; None if no try fits."""
-    frame = patient.parts.frames[np.flatnonzero(_CODES == code)[-1], :3]
+    frame = patient.parts.frames[_LAST[code]]
     radii = np.sqrt((frame[:, :3] ** 2).sum(axis=0))
     ball = rng.uniform(-0.9, 0.9, (_TRIES, 3)) * np.maximum(1 - 0.7 * radius / radii, 0.25)
     middles = ball @ frame[:, :3].T + frame[:, 3]
@@ -438,7 +411,7 @@ def _place(
     u2 = u * u
     covers = u2 + (v - patient.parts.bends[:, None] * u2) ** 2 + w * w < 1
     front = (covers * np.arange(1, len(covers) + 1)[:, None]).max(axis=0)  # 0: no part
-    tissue = np.array((_INNER_FAT, *_CODES))[front]
+    tissue = _BEHIND[front]
     tissue *= _trunk_level(patient, x, y) < patient.wall[0]  # 0: outside the cavity
     tissue = tissue.reshape(_TRIES, -1)
     inside = tissue == code
@@ -565,11 +538,11 @@ def _tissues(patient: _Patient, x, y, z) -> tuple[np.ndarray, list]:
 
 def _boxes(parts: _Parts, axes) -> list[tuple[slice, slice, slice]]:
     """The voxels (z, y, x) around every part."""
-    half = np.sqrt((parts.frames[:, :3, :3] ** 2).sum(axis=2)) + 1
-    half += np.abs(parts.bends[:, None] * parts.frames[:, :3, 1])
+    half = np.sqrt((parts.frames[:, :, :3] ** 2).sum(axis=2)) + 1
+    half += np.abs(parts.bends[:, None] * parts.frames[:, :, 1])
     x, y, z = (
         list(map(slice, *np.searchsorted(axis, (mid - way, mid + way)).tolist()))
-        for axis, mid, way in zip(axes, parts.frames[:, :3, 3].T, half.T, strict=True)
+        for axis, mid, way in zip(axes, parts.frames[:, :, 3].T, half.T, strict=True)
     )
     return list(zip(z, y, x, strict=True))
 

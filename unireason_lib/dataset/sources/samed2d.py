@@ -1,23 +1,16 @@
 """SA-Med2D-20M: images of ten modalities with one mask per structure, and the demo of SAM-Med2D.
 
-The large set (arXiv 2311.11969; 3.7 million images in the download) is one folder::
+The large set (arXiv 2311.11969; 3.7 million images) is one folder::
 
     SAMed2Dv1/images/ct_00--CAD_PE--001--x_0125.png     modality_sub--dataset--case--axis_slice
     SAMed2Dv1/masks/ct_00--CAD_PE--001--x_0125--0003_000.png        ... --class_instance
     SAMed2Dv1/SAMed2D_v1.json                    {"images/....png": ["masks/....png", ...], ...}
     SAMed2Dv1/SAMed2D_v1_class_mapping_id.json   {"CAD_PE": {"pulmonary_embolism": "0003", ...}}
 
-Class ids count within a data set; plain images end in ``--2d_none``. What is not known:
-
-- Slices were cut along x, y or z of arrays whose orientation differs from set to set, so **no
-  direction in the patient is known**, nor any spacing. "left kidney" is what the annotators say.
-- **A class without a mask need not be absent**: very small masks were left out. Only an empty mask
-  says so.
-
-Masks of another size than their image are stretched onto it (with a note), or refused when the
-aspect differs. Classes called ``union_...`` join others and are skipped, as are nameless ones. The
-list of masks is a gigabyte of JSON, read whole: each process of a build needs several for it.
-"""
+Slices were cut from arrays whose orientation differs, so **no direction in the patient is known**,
+nor any spacing; and **a class without a mask need not be absent** (very small masks were left out;
+an empty mask says so). Masks of another size are stretched with a note, or refused when the aspect
+differs. Classes called ``union_...`` and nameless ones are skipped."""
 
 from __future__ import annotations
 
@@ -48,11 +41,8 @@ class _Images(base.FileSource):
         return np.asarray(load_image(self.scan_file(key)))
 
     def _study(self, key: str, names: Sequence[str], invert: bool = False) -> Study:
-        """A study of an image.
-
-        ``names`` are those of the masks, not all of which mean something. ``invert``: a mask that
-        holds all four corners is 0 inside.
-        """
+        """A study of an image; ``names`` are those of the masks, not all of which mean something.
+        ``invert``: a mask that holds all four corners is 0 inside."""
         shape, masks, notes = open_image(self.scan_file(key)).size[::-1], [], []
         for name, path in zip(names, self.case(key).labels, strict=True):
             if name and not _NAMELESS.fullmatch(name):
@@ -167,18 +157,15 @@ class SAMed2DSource(_Images):
 
 @dataclass(frozen=True, eq=False)
 class SAMMed2DSource(_Images):
-    """Images in the layout of the SAM-Med2D demo.
-
-    ::
+    """Images in the layout of the SAM-Med2D demo::
 
         images/amos_0004_75.png
         masks/amos_0004_75_inferior_vena_cava_000.png      <image>_<class name>_<instance>
         image2label_train.json     {"data_demo/images/a.png": ["data_demo/masks/a_liver_000.png"]}
 
-    A mask belongs to the image with the longest name that it begins with. Lists that are there
-    (``image2label_<split>.json``, ``label2image_<split>.json``) say the splits of images. The
-    patient is the image's name without its last number. Nothing is known to be absent.
-    """
+    A mask belongs to the image with the longest name that it begins with; the lists, if there, say
+    the splits. The patient is the image's name without its last number. Nothing is known to be
+    absent."""
 
     path: str | Path
     modality: str = "medical"

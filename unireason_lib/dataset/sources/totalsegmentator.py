@@ -4,16 +4,12 @@
 
     s0011/ct.nii.gz                              or mri.nii.gz
     s0011/segmentations/kidney_left.nii.gz       one file for each of 117 structures, may be empty
+    s0011/segmentations.nii.gz                   or (--ml) one label map; names in its header, or in
+    labels.json                                  a table {"1": "spleen"}: names=labels.json
     meta.csv                                     image_id;age;gender;...;split;... (and a BOM)
 
-or, what ``TotalSegmentator --ml`` writes, one label map instead of the folder::
-
-    s0011/segmentations.nii.gz                   values 1, 2, ...; names in the file's header,
-    labels.json                                  or in a table {"1": "spleen"}: names=labels.json
-
-The numbering differs between versions of the program, so names are never guessed. What a scan does
-not reach has an empty mask: absent from the image, not from the patient.
-"""
+The numbering differs between versions, so names are never guessed. What a scan does not reach has
+an empty mask: absent from the image, not from the patient."""
 
 from __future__ import annotations
 
