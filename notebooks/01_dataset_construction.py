@@ -33,14 +33,14 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
 from unireason_lib.display import pipeline_figure
 from unireason_lib.profiles import load_profile
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure("dataset construction")

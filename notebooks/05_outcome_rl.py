@@ -38,7 +38,7 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
@@ -48,7 +48,7 @@ from transformers.utils import logging
 from unireason_lib.display import pipeline_figure
 from unireason_lib.profiles import load_profile
 from unireason_lib.training.rl import RLSettings
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
 profile, root = load_profile(PROFILE, OVERRIDES), project_root()
 settings = RLSettings.from_profile(profile.rl, seed=SEED)

@@ -30,8 +30,8 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
-    address = "{repository}"
-    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=v{version}"]
+    address = "https://github.com/unireason-lab/unireason-lab"
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=v0.1.0"]
     subprocess.run([*clone, address, "unireason-lab"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")

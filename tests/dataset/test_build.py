@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
+from unireason_lib.cli.build import build as build_command
 
 import unireason_lib
 from tests.dataset.sources.layouts import make_folder
-from unireason_lib.cli.build import build as build_command
 from unireason_lib.dataset import build as building
 from unireason_lib.dataset import shards
 from unireason_lib.dataset.annotator import RationaleRefused

@@ -11,6 +11,8 @@ from collections import Counter
 import pytest
 import torch
 from typer.testing import CliRunner
+from unireason_lib.training.logbook import read_lines, read_log
+from unireason_lib.training.probes import answer_probe
 
 from unireason_lib.cli import app
 from unireason_lib.dataset.build import BuildConfig, build
@@ -18,8 +20,6 @@ from unireason_lib.dataset.sources import SourceSpec
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
 from unireason_lib.training.data import images_from, training_records
-from unireason_lib.training.logbook import read_lines, read_log
-from unireason_lib.training.probes import answer_probe
 
 from .conftest import FRAME
 

@@ -8,12 +8,12 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
-
-from unireason_lib.planning import Cluster
 from unireason_lib.planning.bill import strategy_of
 from unireason_lib.planning.launch import CONFIGURATIONS, FOLDER, launch_command
 from unireason_lib.planning.memory import STRATEGIES
 from unireason_lib.profiles import load_profile
+
+from unireason_lib.planning import Cluster
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
