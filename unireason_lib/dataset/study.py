@@ -318,8 +318,9 @@ def _measure(labels: np.ndarray) -> dict[int, tuple]:
             measured[value] = low, high, counts[value], sums[value]
             continue
         here = labels[place] == value
-        plane = here.sum(axis=0, dtype=np.int32)
-        along = plane.sum(axis=0), plane.sum(axis=1), here.sum(axis=(1, 2), dtype=np.int32)
+        plane = here.view(np.uint8).sum(axis=0, dtype=np.uint8 if len(here) < 256 else np.int32)
+        by_slice = np.array([np.count_nonzero(part) for part in here])
+        along = plane.sum(axis=0, dtype=int), plane.sum(axis=1, dtype=int), by_slice
         pairs = zip(along, low, strict=True)
         total = [float(n @ np.arange(start + 0.5, start + len(n))) for n, start in pairs]
         measured[value] = low, high, int(along[0].sum()), total
