@@ -217,8 +217,8 @@ def _pick(rng: random.Random, scene: Scene, count: int) -> list[tuple[str, Shape
     return [(_reference(rng, s, scene.shapes), s) for s in rng.sample(scene.shapes, count)]
 
 
-def _subjects(rng: random.Random, count: int) -> tuple[Scene, list[tuple[str, Shape]]]:
-    scene = _scene(rng, count)
+def _subjects(rng: random.Random, count: int, **how: Any) -> tuple[Scene, list[tuple[str, Shape]]]:
+    scene = _scene(rng, count, **how)
     return scene, _pick(rng, scene, count)
 
 
@@ -283,10 +283,11 @@ def relation(rng: random.Random, written: bool = False) -> Exercise:
 
 def lengths(rng: random.Random, written: bool = False) -> Exercise:
     """Which of two boxes is wider, and which is taller: two comparisons of lengths."""
-    scene, about = _subjects(rng, 2)
+    scene, about = _subjects(rng, 2, names=[*NAMES, *["bar"] * 4])
     (one, a), (other, b) = about
     wide, tall = a.box.width - b.box.width, a.box.height - b.box.height
-    if min(abs(wide), abs(tall)) < 4:
+    usual = wide * tall > 0 and rng.random() < 0.8  # else the wider is nearly always the taller
+    if min(abs(wide), abs(tall)) < 4 or usual:
         raise _Redraw
     names = [(w, t) for w in (one, other) for t in (one, other)]
     texts = [f"{w} is wider " + ("and taller" if w == t else f"and {t} taller") for w, t in names]
