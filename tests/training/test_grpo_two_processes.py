@@ -51,8 +51,8 @@ distributed.destroy_process_group()
 
 
 def test_two_processes_are_one(data, tiny_checkpoint, tmp_path):
-    """Questions, replies, rewards, losses and weights; a loss that is not finite in one process ends
-    the run in both, with its checkpoint kept."""
+    """Questions, replies, rewards, losses and weights. A loss that is not finite in one process
+    ends the run in both, with its checkpoint kept."""
     settings = profile(CHANGES)
     written = {f"grpo.{name}": value for name, value in settings.grpo.model_dump().items()}
     written |= {"grounding.feature_cache": True, "grounding.rollout_max_rounds": 4}

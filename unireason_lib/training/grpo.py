@@ -145,10 +145,10 @@ def prompt_tokens(generator: GroundedInterface, request: GroundedRequest) -> int
 class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     """TRL's trainer whose completions are grounded replies.
 
-    Log-probabilities that are recorded while sampling, and those of policy, old policy and reference
-    are of one distribution: at the temperature, without forbidden tokens, under one autocast. A vLLM
-    server must return that one too: ``--logprobs-mode processed_logprobs``, which applies temperature
-    and ``logit_bias`` (TRL warns of any other mode).
+    The log-probabilities that sampling records, and those of policy, old policy and reference are
+    of one distribution: at the temperature, without forbidden tokens, under one autocast. A vLLM
+    server must return that one too: ``--logprobs-mode processed_logprobs``, which applies
+    temperature and ``logit_bias`` (TRL warns of any other mode).
 
     Args:
         questions: What is asked; ``train_dataset`` is their :meth:`Questions.dataset`.
