@@ -244,8 +244,8 @@ def train(processes):
         "sft.logging_steps": 1,
         "sft.bf16": "false",
         "sft.learning_rate": 1e-4,
-        "sft_data.records_2d": 384,
-        "sft_data.records_3d": 144,
+        "sft_data.records_2d": 12 * steps,
+        "sft_data.records_3d": 4 * steps,
         "grounding.free_running_questions": 0,
         "grounding.muon_learning_rate": 0.0,
     }
@@ -273,7 +273,8 @@ assert apart < 0.01
 # %% [markdown]
 # The losses are those of one process but for rounding: sums are taken in another order. That is seen best in float32 with a small
 # rate; bfloat16 and the laptop's own optimizer, Muon, let a difference in the last digit grow from step to step, as any training
-# does. And the examples, 528, fill whole steps of 16: the rest of an epoch, a shorter step, would be divided differently.
+# does. And the examples fill whole steps of 16: the rest of
+# an epoch, a shorter step, would be divided differently.
 
 # %% [markdown]
 # On GPUs the launcher is accelerate's, with a configuration that ships for each way of sharding (`ddp`, `fsdp2`, `zero3`); the

@@ -1,4 +1,4 @@
-"""Scans and files of questions to ask about, and a model that can be made to point."""
+"""Scans and files of questions to ask about, and a model that can be made to write boxes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def questions(tmp_path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(tiny_checkpoint) -> Callable[..., Result]:
     """A function that calls ``python -m unireason_lib`` in this process, short replies by default."""
 
