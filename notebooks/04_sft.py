@@ -52,16 +52,9 @@ from dataclasses import asdict, replace
 
 from transformers.utils import logging
 
-<<<<<<< HEAD
-from unireason_lib.profiles import load_profile
-from unireason_lib.training.forms import check_form, injects
-from unireason_lib.training.sft import SFTSettings
-from unireason_lib.notebooks import project_root, publish
-=======
 from unireason_lib.config import load_profile
 from unireason_lib.notebooks import project_root, publish
 from unireason_lib.training.encoding import injects
->>>>>>> sft
 
 root = project_root()
 changes = [f"sft.seed={SEED}"]
