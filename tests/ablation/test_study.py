@@ -166,7 +166,7 @@ def test_a_part_is_not_judged(grid, root, executed, tmp_path):
     """Whoever may stop when the figures please makes intervals worthless."""
     for part in ({"seeds": 1}, {"only": ["joint", "3D only"]}):
         _, said = run(grid, root, keep=tmp_path / "kept", **part)
-        assert "tests are missing" in said and "verdict" not in said
+        assert "tests of the study are missing" in said and "verdict" not in said
         assert json.loads((tmp_path / "kept" / "mine.json").read_text())["verdicts"] == []
     assert "verdict" in run(grid, root)[1]
     assert "verdict" not in run(grid, root, seeds=1, look=True)[1]  # all is there; a part was asked

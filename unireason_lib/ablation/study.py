@@ -112,7 +112,7 @@ def run_study(
         whole = not missing and len(jobs) == len(records.jobs)
         table = records.table() if dry_run else records.write(judged=whole)
     if not whole:
-        say(f"\n{len(missing)} tests are missing; results are shown when the study is whole")
+        say(f"\n{len(missing)} tests of the study are missing; claims are judged when it is whole")
     if len(table) and (whole or look):
         say("\n" + table_of_conditions(table, grid.conditions).to_markdown(index=False))
     if whole and grid.claims:
@@ -173,7 +173,7 @@ class _Records:
         measured = runs[runs["status"] == "passed"].groupby("stage")["seconds"].mean() / 60
         minutes = {**self.grid.minutes, **measured}
         each = [minutes.get(job.stage, float("nan")) / workers for job in jobs]
-        return f"; about {sum(each):.0f} min to go" if sum(each) > 0 else ""
+        return f"; about {sum(each):.0f} min to go" if sum(each) > 0.5 else ""
 
     def add(self, job: Job, commit: str, status: str, seconds: float, error: str) -> None:
         """Write down how a run ended."""
@@ -261,7 +261,9 @@ def _run(
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                for job in [j for j in waiting if j.needs not in left][: workers - len(running)]:
+                ready = [job for job in waiting if job.needs not in left]
+                ready.sort(key=lambda job: job.stage != "rl")  # its test waits for it
+                for job in ready[: workers - len(running)]:
                     begin(job)
                 if not running:
                     return failed, [job.name for job in waiting], False
