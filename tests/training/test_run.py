@@ -21,10 +21,17 @@ from transformers import (
 )
 
 from unireason_lib.errors import DatasetError, TrainingError
-from unireason_lib.grounding import build_tiny, load_model
+from unireason_lib.grounding import Settings, build_tiny, load_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.io import append_lines, locked, read_lines
-from unireason_lib.training.callbacks import RunLog, SaveOnInterrupt, read_log, trim_memory
+from unireason_lib.training.callbacks import (
+    FreeRunning,
+    RunLog,
+    SaveOnInterrupt,
+    balanced,
+    read_log,
+    trim_memory,
+)
 from unireason_lib.training.checkpoints import (
     last_checkpoint,
     merge_adapter,
@@ -314,6 +321,37 @@ def test_a_merged_checkpoint_is_made_by_one(adapter):
         assert waiting.is_alive() and not (adapter.parent / "merged").exists()
     waiting.join(60)
     assert weights(adapter.parent / "merged")
+
+
+def test_free_running_replies_are_judged_and_logged(run, study, tmp_path):
+    questions = balanced(study.records, 6)
+    assert [one.dimension for one in questions] == ["2d"] * 3 + ["3d"] * 3
+    how = {"settings": Settings(max_new_tokens=8), "batch_size": 4}
+    run(callbacks=[FreeRunning(questions, 3, study.images, **how)], sft__seed=1)
+    lines = read_log(tmp_path / "run" / "log.jsonl", "free_running")
+    assert [line["step"] for line in lines] == [3, 4]  # and after the last step
+    for part in lines[0]["free_running"].values():
+        assert part["n"] == 3 and part["failed"] == 0 and 0 <= part["accuracy"] <= 1
+        assert {"iou", "format", "followed"} <= part.keys()
+
+
+def test_free_running_replies_that_fail_are_wrong(study, tiny_model):
+    asked = FreeRunning(study.records[:3], 1, lambda record: [], components="no regions")
+    assert asked.settings.max_rounds == 0
+    assert (
+        asked.measure(*tiny_model)["2d"] | {"accuracy": 0.0, "failed": 3, "iou": None}
+        == (asked.measure(*tiny_model)["2d"])
+    )
+
+
+def test_free_running_tests_leave_the_run_as_it_is(run, study, tmp_path):
+    more = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.3}
+    for folder, callbacks in (
+        ("tested", [FreeRunning(study.records[:2], 1, study.images)]),
+        ("untested", []),
+    ):
+        run(folder, callbacks=callbacks, sft__gradient_checkpointing=True, **more)
+    assert losses(tmp_path / "tested") == losses(tmp_path / "untested")
 
 
 def test_memory_goes_back_to_the_system():
