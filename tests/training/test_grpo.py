@@ -14,14 +14,14 @@ from unireason_lib.evaluation.parquet import record_item
 from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.grounding.replies import Script
 from unireason_lib.io import locked, read_lines
-from unireason_lib.training import grpo
+from unireason_lib.training import grpo, rewards
 from unireason_lib.training.callbacks import read_log
 from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
 
 BATCHES = {
-    "grpo.generation_batch_size": 16,  # four questions, four replies each
+    "grpo.generation_batch_size": 8,  # two questions, four replies each
     "grpo.num_generations": 4,
-    "grpo.per_device_train_batch_size": 8,
+    "grpo.per_device_train_batch_size": 4,
     "grpo.gradient_accumulation_steps": 2,
 }
 SMALL = {
@@ -53,7 +53,7 @@ def pointing(tokenizer, dimension, boxes):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Replies of every request hold no, one or three boxes by turns."""
+    """Replies hold no, one or three boxes by turns; what they are paid differs within a group."""
     plain = GroundedGenerator.generate
 
     def generate(self, requests, scripts=None, **how):
@@ -65,6 +65,7 @@ def scripted(monkeypatch):
         return plain(self, requests, scripts=scripts, **how)
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
+    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
 
 
 @pytest.fixture
@@ -125,7 +126,8 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     processor.save_pretrained(tmp_path / "base")
     model, processor = load_model(tmp_path / "base", device="cpu")
     settings = profile(
-        generation_batch_size=32,
+        generation_batch_size=12,  # six questions
+        num_generations=2,
         gradient_accumulation_steps=1,
         max_steps=1,
         learning_rate=0.0,
@@ -173,7 +175,7 @@ def test_rollouts_and_trainer_use_one_autocast(
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
     settings = profile(bf16=True, max_steps=1, gradient_accumulation_steps=1, learning_rate=0.0)
-    train_grpo(*fresh_model, some(study, 4), study.images, tmp_path, settings)
+    train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
     (output,) = (one.output for one in generations)
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[own].abs()
@@ -219,18 +221,18 @@ def test_a_known_preference_is_learnt(study, fresh_model, monkeypatch, paid, tmp
     monkeypatch.setattr(GroundedGenerator, "__init__", init)
     paid(lambda ids: ids[0] == arms[0])
     settings = profile(
-        max_steps=10,
+        max_steps=8,
         beta=0.0,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         max_completion_length=1,
         num_generations=8,
-        generation_batch_size=32,
-        per_device_train_batch_size=16,
+        generation_batch_size=16,
+        per_device_train_batch_size=8,
         save_steps=50,
     )
     train_grpo(model, processor, some(study, 4), study.images, tmp_path, settings)
-    rewards = [line["reward"] for line in read_log(tmp_path / "log.jsonl", "reward")]
-    assert 0.2 < rewards[0] < 0.8 and sum(rewards[-3:]) / 3 > 0.9, rewards
+    earned = [line["reward"] for line in read_log(tmp_path / "log.jsonl", "reward")]
+    assert 0.1 < earned[0] < 0.9 and sum(earned[-3:]) / 3 > 0.9, earned
 
 
 def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
@@ -243,12 +245,12 @@ def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     names += " completions/clipped_ratio frac_reward_zero_std rollout_seconds"
     assert all(name in line for line in lines for name in names.split())
     replies = rollouts(tmp_path)
-    assert len(replies) == 2 * 16
+    assert len(replies) == 2 * 8
     for k in range(0, len(replies), 4):  # advantages by hand, group by group
         group = replies[k : k + 4]
         assert len({line["id"] for line in group}) == 1
-        rewards = torch.tensor([line["reward"] for line in group])
-        by_hand = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        earned = torch.tensor([line["reward"] for line in group])
+        by_hand = (earned - earned.mean()) / (earned.std() + 1e-4)
         assert by_hand.tolist() == pytest.approx([x["advantage"] for x in group], abs=1e-3)
     for line in replies:
         parts = 0.8 * line["reward answer"] + 0.2 * line["reward format"]
@@ -290,7 +292,7 @@ def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
                 patch.setattr(GroundedGRPOTrainer, "training_step", step)
             model, processor = load_model(tiny_checkpoint, device="cpu")
             settings = profile(**TWO_STEPS)
-            return train_grpo(model, processor, some(study), study.images, out, settings)
+            return train_grpo(model, processor, some(study, 4), study.images, out, settings)
 
     def ctrl_c(done):
         if done == 2:  # in the first step of the second generation
@@ -355,9 +357,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "<think>" + "Look <|box_start|>[8,8,24,40]<|box_end|> " * 50 + "</think>B. "]
+    "reply", ["", "<think>Look" + "<|box_start|>[8,8,24,40]<|box_end|>" * 20 + "</think>B. "]
 )
-def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
+def test_an_empty_reply_and_one_of_twenty_boxes_are_replies(
     study, fresh_model, monkeypatch, tmp_path, reply
 ):
     """The one ends at once, the other gets four regions and earns nothing for its boxes."""
@@ -374,7 +376,7 @@ def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
         train_grpo(*fresh_model, flat, study.images, tmp_path, profile(max_steps=1))
     for line in rollouts(tmp_path):
         assert line["stop"] == "end" and line["reward format"] == (0 if not reply else 0.5)
-        assert len(line["boxes"]) == (50 if reply else 0)
+        assert len(line["boxes"]) == (20 if reply else 0)
         assert line["statuses"].count("injected") == (4 if reply else 0)
 
 
@@ -397,7 +399,7 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
     assert tokens == {k: grpo.prompt_tokens(generator, r) for k, r in requests.items()}
     longest = max(tokens.values())
     settings = profile(
-        {"grounding.max_prompt_length": longest - 1}, max_steps=6, max_completion_length=2
+        {"grounding.max_prompt_length": longest - 1}, max_steps=8, max_completion_length=2
     )
     with pytest.warns(UserWarning, match="left out this time: stale file handle"):
         train_grpo(*fresh_model, records, images, tmp_path, settings)
@@ -411,15 +413,15 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
 def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):
     train_grpo(*fresh_model, some(study, 1) * 4, study.images, tmp_path, profile(max_steps=1))
     lines = rollouts(tmp_path)
-    groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 16, 4)}
-    assert len({line["id"] for line in lines}) == 1 and len(groups) == 4
+    groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 8, 4)}
+    assert len({line["id"] for line in lines}) == 1 and len(groups) == 2
 
 
 def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
     settings = profile({"grounding.max_prompt_length": 3})
     with pytest.raises(TrainingError, match=r"left_out\.jsonl.*a hundred"):
         train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
-    with pytest.raises(TrainingError, match=r"4 questions or more.*found 0"):
+    with pytest.raises(TrainingError, match=r"2 questions or more.*found 0"):
         train_grpo(*fresh_model, [], study.images, tmp_path / "other", profile())
 
 
@@ -499,7 +501,7 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
     server = {"use_vllm": True, "vllm_server_base_url": "http://here:8000"}
     settings = profile(**server, learning_rate=1e-3, max_steps=3)
     train_grpo(model, processor, some(study), study.images, tmp_path, settings)
-    assert asked == [4] * 3 and len(sent) == 3
+    assert asked == [2] * 3 and len(sent) == 3
     assert any(not torch.equal(sent[0][name], sent[2][name]) for name in sent[0])
     lines = read_log(tmp_path / "log.jsonl", "reward")
     assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines)
