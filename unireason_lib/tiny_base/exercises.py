@@ -59,6 +59,9 @@ class Exercise:
         ]
 
 
+_Named = Sequence[tuple[str, Shape]]
+
+
 class _Redraw(Exception):
     """What was drawn allows no such exercise."""
 
@@ -146,7 +149,7 @@ def _choose(
     images: Sequence[Scene],
     question: str,
     answers: Sequence[str],
-    about: Sequence[tuple[str, Shape]] = (),
+    about: _Named = (),
     thought: str = "",
     written: bool = False,
 ) -> Exercise:
@@ -162,10 +165,9 @@ def _choose(
     if written:
         said = [f"{_capital(name)} is at {_digits(shape.box)}." for name, shape in about]
         images, question, about = (), " ".join([*said, question]), ()
-    parts = [
-        rng.choice(_TEXTS["seen"]).format(_capital(name), name, format_box(shape.box))
-        for name, shape in about
-    ] + [thought] * bool(thought)
+    said = [(_capital(name), name, format_box(shape.box)) for name, shape in about]
+    parts = [rng.choice(_TEXTS["seen"]).format(*words) for words in said]
+    parts += [thought] if thought else []
     if not parts or rng.random() < 0.2:
         question = f"{question}\n{_listed(list(shown.values()))}\nAnswer with one option."
         return Exercise(tuple(images), question, f"{right}. {shown[right]}", right)
@@ -213,7 +215,7 @@ def _reference(rng: random.Random, shape: Shape, shapes: Sequence[Shape]) -> str
     return " ".join(["the", *words(shape, parts), *["shape"] * ("name" not in parts)])
 
 
-def _pick(rng: random.Random, scene: Scene, count: int) -> list[tuple[str, Shape]]:
+def _pick(rng: random.Random, scene: Scene, count: int) -> _Named:
     return [(_reference(rng, s, scene.shapes), s) for s in rng.sample(scene.shapes, count)]
 
 
@@ -330,7 +332,7 @@ def describe(rng: random.Random, key: str) -> Exercise:
         scenes = _row(rng)[0]
         at = rng.randrange(len(scenes))
     shapes = _left_to_right(scenes[at].shapes)
-    question = f"What does image {at + 1} show?" if key == "image" else "What does the image show?"
+    question = f"What does {f'image {at + 1}' if key == 'image' else 'the image'} show?"
     if key == "boxes":
         reply = " ".join(f"{_capital(_described(s))} {format_box(s.box)}." for s in shapes)
         return Exercise((scenes[0],), "List all shapes with their boxes.", reply, box=shapes[0].box)

@@ -172,19 +172,16 @@ def pretrain(
     """Train a tiny checkpoint on exercises; a run that was stopped or killed goes on.
 
     Args:
-        out: Folder of the run: ``log.jsonl``, ``checkpoint.pt``, at the end ``model/`` (with the
-            log and ``skills.json`` beside the weights).
+        out: Folder of the run: ``log.jsonl``, ``checkpoint.pt``, and at the end ``model/``.
         plan: What is learnt when.
         start: A checkpoint to begin with; default: random weights of the plan's sizes and seed.
         until: Stop after so many steps; exercises and rates stay those of the whole plan.
-        save_steps: Steps between checkpoints: a run that is killed loses no more.
-        measure_steps, measure_size: Steps between tests of the skills, and held-out exercises of
-            each stage in one; ``final_size``: of the last one.
-        workers: Processes that make exercises beside the training.
-        progress: Whether to show a bar.
+        save_steps, measure_steps: Steps between checkpoints, and between tests of the skills.
+        measure_size, final_size: Held-out exercises of each stage in such a test, and in the last.
+        workers, progress: Processes that make exercises; whether to show a bar.
 
     Returns:
-        ``out/model``, or ``out`` if the run was stopped before its end.
+        ``out/model``, with log and ``skills.json``; ``out`` if the run was stopped before its end.
 
     Raises:
         TrainingError: The folder holds a run of another plan, or the gradient is not finite.
