@@ -332,8 +332,8 @@ by_hand = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
 # %% [markdown]
 # How far such means spread can also be computed at once: the **standard error** is the deviation of the patients' sums
 # from what the overall mean gives them, and the interval is Student's t times that. With few patients, or when nearly
-# all replies are right, a bootstrap is too sure of itself (it covers the truth in 88 of 100 trials, not 95). The library
-# takes the closed form, and for proportions Wilson's interval for as many questions as the patients are worth.
+# all replies are right, a bootstrap is too sure of itself: the truth lies outside its interval more often than in one of
+# twenty cases. The library takes the closed form, and for proportions Wilson's interval for as many questions as the patients are worth.
 
 # %%
 from unireason_lib.evaluation import measure

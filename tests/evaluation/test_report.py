@@ -141,7 +141,9 @@ def test_blank_images_of_something_else_are_not_taken(results, write, line):
     assert Report.from_file(results).blank is None
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path, write):
+    with pytest.raises(RequestError, match="lines of an evaluation, found none"):
+        Report.from_file(write("empty.jsonl", []))
     (tmp_path / "x.jsonl").write_text('{"id": "a", "choice": "B"}\n', encoding="utf-8")
     with pytest.raises(RequestError, match="lines of an evaluation"):
         Report.from_file(tmp_path / "x.jsonl")

@@ -69,9 +69,9 @@ class Report:
         """
         path = Path(path)
         results, run = read_results(path), _run(path)
-        if len(results) and ("truth" not in results or results["dimension"].isna().any()):
-            found, do = "no truth or dimension in some", "give what evaluate wrote"
-            raise RequestError(path, "lines of an evaluation", found, do)
+        if results.empty or "truth" not in results or results["dimension"].isna().any():
+            found = "none" if results.empty else "no truth or dimension in some"
+            raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
         given, blank = blank is not None, Path(blank or blank_file(path))
         other = _run(blank)
         same = other.get("benchmark") == run.get("benchmark")
@@ -97,8 +97,6 @@ class Report:
             where a measure applies to no reply.
         """
         results, rows = self._measured(), []
-        if results.empty:
-            return pd.DataFrame()
         dimensions, families = sorted(results["dimension"].unique()), results["family"].unique()
         groups = [("all", "all")]
         groups += [(d, "all") for d in dimensions] if len(dimensions) > 1 else []
@@ -107,8 +105,7 @@ class Report:
         for d, f in groups:
             part = results if d == "all" else results[results["dimension"] == d]
             part = part if f == "all" else part[part["family"] == f]
-            if len(part):
-                rows.append(self._row(d, f, part))
+            rows += [self._row(d, f, part)] if len(part) else []
         return pd.DataFrame(rows)
 
     def _measured(self) -> pd.DataFrame:
@@ -131,8 +128,6 @@ class Report:
     def to_markdown(self) -> str:
         """The table with its notes, in Markdown."""
         table = self.table()
-        if table.empty:
-            return f"{self._headline()}\n\nno replies"
         shown = table[["dimension", "family", "n", "failed"]].copy()
         for names, scale, digits in ((PROPORTIONS, 100, 1), (OTHERS, 1, 2)):
             for name, title in names.items():
