@@ -249,7 +249,7 @@ def draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, label: Any, numbers: 
         )
         style = {"fill": False, "linewidth": 1.8, "clip_on": False, "path_effects": rim}
         axes.add_patch(Rectangle(place, box.width, box.height, **style, **look))
-        if numbers:
+        if numbers and not box.is_empty:
             corners = [(x, y) for y in (box.y1, box.y2) for x in (box.x1, box.x2)]
             low, high = (0.05 * width, 0.05 * height), (0.95 * width, 0.95 * height)
             inside = [tuple(np.clip(corner, low, high)) for corner in corners]
