@@ -5,7 +5,7 @@
 #
 # After this notebook you can
 # - turn a grounded record into tokens, and say of each token whether the model is trained on it, and why;
-# - fine-tune a model on pictures and volumes, stop it, go on with it, and read its curves without being fooled by the loss;
+# - fine-tune a model on images and volumes, stop it, go on with it, and read its curves without being fooled by the loss;
 # - show what fine-tuning changed: the same scans and questions, before and after, with intervals.
 #
 # **Where we stand.** Notebook 01 made records, 03 the interface. Here a base that can see shapes and knows no anatomy learns
@@ -20,9 +20,9 @@
 PROFILE = "laptop"
 OVERRIDES = ""
 SEED = 0
-FORM = "full"  # or one with a part left out: no regions, no boxes, answer
-COUNT_2D = None  # records of slices to learn from; None takes those of the profile, 0 none
-COUNT_3D = None  # records of volumes
+COMPONENTS = "full"  # of a reply, or fewer of them: no regions, no boxes, answer
+RECORDS_2D = None  # records of slices to learn from; None takes those of the profile, 0 none
+RECORDS_3D = None  # records of volumes
 BASE = ""  # checkpoint to start from; empty takes that of the profile
 DATA = ""  # data set or the authors' release, a folder or hub id; empty makes phantoms
 M3D_ROOT = ""  # with the release: folder of the M3D volumes that you hold
@@ -41,7 +41,7 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
@@ -52,17 +52,19 @@ from dataclasses import asdict, replace
 
 from transformers.utils import logging
 
-from unireason_lib.profiles import load_profile
-from unireason_lib.training.forms import check_form, injects
-from unireason_lib.training.sft import SFTSettings
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.config import load_profile
+from unireason_lib.notebooks import project_root, publish
+from unireason_lib.training.encoding import injects
 
-profile, root = load_profile(PROFILE, OVERRIDES), project_root()
-form = check_form(FORM if FORM != "full" else profile.sft.form)
-settings = SFTSettings.from_profile(profile.sft, form=form, seed=SEED)
-given = {"2d": COUNT_2D, "3d": COUNT_3D}
-counts = {d: profile.sft[f"counts_{d}"] if given[d] is None else int(given[d]) for d in given}
-as_it_is = (OVERRIDES, FORM, COUNT_2D, COUNT_3D, BASE) == ("", "full", None, None, "")
+root = project_root()
+changes = [f"sft.seed={SEED}"]
+changes += [f"grounding.components={COMPONENTS}"] if COMPONENTS != "full" else []
+for name, number in {"records_2d": RECORDS_2D, "records_3d": RECORDS_3D}.items():
+    changes += [f"sft_data.{name}={number}"] if number is not None else []
+profile = load_profile(PROFILE, "\n".join([OVERRIDES, *changes]))
+components = profile.grounding.components
+wanted = {"2d": profile.sft_data.records_2d, "3d": profile.sft_data.records_3d}
+as_it_is = (OVERRIDES, changes, BASE) == ("", ["sft.seed=0"], "")
 logging.set_verbosity_error()  # what libraries tell one another is not for readers
 if PROFILE == "smoke":
     print("Profile smoke: a few steps on a handful of patients. All of this runs; the figures mean nothing.")
@@ -111,8 +113,8 @@ from unireason_lib.training.data import data_folder
 
 folder, made = data_folder(DATA) if DATA else None, None
 if not DATA:
-    patients = profile.sft.patients_2d, profile.sft.patients_3d
-    made_of = short_hash(patients, profile.dataset.as_dict(), asdict(frame), __version__)
+    patients = profile.sft_data.patients_2d, profile.sft_data.patients_3d
+    made_of = short_hash(patients, profile.dataset.model_dump(), asdict(frame), __version__)
     place = root / "runs" / "data" / f"phantoms-{PROFILE}-{made_of}"
     report = phantom_set(place, *patients, frame, profile.dataset, workers=2)
     folder, made = report.folder, report.manifest["settings"]
@@ -138,20 +140,20 @@ if made is not None:
     app(command, standalone_mode=False)
 
 # %% [markdown]
-# What to learn from: a selection by dimension, in a random order. `COUNT_3D` makes volumes scarce; the ablations of notebook
+# What to learn from: a selection by dimension, in a random order. `RECORDS_3D` makes volumes scarce; the ablations of notebook
 # 07 turn it. A smaller count is part of a larger one, so that "more data" never also means "other data".
 
 # %%
 from collections import Counter
 
+from unireason_lib.training.callbacks import balanced
 from unireason_lib.training.data import images_from, training_records
-from unireason_lib.training.probes import probe_records
 
 held = M3D_ROOT or None
-records = training_records(folder, counts, seed=SEED, m3d_root=held)
-pictures = images_from(folder, m3d_root=held)
+records = training_records(folder, wanted, seed=SEED, m3d_root=held)
+images = images_from(folder, m3d_root=held)
 others = training_records(folder, split="val", seed=SEED, m3d_root=held)
-held_out = probe_records(others, profile.sft.probe_size)
+held_out = balanced(others, profile.grounding.free_running_questions)
 print("to learn from:    ", dict(Counter(record.dimension for record in records)))
 print("to look after it: ", dict(Counter(record.dimension for record in held_out)), "of other patients")
 assert not {record.patient for record in records if record.patient} & {record.patient for record in held_out}
@@ -180,37 +182,37 @@ def example_of(dimension):
 
 everything = training_records(folder, seed=SEED)
 flat, deep = example_of("2d"), example_of("3d")
-show_record(flat, pictures(flat))
+show_record(flat, images(flat))
 
 # %% [markdown]
 # And one in 3D: a box is a cuboid and fetches its rectangle from every slice that it spans.
 
 # %%
-show_record(deep, pictures(deep))
+show_record(deep, images(deep))
 
 # %% [markdown]
 # ## 2 · From record to tokens: what carries loss
 #
-# A grounded reply is **one** assistant turn in which text and pictures alternate. The model wrote the text; the pictures were
-# put in. It must learn to write what it writes, and must not be asked to predict the pixels that it will be given. So the
-# loss is on its own tokens only. Once by hand, on a conversation short enough to read:
+# A grounded reply is **one** assistant turn in which text and images alternate. The model generated the text; the images were
+# injected. It must learn to generate what it generates, and must not be asked to predict the pixels that it will be given. So
+# the loss is on model-generated tokens only. Once by hand, on a conversation short enough to read:
 
 # %%
 from unireason_lib.grounding import crop_region
 from unireason_lib.training.encoding import Encoder
 
-picture = frame.aligned(pictures(flat)[0])
-seen = crop_region([picture], flat.boxes[0])[0]
+image = frame.aligned(images(flat)[0])
+crop = crop_region([image], flat.boxes[0])[0]
 conversation = [
     {
         "role": "user",
-        "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}],
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}],
     },
     {
         "role": "assistant",
         "content": [
             {"type": "text", "text": "<think>I look.<|box_start|>[8,8,40,40]<|box_end|>"},
-            {"type": "image", "image": seen},
+            {"type": "image", "image": crop},
             {"type": "text", "text": " A lesion.</think>A. lesion"},
         ],
     },
@@ -219,20 +221,20 @@ encoded = Encoder(processor)(conversation)
 print(tokenizer.decode(encoded.ids).replace("<|image_pad|>", "·"))
 
 # %% [markdown]
-# The rule: everything after the assistant's header is its own, except a picture with its two delimiters, and the line break
-# that the template adds behind `<|im_end|>`. The end itself is own: a model that never learns to stop never stops.
+# The rule: everything after the assistant's header carries loss, except an image with its two delimiters, and the line break
+# that the template adds behind `<|im_end|>`. The end itself does: a model that never learns to stop never stops.
 
 # %%
 words = tokenizer.convert_ids_to_tokens(encoded.ids)
 begin = len(words) - words[::-1].index("<|im_start|>") + 2  # behind <|im_start|>, assistant, line break
-by_hand, in_picture = [], False
+by_hand, in_image = [], False
 for at, word in enumerate(words):
-    in_picture = in_picture or word == "<|vision_start|>"
-    by_hand.append(at >= begin and not in_picture)
-    in_picture = in_picture and word != "<|vision_end|>"
+    in_image = in_image or word == "<|vision_start|>"
+    by_hand.append(at >= begin and not in_image)
+    in_image = in_image and word != "<|vision_end|>"
 by_hand[-1] = False
-assert by_hand == encoded.own.tolist()
-print("own:", repr(tokenizer.decode(encoded.ids[by_hand])))
+assert by_hand == encoded.loss_mask.tolist()
+print("loss on:", repr(tokenizer.decode(encoded.ids[by_hand])))
 
 # %% [markdown]
 # The library finds the same positions another way, from marks in the chat template (`Encoder`), and agrees token by token.
@@ -240,18 +242,18 @@ print("own:", repr(tokenizer.decode(encoded.ids[by_hand])))
 
 # %%
 from unireason_lib.display import loss_strip
-from unireason_lib.training.forms import conversation as conversation_of
+from unireason_lib.training.encoding import conversation as conversation_of
 
 encoder = Encoder(processor)
-one = encoder(conversation_of(flat, pictures(flat)))
-assert tokenizer.decode(one.ids[one.own]) == flat.reply + "<|im_end|>"
+one = encoder(conversation_of(flat, images(flat)))
+assert tokenizer.decode(one.ids[one.loss_mask]) == flat.reply + "<|im_end|>"
 loss_strip(one, tokenizer, title="One record in 2D: what carries loss")
 
 # %% [markdown]
 # And the one in 3D, with its slices and crops: most of it is given.
 
 # %%
-other = encoder(conversation_of(deep, pictures(deep)))
+other = encoder(conversation_of(deep, images(deep)))
 loss_strip(other, tokenizer, title="One record in 3D")
 
 # %% [markdown]
@@ -263,23 +265,23 @@ from unireason_lib.display.tokens import loss_owners
 sample = records[: profile.evaluation.questions]
 owners = {record.dimension: Counter() for record in sample}
 for record in sample:
-    found = encoder(conversation_of(record, pictures(record)))
+    found = encoder(conversation_of(record, images(record)))
     owners[record.dimension].update(loss_owners(found, tokenizer))
-share = {d: found["own"] / found.total() for d, found in sorted(owners.items())}
-for d, part in share.items():
+with_loss = {d: found["own"] / found.total() for d, found in sorted(owners.items())}
+for d, part in with_loss.items():
     print(f"{d.upper()}: {part:.0%} of the tokens carry loss")
 
 # %%
 named = {
     "prompt": "question",
-    "picture": "its pictures",
-    "own": "own words: loss",
-    "injected": "regions put in",
+    "picture": "its images",
+    "own": "reply: loss",
+    "injected": "injected regions",
 }
 sampled = Counter(record.dimension for record in sample)
 panels = {
     f"tokens a record, {d.upper()}": {named[who]: round(owners[d][who] / sampled[d], 1) for who in named}
-    for d in share
+    for d in with_loss
 }
 plot_counts(panels)
 
@@ -292,14 +294,14 @@ plot_counts(panels)
 # %%
 from unireason_lib.training.sft import freeze
 
-learns, frozen = freeze(base, settings.freeze_vision)
+learns, frozen = freeze(base, profile.grounding.freeze_vision)
 parts = {"learns": Counter(), "frozen": Counter()}
 for name, parameter in base.named_parameters():
     part = "vision tower and merger" if "visual" in name else "embedding" if "embed" in name else "layers"
     parts["learns" if parameter.requires_grad else "frozen"][part] += parameter.numel()
 print(f"{learns:,} parameters learn, {frozen:,} do not")
 assert sum(parts["learns"].values()) == learns
-assert settings.freeze_vision is False or not any(p.requires_grad for p in base.model.visual.parameters())
+assert not profile.grounding.freeze_vision or not any(p.requires_grad for p in base.model.visual.parameters())
 plot_counts({f"parameters: {name}": dict(found) for name, found in parts.items() if found})
 
 # %% [markdown]
@@ -308,9 +310,9 @@ plot_counts({f"parameters: {name}": dict(found) for name, found in parts.items()
 # checkpoints are padded: cutting it to the tokenizer's length would throw rows away).
 
 # %%
-from unireason_lib.training.sft import add_thought_tokens
+from unireason_lib.training.sft import add_think_tokens
 
-print("tokens added:", add_thought_tokens(base, processor))
+print("tokens added:", add_think_tokens(base, processor))
 for token in ("<think>", "</think>", "<|box_start|>", "<|box_end|>", "<|vision_start|>", "<|vision_end|>"):
     print(f"{token:<18}{tokenizer.encode(token)}")
     assert len(tokenizer.encode(token)) == 1
@@ -319,41 +321,41 @@ for token in ("<think>", "</think>", "<|box_start|>", "<|box_end|>", "<|vision_s
 # ## 4 · A data path that does not keep the model waiting
 #
 # A step should never wait for its data. So all records are decoded, cropped and tokenized **before** the first step and kept,
-# pictures as 8-bit arrays. And because the tower is frozen, so is what it makes of a picture: several questions are about
-# one patient, and each picture goes through the tower once, however often it is shown.
+# images as 8-bit arrays. And because the tower is frozen, so is what it makes of an image: several questions are about
+# one patient, and each image goes through the tower once, however often it is shown.
 
 # %%
 import time
 
-from unireason_lib.training.examples import Examples, FeatureCollator
+from unireason_lib.training.data import Examples
+from unireason_lib.training.encoding import FeatureCollator
 
 began = time.perf_counter()
-examples = Examples(sample, pictures, processor, form=form, max_length=settings.max_length)
+limits = {"components": components, "max_length": profile.sft.max_length}
+examples = Examples(sample, images, processor, **limits)
 encoding = time.perf_counter() - began
-size = sum(one.ids.nbytes + one.own.nbytes + sum(p.nbytes for p in one.pictures) for one in examples)
+size = sum(one.ids.nbytes + one.loss_mask.nbytes + sum(i.nbytes for i in one.images) for one in examples)
 print(f"{len(examples)} examples: {size / 1e6:.1f} MB, {encoding / len(examples) * 1e3:.1f} ms each")
 
 # %%
 collator = FeatureCollator(processor, base)
-shown = [picture for one in examples for picture in one.pictures]
+shown = [image for one in examples for image in one.images]
 began = time.perf_counter()
-collator.features.add(shown)
-looking = time.perf_counter() - began
-kept = collator.features.known.values()
-tokens_size = sum(tensor.nbytes for tensor in kept)
-print(
-    f"{len(kept)} different pictures of {len(shown)}, {looking:.1f} s: {tokens_size / 1e6:.1f} MB of tokens"
-)
+collator.add(shown)
+vision_time = time.perf_counter() - began
+features = collator.features.values()
+features_size = sum(tensor.nbytes for tensor in features)
+print(f"{len(features)} different images of {len(shown)}, {vision_time:.1f} s: {features_size / 1e6:.1f} MB")
 scale = len(records) / len(examples)
-both = size * scale / 1e6, tokens_size * scale / 1e6
+both = size * scale / 1e6, features_size * scale / 1e6
 print(f"all {len(records):,} records: about {both[0]:,.1f} and {both[1]:,.1f} MB")
 
 # %% [markdown]
 # At the scale of the paper neither fits into memory; then examples are made in the loader's worker processes, and batches
-# carry pixels (`keep_examples: false`).
+# carry pixels (`feature_cache: false`).
 #
 # A batch is as long as its longest example, and the rest is padding. A volume beside a slice makes the slice pay for eight
-# pictures that it does not have. Batches of like length avoid that:
+# images that it does not have. Batches of similar length avoid that:
 
 # %%
 import random
@@ -363,25 +365,26 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from unireason_lib.display import plot_bars
 
-lengths = Examples(records, pictures, processor, form=form, keep=False).lengths  # estimated from the text
-rows = settings.batch_size
+lengths = Examples(records, images, processor, components=components, keep=False).lengths  # estimates
+rows = profile.sft.per_device_train_batch_size
 
 
 def padding(order):
-    """Share of padding, in percent, when examples are put into batches in this order."""
+    """Percentage of padding when examples are put into batches in this order."""
     batches = [[lengths[k] for k in order[first : first + rows]] for first in range(0, len(order), rows)]
     return 100 * (1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches))
 
 
 draw = torch.Generator().manual_seed(SEED)
-grouped = list(LengthGroupedSampler(rows * settings.accumulation, lengths=lengths, generator=draw))
+a_step = rows * profile.sft.gradient_accumulation_steps
+grouped = list(LengthGroupedSampler(a_step, lengths=lengths, generator=draw))
 mixed = random.Random(SEED).sample(grouped, len(grouped))
-plot_bars({"random batches": padding(mixed), "like lengths": padding(grouped)}, "padding, % of all tokens")
+plot_bars({"random batches": padding(mixed), "similar lengths": padding(grouped)}, "padding, % of all tokens")
 
 # %% [markdown]
 # ## 5 · One step by hand
 #
-# Everything is ready: a batch, labels where the assistant's own tokens are, `-100` elsewhere. The output at a position
+# Everything is ready: a batch, labels where the model-generated tokens are, `-100` elsewhere. The output at a position
 # predicts the **next** token, hence the shift. The loss is the mean cross entropy over the labelled tokens. The model's own
 # loss is the same number, and so is the library's, which computes logits only where somebody looks at them.
 
@@ -389,7 +392,7 @@ plot_bars({"random batches": padding(mixed), "like lengths": padding(grouped)}, 
 from torch.nn import functional
 
 from unireason_lib.training.encoding import IGNORED, Collator
-from unireason_lib.training.loss import own_token_loss
+from unireason_lib.training.sft import labelled_token_loss
 
 
 def on_device(batch):
@@ -397,28 +400,28 @@ def on_device(batch):
     return {k: v.to(base.device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
-batch = on_device(Collator(processor)(examples[: settings.batch_size]))
+batch = on_device(Collator(processor)([examples[k] for k in range(min(rows, len(examples)))]))
 with torch.no_grad():
     logits = base(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    wanted = batch["labels"][:, 1:]
-    mine = wanted != IGNORED
-    loss = functional.cross_entropy(logits[:, :-1][mine].float(), wanted[mine])
-    for other_loss in (base(**batch).loss, own_token_loss(base, batch)[0]):
+    targets = batch["labels"][:, 1:]
+    labelled = targets != IGNORED
+    loss = functional.cross_entropy(logits[:, :-1][labelled].float(), targets[labelled])
+    for other_loss in (base(**batch).loss, labelled_token_loss(base, batch)[0]):
         torch.testing.assert_close(loss, other_loss.float(), rtol=1e-3, atol=1e-3)
-print(f"loss {loss:.3f} on {int(mine.sum())} of {mine.numel()} positions; the same thrice")
+print(f"loss {loss:.3f} on {int(labelled.sum())} of {labelled.numel()} positions; the same three times")
 
 # %% [markdown]
 # Backward, and a few steps of AdamW on this one batch: the loss on it falls, and the vision tower has not even a gradient.
-# The batch carries the kept tokens of the tower in place of pixels now; the loss is the same.
+# The batch carries the cached features of the tower in place of pixels now; the loss is the same.
 
 # %%
-lean = on_device(collator(examples[: settings.batch_size]))
+lean = on_device(collator([examples[k] for k in range(min(rows, len(examples)))]))
 learning = [parameter for parameter in base.parameters() if parameter.requires_grad]
-optimizer = torch.optim.AdamW(learning, lr=settings.learning_rate / 10)
+optimizer = torch.optim.AdamW(learning, lr=profile.sft.learning_rate / 10)
 base.train()
 falling, began = [], time.perf_counter()
 for _ in range(4):
-    loss_now, _ = own_token_loss(base, lean)
+    loss_now, _ = labelled_token_loss(base, lean)
     falling.append(loss_now.item())
     loss_now.backward()
     optimizer.step()
@@ -427,7 +430,7 @@ step_time = (time.perf_counter() - began) / 4
 print("loss:", " ".join(f"{value:.3f}" for value in falling))
 torch.testing.assert_close(falling[0], loss.item(), rtol=1e-2, atol=1e-2)
 assert falling[-1] < falling[0]
-assert not settings.freeze_vision or all(p.grad is None for p in base.model.visual.parameters())
+assert not profile.grounding.freeze_vision or all(p.grad is None for p in base.model.visual.parameters())
 
 # %% [markdown]
 # What an example costs in each of its stations on this machine. (The batch mixes slices and volumes, so the last bar holds
@@ -436,8 +439,8 @@ assert not settings.freeze_vision or all(p.grad is None for p in base.model.visu
 # %%
 cost = {
     "ahead: decode, crop, tokenize": encoding / len(examples),
-    "ahead: vision tower": looking / len(examples),
-    "in the step: language model": step_time / settings.batch_size,
+    "ahead: vision tower": vision_time / len(examples),
+    "in the step: language model": step_time / len(lean["labels"]),
 }
 base = optimizer = learning = lean = loss_now = None  # trained on one batch: of no further use
 plot_bars({name: 1e3 * seconds for name, seconds in cost.items()}, "milliseconds an example", unit=" ms")
@@ -447,30 +450,32 @@ plot_bars({name: 1e3 * seconds for name, seconds in cost.items()}, "milliseconds
 #
 # ## 6 · Training
 #
-# The trainer is TRL's `SFTTrainer`; ours are the batches of like length and the loss on labelled tokens. Beside the loss, the
-# log holds **free-running** answers: now and then, patients who are not trained on are asked, the model writes on its own
-# (points, gets its crops, goes on), and its letter, boxes and form are scored.
+# The trainer is TRL's `SFTTrainer`, and the section `sft` of the profile holds arguments of its `SFTConfig`; ours are the
+# batches of similar length and the loss on labelled tokens. Beside the loss, the log holds **free-running** replies: now and
+# then, patients who are not trained on are asked, the model generates a whole reply (boxes a region, gets its tokens, goes
+# on), and letter, boxes and format are scored.
 
 # %%
 from unireason_lib.grounding import Settings
-from unireason_lib.training.logbook import Probe, read_log
-from unireason_lib.training.probes import answer_probe
+from unireason_lib.training.callbacks import FreeRunning, read_log
 
-generation = profile.generation
-replies = Settings(max_new_tokens=generation.max_new_tokens, max_rounds=generation.max_rounds)
-probe = answer_probe(held_out, pictures, profile.sft.probe_steps, form=form, settings=replies)
+generation, every = profile.generation, profile.grounding.free_running_steps
+how = Settings(max_new_tokens=generation.max_new_tokens, max_rounds=generation.max_rounds)
 
 
-def aloud(model, processor):
-    """What the probe measures, also as a line below the cell."""
-    found = probe.measure(model, processor)
-    said = [f"{d.upper()} {scores['right']:.0%} right" for d, scores in found.items()]
-    print(f"{(time.perf_counter() - began) / 60:5.1f} min: {', '.join(said)}", flush=True)
-    return found
+class Aloud(FreeRunning):
+    """Free-running tests whose result is also a line below the cell."""
+
+    def measure(self, model, processor):
+        found = super().measure(model, processor)
+        accuracy = [f"{d.upper()} {part['accuracy']:.0%} right" for d, part in found.items()]
+        print(f"{(time.perf_counter() - began) / 60:5.1f} min: {', '.join(accuracy)}", flush=True)
+        return found
 
 
-for name in ("steps", "epochs", "learning_rate", "batch_size", "accumulation", "form", "freeze_vision"):
-    print(f"{name:<15}{getattr(settings, name)}")
+free_running = Aloud(held_out, every, images, components=components, settings=how)
+for name in ("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size"):
+    print(f"{name:<30}{getattr(profile.sft, name)}")
 
 # %% [markdown]
 # The folder of the run has a name that follows from everything that decides its outcome (settings, records, base), so that
@@ -481,16 +486,17 @@ for name in ("steps", "epochs", "learning_rate", "batch_size", "accumulation", "
 
 # %%
 from unireason_lib.inference.fingerprint import model_identity
-from unireason_lib.training.sft import fine_tune
+from unireason_lib.training.checkpoints import run_settings
+from unireason_lib.training.sft import train_sft
 
+settings = run_settings(profile, "sft")
 learnt_from = [(record.id, record.reply) for record in records]
-identity = short_hash(asdict(settings), learnt_from, model_identity(base_path))
-run = RUN or f"{PROFILE}-{form.replace(' ', '-')}-seed{SEED}-{identity}"
+identity = short_hash(settings, learnt_from, model_identity(base_path))
+run = RUN or f"{PROFILE}-{components.replace(' ', '-')}-seed{SEED}-{identity}"
 out = root / "runs" / "sft" / run
 print(f"runs/sft/{run}:", "finished before" if (out / "model").is_dir() else "trains now")
 began = time.perf_counter()
-probes = [Probe(probe.name, probe.every, aloud)]
-tuned_path = fine_tune(load_base()[0], processor, records, pictures, out, settings, probes=probes)
+tuned_path = train_sft(load_base()[0], processor, records, images, out, profile, callbacks=[free_running])
 spent = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"] / 60
 print(f"{tuned_path.relative_to(root)}: {spent:.1f} min of training since its last stop")
 
@@ -500,12 +506,9 @@ print(f"{tuned_path.relative_to(root)}: {spent:.1f} min of training since its la
 
 # %%
 command = ["sft", "--data", str(folder), "--model", base_path, "--out", str(out)]
-command += ["--profile", PROFILE, "--seed", str(SEED)]
-changes = [OVERRIDES] if OVERRIDES else []
-changes += [f"sft.form={form}"] if form != profile.sft.form else []
-changes += [f"sft.counts_{d}={n}" for d, n in given.items() if n is not None]
-for change in changes:
-    command += ["--set", change]
+command += ["--profile", PROFILE]
+for change in [OVERRIDES, *changes]:
+    command += ["--set", change] if change else []
 print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""))
 
 # %% [markdown]
@@ -516,29 +519,29 @@ print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""))
 # %%
 from unireason_lib.display import plot_lines
 
-log, asked = read_log(out / "log.jsonl"), read_log(out / "log.jsonl", "answers")
+log, asked = read_log(out / "log.jsonl"), read_log(out / "log.jsonl", "free_running")
 points = [(line["step"], line["loss"]) for line in log]
-plot_lines({"loss": points}, "step", "loss on own words, nats a token")
+plot_lines({"loss": points}, "step", "loss, nats a token")
 
 # %% [markdown]
-# It tells little about what we want. Here is the share of words that are predicted right **when the text before them is
-# given**, from the same log, beside the letters that the model gives free-running, when it writes the text itself:
+# It tells little about what we want. Here is the proportion of tokens that are predicted right **when the text before them is
+# given**, from the same log, beside the letters that the model gives free-running, when it generates the text itself:
 
 # %%
 chance = sum(1 / len(record.options) for record in held_out) / len(held_out)
 
 
 def over_steps(key):
-    """Curves of a probe's value, one a dimension; what was not measured is left out."""
+    """Curves of a free-running value, one a dimension; what was not measured is left out."""
     return {
-        d: [(line["step"], line["answers"][d][key]) for line in asked if line["answers"][d][key] is not None]
-        for d in asked[-1]["answers"]
+        d: [(line["step"], part[key]) for line in asked if (part := line["free_running"][d])[key] is not None]
+        for d in asked[-1]["free_running"]
     }
 
 
-curves = {"words, text given": [(line["step"], line["mean_token_accuracy"]) for line in log]}
-curves |= {f"{d.upper()} letters, free": points for d, points in over_steps("right").items()}
-plot_lines(curves, "step", "share right", reference=("letters by chance", chance))
+curves = {"tokens, text given": [(line["step"], line["mean_token_accuracy"]) for line in log]}
+curves |= {f"{d.upper()} letters, free": points for d, points in over_steps("accuracy").items()}
+plot_lines(curves, "step", "proportion right", reference=("letters by chance", chance))
 
 
 # %% [markdown]
@@ -547,29 +550,29 @@ plot_lines(curves, "step", "share right", reference=("letters by chance", chance
 # end.
 
 # %%
-def told(step):
-    """What the log says of a step: words right when those before are given, and letters right alone."""
-    words = max((line for line in log if line["step"] <= step), key=lambda line: line["step"])
-    found = next(line["answers"] for line in asked if line["step"] == step)
-    letters = ", ".join(f"{d.upper()} {scores['right']:.0%}" for d, scores in found.items())
-    fall = (log[0]["loss"] - words["loss"]) / (log[0]["loss"] - log[-1]["loss"] or 1)
-    text = f"step {step}: the loss has come {fall:.0%} of its way, {words['mean_token_accuracy']:.0%} of the words"
+def progress_at(step):
+    """What the log says of a step: tokens right when those before are given, and letters right alone."""
+    given = max((line for line in log if line["step"] <= step), key=lambda line: line["step"])
+    found = next(line["free_running"] for line in asked if line["step"] == step)
+    letters = ", ".join(f"{d.upper()} {part['accuracy']:.0%}" for d, part in found.items())
+    fall = (log[0]["loss"] - given["loss"]) / (log[0]["loss"] - log[-1]["loss"] or 1)
+    text = f"step {step}: the loss has come {fall:.0%} of its way, {given['mean_token_accuracy']:.0%} of the tokens"
     return fall, f"{text} are right, letters {letters} (chance {chance:.0%})"
 
 
-stories = [told(line["step"]) for line in asked]
+stories = [progress_at(line["step"]) for line in asked]
 print(next((text for fall, text in stories if fall > 0.8), stories[-1][1]))
 print(stories[-1][1])
-for d in share:
-    print(f"{d.upper()}: the letter is one of {owners[d]['own'] / sampled[d]:.0f} own tokens of a reply")
+for d in with_loss:
+    print(f"{d.upper()}: the letter is one of {owners[d]['own'] / sampled[d]:.0f} generated tokens of a reply")
 
 # %% [markdown]
-# That is why no run is judged by its loss here. Boxes (overlap with the true ones) and form, free-running too:
+# That is why no run is judged by its loss here. Boxes (overlap with the true ones) and format, free-running too:
 
 # %%
 fitting = {f"IoU, {d.upper()}": points for d, points in over_steps("iou").items() if points}
-fitting |= {f"in format, {d.upper()}": points for d, points in over_steps("in_format").items()}
-plot_lines(fitting, "step", "overlap, share in format")
+fitting |= {f"format, {d.upper()}": points for d, points in over_steps("format").items()}
+plot_lines(fitting, "step", "IoU, format compliance")
 
 # %% [markdown]
 # ## 7 · Before and after
@@ -610,9 +613,9 @@ models = {
     "base": Checkpoint(base_path, dtype=profile.model.dtype, device=device),
     "fine-tuned": Checkpoint(*tuned, dtype=profile.model.dtype, device=device),
 }
-replies = replace(replies, max_rounds=replies.max_rounds if injects(form) else 0)
+how = replace(how, max_rounds=how.max_rounds if injects(components) else 0)
 requests = [item.request(item.load()) for item in shown.values()]
-traces = {name: model.generator().generate(requests, **asdict(replies)) for name, model in models.items()}
+traces = {name: model.generator().generate(requests, **asdict(how)) for name, model in models.items()}
 
 # %%
 from unireason_lib.display import show_trace
@@ -632,37 +635,37 @@ show_trace(traces["base"][1], shown["3d"].load(), frame=frame)
 show_trace(traces["fine-tuned"][1], shown["3d"].load(), frame=frame)
 
 # %% [markdown]
-# One reply is an anecdote. So both models are asked a sample of the test, with intervals that resample patients. Notebook 06
-# asks many more, and asks what a model reaches that sees nothing.
+# One reply is an anecdote. So both models are asked a sample of the test, with intervals over patients. Notebook 06 asks many
+# more, and asks what a model reaches that sees nothing.
 
 # %%
 from unireason_lib.display import plot_intervals
 from unireason_lib.evaluation import Report, evaluate
 
-reports = {}
+tables = {}
 for name, model in models.items():
-    file = out / f"test-{name}-{short_hash(asdict(replies))}.jsonl"
-    evaluate(test, file, model, settings=replies, batch_size=profile.evaluation.batch_size, quiet=True)
-    reports[name] = Report.from_file(file, samples=profile.evaluation.samples)
-by_lot = sum(1 / len(item.options) for item in test) / len(test)
+    file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
+    evaluate(test, file, model, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
+    table = Report.from_file(file).table()
+    tables[name] = table[table["family"] == "all"].set_index("dimension")
+by_chance = sum(1 / len(item.options) for item in test) / len(test)
 
 
 def measured(name, measure, scale=1):
-    """Dimension -> value and interval of a measure, where it applies."""
-    cells = {c.dimension.upper(): c.values[measure] for c in reports[name].cells if c.family == "all"}
-    return {
-        d: tuple(scale * x for x in (i.value, i.low, i.high)) for d, i in cells.items() if i and d != "ALL"
-    }
+    """Dimension -> value and ends of the interval of a measure, where it applies."""
+    columns = [measure, f"{measure}_low", f"{measure}_high"]
+    rows = tables[name].loc[[d for d in ("2d", "3d") if d in tables[name].index], columns]
+    return {d.upper(): tuple(scale * row.to_numpy()) for d, row in rows.iterrows() if row.notna().any()}
 
 
-right = {name: measured(name, "accuracy", 100) for name in reports}
-plot_intervals(right, f"right of {len(test)} questions, %", reference=("chance", 100 * by_lot))
+right = {name: measured(name, "accuracy", 100) for name in tables}
+plot_intervals(right, f"right of {len(test)} questions, %", reference=("chance", 100 * by_chance))
 
 # %% [markdown]
-# The boxes, against the true ones (intersection over union, the mean over all that should be pointed at):
+# The boxes, against the true ones (intersection over union, the mean over all structures that should be boxed):
 
 # %%
-overlaps = {name: found for name in reports if (found := measured(name, "iou_all"))}
+overlaps = {name: found for name in tables if (found := measured(name, "iou_all"))}
 plot_intervals(overlaps, "IoU")
 
 # %%
@@ -671,18 +674,18 @@ import math
 asked_of = Counter(item.dimension.upper() for item in test)
 notes = {d: f"{n} questions on held-out phantoms" for d, n in asked_of.items()}
 for d, (value, *ends) in right["fine-tuned"].items():
-    note = f"{notes[d]}, chance {by_lot:.0%}"
+    note = f"{notes[d]}, chance {by_chance:.0%}"
     publish(f"SFT: {d} accuracy", value, "%", interval=tuple(ends), note=note)
 for d, (value, *ends) in overlaps.get("fine-tuned", {}).items():
     interval = None if any(map(math.isnan, ends)) else tuple(ends)
     publish(f"SFT: {d} IoU", value, interval=interval, note=notes[d])
-in_format = {d: value for d, (value, *_) in measured("fine-tuned", "in_format").items()}
+compliance = {d: value for d, (value, *_) in measured("fine-tuned", "format").items()}
 
 # %% [markdown]
 # ## 8 · Adapters, and a run that is killed
 #
 # A 7B model in full needs several large GPUs. LoRA trains small matrices beside the frozen ones instead: one setting
-# (`sft.lora_rank`). They sit in the language model only; a careless list of layer names would put them into the vision
+# (`grounding.sft_lora_r`). They sit in the language model only; a careless list of layer names would put them into the vision
 # tower, whose layers have the same names. A few steps on a few records:
 
 # %%
@@ -692,13 +695,15 @@ from pathlib import Path
 
 warnings.simplefilter("ignore", FutureWarning)  # of adapters about the next transformers
 scratch = Path(tempfile.mkdtemp())
-short = replace(settings, lora_rank=8, steps=4, batch_size=2, accumulation=2, save_steps=2, log_steps=1)
+small = "grounding.sft_lora_r=8, sft.max_steps=4, sft.per_device_train_batch_size=2, sft.save_steps=2"
+small += ", sft.gradient_accumulation_steps=2, sft.logging_steps=1"
+short = load_profile(PROFILE, "\n".join([OVERRIDES, *changes, small]))
 
 
-def short_run(name, probes=()):
+def short_run(name, callbacks=()):
     """A run of four steps from the base into a folder of its own; gives the model."""
     model, _ = load_base()
-    fine_tune(model, processor, everything[:16], pictures, scratch / name, short, probes=probes)
+    train_sft(model, processor, everything[:16], images, scratch / name, short, callbacks=callbacks)
     return model
 
 
@@ -717,14 +722,19 @@ print(
 # %%
 import shutil
 
+from transformers import TrainerCallback
 
-def kill(model, processor):
-    """What a power cut does, as a probe."""
-    raise KeyboardInterrupt
+
+class Kill(TrainerCallback):
+    """What a power cut does, after the third step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
 
 
 try:
-    short_run("killed", [Probe("killed", 3, kill)])
+    short_run("killed", [Kill()])
 except KeyboardInterrupt:
     print("killed; left:", ", ".join(sorted(path.name for path in (scratch / "killed").glob("checkpoint-*"))))
 short_run("killed")
@@ -739,34 +749,34 @@ shutil.rmtree(scratch)
 # ## Check yourself
 
 # %%
-assert json.loads((out / "settings.json").read_text())["settings"] == asdict(settings)
-assert not any(one.own[one.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")].any() for one in examples)
-assert all(0 < part < 1 for part in share.values())
+assert json.loads((out / "settings.json").read_text())["settings"] == settings
+assert not any(one.loss_mask[one.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")].any() for one in examples)
+assert all(0 < part < 1 for part in with_loss.values())
 assert PROFILE == "smoke" or padding(grouped) <= padding(mixed)  # a handful of batches proves nothing
-assert len(asked) >= 1 and asked[-1]["step"] >= log[-1]["step"]  # the last probe is of the finished model
+assert len(asked) >= 1 and asked[-1]["step"] >= log[-1]["step"]  # the last test is of the finished model
 if PROFILE != "smoke" and as_it_is:
-    assert right["fine-tuned"]["2D"][1] > 100 * by_lot, "2D is not clearly above chance"
+    assert right["fine-tuned"]["2D"][1] > 100 * by_chance, "2D is not clearly above chance"
     assert right["fine-tuned"]["2D"][0] > right["base"]["2D"][0]
-    assert in_format["2D"] >= 0.9
+    assert compliance["2D"] >= 0.9
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Put the injected tokens into the loss by mistake (`own[begin:] = True` for an `Encoded`). What becomes of the number, and
+# 1. Put the injected tokens into the loss by mistake (`loss_mask[begin:] = True` for an `Encoded`). What becomes of the number, and
 #    what would the model learn?
 # 2. How much of the loss is the letter? Compute the cross entropy at the letters alone, in the batch of section 5.
 # 3. Train without region tokens, and without volumes. Which of the curves moves? (Two runs of some minutes.)
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `wrong = replace(one, own=np.arange(len(one)) >= one.own.argmax())`, then `own_token_loss(load_base()[0],
-#    Collator(processor)([wrong]))`. Labels would be `<|image_pad|>` for every token of a crop: trivial to predict after the
+# 1. `wrong = replace(one, loss_mask=np.arange(len(one)) >= one.loss_mask.argmax())`, then
+#    `labelled_token_loss(load_base()[0], Collator(processor)([wrong]))`. Labels would be `<|image_pad|>` for every token of a crop: trivial to predict after the
 #    first, so the mean loss *falls* and looks better. The model learns to write image tokens, and generation forbids them.
-# 2. The letter is the token behind `</think>`: `letter = torch.roll(batch["input_ids"] == end, 1, 1)[:, 1:] & mine` with
-#    `end = tokenizer.convert_tokens_to_ids("</think>")`, then the cross entropy of `logits[:, :-1][letter]`. Times its share
-#    of the own tokens, that is all that the loss knows of the answers.
-# 3. `python -m unireason_lib tutorial 04 -p FORM="no regions"`, and `-p COUNT_3D=0`. Each run has a folder of its own in
+# 2. The letter is the token behind `</think>`: `letter = torch.roll(batch["input_ids"] == end, 1, 1)[:, 1:] & labelled` with
+#    `end = tokenizer.convert_tokens_to_ids("</think>")`, then the cross entropy of `logits[:, :-1][letter]`. Times its
+#    proportion of the generated tokens, that is all that the loss knows of the answers.
+# 3. `python -m unireason_lib tutorial 04 -p COMPONENTS="no regions"`, and `-p RECORDS_3D=0`. Each run has a folder of its own in
 #    `runs/sft`. Notebook 07 does this with several seeds.
 #
 # </details>

@@ -172,9 +172,11 @@ class ExactResume:
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
         loss = super().training_step(*args, **kwargs)
-        if in_any_process(not torch.isfinite(loss).all(), loss.device):
+        finite = bool(torch.isfinite(loss).all())
+        if in_any_process(not finite, loss.device):
+            found = "another in another process" if finite else loss.item()
             do = "lower the learning rate and call again: the run goes on from its last checkpoint"
-            raise TrainingError(f"step {self.state.global_step}", "a finite loss", loss.item(), do)
+            raise TrainingError(f"step {self.state.global_step}", "a finite loss", found, do)
         return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -190,6 +192,7 @@ def train(trainer: Any, out: Path) -> None:
     """
     if trainer.args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
+    _clean_generation_config(trainer.model, trainer.processing_class)
     with SaveOnInterrupt() as interrupt, full_disk_named(out):
         trainer.add_callback(interrupt)
         trainer.train(resume_from_checkpoint=last_checkpoint(out))
@@ -244,7 +247,6 @@ def save_model(trainer: Any, processor: Any, folder: Path, records: Sequence[Rec
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
         wait()
-        _clean_generation_config(trainer.accelerator.unwrap_model(trainer.model), processor)
         trainer.save_model(str(temporary))
         wait()
         if main:
