@@ -38,64 +38,76 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
 from transformers.utils import logging
 
+from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
-from unireason_lib.profiles import load_profile
-from unireason_lib.training.rl import RLSettings
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
-profile, root = load_profile(PROFILE, OVERRIDES), project_root()
-settings = RLSettings.from_profile(profile.rl, seed=SEED)
+profile, root = load_profile(PROFILE, OVERRIDES, **{"grpo.seed": SEED}), project_root()
 logging.set_verbosity_error()  # what libraries tell one another is not for readers
 pipeline_figure("outcome RL")
 
 # %% [markdown]
 # ## 1 · What is rewarded
 #
-# Two things, weighed 0.8 and 0.2 as in the paper: the letter is right; the reply has its form (a thought, boxes that are
-# boxes, an answer behind). Each is a function from a reply to a number. A reward is what the model will become good at, so
+# Two things, weighed 0.8 and 0.2 as in the paper: the letter is right; the reply has its format (a thought, boxes that can be
+# read, an answer after it). Each is a function from a reply to a number. A reward is what the model will become good at, so
 # the first question about one is: **what else earns it?** Some made-up replies to a question whose right answer is B, and
 # what they earn from the arithmetic of the authors' release (`paper`) and from ours (`strict`):
 
 # %%
-from unireason_lib.training.rewards import GAMES, audit
-from unireason_lib.tutorial.results import aligned
+import pandas as pd
 
-earned = audit()
-names = [f"{mode} {part}" for mode in ("paper", "strict") for part in ("answer", "format", "total")]
-print(
-    aligned([("reply", *names), *[(row["reply"], *[f"{row[name]:g}" for name in names]) for row in earned]])
-)
+from unireason_lib.training.rewards import WEIGHTS, answer_reward, format_reward
+
+BOX = "<|box_start|>[8,8,30,40]<|box_end|>"
+made_up = {
+    "honest": f"<think>The liver is at {BOX}. So: liver.</think>B. Liver",
+    "honest but wrong": f"<think>It is at {BOX}.</think>C. Spleen",
+    "empty": "",
+    "lorem ipsum": "lorem ipsum",
+    "bare letter": "B",
+    "an article": "This shows a mass, so the answer is B.",
+    "letter and text differ": f"<think>It is at {BOX}.</think>B. Heart",
+    "tags only": "<think></think>B",
+    "box outside": "<think>I look at <|box_start|>[900,900,990,990]<|box_end|>.</think>B",
+    "thought never closed": "<think>It is B. B. B.",
+}
+
+# %%
+options = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
+earned = pd.DataFrame(index=list(made_up))
+for mode in ("paper", "strict"):
+    answers = [answer_reward(text, "B", mode, options) for text in made_up.values()]
+    forms = [format_reward(text, mode, dimension="2d", frame=(64, 64, 1)) for text in made_up.values()]
+    earned[f"{mode}: answer"], earned[f"{mode}: format"] = answers, forms
+    totals = WEIGHTS["answer"] * earned[f"{mode}: answer"] + WEIGHTS["format"] * earned[f"{mode}: format"]
+    earned[f"{mode}: total"] = totals
+earned
 
 # %% [markdown]
 # In the release's arithmetic a lone letter earns all there is, and so does a thought without a word in it; an *article* is
-# read as option A. A model that is trained long enough finds that out. The strict rewards grant the form to nobody who did
-# not reason and point.
+# read as option A. A model that is trained long enough finds that out. The strict rewards grant the format to nobody who did
+# not reason and refer to a region.
 
 # %%
-by_name = {row["reply"]: row for row in earned}
-gamed = {
-    mode: [n for n, r in by_name.items() if n != "honest" and r[f"{mode} total"] > 0.99]
-    for mode in ("paper", "strict")
-}
-print("earn everything though they are not honest, paper: ", ", ".join(gamed["paper"]))
-print("earn everything though they are not honest, strict:", ", ".join(gamed["strict"]) or "none")
-print()
-print("an article:", GAMES["an article"])
-assert not gamed["strict"]
+gamed = {m: earned.index[earned[f"{m}: total"] > 0.99].drop("honest") for m in ("paper", "strict")}
+for mode, names in gamed.items():
+    print(f"earn everything though they are not honest, {mode}: {', '.join(names) or 'none'}")
+assert not len(gamed["strict"])
 
 # %% [markdown]
 # ## 2 · Where it starts
 #
 # A model that has learnt all that its examples teach answers alike whenever it is asked, and where all replies to a question earn
 # the same, nothing is learnt. RL therefore often starts from an earlier stage of fine-tuning. So does this notebook: it fine-tunes
-# as notebook 04 does, but for fewer passes over the data (`rl.start_epochs` of the profile; the schedule shrinks with them). With
+# as notebook 04 does, but for fewer passes over the data (`grounding.grpo_start_epochs` of the profile; the schedule shrinks with them). With
 # `MODEL` it starts from whatever you name, `data/tiny-sft` for instance.
 
 # %%
@@ -110,7 +122,7 @@ from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.training.checkpoints import whole_checkpoint
 from unireason_lib.training.data import data_folder, images_from, training_records
-from unireason_lib.training.sft import SFTSettings, fine_tune
+from unireason_lib.training.sft import train_sft
 
 
 # %%
@@ -123,24 +135,27 @@ def phantoms(section, name, first=0):
     """Folder of a data set of phantoms, made when it is not there; of the same settings it is that of notebook 04."""
     patients = section.patients_2d, section.patients_3d
     made_of = short_hash(
-        patients, *([first] if first else []), profile.dataset.as_dict(), asdict(frame), __version__
+        patients, *([first] if first else []), profile.dataset.model_dump(), asdict(frame), __version__
     )
     place = root / "runs" / "data" / f"{name}-{PROFILE}-{made_of}"
     return phantom_set(place, *patients, frame, profile.dataset, first=first, workers=2).folder
 
 
 # %%
-given, epochs = MODEL or profile.model.path, profile.rl.start_epochs
+given, epochs = MODEL or profile.model.path, profile.grounding.grpo_start_epochs
 start = whole_checkpoint(root / given if (root / given).is_dir() else given)
 if epochs is not None and not MODEL:
     base, processor = load_profile_model(profile.model, root, profile.model.base)
     frame = ProcessorFrame.from_processor(processor)
-    how = SFTSettings.from_profile(profile.sft, seed=0, epochs=epochs, steps=None)
-    examples = phantoms(profile.sft, "phantoms")
-    learnt = training_records(examples, {"2d": profile.sft.counts_2d, "3d": profile.sft.counts_3d}, seed=0)
-    taught = [(record.id, record.reply) for record in learnt]
-    name = f"{PROFILE}-start-{short_hash(asdict(how), taught, model_identity(base.name_or_path))}"
-    start = str(fine_tune(base, processor, learnt, images_from(examples), root / "runs" / "sft" / name, how))
+    shorter = {"sft.seed": 0, "sft.num_train_epochs": epochs, "sft.max_steps": -1}
+    how = load_profile(PROFILE, OVERRIDES, **shorter)
+    examples = phantoms(profile.sft_data, "phantoms")
+    counts = {"2d": profile.sft_data.records_2d, "3d": profile.sft_data.records_3d}
+    taught = training_records(examples, counts, seed=0)
+    replies = [(record.id, record.reply) for record in taught]
+    decides = how.sft.model_dump(), how.grounding.model_dump(), replies
+    name = f"{PROFILE}-start-{short_hash(*decides, model_identity(base.name_or_path))}"
+    start = str(train_sft(base, processor, taught, images_from(examples), root / "runs" / "sft" / name, how))
 
 
 # %%
@@ -161,12 +176,12 @@ print("starts from", model_path.replace(f"{root}/", ""))
 # questions; all that is known of each is the letter.
 
 # %%
-first = max(profile.sft.patients_2d, profile.sft.patients_3d)  # behind those of fine-tuning
-folder = data_folder(DATA) if DATA else phantoms(profile.rl, "phantoms-rl", first)
-counts = {"2d": profile.rl.counts_2d, "3d": profile.rl.counts_3d}
+first = max(profile.sft_data.patients_2d, profile.sft_data.patients_3d)  # behind those of fine-tuning
+folder = data_folder(DATA) if DATA else phantoms(profile.grpo_data, "phantoms-rl", first)
+counts = {"2d": profile.grpo_data.records_2d, "3d": profile.grpo_data.records_3d}
 held = M3D_ROOT or None
 records = training_records(folder, counts, seed=SEED, form="rl", m3d_root=held)
-pictures = images_from(folder, m3d_root=held)
+images = images_from(folder, m3d_root=held)
 number = {d: sum(record.dimension == d for record in records) for d in ("2d", "3d")}
 print(
     f"{str(folder).replace(f'{root}/', '')}: {number['2d']:,} questions about slices, {number['3d']:,} about volumes"
@@ -180,46 +195,48 @@ print(
 import tempfile
 from pathlib import Path
 
-from unireason_lib.training.rewards import WEIGHTS, answer_reward, format_reward
-from unireason_lib.training.rl import Questions
+from unireason_lib.training.grpo import Questions
 
 listed = Path(tempfile.mkdtemp()) / "left_out.jsonl"  # what cannot be asked is named in a file
-questions = Questions(records, pictures, settings.max_prompt_tokens, listed)
+questions = Questions(records, images, profile.grounding.max_prompt_length, listed)
 generator = GroundedGenerator(model, processor)
-limits = {"max_new_tokens": settings.reply_tokens, "max_rounds": settings.reply_rounds}
+limits = {
+    "max_new_tokens": profile.grpo.max_completion_length,
+    "max_rounds": profile.grounding.rollout_max_rounds,
+}
 
 
 # %%
 def roll_out(row):
-    """Sampled replies to a question, what they are held against, and what each earns."""
-    request, asked = questions.put(row, generator)
-    traces = generator.generate(
-        [request], samples=settings.rollouts, temperature=settings.reply_temperature, seed=SEED, **limits
-    )
+    """Sampled replies to a question, the columns that its rewards read, and what each reply earns."""
+    request, columns = questions.open(row, generator, position=0)
+    how = {"samples": profile.grpo.num_generations, "temperature": profile.grpo.temperature}
+    traces = generator.generate([request], seed=SEED, **how, **limits)
+    shown = {name: columns[name] for name in ("dimension", "frame")}
     parts = [
         (
-            answer_reward(trace.text, asked.truth, options=asked.options),
-            format_reward(trace.text, dimension=asked.dimension, frame=asked.frame),
+            answer_reward(trace.text, columns["truth"], options=columns["options"]),
+            format_reward(trace.text, **shown),
         )
         for trace in traces
     ]
-    return request, asked, traces, parts
+    return request, columns, traces, parts
 
 
 # %%
 for row in range(min(40, len(records))):
-    if questions.put(row, generator) is None:
+    if questions.open(row, generator, position=0) is None:
         continue
-    request, asked, traces, parts = roll_out(row)
+    request, columns, traces, parts = roll_out(row)
     if len(set(parts)) > 1:
         break
-print(request.question, request.options, "right:", asked.truth, "\n")
+print(request.question, request.options, "right:", columns["truth"], "\n")
 for trace, (answer, form) in zip(traces, parts, strict=True):
     print(f"answer {answer:g}, format {form:g}: {trace.text}\n")
 
 # %%
 from unireason_lib.boxes import Box3D
-from unireason_lib.display import show_pictures
+from unireason_lib.display import show_images
 
 
 def shown(trace):
@@ -233,7 +250,7 @@ def shown(trace):
 
 drawn = [shown(trace) for trace in traces]
 titles = [f"answer {answer:g}, format {form:g}" for answer, form in parts]
-show_pictures([picture for picture, _ in drawn], [boxes for _, boxes in drawn], titles=titles)
+show_images([image for image, _ in drawn], [boxes for _, boxes in drawn], titles=titles)
 
 # %% [markdown]
 # ### The advantage, by hand
@@ -270,28 +287,21 @@ token_strip(max(traces, key=lambda trace: len(trace.own_mask)), processor.tokeni
 # with clipping, and a KL term (estimator k3) that keeps the model near to where it started.
 
 # %%
-for name in (
-    "prompts",
-    "rollouts",
-    "mini_batch",
-    "steps",
-    "learning_rate",
-    "lora_rank",
-    "kl",
-    "clip",
-    "reply_temperature",
-):
-    print(f"{name:<19}{getattr(settings, name)}")
+sections = {**profile.grpo.model_dump(), **profile.grounding.model_dump()}
+names = "generation_batch_size num_generations max_steps learning_rate grpo_lora_r beta epsilon temperature"
+print("\n".join(f"{name:<23}{sections[name]}" for name in names.split()))
 
 # %%
-from unireason_lib.training.logbook import read_lines, read_log
-from unireason_lib.training.rl import reinforce
+from unireason_lib.io import read_lines
+from unireason_lib.training.callbacks import read_log
+from unireason_lib.training.checkpoints import run_settings
+from unireason_lib.training.grpo import train_grpo
 
-identity = short_hash(asdict(settings), [record.id for record in records], model_identity(model_path))
-run = RUN or f"{PROFILE}-seed{SEED}-{identity}"
+decides = run_settings(profile, "grpo"), [record.id for record in records]
+run = RUN or f"{PROFILE}-seed{SEED}-{short_hash(*decides, model_identity(model_path))}"
 out = root / "runs" / "rl" / run
 print(f"runs/rl/{run}:", "finished before" if (out / "model").is_dir() else "trains now")
-trained_path = reinforce(load_start()[0], processor, records, pictures, out, settings)
+trained_path = train_grpo(load_start()[0], processor, records, images, out, profile)
 spent = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"] / 60
 print(f"{trained_path.relative_to(root)}: {spent:.1f} min since its last start")
 
@@ -312,7 +322,8 @@ print("python -m unireason_lib", shlex.join(command).replace(f"{root}/", ""))
 
 # %%
 replies = read_lines(out / "rollouts.jsonl")
-groups = [replies[first : first + settings.rollouts] for first in range(0, len(replies), settings.rollouts)]
+size = profile.grpo.num_generations
+groups = [replies[first : first + size] for first in range(0, len(replies), size)]
 off = []
 for group in groups:
     earned_here = [line["reward"] for line in group]
@@ -320,7 +331,7 @@ for group in groups:
     off += [abs((line["reward"] - mean) / (spread + 1e-4) - line["advantage"]) for line in group]
 print(f"{len(groups)} groups, {len(replies)} replies; largest difference {max(off):.1e}")
 flat = fmean(len({round(line["reward"], 6) for line in group}) == 1 for group in groups)
-print(f"groups in which all replies earned the same, and nothing was learnt: {flat:.0%}")
+print(f"zero-variance groups, from which nothing is learnt: {flat:.0%}")
 assert max(off) < 1e-3
 
 # %% [markdown]
@@ -336,7 +347,7 @@ log = read_log(out / "log.jsonl", "reward")
 
 def curve(key, width=5):
     """A value of the log, the mean of some steps."""
-    found = [(line["step"], line[key]) for line in log if key in line]
+    found = [(line["step"], line[key]) for line in log if line.get(key) is not None]
     return [
         (found[k][0], fmean(value for _, value in found[max(0, k - width + 1) : k + 1]))
         for k in range(len(found))
@@ -351,9 +362,14 @@ panels = {
         "format": curve("rewards/format/mean"),
     },
     "nats a token": {"KL to the start": curve("kl"), "entropy": curve("entropy")},
-    "tokens a reply": {"own tokens": curve("completions/mean_length")},
-    "a reply": {"boxes": curve("boxes"), "rounds": curve("rounds")},
-    "share": {"boxes that fetched": curve("boxes_answered"), "flat groups": curve("flat_groups")},
+    "tokens a reply": {"generated by the model": curve("completions/mean_length")},
+    "boxes a reply": {"boxes": curve("boxes")},
+    "proportion": {
+        "replies with a box, 2D": curve("pointing_2d"),
+        "replies with a box, 3D": curve("pointing_3d"),
+        "boxes answered": curve("boxes_answered"),
+        "zero-variance groups": curve("frac_reward_zero_std"),
+    },
 }
 for unit, lines in panels.items():
     display(plot_lines({name: points for name, points in lines.items() if points}, "step", unit))
@@ -366,7 +382,7 @@ print(f"{looking:.0%} of the time went into rollouts, the rest into rewards and 
 # %% [markdown]
 # ## 5 · Before and after
 #
-# Held-out patients, the same questions to both, greedy. Intervals resample patients; the difference is paired.
+# Held-out patients, the same questions to both, greedy. Intervals count patients, not questions; the difference is paired.
 
 # %%
 from unireason_lib.display import plot_intervals
@@ -375,7 +391,7 @@ from unireason_lib.grounding import Settings
 from unireason_lib.inference.batch import Checkpoint
 
 shape, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
-asked = {"split": "test", "limit": profile.rl.test_questions, "frame": frame}
+asked = {"split": "test", "limit": profile.grounding.grpo_test_questions, "frame": frame}
 if DATA:
     test = open_benchmark(str(folder), m3d_root=held, **asked)
 else:
@@ -394,20 +410,21 @@ reports, files = {}, {}
 for name, checkpoint in models.items():
     files[name] = file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
     evaluate(test, file, checkpoint, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
-    reports[name] = Report.from_file(file, samples=profile.evaluation.samples)
-by_lot = sum(1 / len(item.options) for item in test) / len(test)
+    reports[name] = Report.from_file(file)
+chance = sum(1 / len(item.options) for item in test) / len(test)
 
 
 def measured(name, measure, scale=1):
     """Dimension -> value and interval of a measure, where it applies."""
-    cells = {c.dimension.upper(): c.values[measure] for c in reports[name].cells if c.family == "all"}
-    return {
-        d: tuple(scale * x for x in (i.value, i.low, i.high)) for d, i in cells.items() if i and d != "ALL"
-    }
+    table = reports[name].table()
+    cells = table[(table["family"] == "all") & (table["dimension"] != "all")].set_index("dimension")
+    columns = [measure, f"{measure}_low", f"{measure}_high"]
+    known = cells[columns].dropna() if measure in cells else cells.iloc[:0]
+    return {d.upper(): tuple(scale * known.loc[d, c] for c in columns) for d in known.index}
 
 
 right = {name: measured(name, "accuracy", 100) for name in reports}
-plot_intervals(right, f"right of {len(test)} questions, %", reference=("chance", 100 * by_lot))
+plot_intervals(right, f"right of {len(test)} questions, %", reference=("chance", 100 * chance))
 
 # %%
 overlaps = {name: measured(name, "iou_first") for name in reports}
@@ -441,19 +458,19 @@ for name in overlaps["after"]:
 # python -m unireason_lib evaluate --model START --adapter RUN --limit 4800 --size 8,64,64 --option prior_studies=300 --batch-size 50 --out FILE
 # ```
 #
-# and the table by `tidy` and `write_tidy` of `unireason_lib.evaluation.tidy`. The intervals resample patients *and* seeds. What
+# and the table by `pooled` and `write_pooled` of `unireason_lib.evaluation.table`. The intervals count patients *and* seeds. What
 # follows from them is printed, not typed.
 
 # %%
 from itertools import product
 
 from unireason_lib.evaluation.statistics import compare
-from unireason_lib.evaluation.tidy import read_tidy, runs
+from unireason_lib.evaluation.table import markdown, read_pooled, runs
 
 kept = root / "data" / "results" / "rl-laptop.csv.gz"
-rows = read_tidy(kept) if kept.exists() else []
+rows = read_pooled(kept) if kept.exists() else pd.DataFrame({"id": []})
 first = {item.id for item in test}
-comparable = bool(rows) and first <= {row["id"] for row in rows} and not MODEL
+comparable = len(rows) > 0 and first <= set(rows["id"]) and not MODEL
 
 
 def over_seeds(rows, value, d, **where):
@@ -466,36 +483,22 @@ def over_seeds(rows, value, d, **where):
 # %%
 MEASURES = {"right answers": ("correct", 100, "points"), "IoU of the first box": ("iou_first", 1, "")}
 sets = {
-    "the first": [row for row in rows if row["id"] in first],
-    "others": [row for row in rows if row["id"] not in first],
+    "the first": rows[rows["id"].isin(first)],
+    "others": rows[~rows["id"].isin(first)],
     "all": rows,
 }
 
 # %%
-lines, gains = [("questions", "", "", "before", "after", "change (95 %)", "")], {}
+lines, gains = [], {}
 for which, d, name in product(sets if comparable else (), ("2d", "3d"), MEASURES):
     value, scale, _ = MEASURES[name]
     gains[which, d, name] = gain = over_seeds(sets[which], value, d)
     low, mean, high = (scale * x for x in (gain.difference.low, gain.difference.value, gain.difference.high))
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not to be told from no change"
-    change = f"{mean:+.3g} ({low:+.3g} to {high:+.3g})"
-    about = f"{which}, {gain.questions} in {d.upper()}"
-    lines.append(
-        (
-            about,
-            name,
-            f"{gain.seeds[1]} seeds",
-            f"{scale * gain.a:.3g}",
-            f"{scale * gain.b:.3g}",
-            change,
-            verdict,
-        )
-    )
-print(
-    aligned(lines)
-    if comparable
-    else "no comparison: another model or other questions than those that were kept"
-)
+    verdict = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
+    line = {"questions": f"{which}, {gain.questions} in {d.upper()}", "measure": name, "seeds": gain.seeds[1]}
+    line |= {"before": scale * gain.a, "after": scale * gain.b}
+    lines.append(line | {"change (95 %)": f"{mean:+.3g} ({low:+.3g} to {high:+.3g})", "verdict": verdict})
+print(markdown(pd.DataFrame(lines)) if lines else "no comparison: another model or other questions than kept")
 
 # %%
 for (which, d, name), gain in gains.items():
@@ -511,13 +514,12 @@ for (which, d, name), gain in gains.items():
             note=note,
         )
 if comparable:
-    said = fmean(row["in_format"] for row in rows if row["condition"] == "SFT+RL")
-    was = fmean(row["in_format"] for row in rows if row["condition"] == "SFT")
+    by_condition = rows.groupby("condition")["format"].mean()
     publish(
-        "RL: replies in the right form",
-        100 * said,
+        "RL: format compliance",
+        100 * by_condition["SFT+RL"],
         "%",
-        note=f"all questions and seeds; before {100 * was:.1f} %",
+        note=f"all questions and seeds; before {100 * by_condition['SFT']:.1f} %",
     )
 
 # %% [markdown]
@@ -525,19 +527,23 @@ if comparable:
 # a result; p-values are corrected (Holm) for the number of kinds looked at, those with 100 questions or more.
 
 # %%
-from collections import Counter
-
 from unireason_lib.evaluation.statistics import holm
 
-asked_often = Counter((row["dimension"], row["kind"]) for row in rows if row["condition"] == "SFT")
-kinds = sorted(key for key, n in asked_often.items() if n >= 100) if comparable else []
+asked_often = rows[rows["condition"] == "SFT"].groupby(["dimension", "kind"]).size() if comparable else {}
+kinds = sorted(key for key, n in dict(asked_often).items() if n >= 100)
 by_kind = {key: over_seeds(rows, "correct", key[0], kind=key[1]) for key in kinds}
 corrected = dict(zip(kinds, holm([gain.p for gain in by_kind.values()]), strict=True))
-lines = [("kind", "questions", "before, %", "after, %", "p, Holm")]
-for (d, kind), gain in by_kind.items():
-    before, after = f"{100 * gain.a:.1f}", f"{100 * gain.b:.1f}"
-    lines.append((f"{d.upper()} {kind}", str(gain.questions), before, after, f"{corrected[d, kind]:.2g}"))
-print(aligned(lines))
+lines = [
+    {
+        "kind": f"{d.upper()} {kind}",
+        "questions": gain.questions,
+        "before, %": 100 * gain.a,
+        "after, %": 100 * gain.b,
+        "p, Holm": corrected[d, kind],
+    }
+    for (d, kind), gain in by_kind.items()
+]
+print(markdown(pd.DataFrame(lines)) if lines else "no comparison")
 
 # %%
 if comparable:
@@ -552,15 +558,13 @@ if comparable:
 # *both*, *neither*, *only the spleen* and *only the gallbladder*. What is answered, in the test of this notebook?
 
 # %%
-from unireason_lib.inference.results import read_results
+from collections import Counter
 
 
 def answers(name, key):
     """First word of an option -> how often it is what `key` says, among the questions about pairs in slices."""
-    pairs = [
-        line for line in read_results(files[name]) if (line["dimension"], line["kind"]) == ("2d", "pair")
-    ]
-    return dict(Counter(line["options"].get(line[key], "none").split()[0] for line in pairs).most_common())
+    pairs = [x for x in read_lines(files[name]) if (x["dimension"], x["kind"]) == ("2d", "pair")]
+    return dict(Counter(x["options"].get(x[key], "none").split()[0] for x in pairs).most_common())
 
 
 print("right ", answers("before", "truth"))
@@ -578,42 +582,42 @@ for name in files:
 # Section 1 priced made-up replies. Does it matter to a model? Two short runs from the same start, alike in everything but
 # the reward: the release's arithmetic, and ours. To have something to learn, sampling is hot, so that many replies are
 # out of form: a thought that is not closed, a box that is none, words behind the end. Both rewards know the right letter. What
-# is plotted is the same for both: the share of sampled replies that a *reader* would grant the form.
+# is plotted is the same for both: the proportion of sampled replies that a *reader* would grant the form.
 
 # %%
-from dataclasses import replace
-
-prompts = 2 if PROFILE == "smoke" else 8
-hot = replace(
-    settings,
-    prompts=prompts,
-    mini_batch=prompts,
-    micro_batch=min(settings.micro_batch, prompts * settings.rollouts),
-    steps=4 if PROFILE == "smoke" else 20,
-    reply_temperature=1.6,
-    kl=0.0,
-    patience=0,
-    save_steps=1000,
-)
+prompts, replies_each = 2 if PROFILE == "smoke" else 8, profile.grpo.num_generations
+hot = {
+    "grpo.seed": SEED,
+    "grpo.generation_batch_size": prompts * replies_each,
+    "grpo.per_device_train_batch_size": prompts * replies_each,
+    "grpo.gradient_accumulation_steps": 1,
+    "grpo.max_steps": 4 if PROFILE == "smoke" else 20,
+    "grpo.temperature": 1.6,
+    "grpo.beta": 0.0,
+    "grpo.save_steps": 1000,
+}
 flat_only = [record for record in records if record.dimension == "2d"]
 
 
 # %%
-def frame_of(row):
-    """Width, height and number of the pictures of a question, as the model sees them."""
-    height, width = flat_only[row].image_size or pictures(flat_only[row])[0].size[::-1]
+flat_ids = {record.id: record for record in flat_only}
+
+
+def frame_of(name):
+    """Width, height and number of the images of a question, as the model sees them."""
+    height, width = flat_ids[name].image_size or images(flat_ids[name])[0].size[::-1]
     return (*frame.size(height, width)[::-1], 1)
 
 
 formed, paid = {}, {}
-for mode in () if RUN or not flat_only else ("paper", "strict"):  # a run for a study leaves this lesson out
-    short = replace(hot, mode=mode)
-    name = short_hash(asdict(short), [record.id for record in flat_only], model_identity(model_path))
-    scratch = root / "runs" / "rl" / f"{PROFILE}-hot-{mode}-{name}"
-    reinforce(load_start()[0], processor, flat_only, pictures, scratch, short)
+for mode in () if RUN or not flat_only else ("paper", "strict"):  # a run for a study leaves this out
+    short = load_profile(PROFILE, OVERRIDES, **hot, **{"grounding.reward_mode": mode})
+    decides = run_settings(short, "grpo"), [record.id for record in flat_only]
+    name = f"{PROFILE}-hot-{mode}-{short_hash(*decides, model_identity(model_path))}"
+    train_grpo(load_start()[0], processor, flat_only, images, root / "runs" / "rl" / name, short)
     steps = {}
-    for line in read_lines(scratch / "rollouts.jsonl"):
-        form = format_reward(line["text"], dimension="2d", frame=frame_of(line["row"]))
+    for line in read_lines(root / "runs" / "rl" / name / "rollouts.jsonl"):
+        form = format_reward(line["text"], dimension="2d", frame=frame_of(line["id"]))
         steps.setdefault(line["step"] + 1, []).append((form, line["reward format"]))
     formed[mode] = [(step, fmean(form for form, _ in found)) for step, found in steps.items()]
     paid[mode] = [(step, fmean(pay for _, pay in found)) for step, found in steps.items()]
@@ -658,7 +662,7 @@ print("all checks passed")
 # 1. A group of four earns 1, 1, 1 and 0.2. What are the advantages, and what would they be without dividing by the standard
 #    deviation? When does that matter?
 # 2. Write a reply that earns full marks from the strict rewards without reasoning. How would you forbid it?
-# 3. Train with `OVERRIDES="rl.iou=0.5"`. Do boxes fit better? Do answers?
+# 3. Train with `OVERRIDES="grounding.iou_weight=0.5"`. Do boxes fit better? Do answers?
 #
 # <details><summary>Solutions</summary>
 #

@@ -1,6 +1,5 @@
 """Outcome RL: what TRL computes on grounded replies is what they are."""
 
-import json
 import os
 import signal
 import warnings
@@ -11,17 +10,18 @@ import torch
 
 from unireason_lib.config import load_profile
 from unireason_lib.errors import DatasetError, TrainingError
+from unireason_lib.evaluation.parquet import record_item
 from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.grounding.replies import Script
-from unireason_lib.io import locked
-from unireason_lib.training import grpo
-from unireason_lib.training.logbook import read_lines as read_log
+from unireason_lib.io import locked, read_lines
+from unireason_lib.training import grpo, rewards
+from unireason_lib.training.callbacks import read_log
 from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
 
 BATCHES = {
-    "grpo.generation_batch_size": 16,  # four questions, four replies each
+    "grpo.generation_batch_size": 8,  # two questions, four replies each
     "grpo.num_generations": 4,
-    "grpo.per_device_train_batch_size": 8,
+    "grpo.per_device_train_batch_size": 4,
     "grpo.gradient_accumulation_steps": 2,
 }
 SMALL = {
@@ -45,15 +45,15 @@ def profile(changes=(), **grpo_section):
 
 
 def pointing(tokenizer, dimension, boxes):
-    """What a reply is made to write: a thought with some boxes, then six tokens of its own choice."""
+    """What a reply is made to write: a thought with some boxes, then six tokens of its choice."""
     box = "[8,8,24,40]" if dimension == "2d" else "[8,8,1,24,40,3]"
-    parts = ["<think>I look", *[f" <|box_start|>{box}<|box_end|>"] * boxes, ".</think>B. ", 6]
-    return Script(tokenizer, tuple(parts))
+    boxes = [f"<|box_start|>{box}<|box_end|>"] * boxes
+    return Script(tokenizer, ("<think>Look", *boxes, "</think>B.", 6, tokenizer.eos_token))
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Replies of every request hold no, one or three boxes by turns."""
+    """Replies hold no, one or three boxes by turns; what they are paid differs within a group."""
     plain = GroundedGenerator.generate
 
     def generate(self, requests, scripts=None, **how):
@@ -61,10 +61,11 @@ def scripted(monkeypatch):
             pointing(self.tokenizer, request.dimension, (0, 1, 3)[k % 3])
             for k, request in enumerate(requests)
         ]
-        how["max_new_tokens"] = 200
+        how["max_new_tokens"] = 200  # enough for all of it
         return plain(self, requests, scripts=scripts, **how)
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
+    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def some(study, count=8):
 
 
 def rollouts(out):
-    return [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    return read_lines(out / "rollouts.jsonl")
 
 
 def weights_of(folder):
@@ -115,7 +116,7 @@ def weights_of(folder):
 def test_log_probabilities_are_those_of_the_sampled_distribution(
     stress, study, tiny_checkpoint, scripted, generations, tmp_path
 ):
-    """2D and 3D, no, one and three boxes in one batch; of sampling, policy, old policy and reference.
+    """2D and 3D, no, one and three boxes in one batch: of sampling, policy, old and reference.
     Tokens that may not be sampled have no probability, however likely the model finds them."""
     model, processor = load_model(tiny_checkpoint, device="cpu")
     forbidden = GroundedGenerator(model, processor).never_written
@@ -125,13 +126,14 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     processor.save_pretrained(tmp_path / "base")
     model, processor = load_model(tmp_path / "base", device="cpu")
     settings = profile(
-        generation_batch_size=32,
+        generation_batch_size=12,  # six questions
+        num_generations=2,
         gradient_accumulation_steps=1,
         max_steps=1,
         learning_rate=0.0,
         temperature=0.7,
     )
-    train_grpo(model, processor, some(study), study.pictures, tmp_path / "run", settings)
+    train_grpo(model, processor, some(study), study.images, tmp_path / "run", settings)
     (seen,) = generations
     output, traces = seen.output, seen.traces
     assert {trace.request.dimension for trace in traces} == {"2d", "3d"}
@@ -163,7 +165,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
 def test_rollouts_and_trainer_use_one_autocast(
     study, fresh_model, monkeypatch, generations, tmp_path
 ):
-    """Else log-probabilities in bfloat16 differ by up to 0.1, although nothing was learnt between."""
+    """Else log-probabilities in bfloat16 differ by up to 0.1 before anything is learnt."""
     types, plain = [], GroundedGenerator.generate
 
     def generate(self, *args, **how):
@@ -173,7 +175,7 @@ def test_rollouts_and_trainer_use_one_autocast(
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
     settings = profile(bf16=True, max_steps=1, gradient_accumulation_steps=1, learning_rate=0.0)
-    train_grpo(*fresh_model, some(study, 4), study.pictures, tmp_path, settings)
+    train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
     (output,) = (one.output for one in generations)
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[own].abs()
@@ -186,7 +188,7 @@ def test_injected_positions_have_no_gradient(
     """The loss does not depend on what is predicted there."""
     model, processor = fresh_model
     settings = profile(max_steps=1, beta=0.1, learning_rate=0.0)
-    train_grpo(model, processor, some(study), study.pictures, tmp_path, settings)
+    train_grpo(model, processor, some(study), study.images, tmp_path, settings)
     trainer, output = generations[0].trainer, generations[0].output
     output["advantages"] = torch.linspace(-1, 1, len(output["advantages"]))
     kept = {}
@@ -219,36 +221,36 @@ def test_a_known_preference_is_learnt(study, fresh_model, monkeypatch, paid, tmp
     monkeypatch.setattr(GroundedGenerator, "__init__", init)
     paid(lambda ids: ids[0] == arms[0])
     settings = profile(
-        max_steps=10,
+        max_steps=8,
         beta=0.0,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         max_completion_length=1,
         num_generations=8,
-        generation_batch_size=32,
-        per_device_train_batch_size=16,
+        generation_batch_size=16,
+        per_device_train_batch_size=8,
         save_steps=50,
     )
-    train_grpo(model, processor, some(study, 4), study.pictures, tmp_path, settings)
-    rewards = [line["reward"] for line in read_log(tmp_path / "log.jsonl") if "reward" in line]
-    assert 0.2 < rewards[0] < 0.8 and sum(rewards[-3:]) / 3 > 0.9, rewards
+    train_grpo(model, processor, some(study, 4), study.images, tmp_path, settings)
+    earned = [line["reward"] for line in read_log(tmp_path / "log.jsonl", "reward")]
+    assert 0.1 < earned[0] < 0.9 and sum(earned[-3:]) / 3 > 0.9, earned
 
 
 def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     start = {name: weight.clone() for name, weight in fresh_model[0].state_dict().items()}
-    out = train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile())
+    out = train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
     assert out == tmp_path / "model"
-    lines = [line for line in read_log(tmp_path / "log.jsonl") if "reward" in line]
+    lines = read_log(tmp_path / "log.jsonl", "reward")
     assert [line["step"] for line in lines] == [1, 2]
     names = "kl entropy boxes boxes_answered answer_2d pointing_3d rewards/format/mean"
     names += " completions/clipped_ratio frac_reward_zero_std rollout_seconds"
     assert all(name in line for line in lines for name in names.split())
     replies = rollouts(tmp_path)
-    assert len(replies) == 2 * 16
+    assert len(replies) == 2 * 8
     for k in range(0, len(replies), 4):  # advantages by hand, group by group
         group = replies[k : k + 4]
         assert len({line["id"] for line in group}) == 1
-        rewards = torch.tensor([line["reward"] for line in group])
-        by_hand = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        earned = torch.tensor([line["reward"] for line in group])
+        by_hand = (earned - earned.mean()) / (earned.std() + 1e-4)
         assert by_hand.tolist() == pytest.approx([x["advantage"] for x in group], abs=1e-3)
     for line in replies:
         parts = 0.8 * line["reward answer"] + 0.2 * line["reward format"]
@@ -257,23 +259,15 @@ def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     changed = {name for name in now if not torch.equal(now[name], start[name])}
     assert changed and not any("visual" in name for name in changed)
     # the same call finds the run finished; another process may not write there, nor other settings
-    assert train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile()) == out
+    assert train_grpo(*fresh_model, some(study), study.images, tmp_path, profile()) == out
     with pytest.raises(DatasetError, match="beta"):
-        train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile(beta=0.5))
+        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile(beta=0.5))
 
 
-def test_a_second_run_in_one_folder_is_refused(study, fresh_model, scripted, tmp_path):
-    refused = []
-
-    class Second(grpo.TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
-            with pytest.raises(DatasetError, match="running process"):
-                train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile())
-            refused.append(True)
-
-    settings = profile(max_steps=1)
-    train_grpo(*fresh_model, some(study), study.pictures, tmp_path, settings, callbacks=[Second()])
-    assert refused
+def test_a_second_run_in_one_folder_is_refused(study, fresh_model, tmp_path):
+    refused = pytest.raises(DatasetError, match="running process")
+    with locked(tmp_path / "run.lock", "the first run"), refused:
+        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
 
 
 TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 8, "learning_rate": 1e-3}
@@ -298,7 +292,7 @@ def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
                 patch.setattr(GroundedGRPOTrainer, "training_step", step)
             model, processor = load_model(tiny_checkpoint, device="cpu")
             settings = profile(**TWO_STEPS)
-            return train_grpo(model, processor, some(study), study.pictures, out, settings)
+            return train_grpo(model, processor, some(study, 4), study.images, out, settings)
 
     def ctrl_c(done):
         if done == 2:  # in the first step of the second generation
@@ -319,10 +313,11 @@ def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
     one, other = weights_of(whole / "model"), weights_of(broken / "model")
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     assert rollouts(whole) == rollouts(broken)
-    for name in ("loss", "reward", "kl"):
-        logs = [read_log(out / "log.jsonl") for out in (whole, broken)]
-        values = [[(x["step"], x[name]) for x in log if name in x] for log in logs]
-        assert values[0] == pytest.approx(values[1]) and len(values[0]) == 8
+    for name, steps in (("loss", range(1, 9)), ("kl", range(1, 9)), ("reward", range(1, 9, 2))):
+        logs = [read_log(out / "log.jsonl", name) for out in (whole, broken)]
+        assert [[line["step"] for line in log] for log in logs] == [list(steps)] * 2
+        one, other = ([line[name] for line in log] for log in logs)
+        assert one == pytest.approx(other, abs=1e-6)
 
 
 def test_the_feature_cache_changes_nothing(study, tiny_checkpoint, scripted, monkeypatch, tmp_path):
@@ -336,8 +331,8 @@ def test_the_feature_cache_changes_nothing(study, tiny_checkpoint, scripted, mon
         settings = profile({"grounding.feature_cache": cached}, learning_rate=1e-3, beta=0.1)
         model, processor = load_model(tiny_checkpoint, device="cpu")
         folder = tmp_path / str(cached)
-        out = train_grpo(model, processor, some(study), study.pictures, folder, settings)
-        lines = [line for line in read_log(folder / "log.jsonl") if "reward" in line]
+        out = train_grpo(model, processor, some(study), study.images, folder, settings)
+        lines = read_log(folder / "log.jsonl", "reward")
         numbers = [line[name] for line in lines for name in ("loss", "kl", "reward")]
         runs[cached] = numbers, weights_of(out)
     assert runs[False][0] == pytest.approx(runs[True][0], abs=1e-6)
@@ -357,17 +352,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
         lambda self, *a: plain(self, *a) * (float("nan") if self.state.global_step == 1 else 1.0),
     )
     with pytest.raises(TrainingError, match=r"step 1.*finite.*last checkpoint"):
-        train_grpo(*fresh_model, some(study), study.pictures, tmp_path, profile())
+        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
     assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "<think>" + "Look <|box_start|>[8,8,24,40]<|box_end|> " * 50 + "</think>B. "]
+    "reply", ["", "<think>Look" + "<|box_start|>[8,8,24,40]<|box_end|>" * 20 + "</think>B. "]
 )
-def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
+def test_an_empty_reply_and_one_of_twenty_boxes_are_replies(
     study, fresh_model, monkeypatch, tmp_path, reply
 ):
-    """The one ends at once, the other gets its first four regions and earns nothing for its boxes."""
+    """The one ends at once, the other gets four regions and earns nothing for its boxes."""
     plain = GroundedGenerator.generate
 
     def generate(self, requests, **how):
@@ -377,17 +372,17 @@ def test_an_empty_reply_and_one_of_fifty_boxes_are_replies(
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
     flat = [record for record in study.records if record.dimension == "2d"][:4]
-    with pytest.warns(UserWarning, match="teaches nothing"):  # all replies are the same
-        train_grpo(*fresh_model, flat, study.pictures, tmp_path, profile(max_steps=1))
+    with pytest.warns(UserWarning, match="nothing is learnt"):  # all replies are the same
+        train_grpo(*fresh_model, flat, study.images, tmp_path, profile(max_steps=1))
     for line in rollouts(tmp_path):
         assert line["stop"] == "end" and line["reward format"] == (0 if not reply else 0.5)
-        assert len(line["boxes"]) == (50 if reply else 0)
+        assert len(line["boxes"]) == (20 if reply else 0)
         assert line["statuses"].count("injected") == (4 if reply else 0)
 
 
-def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted, tmp_path):
+def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path):
     """A missing or too long one for good; one that could not be read just then is asked later."""
-    records, encode = some(study), GroundedGenerator(*fresh_model).encode
+    records, generator = some(study), GroundedGenerator(*fresh_model)
     lost, unlucky, failures = records[0].id, records[2].id, []
 
     def images(record):
@@ -396,18 +391,19 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted
         if record.id == unlucky and not failures:
             failures.append(record.id)
             raise OSError("stale file handle")
-        return study.pictures(record)
+        return study.images(record)
 
-    requests = {r.id: grpo._request(r, study.pictures(r), 0) for r in records}
-    tokens = {name: len(encode(request)[0]) for name, request in requests.items()}
-    generator = GroundedGenerator(*fresh_model)
+    items = [record_item(record, study.images) for record in records]
+    requests = {item.id: item.request(item.load()) for item in items}
+    tokens = {name: len(generator.encode(request)[0]) for name, request in requests.items()}
     assert tokens == {k: grpo.prompt_tokens(generator, r) for k, r in requests.items()}
     longest = max(tokens.values())
-    settings = profile({"grounding.max_prompt_length": longest - 1}, max_steps=8)
+    settings = profile(
+        {"grounding.max_prompt_length": longest - 1}, max_steps=8, max_completion_length=2
+    )
     with pytest.warns(UserWarning, match="left out this time: stale file handle"):
         train_grpo(*fresh_model, records, images, tmp_path, settings)
-    listed = (tmp_path / "left_out.jsonl").read_text().splitlines()
-    listed = {line["id"]: line["why"] for line in map(json.loads, listed)}
+    listed = {line["id"]: line["why"] for line in read_lines(tmp_path / "left_out.jsonl")}
     assert set(listed) == {lost} | {name for name, count in tokens.items() if count == longest}
     assert "volume.nii.gz" in listed[lost]
     asked = {line["id"] for line in rollouts(tmp_path)}
@@ -415,18 +411,18 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, scripted
 
 
 def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):
-    train_grpo(*fresh_model, some(study, 1) * 4, study.pictures, tmp_path, profile(max_steps=1))
+    train_grpo(*fresh_model, some(study, 1) * 4, study.images, tmp_path, profile(max_steps=1))
     lines = rollouts(tmp_path)
-    groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 16, 4)}
-    assert len({line["id"] for line in lines}) == 1 and len(groups) == 4
+    groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 8, 4)}
+    assert len({line["id"] for line in lines}) == 1 and len(groups) == 2
 
 
 def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
     settings = profile({"grounding.max_prompt_length": 3})
     with pytest.raises(TrainingError, match=r"left_out\.jsonl.*a hundred"):
-        train_grpo(*fresh_model, some(study), study.pictures, tmp_path, settings)
-    with pytest.raises(TrainingError, match="4 questions or more.*found 0"):
-        train_grpo(*fresh_model, [], study.pictures, tmp_path / "other", profile())
+        train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
+    with pytest.raises(TrainingError, match=r"2 questions or more.*found 0"):
+        train_grpo(*fresh_model, [], study.images, tmp_path / "other", profile())
 
 
 @pytest.mark.parametrize(
@@ -467,9 +463,9 @@ def test_metrics_of_rollouts_are_there_when_nobody_points():
 
 def test_adapters_learn_against_their_base(study, fresh_model, scripted, tmp_path):
     settings = profile({"grounding.grpo_lora_r": 4}, beta=0.1, learning_rate=1e-2)
-    out = train_grpo(*fresh_model, some(study), study.pictures, tmp_path, settings)
+    out = train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
     assert (out / "adapter_config.json").exists() and not list(out.glob("model*.safetensors"))
-    kl = [line["kl"] for line in read_log(tmp_path / "log.jsonl") if "kl" in line]
+    kl = [line["kl"] for line in read_log(tmp_path / "log.jsonl", "kl")]
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
 
 
@@ -504,10 +500,10 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
     monkeypatch.setattr(grpo, "ServedGenerator", Served)
     server = {"use_vllm": True, "vllm_server_base_url": "http://here:8000"}
     settings = profile(**server, learning_rate=1e-3, max_steps=3)
-    train_grpo(model, processor, some(study), study.pictures, tmp_path, settings)
-    assert asked == [4] * 3 and len(sent) == 3
+    train_grpo(model, processor, some(study), study.images, tmp_path, settings)
+    assert asked == [2] * 3 and len(sent) == 3
     assert any(not torch.equal(sent[0][name], sent[2][name]) for name in sent[0])
-    lines = [line for line in read_log(tmp_path / "log.jsonl") if "reward" in line]
+    lines = read_log(tmp_path / "log.jsonl", "reward")
     assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines)
 
 

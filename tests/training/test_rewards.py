@@ -7,10 +7,9 @@ import pytest
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.training.rewards import (
-    MADE_UP_REPLIES,
+    WEIGHTS,
     answer_reward,
     area_penalty,
-    audit,
     format_reward,
     iou_reward,
     reward_functions,
@@ -138,15 +137,15 @@ def test_unknown_modes_are_refused():
 
 
 def test_exploits_pay_in_the_released_arithmetic_and_not_in_ours():
-    table = audit()
-    assert list(table.index) == list(MADE_UP_REPLIES)
-    assert table.loc["honest", ("strict", "total")] == pytest.approx(1.0)
-    others = table.drop("honest")
-    assert others["strict", "total"].max() < 0.95
-    assert (others["paper", "total"] > 0.99).sum() >= 6
-    assert table.loc["lorem ipsum", ("paper", "format")] == 1
-    assert table.loc["lorem ipsum", ("strict", "total")] == 0
-    assert table.loc["letter and text differ", ("strict", "answer")] == 0
+    def total(text, mode):
+        form = format_reward(text, mode, dimension="2d", frame=(64, 64, 1))
+        answer = answer_reward(text, "B", mode, OPTIONS)
+        return WEIGHTS["answer"] * answer + WEIGHTS["format"] * form
+
+    assert total(GOOD, "strict") == total(GOOD, "paper") == pytest.approx(1.0)
+    exploits = ["B", "B B B", "b a c", "</think>B<think>", "<think></think>B", f"{BOX} B"]
+    for text in exploits:
+        assert total(text, "paper") == pytest.approx(1.0) and total(text, "strict") < 0.95
 
 
 def test_the_optional_rewards():
@@ -159,10 +158,10 @@ def test_the_optional_rewards():
 
 
 def test_rewards_have_the_signature_of_trl():
-    """Columns of the data set by name, others ignored; messages or plain text; the paper's weights."""
+    """Columns by name, others ignored; messages or plain text; the paper's weights."""
     columns = {
         "truth": ["B", "B"],
-        "options": [OPTIONS, {**OPTIONS, "D": None}],  # a column of mappings fills up with None
+        "options": [OPTIONS, OPTIONS],
         "dimension": ["2d", "2d"],
         "frame": [(64, 64, 1)] * 2,
         "boxes": [[[8, 8, 30, 40]], []],

@@ -1,26 +1,27 @@
 """Outcome RL: TRL's ``GRPOTrainer`` with rollouts that box a region, see it enlarged, and answer.
 
-What is ours is little: how replies are sampled (:class:`~unireason_lib.grounding.GroundedGenerator`,
-all rollouts of a generation in one batch, those of one question sharing its encoding), and that the
-crops of a reply reach the forward pass with the images of its prompt, while injected tokens carry
-neither loss nor KL. Advantages, clipping, KL, accelerate, PEFT, checkpoints, trackers are TRL's.
+What is ours is little: how replies are sampled (all rollouts of a generation in one batch, those of
+one question sharing its encoding), and that the crops of a reply reach the forward pass with the
+images of its prompt, while injected tokens carry neither loss nor KL. Advantages, clipping, KL,
+accelerate, PEFT, checkpoints and trackers are TRL's.
 
-    records -> Questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, log.jsonl, rollouts.jsonl
+    records -> Questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, rollouts.jsonl
 
-TRL takes images into a completion only from tools, so that is what crops are to it; its private
-methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, the version that is pinned.
+TRL takes images into a completion only from tools, so that is what crops are to it. The private
+methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, which is pinned.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from statistics import fmean
@@ -46,6 +47,7 @@ from unireason_lib.grounding.generate import end_tokens
 from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface
 from unireason_lib.grounding.served import Client, ServedGenerator, connect
+from unireason_lib.imaging.crops import crop_region
 from unireason_lib.io import append_lines, read_lines, write_whole
 from unireason_lib.training.callbacks import LOG, RunLog, trim_memory
 from unireason_lib.training.checkpoints import (
@@ -58,24 +60,11 @@ from unireason_lib.training.checkpoints import (
 )
 from unireason_lib.training.data import Images
 from unireason_lib.training.encoding import injects
-from unireason_lib.training.rewards import Frame, reward_functions
+from unireason_lib.training.rewards import reward_functions
 from unireason_lib.training.sft import freeze, keep_full_precision, lora_config
 
 FORBIDDEN_LOGIT = -1e4
 """Added to the logits of tokens that are never sampled; their probability is then 0 in any type."""
-
-
-# --- questions -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question with its images, and the columns of rewards that depend on the processor."""
-
-    row: int
-    request: GroundedRequest
-    frame: Frame
-    boxes: list[list[float]]  # true ones, in pixels of the model's frame
 
 
 class Questions:
@@ -96,23 +85,16 @@ class Questions:
         self._unusable: set[int] = set()
 
     def dataset(self) -> datasets.Dataset:
-        """A row a question, with the columns that :mod:`~unireason_lib.training.rewards` reads."""
-        return datasets.Dataset.from_list(
-            [
-                {
-                    "row": row,
-                    "prompt": [{"role": "user", "content": record.user_text}],
-                    **{"id": record.id, "dimension": record.dimension},
-                    **{"truth": record.answer, "options": dict(record.options)},
-                }
-                for row, record in enumerate(self.records)
-            ]
-        )
+        """What TRL draws from: a row a question; all other columns come from :meth:`open`."""
+        prompts = [[{"role": "user", "content": record.question}] for record in self.records]
+        return datasets.Dataset.from_dict({"row": range(len(prompts)), "prompt": prompts})
 
-    def open(self, row: int, generator: GroundedInterface, position: int) -> Question | None:
+    def open(
+        self, row: int, generator: GroundedInterface, position: int
+    ) -> tuple[GroundedRequest, dict[str, Any]] | None:
         """A question as it is asked; None when it cannot be.
 
-        One that can never be asked is listed and not tried again. One whose images could not be
+        One that can never be asked is listed and not tried again; one whose images could not be
         read for a reason of the operating system is left out this time only.
 
         Args:
@@ -120,20 +102,22 @@ class Questions:
             generator: Gives tokenizer and frame.
             position: In the generation. It becomes part of the request's id, from which the seed of
                 sampling follows: the same question twice in a generation gets two sets of replies.
+
+        Returns:
+            The request, and the columns that the reward functions read.
         """
         if row in self._unusable:
             return None
+        name, frame = self.records[row].id, generator.frame
         try:
             item = record_item(self.records[row], self.images)
-            images = list(item.load())
-            request = replace(item.request(images), id=f"{position}/{item.id}")
+            request = replace(item.request(item.load()), id=f"{position}/{name}")
             if (tokens := prompt_tokens(generator, request)) > self.max_prompt_length:
                 expected = f"a prompt of at most {self.max_prompt_length} tokens"
-                raise TrainingError(item.id, expected, tokens, "raise max_prompt_length")
-            height, width = images[0].height, images[0].width
-            boxes = [box for _, box in item.boxes_in(generator.frame, height, width)]
+                raise TrainingError(name, expected, tokens, "raise max_prompt_length")
+            height, width = request.images[0].height, request.images[0].width
+            boxes = [box.as_tuple() for _, box in item.boxes_in(frame, height, width)]
         except (UniReasonError, OSError) as error:
-            name = self.records[row].id
             if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
                 warnings.warn(f"{name} is left out this time: {error}", stacklevel=2)
                 return None
@@ -141,9 +125,12 @@ class Questions:
             if name not in {line["id"] for line in read_lines(self.left_out)}:
                 append_lines(self.left_out, [{"id": name, "why": str(error)[:500]}])
             return None
-        height, width = generator.frame.size(height, width)
-        frame = width, height, len(images)
-        return Question(row, request, frame, [list(box.as_tuple()) for box in boxes])
+        height, width = frame.size(height, width)
+        return request, {
+            **{"id": name, "truth": item.answer or "", "options": item.options},
+            **{"dimension": item.dimension, "frame": (width, height, len(request.images))},
+            "boxes": boxes,
+        }
 
 
 def prompt_tokens(generator: GroundedInterface, request: GroundedRequest) -> int:
@@ -155,15 +142,12 @@ def prompt_tokens(generator: GroundedInterface, request: GroundedRequest) -> int
     return len(generator.tokenizer(text).input_ids) + images - len(request.images)
 
 
-# --- the trainer -----------------------------------------------------------------------------
-
-
 class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     """TRL's trainer whose completions are grounded replies.
 
-    The log-probabilities that are recorded while sampling, and those of policy, old policy and
-    reference, are of one distribution: temperature applied, forbidden tokens left out, one autocast.
-    A vLLM server must return that one too: ``--logprobs-mode processed_logprobs``, which applies
+    The log-probabilities that sampling records, and those of policy, old policy and reference are
+    of one distribution: at the temperature, without forbidden tokens, under one autocast. A vLLM
+    server must return that one too: ``--logprobs-mode processed_logprobs``, which applies
     temperature and ``logit_bias`` (TRL warns of any other mode).
 
     Args:
@@ -186,7 +170,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
             do = "use zero3.yaml, which gathers weights, adapters with ddp.yaml, or a vLLM server"
             raise TrainingError("GRPO under FSDP", expected, "sharded weights", do)
         self.questions, self.grounding, self.rollout_log = questions, grounding, rollout_log
-        self.tools = self._standalone_tools = [crop_region_tool]
+        self.tools = self._standalone_tools = [crop_region]  # only the generator calls it
         self._traces: list[Trace] = []
         self._forbidden: list[int] = []
         self._client: Client | None = None
@@ -202,13 +186,10 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         count, started = self.num_generations, time.perf_counter()
-        questions = self._roll_out([one["row"] for one in inputs[::count]], count)
+        columns = self._roll_out([one["row"] for one in inputs[::count]], count)
         seconds = time.perf_counter() - started
-        inputs = [
-            {**self.train_dataset[question.row], "frame": question.frame, "boxes": question.boxes}
-            for question in questions
-            for _ in range(count)
-        ]
+        opened = [one for one in columns for _ in range(count)]
+        inputs = [one | more for one, more in zip(inputs, opened, strict=True)]
         output = super()._generate_and_score_completions(inputs)
         if "pixel_values" not in output:  # TRL would go on without any image
             expected = "as many image tokens as the images have features"
@@ -227,25 +208,17 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         tokens = [list(trace.token_ids) for trace in self._traces]
         return tokens, [list(trace.logprobs) for trace in self._traces]
 
-    def _tool_call_loop(
-        self,
-        prompts: Any,
-        prompt_ids: Any,
-        completion_ids: Any,
-        completions: Any,
-        logprobs: Any,
-        *_,
-    ) -> tuple[Any, ...]:
+    def _tool_call_loop(self, prompts, prompt_ids, tokens, completions, logprobs, *_):
         completions = [[{"role": "assistant", "content": trace.text}] for trace in self._traces]
         statuses = [p.status for trace in self._traces for p in trace.pointings]
         failures = len(statuses) - statuses.count("injected")
-        # the prompt's images are given as a tool's too: only then TRL marks image tokens by their id
+        # images of the prompt too: only for a tool's images TRL marks image tokens by their id
         images = [
             [*trace.request.images, *(crop for p in trace.pointings for crop in p.crops)]
             for trace in self._traces
         ]
         masks = [list(trace.own_mask) for trace in self._traces]
-        return masks, completions, completion_ids, logprobs, len(statuses), failures, images
+        return masks, completions, tokens, logprobs, len(statuses), failures, images
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         with forbidden(self._forbidden):
@@ -253,30 +226,30 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
 
     # Rollouts.
 
-    def _roll_out(self, rows: Sequence[int], count: int) -> list[Question]:
-        """Sample ``count`` replies to each question; those that cannot be asked are replaced."""
-        first, args, grounding = (
-            self.accelerator.process_index * len(rows),
-            self.args,
-            self.grounding,
-        )
-        injected_rounds = grounding.rollout_max_rounds if injects(grounding.components) else 0
+    def _roll_out(self, rows: Sequence[int], count: int) -> list[dict[str, Any]]:
+        """Sample ``count`` replies to each question, or to another where it cannot be asked.
+
+        Returns:
+            The columns of each question.
+        """
+        args, grounding = self.args, self.grounding
+        first = self.accelerator.process_index * len(rows)
         seed = np.random.SeedSequence([args.seed, self.state.global_step]).generate_state(1)[0]
         with self._generator() as generator, self.accelerator.autocast():
             self._forbidden = generator.never_written
             questions = [self._open(row, generator, first + k) for k, row in enumerate(rows)]
             self._traces = generator.generate(
-                [question.request for question in questions],
+                [request for request, _ in questions],
                 batch_size=grounding.rollout_batch_size,
                 samples=count,
                 max_new_tokens=args.max_completion_length,
-                max_rounds=injected_rounds,
+                max_rounds=grounding.rollout_max_rounds * injects(grounding.components),
                 temperature=args.temperature,
                 seed=int(seed),
             )
-        return questions
+        return [columns for _, columns in questions]
 
-    def _open(self, row: int, generator: GroundedInterface, position: int) -> Question:
+    def _open(self, row: int, generator: GroundedInterface, position: int) -> tuple[Any, Any]:
         draw = random.Random(f"{self.args.seed}/{self.state.global_step}/{position}")
         for _ in range(100):
             if (question := self.questions.open(row, generator, position)) is not None:
@@ -301,9 +274,9 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         yield ServedGenerator(self._client, self.processing_class, ends)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Save and stop only between generations. The replies of a generation are no part of a
-        checkpoint: a run can be resumed exactly there and nowhere else. A checkpoint or stop that is
-        asked for in between (``save_steps``, Ctrl-C) waits."""
+        """Save and stop only between generations, whose replies are no part of a checkpoint: a run
+        can be resumed exactly there and nowhere else. What is asked for in between (``save_steps``,
+        Ctrl-C) waits."""
         control, step, arguments = self.control, self.state.global_step, self.args
         passes = arguments.steps_per_generation * self.num_iterations
         inside = step % (passes // arguments.gradient_accumulation_steps) != 0
@@ -320,23 +293,20 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
 
     def _record(self, inputs: Sequence[Mapping[str, Any]], seconds: float) -> None:
         """Metrics of the replies of all processes, and their lines of the rollout log."""
-        step = self.state.global_step
-        replies = gather_object(
-            [_line(*reply, step) for reply in zip(inputs, self._traces, strict=True)]
-        )
-        for name, values in self._logs["rewards"].items():  # TRL has gathered these
-            for reply, value in zip(replies, values, strict=True):
-                reply[f"reward {name}"] = value
-        weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
-        for reply, advantage in zip(replies, self._logs["advantages"], strict=True):
-            reply["reward"] = sum(weights[name] * reply[f"reward {name}"] for name in weights)
-            reply["advantage"] = advantage
-        metrics = self._metrics["train"]
-        for name, value in rollout_metrics(replies).items():
+        step, metrics = self.state.global_step, self._metrics["train"]
+        lines = [_line(*reply) for reply in zip(inputs, self._traces, strict=True)]
+        # TRL has gathered rewards and advantages of all processes, in the same order
+        names = self.reward_func_names
+        values = [*(self._logs["rewards"][name] for name in names), self._logs["advantages"]]
+        replies = []
+        for line, *earned, advantage in zip(gather_object(lines), *values, strict=True):
+            total = sum(w * r for w, r in zip(self.reward_weights.tolist(), earned, strict=True))
+            parts = {f"reward {name}": r for name, r in zip(names, earned, strict=True)}
+            replies.append({"step": step, **line, **parts, "reward": total, "advantage": advantage})
+        for name, value in {**rollout_metrics(replies), "rollout_seconds": seconds}.items():
             metrics[name].append(value)
-        metrics["rollout_seconds"].append(seconds)
         if self.rollout_log is not None and self.accelerator.is_main_process:
-            if self._step == 0 and self.rollout_log.exists():  # what is sampled again goes
+            if self._step == 0:  # of a resumed run: what is sampled again goes
                 kept = [line for line in read_lines(self.rollout_log) if line["step"] < step]
                 write_whole(self.rollout_log, (json.dumps(line) + "\n" for line in kept))
             append_lines(self.rollout_log, replies)
@@ -352,20 +322,13 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-def crop_region_tool() -> None:
-    """Crop the region of a box and show it.
-
-    Stands for the crops of a reply, which TRL knows only as images of a tool; never called.
-    """
-
-
 @contextmanager
 def forbidden(tokens: Sequence[int]) -> Iterator[None]:
-    """Within it, TRL's log-probabilities and entropies are those of a distribution without ``tokens``.
+    """Within it, TRL's log-probabilities and entropies are of a distribution without ``tokens``.
 
-    TRL computes them in one fused function of hidden states and output layer, which takes a bias. On
-    a CPU it scores the prompt too, unless told to score only what is asked for, as on a GPU: a tiny
-    model trains twice as fast.
+    TRL computes them in one fused function of hidden states and output layer, which takes a bias.
+    On a CPU it scores the prompt too, unless told to score only what is asked for, as on a GPU: a
+    tiny model trains twice as fast.
     """
     module = trl.trainer.utils
     fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
@@ -373,9 +336,7 @@ def forbidden(tokens: Sequence[int]) -> Iterator[None]:
     def apply(hidden: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any) -> Any:
         bias = weight.new_zeros(weight.shape[0], requires_grad=False)
         bias[list(tokens)] = FORBIDDEN_LOGIT
-        bias.ds_status = getattr(
-            weight, "ds_status", None
-        )  # for ZeRO-3: there is nothing to gather
+        bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
         return fused.apply(hidden, weight, bias, *rest)
 
     module._ChunkedLogProbFunction = SimpleNamespace(apply=apply)
@@ -390,89 +351,68 @@ def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Numbers of one generation's replies, lines of the rollout log.
 
     Returns:
-        ``boxes``: well-formed ones a reply; ``boxes_answered``: proportion of all boxes, malformed ones
-        included, that got their region's tokens, 0 without boxes; by dimension ``answer_2d`` (mean
-        reward) and ``pointing_2d`` (proportion of replies with a well-formed box), NaN if not asked.
+        ``boxes``: well-formed ones a reply; ``boxes_answered``: proportion of all boxes, malformed
+        ones included, that got their region's tokens, 0 without boxes. By dimension, NaN where
+        nothing was asked: ``answer_2d``, the mean reward, and ``pointing_2d``, the proportion of
+        replies with a well-formed box.
     """
     statuses = Counter(status for reply in replies for status in reply["statuses"])
-    answered = statuses["injected"] / max(1, statuses.total())
-    metrics = {"boxes": fmean(len(r["boxes"]) for r in replies), "boxes_answered": answered}
+    metrics = {"boxes": fmean(len(reply["boxes"]) for reply in replies)}
+    metrics["boxes_answered"] = statuses["injected"] / max(1, statuses.total())
     for dimension in ("2d", "3d"):
         asked = [reply for reply in replies if reply["dimension"] == dimension]
-        for name, values in (
-            ("answer", [reply["reward answer"] for reply in asked]),
-            ("pointing", [bool(reply["boxes"]) for reply in asked]),
-        ):
-            metrics[f"{name}_{dimension}"] = fmean(values) if values else float("nan")
+        answers, points = [r["reward answer"] for r in asked], [bool(r["boxes"]) for r in asked]
+        metrics[f"answer_{dimension}"] = fmean(answers) if asked else math.nan
+        metrics[f"pointing_{dimension}"] = fmean(points) if asked else math.nan
     return metrics
 
 
-def _line(columns: Mapping[str, Any], trace: Trace, step: int) -> dict[str, Any]:
+def _line(columns: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
     """A reply for the rollout log; its images are those of ``id``."""
     return {
-        "step": step,
         **{name: columns[name] for name in ("id", "dimension", "truth")},
-        "text": trace.text,
-        "boxes": [list(box.as_tuple()) for box in trace.boxes],
+        **{"text": trace.text, "boxes": [list(box.as_tuple()) for box in trace.boxes]},
         "statuses": [pointing.status for pointing in trace.pointings],
-        "stop": trace.stop,
-        "rounds": trace.rounds,
-        "own_tokens": sum(trace.own_mask),
+        **{"stop": trace.stop, "rounds": trace.rounds, "own_tokens": sum(trace.own_mask)},
     }
 
 
 class FeatureCache:
-    """What a frozen vision tower makes of each image, kept: in outcome RL an image comes up in the
+    """What a frozen vision tower makes of each image: in outcome RL an image comes up in the
     prompts of a whole group, in the passes of policy and reference, and again an epoch later.
 
     Args:
-        size: Images that are kept; the one that was used longest ago goes first.
+        size: Images that are kept; a cache that is full begins anew.
     """
 
-    def __init__(self, size: int = 30_000) -> None:
-        self.size, self.encoded = size, 0
-        self.features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+    def __init__(self, size: int = 50_000) -> None:
+        self.size, self.features = size, {}
 
     def attach(self, model: Any) -> None:
         """Make a ``Qwen2_5_VLForConditionalGeneration`` look here first. Policy and reference may
         share a cache, because their towers are equal."""
-        inner = model.model
-        encode = inner.get_image_features
+        encode = model.model.get_image_features
 
         def cached(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
-            tokens = self._tokens(encode, pixel_values, image_grid_thw, options)
-            return SimpleNamespace(pooler_output=tokens)
+            patches = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
+            keys = [_key(*image) for image in zip(patches, image_grid_thw, strict=True)]
+            if len(self.features) > self.size:
+                self.features.clear()
+            new = {key: k for k, key in enumerate(keys) if key not in self.features}
+            if rows := list(new.values()):
+                # rollouts run in inference mode, whose tensors no later backward pass may use
+                with torch.inference_mode(False), torch.no_grad():
+                    pixels = torch.cat([patches[k] for k in rows]).clone()
+                    made = encode(pixels, image_grid_thw[rows].clone(), **options).pooler_output
+                    self.features |= {key: x.clone() for key, x in zip(new, made, strict=True)}
+            return SimpleNamespace(pooler_output=tuple(self.features[key] for key in keys))
 
-        inner.get_image_features = cached
-
-    def _tokens(
-        self, encode: Any, pixels: torch.Tensor, grids: torch.Tensor, options: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, ...]:
-        patches = torch.split(pixels, grids.prod(-1).tolist())
-        keys = [_key(*image) for image in zip(patches, grids, strict=True)]
-        new = {key: k for k, key in enumerate(keys) if key not in self.features}
-        if new:
-            rows = list(new.values())
-            # rollouts run in inference mode, whose tensors no later backward pass may use
-            with torch.inference_mode(False), torch.no_grad():
-                inputs = torch.cat([patches[k] for k in rows]).clone(), grids[rows].clone()
-                tokens = encode(*inputs, **options).pooler_output
-                self.encoded += len(new)
-                self.features |= {k: one.clone() for k, one in zip(new, tokens, strict=True)}
-        found = tuple(self.features[key] for key in keys)
-        for key in keys:
-            self.features.move_to_end(key)
-        while len(self.features) > self.size:
-            self.features.popitem(last=False)
-        return found
+        model.model.get_image_features = cached
 
 
 def _key(patches: torch.Tensor, grid: torch.Tensor) -> bytes:
     content = patches.detach().cpu().contiguous().view(torch.uint8).numpy()
     return blake2b(content, digest_size=16, person=str(grid.tolist()).encode()[:16]).digest()
-
-
-# --- a run -----------------------------------------------------------------------------------
 
 
 def train_grpo(
@@ -486,7 +426,7 @@ def train_grpo(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> Path:
-    """Train a fine-tuned model on outcomes; a run that was stopped goes on from its last checkpoint.
+    """Train a fine-tuned model on outcomes; a stopped run goes on from its last checkpoint.
 
     Args:
         model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in
@@ -494,8 +434,8 @@ def train_grpo(
             model was.
         records: What is asked. Their replies are not looked at.
         images: Gives the images of a record.
-        out: Folder of the run: ``settings.json``, ``log.jsonl``, ``rollouts.jsonl`` (every reply),
-            ``left_out.jsonl`` (questions that cannot be asked), ``checkpoint-*``, at the end ``model/``.
+        out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``rollouts.jsonl``
+            (every reply) and ``left_out.jsonl`` (questions that cannot be asked).
         profile: All settings: sections ``grpo`` and ``grounding``.
         callbacks: Of the trainer, such as ``FreeRunning``.
         progress: Whether to show bars.
@@ -536,7 +476,7 @@ def train_grpo(
             cache = FeatureCache()
             cache.attach(base_model(model))
             if trainer.ref_model is not None:
-                cache.attach(base_model(trainer.ref_model))
+                cache.attach(trainer.accelerator.unwrap_model(trainer.ref_model))
         keep_full_precision(trainer)
         train(trainer, out)
         advise(trainer.state.log_history)
@@ -577,8 +517,6 @@ def advise(log: Sequence[Mapping[str, float]], lines: int = 20) -> None:
     """Warn when nearly all groups at the end of a run were zero-variance groups."""
     last = [line["frac_reward_zero_std"] for line in log if "frac_reward_zero_std" in line]
     if last and (proportion := fmean(last[-lines:])) > 0.9:
-        warnings.warn(
-            f"in {proportion:.0%} of the groups all replies earned the same, which teaches nothing: start from "
-            "an earlier model, raise grpo.temperature or num_generations, or ask harder questions",
-            stacklevel=2,
-        )
+        found = f"in {proportion:.0%} of the groups all replies earned the same: nothing is learnt"
+        do = "start from an earlier model, or raise grpo.temperature or grpo.num_generations"
+        warnings.warn(f"{found}; {do}", stacklevel=2)

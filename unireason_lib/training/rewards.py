@@ -1,4 +1,4 @@
-"""Rewards of outcome RL: for the answer and for the format of a reply, none for where its boxes lie.
+"""Rewards of outcome RL: for answer and format of a reply, none for where its boxes lie.
 
 A reward is a number between 0 and 1 for a reply as text (control tokens kept), and each is logged
 apart. Two modes:
@@ -12,8 +12,7 @@ apart. Two modes:
   format is one thought that is opened, filled and closed before an answer, and boxes that can be
   read, lie in the image and are no lines.
 
-:func:`reward_functions` gives them the signature of TRL's reward functions. :func:`audit` shows
-what made-up replies earn.
+:func:`reward_functions` gives them the signature of TRL's reward functions.
 """
 
 from __future__ import annotations
@@ -21,16 +20,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
 from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, Box3D, parse_boxes, scan_boxes
 from unireason_lib.dataset.rationales import MAX_ROUNDS
 from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Mode = Literal["strict", "paper"]
 Frame = tuple[int, int, int]
@@ -82,8 +78,8 @@ def format_reward(
 
     Returns:
         ``"strict"``: 0.5 for a thought in order, and 0.5 more when there is one and every box in it
-        is sound, at least one of them. ``"paper"``: 0.5 for each kind of tags that pair up; 0 for an
-        empty reply.
+        is sound, at least one of them. ``"paper"``: 0.5 for each kind of tags that pair up, 0 for
+        an empty reply.
 
     Raises:
         RequestError: An unknown mode.
@@ -131,8 +127,8 @@ def reward_functions(
 ) -> dict[RewardFunction, float]:
     """The rewards of a run as TRL's reward functions, each with its weight.
 
-    They read these columns of the data set: ``truth`` (a letter), ``options`` (letter -> text),
-    ``dimension``, ``frame`` (see :data:`Frame`) and ``boxes`` (the true ones, lists of numbers).
+    They read these columns: ``truth`` (a letter), ``options`` (letter -> text), ``dimension``,
+    ``frame`` (see :data:`Frame`) and ``boxes`` (the true ones, as numbers).
 
     Args:
         mode: Of answer and format.
@@ -144,8 +140,7 @@ def reward_functions(
     _check(mode)
 
     def answer(prompts, completions, completion_ids, *, truth, options, **columns) -> list[float]:
-        choices = [{k: v for k, v in texts.items() if v is not None} for texts in options]
-        replies = zip(_texts(completions), truth, choices, strict=True)
+        replies = zip(_texts(completions), truth, options, strict=True)
         return [answer_reward(text, right, mode, texts) for text, right, texts in replies]
 
     def format(prompts, completions, completion_ids, *, dimension, frame, **columns) -> list[float]:
@@ -162,47 +157,6 @@ def reward_functions(
     weights = {answer: WEIGHTS["answer"], format: WEIGHTS["format"]}
     weights |= {iou: iou_weight, area: area_weight}
     return {function: weight for function, weight in weights.items() if weight}
-
-
-MADE_UP_REPLIES: Mapping[str, str] = {
-    "honest": "<think>The liver is at <box>[8,8,30,40]</box>. So: liver.</think>B. Liver",
-    "honest but wrong": "<think>It is at <box>[8,8,30,40]</box>.</think>C. Spleen",
-    "empty": "",
-    "lorem ipsum": "lorem ipsum",
-    "bare letter": "B",
-    "all letters": "B A C D",
-    "an article": "This shows a mass, so the answer is B.",
-    "letter and text differ": "<think>It is at <box>[8,8,30,40]</box>.</think>B. Heart",
-    "no answer": "<think>I look.</think>I cannot tell.",
-    "tags only": "<think></think>B",
-    "empty box": "<think>I look at <box></box>.</think>B",
-    "box without area": "<think>I look at <box>[5,5,5,5]</box>.</think>B",
-    "box outside": "<think>I look at <box>[900,900,990,990]</box>.</think>B",
-    "other dimension": "<think>I look at <box>[8,8,0,30,40,4]</box>.</think>B",
-    "closed before opened": "</think>B<think>",
-    "thought never closed": "<think>It is B. B. B.",
-    "fifty boxes": f"<think>I look: {'<box>[8,8,30,40]</box> ' * 50}.</think>B. Liver",
-}
-"""Replies to a question about one image whose right answer is B; box tags are shortened."""
-
-
-def audit() -> pd.DataFrame:
-    """What each mode pays for :data:`MADE_UP_REPLIES`: a row a reply, with columns such as
-    ``("paper", "total")`` for ``answer``, ``format`` and their weighted ``total``."""
-    import pandas as pd
-
-    options = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
-    rows = {}
-    for name, short in MADE_UP_REPLIES.items():
-        text, row = short.replace("<box>", BOX_START).replace("</box>", BOX_END), {}
-        for mode in ("paper", "strict"):
-            answer = answer_reward(text, "B", mode, options)
-            form = format_reward(text, mode, dimension="2d", frame=(64, 64, 1))
-            total = WEIGHTS["answer"] * answer + WEIGHTS["format"] * form
-            parts = {"answer": answer, "format": form, "total": total}
-            row |= {(mode, part): value for part, value in parts.items()}
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _check(mode: str) -> None:
