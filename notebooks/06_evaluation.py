@@ -5,8 +5,8 @@
 #
 # After this notebook you can
 # - turn a reply into a letter, a box into an overlap, and many of them into numbers with intervals;
-# - say what a number is worth: beside chance, beside a reader who sees nothing, and beside the same model when its
-#   pictures or its crops are taken away;
+# - say what a number is worth: beside chance, beside what the words of the questions give away, and beside the same model when its
+#   images or its crops are taken away;
 # - ask any model about your own scans or about a public benchmark, in a run that can be killed at any time.
 #
 # **Where we stand.** Notebook 04 made the model that is asked here. Notebook 07 compares several models, with the same
@@ -39,14 +39,14 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
+from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
-from unireason_lib.profiles import load_profile
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure("evaluation")
@@ -102,7 +102,7 @@ print(dict(Counter(item.dimension for item in benchmark)))
 
 # %%
 from unireason_lib.display import show_trace
-from unireason_lib.evaluation.run import ask_items
+from unireason_lib.evaluation import ask_items
 
 generator = checkpoint.generator()
 frame = generator.frame
@@ -131,8 +131,9 @@ assert line["correct"] == (line["prediction"] == item.answer)
 # The English article is such a letter.
 
 # %%
+import pandas as pd
+
 from unireason_lib.answers import extract_choice
-from unireason_lib.tutorial.results import aligned
 
 
 def lone_letter(text):
@@ -160,13 +161,12 @@ replies = {
 replies |= dict.fromkeys(
     ["A mass is seen.", "It could be A or B.", "I cannot tell.", "<think>It may be D. right kidney"]
 )
-read = [("reply", "meant", "ours", "lone letter")]
-for text, meant in replies.items():
-    ours, loose = extract_choice(text, choices), lone_letter(text)
-    assert ours == meant
-    mark = "" if loose == meant else "  <- wrong"
-    read.append((repr(text), meant or "-", ours or "-", f"{loose or '-'}{mark}"))
-print(aligned(read))
+readers = pd.DataFrame({"reply": list(replies), "meant": list(replies.values())})
+readers["ours"] = [extract_choice(text, choices) for text in readers["reply"]]
+readers["lone letter"] = readers["reply"].map(lone_letter)
+readers["lone letter is wrong"] = readers["lone letter"].fillna("-") != readers["meant"].fillna("-")
+assert (readers["ours"].fillna("-") == readers["meant"].fillna("-")).all()
+readers
 
 # %% [markdown]
 # ## 2 · How well does a box fit?
@@ -188,13 +188,13 @@ def overlap(one, other):
     return shared / (both - shared)
 
 
-def moved(box, share, axes):
-    """The box, moved by a share of its side along its first axes."""
+def moved(box, fraction, axes):
+    """The box, moved by a fraction of its side along its first axes."""
     corners = list(box.as_tuple())
     n = len(corners) // 2
     for k in range(axes):
         side = corners[k + n] - corners[k]
-        corners[k], corners[k + n] = corners[k] + share * side, corners[k + n] + share * side
+        corners[k], corners[k + n] = corners[k] + fraction * side, corners[k + n] + fraction * side
     return type(box)(*corners)
 
 
@@ -222,13 +222,13 @@ from unireason_lib.display import plot_lines
 cuboid = next(box for i in benchmark if i.dimension == "3d" for _, box in i.truth_boxes)
 off_3d = moved(cuboid, 1 / 3, 3)
 assert abs(overlap(cuboid.as_tuple(), off_3d.as_tuple()) - cuboid.iou(off_3d)) < 1e-9
-shares = [k / 20 for k in range(21)]
+fractions = [k / 20 for k in range(21)]
 plot_lines(
     {
-        "rectangle": [(share, true.iou(moved(true, share, 2))) for share in shares],
-        "cuboid": [(share, cuboid.iou(moved(cuboid, share, 3))) for share in shares],
+        "rectangle": [(f, true.iou(moved(true, f, 2))) for f in fractions],
+        "cuboid": [(f, cuboid.iou(moved(cuboid, f, 3))) for f in fractions],
     },
-    "moved along every axis by this share of its side",
+    "moved along every axis by this fraction of its side",
     "IoU",
 )
 
@@ -289,7 +289,7 @@ def run(questions, file, control="none"):
 print(RESULTS or usual)
 
 # %% [markdown]
-# The whole benchmark, and once more with all pictures in plain grey. That second run is the **blind baseline**: what
+# The whole benchmark, and once more with all images in plain grey. That second run is the **blank control**: what
 # the model reaches from the words of the questions.
 
 # %%
@@ -297,7 +297,7 @@ import time
 
 started = time.perf_counter()
 file = run(benchmark, "replies.jsonl")
-blind_file = run(benchmark, "replies.blank.jsonl", control="blank")
+blank_file = run(benchmark, "replies.blank.jsonl", control="blank")
 lines = list(read_results(file))
 print(f"{len(lines)} replies, {sum('error' in line for line in lines)} failed")
 print(f"asking took {time.perf_counter() - started:.0f} s (next to nothing when all was there already)")
@@ -312,87 +312,90 @@ for key, value in next(line for line in lines if line["dimension"] == "3d").item
 # %% [markdown]
 # ## 4 · How good, and how sure?
 #
-# Other patients would give another number. How different a one, the data can say themselves, by the **bootstrap**: draw
-# as many patients as there are, with repetition, compute the accuracy again, and do so many times. Patients are drawn,
-# not questions, because two questions about one patient succeed and fail together.
+# The lines become one table, in which a question that **failed** counts as wrong. The mean of its column `correct` is the
+# accuracy. Other patients would give another number. How different a one, the data can say themselves, by the
+# **bootstrap**: draw as many patients as there are, with repetition, compute the accuracy again, and do so many times.
+# Patients are drawn, not questions, because two questions about one patient succeed and fail together.
 
 # %%
 import numpy as np
 
-from unireason_lib.evaluation import bootstrap_mean
+from unireason_lib.evaluation import read_results as read_table
 
-samples = profile.evaluation.samples
-right = {}
-for line in lines:
-    right.setdefault(line["patient"], []).append(line["correct"])
-by_patient = list(right.values())
+results = read_table(file)
+by_patient = results.groupby("patient")["correct"].agg(["sum", "count"]).to_numpy()
 draw = np.random.default_rng(SEED)
-means = []
-for _ in range(samples):
-    drawn = draw.integers(len(by_patient), size=len(by_patient))
-    means.append(np.mean([value for k in drawn for value in by_patient[k]]))
-by_hand = np.quantile(means, [0.025, 0.975])
-
-# %%
-found = bootstrap_mean(
-    [line["correct"] for line in lines], [line["patient"] for line in lines], samples=samples
-)
-print(f"accuracy {found.value:.3f} over {found.n} questions about {found.clusters} patients")
-print(f"by hand      {by_hand[0]:.3f} to {by_hand[1]:.3f}")
-print(f"the library  {found.low:.3f} to {found.high:.3f} ({found.method})")
-if found.method == "bootstrap":
-    assert np.abs(by_hand - (found.low, found.high)).max() < 0.02
+drawn = draw.integers(len(by_patient), size=(profile.evaluation.samples, len(by_patient)))
+sums = by_patient[drawn].sum(axis=1)  # (samples, 2): right answers and questions
+by_hand = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
 
 # %% [markdown]
-# With few patients, or when all replies are right, a bootstrap is too sure of itself. The library then takes Wilson's
-# interval, for as many questions as the patients are worth. A `Report` does this for every family and both dimensions:
+# How far such means spread can also be computed at once: the **standard error** is the deviation of the patients' sums
+# from what the overall mean gives them, and the interval is Student's t times that. With few patients, or when nearly
+# all replies are right, a bootstrap is too sure of itself: the truth lies outside its interval more often than in one of
+# twenty cases. The library takes the closed form, and for proportions Wilson's interval for as many questions as the patients are worth.
+
+# %%
+from unireason_lib.evaluation import measure
+
+right, count = by_patient.T
+accuracy, n, k = right.sum() / count.sum(), count.sum(), len(count)
+error = np.sqrt(k / (k - 1) * ((right - accuracy * count) ** 2).sum()) / n
+found = measure(results, "correct")
+print(f"accuracy {found.value:.3f} over {found.n} questions about {found.patients} patients")
+print(f"bootstrap          {by_hand[0]:.3f} to {by_hand[1]:.3f}")
+print(f"twice the error    {accuracy - 2 * error:.3f} to {accuracy + 2 * error:.3f}")
+print(f"the library        {found.low:.3f} to {found.high:.3f}")
+assert abs(found.value - accuracy) < 1e-9
+if k >= 50 and 0.1 < accuracy < 0.9:
+    assert np.abs(by_hand - (found.low, found.high)).max() < 0.03
+
+# %% [markdown]
+# A `Report` does this for every family and both dimensions:
 
 # %%
 from unireason_lib.evaluation import Report
 
-report = Report.from_file(file, samples=samples)
-titles, body = report.table()
-shown = ("dimension", "family", "n", "accuracy", "blind", "most likely", "one letter")
-columns = [titles.index(title) for title in shown if title in titles]
-print(aligned([tuple(row[k] for k in columns) for row in [titles, *body]]))
+report = Report.from_file(file)
+table = report.table()
+shown = ["dimension", "family", "n", "failed", "accuracy", "accuracy_low", "accuracy_high"]
+table[[*shown, "blank", "question_only", "majority", "chance"]].round(3)
 
 # %% [markdown]
-# Three baselines stand beside the accuracy. **Blind** is the model itself without pictures. **Most likely** is a reader
-# who knows the training questions by heart and takes the option that was right most often. **One letter** always says
-# the letter that is right most often in this very test. A model has learnt to see as far as it is above the best of
-# them.
+# Four baselines stand beside the accuracy. **Blank** is the model itself with grey images. **Question only** knows the
+# training questions by heart and takes the option that was right most often, without looking. **Majority** always gives
+# the letter that is right most often in this very test. A model has learnt to see as far as it is above the best of them.
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES
 from unireason_lib.display import plot_intervals
-from unireason_lib.evaluation.metrics import chance
 
-by_chance = 100 * chance(lines)
-rows = {(row["dimension"], row["family"]): row for row in report.rows()}
+rows = {(row["dimension"], row["family"]): row for row in table.to_dict("records")}
+by_chance = 100 * rows["all", "all"]["chance"]
 families = [family for family in FAMILIES if ("all", family) in rows]
 chosen = {"2D": ("2d", "all"), "3D": ("3d", "all")} | {family: ("all", family) for family in families}
 
 
-def percent(row, measure):
+def percent(row, column):
     """A measure of a row of the report with its interval, in percent."""
-    return tuple(100 * row[measure + end] for end in ("", "_low", "_high"))
+    return tuple(100 * row[column + end] for end in ("", "_low", "_high"))
 
 
-def of_all(measure):
+def of_all(column):
     """The measure for every chosen row that has it."""
-    return {n: percent(rows[k], measure) for n, k in chosen.items() if rows[k][measure] is not None}
+    return {n: percent(rows[k], column) for n, k in chosen.items() if pd.notna(rows[k][column])}
 
 
 # %%
 series = {
-    "with pictures": of_all("accuracy"),
-    "blind": of_all("blind"),
-    "most likely option": of_all("guess"),
+    "with images": of_all("accuracy"),
+    "blank": of_all("blank"),
+    "question only": of_all("question_only"),
 }
 plot_intervals(series, "answered right, %", reference=("chance", by_chance))
 
 # %% [markdown]
-# ### What the blind baseline says
+# ### What the blank control says
 #
 # If it is at chance, the words of the questions give nothing away, to this model at least; what is above it was seen.
 # If it is far above chance, every accuracy in the table is that much less impressive. (Without the debiasing of
@@ -400,11 +403,9 @@ plot_intervals(series, "answered right, %", reference=("chance", by_chance))
 # question, which is surer than two intervals side by side:
 
 # %%
-blind = Report.from_file(blind_file, samples=samples)
-seen = blind.compare(report)
-d = seen.difference
-print(f"blind {100 * seen.a:.1f} %, with pictures {100 * seen.b:.1f} %, by lot {by_chance:.0f} %")
-print(f"seen: {100 * d.value:+.1f} points, interval {100 * d.low:+.1f} to {100 * d.high:+.1f}")
+blank = Report.from_file(blank_file)
+looking = blank.compare(report)
+print(looking.to_markdown("accuracy, with images against blank ones"))
 
 # %% [markdown]
 # The figures of this project, for the table at the end of `make tutorial`:
@@ -417,8 +418,9 @@ for dimension in ("2d", "3d"):
     publish(f"accuracy, {dimension.upper()}", value, "%", interval=tuple(ends), note=note)
     ends = (row["iou_first_low"], row["iou_first_high"])
     publish(f"IoU of the first box, {dimension.upper()}", row["iou_first"], interval=ends, note=note)
-for measure, words in (("blind", "accuracy, pictures blanked"), ("in_format", "replies in format")):
-    value, *ends = percent(rows["all", "all"], measure)
+aside = {"blank": "accuracy, images blanked", "format": "format compliance"}
+for column, words in aside.items():
+    value, *ends = percent(rows["all", "all"], column)
     publish(words, value, "%", interval=tuple(ends), note=f"{found.n} questions")
 publish(f"time for {found.n} replies", sum(line["seconds"] for line in lines), "s")
 
@@ -433,9 +435,9 @@ aims = {
     "accuracy, 3D": (rows["3d", "all"], "accuracy", 60),
     "IoU of the first box, 2D": (rows["2d", "all"], "iou_first", 50),
     "IoU of the first box, 3D": (rows["3d", "all"], "iou_first", 35),
-    "replies in format": (rows["all", "all"], "in_format", 99),
+    "format compliance": (rows["all", "all"], "format", 99),
 }
-reached = {words: percent(row, measure) for words, (row, measure, _) in aims.items()}
+reached = {words: percent(row, column) for words, (row, column, _) in aims.items()}
 plot_bars(
     {words: value for words, (value, _, _) in reached.items()},
     "accuracy, IoU and format, %",
@@ -451,44 +453,25 @@ plot_bars(
 # and averages. Where nothing was written, all three are 0.
 
 # %%
-measures = {
-    "iou_first": "IoU, first box",
-    "iou_best": "IoU, best box",
-    "iou_all": "IoU, all structures",
-    "hit": "share of best boxes with IoU >= 0.5",
-    "crop_share": "share of the scan that a box fetches",
-    "rounds": "rounds",
-    "own_tokens": "tokens of its own",
-    "injected_tokens": "tokens put in",
-    "seconds": "seconds",
-}
-
-
-def in_words(row, measure):
-    value, low, high = (row[measure + end] for end in ("", "_low", "_high"))
-    return (
-        "-" if value is None else f"{value:.3g}" + (f" ({low:.3g} to {high:.3g})" if low is not None else "")
-    )
-
-
-pointed = [(words, *(in_words(rows[d, "all"], key) for d in ("2d", "3d"))) for key, words in measures.items()]
-print(aligned([("mean of a reply", "2D", "3D"), *pointed]))
+measures = ["iou_first", "iou_best", "iou_all", "hit", "crop_fraction"]
+costs = ["rounds", "own_tokens", "injected_tokens", "seconds"]
+wanted = [f"{name}{end}" for name in measures for end in ("", "_low", "_high")] + costs
+by_dimension = table[table["family"] == "all"].set_index("dimension")
+by_dimension.loc[["2d", "3d"], wanted].T.round(3)
 
 # %% [markdown]
-# A model that always fetches everything would have a share of 1 and look at nothing in particular. A mean IoU hides
+# A model that always fetches everything would have a crop fraction of 1 and look at nothing in particular. A mean IoU hides
 # whether all boxes are fair or half of them perfect and half lost; how many boxes reach which overlap shows it:
 
 # %%
-from unireason_lib.evaluation import measure as mean_of
-
 curves, bands = {}, {}
 for d in ("2d", "3d"):
-    mine = [line for line in lines if line["dimension"] == d and line["iou_first"] is not None]
+    boxed = results[(results["dimension"] == d) & results["iou_first"].notna()]
     for step in range(1, 20):
-        share = mean_of(mine, lambda line, t=step / 20: float(line["iou_first"] >= t), samples=samples)
-        curves.setdefault(d.upper(), []).append((step / 20, 100 * share.value))
-        bands.setdefault(d.upper(), []).append((100 * share.low, 100 * share.high))
-plot_lines(curves, "IoU of the first box is at least", "share of the replies, %", band=bands)
+        part = measure(boxed, (boxed["iou_first"] >= step / 20).astype(float))
+        curves.setdefault(d.upper(), []).append((step / 20, 100 * part.value))
+        bands.setdefault(d.upper(), []).append((100 * part.low, 100 * part.high))
+plot_lines(curves, "IoU of the first box is at least", "proportion of the replies, %", band=bands)
 
 # %% [markdown]
 # ### Does a good box mean a right answer?
@@ -499,53 +482,58 @@ plot_lines(curves, "IoU of the first box is at least", "share of the replies, %"
 # %%
 from unireason_lib.evaluation import reliability
 
-steps, counts = {}, [("IoU of the best box", "2D", "3D")]
-for d in ("2d", "3d"):
-    steps[d.upper()] = reliability([line for line in lines if line["dimension"] == d])
-for pair in zip(*steps.values(), strict=True):
-    counts.append((f"{pair[0].low:g} to {pair[0].high:g}", *(str(part.n) for part in pair)))
-print(aligned(counts))
-
-
-def in_bins(parts):
-    """Accuracy with its interval, in percent, of the bins that hold some replies."""
-    some = [part for part in parts if part.n > 1]
-    ends = [(part.accuracy.value, part.accuracy.low, part.accuracy.high) for part in some]
-    names = [f"IoU {part.low:g} to {part.high:g}" for part in some]
-    return {name: tuple(100 * x for x in three) for name, three in zip(names, ends, strict=True)}
-
-
-bars = {d: in_bins(parts) for d, parts in steps.items()}
+bins = {d.upper(): reliability(results[results["dimension"] == d]) for d in ("2d", "3d")}
+bars = {
+    d: {
+        f"IoU {b.low:g} to {b.high:g}": percent(b._asdict(), "accuracy") for b in part.itertuples() if b.n > 1
+    }
+    for d, part in bins.items()
+}
 plot_intervals(bars, "answered right, %", reference=("chance", by_chance))
+
+# %%
+pd.concat(bins).round(3)
 
 # %% [markdown]
 # Where accuracy climbs with the overlap, both go together. That does not prove that the box *makes* the answer: a hard
 # scan may spoil both. For cause and effect something has to be taken away: section 6.
 
 # %% [markdown]
+# ### Does the letter follow from the reasoning?
+#
+# A rationale names an option last, and then a letter is given. `concluded` asks whether the option that is named last
+# is right, `followed` whether the letter is that option's: the **rationale-answer consistency**. A model that concludes
+# well and writes another option's letter loses points that no box can explain (one of five models of the first study
+# did), so both stand beside every accuracy.
+
+# %%
+columns = [f"{name}{end}" for name in ("accuracy", "concluded", "followed") for end in ("", "_low", "_high")]
+by_dimension[columns].T.round(3)
+
+# %% [markdown]
 # ### The same place in a volume and in its slices?
 #
 # One model, two kinds of boxes: they can be held against each other without any truth. For each cuboid that the model
-# wrote, every slice it spans is shown to the model alone, as a picture. The rectangle of the cuboid should be the box
+# wrote, every slice it spans is shown to the model alone, as an image. The rectangle of the cuboid should be the box
 # that it writes there.
 
 # %%
 from unireason_lib.errors import DatasetError
-from unireason_lib.evaluation import slice_benchmark
-from unireason_lib.evaluation.consistency import consistency, slices_file
+from unireason_lib.evaluation import consistency, slice_benchmark
+from unireason_lib.evaluation.consistency import slices_file
 
 few = {item.id for item in first(profile.evaluation.control_questions)}
 alone = []
 try:
     raised = slice_benchmark(benchmark, [line for line in lines if line["id"] in few])
     alone = list(read_results(run(raised, slices_file(file).name)))
-    agreement = consistency(alone, samples)
+    agreement = consistency(alone)
     print(f"{len(raised)} slices asked: {agreement.text()}")
 except DatasetError as nothing:
     print(nothing)
 
 # %%
-from unireason_lib.display import show_pictures
+from unireason_lib.display import show_images
 
 
 def slice_by_slice(alone):
@@ -555,11 +543,11 @@ def slice_by_slice(alone):
     mine = [line for line in alone if line["about"]["parent"] == parent]
     mine.sort(key=lambda line: line["about"]["slice"])
     across = Box3D(*mine[0]["about"]["cuboid"]).xy
-    scans = [frame.aligned(picture) for picture in item_of[parent].load()]
+    scans = [frame.aligned(image) for image in item_of[parent].load()]
     shown = [scans[line["about"]["slice"]] for line in mine]
     boxes = [[across, *(Box2D(*box) for box in line["boxes"][:1] if len(box) == 4)] for line in mine]
     titles = [f"slice {line['about']['slice']}" for line in mine]
-    return show_pictures(shown, boxes, titles, foot={0: "1  of the cuboid", 1: "2  of the slice alone"})
+    return show_images(shown, boxes, titles, foot={0: "1  of the cuboid", 1: "2  of the slice alone"})
 
 
 slice_by_slice(alone) if alone else "no cuboid was written"
@@ -567,19 +555,19 @@ slice_by_slice(alone) if alone else "no cuboid was written"
 # %% [markdown]
 # ## 6 · Does it look?
 #
-# **Controls** take something away and ask again. *Other pictures*: those of another patient. *Random crops*: a box
+# **Controls** take something away and ask again. *Other images*: those of another patient. *Random crops*: a box
 # fetches a region of its size from elsewhere. *No crops*: a box fetches nothing. Whoever does not use what was taken
 # away answers as before.
 
 # %%
-controls = {"other pictures": "other", "random crops": "random-crop", "no crops": "no-crop"}
+controls = {"other images": "other", "random crops": "random-crop", "no crops": "no-crop"}
 control_files = {
     words: run(first(profile.evaluation.control_questions), f"replies.{control}.jsonl", control=control)
     for words, control in controls.items()
 }
-compared = {"blank pictures": blind.compare(report)}
+compared = {"blank images": blank.compare(report)}
 for words, path in control_files.items():
-    compared[words] = Report.from_file(path, samples=samples).compare(report)
+    compared[words] = Report.from_file(path).compare(report)
 lost = {
     words: tuple(100 * x for x in (c.difference.value, c.difference.low, c.difference.high))
     for words, c in compared.items()
@@ -587,20 +575,18 @@ lost = {
 plot_intervals({"lost": lost}, "points of accuracy that are lost", reference=("nothing lost", 0))
 
 # %% [markdown]
-# Is a difference more than luck? Two tests. The bootstrap's p says how often resampled patients turn the difference
-# round. **McNemar** looks only at questions where the two runs disagree, and asks whether one wins more often than a
-# coin would. Whoever makes four comparisons finds something by luck more easily than with one; **Holm** corrects for
-# that.
+# Is a difference more than luck? Two tests. **p** comes from Student's t: how often the difference would be at least this
+# many standard errors from zero if there were none (where nothing varies, nobody can tell, and it is NaN). **McNemar**
+# looks only at questions where the two runs disagree, and asks whether one wins more often than a coin would. Whoever
+# makes four comparisons finds something by luck more easily than with one; **Holm** corrects for that.
 
 # %%
 from unireason_lib.evaluation import holm
 
 corrected = holm({words: c.p for words, c in compared.items()})
-tests = [("taken away", "questions", "with", "without", "p", "p, Holm", "McNemar's p", "Cohen's h")]
-for words, c in compared.items():
-    numbers = (f"{100 * c.b:.1f} %", f"{100 * c.a:.1f} %", f"{c.p:.2g}", f"{corrected[words]:.2g}")
-    tests.append((words, str(c.questions), *numbers, f"{c.mcnemar:.2g}", f"{c.h:+.2f}"))
-print(aligned(tests))
+tests = pd.DataFrame([c.to_dict() for c in compared.values()], index=list(compared))
+tests["p_holm"] = list(corrected.values())
+tests[["questions", "b", "a", "standard_error", "df", "p", "p_holm", "mcnemar", "h"]].round(4)
 
 # %% [markdown]
 # These are statements about *this checkpoint*. That one way of training is better than another takes several models of
@@ -609,7 +595,7 @@ print(aligned(tests))
 # ### Textures, which must be looked at closely
 #
 # Averaged over all questions, crops may matter little: where the liver lies is seen at first sight. The texture of a
-# lesion is not. It is one pixel wide, and in the whole picture falls into few tokens. So these questions are asked by
+# lesion is not. It is one pixel wide, and in the whole image falls into few tokens. So these questions are asked by
 # themselves, about other patients:
 
 # %%
@@ -631,16 +617,19 @@ print(f"{len(textures)} of {len(closely)} questions about lesions are about text
 # %%
 looks = {"its crops": "none", "random crops": "random-crop", "no crops": "no-crop"}
 texture_runs = {
-    words: Report.from_file(run(textures, f"textures.{control}.jsonl", control=control), samples=samples)
+    words: Report.from_file(run(textures, f"textures.{control}.jsonl", control=control))
     for words, control in looks.items()
 }
-by_look = {}
-for words, found_there in texture_runs.items():
-    cells = {(row["dimension"], row["family"]): row for row in found_there.rows()}
-    names = {"2D": "2d", "3D": "3d", "both": "all"}
-    by_look[words] = {
-        n: percent(cells[d, "all"], "accuracy") for n, d in names.items() if (d, "all") in cells
-    }
+
+
+def by_dimension_of(one):
+    """Accuracy of a report in 2D, in 3D and in both, in percent."""
+    names, rows_there = {"2d": "2D", "3d": "3D", "all": "both"}, one.table()
+    rows_there = rows_there[rows_there["family"] == "all"].to_dict("records")
+    return {names[row["dimension"]]: percent(row, "accuracy") for row in rows_there}
+
+
+by_look = {words: by_dimension_of(one) for words, one in texture_runs.items()}
 plot_intervals(by_look, "textures answered right, %", reference=("chance", by_chance))
 
 # %%
@@ -662,7 +651,7 @@ publish(
 # same questions lie in the repository; these two lines made them (RUN is the folder that the first one names):
 #
 # ```bash
-# python -m unireason_lib tutorial 04 -p FORM="no regions" --out runs/without
+# python -m unireason_lib tutorial 04 -p OVERRIDES="grounding.components='no regions'" --out runs/without
 # python -m unireason_lib tutorial 06 -p MODEL=RUN/model -p OVERRIDES=generation.max_rounds=0 --out runs/without
 # ```
 
@@ -670,9 +659,8 @@ publish(
 kept = project_root() / "data" / "results" / "textures-no-regions.jsonl"
 ids = [line["id"] for line in read_results(kept)] if kept.exists() else []
 if not MODEL and set(ids) == {item.id for item in textures}:
-    without = Report.from_file(kept, samples=samples)
-    cells = {(row["dimension"], row["family"]): row for row in without.rows()}
-    by_look["trained without"] = {n: percent(cells[d, "all"], "accuracy") for n, d in names.items()}
+    without = Report.from_file(kept)
+    by_look["trained without"] = by_dimension_of(without)
     gain = without.compare(texture_runs["its crops"])
     d = gain.difference
     publish(
@@ -772,10 +760,9 @@ real_lines, outcome = {}, {}
 for words, questions in real.items():
     path = run(questions, f"{words.replace(', ', '-').replace(' ', '-').lower()}.jsonl")
     real_lines[words] = [line for line in read_results(path) if "error" not in line]
-    of_real = mean_of(real_lines[words], "accuracy")
-    outcome[words] = tuple(100 * x for x in (of_real.value, of_real.low, of_real.high))
-    boxes = mean_of(real_lines[words], "iou_best")
-    print(f"{words}: {len(real_lines[words])} replies, IoU of the best box {boxes.value:.2f}")
+    of_real = Report.from_file(path).table().iloc[0]
+    outcome[words] = percent(of_real, "accuracy")
+    print(f"{words}: {of_real['n']} questions, IoU of the best box {of_real['iou_best']:.2f}")
 plot_intervals({"accuracy": outcome}, "answered right, %", reference=("chance", by_chance))
 
 # %% [markdown]
@@ -864,30 +851,24 @@ assert len(closed) == 3 and all(list(item.options) == ["A", "B", "C"] for item i
 # %%
 from unireason_lib.evaluation.metrics import same_words, word_f1
 
-told = [("asked", "truth", "said", "right", "F1")]
-for words, questions in (("with options", closed), ("open", freely)):
-    for line in ask_items(generator, questions.items, settings=settings):
-        truth = line["options"].get(line["truth"], line["truth"])
-        said = line["answer"].replace("\n", " ")[:40]
-        f1 = "-" if line["options"] else f"{word_f1(line['answer'], truth):.2f}"
-        told.append((words, truth, repr(said), "yes" if line["correct"] else "no", f1))
-print(aligned(told))
+from unireason_lib.evaluation import as_table
+
+asked = [*closed.items, *(replace(item, id=f"open {item.id}") for item in freely)]
+as_table(ask_items(generator, asked, settings=settings))[
+    ["id", "truth", "answer", "correct", "word_f1"]
+].round(2)
 
 # %% [markdown]
 # The rule itself, on answers that somebody might give:
 
 # %%
-scored = [("said", "truth", "the same", "F1")]
-for said, truth in (
-    ("The left kidney.", "left kidney"),
-    ("left kidney, lower pole", "left kidney"),
-    ("kidney", "left kidney"),
-    ("right kidney", "left kidney"),
-    ("I cannot tell", "left kidney"),
-):
-    scored.append((said, truth, "yes" if same_words(said, truth) else "no", f"{word_f1(said, truth):.2f}"))
-print(aligned(scored))
+truth = "left kidney"
+answers = ["The left kidney.", "left kidney, lower pole", "kidney", "right kidney", "I cannot tell"]
+scored = pd.DataFrame({"answer": answers, "truth": truth})
+scored["the same"] = [same_words(answer, truth) for answer in answers]
+scored["word F1"] = [round(word_f1(answer, truth), 2) for answer in answers]
 here.cleanup()
+scored
 
 # %% [markdown]
 # Look at the fourth line: the wrong side earns half a point. Scores of words know nothing of medicine; read them beside
@@ -907,7 +888,7 @@ here.cleanup()
 # ## Check yourself
 
 # %%
-assert {line["id"] for line in lines} == set(item_of) and not report.failed
+assert {line["id"] for line in lines} == set(item_of) and report.failed.empty
 assert all(line["correct"] == (line["prediction"] == line["truth"]) for line in lines)
 for line in (line for line in lines if line["boxes"] and line["truth_boxes"]):
     one = line["boxes"][0]
@@ -916,14 +897,14 @@ for line in (line for line in lines if line["boxes"] and line["truth_boxes"]):
 before = file.read_bytes()
 assert run(benchmark, "replies.jsonl").read_bytes() == before  # nothing is asked twice
 if PROFILE == "laptop" and not MODEL:
-    assert seen.difference.low > 0  # it answers better with its pictures than without
+    assert looking.difference.low > 0  # it answers better with its images than without
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Another way to be blind.** `run(benchmark, "replies.noise.jsonl", control="noise")` shows random pixels in place
-#    of grey. Is it as blind? Compare the two as in section 6.
+# 1. **Another way to show nothing.** `run(benchmark, "replies.noise.jsonl", control="noise")` shows random pixels in place
+#    of grey. Is it the same? Compare the two as in section 6.
 # 2. **How many patients?** You want to tell 80 % from 83 %. How many patients do you need for an interval of plus or
 #    minus one point and a half?
 # 3. **Which family?** In which family does the model lose most when its crops come from elsewhere, and is that more
@@ -933,13 +914,13 @@ print("all checks passed")
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `noise = Report.from_file(run(benchmark, "replies.noise.jsonl", control="noise"))`, then `blind.compare(noise)`.
-#    Where a grey picture makes a model fall back on one letter, noise may make it choose at random: both are at
-#    chance, and not in the same way. Look at `Counter(line["prediction"] for line in noise.lines)`.
+# 1. `noise = Report.from_file(run(benchmark, "replies.noise.jsonl", control="noise"))`, then `blank.compare(noise)`.
+#    Where a grey image makes a model fall back on one letter, noise may make it choose at random: both are at
+#    chance, and not in the same way. Look at `noise.results["prediction"].value_counts()`.
 # 2. The half width shrinks with the square root of the number of patients. From the table of section 4:
-#    `found.clusters * (found.half_width / 0.015) ** 2`. Comparing two models on the *same* questions takes fewer, since
+#    `found.patients * (found.half_width / 0.015) ** 2`. Comparing two models on the *same* questions takes fewer, since
 #    only the questions on which they disagree count.
-# 3. For every family `Report([x for x in lines if x["family"] == family])`, the same of the control, `compare`, and
+# 3. For every family `Report(results[results["family"] == family])`, the same of the control, `compare`, and
 #    `holm({family: comparison.p})` over the six. With 200 questions a family has about thirty: expect wide intervals.
 # 4. The command line above, with `--model data/tiny-base --limit 100`. It has learnt to point at plain shapes and to
 #    bind letters, so see first whether it writes the form at all.

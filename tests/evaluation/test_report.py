@@ -133,15 +133,17 @@ def test_baselines_stand_beside(write, line):
 
 def test_blank_images_of_something_else_are_not_taken(results, write, line):
     other = write("o.jsonl", [line("q0")], control="blank", benchmark={"benchmark": "another"})
-    with pytest.raises(RequestError, match="another benchmark"):
+    with pytest.raises(RequestError, match="another one with control"):
         Report.from_file(results, blank=other)
-    with pytest.raises(RequestError, match="control 'none'"):
+    with pytest.raises(RequestError, match="the same one with control":
         Report.from_file(results, blank=results)
     write(blank_file(results).name, [line("q0")], control="blank", benchmark={"benchmark": "b"})
     assert Report.from_file(results).blank is None
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path, write):
+    with pytest.raises(RequestError, match="lines of an evaluation, found none"):
+        Report.from_file(write("empty.jsonl", []))
     (tmp_path / "x.jsonl").write_text('{"id": "a", "choice": "B"}\n', encoding="utf-8")
     with pytest.raises(RequestError, match="lines of an evaluation"):
         Report.from_file(tmp_path / "x.jsonl")

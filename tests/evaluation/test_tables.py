@@ -262,7 +262,7 @@ def test_omnimedvqa(tmp_path):
         ("m4d", {}, "found 'm4d'"),
         ("slake", {}, "found no path"),
         ("phantom:/x", {}, "expected no path"),
-        ("m3d-vqa", {"path": "t.csv", "opn": True}, "found opn"),
+        ("m3d-vqa", {"path": "t.csv", "opn": True}, "opn"),
         ("m3d-vqa", {"path": "t.csv", "limit": 0}, "1 or more"),
         ("pmc-vqa", {"path": "t.csv"}, "expected text under image"),
         ("slake", {"path": "empty.json"}, "found none"),

@@ -65,37 +65,35 @@ def open_benchmark(
         name, path = "parquet", name
     elif path is None:
         name, _, path = name.partition(":")
-    make = _function(name)
-    known = inspect.signature(make).parameters
+    make, path = _function(name), path or None
     if serialization is not None and name != "parquet":
         reading = Reading.like(serialization, size=size, window=window)
         size, window = reading.size, reading.window
-        if "image_size" in known:
+        if name in TABLES:
             options.setdefault("image_size", serialization.image_size)
-    given = {"limit": limit, "frame": frame, "size": size, "window": window, **options}
-    usual = {"split": split, "name": name, "path": path or None}
-    given |= {key: value for key, value in usual.items() if key in known}
-    any_option = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    if path and "path" not in known:
-        raise DatasetError(name, "no path", repr(str(path)), f"write {name} alone")
-    if unknown := [] if any_option else sorted(set(given) - set(known)):
-        takes = ", ".join(option for option in known if option not in ("name", "path"))
-        do = "correct or remove them"
-        raise DatasetError(f"benchmark {name}", f"options of {takes}", ", ".join(unknown), do)
     if limit is not None and limit < 1:
         raise DatasetError("limit", "1 or more", limit, "correct it")
-    opened = {**given, "name": name, "split": split, "frame": asdict(frame)}
+    given = {"split": split, "limit": limit, "frame": frame, "size": size, "window": window}
+    known = inspect.signature(make)
+    try:
+        known.bind(name, path, **given, **options)
+    except TypeError as error:
+        expected = f"options of {', '.join([*known.parameters][2:])}"
+        do = "correct or remove them"
+        raise DatasetError(f"benchmark {name}", expected, error, do) from error
+    given |= options
+    opened = {**given, "name": name, "frame": asdict(frame)}
     opened["path"] = str(Path(path).resolve()) if path else None
-    return replace(make(**given), opened=opened)
+    return replace(make(name, path, **given), opened=opened)
 
 
 def _function(name: str) -> Any:
     from unireason_lib.dataset.sources import SOURCES
     from unireason_lib.evaluation import parquet, studies, tables
 
-    known = {"phantom": studies.phantom_benchmark, "parquet": parquet.parquet_benchmark}
+    known = dict.fromkeys(["phantom", *SOURCES], studies.study_benchmark)
     known |= dict.fromkeys(TABLES, tables.table_benchmark)
-    known = dict.fromkeys(SOURCES, studies.study_benchmark) | known
+    known |= {"parquet": parquet.parquet_benchmark}
     if name not in known:
         do = "name one of them, as name:path where it needs files, or a folder with sft/ or rl/"
         raise DatasetError("benchmark", f"one of {', '.join(known)}", repr(name), do)

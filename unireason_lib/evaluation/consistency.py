@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -89,18 +89,17 @@ def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) ->
 def _item(parent: Item, load: Any, z: int, cuboid: Box3D) -> Item:
     name = next(iter(parent.about.get("names", ())), f"the {parent.truth_boxes[0][0]}")
     words = WORDS["families"]["spatial localization"]["quadrant"][3]
-    return Item(
+    return replace(
+        parent,
         id=f"{parent.id}#z{z:03d}",
-        patient=parent.patient,
         dimension="2d",
-        family=parent.family,
         question=words.format(a=name, it="image"),
         options=dict(zip("ABCD", QUADRANTS, strict=True)),
         answer=None,
         load=lambda: [load()[z]],
         kind="quadrant",
-        source=parent.source,
-        frame=parent.frame,
+        truth_boxes=(),
+        guess=None,
         about={"parent": parent.id, "slice": z, "cuboid": list(cuboid.as_tuple())},
     )
 
@@ -115,11 +114,10 @@ class Consistency:
 
     def text(self) -> str:
         """One line."""
-        if self.overlap is None:
+        if (o := self.overlap) is None:
             return "nothing to compare"
-        ends = f"[{self.overlap.low:.2f}, {self.overlap.high:.2f}]"
-        slices = f"boxes on {100 * self.boxed:.0f} % of their slices"
-        return f"IoU {self.overlap.value:.2f} {ends} over {len(self.cuboids)} cuboids, {slices}"
+        over = f"{len(self.cuboids)} cuboids, boxes on {100 * self.boxed:.0f} % of their slices"
+        return f"IoU {o.value:.2f} [{o.low:.2f}, {o.high:.2f}] over {over}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -130,17 +128,17 @@ class Consistency:
 def consistency(lines: Sequence[Mapping[str, Any]]) -> Consistency:
     """The agreement from the replies to a :func:`slice_benchmark`; a cuboid with a slice that
     failed is left out."""
-    failed = {line["about"]["parent"] for line in lines if "error" in line}
     by_cuboid: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
-        if (parent := line["about"]["parent"]) not in failed:
-            by_cuboid.setdefault(parent, []).append(line)
+        by_cuboid.setdefault(line["about"]["parent"], []).append(line)
     agreement, patients, written = {}, [], []
     for parent, replies in by_cuboid.items():
+        if any("error" in line for line in replies):
+            continue
         boxes = {line["about"]["slice"]: _first_box(line) for line in replies}
         boxes = {z: box if isinstance(box, Box2D) else None for z, box in boxes.items()}
-        rectangle = box_of(replies[0]["about"]["cuboid"]).xy
-        cuboid = Box3D.from_xy(rectangle, min(boxes), max(boxes) + 1)
+        cuboid = box_of(replies[0]["about"]["cuboid"])
+        cuboid = Box3D.from_xy(cuboid.xy, min(boxes), max(boxes) + 1)  # inside the volume
         agreement[parent] = volume_consistency(cuboid, boxes)
         patients.append(replies[0]["patient"])
         written += [box is not None for box in boxes.values()]

@@ -77,11 +77,9 @@ def partners(items: Sequence[Item]) -> dict[str, Item]:
 
 def fitted(images: Sequence[Image.Image], like: Sequence[Image.Image]) -> list[Image.Image]:
     """Images in the number and sizes of others."""
-    rows = [round((k + 0.5) * len(images) / len(like) - 0.5) for k in range(len(like))]
-    chosen = [images[min(max(row, 0), len(images) - 1)] for row in rows]
+    rows = np.linspace(0, len(images), len(like), endpoint=False).astype(int)
     return [
-        one if one.size == other.size else one.convert("RGB").resize(other.size)
-        for one, other in zip(chosen, like, strict=True)
+        images[row].convert("RGB").resize(other.size) for row, other in zip(rows, like, strict=True)
     ]
 
 

@@ -27,6 +27,7 @@ _TRAINING = 20_000  # questions from which is learnt what is most often right
 
 
 def parquet_benchmark(
+    name: str,
     path: str | Path | None,
     *,
     split: str = "test",
@@ -43,6 +44,7 @@ def parquet_benchmark(
     """The questions of a data set.
 
     Args:
+        name: ``"parquet"``.
         path: Folder with ``sft/`` or ``rl/``, and ``images/``.
         split: Rows of that split; ``"all"`` takes every row. Released rows name none: theirs is the
             one of :func:`~unireason_lib.dataset.release.release_split`, as in training.

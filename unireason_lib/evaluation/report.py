@@ -68,22 +68,19 @@ class Report:
                 benchmark or control.
         """
         path = Path(path)
-        results, run, beside = read_results(path), _run(path), blank_file(path)
-        asked, given = run.get("benchmark"), blank is not None
-        for name in ("dimension", "correct", "truth") if len(results) else ():
-            if name not in results or results["dimension"].isna().any():
-                do = "give what evaluate wrote"
-                raise RequestError(path, "lines of an evaluation", f"no {name} in some", do)
-        if not given and beside.is_file() and _run(beside).get("benchmark") == asked:
-            blank = beside
-        if given:
-            theirs = _run(Path(blank))
-            same = theirs.get("benchmark") == asked
-            if theirs and not (same and theirs.get("control") in ("blank", "noise")):
-                found = f"{'the same' if same else 'another'} benchmark with the control"
-                found, do = f"{found} {theirs.get('control')!r}", "make it with --with-blank"
-                raise RequestError(blank, "the same benchmark with blank images", found, do)
-        return cls(results, None if blank is None else read_results(blank), path.name, run)
+        results, run = read_results(path), _run(path)
+        if results.empty or "truth" not in results or results["dimension"].isna().any():
+            found = "none" if results.empty else "no truth or dimension in some"
+            raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
+        given, blank = blank is not None, Path(blank or blank_file(path))
+        other = _run(blank)
+        same = other.get("benchmark") == run.get("benchmark")
+        if given and other and not (same and other.get("control") in ("blank", "noise")):
+            found = f"{'the same' if same else 'another'} one with control {other.get('control')!r}"
+            do = "make it with evaluate --with-blank"
+            raise RequestError(blank, "the same benchmark with blank images", found, do)
+        found = given or (same and blank.is_file())
+        return cls(results, read_results(blank) if found else None, path.name, run)
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -100,8 +97,6 @@ class Report:
             where a measure applies to no reply.
         """
         results, rows = self._measured(), []
-        if results.empty:
-            return pd.DataFrame()
         dimensions, families = sorted(results["dimension"].unique()), results["family"].unique()
         groups = [("all", "all")]
         groups += [(d, "all") for d in dimensions] if len(dimensions) > 1 else []
@@ -110,8 +105,7 @@ class Report:
         for d, f in groups:
             part = results if d == "all" else results[results["dimension"] == d]
             part = part if f == "all" else part[part["family"] == f]
-            if len(part):
-                rows.append(self._row(d, f, part))
+            rows += [self._row(d, f, part)] if len(part) else []
         return pd.DataFrame(rows)
 
     def _measured(self) -> pd.DataFrame:
@@ -134,8 +128,6 @@ class Report:
     def to_markdown(self) -> str:
         """The table with its notes, in Markdown."""
         table = self.table()
-        if table.empty:
-            return f"{self._headline()}\n\nno replies"
         shown = table[["dimension", "family", "n", "failed"]].copy()
         for names, scale, digits in ((PROPORTIONS, 100, 1), (OTHERS, 1, 2)):
             for name, title in names.items():
@@ -173,20 +165,16 @@ class Report:
             RequestError: No question is common to all, or one has another right answer elsewhere.
         """
         a, b = [self, *also], [other] if isinstance(other, Report) else list(other)
-        patients: dict[str, str] = {}
-        truths: dict[str, tuple[Any, str]] = {}
-        runs = []
+        runs, patients, truths = [], {}, {}
         for report in [*a, *b]:
             known = report.results.dropna(subset=value)
             runs.append(dict(zip(known["id"], known[value], strict=True)))
             patients |= dict(zip(known["id"], known["patient"], strict=True))
-            for name, truth in zip(known["id"], known["truth"], strict=True):
-                before, where = truths.setdefault(name, (truth, report.name))
-                if before != truth and not (pd.isna(before) and pd.isna(truth)):
-                    subject = f"comparison of {report.name} and {where}"
-                    found = f"{name} with the right answers {truth!r} and {before!r}"
+            for name, truth in zip(known["id"], known["truth"].fillna(""), strict=True):
+                if truths.setdefault(name, truth) != truth:
+                    found = f"{name} with the right answers {truth!r} and {truths[name]!r}"
                     do = "ask both the same questions: same split, seed, size and options"
-                    raise RequestError(subject, "runs of one benchmark", found, do)
+                    raise RequestError(report.name, "runs of one benchmark", found, do)
         return compare(runs[: len(a)], runs[len(a) :], patients, paired_seeds)
 
     def _headline(self) -> str:

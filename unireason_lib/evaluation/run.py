@@ -140,8 +140,8 @@ def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[st
     """
     truth, frame = layout
     prediction = trace.choice if item.options else trace.answer or None
-    right = prediction == item.answer
-    if item.answer is not None and not item.options:
+    right = prediction == item.answer if item.options else None
+    if right is None and item.answer is not None:
         right = same_words(prediction or "", item.answer)
     fetched = [pointing.crops for pointing in trace.pointings if pointing.crops]
     sizes = [crop.size for crops in fetched for crop in crops]

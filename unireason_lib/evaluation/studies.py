@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
-from itertools import chain, islice, zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.dataset.questions import FAMILIES, AnswerPrior, Question, ask, learn_prior
+from unireason_lib.dataset.questions import FAMILIES, Question, ask, learn_prior
 from unireason_lib.dataset.sources import Source, open_source
 from unireason_lib.dataset.view import View
 from unireason_lib.errors import DatasetError, UniReasonError
@@ -30,129 +30,107 @@ FIRST_PATIENT: Mapping[str, int] = {"train": 0, "test": 1_000_000, "val": 2_000_
 FIRST_3D = 500_000  # within a split: nobody is asked about both in a slice and in a volume
 PATIENTS = 400_000  # of a split and dimension, at most
 
-Guesses = Mapping[str, Counter[str]]
-"""Kind of question -> how often each text was the right option in training."""
-
-
-def phantom_benchmark(
-    *,
-    split: str,
-    limit: int | None,
-    frame: ProcessorFrame,
-    size: Sequence[int] | None = None,
-    window: Any = None,
-    seed: int = 0,
-    dimension: str | None = None,
-    families: Sequence[str] | None = None,
-    a_patient: int = 2,
-    prior_studies: int = 300,
-    config: Mapping[str, Any] | None = None,
-) -> Benchmark:
-    """Held-out phantom patients: a slice of one, the volume of the next, and so on.
-
-    Args:
-        split: ``"test"``, ``"val"``, or ``"train"`` (to see what was learnt by heart).
-        limit: Questions; None: 500. The first hundred of five hundred are the hundred.
-        size: Slices, rows and columns of a volume; None: those of the phantoms.
-        seed: Of the questions.
-        dimension: Only ``"2d"`` or ``"3d"``; None: both.
-        families: Which; None: all six.
-        a_patient: Families asked of a patient, in turn: more patients with few questions each say
-            more than few with many.
-        prior_studies: Training patients from whom the answer prior is learnt, and which option is
-            the most likely one; 0 asks everything.
-        config: Of the phantoms, see :class:`~unireason_lib.dataset.sources.PhantomConfig`.
-    """
-    if split not in FIRST_PATIENT:
-        raise DatasetError("split", "train, test or val", repr(split), "choose one of them")
-    families = tuple(families or FAMILIES)
-    options = {} if config is None else {"config": dict(config)}
-    streams = []
-    for d in (dimension,) if dimension else ("2d", "3d"):
-        first = FIRST_PATIENT[split] + (FIRST_3D if d == "3d" else 0)
-        source = open_source("phantom", start=first, count=PATIENTS, dimension=d, **options)
-        shown = {"size": tuple(size or source.config.shape), "window": window, "frame": frame}
-        prior, guesses = None, defaultdict(Counter)
-        if prior_studies:
-            training = open_source("phantom", start=0, count=prior_studies, dimension=d, **options)
-            views = [View(study, **shown) for study in training]
-            prior = learn_prior(views, seed=seed)
-            for question in chain.from_iterable(ask(v, prior=prior, seed=seed) for v in views):
-                guesses[question.kind][question.truth.casefold()] += 1
-        streams.append(_items(source, families, a_patient, seed, prior, guesses, shown, []))
-    in_turn = (item for row in zip_longest(*streams) for item in row if item is not None)
-    items = tuple(islice(in_turn, 500 if limit is None else limit))
-    identity = {
-        "benchmark": "phantom",
-        "split": split,
-        "seed": seed,
-        "families": families,
-        "a_patient": a_patient,
-        "prior_studies": prior_studies,
-        "dimension": dimension,
-        "config": config or {},
-        "serialization": shown | {"frame": asdict(frame)},
-    }
-    return Benchmark("phantom", items, _json_values(identity))
-
 
 def study_benchmark(
     name: str,
     path: Any = None,
     *,
-    limit: int | None,
+    split: str = "test",
+    limit: int | None = None,
     frame: ProcessorFrame,
     size: Sequence[int] | None = None,
     window: Any = None,
     seed: int = 0,
     families: Sequence[str] | None = None,
+    a_patient: int | None = None,
     per_family: int = 1,
-    prior_studies: int = 0,
+    prior_studies: int | None = None,
     **options: Any,
 ) -> Benchmark:
-    """Questions about the studies of any source; those that cannot be read are skipped.
+    """Questions about the studies of a source; those that cannot be read are skipped.
 
     Args:
-        name, path, options: As for :func:`unireason_lib.dataset.sources.open_source`.
-        limit: Questions; None: all.
-        size, window, seed, families: As for :func:`phantom_benchmark`; size None is the paper's.
+        name, path, options: As for :func:`unireason_lib.dataset.sources.open_source`. ``phantom``
+            makes a slice of one patient, the volume of the next, and so on; only one of them with
+            ``dimension="2d"`` or ``"3d"``.
+        split: Of the phantoms: ``"test"``, ``"val"``, or ``"train"`` (what was learnt by heart).
+        limit: Questions; None: all, of phantoms 500. A longer benchmark begins with a shorter one.
+        size: Slices, rows and columns of a volume; None: the phantoms' own, else the paper's.
+        seed: Of the questions.
+        families: Which; None: all six.
+        a_patient: Families asked of a patient, in turn; None: all, of phantoms 2 (more patients
+            with few questions each say more than few with many).
         per_family: Questions of a family about each study.
-        prior_studies: Studies of this source from which the answer prior is learnt. Of a single
-            scan everything is known, so anatomy alone answers some of its questions.
+        prior_studies: Studies from which the answer prior is learnt, and which option is the most
+            likely one: of phantoms 300 training patients, of another source its first ones (None:
+            no prior; of a single scan everything is known, so anatomy alone answers some questions).
+
+    Raises:
+        DatasetError: An unknown split or option, or no study can be asked about.
     """
-    families = tuple(families or FAMILIES)
-    source = open_source(name, path, **options)
-    skipped: list[Skipped] = []
-    shown = {"size": size and tuple(size), "window": window, "frame": frame}
-    first = (View(study, **shown) for study in islice(source, prior_studies))
-    prior = learn_prior(first, seed=seed) if prior_studies else None
-    items = _items(source, families, len(families), seed, prior, {}, shown, skipped, per_family)
+    phantoms, families = name == "phantom", tuple(families or FAMILIES)
+    if phantoms and split not in FIRST_PATIENT:
+        raise DatasetError("split", "train, test or val", repr(split), "choose one of them")
+    if phantoms and path:
+        raise DatasetError(name, "no path", repr(str(path)), f"write {name} alone")
     identity = {
         "benchmark": name,
-        "root": None if path is None else str(Path(path).resolve()),
+        "split": split if phantoms else None,
+        "root": str(Path(path).resolve()) if path else None,
         "options": options,
         "seed": seed,
         "families": families,
+        "a_patient": a_patient,
         "per_family": per_family,
         "prior_studies": prior_studies,
-        "serialization": shown | {"frame": asdict(frame)},
     }
+    if phantoms:
+        limit, a_patient = limit or 500, a_patient or 2
+        prior_studies = 300 if prior_studies is None else prior_studies
+        sources = list(_phantoms(split, prior_studies, options))
+        size = size or sources[0][0].config.shape
+    else:
+        source = open_source(name, path, **options)
+        sources = [(source, islice(source, prior_studies or 0))]
+    shown = {"size": size and tuple(size), "window": window, "frame": frame}
+    skipped: list[Skipped] = []
+    turns = a_patient or len(families), families, per_family, seed
+    streams = [_items(asked, known, shown, skipped, *turns) for asked, known in sources]
+    items = (item for row in zip_longest(*streams) for item in row if item is not None)
     chosen = tuple(islice(items, limit))
-    return Benchmark(source.name, chosen, _json_values(identity), tuple(skipped))
+    identity |= {"serialization": shown | {"frame": asdict(frame)}}
+    plain = json.loads(json.dumps(identity))  # tuples become lists, as in the file of a run
+    return Benchmark(sources[0][0].name, chosen, plain, tuple(skipped))
+
+
+def _phantoms(split: str, prior: int, options: Mapping) -> Iterator[tuple[Source, Source]]:
+    """For each dimension the patients that are asked about, and those of the answer prior."""
+    only = options.get("dimension")
+    for d in (only,) if only else ("2d", "3d"):
+        first, how = (
+            FIRST_PATIENT[split] + (FIRST_3D if d == "3d" else 0),
+            {**options, "dimension": d},
+        )
+        asked = open_source("phantom", start=first, count=PATIENTS, **how)
+        yield asked, open_source("phantom", start=0, count=prior, **how) if prior else []
 
 
 def _items(
     source: Source,
-    families: tuple[str, ...],
-    a_study: int,
-    seed: int,
-    prior: AnswerPrior | None,
-    guesses: Guesses,
+    training: Iterable[Any],
     shown: Mapping[str, Any],
     skipped: list[Skipped],
-    per_family: int = 1,
+    a_study: int,
+    families: tuple[str, ...],
+    per_family: int,
+    seed: int,
 ) -> Iterator[Item]:
     """The questions, study by study; each is asked ``a_study`` families, the next ones in turn."""
+    views, guesses = [View(study, **shown) for study in training], defaultdict(Counter)
+    prior = learn_prior(views, seed=seed) if views else None
+    for view in views:
+        for question in ask(view, prior=prior, seed=seed):
+            guesses[question.kind][question.truth.casefold()] += 1
 
     @lru_cache(maxsize=4)  # the questions of one study come one after the other
     def images_of(k: int) -> list:
@@ -165,14 +143,16 @@ def _items(
             view = View(source[k], **shown)
             asked = ask(view, families=chosen, per_family=per_family, seed=seed, prior=prior)
             load = partial(images_of, k)
-            items = [_item(question, view, source.name, guesses, load) for question in asked]
+            items = [_item(q, view, source.name, guesses.get(q.kind, {}), load) for q in asked]
         except UniReasonError as error:
             skipped.append(Skipped(f"{source.name}[{k}]", str(error)))
             continue
         yield from items
 
 
-def _item(q: Question, view: View, source: str, guesses: Guesses, load: Callable) -> Item:
+def _item(
+    q: Question, view: View, source: str, known: Mapping[str, int], load: Callable[[], list]
+) -> Item:
     return Item(
         id=q.id,
         patient=q.patient,
@@ -186,11 +166,6 @@ def _item(q: Question, view: View, source: str, guesses: Guesses, load: Callable
         source=source,
         truth_boxes=tuple((structure.name, view.box(structure)) for structure in q.evidence),
         frame=view.frame,
-        guess=best_option(q.options, guesses.get(q.kind, {})),
+        guess=best_option(q.options, known),
         about={"names": list(q.names)},
     )
-
-
-def _json_values(value: Any) -> Any:
-    """A value as JSON gives it back: tuples become lists."""
-    return json.loads(json.dumps(value))
