@@ -46,7 +46,7 @@ STUBS = {
 
 
 def leave(folder, seed):
-    """Replies as notebook 06 leaves them, right more often without a control."""
+    """Replies as notebook 06 leaves them, right more often without a control; a slice alone."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, wrong in (("replies", 1), ("replies.blank", 4), ("textures.no-crop", 2)):
         line = {"dimension": "2d", "family": "f", "kind": "k", "options": {"A": "x", "B": "y"}}
@@ -56,6 +56,9 @@ def leave(folder, seed):
             for k in range(8)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    line |= {"about": {"parent": "q", "slice": 1, "cuboid": [0, 0, 1, 4, 4, 2]}, "id": "q/1"}
+    line |= {"patient": "p", "boxes": [[0, 0, 4, 2]], "frame": [8, 8, 1]}
+    (folder / "replies.slices.jsonl").write_text(json.dumps(line) + "\n")
 
 
 @pytest.fixture
@@ -78,6 +81,12 @@ def root(tmp_path):
     git(tmp_path, "init", "-q")
     commit(tmp_path)
     return tmp_path
+
+
+def run(grid, root, **options):
+    """The study, and what it said."""
+    said = []
+    return run_study(grid, root, say=said.append, **options), "\n".join(said)
 
 
 def git(folder, *words):
@@ -116,12 +125,6 @@ def executed(monkeypatch):
     return names, fail
 
 
-def run(grid, root, **options):
-    """The study, and what it said."""
-    said = []
-    return run_study(grid, root, say=said.append, **options), "\n".join(said)
-
-
 def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
     study, said = run(grid, root, keep=tmp_path / "kept", command="ablate mine.yaml", workers=2)
     names, _ = executed
@@ -131,6 +134,8 @@ def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
     kept = json.loads((tmp_path / "kept" / "mine.json").read_text())
     assert kept["made"][0]["command"] == "ablate mine.yaml" and kept["missing"] == []
     assert kept["verdicts"][0]["verdict"] == "cannot tell" and len(kept["runs"]) == 16
+    agreement = [run["consistency"] for run in kept["runs"] if run["stage"] == "test"]
+    assert [one["overlap"]["value"] for one in agreement] == [0.5] * 8
     table = read_pooled(tmp_path / "kept" / "mine.csv.gz")
     assert len(table) == 8 * 3 * 8  # tests, files of replies, questions
     blank = table[(table["condition"] == "RL") & (table["control"] == "blank")]
@@ -161,7 +166,7 @@ def test_a_part_is_not_judged(grid, root, executed, tmp_path):
     """Whoever may stop when the figures please makes intervals worthless."""
     for part in ({"seeds": 1}, {"only": ["joint", "3D only"]}):
         _, said = run(grid, root, keep=tmp_path / "kept", **part)
-        assert "tests are missing" in said and "verdict" not in said
+        assert "tests of the study are missing" in said and "verdict" not in said
         assert json.loads((tmp_path / "kept" / "mine.json").read_text())["verdicts"] == []
     assert "verdict" in run(grid, root)[1]
     assert "verdict" not in run(grid, root, seeds=1, look=True)[1]  # all is there; a part was asked

@@ -28,6 +28,7 @@ from unireason_lib.ablation.claims import judge, table_of_claims, table_of_condi
 from unireason_lib.ablation.grid import STAGES, Grid, Job, plan
 from unireason_lib.config import load_profile
 from unireason_lib.errors import GridError
+from unireason_lib.evaluation.consistency import read_consistency, slices_file
 from unireason_lib.evaluation.table import pooled, read_pooled, write_pooled
 from unireason_lib.io import locked, read_json, write_json
 
@@ -111,7 +112,7 @@ def run_study(
         whole = not missing and len(jobs) == len(records.jobs)
         table = records.table() if dry_run else records.write(judged=whole)
     if not whole:
-        say(f"\n{len(missing)} tests are missing; results are shown when the study is whole")
+        say(f"\n{len(missing)} tests of the study are missing; claims are judged when it is whole")
     if len(table) and (whole or look):
         say("\n" + table_of_conditions(table, grid.conditions).to_markdown(index=False))
     if whole and grid.claims:
@@ -172,7 +173,7 @@ class _Records:
         measured = runs[runs["status"] == "passed"].groupby("stage")["seconds"].mean() / 60
         minutes = {**self.grid.minutes, **measured}
         each = [minutes.get(job.stage, float("nan")) / workers for job in jobs]
-        return f"; about {sum(each):.0f} min to go" if sum(each) > 0 else ""
+        return f"; about {sum(each):.0f} min to go" if sum(each) > 0.5 else ""
 
     def add(self, job: Job, commit: str, status: str, seconds: float, error: str) -> None:
         """Write down how a run ended."""
@@ -188,6 +189,9 @@ class _Records:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "parameters": dict(job.parameters),
         }
+        replies = self.root / job.makes
+        if job.stage == "test" and status == "passed" and slices_file(replies).exists():
+            self.runs[job.key]["consistency"] = read_consistency(replies).to_dict()
         write_json(self.folder / f"{job.name}.json", self.runs[job.key])
 
     def table(self) -> pd.DataFrame:
@@ -257,7 +261,9 @@ def _run(
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                for job in [j for j in waiting if j.needs not in left][: workers - len(running)]:
+                ready = [job for job in waiting if job.needs not in left]
+                ready.sort(key=lambda job: job.stage != "rl")  # its test waits for it
+                for job in ready[: workers - len(running)]:
                     begin(job)
                 if not running:
                     return failed, [job.name for job in waiting], False
