@@ -35,14 +35,14 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
+from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
-from unireason_lib.profiles import load_profile
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure()
@@ -95,7 +95,7 @@ for item in (asked_2d, asked_3d):
 # %%
 from unireason_lib.display import show_trace
 
-limits = {name: profile.generation[name] for name in ("max_new_tokens", "max_rounds")}
+limits = {name: getattr(profile.generation, name) for name in ("max_new_tokens", "max_rounds")}
 pictures = {item.id: item.load() for item in (asked_2d, asked_3d)}
 requests = [item.request(pictures[item.id]) for item in (asked_2d, asked_3d)]
 trace_2d, trace_3d = generator.generate(requests, batch_size=1, **limits)
@@ -157,7 +157,7 @@ show_slices([frame.aligned(image) for image in pictures[asked_3d.id]], boxes_bes
 # %% [markdown]
 # ## 4 · Who wrote what
 #
-# Prompt, the model's own tokens, and the injected ones. Only the own ones carry a loss in training.
+# Prompt, the tokens that the model generated, and the injected ones. Only the generated ones carry a loss in training.
 
 # %%
 from unireason_lib.display import token_strip
@@ -172,7 +172,8 @@ token_strip(trace_2d, processor.tokenizer)
 # questions beforehand (notebook 01), and then we check that: the same questions again with **blanked images**.
 
 # %%
-from unireason_lib.evaluation.run import ask_items, shown_pictures
+from unireason_lib.evaluation import ask_items
+from unireason_lib.evaluation.controls import shown_images
 from unireason_lib.grounding import Settings
 
 count = 8 * profile.notebook.questions
@@ -182,7 +183,7 @@ benchmark = open_benchmark(
 batch = min(profile.evaluation.batch_size, count // 2)
 lines = {}
 for control in ("none", "blank"):
-    shown = shown_pictures(benchmark, control)
+    shown = shown_images(benchmark, control)
     lines[control] = list(
         ask_items(generator, benchmark.items, shown, settings=Settings(**limits), batch_size=batch)
     )
@@ -287,7 +288,7 @@ with chdir(project_root()):
     app(["infer", "3d", *words], standalone_mode=False)
 
 # %% [markdown]
-# Traces become one self-contained HTML page: pictures, boxes, crops and text, without any network.
+# Traces become one self-contained HTML page: images, boxes, crops and text, without any network.
 
 # %%
 from unireason_lib.display import trace_html
@@ -298,7 +299,8 @@ trace_html(traces, path=page, frame=frame, truths=truths)
 print(f"{page.relative_to(project_root())}: {page.stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]
-# And the reply about the volume as one picture: this is the figure at the head of the README.
+# And the reply about the volume as one figure, which stands at the head of the README: slices, boxes, crops, text, and who
+# wrote each token.
 
 # %%
 from unireason_lib.display import hero_figure

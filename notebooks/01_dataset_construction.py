@@ -33,14 +33,14 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
+from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
-from unireason_lib.profiles import load_profile
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure("dataset construction")
@@ -181,8 +181,8 @@ show_slices(
 #
 # Measured boxes, extents, centroids and attributes answer questions without anybody's opinion. Exactly one option is
 # true; near-ties are never asked; left and right are the patient's. The data set for our small model is of phantoms,
-# in the pixels of the small model's frame. One question of each family about **images**, the right option in bold,
-# and in boxes what the reasoning will have to refer to:
+# in the pixels of the small model's frame. One question of each family about **images**: ✓ is the right option, and
+# boxes show what the reasoning will have to refer to:
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES, ask
@@ -208,7 +208,7 @@ in_2d = one_of_each(phantom_slice, SEED)
 show_questions(*zip(*in_2d, strict=True))
 
 # %% [markdown]
-# And about **volumes**: boxes have six numbers, and "superior" is towards the head. Of eight slices you see here only the one on which the evidence lies (or one for each structure, where no slice has them all).
+# And about **volumes**: boxes have six numbers, and "superior" is towards the head. Of eight slices you see here only the one with most of the evidence.
 
 # %%
 in_3d = one_of_each(phantom, SEED + 900)

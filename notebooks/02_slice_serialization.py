@@ -31,14 +31,14 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
+from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
-from unireason_lib.profiles import load_profile
-from unireason_lib.tutorial import publish
+from unireason_lib.notebooks import publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure("slice serialization")
@@ -68,7 +68,7 @@ for codes in ("RAS", "ALI", "PSR"):
     nib.save(original.as_reoriented(change), folder / f"{codes}.nii.gz")
 
 # %%
-from unireason_lib.display import show_pictures
+from unireason_lib.display import show_images
 
 
 def grey(plane):
@@ -77,7 +77,7 @@ def grey(plane):
 
 
 raw = {codes: np.asarray(nib.load(folder / f"{codes}.nii.gz").dataobj) for codes in ("RAS", "ALI", "PSR")}
-show_pictures(
+show_images(
     [grey(array[:, :, array.shape[2] // 2]) for array in raw.values()],
     titles=[f"array[:, :, middle] of a file in {codes}" for codes in raw],
 )
@@ -92,7 +92,7 @@ from unireason_lib.imaging import load_volume
 volumes = {codes: load_volume(folder / f"{codes}.nii.gz") for codes in raw}
 assert all(np.array_equal(volume.array, brain.scan.array) for volume in volumes.values())
 assert all(nib.aff2axcodes(volume.affine) == ("L", "P", "S") for volume in volumes.values())
-show_pictures(
+show_images(
     [grey(volume.array[90]) for volume in volumes.values()],
     titles=[f"slice 90, read from {codes}" for codes in volumes],
 )
@@ -138,7 +138,7 @@ torso = phantom(SEED, shape=(8, 128, 128))
 named = ("percentile", "lung", "abdomen", "bone")
 shown = [serialize(torso.scan, size=(8, 128, 128), window=name).images()[4] for name in named]
 ranges = [window_range(torso.scan.array, name) for name in named]
-show_pictures(shown, titles=[f"{n}: {a:g} to {b:g} HU" for n, (a, b) in zip(named, ranges, strict=True)])
+show_images(shown, titles=[f"{n}: {a:g} to {b:g} HU" for n, (a, b) in zip(named, ranges, strict=True)])
 
 
 # %% [markdown]

@@ -34,14 +34,14 @@ if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
     os.chdir("unireason-lab/notebooks")
 
-from unireason_lib.tutorial import check_versions
+from unireason_lib.notebooks import check_versions
 
 print(check_versions())
 
 # %%
+from unireason_lib.config import load_profile
 from unireason_lib.grounding import load_profile_model
-from unireason_lib.profiles import load_profile
-from unireason_lib.tutorial import project_root, publish
+from unireason_lib.notebooks import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 model, processor = load_profile_model(profile.model, project_root())
@@ -262,7 +262,7 @@ print(trace.text)
 from unireason_lib.display import token_strip
 
 own = sum(trace.own_mask)
-print(f"prompt {len(trace.prompt_ids)}, own {own}, injected {len(trace.own_mask) - own}")
+print(f"prompt {len(trace.prompt_ids)}, generated {own}, injected {len(trace.own_mask) - own}")
 token_strip(trace, processor.tokenizer)
 
 # %%
@@ -291,20 +291,38 @@ print("together as alone, token by token")
 # Without it, every box costs the encoding of all slices, the prompt and the reply so far. With it, a box costs its own crop.
 
 # %%
-from unireason_lib.bench.generation import cost_by_boxes
-from unireason_lib.display import plot_lines
+import time
+from statistics import median
 
-NAMES = {"baseline": "everything encoded again", "ours": "cache kept"}
-counts, repeats = profile.notebook.box_counts, profile.notebook.repeats
-curves = cost_by_boxes(model, processor, slices, counts, repeats)
-plot_lines(
-    {NAMES[name]: curve for name, curve in curves.items()},
-    xlabel=f"boxes in the reply ({len(slices)} slices)",
-    ylabel="seconds a reply",
-)
+AGAIN, KEPT = "everything encoded again", "cache kept"
+generators = {AGAIN: GroundedGenerator(model, processor, reuse_cache=False), KEPT: generator}
+
+
+def seconds(images, boxes):
+    """Median seconds of a reply that writes so many boxes, one slice each; both generators by turns."""
+    box = "<|box_start|>[{0},{0},{1},{2},{2},{3}]<|box_end|>"
+    places = [(k % 8, k % len(images), k % 8 + 16, k % len(images) + 1) for k in range(boxes)]
+    script = Script(processor.tokenizer, tuple(part for place in places for part in (1, box.format(*place))))
+    asked = GroundedRequest("Where is the lesion?", images, {"A": "left", "B": "right"}, "3d")
+    taken = {name: [] for name in generators}
+    for _ in range(profile.notebook.repeats):
+        for name, one in generators.items():
+            start = time.perf_counter()
+            one.generate([asked], scripts=[script], max_new_tokens=len(script), max_rounds=boxes)
+            taken[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in taken.items()}
+
 
 # %%
-ratio = curves["baseline"][-1][1] / curves["ours"][-1][1]
+from unireason_lib.display import plot_lines
+
+counts = profile.notebook.box_counts
+measured = {boxes: seconds(slices, boxes) for boxes in counts}
+curves = {name: [(boxes, measured[boxes][name]) for boxes in counts] for name in generators}
+plot_lines(curves, f"boxes in the reply ({len(slices)} slices)", "seconds a reply")
+
+# %%
+ratio = curves[AGAIN][-1][1] / curves[KEPT][-1][1]
 name = f"kept cache, {counts[-1]} boxes, {len(slices)} slices"
 publish(name, ratio, "x", note="time of encoding again / time with the cache")
 
@@ -313,14 +331,13 @@ publish(name, ratio, "x", note="time of encoding again / time with the cache")
 # and the box's own tokens are all that is computed; each of them still attends to every slice, a small part of the cost.
 
 # %%
-from unireason_lib.bench.generation import cost_by_slices
-
-curves = cost_by_slices(model, processor, width, profile.notebook.slice_counts, repeats)
-plot_lines(
-    {NAMES[name]: curve for name, curve in curves.items()},
-    xlabel="slices of the volume",
-    ylabel="seconds one more box costs",
-)
+curves = {name: [] for name in generators}
+for count in profile.notebook.slice_counts:
+    volume = [slices[k % len(slices)] for k in range(count)]
+    few, many = seconds(volume, 1), seconds(volume, 5)
+    for name, curve in curves.items():
+        curve.append((count, (many[name] - few[name]) / 4))
+plot_lines(curves, "slices of the volume", "seconds one more box costs")
 
 # %% [markdown]
 # At 32 slices and a larger model the gain is larger: `make bench` measures it on the shape that the paper uses.

@@ -49,7 +49,7 @@ def slices():
 
 
 def make_trace(images, parts, tokenizer, name, dimension="3d", question="Where is it?"):
-    """A trace as the generator returns it: parts are texts and boxes; each box fetches its crops."""
+    """A trace as the generator returns it, of texts and boxes; each box fetches its crops."""
     text, ids, own, pointings = "", [], [], []
     for part in parts:
         written = part if isinstance(part, str) else format_box(part)

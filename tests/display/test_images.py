@@ -47,6 +47,8 @@ def test_directions_are_written_where_they_are_known(slices):
 def test_numbers_of_boxes_on_one_place_stay_apart(slices, clean):
     boxes = [Box2D(5, 6, 25, 30), Box2D(5, 6, 25, 30), Box2D(5, 6, 26, 31)]
     clean(show_box(slices[0], boxes, ["a", "b", "c"]))
+    figure = show_box(slices[0], [boxes[0], Box2D(90, 90, 99, 99)])
+    assert "2" not in [text.get_text() for text in figure.axes[0].texts], "outside of the image"
     clean(show_images(slices[:5], [boxes] * 5, ["a long title " * 5] * 5, foot={0: "one"}))
 
 

@@ -1,4 +1,4 @@
-"""The script of the page in a real browser: a driving script clicks and writes down what it sees."""
+"""The script of the page in a real browser: a script clicks and writes down what it sees."""
 
 import html
 import json
@@ -17,7 +17,9 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="NOT TESTED in a browser: needs Chromium or Chrome on the path"
 )
-OPTIONS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --disable-sync"
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --disable-sync"
+)
 
 
 def visit(folder, page):
@@ -43,7 +45,7 @@ def visit(folder, page):
 
 
 def drive(folder, page, script):
-    """What a driving script wrote into ``seen``; the page's own policy, which forbids it, is off."""
+    """What a script wrote into ``seen``; the policy of the page, which forbids it, is off."""
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     start = "const seen = {}; addEventListener('error', (e) => { seen.error = e.message; });"
     end = (

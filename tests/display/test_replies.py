@@ -1,4 +1,4 @@
-"""Replies as a figure and as a page: right places, the right images, nothing of others as markup."""
+"""Replies as a figure and as a page: right places and images, no text of others as markup."""
 
 import base64
 import hashlib

@@ -249,7 +249,7 @@ def draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, label: Any, numbers: 
         )
         style = {"fill": False, "linewidth": 1.8, "clip_on": False, "path_effects": rim}
         axes.add_patch(Rectangle(place, box.width, box.height, **style, **look))
-        if numbers:
+        if numbers and not box.is_empty:
             corners = [(x, y) for y in (box.y1, box.y2) for x in (box.x1, box.x2)]
             low, high = (0.05 * width, 0.05 * height), (0.95 * width, 0.95 * height)
             inside = [tuple(np.clip(corner, low, high)) for corner in corners]
@@ -289,6 +289,12 @@ def _options(options: Mapping[str, str], answer: Any, chosen: Any = None) -> lis
     ]
 
 
+def _wrapped(line: str, side: float) -> str:
+    """A line of a title above an image of so many inches; the rest of an option is indented."""
+    indent = "      " if line[:1] in ("✓", " ") else ""
+    return fill(line, int(side / 0.068), subsequent_indent=indent)
+
+
 def _grid(
     tiles: Sequence[tuple[np.ndarray, Any, Any]],
     columns: int,
@@ -300,7 +306,7 @@ def _grid(
     """Tiles (image, boxes, label) with titles above, and the names of the colours below."""
     side = WIDTH / max(columns, 2)
     columns, rows = min(columns, len(tiles)), math.ceil(len(tiles) / columns)
-    titles = ["\n".join(fill(l, int(side / 0.068)) for l in t.split("\n")) for t in titles or ()]  # noqa: E741
+    titles = ["\n".join(_wrapped(line, side) for line in t.split("\n")) for t in titles or ()]
     ratio = min(max(array.shape[0] / array.shape[1] for array, _, _ in tiles), 1.3)
     above = max((title.count("\n") + 1 for title in titles), default=0) * 0.17  # inches
     figure = AltFigure(side * columns, rows * (side * ratio + above), alt, "constrained")

@@ -57,16 +57,19 @@ class SliceViewer(widgets.VBox):
         spans = [slice_range(box, len(self._slices)) for box in self._boxes]
         middle = next((s[len(s) // 2] for s in spans if s), len(self._slices) // 2)
         start = middle if index is None else min(max(int(index), 0), len(self._slices) - 1)
-        self.slider = widgets.IntSlider(start, 0, len(self._slices) - 1, description="slice")
-        self._image, self._range = widgets.Image(format="png"), None
+        wide, last = {"layout": {"width": f"{width}px"}}, len(self._slices) - 1
+        self.slider = widgets.IntSlider(start, 0, last, description="slice", **wide)
+        self._image, self._range = widgets.Image(format="png", **wide), None
         rows: list[Any] = [self._image, self.slider]
         if self._volume:
             low, high = float(np.nanmin(images.array)), float(np.nanmax(images.array))
-            ends = {"min": low, "max": max(high, low + 1), "description": "window"}
-            self._range = widgets.FloatRangeSlider(value=window_range(images.array, window), **ends)
+            ends = {"min": low, "max": max(high, low + 1), "readout_format": ".4g"}
+            shown = {"value": window_range(images.array, window), "description": "window"}
+            self._range = widgets.FloatRangeSlider(**shown, **ends, **wide)
             known = {"percentile": window_range(images.array), "all": (low, high)}
             known |= CT_WINDOWS if low < -500 else {}  # named windows are for Hounsfield units
-            self.preset = widgets.ToggleButtons(options=known, value=None, description="preset")
+            auto = {"style": {"button_width": "auto"}, "layout": {"max_width": f"{width}px"}}
+            self.preset = widgets.ToggleButtons(options=known, value=None, **auto)
             self.preset.observe(lambda change: self._set_window(change["new"]), "value")
             rows += [self._range, self.preset]
             self._range.observe(self._draw, "value")
