@@ -1,6 +1,7 @@
 """A complete checkpoint in miniature: the true classes, a trained tokenizer, random weights.
 
-Everything runs on it as on the 7B model. Its weights know nothing until they are trained.
+Everything runs on it as on the 7B model. It lies here, below the training, because the profile
+model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` is what trains it.
 """
 
 from __future__ import annotations
@@ -48,10 +49,9 @@ def build_tiny(folder: str | Path, *, seed: int = 0, **sizes: int) -> Path:
     if unknown := ", ".join(sizes.keys() - constants["sizes"].keys()):
         raise ModelError("build_tiny", ", ".join(constants["sizes"]), unknown, "correct the name")
     sizes, tokenizer = constants["sizes"] | sizes, tiny_tokenizer()
-    config = _config(sizes, constants, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = Qwen2_5_VLForConditionalGeneration(_config(sizes, constants, tokenizer))
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     limits = {"shortest_edge": sizes["min_pixels"], "longest_edge": sizes["max_pixels"]}
@@ -60,7 +60,7 @@ def build_tiny(folder: str | Path, *, seed: int = 0, **sizes: int) -> Path:
         image_processor=Qwen2VLImageProcessor(**images),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(**images),
-        chat_template=_text("chat_template.jinja"),  # Qwen's, marking what the assistant wrote
+        chat_template=_text("chat_template.jinja"),  # Qwen's, with generation marks
     )
     temporary = folder.with_name(folder.name + ".partial")
     model.save_pretrained(temporary)
@@ -74,39 +74,24 @@ def _config(sizes: dict[str, int], constants: dict[str, Any], tokenizer: Any) ->
     """The configuration, with the rotary base and tied embeddings of the large models."""
     from transformers import Qwen2_5_VLConfig
 
-    hidden, width, layers = sizes["hidden"], sizes["vision_hidden"], sizes["vision_layers"]
-    heads, text, ids = max(1, hidden // 64), constants["text"], tokenizer.convert_tokens_to_ids
+    hidden, vision, text = sizes["hidden"], constants["vision"], constants["text"]
+    pad, heads = tokenizer.pad_token_id, max(1, hidden // 64)
     pairs = hidden // heads // 2  # rotated pairs of a head: time, height and width get 2 : 3 : 3
     text["rope_parameters"]["mrope_section"] = [pairs - 2 * (3 * pairs // 8), *[3 * pairs // 8] * 2]
-    text |= {
-        "vocab_size": len(tokenizer),
-        "hidden_size": hidden,
-        "intermediate_size": 4 * hidden,
-        "num_hidden_layers": sizes["layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "bos_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = constants["vision"] | {
-        "depth": layers,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_heads": width // 32,
-        "patch_size": sizes["patch_size"],
-        "window_size": 8 * sizes["patch_size"],
-        "out_hidden_size": hidden,
-        "fullatt_block_indexes": list(range(1, layers, 2)) or [0],
-    }
+    text |= {"hidden_size": hidden, "intermediate_size": 4 * hidden, "vocab_size": len(tokenizer)}
+    text |= {"num_attention_heads": heads, "num_key_value_heads": heads}
+    text |= {"bos_token_id": pad, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad}
+    text["num_hidden_layers"] = sizes["layers"]
+    width, layers, patch = (sizes[k] for k in ("vision_hidden", "vision_layers", "patch_size"))
+    vision |= {"hidden_size": width, "intermediate_size": 4 * width, "num_heads": width // 32}
+    vision |= {"depth": layers, "fullatt_block_indexes": list(range(1, layers, 2)) or [0]}
+    vision |= {"patch_size": patch, "window_size": 8 * patch, "out_hidden_size": hidden}
+    names = {"image": "image_pad", "video": "video_pad"}
+    names |= {name: name for name in ("vision_start", "vision_end")}
+    ids = tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names.values()])
+    tokens = {f"{name}_token_id": n for name, n in zip(names, ids, strict=True)}
     return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
     )
 
 

@@ -59,6 +59,9 @@ class Exercise:
         ]
 
 
+_Named = Sequence[tuple[str, Shape]]
+
+
 class _Redraw(Exception):
     """What was drawn allows no such exercise."""
 
@@ -146,7 +149,7 @@ def _choose(
     images: Sequence[Scene],
     question: str,
     answers: Sequence[str],
-    about: Sequence[tuple[str, Shape]] = (),
+    about: _Named = (),
     thought: str = "",
     written: bool = False,
 ) -> Exercise:
@@ -162,10 +165,9 @@ def _choose(
     if written:
         said = [f"{_capital(name)} is at {_digits(shape.box)}." for name, shape in about]
         images, question, about = (), " ".join([*said, question]), ()
-    parts = [
-        rng.choice(_TEXTS["seen"]).format(_capital(name), name, format_box(shape.box))
-        for name, shape in about
-    ] + [thought] * bool(thought)
+    said = [(_capital(name), name, format_box(shape.box)) for name, shape in about]
+    parts = [rng.choice(_TEXTS["seen"]).format(*words) for words in said]
+    parts += [thought] if thought else []
     if not parts or rng.random() < 0.2:
         question = f"{question}\n{_listed(list(shown.values()))}\nAnswer with one option."
         return Exercise(tuple(images), question, f"{right}. {shown[right]}", right)
@@ -213,12 +215,12 @@ def _reference(rng: random.Random, shape: Shape, shapes: Sequence[Shape]) -> str
     return " ".join(["the", *words(shape, parts), *["shape"] * ("name" not in parts)])
 
 
-def _pick(rng: random.Random, scene: Scene, count: int) -> list[tuple[str, Shape]]:
+def _pick(rng: random.Random, scene: Scene, count: int) -> _Named:
     return [(_reference(rng, s, scene.shapes), s) for s in rng.sample(scene.shapes, count)]
 
 
-def _subjects(rng: random.Random, count: int) -> tuple[Scene, list[tuple[str, Shape]]]:
-    scene = _scene(rng, count)
+def _subjects(rng: random.Random, count: int, **how: Any) -> tuple[Scene, list[tuple[str, Shape]]]:
+    scene = _scene(rng, count, **how)
     return scene, _pick(rng, scene, count)
 
 
@@ -283,10 +285,11 @@ def relation(rng: random.Random, written: bool = False) -> Exercise:
 
 def lengths(rng: random.Random, written: bool = False) -> Exercise:
     """Which of two boxes is wider, and which is taller: two comparisons of lengths."""
-    scene, about = _subjects(rng, 2)
+    scene, about = _subjects(rng, 2, names=[*NAMES, *["bar"] * 4])
     (one, a), (other, b) = about
     wide, tall = a.box.width - b.box.width, a.box.height - b.box.height
-    if min(abs(wide), abs(tall)) < 4:
+    usual = wide * tall > 0 and rng.random() < 0.8  # else the wider is nearly always the taller
+    if min(abs(wide), abs(tall)) < 4 or usual:
         raise _Redraw
     names = [(w, t) for w in (one, other) for t in (one, other)]
     texts = [f"{w} is wider " + ("and taller" if w == t else f"and {t} taller") for w, t in names]
@@ -329,7 +332,7 @@ def describe(rng: random.Random, key: str) -> Exercise:
         scenes = _row(rng)[0]
         at = rng.randrange(len(scenes))
     shapes = _left_to_right(scenes[at].shapes)
-    question = f"What does image {at + 1} show?" if key == "image" else "What does the image show?"
+    question = f"What does {f'image {at + 1}' if key == 'image' else 'the image'} show?"
     if key == "boxes":
         reply = " ".join(f"{_capital(_described(s))} {format_box(s.box)}." for s in shapes)
         return Exercise((scenes[0],), "List all shapes with their boxes.", reply, box=shapes[0].box)

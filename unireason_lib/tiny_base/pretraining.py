@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -27,10 +28,9 @@ from unireason_lib.grounding import load_model
 from unireason_lib.grounding.tiny import build_tiny
 from unireason_lib.io import locked, read_json, whole_file, write_json, write_whole
 from unireason_lib.training.encoding import IGNORED, Collator, Encoder
-from unireason_lib.training.loss import fast_bfloat16
-from unireason_lib.training.muon import MuonWithAdamW
+from unireason_lib.training.optim import MuonWithAdamW, fast_bfloat16
 
-from .exercises import exercise
+from .exercises import Exercise, exercise
 from .guidance import Guide, Targets, collate_targets, find_targets
 from .skills import measure
 
@@ -97,14 +97,63 @@ class Steps(Dataset):
             number += count
         return made
 
-    def targets(self, group: list, batch: dict[str, torch.Tensor]) -> Targets:
+    def targets(self, group: Sequence[Exercise], batch: dict[str, torch.Tensor]) -> Targets:
         """The auxiliary targets of a batch."""
-        grids = iter((batch.get("image_grid_thw", torch.zeros(0, 3)) // self.merge)[:, 1:].tolist())
-        words = (self.tokenizer.batch_decode(ids[:, None]) for ids in batch["input_ids"])
-        pairs = zip(group, words, strict=True)
-        return collate_targets(
-            [find_targets(e, w, [next(grids) for _ in e.images]) for e, w in pairs]
-        )
+        patches = batch.get("image_grid_thw", torch.zeros(0, 3))
+        grids, found = iter((patches[:, 1:] // self.merge).tolist()), []
+        for one, ids in zip(group, batch["input_ids"], strict=True):
+            words = self.tokenizer.batch_decode(ids[:, None])
+            found.append(find_targets(one, words, [next(grids) for _ in one.images]))
+        return collate_targets(found)
+
+
+class Learner:
+    """Model, optimizer and guidance of a run."""
+
+    def __init__(self, plan: Plan, model: Any, processor: Any) -> None:
+        self.plan, self.model = plan, model.requires_grad_(True)
+        rates = {"lr": plan.learning_rate, "muon_lr": plan.muon}
+        self.optimizer = MuonWithAdamW(model, **rates, weight_decay=0.01, betas=(0.9, 0.98))
+        self.highest = [group["lr"] for group in self.optimizer.param_groups]
+        self.guide = Guide(model, processor.tokenizer) if plan.guidance else None
+        marks = [processor.tokenizer(mark).input_ids[0] for mark in "ABCD."]
+        self.marks = torch.tensor(marks, device=model.device)
+
+    def step(self, number: int, groups: list) -> Iterator[tuple[str, float]]:
+        """One optimizer step; names and values for the log."""
+        for group, rate in zip(self.optimizer.param_groups, self.highest, strict=True):
+            group["lr"] = rate * self.plan.rate(number)
+        for stage, batch, targets in groups:
+            batch = {name: value.to(self.model.device) for name, value in batch.items()}
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=fast_bfloat16()):
+                loss, values = self.loss(stage, batch, targets)
+            (loss / len(groups)).backward()
+            yield from {"loss": loss.item(), f"loss of {stage}": loss.item(), **values}.items()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not norm.isfinite():
+            raise TrainingError(f"step {number}", "a finite gradient", str(norm), "lower the rates")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(
+        self, stage: str, batch: dict[str, Any], targets: Targets | None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of a group, and the proportions of its tokens, and of its letters, that were the
+        likeliest. Logits are made of tokens with loss only: in a small model they cost most."""
+        labels, ids = batch.pop("labels")[:, 1:], batch["input_ids"]
+        if targets is not None:
+            targets = Targets(*(part.to(ids.device) for part in targets))
+            if stage == "shapes":
+                return self.guide.tower_loss(batch, targets), {}
+            batch |= {"output_attentions": True, "output_hidden_states": True}
+        output, kept = self.model.model(**batch, use_cache=False), labels != IGNORED
+        logits = self.model.lm_head(output.last_hidden_state[:, :-1][kept]).float()
+        loss, right = cross_entropy(logits, labels[kept]), logits.argmax(-1) == labels[kept]
+        letters = torch.isin(ids, self.marks[:4]) & (ids.roll(-1, 1) == self.marks[4])
+        letters = right[letters[:, 1:][kept]]
+        loss = loss if targets is None else loss + self.guide.loss(output, ids, targets)
+        values = {"right": right, **({"letter": letters} if len(letters) else {})}
+        return loss, {name: value.float().mean().item() for name, value in values.items()}
 
 
 def pretrain(
@@ -123,131 +172,81 @@ def pretrain(
     """Train a tiny checkpoint on exercises; a run that was stopped or killed goes on.
 
     Args:
-        out: Folder of the run: ``log.jsonl``, ``checkpoint.pt``, at the end ``model/`` (with the
-            log and ``skills.json`` beside the weights).
+        out: Folder of the run: ``log.jsonl``, ``checkpoint.pt``, and at the end ``model/``.
         plan: What is learnt when.
         start: A checkpoint to begin with; default: random weights of the plan's sizes and seed.
         until: Stop after so many steps; exercises and rates stay those of the whole plan.
-        save_steps: Steps between checkpoints: a run that is killed loses no more.
-        measure_steps, measure_size: Steps between tests of the skills, and held-out exercises of
-            each stage in one; ``final_size``: of the last one.
-        workers: Processes that make exercises beside the training.
-        progress: Whether to show a bar.
+        save_steps, measure_steps: Steps between checkpoints, and between tests of the skills.
+        measure_size, final_size: Held-out exercises of each stage in such a test, and in the last.
+        workers, progress: Processes that make exercises; whether to show a bar.
 
     Returns:
-        ``out/model``, or ``out`` if the run was stopped before its end.
+        ``out/model``, with log and ``skills.json``; ``out`` if the run was stopped before its end.
 
     Raises:
         TrainingError: The folder holds a run of another plan, or the gradient is not finite.
         DatasetError: Another process trains into the folder, or the disk is full.
     """
     plan, out = plan or Plan(), Path(out)
-    log, checkpoint, finished = out / "log.jsonl", out / "checkpoint.pt", out / "model"
+    log, end = out / "log.jsonl", min(until or plan.steps, plan.steps)
     with locked(out / ".lock", f"the run {out}"):
-        _check_plan(out / "plan.json", {**asdict(plan), "start": start and str(start)})
-        if finished.is_dir():
-            return finished
+        _keep_plan(out / "plan.json", {**asdict(plan), "start": start and str(start)})
+        if (out / "model").is_dir():
+            return out / "model"
         if start is None and not (out / "start").is_dir():
             build_tiny(out / "start", seed=plan.seed, **plan.sizes)
         model, processor = load_model(start or out / "start", dtype="float32")
-        model.requires_grad_(True)
-        guide = Guide(model, processor.tokenizer) if plan.guidance else None
-        rates = {"lr": plan.learning_rate, "muon_lr": plan.muon}
-        optimizer = MuonWithAdamW(model, **rates, weight_decay=0.01, betas=(0.9, 0.98))
-        highest, first, end = [g["lr"] for g in optimizer.param_groups], 0, until or plan.steps
-        if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True, map_location=model.device)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            first = state["step"]
-        kept = [line for line in read_log(log) if line["step"] <= first] if log.exists() else []
-        write_whole(log, (json.dumps(line) + "\n" for line in kept))  # the others come again
-        loader = DataLoader(
-            Subset(Steps(plan, processor), range(first, end)),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-        )
-        marks = torch.tensor([processor.tokenizer(mark).input_ids[0] for mark in "ABCD."])
-        seen, began = {}, monotonic()
-        for step, groups in enumerate(tqdm(loader, initial=first, total=end, disable=not progress)):
-            step += first
-            for group, rate in zip(optimizer.param_groups, highest, strict=True):
-                group["lr"] = rate * plan.rate(step)
-            for stage, batch, targets in groups:
-                loss, values = _loss(model, guide, marks.to(model.device), stage, batch, targets)
-                (loss / len(groups)).backward()
-                values |= {"loss": loss.item(), f"loss of {stage}": loss.item()}
-                for name, value in values.items():
-                    seen.setdefault(name, []).append(value)
-            if not (norm := torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)).isfinite():
-                raise TrainingError(
-                    f"step {step}", "a finite gradient", f"{norm}", "lower the rates"
-                )
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            line: dict[str, Any] = {}
+        learner = Learner(plan, model, processor)
+        first = _resume(out / "checkpoint.pt", learner)
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        lines = [
+            line for line in lines if json.loads(line)["step"] <= first
+        ]  # the rest comes again
+        prefetch = {"prefetch_factor": 4} if workers else {}
+        steps = Subset(Steps(plan, processor), range(first, end))
+        loader = DataLoader(steps, batch_size=None, num_workers=workers, **prefetch)
+        bar, seen, began = tqdm(initial=first, total=end, disable=not progress), {}, monotonic()
+        for step, groups in enumerate(loader, first + 1):
+            for name, value in learner.step(step - 1, groups):
+                seen.setdefault(name, []).append(value)
+            bar.update()
             if step % 10 == 0 or step == end:
-                line = {name: fmean(values) for name, values in seen.items()}
-                line |= {"learning_rate": plan.learning_rate * plan.rate(step - 1)}
-                line |= {"seconds": round(monotonic() - began, 2)}
+                line = {"step": step, **{name: fmean(values) for name, values in seen.items()}}
+                line["learning_rate"] = plan.learning_rate * plan.rate(step - 1)
+                lines.append(json.dumps({**line, "seconds": round(monotonic() - began, 2)}))
+                write_whole(log, "".join(f"{line}\n" for line in lines))
+                seen, began = {}, monotonic()
             if step % measure_steps == 0 or step == plan.steps:
-                line["skills"] = measure(model, processor, measure_size)
-            if line:
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **line}) + "\n")
-                seen, began = ({}, monotonic()) if "loss" in line else (seen, began)
+                skills = measure(model, processor, measure_size)
+                lines.append(json.dumps({"step": step, "skills": skills}))
+                write_whole(log, "".join(f"{line}\n" for line in lines))
             if step % save_steps == 0 or step == end:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                with whole_file(checkpoint) as file:
+                state = {"model": model.state_dict(), "optimizer": learner.optimizer.state_dict()}
+                with whole_file(out / "checkpoint.pt") as file:
                     torch.save({"step": step, **state}, file)
         if end < plan.steps:
             return out
         temporary = out / "model.partial"
-        write_json(temporary / "skills.json", measure(model, processor, final_size))
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        write_json(temporary / "skills.json", measure(model, processor, final_size))
         write_whole(temporary / "log.jsonl", log.read_text(encoding="utf-8"))
-        return temporary.rename(finished)
+        return temporary.rename(out / "model")
 
 
-def _loss(
-    model: Any,
-    guide: Guide | None,
-    marks: torch.Tensor,
-    stage: str,
-    batch: dict[str, Any],
-    targets: Targets | None,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of a group; the proportions of its tokens, and of its letters, that were the
-    likeliest. ``marks`` are the tokens A, B, C, D and the full stop behind them."""
-    batch = {name: value.to(model.device) for name, value in batch.items()}
-    labels, ids = batch.pop("labels")[:, 1:], batch["input_ids"]
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast_bfloat16()):
-        if guide is not None:
-            targets = Targets(*(part.to(model.device) for part in targets))
-            if stage == "shapes":
-                return guide.tower_loss(batch, targets), {}
-            batch |= {"output_attentions": True, "output_hidden_states": True}
-        output, kept = model.model(**batch, use_cache=False), labels != IGNORED
-        logits = model.lm_head(output.last_hidden_state[:, :-1][kept]).float()  # of no other tokens
-        loss = cross_entropy(logits, labels[kept])
-        loss = loss + guide.loss(output, ids, targets) if guide is not None else loss
-    right = (logits.argmax(-1) == labels[kept]).float()
-    letters = (torch.isin(ids[:, 1:], marks[:4]) & (ids.roll(-2, 1)[:, :-1] == marks[4]))[kept]
-    values = {"right": right.mean().item()}
-    return loss, values | ({"letter": right[letters].mean().item()} if letters.any() else {})
-
-
-def _check_plan(path: Path, settings: dict[str, Any]) -> None:
-    settings = json.loads(json.dumps(settings))
-    if path.exists() and read_json(path, TrainingError) != settings:
+def _keep_plan(path: Path, plan: dict[str, Any]) -> None:
+    plan = json.loads(json.dumps(plan))  # lists in place of tuples, as in the file
+    if path.exists() and read_json(path, TrainingError) != plan:
         do = "give the same plan to go on, or train into another folder"
         raise TrainingError(path, "the plan of this run", "another plan", do)
-    write_json(path, settings)
+    write_json(path, plan)
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log: ``step``, means over the steps since the last line, ``skills``."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+def _resume(path: Path, learner: Learner) -> int:
+    """Load a checkpoint, if there is one; the number of its step."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=learner.model.device)
+    learner.model.load_state_dict(state["model"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    return state["step"]

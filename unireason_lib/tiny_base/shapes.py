@@ -34,14 +34,8 @@ NAMES: dict[str, Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]] 
 
 TURNED = ("bar", "triangle", "star")  # in any direction; a turned square would be a diamond
 SHADES = ("dark", "bright")
-TEXTURES = (
-    "plain",
-    "vertically striped",
-    "horizontally striped",
-    "checkered",
-    "mottled",
-    "diagonally striped",
-)
+_STRIPES = ("vertically striped", "horizontally striped", "diagonally striped")
+TEXTURES = ("plain", *_STRIPES, "checkered", "mottled")
 
 
 @dataclass(frozen=True)
@@ -89,16 +83,16 @@ def draw(
         names: Names to choose from; ``distinct``: each at most once.
         radius: Smallest and largest radius, as proportions of the shorter side.
     """
-    rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    grid = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    (rows, columns), shapes = grid, []
     ground, noise = rng.uniform(70, 170), np.random.default_rng(rng.getrandbits(63))
     pixels = ground + rng.uniform(-25, 25) * (columns / size[1] - 0.5)
     pixels += rng.uniform(-25, 25) * (rows / size[0] - 0.5)
     for _ in range(rng.choice((0, 0, 1, 2, 3))):
-        pixels += _smudge(rows, columns, rng)
-    shapes: list[Shape] = []
+        pixels += _smudge(grid, rng)
     for name in rng.sample(names, count) if distinct else rng.choices(names, k=count):
         shade = rng.choice(SHADES)
-        mask = _place(rows, columns, name, radius, [shape.box for shape in shapes], rng)
+        mask = _place(grid, name, radius, [shape.box for shape in shapes], rng)
         if mask is None:
             continue
         box = _around(mask)
@@ -106,7 +100,7 @@ def draw(
         texture = rng.choice(TEXTURES[1:]) if large and rng.random() < textured else "plain"
         value = ground + rng.uniform(30, 75) * (1 if shade == "bright" else -1)
         width, swing = 1.0 if fine else rng.uniform(2, 3.6), rng.uniform(18, 40)
-        value = value + swing * _pattern(rows, columns, texture, width, rng)
+        value = value + swing * _pattern(grid, texture, width, rng)
         pixels = np.where(mask, value, pixels)
         shapes.append(Shape(name, shade, texture, box))
     blur = 0.0 if fine else rng.choice((0.0, 0.0, 0.5, 0.8))
@@ -129,9 +123,9 @@ def _around(mask: np.ndarray) -> Box2D:
     return Box2D(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
 
 
-def _smudge(rows: np.ndarray, columns: np.ndarray, rng: random.Random) -> np.ndarray:
+def _smudge(grid: np.ndarray, rng: random.Random) -> np.ndarray:
     """A faint, soft ellipse of no name."""
-    height, width = rows.shape
+    (rows, columns), (height, width) = grid, grid[0].shape
     y, x = rng.uniform(0, height), rng.uniform(0, width)
     wide, high = rng.uniform(0.1, 0.5) * width, rng.uniform(0.1, 0.5) * height
     distance = ((columns - x) / wide) ** 2 + ((rows - y) / high) ** 2
@@ -139,15 +133,10 @@ def _smudge(rows: np.ndarray, columns: np.ndarray, rng: random.Random) -> np.nda
 
 
 def _place(
-    rows: np.ndarray,
-    columns: np.ndarray,
-    name: str,
-    radius: tuple[float, float],
-    taken: Sequence[Box2D],
-    rng: random.Random,
+    grid: np.ndarray, name: str, radius: tuple[float, float], taken: list[Box2D], rng: random.Random
 ) -> np.ndarray | None:
     """The mask of a shape at a free place, if one is found."""
-    height, width = rows.shape
+    (rows, columns), (height, width) = grid, grid[0].shape
     for _ in range(8):
         r = rng.uniform(*radius) * min(height, width)
         cy, cx = rng.uniform(r, height - 1 - r), rng.uniform(r, width - 1 - r)
@@ -162,19 +151,16 @@ def _place(
     return None
 
 
-def _pattern(
-    rows: np.ndarray, columns: np.ndarray, texture: str, width: float, rng: random.Random
-) -> np.ndarray:
+def _pattern(grid: np.ndarray, texture: str, width: float, rng: random.Random) -> np.ndarray:
     """A texture in -1 and 1; ``width`` is that of one stripe or field in pixels."""
-    y = np.floor((rows + rng.randrange(16)) / width).astype(int)
-    x = np.floor((columns + rng.randrange(16)) / width).astype(int)
+    y, x = (np.floor((axis + rng.randrange(16)) / width).astype(int) for axis in grid)
     if texture == "plain":
-        return np.zeros_like(rows)
+        return np.zeros_like(grid[0])
     if texture == "mottled":
         grain = np.random.default_rng(rng.getrandbits(63))
         return grain.choice((-1.0, 1.0), (y.max() + 1, x.max() + 1))[y, x]
     if texture == "diagonally striped":
         lean = rng.choice((-1, 1))
-        return 1.0 - 2.0 * (np.floor((rows + lean * columns + 64) / (1.4 * width)) % 2)
+        return 1.0 - 2.0 * (np.floor((grid[0] + lean * grid[1] + 64) / (1.4 * width)) % 2)
     fields = {"vertically striped": x, "horizontally striped": y, "checkered": x + y}[texture]
     return 1.0 - 2.0 * (fields % 2)

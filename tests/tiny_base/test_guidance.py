@@ -1,0 +1,191 @@
+"""The auxiliary targets: where to look and what to read off, against the truth of the exercises."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from unireason_lib.boxes import Box2D, format_box
+from unireason_lib.grounding import load_model
+from unireason_lib.tiny_base.exercises import Exercise, exercise
+from unireason_lib.tiny_base.guidance import (
+    GROUPS,
+    HEADS,
+    WEIGHT,
+    Guide,
+    Targets,
+    collate_targets,
+    find_targets,
+)
+from unireason_lib.tiny_base.pretraining import Plan, Steps
+from unireason_lib.tiny_base.shapes import Scene, Shape
+from unireason_lib.training.encoding import Encoder
+
+RING = Shape("ring", "bright", "vertically striped", Box2D(16, 0, 32, 16))  # all of token 1
+BAR = Shape("bar", "dark", "plain", Box2D(34, 18, 62, 30))  # in tokens 6 and 7
+ALONE = Scene(np.zeros((64, 64), np.uint8), (RING, BAR))  # 4 x 4 tokens of 16 pixels
+EMPTY = Scene(np.zeros((32, 32), np.uint8), ())  # 2 x 2 tokens
+
+
+@pytest.fixture(scope="module")
+def targets_of(tiny_model):
+    """An exercise -> its tokens as text, and its targets with heads by name."""
+    processor = tiny_model[1]
+    encode = Encoder(processor)
+
+    def found(one):
+        words = processor.tokenizer.batch_decode(encode(one.messages()).ids[:, None])
+        images = [scene.image() for scene in one.images]
+        grids = processor.image_processor(images)["image_grid_thw"][:, 1:] // 2 if images else []
+        targets = find_targets(one, words, [[int(n) for n in grid] for grid in grids])
+        looks = {name: [] for name in HEADS}
+        for head, source, target in targets.attention.astype(int):
+            looks[list(HEADS)[head]].append((int(source), int(target)))
+        return words, looks, targets
+
+    return found
+
+
+@pytest.mark.parametrize("stage", ["words", "letters", "text", "one image", "several images"])
+def test_every_letter_is_shown_where_to_look(stage, targets_of):
+    shown = 0
+    for one in (exercise(stage, k) for k in range(40)):
+        words, looks, targets = targets_of(one)
+        bare = [word.strip().lower() for word in words]
+        marks, due = dict(looks["mark"]), dict(looks["option"])
+        assert due.keys() <= dict(looks["said"]).keys()
+        for position, option in looks["option"]:
+            said = dict(looks["said"])[position]
+            assert option < said <= position and bare[said] == bare[option]
+            assert bare[marks[option]] == bare[position + 1] and bare[position + 1] in "abcd"
+            for end in (said, option):  # the end of a phrase looks at all of it
+                looked = sorted(k for source, k in looks["phrase"] if source == end)
+                assert looked == list(range(looked[0], end + 1))
+            assert [2, position, position + 1] in targets.letters.tolist()
+        if one.letter and ("letter" in one.name or "\n" in one.reply):
+            assert len(due) >= 1
+            shown += 1
+    assert shown > 4
+
+
+def test_a_box_looks_at_its_shape_and_at_the_name(targets_of):
+    one = Exercise((EMPTY, ALONE), "Where is the bar?", f"Image 2, {format_box(BAR.box)}")
+    words, looks, targets = targets_of(one)
+    image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
+    start, end = (
+        len(words) - 1 - words[::-1].index(f"<|box_{name}|>") for name in ("start", "end")
+    )
+    bar = [image[4 + 6], image[4 + 7]]
+    writing = {p for p, _ in looks["look"] if p >= start}
+    assert writing == set(range(start, end)) and end not in writing
+    assert {k for p, k in looks["look"] if p >= start} == {*bar}
+    assert {words[k].strip() for p, k in looks["said"]} == {"bar"}
+    np.testing.assert_allclose(
+        targets.edges[0], [start, 34 / 64, 18 / 64, 62 / 64, 30 / 64], rtol=1e-6
+    )
+    number = start - words[:start][::-1].index("2") - 1
+    assert {k for p, k in looks["look"] if p == number - 1} == {*bar}
+    assert [2, number - 1, number] in targets.letters.tolist()
+
+
+def test_numbers_of_options_are_no_images(targets_of):
+    """Fault: an option "image 45" behind images raised an IndexError, or was shown a shape."""
+    question = "A. Image 45\nB. Image 3\nC. Image 9\nD. Image 2\nIt is image 45."
+    _, looks, _ = targets_of(Exercise((ALONE,), question, "A. Image 45", "A"))
+    assert looks["option"] and not looks["look"]
+    _, looks, _ = targets_of(Exercise((), question, "A. Image 45", "A"))
+    assert looks["option"] and not looks["look"]
+
+
+def test_image_tokens_know_what_they_cover(targets_of):
+    _, _, targets = targets_of(Exercise((EMPTY, ALONE), "What does image 2 show?", "A dark bar."))
+    tokens = targets.tokens
+    assert tokens.shape == (4 + 16, 11) and [*tokens[:, 10]] == [0] * 4 + [1] * 16
+    names = [GROUPS[0][int(k)] for k in tokens[:, 1]]
+    assert names == ["nothing"] * 5 + ["ring"] + ["nothing"] * 4 + ["bar"] * 2 + ["nothing"] * 8
+    assert [GROUPS[1][int(k)] for k in tokens[[5, 10], 2]] == ["bright", "dark"]
+    assert [GROUPS[2][int(k)] for k in tokens[[5, 10], 3]] == ["vertically", "plain"]
+    np.testing.assert_allclose(tokens[5, 4:10], [0.25, 0, 0.5, 0.25, 0.375, 0.125])
+
+
+def test_the_words_that_are_read_off_are_single_tokens(tiny_model):
+    for group in GROUPS:
+        assert all(len(tiny_model[1].tokenizer(f" {word}").input_ids) == 1 for word in group)
+
+
+@pytest.fixture
+def guided(tiny_checkpoint):
+    model, processor = load_model(tiny_checkpoint, device="cpu")
+    return Guide(model, processor.tokenizer), processor
+
+
+def test_the_loss_by_hand(guided):
+    """A batch with images and options: attention, early letters, edges and image tokens."""
+    guide, processor = guided
+    plan = Plan(stages=((1.0, (("one image", 12),)),), steps=1)
+    ((_, batch, targets),) = Steps(plan, processor)[0]
+    batch.pop("labels")
+    with torch.no_grad():
+        output = guide.model.model(**batch, output_attentions=True, output_hidden_states=True)
+        norm, embedding = (
+            guide.model.model.language_model.norm,
+            guide.model.get_input_embeddings().weight,
+        )
+        total, hidden = torch.zeros(()), output.hidden_states
+        for index, (layer, head) in enumerate(HEADS.values()):
+            shown = [row.long() for row in targets.attention if row[1] == index]
+            weights = torch.stack([output.attentions[layer][r, head, a, b] for r, _, a, b in shown])
+            total -= (weights + 1e-6).log().mean()
+        for layer in (1, 2):
+            r, _, at, token = targets.letters[targets.letters[:, 1] == layer].long().T
+            logits = norm(hidden[layer + 1][r, at]) @ embedding.T
+            total += cross_entropy(logits, batch["input_ids"][r, token])
+        r, at = targets.edges[:, :2].long().T
+        off = norm(hidden[3][r, at]) @ guide.directions - 4 * (targets.edges[:, 2:] - 0.5)
+        total += torch.where(off.abs() < 0.2, off**2 / 0.4, off.abs() - 0.1).mean()
+        alone = targets._replace(
+            **{name: getattr(targets, name)[:0] for name in Targets._fields[:3]}
+        )
+        images = guide.loss(output, batch["input_ids"], alone)
+        found = guide.loss(output, batch["input_ids"], targets)
+    assert found.item() == pytest.approx(WEIGHT * total.item() + images.item(), rel=1e-4)
+
+
+def test_edges_are_read_from_the_token_or_from_the_corner(guided):
+    """With the edges that its states say no loss is left of them; 0.05 of the image costs 0.1."""
+    guide, _ = guided
+    states = torch.randn(1, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        read = (guide.model.model.language_model.norm(states) @ guide.directions / 4)[0]
+    middle = torch.tensor([0.7, 0.2])
+    for tower in (True, False):
+        origin, losses = middle.repeat(2) if tower else torch.full((4,), 0.5), []
+        for off in (0.0, 0.05):
+            token = torch.tensor([[0.0, 0, 2, 1, 1, *(read + origin + off), *middle, 0]])
+            with torch.no_grad():
+                losses.append(guide._covered(states, token, tower).item())
+        assert losses[1] - losses[0] == pytest.approx(0.1, rel=0.02)
+
+
+def test_where_nothing_is_only_that_is_read_off(guided):
+    guide, _ = guided
+    states = torch.randn(2, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        losses = [
+            guide._covered(
+                states, torch.tensor([[0.0, k, 7, *rest, 0.5, 0.5, 0] for k in range(2)]), False
+            )
+            for rest in ([0, 0, 0, 0, 0, 0], [1, 3, 0, 0, 1, 1])
+        ]
+    assert losses[0] == losses[1] > 0
+
+
+def test_a_batch_keeps_its_rows(targets_of):
+    several = [targets_of(exercise("several images", k))[2] for k in range(3)]
+    batch = collate_targets(several)
+    for row, one in enumerate(several):
+        for name in Targets._fields:
+            part = getattr(batch, name)
+            np.testing.assert_allclose(
+                part[part[:, 0] == row][:, 1:], getattr(one, name), rtol=1e-6
+            )

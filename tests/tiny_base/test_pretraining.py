@@ -1,0 +1,160 @@
+"""The loop that trains the tiny base, and the tests of its skills."""
+
+import json
+
+import pytest
+import torch
+
+from unireason_lib.errors import DatasetError, TrainingError
+from unireason_lib.grounding import load_model
+from unireason_lib.io import locked
+from unireason_lib.tiny_base import HELD_OUT, Plan, pretrain
+from unireason_lib.tiny_base.exercises import MAKERS, Exercise, exercise
+from unireason_lib.tiny_base.pretraining import Learner, Steps
+from unireason_lib.tiny_base.skills import measure, replies, score
+
+SMALL = Plan(
+    stages=(
+        (0.5, (("text", 4), ("pointing", 2), ("shapes", 3))),
+        (0.5, (("one image", 3), ("shapes", 2), ("several images", 2))),
+    ),
+    steps=4,
+)
+QUICK = {"measure_steps": 1000, "measure_size": 1, "final_size": 2, "workers": 0}
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_plan_goes_through_its_stages():
+    plan = Plan(steps=100)
+    names = [plan.groups(step)[0][0] for step in range(100)]
+    assert list(dict.fromkeys(names)) == ["words", "letters", "text", "pointing", "one image"]
+    assert names.count("one image") == 48
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[49] == max(rates) == 1.0 and rates[99] == pytest.approx(0.1, abs=0.01)
+
+
+def test_held_out_exercises_are_never_trained_on():
+    plan = Plan()
+    most = max(sum(n for _, n in groups) for _, groups in plan.stages)
+    assert most < 1000 and 1000 * plan.steps < HELD_OUT
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint, tmp_path_factory):
+    """A whole run of four steps."""
+    out = tmp_path_factory.mktemp("base") / "whole"
+    return pretrain(out, SMALL, start=tiny_checkpoint, **QUICK | {"measure_steps": 2})
+
+
+def test_a_run_leaves_model_log_and_skills(run, tiny_checkpoint):
+    start, end = (load_model(path, device="cpu")[0].state_dict() for path in (tiny_checkpoint, run))
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert any("visual" in name for name in moved) and any("layers" in name for name in moved)
+    log, skills = lines_of(run), json.loads((run / "skills.json").read_text())
+    assert [line["step"] for line in log if "skills" in line] == [2, 4]
+    (line,) = (line for line in log if "loss" in line)
+    stages = {name for _, groups in SMALL.stages for name, _ in groups}
+    assert {f"loss of {stage}" for stage in stages} | {"right", "seconds"} <= line.keys()
+    assert skills.keys() <= MAKERS.keys() and all(row["n"] >= 1 for row in skills.values())
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_checkpoint, tmp_path, monkeypatch):
+    out, step = tmp_path / "killed", Learner.step
+
+    def killed(self, number, groups):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, number, groups)
+
+    monkeypatch.setattr(Learner, "step", killed)
+    how = QUICK | {"start": tiny_checkpoint, "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(out, SMALL, **how)
+    monkeypatch.undo()
+    assert pretrain(out, SMALL, until=3, **how) == out  # stopped early, and gone on with
+    resumed = pretrain(out, SMALL, **how)
+    a, b = (load_model(path, device="cpu")[0].state_dict() for path in (run, resumed))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=1e-6, rtol=0)
+    steps = [line["step"] for line in lines_of(out) if "loss" in line]
+    assert steps == [3, 4]  # no step is logged twice
+
+
+def test_two_runs_do_not_share_a_folder(run, tiny_checkpoint, tmp_path):
+    with pytest.raises(TrainingError, match="another plan"):
+        pretrain(run.parent, Plan(steps=5), start=tiny_checkpoint, **QUICK)
+    with locked(tmp_path / ".lock", "a run"), pytest.raises(DatasetError):
+        pretrain(tmp_path, SMALL, start=tiny_checkpoint, **QUICK)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny_checkpoint, tmp_path):
+    with pytest.raises(TrainingError, match="finite"):
+        pretrain(
+            tmp_path, Plan(**{**vars(SMALL), "learning_rate": 1e30}), start=tiny_checkpoint, **QUICK
+        )
+
+
+def test_the_shapes_stage_teaches_the_tower_and_not_the_layers(tiny_checkpoint, tmp_path):
+    plan = Plan(stages=((1.0, (("shapes", 8),)),), steps=21, warmup=4)
+    trained = pretrain(tmp_path, plan, start=tiny_checkpoint, **QUICK)
+    start, end = (
+        load_model(path, device="cpu")[0].state_dict() for path in (tiny_checkpoint, trained)
+    )
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert not any("language_model.layers" in name for name in moved)
+    assert any("visual.patch_embed" in n for n in moved) and any("merger" in n for n in moved)
+    losses = [line["loss of shapes"] for line in lines_of(trained) if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_guidance_is_one_flag(tiny_checkpoint, tmp_path):
+    """With it the shown heads look where they should after twenty steps; without it nothing in the
+    package needs it, and the loss is the cross entropy alone."""
+    stages = ((1.0, (("words", 6),)),)
+    found = {}
+    for guidance in (True, False):
+        plan = Plan(stages=stages, steps=20, warmup=4, guidance=guidance)
+        path = pretrain(tmp_path / str(guidance), plan, start=tiny_checkpoint, **QUICK)
+        model, processor = load_model(path, device="cpu")
+        judge = Learner(Plan(stages=stages), model, processor)
+        ((stage, batch, targets),) = Steps(Plan(stages=stages), processor)[3]
+        labelled = judge.loss(stage, dict(batch), None)[0].item()
+        found[guidance] = judge.loss(stage, dict(batch), targets)[0].item() - labelled
+    assert found[True] < 0.8 * found[False]
+    assert all(targets is None for _, _, targets in Steps(Plan(guidance=False), processor)[0])
+
+
+def test_the_loss_is_that_of_the_model(tiny_checkpoint):
+    """The cross entropy that transformers computes, from fewer logits."""
+    model, processor = load_model(tiny_checkpoint, device="cpu")
+    plan = Plan(stages=((1.0, (("one image", 4),)),), guidance=False)
+    ((stage, batch, _),) = Steps(plan, processor)[0]
+    with torch.no_grad():
+        expected = model(**batch).loss.item()
+        loss, values = Learner(plan, model, processor).loss(stage, dict(batch), None)
+    assert loss.item() == pytest.approx(expected, rel=1e-5) and {"right", "letter"} == values.keys()
+
+
+def test_skills_are_read_from_what_is_written(tiny_model):
+    question = "Where?\nA. Left\nB. Above and to the left\nC. Right\nD. Up"
+    box = exercise("pointing", 0).box
+    one = Exercise((), question, "", letter="B", box=box)
+    right = score(
+        one, "It is at <|box_start|>[1,2,3,4]<|box_end|>. So: above and to the left.\nB. Above"
+    )
+    assert right["right"] == right["consistent"] == 1.0 and right["iou"] < 1
+    other = score(one, "So: left.\nB. Above and to the left")
+    assert other["right"] == 1.0 and other["consistent"] == 0.0 and other["iou"] == 0.0
+    assert score(one, "")["right"] == 0.0 and score(one, "A. Left") == {"right": 0.0, "iou": 0.0}
+    assert score(Exercise((), "", "", answer="Image 3"), "Image 3.") == {"right": 1.0}
+    found = measure(*tiny_model, size=6)
+    assert found and all(0 <= row[key] <= 1 for row in found.values() for key in row if key != "n")
+
+
+def test_replies_do_not_depend_on_the_batch(tiny_model):
+    asked = [exercise("several images", HELD_OUT + k) for k in range(3)]
+    asked += [exercise("text", HELD_OUT + k) for k in range(2)]
+    assert replies(*tiny_model, asked, batch_size=5) == replies(*tiny_model, asked, batch_size=1)
