@@ -248,6 +248,7 @@ SFT = {  # settings of one run, by their names now and before version 0.2
     "grounding.feature_cache": "sft.keep_features",
     "grounding.muon_learning_rate": "sft.muon",
     "sft.bf16": "sft.bf16",
+    "sft.logging_steps": "sft.log_steps",
 }
 
 
@@ -255,7 +256,7 @@ def sft_ours(folder: Path) -> Timed:
     """Seconds of a step of the command ``sft``, by the trainer's own clock; images are encoded in
     every step."""
     data, out = build(folder), folder / f"sft-{os.getpid()}"
-    values = (STEPS, BATCH, 0, "false", 0.0, "false")
+    values = (STEPS, BATCH, 0, "false", 0.0, "false", 1)
     words = ["sft", "--data", data, "--model", tiny(folder), "--out", out, "--quiet"]
     for names in zip(*SFT.items(), strict=True):
         settings = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
@@ -264,10 +265,10 @@ def sft_ours(folder: Path) -> Timed:
             break
         except Exception as error:  # settings of another version
             failure = error
+    else:
+        raise failure
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     runtime = [line["train_runtime"] for line in lines if "train_runtime" in line]
-    if not runtime:
-        raise failure
     return runtime[-1] / STEPS, None
 
 

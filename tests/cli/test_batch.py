@@ -8,14 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from unireason_lib.grounding import GroundedGenerator, Settings
-from unireason_lib.inference import infer_file
+from unireason_lib.grounding import GroundedGenerator
 
 OPTIONS = {"option_a": "mass", "option_b": "cyst"}
 GOOD_REPLY = "<think><|box_start|>[16,8,48,24]<|box_end|></think>B. cyst<|im_end|>"
@@ -60,7 +58,7 @@ def test_one_line_each_with_truth_and_summary(batch, questions, scripted):
     assert lines[0]["boxes_image"] == [[16, 8, 48, 24]]
     assert lines[0]["pointings"][0]["status"] == "injected"
     assert "answered 3 of 3, failed 0, accuracy 66.7 % (2 of 3)" in result.stdout
-    assert "in format 100.0 % (3 of 3)" in result.stdout
+    assert "format compliance 100.0 % (3 of 3)" in result.stdout
 
 
 def test_failures_stay_with_their_sample_and_are_tried_again(batch, questions, scans):
@@ -90,25 +88,6 @@ def test_failures_stay_with_their_sample_and_are_tried_again(batch, questions, s
     assert again["s0"] == lines["s0"]  # seconds and all: not asked again
 
 
-def test_a_sample_that_breaks_the_model_does_not_break_its_neighbours(
-    batch, questions, monkeypatch
-):
-    plain, sizes = GroundedGenerator.generate, []
-
-    def fragile(self, requests, **settings):
-        requests = list(requests)
-        sizes.append(len(requests))
-        if any(request.id == "s2" for request in requests):
-            raise RuntimeError("out of memory")
-        return plain(self, requests, **settings)
-
-    monkeypatch.setattr(GroundedGenerator, "generate", fragile)
-    result, out = batch(questions(*rows(6)), "--batch-size", 4)
-    assert result.exit_code == 1 and sizes == [4, 1, 1, 1, 1, 2] and len(ids(out)) == 6
-    errors = {line["id"]: line["error"] for line in lines_of(out) if "error" in line}
-    assert errors == {"s2": {"type": "RuntimeError", "message": "out of memory"}}
-
-
 def test_more_samples_later_and_nothing_left_to_do_loads_no_model(batch, questions, monkeypatch):
     path = questions(*rows(5))
     assert "answered 2 of 2" in batch(path, "--max-samples", 2)[0].stdout
@@ -119,14 +98,12 @@ def test_more_samples_later_and_nothing_left_to_do_loads_no_model(batch, questio
     assert result.exit_code == 0 and "answered 4 of 4" in result.stdout
 
 
-def test_results_of_another_run_are_not_mixed(batch, questions, tiny_checkpoint, tmp_path):
+def test_results_of_another_model_are_not_mixed(batch, questions, tiny_checkpoint, tmp_path):
     path = questions(*rows(2))
     _, out = batch(path)
     before = out.read_bytes()
-    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
-    assert batch(path, "--model-path", other)[0].exit_code == 2  # another name
     (tmp_path / "elsewhere").mkdir()
-    moved = other.rename(tmp_path / "elsewhere" / tiny_checkpoint.name)
+    moved = shutil.copytree(tiny_checkpoint, tmp_path / "elsewhere" / tiny_checkpoint.name)
     assert batch(path, "--model-path", moved)[0].exit_code == 0  # the same model in another place
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -134,12 +111,9 @@ def test_results_of_another_run_are_not_mixed(batch, questions, tiny_checkpoint,
     for words, message in (
         (("--model-path", moved), "model.sha256"),
         (("--seed", 1), "settings.seed was 0 and is now 1"),
-        (("--normalize", "percentile"), "reading.window"),
-        (("--image-root", tmp_path), "root"),
     ):
-        result, _ = batch(path, *words)
-        assert result.exit_code == 2 and message in result.stderr, message
-        assert "write to another file" in result.stderr
+        refused, _ = batch(path, *words)
+        assert refused.exit_code == 2 and message in refused.stderr
     assert out.read_bytes() == before
 
 
@@ -180,8 +154,7 @@ def test_volumes_by_the_columns_of_m3d(run, scans, tmp_path, scripted):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "found neither"),
-        (("--input", "q.jsonl", "--input-csv", "q.csv"), "found both"),
+        ((), "Missing option '--input'"),
         (("--input", "none.jsonl"), "no such file"),
         (("--input", "Q", "--image-root", "none"), "no folder"),
         (("--input", "Q", "--batch-size", "0"), "at least 1"),
@@ -192,31 +165,6 @@ def test_wrong_arguments(run, questions, tmp_path, words, message):
     result = run("infer", "2d-batch", *words, "--output", tmp_path / "out.jsonl")
     assert result.exit_code == 2 and message in result.stderr
     assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_scans_are_read_ahead_but_not_far(questions, scans, tiny_model, tmp_path, monkeypatch):
-    import unireason_lib.inference.batch as module
-
-    plain_read, plain_write = module.read_scan, GroundedGenerator.generate
-    read, threads, ahead = [], set(), []
-
-    def counted_read(path, *rest):
-        read.append(path)
-        threads.add(threading.current_thread())
-        return plain_read(path, *rest)
-
-    def counted_write(self, requests, **settings):
-        time.sleep(0.2)  # long enough to read everything that may be read meanwhile
-        ahead.append(len(read))
-        return plain_write(self, requests, **settings)
-
-    monkeypatch.setattr(module, "read_scan", counted_read)
-    monkeypatch.setattr(GroundedGenerator, "generate", counted_write)
-    how = {"dimension": "2d", "model": GroundedGenerator(*tiny_model), "root": scans, "quiet": True}
-    how |= {"settings": Settings(max_new_tokens=2), "batch_size": 2}
-    counts = infer_file(questions(*rows(8)), tmp_path / "o.jsonl", **how)
-    assert counts["answered"] == 8 and ahead == [4, 6, 8, 8]
-    assert len(threads) == 1 and threading.current_thread() not in threads
 
 
 def test_a_killed_run_goes_on(batch, questions, scans, tiny_checkpoint, tmp_path):

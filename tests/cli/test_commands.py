@@ -229,9 +229,11 @@ def test_wrong_words_are_refused(evaluate, tmp_path, words, message):
 # --- notebooks -------------------------------------------------------------------------------
 
 
-def test_a_study_is_planned(run):
+def test_a_study_is_planned(run, monkeypatch, tmp_path):
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.setattr("unireason_lib.notebooks.project_root", lambda: tmp_path)
     done = run("ablate", ROOT / "data" / "ablations" / "claims.yaml", "--dry-run", "--seeds", 1)
-    assert done.exit_code == 0 and "runs" in done.stdout and "papermill" in done.stdout
+    assert done.exit_code == 0 and "runs, " in done.stdout and "test-joint-seed0" in done.stdout
 
 
 def test_a_tutorial_that_fails_says_so(run, monkeypatch):

@@ -78,22 +78,6 @@ def test_results_of_an_evaluation_show_their_images(run, tiny_model, scripted, t
     assert result.exit_code == 0 and "shown without images" in result.stderr
 
 
-def test_the_slices_of_an_evaluation_show_their_images(run, tiny_model, scripted, tmp_path):
-    from unireason_lib.evaluation import slice_benchmark
-
-    generator = GroundedGenerator(*tiny_model)
-    how = {"dimension": "3d", "limit": 8, "size": (4, 64, 64), "frame": generator.frame}
-    benchmark = open_benchmark("phantom", **how)
-    settings = {"settings": Settings(max_new_tokens=99), "quiet": True}
-    scripted(CUBOID)
-    volumes = evaluate(benchmark, tmp_path / "e.jsonl", generator, **settings)
-    raised = slice_benchmark(benchmark, read_results(volumes))
-    out = evaluate(raised, tmp_path / "e.slices.jsonl", generator, **settings)
-    result = run("trace", out, "--max-samples", 2)
-    assert result.exit_code == 0 and result.stderr == ""
-    assert NO_IMAGES not in (tmp_path / "e.slices.html").read_text()
-
-
 def test_a_data_set_that_moved_is_found_by_its_new_place(run, tiny_model, tmp_path, scans):
     rows = [{"img_name": "0.png", "question": "Is it?", "answer": "Yes", "q_lang": "en"}]
     (tmp_path / "old").mkdir()
