@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -408,6 +409,22 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
     assert "volume.nii.gz" in listed[lost]
     asked = {line["id"] for line in rollouts(tmp_path)}
     assert failures and unlucky in asked and not asked & set(listed)
+
+
+def test_questions_are_what_the_records_say(study, fresh_model, tmp_path):
+    """Ours of both dimensions, and a released row, which has words of its own and no frame."""
+    ours, generator = some(study, 2), GroundedGenerator(*fresh_model)
+    records = [*ours, replace(ours[0], id="released", asked="Where?", serialization={})]
+    questions = grpo.Questions(records, study.images, 10_000, tmp_path / "left_out.jsonl")
+    for row, record in enumerate(records):
+        request, columns = questions.open(row, generator, position=3)
+        assert request.id == f"3/{record.id}" and columns["truth"] == record.answer
+        assert columns["frame"] == (64, 64, 1 if record.dimension == "2d" else 4)
+        assert (columns["dimension"], columns["options"]) == (record.dimension, record.options)
+        assert [len(box) for box in columns["boxes"]] == [len(box) for _, box in record.evidence]
+    assert request.messages[0]["content"][-1]["text"] == "Where?"
+    assert columns["boxes"] != questions.open(0, generator, 0)[1]["boxes"]  # of Qwen's own frame
+    assert not (tmp_path / "left_out.jsonl").exists()
 
 
 def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):

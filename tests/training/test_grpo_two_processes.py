@@ -1,5 +1,7 @@
 """Outcome RL in two processes is the same run as in one."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,14 +11,14 @@ from unireason_lib.training.callbacks import read_log
 from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.grpo import train_grpo
 
-from .test_grpo import profile
+from .test_grpo import SMALL, profile
 from .test_two_processes import launch
 
 CHANGES = {"grpo.beta": 0.1, "grpo.learning_rate": 1e-3, "grpo.max_completion_length": 12}
 CHANGES |= {"grpo.gradient_accumulation_steps": 1, "grounding.feature_cache": True}
 
 PROGRAM = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 from torch import distributed
 from unireason_lib.config import load_profile
@@ -25,8 +27,8 @@ from unireason_lib.grounding import load_model
 from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
 
-data, checkpoint, out, overrides = sys.argv[1:]
-rank, out, profile = os.environ["RANK"], Path(out), load_profile("smoke", overrides)
+data, checkpoint, out, changes = sys.argv[1:]
+rank, out, profile = os.environ["RANK"], Path(out), load_profile("smoke", json.loads(changes))
 
 def run(name):
     model, processor = load_model(checkpoint, device="cpu")
@@ -53,11 +55,14 @@ distributed.destroy_process_group()
 def test_two_processes_are_one(data, tiny_checkpoint, tmp_path):
     """Questions, replies, rewards, losses and weights. A loss that is not finite in one process
     ends the run in both, with its checkpoint kept."""
-    settings = profile(CHANGES)
-    written = {f"grpo.{name}": value for name, value in settings.grpo.model_dump().items()}
-    written |= {"grounding.feature_cache": True, "grounding.rollout_max_rounds": 4}
-    written = ", ".join(f"{k}={v}" for k, v in written.items() if v is not None)
-    launch(PROGRAM, tmp_path / "program", data, tiny_checkpoint, tmp_path, written)
+    launch(
+        PROGRAM,
+        tmp_path / "program",
+        data,
+        tiny_checkpoint,
+        tmp_path,
+        json.dumps({**SMALL, **CHANGES}),
+    )
     model, processor = load_model(tiny_checkpoint, device="cpu")
     alone = profile(CHANGES, per_device_train_batch_size=8)
     records, images = training_records(data), images_from(data)

@@ -46,7 +46,7 @@ from unireason_lib.training.optim import autocast_dtype
 
 _GROUNDING = {  # settings that one stage reads
     "sft": "components muon_learning_rate sft_lora_r".split(),
-    "grpo": "grpo_lora_r reward_mode iou_weight area_weight rollout_max_rounds "
+    "grpo": "components grpo_lora_r reward_mode iou_weight area_weight rollout_max_rounds "
     "rollout_batch_size max_prompt_length".split(),
 }
 
