@@ -179,14 +179,14 @@ class Guide:
     words are read off by its embeddings, edges along four fixed random directions.
 
     Args:
-        model: A ``Qwen2_5_VLForConditionalGeneration``; it is switched to eager attention, the only
-            implementation that gives its weights.
+        model: A ``Qwen2_5_VLForConditionalGeneration`` of four layers or more; it is switched to
+            eager attention, the only implementation that gives its weights.
         tokenizer: Its tokenizer, in which every word of :data:`GROUPS` is one token.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
-        model.model.language_model.config._attn_implementation = "eager"
+        model.set_attn_implementation("eager")
         words = [[f" {word}" for word in group] for group in GROUPS] + ["123456789"]
         self.groups = [torch.tensor([tokenizer(w).input_ids[0] for w in group]) for group in words]
         generator = torch.Generator().manual_seed(0)
