@@ -1,4 +1,4 @@
-"""What happens, in pictures: boxes on slices, crops, token strips, curves, a viewer, a web page."""
+"""What happens, shown: boxes on slices, crops, token strips, curves, a viewer, a web page."""
 
 from .charts import pipeline_figure, plot_bars, plot_counts, plot_intervals, plot_lines
 from .images import (

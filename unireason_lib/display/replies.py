@@ -44,7 +44,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply and what was asked."""
+    """A reply and its question."""
 
     id: str
     dimension: str

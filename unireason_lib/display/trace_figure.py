@@ -41,7 +41,7 @@ def show_trace(
     max_lines: int = 40,
     tokenizer: Any = None,
 ) -> AltFigure:
-    """A whole reply in one picture: the slices, the boxes, the crops that came back, the text.
+    """A whole reply in one figure: the slices, the boxes, the crops that came back, the text.
 
     Args:
         trace: A :class:`unireason_lib.grounding.Trace`, or a line of results as a dictionary.
@@ -94,7 +94,7 @@ def show_trace(
 
 
 def hero_figure(trace: Any, images: Any, tokenizer: Any, *, frame: Any = None) -> AltFigure:
-    """The method in one picture: :func:`show_trace` above the strip of who wrote each token."""
+    """The method in one figure: :func:`show_trace` above the strip of who wrote each token."""
     return show_trace(trace, images, frame=frame, tokenizer=tokenizer)
 
 
