@@ -1,7 +1,8 @@
 """A benchmark and a model -> a file with one JSON line for every question.
 
 The file is the result: metrics and reports are computed from it, at any time and without a model.
-It survives being killed, and the same call goes on with it (:mod:`unireason_lib.inference.results`).
+It survives being killed, and the same call goes on with it
+(:mod:`unireason_lib.inference.results`).
 """
 
 from __future__ import annotations

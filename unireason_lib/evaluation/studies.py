@@ -63,7 +63,7 @@ def study_benchmark(
         per_family: Questions of a family about each study.
         prior_studies: Studies from which the answer prior is learnt, and which option is the most
             likely one: of phantoms 300 training patients, of another source its first ones (None:
-            no prior; of a single scan everything is known, so anatomy alone answers some questions).
+            no prior; of a single scan all is known, so anatomy alone answers some questions).
 
     Raises:
         DatasetError: An unknown split or option, or no study can be asked about.

@@ -92,8 +92,8 @@ class Pointing:
 class Trace:
     """One reply.
 
-    ``logprobs`` are logarithms of the probabilities with which the model samples: at the temperature
-    of the sampling (1 when greedy), forbidden tokens left out; 0 for injected tokens.
+    ``logprobs`` are logarithms of the probabilities with which the model samples: at the
+    temperature of the sampling (1 when greedy), forbidden tokens left out; 0 for injected tokens.
     """
 
     request: GroundedRequest
