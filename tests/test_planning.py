@@ -90,7 +90,7 @@ def test_adapters_are_counted_as_peft_makes_them(tiny_checkpoint, tiny_model):
 def test_a_volume_of_32_slices_has_as_many_tokens_as_the_paper_says():
     samples = samples_of((32, 256, 256), image=512)
     volume, image = samples["3d"], samples["2d"]
-    assert volume.image == (9, 9) and volume.prompt - volume.asked == 2656  # "about 2,650"
+    assert volume.image == (9, 9) and volume.prompt - volume.question == 2656  # "about 2,650"
     assert image.images == 1 and image.image == (18, 18)
     assert volume.tokens == volume.prompt + volume.injected + volume.generated
 

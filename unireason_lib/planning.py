@@ -148,13 +148,13 @@ class Sample:
     image: tuple[int, int]
     crops: int  # images that boxes inject
     crop: tuple[int, int]
-    asked: int  # tokens of the question
+    question: int  # tokens of its words
     generated: int  # tokens of the model's own
 
     @property
     def prompt(self) -> int:
         """Tokens of the prompt."""
-        return self.asked + self.images * (math.prod(self.image) + DELIMITERS)
+        return self.question + self.images * (math.prod(self.image) + DELIMITERS)
 
     @property
     def injected(self) -> int:
@@ -179,7 +179,7 @@ def samples_of(
         crop = frame.size(*(max(4, round(side * assumed["region"] ** 0.5)) for side in size))
         grids = [tuple(side // frame.factor for side in one) for one in (size, crop)]
         crops, generated = assumed["boxes"] * slices, assumed["generated"][name]
-        found[name] = Sample(count, grids[0], crops, grids[1], assumed["asked"], generated)
+        found[name] = Sample(count, grids[0], crops, grids[1], assumed["question"], generated)
     return found
 
 
@@ -255,9 +255,8 @@ class Stage:
         generates = self.name == "grpo" and not settings.use_vllm
         if self.name == "grpo" and settings.beta and whole:
             parts["reference model"] = in_16_bits / shards
-        if (
-            shards > 1
-        ):  # to generate in the same process, the whole model; else two layers at a time
+        if shards > 1:
+            # two layers at a time; to generate in the same process, the whole model
             two_layers = calculate_maximum_sizes(model)[1][0]  # as many bytes as one in float32
             parts["gathered weights"] = in_16_bits if generates else two_layers
         elif whole:
@@ -297,14 +296,14 @@ class Stage:
         generations = grpo.max_steps / steps if grpo.max_steps > 0 else epochs
         prefill = scored = learnt = 0.0
         for dimension, count in counts.items():
-            sample, asked = self.samples[dimension], generations * replies / group * count / total
+            sample, prompts = self.samples[dimension], generations * replies / group * count / total
             images, crops = vision_flops(model, sample)
             prompt = language_flops(model, sample.prompt)
             injected = language_flops(model, sample.prompt + sample.injected) - prompt
-            prefill += asked * (images + prompt + group * (crops + injected))
+            prefill += prompts * (images + prompt + group * (crops + injected))
             read = language_flops(model, sample.tokens, sample.generated)
-            scored += asked * group * (images + crops + read)
-            learnt += asked * self._learning(sample, group * grpo.num_iterations)
+            scored += prompts * group * (images + crops + read)
+            learnt += prompts * self._learning(sample, group * grpo.num_iterations)
         scored *= (grpo.beta > 0) + (steps > 1 or grpo.use_vllm)  # by the reference, by the policy
         # A step of generation reads weights and cache, or takes what launching it takes; the
         # longest reply of a batch is waited for.

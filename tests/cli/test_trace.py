@@ -13,7 +13,7 @@ from unireason_lib.inference import read_results
 
 CUBOID = "<think><|box_start|>[16,8,1,48,24,3]<|box_end|></think>B. cyst<|im_end|>"
 BOX = "<think><|box_start|>[16,8,48,24]<|box_end|></think>B. cyst<|im_end|>"
-NO_IMAGES = "No pictures were given"
+NO_IMAGES = "No images were given"
 
 
 def test_results_of_a_batch(run, scans, questions, scripted, tmp_path):

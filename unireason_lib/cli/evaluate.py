@@ -128,10 +128,10 @@ def _print(out: Path, others: list[Path], also: list[Path], paired_seeds: bool, 
         content["comparison"] = {}
         words = {"correct": ("accuracy", 100, " points")}
         words |= {"iou_first": ("IoU first", 1, ""), "iou_best": ("IoU best", 1, "")}
-        for value, shown in words.items():
+        for value, scale in words.items():
             if report.results[value].notna().any():
                 found = report.compare(theirs, value, also=ours, paired_seeds=paired_seeds)
-                typer.echo(printable(found.to_markdown(*shown)))
+                typer.echo(printable(found.to_markdown(*scale)))
                 content["comparison"][value] = found.to_dict()
     if table is not None:
         from unireason_lib.io import write_json

@@ -135,10 +135,10 @@ def trace(
     for line in lines:
         try:
             if "benchmark" in run:
-                shown = _of_benchmark(line, made["opened"], run["control"], root)
+                loaded = _of_benchmark(line, made["opened"], run["control"], root)
             elif "error" not in line:
-                shown = _of_scan(line, root or run.get("root"))
-            images.append(None if "error" in line else _as_seen(line, shown))
+                loaded = _of_scan(line, root or run.get("root"))
+            images.append(None if "error" in line else _as_seen(line, loaded))
         except (UniReasonError, OSError, LookupError, TypeError, AttributeError) as problem:
             typer.echo(f"{line['id']}: shown without images. {problem}", err=True)
             images.append(None)
@@ -155,9 +155,11 @@ def trace(
 
 def _of_benchmark(line: Line, opened: Line, control: str, root: Path | None) -> Sequence[Any]:
     """Images of an item of a benchmark, which is opened as for the run."""
-    items, shown = _items(json.dumps([opened, control, root and str(root)]))
+    items, images_of = _items(json.dumps([opened, control, root and str(root)]))
     about = line.get("about") or {}
-    images = shown(items[about.get("parent", line["id"])])  # a question about a slice has a parent
+    images = images_of(
+        items[about.get("parent", line["id"])]
+    )  # a question about a slice has a parent
     return [images[about["slice"]]] if "parent" in about else images
 
 
