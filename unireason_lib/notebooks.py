@@ -95,11 +95,12 @@ def publish(
 
     Args:
         name, value, unit: What was measured: a finite number or a short text, in its unit.
-        interval: Lower and upper end, in the same unit.
+        interval: Lower and upper end, in the same unit; left out where an end is not known (nan).
         note: What to know when reading it.
     """
     from IPython.display import display
 
+    interval = None if interval and math.isnan(interval[0] + interval[1]) else interval
     values = [getattr(x, "item", lambda x=x: x)() for x in (value, *(interval or ()))]
     numbers = [x for x in values if not isinstance(x, str)]
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):

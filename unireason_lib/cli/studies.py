@@ -18,7 +18,7 @@ from unireason_lib.errors import RequestError, UniReasonError
 from .options import MODEL, OUT, ROOT, Change, ProfileName, named_values, option
 
 Line = Mapping[str, Any]
-Seeds = Annotated[int | None, typer.Option(min=1, help="So many of the grid's seeds, or more.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="So many of the grid's seeds.")]
 Workers = Annotated[int, typer.Option(min=1, help="Notebooks at a time.")]
 
 
