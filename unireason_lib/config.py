@@ -1,8 +1,8 @@
 """One dial for every size in the project: the profile.
 
-A profile is a YAML file in ``configs/``. ``laptop`` holds every value there is; ``smoke`` (seconds,
-for tests), ``gpu`` (the paper's scale) and ``t4`` (one GPU of 16 GB) name the profile that they
-extend and change some values::
+A profile is a YAML file in ``configs/``. ``laptop`` holds every setting there is, with its type and
+what it means; ``smoke`` (seconds, for tests), ``gpu`` (the paper's scale) and ``t4`` (one GPU of
+16 GB) name the profile that they extend and change some values::
 
     >>> profile = load_profile("laptop", "generation.max_rounds=3")
     >>> profile.generation.max_rounds
@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import yaml
 from pydantic import (
@@ -30,6 +30,7 @@ from pydantic import (
     ConfigDict,
     TypeAdapter,
     ValidationError,
+    create_model,
     model_validator,
 )
 
@@ -37,94 +38,45 @@ from unireason_lib.errors import ProfileError
 
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = ("smoke", "laptop", "t4", "gpu")
-Sizes = Annotated[
-    tuple[int, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-]
-"""Whole numbers in a fixed order; YAML has them as a list."""
+_Sizes = Annotated[tuple[int, ...], BeforeValidator(lambda v: tuple(v) if type(v) is list else v)]
+_TYPES = {  # of settings whose value in laptop.yaml does not tell
+    **dict.fromkeys(("adapter", "deepspeed", "vllm_server_base_url"), str | None),
+    **dict.fromkeys(("records_2d", "records_3d", "sft_lora_r", "grpo_lora_r"), int | None),
+    **{"rollout_batch_size": int | None, "generation_batch_size": int | None},
+    **{
+        "bf16": bool | None,
+        "grpo_start_epochs": float | None,
+        "quantization": Literal["4bit"] | None,
+    },
+    "dtype": Literal["auto", "float32", "bfloat16", "float16"],
+    "components": Literal["full", "no regions", "no boxes", "answer"],
+    "reward_mode": Literal["strict", "paper"],
+}
 
 
 class Section(BaseModel):
-    """Settings that belong together: read-only, of exactly the declared names and types. What each
-    means stands in ``configs/laptop.yaml``."""
+    """Settings that belong together: read-only, of exactly the names and types of laptop.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
-
-class Model(Section):
-    """Which model runs where."""
-
-    path: str
-    base: str
-    adapter: str | None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    quantization: Literal["4bit"] | None
-    device: str
-    gpus: float
-    attention: str
-    hidden: int
-    layers: int
-    vision_hidden: int
-    vision_layers: int
-    patch_size: int
-
-
-class SerializationSettings(Section):
-    """How volumes become slices."""
-
-    size: Sizes
-    window: str
-
-
-class DatasetSettings(Section):
-    """The phantoms that the notebooks build."""
-
-    patients_2d: int
-    patients_3d: int
-    shape: Sizes
-    per_family: int
-    prior_studies: int
-
-
-class StageData(Section):
-    """Phantoms made for a training stage, and records taken of them (null: all, 0: none)."""
-
-    patients_2d: int
-    patients_3d: int
-    records_2d: int | None
-    records_3d: int | None
+    @model_validator(mode="after")
+    def _cache_needs_frozen_vision(self) -> Section:
+        if getattr(self, "feature_cache", False) and not self.freeze_vision:
+            raise ValueError("feature_cache: features stay valid only if freeze_vision is true")
+        return self
 
 
 class TRLSection(Section):
-    """Keyword arguments of a configuration class of TRL. Those that the profiles set are declared;
-    others are looked up in the class when one is set, because importing TRL takes seconds."""
+    """Keyword arguments of a configuration class of TRL. Those beyond laptop.yaml are looked up in
+    the class when one is set, because importing TRL takes seconds."""
 
     model_config = ConfigDict(extra="allow")
     config_class: ClassVar[str]
 
-    num_train_epochs: float
-    max_steps: int
-    learning_rate: float
-    lr_scheduler_type: str
-    warmup_steps: float
-    weight_decay: float
-    max_grad_norm: float
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    bf16: bool | None
-    fp16: bool
-    gradient_checkpointing: bool
-    deepspeed: str | None
-    dataloader_num_workers: int
-    save_steps: int
-    save_total_limit: int
-    logging_steps: int
-    report_to: str
-    seed: int
-
     @model_validator(mode="after")
     def _known_to_trl(self) -> TRLSection:
         for name, value in (self.model_extra or {}).items():
-            types = _trl_fields(self.config_class)
+            types = _trl_types(self.config_class)
             if name not in types:
                 hint = near(name, [*Grounding.model_fields, *types])
                 raise ValueError(f"{name}: no argument of {self.config_class}; {hint}")
@@ -135,104 +87,58 @@ class TRLSection(Section):
         return self
 
 
-class SFTSection(TRLSection):
-    """Keyword arguments of TRL's ``SFTConfig``."""
-
+class _SFT(TRLSection):
     config_class = "SFTConfig"
 
-    max_length: int
 
-
-class GRPOSection(TRLSection):
-    """Keyword arguments of TRL's ``GRPOConfig``."""
-
+class _GRPO(TRLSection):
     config_class = "GRPOConfig"
 
-    generation_batch_size: int | None
-    num_generations: int
-    max_completion_length: int
-    temperature: float
-    beta: float
-    epsilon: float
-    num_iterations: int
-    loss_type: str
-    use_vllm: bool
-    vllm_server_base_url: str | None
+
+@cache
+def _trl_types(config_class: str) -> dict[str, Any]:
+    import trl
+
+    return {n: t for n, t in get_type_hints(getattr(trl, config_class)).items() if n[0] != "_"}
 
 
-class Grounding(Section):
-    """What the grounded interface adds to both training stages."""
-
-    components: Literal["full", "no regions", "no boxes", "answer"]
-    freeze_vision: bool
-    feature_cache: bool
-    muon_learning_rate: float
-    sft_lora_r: int | None
-    grpo_lora_r: int | None
-    lora_alpha: int
-    lora_dropout: float
-    free_running_steps: int
-    free_running_questions: int
-    reward_mode: Literal["strict", "paper"]
-    iou_weight: float
-    area_weight: float
-    rollout_max_rounds: int
-    rollout_batch_size: int | None
-    max_prompt_length: int
-    grpo_start_epochs: float | None
-    grpo_test_questions: int
-
-    @model_validator(mode="after")
-    def _cache_needs_frozen_vision(self) -> Grounding:
-        if self.feature_cache and not self.freeze_vision:
-            raise ValueError("feature_cache: features stay valid only if freeze_vision is true")
-        return self
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    """The sections of a profile's file, over those of the profile that it extends."""
+    if name not in NAMES:
+        raise ProfileError("PROFILE", "a known profile", repr(name), f"use {', '.join(NAMES)}")
+    own = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = own.pop("extends", None)
+    values = _read(base) if base else {}
+    for section, settings in own.items():
+        values[section] = {**values.get(section, {}), **settings}
+    return values
 
 
-class Generation(Section):
-    """How replies are generated in evaluations."""
-
-    max_new_tokens: int
-    max_rounds: int
-    temperature: float
-    top_p: float
+def _section(name: str, settings: Mapping[str, Any]) -> type[Section]:
+    kinds = {n: _Sizes if type(v) is list else type(v) for n, v in settings.items()}
+    fields: Any = {n: (_TYPES.get(n, kind), ...) for n, kind in kinds.items()}
+    return create_model(name, __base__={"sft": _SFT, "grpo": _GRPO}.get(name, Section), **fields)
 
 
-class Evaluation(Section):
-    """How much is asked of the held-out benchmark."""
-
-    questions: int
-    control_questions: int
-    batch_size: int
-    samples: int
-
-
-class Notebook(Section):
-    """How much the notebooks do."""
-
-    questions: int
-    repeats: int
-    box_counts: Sizes
-    slice_counts: Sizes
-    cell_timeout: int
-    offline: bool
-
-
-class Profile(Section):
-    """All settings of one run; ``name`` is that of its file."""
+class _Named(Section):
+    """All settings of one run; ``name`` is that of the profile's file."""
 
     name: str
-    model: Model
-    serialization: SerializationSettings
-    dataset: DatasetSettings
-    sft_data: StageData
-    sft: SFTSection
-    grpo_data: StageData
-    grpo: GRPOSection
-    grounding: Grounding
-    generation: Generation
-    evaluation: Evaluation
-    notebook: Notebook
+
+    def __reduce__(self) -> tuple[Any, ...]:  # its sections are classes that no module holds
+        return _profile, (self.model_dump(),)
+
+
+Profile: type[_Named] = create_model(
+    "Profile", __base__=_Named, **{n: (_section(n, s), ...) for n, s in _read("laptop").items()}
+)
+"""All settings of one run: ``profile.sft.max_steps``; ``profile.sft.model_dump()`` is a dict."""
+
+Grounding: type[Section] = Profile.model_fields["grounding"].annotation
+
+
+def _profile(values: Mapping[str, Any]) -> Profile:
+    return Profile.model_validate(values)
 
 
 def profile_names() -> list[str]:
@@ -249,11 +155,8 @@ def load_profile(
         name: ``"smoke"``, ``"laptop"``, ``"t4"`` or ``"gpu"``.
         overrides: ``{"sft.max_steps": 3}``, or the same as text, as a papermill parameter has it:
             ``"sft.max_steps=3, serialization.size=[8,64,64]"``.
-        more: The same by keyword; the section may be left out where only one has the name
+        more: The same by keyword; the section may be left out where only one section has the name
             (``max_rounds=3``).
-
-    Returns:
-        The profile, frozen; ``profile.sft.model_dump()`` gives the arguments of ``SFTConfig``.
 
     Raises:
         ProfileError: There is no such profile or setting (the message names similar ones), a value
@@ -265,7 +168,7 @@ def load_profile(
         section, setting = _find(values, key, name)
         values[section][setting] = value
     try:
-        return Profile.model_validate({"name": name, **values})
+        return _profile({"name": name, **values})
     except ValidationError as error:
         raise _as_profile_error(name, error) from None
 
@@ -301,68 +204,39 @@ def parse_value(text: str) -> Any:
 def near(name: str, known: Iterable[str]) -> str:
     """What was perhaps meant, for messages: ``"perhaps 'max_rounds'"``, else all that is known."""
     known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return "perhaps " + " or ".join(repr(match) for match in close)
+    if close := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
+        return "perhaps " + " or ".join(map(repr, close))
     return "there are " + ", ".join(known) if known else "there are none"
-
-
-def _read(name: str) -> dict[str, dict[str, Any]]:
-    """The sections of a profile's file, over those of the profile that it extends."""
-    if name not in NAMES:
-        raise ProfileError("PROFILE", "a known profile", repr(name), f"use {', '.join(NAMES)}")
-    own = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
-    base = own.pop("extends", None)
-    values = _read(base) if base else {}
-    for section, settings in own.items():
-        values[section] = {**values.get(section, {}), **settings}
-    return values
 
 
 def _find(values: Mapping[str, Mapping[str, Any]], key: str, name: str) -> tuple[str, str]:
     """Section and name of a setting that is given with or without its section."""
     section, _, leaf = key.rpartition(".")
     fits = [s for s, settings in values.items() if leaf in settings and section in (s, "")]
-    if section in ("sft", "grpo"):  # another argument of TRL; the section knows which there are
+    if section in ("sft", "grpo"):  # perhaps another argument of TRL; the section knows
         fits = [section]
     if len(fits) == 1:
         return fits[0], leaf
-    subject, full = f"profile {name!r}", [f"{s}.{n}" for s in values for n in values[s]]
+    subject = f"profile {name!r}"
     if fits:
         ways = " or ".join(f"{s}.{leaf}" for s in fits)
         found = f"{key!r}, which {len(fits)} sections have"
         raise ProfileError(subject, "one setting", found, f"write {ways}")
-    leaves = {one.split(".")[1]: one for one in full}
-    close = difflib.get_close_matches(leaf, leaves, n=3, cutoff=0.5)
-    hint = "perhaps " + " or ".join(leaves[one] for one in close) if close else near(key, full)
+    full = {n: f"{s}.{n}" for s in values for n in values[s]}
+    close = [full[one] for one in difflib.get_close_matches(leaf, full, n=3, cutoff=0.5)]
+    hint = "perhaps " + " or ".join(close) if close else near(key, full.values())
     raise ProfileError(subject, "a known setting", repr(key), hint)
 
 
-@cache
-def _trl_fields(config_class: str) -> dict[str, Any]:
-    """Arguments of a configuration class of TRL and their types."""
-    from typing import get_type_hints
-
-    import trl
-
-    return {n: t for n, t in get_type_hints(getattr(trl, config_class)).items() if n[0] != "_"}
-
-
 def _as_profile_error(name: str, error: ValidationError) -> ProfileError:
-    """The first thing that pydantic found, in the form of this project's errors."""
+    """The first thing that pydantic found, as an error of this project."""
     first = error.errors()[0]
-    # a union adds the branch that was tried behind section and setting
-    key, value = ".".join(str(part) for part in first["loc"][:2]), first["input"]
+    # behind section and setting stands the branch of a union that was tried
+    place, value = first["loc"][:2], first["input"]
+    key, found = ".".join(map(str, place)), f"{value!r} ({type(value).__name__})"
+    branches = [e["msg"] for e in error.errors() if e["loc"][:2] == place]
+    expected = " or ".join(message.removeprefix("Input should be ") for message in branches)
     if first["type"] == "value_error":
         setting, _, found = str(first["ctx"]["error"]).partition(": ")
-        return ProfileError(
-            f"profile {name!r}, {key}.{setting}", "a valid value", found, "correct it"
-        )
-    expected = " or ".join(
-        e["msg"].removeprefix("Input should be ")
-        for e in error.errors()
-        if e["loc"][:2] == first["loc"][:2]
-    )
-    return ProfileError(
-        f"profile {name!r}, {key}", expected, f"{value!r} ({type(value).__name__})", "correct it"
-    )
+        key, expected = f"{key}.{setting}", "a valid value"
+    return ProfileError(f"profile {name!r}, {key}", expected, found, "correct it")

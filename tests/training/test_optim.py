@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unireason_lib.training import optim
-from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, autocast_dtype, muon_factory
+from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, autocast_dtype
 from unireason_lib.training.sft import freeze
 
 
@@ -66,7 +66,7 @@ def test_in_float32_the_steps_are_those_of_pytorch():
 
 def test_one_schedule_moves_both_and_a_state_comes_back(fresh_model):
     model, _ = fresh_model
-    both = muon_factory()(model, lr=1e-3, muon_lr=1e-2)
+    both = MuonWithAdamW(model, lr=1e-3, muon_lr=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(both, lambda step: 0.5**step)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.1)

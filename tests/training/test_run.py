@@ -263,7 +263,7 @@ def test_the_model_carries_serialization_and_card(run, study):
     assert layout.size == (4, 64, 64) and layout.image_size == (64, 64)
     card = (made / "README.md").read_text(encoding="utf-8")
     assert "| sft.learning_rate | 0.001 |" in card and 'load_model("THIS_FOLDER")' in card
-    assert "not for clinical use" in card and str(Path.home()) not in card
+    assert "not for clinical use" in card and str(made) not in card
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(adapter, tiny_checkpoint, 
         merge_adapter(tiny_checkpoint, out, tmp_path / "again")
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "library_name: transformers" in card and 'load_model("THIS_FOLDER")' in card
-    assert "from_pretrained" in card and Serialization.load(out) == Serialization.load(adapter)
+    assert Serialization.load(out) == Serialization.load(adapter)
     # as the authors load theirs: the class itself, and the processor beside it
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(out).tokenizer

@@ -1,4 +1,4 @@
-"""Fine-tuning: the loss, what learns and what does not, and that every setting does what it says."""
+"""Fine-tuning: the loss, what learns and what does not, and every setting doing what it says."""
 
 from __future__ import annotations
 

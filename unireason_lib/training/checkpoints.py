@@ -44,20 +44,18 @@ from unireason_lib.training.optim import autocast_dtype
 
 # --- a run -----------------------------------------------------------------------------------
 
-_GROUNDING = {
-    "sft": ("components", "muon_learning_rate", "sft_lora_r"),
-    "grpo": (
-        *("components", "grpo_lora_r", "reward_mode", "iou_weight", "area_weight"),
-        *("rollout_max_rounds", "rollout_batch_size", "max_prompt_length"),
-    ),
+_GROUNDING = {  # settings that one stage reads
+    "sft": "components muon_learning_rate sft_lora_r".split(),
+    "grpo": "components grpo_lora_r reward_mode iou_weight area_weight rollout_max_rounds "
+    "rollout_batch_size max_prompt_length".split(),
 }
-_SHARED = ("freeze_vision", "feature_cache", "lora_alpha", "lora_dropout")
 
 
 def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
     """What decides the outcome of a run, from its profile: the section of its stage (``"sft"`` or
     ``"grpo"``), and of ``grounding`` what that stage reads."""
-    ours = {name: getattr(profile.grounding, name) for name in (*_GROUNDING[stage], *_SHARED)}
+    names = [*_GROUNDING[stage], "freeze_vision", "feature_cache", "lora_alpha", "lora_dropout"]
+    ours = profile.grounding.model_dump(include=set(names))
     return {stage: getattr(profile, stage).model_dump(), "grounding": ours}
 
 
@@ -350,27 +348,16 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
 
 # --- its card --------------------------------------------------------------------------------
 
-_STAGES = {
-    "sft": "Supervised fine-tuning of `{base}`: loss on model-generated tokens only",
-    "grpo": "Outcome RL (GRPO) of `{base}`: rewards for answer and format",
-}
-
 _CARD = """---
 library_name: {library}
 pipeline_tag: image-text-to-text
-{base_line}tags:
-- medical
-- grounded-reasoning
-- unireason-lab
-- {stage}
+tags: [medical, grounded-reasoning, unireason-lab, {stage}]
 ---
 
 # {name}
 
-{what}. Made with UniReason-Lab; the method is that of UniReason-Med (arXiv 2606.11740). **For
-research, not for clinical use.**
-
-## Use
+{what} of `{base}`, made with UniReason-Lab by the method of UniReason-Med (arXiv 2606.11740).
+**For research, not for clinical use.**
 
 ```python
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, load_model
@@ -380,32 +367,17 @@ options = {{"A": "left", "B": "right"}}
 request = GroundedRequest("Where is the lesion?", images, options, dimension="2d")
 print(GroundedGenerator(model, processor).generate([request])[0].text)
 ```
-{plain}
-## Training
 
-{records:,} records (digest `{hash}`); {learn:,} parameters learnt, {frozen:,} were frozen.
+transformers' `from_pretrained` loads it too, but its `generate` never shows the model the regions
+that it boxes; the grounded interface stops after each `<|box_end|>` and injects their tokens.
 
-| setting | value |
+It learnt from {records:,} records (digest `{hash}`): {learn:,} parameters, {frozen:,} were frozen.
+
+| setting or measure | value |
 | --- | --- |
-{settings}
-
-## Measured
-
-| what | value |
-| --- | --- |
-{measured}
+{rows}
 
 A few dozen questions say little; `evaluate` measures with intervals and a question-only baseline.
-
-## Versions
-
-{versions}
-"""
-
-_PLAIN = """
-The folder is in plain transformers form: `Qwen2_5_VLForConditionalGeneration.from_pretrained` and
-`AutoProcessor.from_pretrained` load it. `generate` alone never shows the model the regions that it
-boxes; the grounded interface stops after each `<|box_end|>` and injects the tokens of the region.
 """
 
 
@@ -418,26 +390,24 @@ def model_card(out: Path, model: Any) -> str:
             shown), whether it is a PEFT adapter, and which of its parameters learnt.
     """
     kept = read_json(out / "settings.json")
-    stage = next(stage for stage in _STAGES if stage in kept["settings"])
+    stage = "sft" if "sft" in kept["settings"] else "grpo"
     base, adapter = base_model(model).name_or_path, base_model(model) is not model
-    name = Path(base).name if Path(base).is_dir() else base
+    base = Path(base).name if Path(base).is_dir() else base
     learn, frozen = count_parameters(model)
-    packages = ("torch", "transformers", "trl", "peft", "accelerate")
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+    rows = {**_flat(kept["settings"]), **_measured(out / LOG), **packages}
     return _CARD.format(
         library="peft" if adapter else "transformers",
-        base_line=f"base_model: {name}\n" if "/" in name else "",
         stage=stage,
         name=out.name,
-        what=_STAGES[stage].format(base=name),
-        load=f'"{name}", adapter="THIS_FOLDER"' if adapter else '"THIS_FOLDER"',
-        plain="" if adapter else _PLAIN,
+        what={"sft": "Supervised fine-tuning", "grpo": "Outcome RL (GRPO)"}[stage],
+        base=base,
+        load=f'"{base}", adapter="THIS_FOLDER"' if adapter else '"THIS_FOLDER"',
         records=kept["records"],
         hash=kept["hash"],
         learn=learn,
         frozen=frozen,
-        settings="\n".join(f"| {k} | {v} |" for k, v in _flat(kept["settings"]).items()),
-        measured="\n".join(f"| {what} | {value} |" for what, value in _measured(out / LOG)),
-        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
 
@@ -445,26 +415,26 @@ def _merged_card(card: str) -> str:
     """The card of an adapter, for the checkpoint that it was merged into."""
     load = r'load_model\("[^"]*", adapter="THIS_FOLDER"\)'
     card = re.sub(load, 'load_model("THIS_FOLDER")', card)
-    card = card.replace("library_name: peft", "library_name: transformers")
-    return card.replace("```\n\n## Training", "```\n" + _PLAIN + "\n## Training")
+    return card.replace("library_name: peft", "library_name: transformers")
 
 
-def _measured(log: Path) -> Iterator[tuple[str, str]]:
+def _measured(log: Path) -> dict[str, str]:
     """What the log says of the end: last numbers, and free-running replies on held-out patients."""
+    rows = {}
     for key in ("loss", "reward", "rewards/answer/mean", "rewards/format/mean", "kl"):
         for line in read_log(log, key)[-1:]:
-            yield f"last {key} (step {line['step']})", f"{line[key]:.4g}"
+            rows[f"last {key} (step {line['step']})"] = f"{line[key]:.4g}"
     for line in read_log(log, "free_running")[-1:]:
         for dimension, part in line["free_running"].items():
-            of = f"{100 * part['accuracy']:.0f} % of {part['n']} questions"
-            yield f"accuracy in {dimension.upper()}, held-out patients", of
+            accuracy = f"{100 * part['accuracy']:.0f} % of {part['n']} questions"
+            rows[f"accuracy in {dimension.upper()}, held-out patients"] = accuracy
+    return rows
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Parameters that learn, and parameters that do not."""
-    packed = {"Params4bit": 2}  # two to a byte
     counts = [0, 0]
     for parameter in model.parameters():
-        size = parameter.numel() * packed.get(type(parameter).__name__, 1)
-        counts[not parameter.requires_grad] += size
+        packed = 2 if type(parameter).__name__ == "Params4bit" else 1  # two to a byte
+        counts[not parameter.requires_grad] += parameter.numel() * packed
     return counts[0], counts[1]

@@ -8,7 +8,6 @@ holds are used, without it only those about 2D images. Rows are selected, shuffl
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +19,6 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from tqdm import tqdm
 
-from unireason_lib.boxes import BOX_END, BOX_START
 from unireason_lib.dataset.hub import ImageTable, load_set, record_images
 from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import SFT_FEATURES, Record
@@ -28,8 +26,6 @@ from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.io import append_lines, read_lines
 from unireason_lib.training.encoding import Encoded, Encoder, check_components, conversation, cut
-
-_WORDS = re.compile(r"\d|[^\W\d]+|[^\s\w]")
 
 Images = Callable[[Record], Sequence[Image.Image]]
 """Gives the images of a record; see :func:`images_from`."""
@@ -254,12 +250,11 @@ class Examples(Sequence):
 
 
 def estimated_length(record: Record, frame: ProcessorFrame) -> int:
-    """Tokens of a record, without reading its images or tokenizing: exact for images, and for text
-    one token a word, digit and sign. Enough to group examples of similar length into batches."""
+    """About how many tokens a record has, without reading its images or tokenizing: enough to group
+    examples of similar length into batches."""
     height, width = record.image_size or (256, 256)
     tokens = len(record.image_ids) * (frame.tokens(height, width) + 2)
     for box in record.boxes:
         depth = max(1, int(box.z2 - box.z1)) if hasattr(box, "z1") else 1
         tokens += depth * (frame.tokens(max(4, int(box.height)), max(4, int(box.width))) + 2)
-    text = record.user_text + record.reply.replace(BOX_START, "[").replace(BOX_END, "]")
-    return tokens + len(_WORDS.findall(text))
+    return tokens + len(record.user_text + record.reply) // 4

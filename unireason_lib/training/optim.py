@@ -132,9 +132,3 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = self._groups()
-
-
-def muon_factory() -> Callable[..., torch.optim.Optimizer]:
-    """What transformers takes in place of a class: called without anything, it gives what is called
-    with the model."""
-    return MuonWithAdamW

@@ -10,7 +10,7 @@ FSDP and trackers are the trainer's, configured by the section ``sft`` of a prof
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from unireason_lib.training.checkpoints import (
 )
 from unireason_lib.training.data import Examples, Images
 from unireason_lib.training.encoding import IGNORED, Collator, FeatureCollator
-from unireason_lib.training.optim import muon_factory
+from unireason_lib.training.optim import MuonWithAdamW
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Linear layers of the language model. A regular expression, because plain names would also fit the
@@ -124,33 +124,8 @@ def train_sft(
         return save_model(trainer, processor, out / "model", records)
 
 
-def _collate(
-    examples: Examples, collator: Collator, rows: Sequence[Mapping[str, int]]
-) -> dict[str, Any]:
+def _collate(examples: Examples, collator: Collator, rows: Sequence[Mapping[str, int]]) -> Any:
     return collator([examples[row["row"]] for row in rows])
-
-
-class LengthGroupedEpochs(LengthGroupedSampler):
-    """transformers' batches of similar length, in an order that follows from seed and epoch alone:
-    a run that goes on in its second epoch sees what it would have seen.
-
-    Args:
-        size: Examples that should be of similar length.
-        lengths: Tokens of every example.
-        seed: Of the order.
-        epoch: Tells the epoch that begins. (``set_epoch`` does not reach a sampler behind the
-            wrappers that resuming and several processes put around it.)
-    """
-
-    def __init__(
-        self, size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]
-    ) -> None:
-        super().__init__(size, lengths=list(lengths), generator=torch.Generator())
-        self.seed, self.epoch = seed, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch())
-        return super().__iter__()
 
 
 class GroundedSFTTrainer(ExactResume, SFTTrainer):
@@ -162,7 +137,7 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
 
     def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lengths = lengths
+        self.lengths, self.order = list(lengths), torch.Generator()
         # transformers says no for this architecture; then every forward pass of a step would weigh
         # the same, however few words it holds. The losses here divide by the tokens of the step.
         self.model_accepts_loss_kwargs = True
@@ -170,8 +145,13 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         args = self.args
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epoch = partial(_epoch_of, self)
-        return LengthGroupedEpochs(size, self.lengths, args.seed, epoch)
+        return LengthGroupedSampler(size, lengths=self.lengths, generator=self.order)
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        """The order follows from seed and epoch alone: a run that is resumed in its second epoch
+        sees what it would have seen."""
+        self.order.manual_seed(self.args.seed + epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -187,10 +167,6 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         self._metrics["train"]["mean_token_accuracy"].append(right.float().mean().item())
         return loss
-
-
-def _epoch_of(trainer: Any) -> int:
-    return int((trainer.state.epoch or 0) + 1e-6)
 
 
 def labelled_token_loss(
@@ -301,9 +277,9 @@ def _muon(profile: Profile, arguments: SFTConfig) -> tuple[Any, dict[str, Any]] 
     ours, sharded = profile.grounding, arguments.deepspeed or sharding()
     if not ours.muon_learning_rate or ours.sft_lora_r is not None or sharded:
         return None
-    rates = {"lr": arguments.learning_rate, "muon_lr": ours.muon_learning_rate}
-    return muon_factory, {
-        **rates,
+    return lambda: MuonWithAdamW, {  # a factory, because it is given the model, not parameters
+        "lr": arguments.learning_rate,
+        "muon_lr": ours.muon_learning_rate,
         "weight_decay": arguments.weight_decay,
         "betas": (arguments.adam_beta1, arguments.adam_beta2),
         "bf16": arguments.bf16,
