@@ -414,7 +414,8 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
 def test_questions_are_what_the_records_say(study, fresh_model, tmp_path):
     """Ours of both dimensions, and a released row, which has words of its own and no frame."""
     ours, generator = some(study, 2), GroundedGenerator(*fresh_model)
-    records = [*ours, replace(ours[0], id="released", asked="Where?", serialization={})]
+    plain = next(r for r in study.records if r.evidence and "[" not in f"{r.question}{r.options}")
+    records = [*ours, replace(plain, id="released", asked="Where?", serialization={}), plain]
     questions = grpo.Questions(records, study.images, 10_000, tmp_path / "left_out.jsonl")
     for row, record in enumerate(records):
         request, columns = questions.open(row, generator, position=3)
@@ -422,8 +423,9 @@ def test_questions_are_what_the_records_say(study, fresh_model, tmp_path):
         assert columns["frame"] == (64, 64, 1 if record.dimension == "2d" else 4)
         assert (columns["dimension"], columns["options"]) == (record.dimension, record.options)
         assert [len(box) for box in columns["boxes"]] == [len(box) for _, box in record.evidence]
+    request, released = questions.open(2, generator, position=0)
     assert request.messages[0]["content"][-1]["text"] == "Where?"
-    assert columns["boxes"] != questions.open(0, generator, 0)[1]["boxes"]  # of Qwen's own frame
+    assert released["boxes"] != columns["boxes"]  # they were written in Qwen's own frame
     assert not (tmp_path / "left_out.jsonl").exists()
 
 

@@ -19,7 +19,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -36,7 +36,6 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler
 
 from unireason_lib.config import Grounding, Profile
 from unireason_lib.dataset.schema import Record
@@ -177,12 +176,14 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         self._save_due = self._stop_due = False  # asked for inside a generation
 
     def _get_train_sampler(self, dataset: Any = None) -> torch.utils.data.Sampler:
-        """TRL's sampler, whose order follows from seed and epoch alone: a run that goes on in its
-        second epoch sees what it would have seen."""
-        sampler = super()._get_train_sampler(dataset)
-        sampler.__class__ = EpochSampler
-        sampler.epoch = lambda: int((self.state.epoch or 0) + 1e-6)
-        return sampler
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        """The order follows from seed and epoch alone: a run that is resumed in its second epoch
+        sees what it would have seen."""
+        self._sampler.generator.manual_seed(self.args.seed + epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         count, started = self.num_generations, time.perf_counter()
@@ -310,16 +311,6 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 kept = [line for line in read_lines(self.rollout_log) if line["step"] < step]
                 write_whole(self.rollout_log, (json.dumps(line) + "\n" for line in kept))
             append_lines(self.rollout_log, replies)
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, seeded anew for each epoch; ``epoch()`` tells the one that begins."""
-
-    epoch: Callable[[], int]
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch())
-        return super().__iter__()
 
 
 @contextmanager
