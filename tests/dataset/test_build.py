@@ -205,38 +205,30 @@ def done_shards(folder):
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, limits file sizes")
 
 
+ENDS = {
+    "killed": (signal.SIGKILL, -signal.SIGKILL, ""),
+    "interrupted": (signal.SIGINT, 1, "run the same command again"),
+    "worker killed": (signal.SIGKILL, 1, "one that was killed"),
+}
+
+
 @linux
-def test_killed_for_real_the_same_command_ends_with_the_same_rows(
-    reference, settings, start, tmp_path
+@pytest.mark.parametrize("end", ENDS)
+def test_stopped_in_any_way_the_same_command_ends_with_the_same_rows(
+    reference, settings, start, tmp_path, end
 ):
-    folder = tmp_path / "set"
+    folder, (sent, code, words) = tmp_path / "set", ENDS[end]
     process = start(folder, workers=2)
-    wait_until(lambda: done_shards(folder) >= 5, 60, process)
-    relatives = relatives_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in relatives), 10)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in relatives), "workers live on"
-    build(settings(), folder)
-    assert same_rows(folder, reference) and not list(folder.rglob("*.partial"))
-
-
-@linux
-@pytest.mark.parametrize("end", ["interrupted", "worker killed"])
-def test_a_stopped_build_says_so_and_goes_on(reference, settings, start, tmp_path, end):
-    folder = tmp_path / "set"
-    process = start(folder, workers=2)
-    wait_until(lambda: done_shards(folder) >= 2, 60, process)
+    wait_until(lambda: done_shards(folder) >= 3, 60, process)
     relatives = relatives_of(process.pid)
     workers = relatives - {pid for pid in relatives if relatives_of(pid)}  # not their server
-    victim, sent = process.pid, signal.SIGINT
-    if end == "worker killed":
-        victim, sent = max(workers), signal.SIGKILL
-    os.kill(victim, sent)
+    os.kill(max(workers) if end == "worker killed" else process.pid, sent)
     complaint = process.communicate(timeout=60)[1]
-    words = {"interrupted": "run the same command again", "worker killed": "one that was killed"}
-    assert process.returncode == 1 and words[end] in complaint
+    assert process.returncode == code and words in complaint
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in relatives), 10)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in relatives), "workers live on"
     assert build(settings(), folder).built < 18 and same_rows(folder, reference)
+    assert not list(folder.rglob("*.partial"))
 
 
 @linux

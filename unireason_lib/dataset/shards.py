@@ -239,8 +239,7 @@ def draft_of(
 
 def items_of(drafts: Iterable[Draft | Refusal]) -> list[tuple[Question, View]]:
     """What a writer is asked."""
-    read = (draft for draft in drafts if isinstance(draft, Draft))
-    return [(question, draft.view) for draft in read for question in draft.questions]
+    return [(q, d.view) for d in drafts if isinstance(d, Draft) for q in d.questions]
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ class Study:
             for s in self.structures
             if not measured.keys().isdisjoint(s.values)
         )
-        scan = partial(_plane_of, replace(self, labels=None), z)
+        scan = partial(_plane_of, replace(self, labels=None), z)  # can be sent to a process
         return replace(
             self,
             id=f"{self.id}-z{z:03d}",

@@ -182,7 +182,6 @@ class FileSource(Source):
         return list(self.cases.values())
 
     def index(self) -> Sequence[Entry]:
-        """All cases."""
         return self._index
 
     def case(self, key: str) -> Case:

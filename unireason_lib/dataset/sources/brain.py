@@ -60,7 +60,6 @@ class BrainSource(Source):
         return [Entry(str(key), "mni152") for key in keys]
 
     def study(self, key: str) -> Study:
-        """The template, or the slice at a height."""
         study = brain_study() if key == "volume" else brain_slice(float(key))
         return replace(study, key=key, scan_source=partial(self.scan, key))
 

@@ -63,7 +63,6 @@ class M3DSegSource(base.FileSource):
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
-        """Of all lists."""
         masks: dict[str, str] = {}
         splits: dict[str, list[str]] = {}
         for code, table in self._tables.items():
@@ -98,7 +97,6 @@ class M3DSegSource(base.FileSource):
         return Volume(array, UNKNOWN_AFFINE, str(path), has_affine=False)
 
     def study(self, key: str) -> Study:
-        """One case."""
         case, folder, shape = self.case(key), self.scan_file(key).parent, self.scan(key).shape
         code, tables = case.details["dataset"], names_table(self.name)
         names = self._names(code)

@@ -64,11 +64,9 @@ class NiftiSource(FileSource):
         raise NotImplementedError
 
     def scan(self, key: str) -> Volume:
-        """One frame of the scan, with the header put right."""
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
 
     def study(self, key: str) -> Study:
-        """One case from its label map."""
         path = self.file(self.case(key).labels[0])
         (names, inside), labels, grid = self.names_of(path), load_volume(path), self.grid(key)
         check_same_grid(grid, labels)
@@ -120,9 +118,8 @@ class DecathlonSource(NiftiSource):
 
     @property
     def license(self) -> str:
-        """As ``dataset.json`` states it."""
-        stated = self._about.get("licence") or self._about.get("license")
-        return str(stated or "not stated in dataset.json")
+        about = self._about
+        return str(about.get("licence") or about.get("license") or "not stated in dataset.json")
 
     @property
     def redistributable(self) -> bool:
@@ -134,7 +131,6 @@ class DecathlonSource(NiftiSource):
         return str(self._about.get("name") or self.root.resolve().name)
 
     def names_of(self, labels: Path | None = None) -> Names:
-        """Those of the task."""
         table, task = names_table(self.name), re.sub("task|[^a-z]", "", self._task.lower())
         known = table["names"].get(task, {})
         names = value_names(self._about.get("labels"), self.root / "dataset.json", known)
@@ -260,17 +256,14 @@ class FolderOfScans(NiftiSource):
 
     @property
     def name(self) -> str:
-        """Of the data set."""
         return str(self.title or Path(self.path).resolve().name)
 
     @property
     def license(self) -> str:
-        """As ``names.json`` states it."""
         return str(self._about.get("license") or "not stated in names.json")
 
     @property
     def redistributable(self) -> bool:
-        """As ``names.json`` states it."""
         return self._about.get("redistributable") is True
 
     @cached_property
@@ -279,7 +272,6 @@ class FolderOfScans(NiftiSource):
         return table if isinstance(table.get("names"), dict) else {"names": table}
 
     def names_of(self, labels: Path | None = None) -> Names:
-        """Those of ``names.json``."""
         with well_formed(self.names, 'inside like {"2": 1}'):
             inside = {int(p): int(around) for p, around in self._about.get("inside", {}).items()}
             return value_names(self._about["names"], self.names), inside

@@ -174,7 +174,6 @@ class PhantomSource(Source):
             object.__setattr__(self, "config", config)
 
     def index(self) -> Sequence[Entry]:
-        """Numbers and names of the patients."""
         return LazyIndex(self.count, self._entry)
 
     def _entry(self, k: int) -> Entry:
@@ -188,7 +187,6 @@ class PhantomSource(Source):
         return replace(make(int(key), config=self.config), key=key)
 
     def scan(self, key: str) -> Volume | np.ndarray:
-        """The scan of patient ``key``, made again."""
         return self.study(key).scan
 
 

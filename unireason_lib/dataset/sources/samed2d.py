@@ -37,7 +37,6 @@ class _Images(base.FileSource):
     """A source of images with one mask file per structure."""
 
     def scan(self, key: str) -> np.ndarray:
-        """An image, (Y, X, 3)."""
         return np.asarray(load_image(self.scan_file(key)))
 
     def _study(self, key: str, names: Sequence[str], invert: bool = False) -> Study:
@@ -130,7 +129,6 @@ class SAMed2DSource(_Images):
         return Case(key, f"{self.name}-{dataset}--{case}", id=name, labels=labels, **about)
 
     def study(self, key: str) -> Study:
-        """One image with its masks."""
         case = self.case(key)
         classes = self._classes.get(case.details["dataset"], {})
         ids = [mask.rpartition("--")[2].partition("_")[0] for mask in case.labels]
@@ -193,7 +191,6 @@ class SAMMed2DSource(_Images):
         return splits
 
     def study(self, key: str) -> Study:
-        """One image with its masks."""
         start = f"masks/{key.removeprefix('images/').removesuffix('.png')}_"
         words = (mask.removeprefix(start) for mask in self.case(key).labels)
         return self._study(key, [name.rpartition("_")[0] for name in words])
