@@ -696,7 +696,7 @@ print("all checks passed")
 # 1. `study = next(iter(open_source("folder", "mine")))` from `unireason_lib.dataset.sources`; then
 #    `show_masks([View(plane).images()[0]], [plane.labels], {s.label: s.name for s in plane.structures})` with `plane
 #    = study.slice(z)`, and `ask(View(study))`. A layout of your own is a class with a `name`, a `license`, a
-#    `modality`, and three methods: `index`, `study(key)` and `scan(key)`; `unireason_lib/dataset/sources/folder.py`
+#    `modality`, and three methods: `index`, `study(key)` and `scan(key)`; `unireason_lib/dataset/sources/nifti.py`
 #    is a short one to start from.
 # 2. `from unireason_lib.dataset.questions import WORDS`; `WORDS["families"][family]` has the phrasings of every kind
 #    of section 3 (`question.kind`), and the words in braces of the phrasings that are there must be in yours. The

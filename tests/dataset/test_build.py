@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
-from unireason_lib.cli.build import build as build_command
 
 import unireason_lib
 from tests.dataset.sources.layouts import make_folder
+from unireason_lib.cli.data import build as build_command
 from unireason_lib.dataset import build as building
 from unireason_lib.dataset import shards
 from unireason_lib.dataset.annotator import RationaleRefused
@@ -39,7 +39,7 @@ from unireason_lib.dataset.rationales import Rationale, TemplateWriter
 from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources.base import Entry, Source
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
-from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError
+from unireason_lib.errors import DatasetError, ScanError, ScanWarning
 from unireason_lib.imaging import Volume
 
 PACKAGE = Path(unireason_lib.__file__).parent
@@ -156,37 +156,6 @@ def test_two_workers_write_the_same_rows(reference, settings, tmp_path):
     assert same_rows(tmp_path / "set", reference)
 
 
-class Killed(BaseException):
-    """Ends a build as a kill would: nothing of ours catches it."""
-
-
-def test_killed_before_any_rename_it_comes_to_the_same_end(monkeypatch, settings, tmp_path):
-    config = settings("phantom:dimension=2d,count=1", "phantom:count=1", prior_studies=1)
-    expected = build(config, tmp_path / "whole")
-    renames = {"replace": os.replace, "rename": os.rename}
-    for moment in range(1000):
-        left = moment
-
-        def dying(name, source, target):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Killed
-            renames[name](source, target)
-
-        for name in renames:
-            monkeypatch.setattr(os, name, partial(dying, name))
-        folder = tmp_path / f"killed-{moment}"
-        try:
-            build(config, folder)
-            break
-        except Killed:
-            monkeypatch.undo()
-            build(config, folder)
-            assert same_rows(folder, expected), moment
-    assert moment >= 15
-
-
 @pytest.fixture
 def start(tmp_path):
     """Start the reference build in a process of its own."""
@@ -236,38 +205,30 @@ def done_shards(folder):
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, limits file sizes")
 
 
+ENDS = {
+    "killed": (signal.SIGKILL, -signal.SIGKILL, ""),
+    "interrupted": (signal.SIGINT, 1, "run the same command again"),
+    "worker killed": (signal.SIGKILL, 1, "one that was killed"),
+}
+
+
 @linux
-def test_killed_for_real_the_same_command_ends_with_the_same_rows(
-    reference, settings, start, tmp_path
+@pytest.mark.parametrize("end", ENDS)
+def test_stopped_in_any_way_the_same_command_ends_with_the_same_rows(
+    reference, settings, start, tmp_path, end
 ):
-    folder = tmp_path / "set"
+    folder, (sent, code, words) = tmp_path / "set", ENDS[end]
     process = start(folder, workers=2)
-    wait_until(lambda: done_shards(folder) >= 5, 60, process)
-    relatives = relatives_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in relatives), 10)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in relatives), "workers live on"
-    build(settings(), folder)
-    assert same_rows(folder, reference) and not list(folder.rglob("*.partial"))
-
-
-@linux
-@pytest.mark.parametrize("end", ["interrupted", "worker killed"])
-def test_a_stopped_build_says_so_and_goes_on(reference, settings, start, tmp_path, end):
-    folder = tmp_path / "set"
-    process = start(folder, workers=2)
-    wait_until(lambda: done_shards(folder) >= 2, 60, process)
+    wait_until(lambda: done_shards(folder) >= 3, 60, process)
     relatives = relatives_of(process.pid)
     workers = relatives - {pid for pid in relatives if relatives_of(pid)}  # not their server
-    victim, sent = process.pid, signal.SIGINT
-    if end == "worker killed":
-        victim, sent = max(workers), signal.SIGKILL
-    os.kill(victim, sent)
+    os.kill(max(workers) if end == "worker killed" else process.pid, sent)
     complaint = process.communicate(timeout=60)[1]
-    words = {"interrupted": "run the same command again", "worker killed": "one that was killed"}
-    assert process.returncode == 1 and words[end] in complaint
+    assert process.returncode == code and words in complaint
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in relatives), 10)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in relatives), "workers live on"
     assert build(settings(), folder).built < 18 and same_rows(folder, reference)
+    assert not list(folder.rglob("*.partial"))
 
 
 @linux
@@ -470,8 +431,8 @@ def test_a_dry_run_comes_near_and_writes_nothing(reference, settings, tmp_path, 
     monkeypatch.chdir(tmp_path)
     whole = reference.manifest["records"]
     guess = dry_run(settings(), sample=18)
-    assert (guess.studies, guess.sampled, guess.records) == (18, 18, whole) and guess.seconds > 0
-    part = dry_run(settings(), sample=9, workers=2)
+    assert tuple(guess) == (18, 18, whole, None)
+    part = dry_run(settings(), sample=9)
     assert part.sampled == 9 and 0.5 < part.records / whole < 2 and not [*tmp_path.iterdir()]
 
 
@@ -497,38 +458,9 @@ def command(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def test_the_command_builds_reports_and_goes_on(tmp_path):
-    words = ("--source", "phantom", "--out", tmp_path / "set", "--limit", 4, *SMALL)
-    result = command(*words)
-    assert result.exit_code == 0, result.output
-    assert "4 studies of 4 patients" in result.output and "4 studies worked off" in result.output
-    again = command(*words)
-    assert again.exit_code == 0 and "was finished already" in again.output
-    other = command(*words, "--seed", 5)
-    assert "--override" in str(other.exception)
-    assert command(*words, "--seed", 5, "--override").exit_code == 0
-
-
 def test_the_command_says_so_when_a_study_could_not_be_read(tmp_path, monkeypatch):
     listed = Listed((phantom(1), OSError("torn file")))
     monkeypatch.setattr(shards, "open_source", lambda *_, **__: listed)
     result = command("--source", "listed", "--out", tmp_path / "set", *SMALL)
     assert result.exit_code == 1
     assert "could not be read: listed[001]" in result.output and "torn file" in result.output
-
-
-WRONG = {
-    "--size=8,64": "--size",
-    "--fractions=0.5,0.5": "--fractions",
-    "--fractions=0.5,0.5,0.5": "add up to 1",
-    "--writer=oracle": "template or llm",
-    "--families=poetry": "poetry",
-    "--writer-option=x": "name=value",
-    "--writer-option=lenght=long": "options of length, seed",
-}
-
-
-@pytest.mark.parametrize("word", WRONG)
-def test_the_command_explains_what_is_wrong(tmp_path, word):
-    result = command("--source", "phantom:count=1", "--out", tmp_path / "set", *SMALL, word)
-    assert isinstance(result.exception, UniReasonError) and WRONG[word] in str(result.exception)

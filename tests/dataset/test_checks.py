@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, study_records
+from unireason_lib.dataset.build import BuildConfig, SourceSpec
 from unireason_lib.dataset.checks import REASONS, check_record, check_truth
 from unireason_lib.dataset.questions import ask
+from unireason_lib.dataset.rationales import TemplateWriter
+from unireason_lib.dataset.shards import draft_of, finish
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 
 OPTIONS = {"A": "the spleen", "B": "the liver", "C": "the heart", "D": "the stomach"}
@@ -90,7 +92,7 @@ def made(request, view_of, frame):
     config = BuildConfig((SourceSpec("phantom"),), size=(8, 64, 64), frame=frame)
     view = view_of(study)
     questions = {question.id: question for question in ask(view)}
-    records = study_records(config, study).records
+    records, _ = finish(draft_of(config, study), TemplateWriter())
     assert len(records) >= 4
     return view, questions, records
 

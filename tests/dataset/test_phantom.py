@@ -6,7 +6,6 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from unireason_lib.dataset import PhantomConfig, phantom, phantom_slice
 from unireason_lib.dataset.sources.phantom import DEFAULT, HOSTS, ORGANS, TEXTURES
@@ -131,42 +130,6 @@ def test_textures_vanish_in_the_mean_of_every_cell_and_have_one_variance(name):
         assert not pattern.reshape(n, 2, n, 2).sum(axis=(1, 3)).any()
         assert (np.abs(pattern) == (name != "homogeneous")).all()
     assert name == "homogeneous" or {pattern[0, 0] for pattern in patterns} == {-1, 1}
-
-
-def linear_accuracy(features, truth: np.ndarray, ridge: float, trained: int = 600) -> float:
-    """Held-out accuracy of the linear discriminant of four classes, its covariance shrunk."""
-    x, y = np.array(features)[:trained], truth[:trained]
-    means = np.array([x[y == k].mean(axis=0) for k in range(4)])
-    within = np.cov((x - means[y]).T)
-    within += ridge * np.trace(within) / len(within) * np.eye(len(within))
-    weights = np.linalg.solve(within, means.T)
-    scores = np.array(features)[trained:] @ weights - 0.5 * np.sum(means.T * weights, axis=0)
-    return float((np.argmax(scores, axis=1) == truth[trained:]).mean())
-
-
-def neighbour_products(image: np.ndarray, width: float, height: float) -> list[float]:
-    """Correlation with itself moved by one and by two shades, along x, along y, along both."""
-    steps = ((1, 0), (0, 1), (1, 1), (2, 0), (0, 2), (2, 2))
-    moved = [(round(dy * height), round(dx * width)) for dx, dy in steps]
-    pairs = [(image[a:, b:], image[: len(image) - a, : len(image) - b]) for a, b in moved]
-    return [float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) for one, other in pairs]
-
-
-def test_texture_hides_from_the_whole_image_and_shows_in_the_enlarged_crop():
-    coarse, close, truth = [], [], []
-    for study in map(phantom_slice, range(5000, 7200)):
-        if len(study.lesions) == 1:
-            lesion, (low, high) = study.lesions[0], study.window
-            image = np.clip((study.scan.astype(np.float32) - low) / (high - low), 0, 1)
-            truth.append(TEXTURES.index(lesion.attributes["texture"]))
-            coarse.append(image.reshape(16, 4, 16, 4).mean(axis=(1, 3)).ravel())
-            crop = Image.fromarray(image).crop(lesion.box.as_tuple())
-            crop = np.asarray(crop.resize((64, 64), Image.Resampling.BICUBIC))[8:-8, 8:-8]
-            close.append(neighbour_products(crop, 64 / lesion.box.width, 64 / lesion.box.height))
-    truth = np.array(truth)
-    assert len(truth) > 900
-    assert linear_accuracy(coarse, truth, ridge=0.1) < 0.25 + 0.08  # chance is 0.25
-    assert linear_accuracy(close, truth, ridge=0.0) > 0.85
 
 
 WRONG = {

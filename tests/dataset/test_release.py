@@ -8,10 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
-from unireason_lib.dataset.hub import ImageTable, load_set, record_images
-from unireason_lib.dataset.release import open_release, release_split, write_release
-from unireason_lib.dataset.schema import Record
+from unireason_lib.dataset.hub import ImageTable, record_images
+from unireason_lib.dataset.release import open_release
 from unireason_lib.dataset.shards import image_row
 from unireason_lib.errors import DatasetError
 
@@ -124,7 +122,6 @@ def test_missing_volumes_are_counted_and_named_ones_attached(release, m3d_root):
     assert len(images) == 32 == len(record.messages[0]["content"]) - 1
 
 
-@pytest.mark.parametrize("kind", ["csv", "json"])
 @pytest.mark.parametrize(
     "path, state",
     [
@@ -136,12 +133,11 @@ def test_missing_volumes_are_counted_and_named_ones_attached(release, m3d_root):
     ],
 )
 def test_a_table_names_volumes_and_none_outside_of_the_folder_is_read(
-    release, m3d_root, tmp_path, kind, path, state
+    release, m3d_root, tmp_path, path, state
 ):
     np.save(tmp_path / "secret.npy", np.zeros((1, 4, 4, 4)))
-    table, pair = tmp_path / f"volumes.{kind}", ("sft-00000003", path)
-    csv = f"id,volume\n{','.join(pair)}\n"
-    table.write_text(csv if kind == "csv" else json.dumps(dict([pair])))
+    table = tmp_path / "volumes.csv"
+    table.write_text(f"id,volume\nsft-00000003,{path}\n")
     data = open_release(release, m3d_root=m3d_root, volumes=table)
     *_, record = data.records("sft")
     assert data.counts[f"volume {state}"] == 1
@@ -187,29 +183,3 @@ def test_options_are_read_out_of_the_text(release, text, expected):
     row = {"messages": turns(f"<image>{text}", FLAT), "image_ids": ["im_000"], "extra_info": ""}
     record = open_release(release).record("x", row)
     assert (record.question, record.options) == expected
-
-
-def test_a_set_of_ours_in_the_form_of_the_release_reads_the_same(tmp_path, frame):
-    specs = ("phantom:dimension=2d,count=3", "phantom:start=9,count=2")
-    config = BuildConfig(
-        tuple(map(SourceSpec.parse, specs)), size=(8, 64, 64), frame=frame, prior_studies=0
-    )
-    folder = build(config, tmp_path / "set").folder
-    write_release(folder, tmp_path / "released", tmp_path / "m3d")
-    data = open_release(tmp_path / "released", m3d_root=tmp_path / "m3d")
-    ours = [Record.from_row(row) for part in load_set(folder).values() for row in part]
-    theirs = list(data.records())
-    assert len(ours) == len(theirs) > 10 and len(list(data.records("rl"))) == len(ours)
-    columns = pq.read_schema(tmp_path / "released/sft/part-00000.parquet").names
-    assert columns == ["messages", "image_ids", "extra_info"]
-    for one, other in zip(ours, theirs, strict=True):
-        for name in ("user_text", "reply", "answer", "dimension"):
-            assert getattr(one, name) == getattr(other, name)
-        shown, expected = images_of(data, other), record_images(one, ImageTable(folder))
-        assert len(shown) in (1, 32)
-        if one.dimension == "2d":
-            assert shown[0].tobytes() == expected[0].tobytes()
-    assert data.counts["volume missing"] == 0
-    assert {release_split(r) for r in theirs} <= {"train", "val", "test"}
-    with pytest.raises(DatasetError, match="no such folder"):
-        write_release(folder, tmp_path / "released", tmp_path / "again")

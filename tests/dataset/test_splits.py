@@ -58,6 +58,8 @@ def test_look_alikes_under_different_names_stay_together_even_through_a_third():
     assert {(i, i + 40) for i in range(40)} <= set(map(tuple, made.pairs.tolist()))
     assert (made.splits[:40] == made.splits[40:]).all() and made.groups == 40
     assert 5 < (made.splits[:40] == 0).sum() < 35
+    alone = [assigned([name], fractions=HALVES).splits[0] for name in names]
+    assert all(made.splits[i] in (alone[i], alone[i + 40]) for i in range(40))  # and no third's
     names[1] = names[0]  # a patient with two scans ties both of their copies together
     tied = assigned(names, scans + copies, fractions=HALVES)
     assert len(set(tied.splits[[0, 1, 40, 41]].tolist())) == 1 and tied.groups == 39

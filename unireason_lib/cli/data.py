@@ -35,7 +35,7 @@ def build(
     writer_option: Annotated[list[str] | None, option(WRITER)] = None,
     workers: Annotated[int, option("Processes.")] = 1,
     ray: Annotated[str | None, option("Address of a Ray cluster, or local.")] = None,
-    dry_run: Annotated[bool, option("Only estimate records, time, cost.", "--dry-run")] = False,
+    dry_run: Annotated[bool, option("Only estimate records and cost.", "--dry-run")] = False,
     override: Annotated[bool, option("Go on though settings differ.", "--override")] = False,
 ) -> None:
     """Build a data set of grounded questions from scans with masks.
@@ -64,10 +64,10 @@ def build(
         images=images,
     )
     if dry_run:
-        guess = building.dry_run(config, workers=workers)
+        guess = building.dry_run(config)
         typer.echo(
             f"{guess.studies:,} studies; from {guess.sampled} of them: about {guess.records:,} "
-            f"records in {guess.seconds / 3600:.2g} h with --workers {workers}; nothing was written"
+            "records; nothing was written"
         )
         if guess.writer_cost is not None:
             typer.echo(f"writer: {guess.writer_cost}")

@@ -1,14 +1,13 @@
 """Rationales written by a language model behind any OpenAI-style chat endpoint.
 
-The model gets what is known: structures with boxes, modality, resolution, question and answer. It
-refers to structures by tags, ``[[left kidney]]``, and never writes coordinates: those are put in by
-:func:`~unireason_lib.dataset.rationales.anchor`. Its text is verified like every rationale; one
-that cannot be used is returned once with the reasons, then refused.
+The model refers to structures by tags, ``[[left kidney]]``, and never writes coordinates: those are
+put in by :func:`~unireason_lib.dataset.rationales.anchor`. A text that cannot be used is returned
+once with the reasons, then refused.
 
 Answers cost money, so one SQLite file holds the requests of all processes. A reply is kept as it
 came before anyone reads it: neither a kill nor a malformed reply makes us pay twice. Before a
 request is sent, the most that it can cost is set aside, so that a budget is never exceeded (a kill
-or time-out may be billed), and it says when the next one may start: limits per minute hold for all.
+or time-out may be billed), and it says when the next one may start: limits hold for all processes.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from unireason_lib.errors import DatasetError
 PROMPT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 MAX_STRUCTURES = 24  # besides the evidence, in a prompt
 LONGER = 4  # times max_tokens for the second attempt, when the first answer was cut off
+IMAGE_TOKENS = 1500  # that an image counts as until the endpoint has counted them
 STOP_AFTER = 3  # requests in a row that fail alike: the fault is not in the questions
 
 
@@ -179,7 +179,6 @@ class LLMWriter:
     budget: float = math.inf  # for all runs with this cache together
     concurrency: int = 8  # requests at a time, of each process
     requests_per_minute: float = math.inf  # of all processes together
-    tokens_per_minute: float = math.inf
     timeout: float = 60.0  # seconds until a request counts as lost
     retries: int = 5  # after errors that may pass
     max_tokens: int = 400  # of an answer with its thinking
@@ -187,11 +186,9 @@ class LLMWriter:
     temperature: float | None = 0.7  # None leaves it out, as some models demand
     parameters: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
     images: bool = False  # whether images are sent; otherwise no pixel leaves this machine
-    image_tokens: int = 1500  # that an image counts as until the endpoint has counted them
 
     def __post_init__(self) -> None:
-        rates = (self.requests_per_minute, self.tokens_per_minute, self.timeout)
-        least = min(self.concurrency, self.max_tokens, *rates)
+        least = min(self.concurrency, self.max_tokens, self.requests_per_minute, self.timeout)
         priced = self.budget == math.inf or self.cost(1, 1) > 0
         own = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n"}
         if least <= 0 or not priced or own & {*self.parameters} or re.search("[@?]", self.base_url):
@@ -210,11 +207,11 @@ class LLMWriter:
         """Price of one answer."""
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
-    def prompt_tokens(self, body: Mapping[str, Any], bytes_per_token: int = 4) -> int:
+    def prompt_tokens(self, body: Mapping[str, Any], bytes_per_token: int) -> int:
         """Tokens of a request: one has 4 bytes of text as a rule, and never less than 1."""
         text = json.dumps(body["messages"], ensure_ascii=False)
         text, images = re.subn(r'"data:image/[^"]*"', "", text)
-        return math.ceil(len(text.encode()) / bytes_per_token) + images * self.image_tokens
+        return math.ceil(len(text.encode()) / bytes_per_token) + images * IMAGE_TOKENS
 
     def most(self, body: Mapping[str, Any]) -> float:
         """The most that a request can cost."""
@@ -258,15 +255,13 @@ class LLMWriter:
     def _reserve(self, key: str, body: Mapping[str, Any]) -> tuple[int, float]:
         """Set money aside: the number of the request, and seconds until it may be sent."""
         now, most, place = time.time(), self.most(body), f"{self.base_url} {self.model}"
-        tokens = self.prompt_tokens(body) + body[self.max_tokens_name]
-        pause = 60 * max(1 / self.requests_per_minute, tokens / self.tokens_per_minute)
+        pause = 60 / self.requests_per_minute
         with self._transaction() as database:
             spent = database.execute("SELECT total(cost) FROM requests").fetchone()[0]
             if spent + most > self.budget:
-                expected = f"enough for an answer of at most {most:.4g}"
                 found = f"{spent:.4g} of {self.budget:.4g} spent or set aside"
-                do = "go on with a larger budget; all answers are kept and not paid for again"
-                raise BudgetSpent("budget", expected, found, do)
+                do = "go on with a larger budget; all answers are kept"
+                raise BudgetSpent("budget", f"{most:.4g} for the next answer", found, do)
             last = database.execute("SELECT max(next) FROM requests WHERE place = ?", [place])
             start = max(now, last.fetchone()[0] or 0)
             insert = "INSERT INTO requests (key, place, cost, next) VALUES (?, ?, ?, ?)"

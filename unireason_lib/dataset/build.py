@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -29,10 +29,9 @@ from unireason_lib import __version__
 from unireason_lib.dataset import shards
 from unireason_lib.dataset.finalise import finalise
 from unireason_lib.dataset.questions import FAMILIES, AnswerPrior
-from unireason_lib.dataset.shards import Outcome, Run, executor, make_writer
+from unireason_lib.dataset.shards import Run, executor, make_writer
 from unireason_lib.dataset.sources.base import Entry, SourceSpec
 from unireason_lib.dataset.splits import FRACTIONS, check_fractions
-from unireason_lib.dataset.study import Study
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 from unireason_lib.imaging.window import Window
@@ -92,12 +91,12 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """How a build went: the folder, its manifest, wall time, and studies worked off in this run."""
+    """How a build went."""
 
     folder: Path
     manifest: Mapping[str, Any]
     seconds: float
-    built: int
+    built: int  # studies worked off in this run
 
     @property
     def unreadable(self) -> int:
@@ -127,25 +126,21 @@ def build(
         override: Go on although settings, sources or version differ.
 
     Raises:
-        DatasetError: The folder holds something else; settings, sources or version differ; the disk
-            is full; a worker was killed.
-        BuildStopped, BudgetSpent, EndpointError: Ctrl-C, or an LLM writer cannot go on. All that is
-            finished is kept."""
+        DatasetError: Another folder, settings, sources or version; a full disk; a killed worker.
+        BuildStopped, BudgetSpent, EndpointError: Cannot go on; all that is finished is kept."""
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
     _check_sources(run, folder)
     if folder.is_dir() and not run.work.is_dir() and any(folder.iterdir()):
-        expected = "a new or empty folder, or a build to go on with"
-        raise DatasetError(folder, expected, "other files", "choose another --out")
+        raise DatasetError(folder, "an empty folder or a build", "other files", "choose another")
     if config.writer == "llm":
         workers, ray = 1, None
     with locked(run.work / "lock", folder.name, wait):
         differences = _differences(run.work / "settings.json", _fingerprint(run))
         if differences and not override:
-            expected = "the settings and sources that this build was begun with"
-            do = "undo the change, build into another folder, or go on all the same with --override"
-            raise DatasetError(folder, expected, "; ".join(differences), do)
+            do = "undo the change, build elsewhere, or go on all the same with --override"
+            raise DatasetError(folder, "the settings it was begun with", "; ".join(differences), do)
         if not manifest_path.exists():
             for leftover in run.work.glob("shards/*/*.partial"):
                 shutil.rmtree(leftover)
@@ -164,8 +159,7 @@ def _check_sources(run: Run, folder: Path) -> None:
     for source in shards.open_run(run)[0]:
         path = source.path and Path(source.path).resolve()
         if path and folder.is_relative_to(path):
-            expected = f"a folder outside of the source {path}"
-            raise DatasetError(folder, expected, "one inside", "choose another --out")
+            raise DatasetError(folder, "one outside of the source", path, "choose another --out")
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:
@@ -220,53 +214,28 @@ def _learn_priors(run: Run, indexes: Sequence[Sequence[Entry]], execute: shards.
             AnswerPrior.merged(parts).save(run.prior_path(source))
 
 
-def study_records(
-    config: BuildConfig,
-    study: Study,
-    *,
-    writer: Any = None,
-    prior: AnswerPrior | None = None,
-    spec: str = "",
-) -> Outcome:
-    """Everything that the build makes of one study: the shortest way from a study to its records.
-    Without a writer that of the settings is made; without a prior all questions are kept; ``spec``
-    is that of the source, so that records say where their scan is."""
-    draft = shards.draft_of(config, study, prior, spec=spec, stored=config.images != "none")
-    return shards.finish(draft, writer or make_writer(config))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a build would make and take, from a few studies that were worked off aside."""
+class Estimate(NamedTuple):
+    """What a build would make, from a few studies that were asked about."""
 
     studies: int
     sampled: int
     records: int
-    seconds: float  # with all workers
-    writer_cost: float | None = None  # the most that a language model can cost
+    writer_cost: float | None  # the most that a language model can cost
 
 
-def dry_run(config: BuildConfig, *, workers: int = 1, sample: int = 32) -> Estimate:
-    """Estimate a build from about ``sample`` studies, worked off aside and with templates."""
+def dry_run(config: BuildConfig, *, sample: int = 32) -> Estimate:
+    """Estimate a build from about ``sample`` studies; nothing is written, no model is asked."""
     with tempfile.TemporaryDirectory() as aside:
-        run = Run(replace(config, writer="template", writer_options={}), Path(aside))
-        indexes = run.indexes()
-        total = max(1, sum(map(len, indexes)))
+        run = Run(config, Path(aside))
+        total = max(1, sum(map(len, run.indexes())))
         step = max(1, round(total / sample))
-        few = [[index[k] for k in range(0, len(index), step)] for index in indexes]
-        sampled, started = sum(map(len, few)), time.perf_counter()
+        few = [index[::step] for index in map(list, run.indexes())]
         _learn_priors(run, few, map)
-        shown = list(run.shards(few))
-        records = sum(
-            pq.read_metadata(shards.process_shard(shard) / "records.parquet").num_rows
-            for shard in shown
-        )
-        scale, cost = total / max(1, sampled), None
-        seconds = (time.perf_counter() - started) * scale / workers
-        if config.writer == "llm":
-            items = shards.items_of(draft for shard in shown for draft in shards.drafts_of(shard))
-            cost = scale * make_writer(config).most_for(items)
-    return Estimate(total, sampled, round(scale * records), seconds, cost)
+        items = shards.items_of(d for shard in run.shards(few) for d in shards.drafts_of(shard))
+    sampled = sum(map(len, few))
+    scale, writer = total / max(1, sampled), make_writer(config)
+    cost = scale * writer.most_for(items) if config.writer == "llm" else None
+    return Estimate(total, sampled, round(scale * len(items)), cost)
 
 
 FIRST_3D = 500_000

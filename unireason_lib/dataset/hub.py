@@ -39,8 +39,7 @@ def load_set(
     ``train``. A ``split`` of None gives a dictionary of all."""
     folder = Path(where)
     if folder.exists() and not (folder / "README.md").is_file():
-        do = "run the build to its end, or give another folder"
-        raise DatasetError(where, "a finished data set with its README.md", "none", do)
+        raise DatasetError(where, "a finished data set", "no README.md", "run the build to its end")
     try:
         return load_dataset(str(where), config, split=split)
     except Exception as error:  # of the hub, of Parquet, of the cache: all kinds
@@ -67,8 +66,7 @@ class ImageTable(Mapping):
         for row, name in enumerate(dataset.data.column("image_id").to_pylist()):
             first = self._rows.setdefault(name, row)
             if first != row and self._bytes[first] != self._bytes[row]:
-                do = "build the set again with unique ids"
-                raise DatasetError(where, "one image per id", f"two called {name!r}", do)
+                raise DatasetError(where, "one image per id", f"two of {name}", "build it again")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageTable, (self.where,)  # workers map the files, nothing is copied

@@ -15,7 +15,6 @@ import random
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +66,8 @@ _LETTER = re.compile(
     r"\s*[:=]?\s*\(?\"?[A-D]\b(?!\w|'|-)"
     r"|(?<![\w(])\(?[A-D]\)"
 )
-_CONTROL = re.compile(r"<\|[a-z_]+\|>|</?think>")
+CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?think>|<image>|<video>")
+"""What steers a model and may stand in no question, option or reasoning."""
 
 
 def verify(rationale: Rationale, question: Question, view: View) -> list[str]:
@@ -84,7 +84,7 @@ def verify(rationale: Rationale, question: Question, view: View) -> list[str]:
     problems += [f"evidence: nothing points at {name!r}" for name in missing]
     if len(rationale.points) > MAX_ROUNDS:
         problems.append(f"points: {len(rationale.points)}, more than {MAX_ROUNDS}")
-    if control := _CONTROL.search(words):
+    if control := CONTROL_TOKEN.search(words):
         problems.append(f"token: {control[0]} in the text")
     if letter := _LETTER.search(words):
         problems.append(f"letter: the text says {letter[0].strip()!r}")
@@ -176,10 +176,8 @@ def _meant(
     return next((value for value in boxes.values() if value[1] == written), None), written
 
 
-@cache
-def templates() -> Mapping[str, Any]:
-    """The parts of the rationales, as ``rationales.yaml`` has them."""
-    return yaml.safe_load(Path(__file__).with_name("rationales.yaml").read_text(encoding="utf-8"))
+TEMPLATES: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+"""The parts of the rationales."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class TemplateWriter:
 
     def write(self, question: Question, view: View) -> Rationale:
         """The rationale of a question of :func:`unireason_lib.dataset.questions.ask`."""
-        rng, known = random.Random(f"{self.seed}/{question.id}"), templates()
+        rng, known = random.Random(f"{self.seed}/{question.id}"), TEMPLATES
         sentences = [rng.choice(known["openings"][self.length]), *_findings(question, rng)]
         if self.length == "long":
             sentences.append(rng.choice(known["comparisons"]))
@@ -216,7 +214,7 @@ _MARK = re.compile("\0(.)\0")
 
 def _findings(question: Question, rng: random.Random) -> list[str]:
     """The sentences that locate the evidence and state what is seen there."""
-    known, kind, number = templates(), question.kind, len(question.evidence)
+    known, kind, number = TEMPLATES, question.kind, len(question.evidence)
     if kind == "pair":  # each of the structures in the order of the question
         sentences = []
         for k, name in enumerate(question.facts["searched"], start=1):
@@ -235,7 +233,7 @@ def _findings(question: Question, rng: random.Random) -> list[str]:
 
 def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]:
     """What fills the braces."""
-    facts, known = question.facts, templates()
+    facts, known = question.facts, TEMPLATES
     words = {key: str(value) for key, value in facts.items() if not isinstance(value, list)}
     words |= {"truth": _within(question.truth), "modality": view.study.modality}
     words["it"] = "image" if question.dimension == "2d" else "volume"

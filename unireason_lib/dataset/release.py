@@ -30,7 +30,7 @@ from unireason_lib.dataset.schema import PLACEHOLDER, Record, ScanReference
 from unireason_lib.dataset.shards import whole_folder
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import PAPER_SIZE, Volume, load_volume
-from unireason_lib.io import read_json, safe_path
+from unireason_lib.io import safe_path
 
 REPOSITORY = "IQuestLab/UniReason-Med-Data"
 HELD_OUT = 50
@@ -69,11 +69,10 @@ class Release:
                             yield f"{form}-{number:08d}", row
                             number += 1
             except (pa.ArrowException, OSError) as error:
-                found = str(error).splitlines()[0]
-                raise DatasetError(path, "a Parquet file", found, "download it again") from error
+                raise DatasetError(path, "a Parquet file", error, "download it again") from error
         if not number:
             do = "give the folder with sft/, rl/ and images/"
-            raise DatasetError(self.folder / form, "Parquet files with rows", "none", do)
+            raise DatasetError(self.folder / form, "Parquet files", "none", do)
 
     def record(self, row_id: str, row: Mapping[str, Any]) -> Record:
         """One row as a record, its volume attached; a row of ours as it is."""
@@ -145,8 +144,7 @@ class Release:
     def scan(self, key: str) -> Volume:
         """The volume at a path under ``m3d_root``."""
         if self.m3d_root is None:
-            do = "give the folder of the M3D volumes (m3d_root)"
-            raise DatasetError(key, "the folder of its volume", "none", do)
+            raise DatasetError(key, "the folder of its volume", "none", "give it as m3d_root")
         return load_volume(safe_path(self.m3d_root, key, "volume"))
 
 
@@ -160,25 +158,26 @@ def open_release(
 ) -> Release:
     """Open the released data: a folder, or the id of a repository on the hub, which is downloaded
     only with ``download``. ``m3d_root`` is a folder with M3D volumes, ``volumes`` a table of those
-    of the rows: CSV with the columns ``id`` and ``volume``, or JSON ``{id: path}``."""
+    of the rows: CSV with the columns ``id`` and ``volume``."""
     from huggingface_hub import snapshot_download
 
     if m3d_root is not None and not Path(m3d_root).is_dir():
-        do = "correct --m3d-root"
-        raise DatasetError(m3d_root, "the folder of the M3D volumes", "no folder", do)
+        raise DatasetError(m3d_root, "the folder of M3D", "no folder", "correct --m3d-root")
     if not Path(where).is_dir():
         patterns = [f"{name}/*.parquet" for name in ("sft", "rl", "images")]
         options = {"revision": revision, "allow_patterns": patterns, "repo_type": "dataset"}
         try:
             where = snapshot_download(str(where), local_files_only=not download, **options)
         except (OSError, ValueError) as error:  # of the hub: no such id, no connection, no cache
-            expected = "a local folder, or a data set of the hub" + (
-                "" if download else " in cache"
-            )
-            found = " ".join(str(error).split())[:200] if download else "neither"
             do = f"check the name, or download it: hf download --repo-type dataset {where}"
-            raise DatasetError(where, expected, found, do) from error
-    table = _volume_table(Path(volumes)) if volumes else {}
+            raise DatasetError(where, "a folder, or a cached data set", "neither", do) from error
+    table: Mapping[str, str] = {}
+    if volumes:
+        try:
+            table = pd.read_csv(volumes, dtype=str).set_index("id")["volume"].to_dict()
+        except (OSError, ValueError, KeyError) as error:
+            expected = "CSV with the columns id and volume"
+            raise DatasetError(volumes, expected, repr(error), "correct the table") from error
     return Release(Path(where), Path(m3d_root) if m3d_root else None, table)
 
 
@@ -206,8 +205,8 @@ def _as_dict(value: Any, row_id: str, name: str) -> dict[str, Any]:
     with suppress(ValueError):
         value = json.loads(value) if isinstance(value, str) and value else value or {}
     if not isinstance(value, Mapping):
-        do = "check the file, or leave the column out"
-        raise DatasetError(f"{name} of {row_id}", "a dictionary or JSON", repr(value)[:60], do)
+        found = repr(value)[:60]
+        raise DatasetError(f"{name} of {row_id}", "a dictionary or JSON", found, "check the file")
     return dict(value)
 
 
@@ -226,16 +225,6 @@ def _volume_path(info: Mapping[str, Any], image_ids: tuple[str, ...]) -> str:
     named = [value[0] if isinstance(value, list) and value else value for value in values]
     paths = (text for text in (*named, *image_ids) if isinstance(text, str))
     return next((path for path in paths if path.lower().endswith(_VOLUME_SUFFIXES)), "")
-
-
-def _volume_table(path: Path) -> dict[str, str]:
-    try:
-        if path.suffix == ".json":
-            return {row_id: str(volume) for row_id, volume in read_json(path).items()}
-        return pd.read_csv(path, dtype=str).set_index("id")["volume"].to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        expected, found = "CSV with the columns id and volume, or JSON {id: path}", repr(error)
-        raise DatasetError(path, expected, found, "correct the table") from error
 
 
 def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> Path:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from datasets import Features, List, Value
 
 from unireason_lib.answers import THINK_END, THINK_START
-from unireason_lib.boxes import Box, Box2D, Box3D, format_box, parse_boxes, scan_boxes
+from unireason_lib.boxes import Box, Box2D, Box3D, parse_boxes, scan_boxes
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.imaging.crops import crop_region, slice_range
@@ -124,9 +124,7 @@ class Record:
     ) -> Record:
         """Put a question about a study and its rationale together; nothing is checked here.
         ``spec`` is that of the source, ``more`` are other fields: writer, seed, stored ..."""
-        parts = rationale.parts
-        thought = "".join(p if isinstance(p, str) else format_box(p.box) for p in parts)
-        points = [part for part in parts if not isinstance(part, str)]
+        thought, points = rationale.text, rationale.points
         shared = {name: getattr(view.study, name) for name in _OF_THE_STUDY}
         shared |= {name: getattr(question, name) for name in _OF_THE_QUESTION}
         values = {
@@ -162,8 +160,7 @@ class Record:
     def frame(self) -> ProcessorFrame:
         """The processor in whose pixels the boxes are written; DatasetError if unknown."""
         if not self.serialization.get("frame"):
-            do = "pass the frame of the processor for which the set was made"
-            raise DatasetError(self.id, "the frame of the boxes (serialization.frame)", "none", do)
+            raise DatasetError(self.id, "the frame of its boxes", "none", "pass the frame")
         return ProcessorFrame(**self.serialization["frame"])
 
     @property
@@ -181,15 +178,11 @@ class Record:
     def load(
         self, images: Sequence[Image.Image], frame: ProcessorFrame | None = None
     ) -> list[dict[str, Any]]:
-        """The conversation with images in place of references, as the model is shown them.
-
-        Args:
-            images: One for every image id, in order, at any size.
-            frame: The processor's frame; None takes the one in which the boxes are written.
-        """
+        """The conversation with images, one an image id, as the model is shown them: aligned to the
+        processor's ``frame``; None takes the one in which the boxes are written."""
         if len(images) != len(self.image_ids):
-            do = "load the images of this record's image_ids"
-            raise DatasetError(self.id, f"{len(self.image_ids)} images", len(images), do)
+            do, expected = "load those of its image_ids", f"{len(self.image_ids)} images"
+            raise DatasetError(self.id, expected, len(images), do)
         aligned = [(frame or self.frame).aligned(image) for image in images]
         return self._conversation(
             aligned, lambda box: [{"image": crop} for crop in crop_region(aligned, box)]

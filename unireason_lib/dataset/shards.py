@@ -133,16 +133,6 @@ class Draft:
     shared: Mapping[str, Any]  # fields that all its records have in common
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one study."""
-
-    records: tuple[Record, ...]  # that passed every check
-    images: tuple[Mapping[str, Any], ...]  # rows of the table
-    refused: tuple[Refusal, ...]
-    warnings: tuple[str, ...]  # what looked odd and was kept
-
-
 def process_shard(shard: Shard) -> Path:
     """Make the tables of one shard, whole or not at all, and return their folder. Errors of a
     writer that cannot go on come through; answers that were paid for are kept."""
@@ -156,13 +146,13 @@ def process_shard(shard: Shard) -> Path:
         if isinstance(draft, Refusal):
             tables["refused"].append(asdict(draft))
             continue
-        outcome, number = finish(draft, writer), len(tables["studies"])
-        records = [record.to_row() for record in outcome.records]
-        rows = {"records": records, "images": outcome.images if records else []}
+        (made, refused), number = finish(draft, writer), len(tables["studies"])
+        records = [record.to_row() for record in made]
+        rows = {"records": records, "images": draft.images if records else []}
         for name, those in rows.items():
             tables[name] += [{"study_number": number, "digest": _digest(r), **r} for r in those]
         tables["studies"].append({**draft.study, "records": len(records)})
-        tables["refused"] += map(asdict, outcome.refused)
+        tables["refused"] += map(asdict, refused)
     with whole_folder(shard.folder) as temporary:
         for name, rows in tables.items():
             table = pa.Table.from_pylist(rows, TABLES[name])
@@ -249,8 +239,7 @@ def draft_of(
 
 def items_of(drafts: Iterable[Draft | Refusal]) -> list[tuple[Question, View]]:
     """What a writer is asked."""
-    read = (draft for draft in drafts if isinstance(draft, Draft))
-    return [(question, draft.view) for draft in read for question in draft.questions]
+    return [(q, d.view) for d in drafts if isinstance(d, Draft) for q in d.questions]
 
 
 @contextlib.contextmanager
@@ -269,8 +258,8 @@ def _reading() -> Iterator[list[str]]:
     texts += [str(w.message) for w in caught if issubclass(w.category, ScanWarning)]
 
 
-def finish(draft: Draft, writer: Any) -> Outcome:
-    """Write the reasoning of a draft's questions, and check what comes out."""
+def finish(draft: Draft, writer: Any) -> tuple[list[Record], list[Refusal]]:
+    """Write the reasoning of a draft's questions: what passes all checks, and what does not."""
     records, refused, seen = [], [], set()
     place = draft.view.study.source, draft.view.study.id
     for question in draft.questions:
@@ -289,7 +278,7 @@ def finish(draft: Draft, writer: Any) -> Outcome:
             records.append(record)
         else:
             refused.append(Refusal(*problem, *place, record.id, record.reply))
-    return Outcome(tuple(records), draft.images, tuple(refused), tuple(draft.study["warnings"]))
+    return records, refused
 
 
 def make_writer(config: BuildConfig) -> Any:

@@ -13,8 +13,7 @@ Patients whose scans agree in one of them share a split.
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +106,7 @@ class Assignment(NamedTuple):
 
     splits: np.ndarray  # (n,) uint8: index into SPLITS of every study
     groups: int  # of patients
-    pairs: np.ndarray  # (k, 2): studies of different patients whose likeness tied two groups
+    pairs: np.ndarray  # (k, 2): studies of different patients that look alike
 
 
 def assign_splits(
@@ -117,42 +116,30 @@ def assign_splits(
     own: np.ndarray,
     fractions: Mapping[str, float] = FRACTIONS,
 ) -> Assignment:
-    """The split of each study, given its patient and hashes.
+    """The split of each study.
 
     Args:
         patients: (n,) uint64, :func:`patient_key` of each study.
         perceptual, voxels: (n, 128) uint8, and (n,) uint64, the beginning of each voxel hash; or 0.
         own: (n,) int8, index into :data:`SPLITS` where the source has its own split, else -1. Where
-            a group disagrees, test wins over val over train.
-        fractions: Split -> fraction of the patients."""
+            a group disagrees, test wins over val over train."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     names, member = np.unique(patients, return_inverse=True)
     known = np.flatnonzero(voxels)
-    alike = itertools.chain(_equal_pairs(voxels[known], known), _near_pairs(perceptual))
-    group, pairs = _tied(len(names), member, alike)
+    alike = [np.empty((0, 2), np.int64), *_equal_pairs(voxels[known], known)]
+    pairs = np.sort(np.concatenate([*alike, *_near_pairs(perceptual)]), axis=1)
+    pairs = np.unique(pairs[member[pairs[:, 0]] != member[pairs[:, 1]]], axis=0)
+    graph = coo_array((np.ones(len(pairs), bool), member[pairs].T), shape=(len(names),) * 2)
+    count, group = connected_components(graph, directed=False)
+    group = np.unique(group, return_index=True)[1][group]  # its first patient, whose draw counts
     claimed = np.full(len(names), -1, np.int8)
     np.maximum.at(claimed, group[member], own)
     uniform = (names >> np.uint64(11)).astype(np.float64) / (1 << 53)
     drawn = np.searchsorted(check_fractions(fractions)[:-1], uniform, side="right")
     splits = np.where(claimed >= 0, claimed, drawn).astype(np.uint8)
-    return Assignment(splits[group[member]], len(np.unique(group)), pairs)
-
-
-def _tied(n: int, member: np.ndarray, alike: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The group of each of ``n`` patients, and the pairs of studies that joined two groups, given
-    each study's patient (``member``) and portions of pairs of studies that look alike."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    group, joining = np.arange(n), [np.empty((0, 2), np.int64)]
-    for pairs in alike:
-        ends = np.sort(group[member[pairs]], axis=1)
-        _, first = np.unique(ends, axis=0, return_index=True)
-        first = first[ends[first, 0] != ends[first, 1]]
-        if len(first):
-            joining.append(np.sort(pairs[first], axis=1))
-            graph = coo_array((np.ones(len(first), bool), ends[first].T), shape=(n, n))
-            group = connected_components(graph, directed=False)[1][group]
-    return group, np.unique(np.concatenate(joining), axis=0)
+    return Assignment(splits[group[member]], count, pairs)
 
 
 def patient_key(patient: str, salt: str = "") -> int:

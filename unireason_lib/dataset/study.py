@@ -98,15 +98,12 @@ class Study:
         """Build a study from a label map, measuring every structure.
 
         Args:
-            labels: (Z, Y, X) or (Y, X) whole numbers, 0 is background.
+            labels: (Z, Y, X) or (Y, X) whole numbers, 0 is background; else a LabelError.
             names: Value -> readable name, or None to leave it out. What does not occur is absent.
             scan: The scan, or a path or callable that gives it.
             inside: Value of a part -> value of the structure around it (tumour -> organ).
             attributes: Value -> what is known of it; ``"kind"`` overrides the guess from the name.
-            **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required.
-
-        Raises:
-            LabelError: Not whole numbers in 2D or 3D, another grid, or values without a name."""
+            **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required."""
         if isinstance(labels, Volume) and isinstance(scan, Volume):
             check_same_grid(scan, labels)
         values = _values_of(tuple(names), tuple((inside or {}).items()))
@@ -137,11 +134,9 @@ class Study:
                 owners[code] = (*owners[below], label)
                 codes[mask & (codes == below)] = code
             if label >= overlap:
-                expected = f"at most {_MAX_CODES} structures and overlaps"
-                raise LabelError(f"mask of {name}", expected, "more", "split the study")
+                raise LabelError(name, "65535 structures and overlaps", "more", "split the study")
         if not names:
-            subject = about.get("id", "study")
-            raise LabelError(subject, "at least one mask", "none", "leave the study out")
+            raise LabelError(about.get("id"), "at least one mask", "none", "leave the study out")
         values = {
             label: (label, *(code for code in owners if code != label and label in owners[code]))
             for label in names
@@ -152,13 +147,11 @@ class Study:
     def _measured(cls, labels, names, values, scan, attributes, about) -> Study:
         subject = about.get("id", "study")
         if not labels.size or labels.min() < 0 or labels.max() >= _MAX_LABEL:
-            found = f"others, or none, in shape {labels.shape}"
-            do = "number the labels anew"
-            raise LabelError(subject, f"values of 0 and more, below {_MAX_LABEL}", found, do)
+            expected, found = f"values of 0 and more, below {_MAX_LABEL}", f"shape {labels.shape}"
+            raise LabelError(subject, expected, f"others, or none, in {found}", "number them anew")
         measured = _measure(labels)
         if unknown := sorted(set(measured).difference(*values.values())):
-            found = f"{len(unknown)} values without one: {unknown[:8]}"
-            do = "add them to `names` (None leaves a value out on purpose)"
+            found, do = f"{len(unknown)} values without one: {unknown[:8]}", "name them"
             raise LabelError(subject, "a name for every label value", found, do)
         if isinstance(scan, Volume | np.ndarray):
             _check_shape(f"labels of {subject}", labels.shape, scan.shape[: labels.ndim])
@@ -227,8 +220,7 @@ class Study:
         names = [s.name for s in self.structures]
         if name in names:
             return self.structures[names.index(name)]
-        do = "ask for one of these"
-        raise DatasetError(self.id, f"a structure called {name!r}", ", ".join(names), do)
+        raise DatasetError(self.id, f"a structure called {name!r}", names, "ask for one of these")
 
     def mask(self, structure: Structure) -> np.ndarray:
         """All voxels of a structure, parts inside it included, as booleans of the study's shape."""
@@ -242,9 +234,8 @@ class Study:
         whole structure, a lazy scan stays lazy. A :class:`DatasetError` when there is no such
         slice."""
         if self.dimension != "3d" or self.labels is None or not 0 <= z < self.shape[0]:
-            expected = "a labelled 3D study and a slice index inside it"
-            found = f"a {self.dimension} study of shape {self.shape}, z={z}"
-            raise DatasetError(self.id, expected, found, "choose z below the number of slices")
+            found = f"slice {z} of a {self.dimension} study of shape {self.shape}"
+            raise DatasetError(self.id, "a slice of a labelled volume", found, "choose another z")
         plane = np.ascontiguousarray(self.labels[z])
         measured, space = _measure(plane), {"spacing": self.spacing and self.spacing[1:]}
         structures = (
@@ -252,7 +243,7 @@ class Study:
             for s in self.structures
             if not measured.keys().isdisjoint(s.values)
         )
-        scan = partial(_plane_of, replace(self, labels=None), z)
+        scan = partial(_plane_of, replace(self, labels=None), z)  # can be sent to a process
         return replace(
             self,
             id=f"{self.id}-z{z:03d}",
@@ -355,12 +346,10 @@ def _values_of(labels: tuple[int, ...], pairs: tuple[tuple, ...]) -> dict[int, t
         for part in filter(inside.get, reversed(outer_first)):
             values[inside[part]] += values.get(part, (part,))
     except (CycleError, KeyError) as error:
-        expected = "parts in named structures, without circles"
-        raise LabelError("inside", expected, inside, "correct `inside`") from error
+        raise LabelError("inside", "named parts without circles", inside, "correct it") from error
     return values
 
 
 def _check_shape(subject: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
-        do = "check that scan and labels belong together, and resample the labels"
-        raise LabelError(subject, f"shape {expected}", shape, do)
+        raise LabelError(subject, f"shape {expected}", shape, "resample the labels")

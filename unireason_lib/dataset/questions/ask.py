@@ -82,12 +82,8 @@ def ask(
 
 
 def learn_prior(views: Iterable[View], *, seed: int = 0) -> AnswerPrior:
-    """Learn what can be known without looking.
-
-    Args:
-        views: A stream of some hundreds or thousands of studies like those to be asked about.
-        seed: As for :func:`ask`; counting itself draws nothing.
-    """
+    """Learn what can be known without looking, from a stream of some hundreds or thousands of
+    studies like those to be asked about; ``seed`` as for :func:`ask`."""
     tables: dict[tuple, dict] = defaultdict(lambda: defaultdict(Counter))
     studies = 0
     for view in views:

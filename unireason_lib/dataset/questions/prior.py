@@ -5,12 +5,11 @@ The liver lies on the right: whoever learns to answer that has not learnt to loo
 
     Fact("relation", "3d", (0, 2), ("the aorta", "the lesion"))     "+-": 61, "--": 40 ...
 
-Every option of a question claims such facts, so the prior says how likely each is before anybody
-looks. With probabilities P1 ... P4, of which P1 belongs to the truth, the question is kept with
-probability ``min(P) / P1``: among those that are left every option is right equally often, *given
-the words*. Where an option can be anything (a length, a box) the wrong ones are those of *other
-patients* instead. Several claims are multiplied as if they were independent, and rare words have
-few counts: :mod:`unireason_lib.dataset.questions.baseline` measures what remains.
+Every option claims such facts. With probabilities P1 ... P4, P1 that of the truth, a question is
+kept with probability ``min(P) / P1``: among those that are left every option is right equally
+often, *given the words*. Where an option can be anything (a length, a box) the wrong ones are
+those of *other patients*. Several claims are multiplied as if independent;
+:mod:`unireason_lib.dataset.questions.baseline` measures what remains.
 """
 
 from __future__ import annotations

@@ -18,12 +18,14 @@ from typing import Any
 
 from unireason_lib.dataset.sources.base import Entry, Source, SourceSpec
 from unireason_lib.dataset.sources.brain import BrainSource
-from unireason_lib.dataset.sources.decathlon import DecathlonSource
-from unireason_lib.dataset.sources.folder import FolderOfScans
 from unireason_lib.dataset.sources.m3d_seg import M3DSegSource
+from unireason_lib.dataset.sources.nifti import (
+    DecathlonSource,
+    FolderOfScans,
+    TotalSegmentatorSource,
+)
 from unireason_lib.dataset.sources.phantom import PhantomConfig, PhantomSource
 from unireason_lib.dataset.sources.samed2d import SAMed2DSource, SAMMed2DSource
-from unireason_lib.dataset.sources.totalsegmentator import TotalSegmentatorSource
 from unireason_lib.errors import DatasetError
 
 __all__ = ["SOURCES", "BrainSource", "Entry", "PhantomConfig", "PhantomSource", "Source"]
@@ -49,6 +51,5 @@ def open_source(name_or_spec: str, path: str | Path | None = None, **options: An
         inspect.signature(source).bind(**options)
     except TypeError as error:
         expected = f"what it needs of {', '.join(inspect.signature(source).parameters)}"
-        do = "write name:path,option=value with those alone"
-        raise DatasetError(spec.name, expected, error, do) from error
+        raise DatasetError(spec.name, expected, error, "give those alone") from error
     return source(**options)

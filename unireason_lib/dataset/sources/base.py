@@ -163,8 +163,8 @@ class FileSource(Source):
 
     def __post_init__(self) -> None:
         if not len(self):
-            expected = f"a folder with cases of {self.registered}"
-            raise DatasetError(self.path, expected, "none", "check path and options")
+            what = f"a folder with cases of {self.registered}"
+            raise DatasetError(self.path, what, "none", "check path and options")
 
     @property
     def root(self) -> Path:
@@ -178,18 +178,16 @@ class FileSource(Source):
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     @cached_property
-    def _index(self) -> list[Case]:
+    def _index(self) -> Sequence[Entry]:
         return list(self.cases.values())
 
     def index(self) -> Sequence[Entry]:
-        """All cases."""
         return self._index
 
     def case(self, key: str) -> Case:
         """The case of a key; raises :class:`DatasetError` when there is none."""
         if key not in self.cases:
-            do = "open the source as it was indexed"
-            raise DatasetError(self.name, "a key of its index", repr(key), do)
+            raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
         return self.cases[key]
 
     def file(self, written: str) -> Path:

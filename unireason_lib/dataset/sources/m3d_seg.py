@@ -63,7 +63,6 @@ class M3DSegSource(base.FileSource):
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
-        """Of all lists."""
         masks: dict[str, str] = {}
         splits: dict[str, list[str]] = {}
         for code, table in self._tables.items():
@@ -98,7 +97,6 @@ class M3DSegSource(base.FileSource):
         return Volume(array, UNKNOWN_AFFINE, str(path), has_affine=False)
 
     def study(self, key: str) -> Study:
-        """One case."""
         case, folder, shape = self.case(key), self.scan_file(key).parent, self.scan(key).shape
         code, tables = case.details["dataset"], names_table(self.name)
         names = self._names(code)
@@ -107,8 +105,8 @@ class M3DSegSource(base.FileSource):
         else:
             there, mask = _sparse_masks(self.file(case.labels[0]), shape, max(names, default=0))
         if unknown := sorted(set(there) - set(names)):
-            do = "check that masks and list are of one release"
-            raise LabelError(f"masks of {key}", f"labels of {code}.json", f"others: {unknown}", do)
+            expected, do = f"labels of {code}.json", "use masks and lists of one release"
+            raise LabelError(f"masks of {key}", expected, unknown, do)
         hosts = tables["hosts"].get(code, {})
         inside = base.parts_of(names, hosts)
 
@@ -140,9 +138,8 @@ def _sparse_masks(path: Path, shape: tuple[int, int, int], largest: int) -> Mask
         matrix.check_format(full_check=True)
     written = [int(n) for n in re.findall(r"\d+", path.name)]
     if matrix.shape[1] != voxels or written[-4:] != [matrix.shape[0], *shape[::-1]]:
-        expected = f"masks of the scan's shape (X, Y, Z) = {shape[::-1]}"
-        found = f"{written[-3:]} in its name, a matrix {matrix.shape}"
-        raise LabelError(path, expected, found, "check that scan and masks belong together")
+        expected, found = f"masks of (X, Y, Z) = {shape[::-1]}", f"a matrix {matrix.shape}"
+        raise LabelError(path, expected, found, "give the masks of this scan")
 
     def mask(label: int) -> np.ndarray:
         inside = np.zeros(voxels, bool)

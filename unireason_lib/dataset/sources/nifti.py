@@ -1,32 +1,72 @@
-"""NIfTI scans with label maps; to make a study, of the scan only the header is read."""
+"""NIfTI scans with label maps on the same grid, in the three layouts that are common.
+
+::
+
+    Task03_Liver/dataset.json            Medical Segmentation Decathlon: licence, modality of each
+    Task03_Liver/imagesTr/liver_0.nii.gz channel, label names, cases; labelsTr/liver_0.nii.gz
+
+    s0011/ct.nii.gz                      TotalSegmentator: or mri.nii.gz
+    s0011/segmentations/kidney_left.nii.gz    one file a structure, empty when it is absent, or
+    s0011/segmentations.nii.gz           (--ml) one label map; names in its header or labels.json
+    meta.csv                             image_id;age;gender;...;split;... (and a BOM)
+
+    mine/names.json                      data of one's own: {"1": "liver", "2": "liver tumour"}
+    mine/images/anna.nii.gz              labels/anna.nii.gz: the same name and grid, whole numbers
+
+To make a study, of the scan only the header is read. Some decathlon headers are reported to say
+R-A-S where the anatomy lies L-P-S (MONAI model-zoo issue 766): ``flip="xy"`` puts them right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from unireason_lib.dataset.sources.base import FileSource, well_formed
+from unireason_lib.dataset.sources.base import (
+    Case,
+    FileSource,
+    names_table,
+    parts_of,
+    structure_name,
+    value_names,
+    well_formed,
+)
+from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
-from unireason_lib.errors import ScanError
+from unireason_lib.errors import DatasetError, ScanError
 from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
+from unireason_lib.io import read_json
 
 _MM = {"meter": 1000.0, "micron": 0.001}
+_FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
+_LABEL = re.compile(rb'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', re.DOTALL)
+META = ("age", "gender", "study_type", "pathology", "pathology_location")
+"""Columns of TotalSegmentator's ``meta.csv`` among the details: they are not seen in an image."""
+
+Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of lesion -> of organ
 
 
 class NiftiSource(FileSource):
-    """A source of NIfTI scans with label maps on the same grid."""
+    """A source of NIfTI scans; subclasses say where cases are and what label values mean."""
 
     flip: str = ""  # world axes along which headers are wrong; "xy": L-P-S written as R-A-S
 
+    def names_of(self, labels: Path) -> Names:
+        """What the values of a label map mean (None: left out), and which lesion is of which
+        organ."""
+        raise NotImplementedError
+
     def scan(self, key: str) -> Volume:
-        """One frame of the scan, with the header put right."""
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
 
     def study(self, key: str) -> Study:
-        """One case from its label map."""
         path = self.file(self.case(key).labels[0])
         (names, inside), labels, grid = self.names_of(path), load_volume(path), self.grid(key)
         check_same_grid(grid, labels)
@@ -34,10 +74,6 @@ class NiftiSource(FileSource):
         about = {"inside": inside, **space_of(grid)}
         about["hosts"] = {names[part]: names[organ] for part, organ in inside.items()}
         return self.measured(key, Study.from_labels, self._turned(labels), names, **about)
-
-    def names_of(self, labels: Path) -> tuple[Mapping[int, str | None], Mapping[int, int]]:
-        """Value -> name in a label map (None: left out), and value of a lesion -> its organ's."""
-        raise NotImplementedError
 
     def grid(self, key: str) -> Volume:
         """The grid of a scan from its header alone, as a volume of zeros."""
@@ -57,3 +93,206 @@ class NiftiSource(FileSource):
         signs = np.diag([-1.0 if axis in self.flip else 1.0 for axis in "xyz"] + [1.0])
         about = {"sides_certain": volume.sides_certain, "scaling": volume.scaling}
         return orient(volume.array.T, signs @ volume.affine, volume.source, **about)
+
+
+@dataclass(frozen=True, eq=False)
+class DecathlonSource(NiftiSource):
+    """The labelled cases of one task of the Medical Segmentation Decathlon. Each chosen channel of
+    a 4D scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one patient."""
+
+    path: str | Path
+    channels: str | int | None = None  # by number or name: "0+3", "FLAIR"; None: all
+    flip: str = ""
+
+    name = registered = "decathlon"
+
+    def __post_init__(self) -> None:
+        if not set(self.flip) <= set("xyz"):
+            raise DatasetError("flip", "letters of x, y, z", repr(self.flip), "correct it")
+        super().__post_init__()
+        self.names_of()
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        return read_json(self.root / "dataset.json")
+
+    @property
+    def license(self) -> str:
+        about = self._about
+        return str(about.get("licence") or about.get("license") or "not stated in dataset.json")
+
+    @property
+    def redistributable(self) -> bool:
+        """Whether that licence is CC BY, CC BY-SA or CC0."""
+        return _FREE.fullmatch(self.license.strip()) is not None
+
+    @property
+    def _task(self) -> str:
+        return str(self._about.get("name") or self.root.resolve().name)
+
+    def names_of(self, labels: Path | None = None) -> Names:
+        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self._task.lower())
+        known = table["names"].get(task, {})
+        names = value_names(self._about.get("labels"), self.root / "dataset.json", known)
+        return names, parts_of(names, table["hosts"].get(task, {}))
+
+    @cached_property
+    def cases(self) -> Mapping[str, Case]:
+        """Training cases, once per chosen channel."""
+        cases, about, channels = {}, {"task": self._task}, self._channels()
+        with well_formed(self.root / "dataset.json", "training: list of image and label"):
+            pairs = [(entry["image"], entry["label"]) for entry in self._about["training"]]
+            scans = [(PurePosixPath(scan).as_posix(), label) for scan, label in pairs]
+        for scan, label in scans:
+            case = scan.removeprefix("imagesTr/").removesuffix(".gz").removesuffix(".nii")
+            patient = f"{self.name}-{self._task}-{case}"
+            for k, channel in channels.items():
+                # all other channels of the decathlon (FLAIR, T2, ADC, MRI) are MRI
+                modality = "CT" if channel.upper().startswith("CT") else "MRI"
+                files = {"id": patient, "modality": modality, "labels": (label,)}
+                one = Case(scan, patient, details=about, **files)
+                if len(self._about["modality"]) > 1:
+                    own = {"key": f"{scan}#{k}", "id": f"{patient}-{channel}", "frame": k}
+                    one = replace(one, **own, details={**about, "sequence": channel})
+                cases[one.key] = one
+        return cases
+
+    def _channels(self) -> dict[int, str]:
+        """Number -> name of the chosen channels."""
+        with well_formed(self.root / "dataset.json", 'modality like {"0": "CT"}'):
+            table = self._about["modality"]
+            names = [str(table[str(k)]) for k in range(len(table) or 1)]
+        numbers = {text: k for k, name in enumerate(names) for text in (str(k), name.lower())}
+        chosen = names if self.channels is None else str(self.channels).split("+")
+        with well_formed("channels", f"some of {', '.join(names)}"):
+            return {(k := numbers[text.lower()]): names[k] for text in chosen}
+
+
+@dataclass(frozen=True, eq=False)
+class TotalSegmentatorSource(NiftiSource):
+    """TotalSegmentator's data set, and scans that its program has segmented. The numbering differs
+    between versions, so names are never guessed."""
+
+    path: str | Path
+    names: str | None = None  # table of label names below it; None reads each label map's header
+
+    name = registered = "totalsegmentator"
+    license = "CC BY 4.0, or CC BY-NC-SA in earlier versions; see where it was downloaded from"
+    chooses = frozenset({"names"})
+
+    @cached_property
+    def cases(self) -> Mapping[str, Case]:
+        """Scans with what ``meta.csv`` says about them, if it is there."""
+        cases, meta, path = {}, {}, self.root / "meta.csv"
+        with well_formed(path, "a table with image_id, separated by semicolons"):
+            if path.exists():
+                rows = csv.DictReader(path.read_text("utf-8-sig").splitlines(), delimiter=";")
+                meta = {row["image_id"]: row for row in rows}
+        for scan in sorted([*self.root.glob("*/ct.nii.gz"), *self.root.glob("*/mri.nii.gz")]):
+            folder = scan.parent.name
+            name, row = f"{self.name}-{folder}", meta.get(folder, {})
+            split = row.get("split") if row.get("split") in SPLITS else None
+            outlines = f"{folder}/segmentations"
+            outlines += "" if (self.root / outlines).is_dir() else ".nii.gz"
+            about = {"modality": "CT" if scan.name[0] == "c" else "MRI", "labels": (outlines,)}
+            about["details"] = {column: row[column] for column in META if row.get(column)}
+            key = f"{folder}/{scan.name}"
+            cases[key] = Case(key, name, split, id=name, **about)
+        return cases
+
+    def study(self, key: str) -> Study:
+        """One case, from its masks or from its label map."""
+        (outlines,) = self.case(key).labels
+        if outlines.endswith(".nii.gz"):
+            return super().study(key)
+        grid = self.grid(key)
+
+        def masks() -> Iterator[tuple[str, np.ndarray]]:
+            for name in sorted(file.name for file in self.file(outlines).glob("[!.]*.nii.gz")):
+                volume = load_volume(self.file(f"{outlines}/{name}"))
+                check_same_grid(grid, volume)
+                yield structure_name(name.removesuffix(".nii.gz")), volume.array
+
+        hosts = names_table(self.name)["hosts"]
+        return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
+
+    def names_of(self, labels: Path) -> Names:
+        """The table ``names``, or what ``TotalSegmentator --ml`` writes behind the NIfTI header."""
+        if self.names:
+            return value_names(read_json(self.file(self.names)), self.names), {}
+        import nibabel as nib
+
+        with well_formed(labels, "a NIfTI file"):
+            texts = [e.get_content() for e in nib.load(labels).header.extensions]
+        pairs = [pair for text in texts if isinstance(text, bytes) for pair in _LABEL.findall(text)]
+        if not pairs:
+            do = "give names=labels.json"
+            raise DatasetError(labels, "label names in the header", "none", do)
+        return {int(key): structure_name(name.decode()) for key, name in pairs}, {}
+
+
+@dataclass(frozen=True, eq=False)
+class FolderOfScans(NiftiSource):
+    """Scans and label maps of one's own. ``names.json`` names every value of the label maps (null
+    leaves one out), or says more: ``{"names": {...}, "inside": {"2": 1}, "modality": "CT",
+    "license": "CC BY 4.0", "redistributable": true}``; 2 is then a part of 1."""
+
+    path: str | Path
+    names: str = "names.json"  # table of label names below the folder
+    image: str = "images/*"  # paths of scans, with one * for the name of the case
+    label: str = "labels/*"  # and of label maps
+    patient: str = "(.+)"  # regular expression: its first group is the patient in that name
+    title: str | None = None  # of the data set; None: the folder's name. Two folders need two
+    modality: str | None = None  # of all scans; None goes by names.json, or says "medical"
+
+    registered = "folder"
+    chooses = frozenset({"patient", "modality"})
+
+    def __post_init__(self) -> None:
+        modality = self.modality or str(self._about.get("modality") or "medical")
+        object.__setattr__(self, "modality", modality)
+        super().__post_init__()
+        self.names_of()
+
+    @property
+    def name(self) -> str:
+        return str(self.title or Path(self.path).resolve().name)
+
+    @property
+    def license(self) -> str:
+        return str(self._about.get("license") or "not stated in names.json")
+
+    @property
+    def redistributable(self) -> bool:
+        return self._about.get("redistributable") is True
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        table = read_json(self.file(self.names))
+        return table if isinstance(table.get("names"), dict) else {"names": table}
+
+    def names_of(self, labels: Path | None = None) -> Names:
+        with well_formed(self.names, 'inside like {"2": 1}'):
+            inside = {int(p): int(around) for p, around in self._about.get("inside", {}).items()}
+            return value_names(self._about["names"], self.names), inside
+
+    @cached_property
+    def cases(self) -> Mapping[str, Case]:
+        """Scans by path; one without a label map is an error of its own."""
+        cases, labels = {}, self._files(self.label)
+        for case, scan in self._files(self.image).items():
+            with well_formed("patient", f"a regular expression with a group that fits {case}"):
+                patient = f"{self.name}-{re.match(self.patient, case)[1]}"
+            label = labels.get(case, self.label.replace("*", f"{case}.nii.gz"))
+            about = {"id": f"{self.name}-{case}", "modality": self.modality, "labels": (label,)}
+            cases[scan] = Case(scan, patient, **about)
+        return cases
+
+    def _files(self, pattern: str) -> dict[str, str]:
+        """What ``*`` stands for -> path of the NIfTI file."""
+        self.file(pattern)  # is inside
+        start, _, end = pattern.rpartition("*")
+        paths = sorted(self.root.glob(f"{start}*{end}.nii*"))
+        paths = [path.relative_to(self.root).as_posix() for path in paths if path.name[0] != "."]
+        matches = ((re.fullmatch(r"(.+?)\.nii(\.gz)?", path), path) for path in paths)
+        return {m[1][len(start) : len(m[1]) - len(end)]: path for m, path in matches if m}

@@ -1,8 +1,7 @@
 """Torso phantoms: CT-like scans of patients that never lived, whose truth is known exactly.
 
-A **patient** is a list of numbers drawn from one seed: place, size, turn and brightness of every
-organ, what was removed, lesions, scanned range. The anatomy is a function of position in mm, so a
-volume (:func:`phantom`) and one plane of it (:func:`phantom_slice`) agree voxel by voxel:
+A **patient** is a list of numbers drawn from one seed. The anatomy is a function of position in mm,
+so a volume (:func:`phantom`) and one plane of it (:func:`phantom_slice`) agree voxel by voxel:
 
     seed -> patient (ellipsoids in mm) -> tissues -> HU -> blur -> lesion texture -> field and noise
 
@@ -11,13 +10,12 @@ volume (:func:`phantom`) and one plane of it (:func:`phantom_slice`) agree voxel
 regard to anatomy), noise, blur, brightness field, fat, field of view, scanned range.
 
 Lesions have a host organ, a size class, a density against the host, and a **texture** of single
-pixels at 64 x 64. Textures share mean and variance and sum to zero over every aligned 2 x 2 cell:
-nothing of them survives averaging, which makes a second, closer look worth it.
+pixels at 64 x 64, which sums to zero over every aligned 2 x 2 cell: nothing of it survives
+averaging, which makes a second, closer look worth it.
 
 **Liberties**: the textures do not exist in patients; lesions are large (:data:`SIZES`), stand out
-equally in every phase, at most one an organ, those of the lung of soft tissue; slices of an 8-slice
-volume lie 16 to 25 mm apart and are thin; organs are smooth and uniform, without small vessels,
-discs, adrenals, arms or table; pancreas and muscles are painted but not outlined."""
+equally in every phase, at most one an organ; slices of an 8-slice volume lie 16 to 25 mm apart and
+are thin; organs are smooth and uniform; pancreas and muscles are painted but not outlined."""
 
 from __future__ import annotations
 
@@ -105,10 +103,8 @@ class PhantomConfig:
             "ranges (low, high)": all(len(r) == 2 and r[0] <= r[1] for r in (*ranges, self.top)),
             "amounts of 0 or more, blur of 0.7 at most": min(amounts) >= 0 and self.blur[1] <= 0.7,
             "probabilities from 0 to 1": 0 <= min(chances) <= max(chances) <= 1,
-            "weights, one positive, of one lesion a host": all(
-                sum(w) > 0 <= min(w) for w in weights
-            )
-            and len(self.lesion_counts) <= len(HOSTS) + 1,
+            "weights, one positive": all(sum(w) > 0 <= min(w) for w in weights),
+            "at most one lesion a host": len(self.lesion_counts) <= len(HOSTS) + 1,
             "known names": all(some and set(some) <= set(known) for some, known in names),
         }
         if broken := [rule for rule, kept in rules.items() if not kept]:
@@ -134,14 +130,8 @@ def phantom_slice(
     config: PhantomConfig = DEFAULT,
 ) -> Study:
     """One axial slice of patient ``seed``, equal to ``phantom(seed, ...).slice(z)``, made without
-    making the volume.
-
-    Args:
-        seed: Number of the patient.
-        size: Pixels along y and x, in place of those of ``config.shape``.
-        z: Index of the plane, or a :class:`DatasetError`. None picks one by the seed, through the
-            core of a lesion when the patient has one.
-        config: Looks and difficulty."""
+    making the volume; ``size`` (y, x) replaces that of ``config.shape``. A ``z`` of None picks a
+    plane by the seed, through the core of a lesion when the patient has one."""
     patient, lesions = _patient(seed, config)
     size = config.shape[1:] if size is None else (size, size) if isinstance(size, int) else size
     depth, rng = config.shape[0], np.random.Generator(np.random.SFC64((seed, 1)))
@@ -179,16 +169,15 @@ class PhantomSource(Source):
             try:
                 config = PhantomConfig(**self.config)
             except TypeError as error:
-                expected, do = "fields of PhantomConfig", "correct them"
-                raise DatasetError("phantom config", expected, error, do) from error
+                what = "fields of PhantomConfig"
+                raise DatasetError("phantom config", what, error, "correct them") from error
             object.__setattr__(self, "config", config)
 
     def index(self) -> Sequence[Entry]:
-        """Numbers and names of the patients."""
         return LazyIndex(self.count, self._entry)
 
     def _entry(self, k: int) -> Entry:
-        return Entry(str(self.start + k), f"phantom-{self.start + k:06d}")
+        return Entry(str(self.start + k), _name(self.start + k))
 
     def study(self, key: str) -> Study:
         """The study of patient ``key``, with its scan, which comes with the labels."""
@@ -198,7 +187,6 @@ class PhantomSource(Source):
         return replace(make(int(key), config=self.config), key=key)
 
     def scan(self, key: str) -> Volume | np.ndarray:
-        """The scan of patient ``key``, made again."""
         return self.study(key).scan
 
 

@@ -37,7 +37,6 @@ class _Images(base.FileSource):
     """A source of images with one mask file per structure."""
 
     def scan(self, key: str) -> np.ndarray:
-        """An image, (Y, X, 3)."""
         return np.asarray(load_image(self.scan_file(key)))
 
     def _study(self, key: str, names: Sequence[str], invert: bool = False) -> Study:
@@ -64,9 +63,8 @@ def _read_mask(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
         return mask, ""
     (height, width), (rows, columns) = shape, mask.shape
     if abs(columns * height - rows * width) > max(shape):  # more than one pixel of the mask
-        expected = f"a mask with the aspect of its image, {height} x {width}"
-        do = "check that mask and image belong together"
-        raise LabelError(path, expected, f"{rows} x {columns}", do)
+        expected = f"the aspect of its image, {height} x {width}"
+        raise LabelError(path, expected, f"{rows} x {columns}", "give the mask of this image")
     stretched = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(stretched), f"stretched from {rows} x {columns} to {height} x {width}"
 
@@ -83,45 +81,37 @@ class SAMed2DSource(_Images):
     modality = "mixed"
     chooses = frozenset({"datasets"})
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self._classes
-
     @cached_property
     def _masks(self) -> dict[str, list[str]]:
+        """Image -> its masks."""
         path = self.root / "SAMed2D_v1.json"
         masks = read_json(path)
         if not all(isinstance(own, list) for own in masks.values()):
-            expected = "lists of masks by image"
-            raise DatasetError(path, expected, "other values", "download it again")
+            raise DatasetError(path, "lists of masks", "other values", "download it again")
         if self.datasets is None:
             return masks
         chosen = tuple(f"{dataset}--" for dataset in self.datasets.split("+"))
         return {k: own for k, own in masks.items() if k.partition("--")[2].startswith(chosen)}
 
     @cached_property
-    def _keys(self) -> list[str]:
-        return list(self._masks)
-
-    @cached_property
     def _classes(self) -> dict[str, dict[str, str]]:
-        """Data set -> class id -> name."""
+        """Data set -> class id -> name; where a union shares its id with a class, that is meant."""
         path = self.root / "SAMed2D_v1_class_mapping_id.json"
         with well_formed(path, 'names of every data set like {"liver": "0003"}'):
             return {
-                # where a union shares its id with a class, the class is meant
                 dataset: {str(ids[n]): n for n in sorted(ids, key=lambda n: n[:6] != "union_")}
                 for dataset, ids in read_json(path).items()
             }
 
-    def index(self) -> Sequence[Entry]:
-        """All chosen images in the order of the list; millions, so made on access."""
-        return base.LazyIndex(len(self._keys), lambda k: self.case(self._keys[k]))
+    @cached_property
+    def _index(self) -> Sequence[Entry]:
+        keys = list(self._masks)  # millions, so their entries are made on access
+        return base.LazyIndex(len(keys), lambda k: self.case(keys[k]))
 
     def case(self, key: str) -> Case:
         """What the name ``modality_sub--dataset--case--axis_slice`` of an image says."""
         if key not in self._masks:
-            return super().case(key)  # its error
+            raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
         prefix, _, rest = PurePosixPath(key).stem.partition("--")
         dataset, _, rest = rest.partition("--")
         case, _, plane = rest.rpartition("--")
@@ -133,24 +123,18 @@ class SAMed2DSource(_Images):
             details["sequence"] = sequence
         if number.isdecimal():
             details |= {"axis": axis, "slice": int(number)}
-        return Case(
-            key,
-            f"{self.name}-{dataset}--{case}",
-            id=f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}",
-            modality=table.get(kind, "medical"),
-            labels=tuple(dict.fromkeys(map(str, self._masks[key]))),
-            details=details,
-        )
+        name = f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}"
+        about = {"modality": table.get(kind, "medical"), "details": details}
+        labels = tuple(dict.fromkeys(map(str, self._masks[key])))
+        return Case(key, f"{self.name}-{dataset}--{case}", id=name, labels=labels, **about)
 
     def study(self, key: str) -> Study:
-        """One image with its masks."""
         case = self.case(key)
         classes = self._classes.get(case.details["dataset"], {})
         ids = [mask.rpartition("--")[2].partition("_")[0] for mask in case.labels]
         if unknown := sorted(set(ids) - set(classes)):
-            expected = "modality_sub--dataset--case--axis_slice--class_instance with a known class"
-            do = "check that both lists are of one release"
-            raise LabelError(f"masks of {key}", expected, f"unknown class ids {unknown}", do)
+            found, do = f"unknown class ids {unknown}", "use lists of one release"
+            raise LabelError(f"masks of {key}", "classes of the mapping", found, do)
         invert = case.details["dataset"] in names_table(self.name)["inverted"]
         return self._study(key, [classes[number] for number in ids], invert)
 
@@ -159,9 +143,8 @@ class SAMed2DSource(_Images):
 class SAMMed2DSource(_Images):
     """Images in the layout of the SAM-Med2D demo::
 
-        images/amos_0004_75.png
-        masks/amos_0004_75_inferior_vena_cava_000.png      <image>_<class name>_<instance>
-        image2label_train.json     {"data_demo/images/a.png": ["data_demo/masks/a_liver_000.png"]}
+        images/amos_0507_31.png         masks/<image>_<class name>_<instance>.png
+        image2label_train.json          {"data_demo/images/a.png": ["data_demo/masks/a_..."]}
 
     A mask belongs to the image with the longest name that it begins with; the lists, if there, say
     the splits. The patient is the image's name without its last number. Nothing is known to be
@@ -179,16 +162,16 @@ class SAMMed2DSource(_Images):
         """Images with the names of their masks."""
         masks: dict[str, list[str]] = {image: [] for image in self._names_in("images")}
         for mask in self._names_in("masks"):
-            start = mask
-            while start and start not in masks:
-                start = start.rpartition("_")[0]
-            if start:
-                masks[start].append(f"masks/{mask}.png")
+            image = mask
+            while image and image not in masks:
+                image = image.rpartition("_")[0]
+            if image:
+                masks[image].append(f"masks/{mask}.png")
         cases, splits = {}, base.strictest(self._splits(), self.name)
         for image, own in masks.items():
             key, name = f"images/{image}.png", f"{self.name}-{image}"
-            patient, about = re.sub(r"_[0-9]+$", "", name), {"modality": self.modality}
-            cases[key] = Case(key, patient, splits.get(key), id=name, labels=tuple(own), **about)
+            about = {"id": name, "modality": self.modality, "labels": tuple(own)}
+            cases[key] = Case(key, re.sub(r"_[0-9]+$", "", name), splits.get(key), **about)
         return cases
 
     def _names_in(self, folder: str) -> list[str]:
@@ -208,7 +191,6 @@ class SAMMed2DSource(_Images):
         return splits
 
     def study(self, key: str) -> Study:
-        """One image with its masks."""
-        image = key.removeprefix("images/").removesuffix(".png")
-        words = (mask.removeprefix(f"masks/{image}_") for mask in self.case(key).labels)
+        start = f"masks/{key.removeprefix('images/').removesuffix('.png')}_"
+        words = (mask.removeprefix(start) for mask in self.case(key).labels)
         return self._study(key, [name.rpartition("_")[0] for name in words])
