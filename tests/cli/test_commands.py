@@ -149,8 +149,10 @@ def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
     from unireason_lib import tiny_base
 
     small = ((1.0, (("words", 2), ("shapes", 2))),)
-    plain = tiny_base.Plan
-    monkeypatch.setattr(tiny_base, "Plan", lambda **given: plain(stages=small, **given))
+    plain, sizes = tiny_base.Plan, {"hidden": 64, "layers": 2}
+    monkeypatch.setattr(
+        tiny_base, "Plan", lambda **given: plain(stages=small, sizes=sizes, **given)
+    )
     out = tmp_path / "base"
     done = run("base", "--out", out, "--steps", 2, "--size", 2, "--quiet")
     assert done.exit_code == 0, done.output
@@ -214,7 +216,7 @@ def test_slices_of_a_model_without_boxes_are_no_error(evaluate, tmp_path):
     ("words", "message"),
     [
         (("--benchmark", "nothing"), "one of phantom"),
-        (("--control", "blink"), "a control of"),
+        ((*SMALL, "--limit", 1, "--control", "blink"), "a control of"),
         (("--option", "seed"), "name=value"),
         (("--option", "seeed=3"), "seeed"),
         (("--split", "dev"), "train, test or val"),
