@@ -149,9 +149,9 @@ def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
     from unireason_lib import tiny_base
 
     small = ((1.0, (("words", 2), ("shapes", 2))),)
-    plain, sizes = tiny_base.Plan, {"hidden": 64, "layers": 2}
+    plain = tiny_base.Plan
     monkeypatch.setattr(
-        tiny_base, "Plan", lambda **given: plain(stages=small, sizes=sizes, **given)
+        tiny_base, "Plan", lambda **given: plain(stages=small, **given)
     )
     out = tmp_path / "base"
     done = run("base", "--out", out, "--steps", 2, "--size", 2, "--quiet")
