@@ -150,9 +150,7 @@ def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
 
     small = ((1.0, (("words", 2), ("shapes", 2))),)
     plain = tiny_base.Plan
-    monkeypatch.setattr(
-        tiny_base, "Plan", lambda **given: plain(stages=small, **given)
-    )
+    monkeypatch.setattr(tiny_base, "Plan", lambda **given: plain(stages=small, **given))
     out = tmp_path / "base"
     done = run("base", "--out", out, "--steps", 2, "--size", 2, "--quiet")
     assert done.exit_code == 0, done.output
