@@ -43,8 +43,11 @@ def command(*words: object) -> None:
     """A command of the package, in this process and without its output."""
     from unireason_lib.cli import app
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        app([str(word) for word in words], standalone_mode=False)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = app([str(word) for word in words], standalone_mode=False)
+    if code:
+        raise RuntimeError(shown.getvalue())
 
 
 # --- imaging ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ PLAIN = {
     "serialize .nii.gz": ("get_fdata, percentile, PyTorch", 2.0),
     "boxes": ("one np.where a label", 15.0),
     "build": ("1,000 records/s", 1.0),
-    "image reads": ("datasets, by id", 1.0),
+    "image reads": ("datasets, by id", 0.9),
     "3 boxes": ("encode all again after each box", 2.5),
     "8 boxes": ("encode all again after each box", 5.0),
     "SFT step": ("bare PyTorch loop", 0.85),

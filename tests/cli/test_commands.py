@@ -214,7 +214,7 @@ def test_slices_of_a_model_without_boxes_are_no_error(evaluate, tmp_path):
     ("words", "message"),
     [
         (("--benchmark", "nothing"), "one of phantom"),
-        (("--control", "blink"), "a control of"),
+        ((*SMALL, "--limit", 1, "--control", "blink"), "a control of"),
         (("--option", "seed"), "name=value"),
         (("--option", "seeed=3"), "seeed"),
         (("--split", "dev"), "train, test or val"),
