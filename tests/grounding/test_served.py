@@ -83,13 +83,14 @@ class StandIn:
             inputs = {"input_ids": now, "attention_mask": torch.ones_like(now), **pixels}
             with torch.inference_mode():
                 logits = self.model(**inputs, mm_token_type_ids=(now == token).int()).logits[0, -1]
-            scores = (logits.float() / (params["temperature"] or 1.0)).log_softmax(-1)
-            allowed = scores.clone()
+            logits = logits.float().clone()
             for name, bias in params["logit_bias"].items():
-                allowed[int(name)] += bias
-            choice = int(allowed.argmax())
+                logits[int(name)] += bias
+            # --logprobs-mode processed_logprobs: after bias and temperature
+            scores = (logits / (params["temperature"] or 1.0)).log_softmax(-1)
+            choice = int(scores.argmax())
             if params["temperature"]:
-                choice = int(torch.multinomial(allowed.exp(), 1, generator=draw))
+                choice = int(torch.multinomial(scores.exp(), 1, generator=draw))
             written.append(choice)
             about = {"token": f"token_id:{choice}", "logprob": float(scores[choice])}
             logprobs.append(about | {"top_logprobs": []})
