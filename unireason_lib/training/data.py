@@ -8,6 +8,7 @@ holds are used, without it only those about 2D images. Rows are selected, shuffl
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -257,4 +258,5 @@ def estimated_length(record: Record, frame: ProcessorFrame) -> int:
     for box in record.boxes:
         depth = max(1, int(box.z2 - box.z1)) if hasattr(box, "z1") else 1
         tokens += depth * (frame.tokens(max(4, int(box.height)), max(4, int(box.width))) + 2)
-    return tokens + len(record.user_text + record.reply) // 4
+    # a word, a digit and a sign are about a token each
+    return tokens + len(re.findall(r"\d|[^\W\d]+|[^\s\w]", record.user_text + record.reply))
