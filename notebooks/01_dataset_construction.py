@@ -61,9 +61,7 @@ brain = brain_study()
 print(f"{brain.id}: {brain.modality}, {brain.scan.shape} voxels, {len(brain.structures)} structures")
 for name in ("left thalamus", "right thalamus", "brain stem"):
     structure = brain.find(name)
-    print(
-        f"  {name:<16}{structure.voxels:>7} voxels, {structure.size / 1000:5.1f} cm3"
-    )
+    print(f"  {name:<16}{structure.voxels:>7} voxels, {structure.size / 1000:5.1f} cm3")
 
 # %% [markdown]
 # Then made torsos: a phantom is a function of a number, so everybody who runs this has the same patients. Their

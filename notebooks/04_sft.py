@@ -564,7 +564,9 @@ stories = [progress_at(line["step"]) for line in asked]
 print(next((text for fall, text in stories if fall > 0.8), stories[-1][1]))
 print(stories[-1][1])
 for d in with_loss:
-    print(f"{d.upper()}: the letter is one of {owners[d]['own'] / sampled[d]:.0f} generated tokens of a reply")
+    print(
+        f"{d.upper()}: the letter is one of {owners[d]['own'] / sampled[d]:.0f} generated tokens of a reply"
+    )
 
 # %% [markdown]
 # That is why no run is judged by its loss here. Boxes (overlap with the true ones) and format, free-running too:
@@ -750,7 +752,9 @@ shutil.rmtree(scratch)
 
 # %%
 assert json.loads((out / "settings.json").read_text())["settings"] == settings
-assert not any(one.loss_mask[one.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")].any() for one in examples)
+assert not any(
+    one.loss_mask[one.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")].any() for one in examples
+)
 assert all(0 < part < 1 for part in with_loss.values())
 assert PROFILE == "smoke" or padding(grouped) <= padding(mixed)  # a handful of batches proves nothing
 assert len(asked) >= 1 and asked[-1]["step"] >= log[-1]["step"]  # the last test is of the finished model

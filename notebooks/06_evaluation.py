@@ -849,9 +849,8 @@ assert len(closed) == 3 and all(list(item.options) == ["A", "B", "C"] for item i
 # what it says then is shown as it is:
 
 # %%
-from unireason_lib.evaluation.metrics import same_words, word_f1
-
 from unireason_lib.evaluation import as_table
+from unireason_lib.evaluation.metrics import same_words, word_f1
 
 asked = [*closed.items, *(replace(item, id=f"open {item.id}") for item in freely)]
 as_table(ask_items(generator, asked, settings=settings))[

@@ -89,7 +89,9 @@ pd.DataFrame(
 # questions. **IoU** is how far two boxes overlap, from 0 (apart) to 1 (the same).
 
 # %%
-pd.DataFrame([{"claim": name, **one.model_dump(exclude={"says", "part"})} for name, one in grid.claims.items()])
+pd.DataFrame(
+    [{"claim": name, **one.model_dump(exclude={"says", "part"})} for name, one in grid.claims.items()]
+)
 
 # %% [markdown]
 # Grid and claims were written down before any run of this study, so that what is compared does not depend on the outcome. About
@@ -148,7 +150,9 @@ print(f"{len(table):,} replies, {int(table['failed'].sum())} failed (wrong, wher
 for part in about["made"]:
     print(f"  {part['command']}")
 print(f"{plain['id'].nunique():,} questions, seeds {about['seeds']}")
-print(f"{sum(run['seconds'] for run in about['runs']) / 3600:.1f} hours, summed over {len(about['runs'])} runs")
+print(
+    f"{sum(run['seconds'] for run in about['runs']) / 3600:.1f} hours, summed over {len(about['runs'])} runs"
+)
 versions = {run.get("commit") or run.get("code") for run in about["runs"]}
 print(f"{len(versions)} version(s) of the code; tests that are missing: {about['missing'] or 'none'}")
 
@@ -222,8 +226,12 @@ half, p = t.ppf(0.975, df) * variance**0.5, 2 * t.sf(abs(value) / variance**0.5,
 # %%
 found = compare(worse, better, patients, paired_seeds=True)
 d = found.difference
-print(f"by hand      {100 * (value - half):+.1f} to {100 * (value + half):+.1f}, p {p:.3f}, {df:.1f} degrees of freedom")
-print(f"the library  {100 * d.low:+.1f} to {100 * d.high:+.1f}, p {found.p:.3f}, {found.df:.1f} degrees of freedom")
+print(
+    f"by hand      {100 * (value - half):+.1f} to {100 * (value + half):+.1f}, p {p:.3f}, {df:.1f} degrees of freedom"
+)
+print(
+    f"the library  {100 * d.low:+.1f} to {100 * d.high:+.1f}, p {found.p:.3f}, {found.df:.1f} degrees of freedom"
+)
 assert np.allclose([value - half, value + half, p, df], [d.low, d.high, found.p, found.df])
 
 # %% [markdown]
@@ -239,7 +247,9 @@ assert np.allclose([value - half, value + half, p, df], [d.low, d.high, found.p,
 verdicts = judge(grid, table)
 p_values = {one.name: 1.0 if one.p is None else one.comparison.p for one in verdicts}
 ordered = sorted(p_values, key=p_values.get)
-by_hand = np.maximum.accumulate([min(1, (len(ordered) - k) * p_values[name]) for k, name in enumerate(ordered)])
+by_hand = np.maximum.accumulate(
+    [min(1, (len(ordered) - k) * p_values[name]) for k, name in enumerate(ordered)]
+)
 corrected = holm(p_values)
 assert np.allclose(by_hand, [corrected[name] for name in ordered])
 pd.DataFrame({"p": p_values, "p, Holm": corrected}).round(4)
@@ -334,7 +344,9 @@ for dimension in ("2d", "3d"):
         "one letter": 100 * commonest / len(items),
         "question-only guess": 100 * np.mean([item.guess == item.answer for item in items]),
     }
-print(f"{len(benchmark)} questions, {'those' if same else 'NOT those'} of the table; right without looking, %:")
+print(
+    f"{len(benchmark)} questions, {'those' if same else 'NOT those'} of the table; right without looking, %:"
+)
 pd.DataFrame(unseeing).round(1)
 
 # %% [markdown]
@@ -409,7 +421,13 @@ for one in verdicts:
     if one.p is not None:
         percent = one.claim.value == "correct"
         value, *interval = ends(one.comparison.difference, 100 if percent else 1)
-        publish(f"claim: {one.name}", value, "points" if percent else "", interval=tuple(interval), note=one.verdict)
+        publish(
+            f"claim: {one.name}",
+            value,
+            "points" if percent else "",
+            interval=tuple(interval),
+            note=one.verdict,
+        )
 table_of_claims(verdicts)
 
 # %% [markdown]
@@ -426,13 +444,29 @@ pd.DataFrame({"then": then, "now": {one.name: one.verdict for one in verdicts}})
 mixture = [one for one in verdicts if one.claim.part == "mixture"]
 if len(mixture) == 2:
     first, second = (one.verdict.startswith("supported") for one in mixture)
-    which = "both" if first and second else "only the first" if first else "only the second" if second else "neither"
+    which = (
+        "both"
+        if first and second
+        else "only the first"
+        if first
+        else "only the second"
+        if second
+        else "neither"
+    )
     print(f"supported: {which}; so {READINGS[which]}")
     sides = [mixture[0].claim.better, *(one.claim.worse for one in mixture)]
-    columns = {"right": "correct", "in the format": "format", "conclusion right": "concluded", "letter follows": "followed"}
+    columns = {
+        "right": "correct",
+        "in the format": "format",
+        "conclusion right": "concluded",
+        "letter follows": "followed",
+    }
     display(
         pd.DataFrame(
-            {name: {w: np.mean(by_seed(name, v, dimension="3d")) for w, v in columns.items()} for name in sides}
+            {
+                name: {w: np.mean(by_seed(name, v, dimension="3d")) for w, v in columns.items()}
+                for name in sides
+            }
         ).T.round(1)
     )
     print(f"best without looking: {max(unseeing['3d'].values()):.0f}")
@@ -477,10 +511,15 @@ table["looked up"] = table["concluded"].where(table["followed"].notna(), table["
 ways = {"as answered": "correct", "letter looked up": "looked up", "conclusions alone": "concluded"}
 reasoned = [one for one in judged if reasons[one.claim.better] and reasons[one.claim.worse]]
 series = {
-    words: {one.name: points(one.claim.better, one.claim.worse, value, table, **one.claim.where) for one in reasoned}
+    words: {
+        one.name: points(one.claim.better, one.claim.worse, value, table, **one.claim.where)
+        for one in reasoned
+    }
     for words, value in ways.items()
 }
-plot_intervals(series, "more right, percentage points (95 %)", reference=NONE, form="+.1f") if reasoned else None
+plot_intervals(
+    series, "more right, percentage points (95 %)", reference=NONE, form="+.1f"
+) if reasoned else None
 
 # %% [markdown]
 # **Which questions?** The same differences, family by family (families of fewer than 20 questions are left out):
@@ -496,7 +535,9 @@ for one in judged:
                 one.claim.better, one.claim.worse, dimension=dimension, family=family
             )
 for part in ("mixture", "components"):
-    chosen = {one.name: families[one.name] for one in judged if one.claim.part == part and one.name in families}
+    chosen = {
+        one.name: families[one.name] for one in judged if one.claim.part == part and one.name in families
+    }
     if chosen:
         display(plot_intervals(chosen, xlabel, reference=NONE, form="+.1f"))
 every = [interval for rows in families.values() for interval in rows.values()]
@@ -547,7 +588,9 @@ def of_other_patients(items):
     draw, found = np.random.default_rng(SEED), []
     for item in items:
         name, true = item.truth_boxes[0][0], [box for _, box in item.truth_boxes]
-        pool = [o.truth_boxes[0][1] for o in items if o.patient != item.patient and o.truth_boxes[0][0] == name]
+        pool = [
+            o.truth_boxes[0][1] for o in items if o.patient != item.patient and o.truth_boxes[0][0] == name
+        ]
         chosen = draw.choice(len(pool), min(20, len(pool)), replace=False)
         found += [np.mean([max(box.iou(pool[k]) for box in true) for k in chosen])] if pool else []
     return float(np.mean(found))
@@ -623,7 +666,9 @@ print("patients with a volume that are learnt from:", learnt)
 if ended:
     few = pd.concat([read_pooled(root / f"{CURVE}.csv.gz"), table[table["seed"].isin(curve["seeds"])]])
     few["looked up"] = few["concluded"].where(few["followed"].notna(), few["correct"])
-    rows = {w: {learnt[k]: means_of(few, name)["3D %"] for k, name in those.items()} for w, those in SETS.items()}
+    rows = {
+        w: {learnt[k]: means_of(few, name)["3D %"] for k, name in those.items()} for w, those in SETS.items()
+    }
     lines = {words: [(k, 100 * one.value) for k, one in those.items()] for words, those in rows.items()}
     bands = {words: [ends(one)[1:] for one in those.values()] for words, those in rows.items()}
     best = max(unseeing["3d"], key=unseeing["3d"].get)
@@ -640,7 +685,10 @@ elif not curve:
 if ended:
     alone, beside = SETS.values()
     pairs = {f"{learnt[k]} volumes: slices beside against none": (beside[k], alone[k]) for k in alone}
-    pairs |= {f"slices beside: {learnt[k]} volumes against {learnt[600]}": (beside[k], beside[600]) for k in (40, 150)}
+    pairs |= {
+        f"slices beside: {learnt[k]} volumes against {learnt[600]}": (beside[k], beside[600])
+        for k in (40, 150)
+    }
     columns = {"as answered": "correct", "letter looked up": "looked up"}
     gains = {
         name: {
@@ -649,7 +697,9 @@ if ended:
         }
         for name, pair in pairs.items()
     }
-    display(pd.DataFrame(gains).T, table_of_claims(judge(load_grid(root / "data/ablations/efficiency.yaml"), few)))
+    display(
+        pd.DataFrame(gains).T, table_of_claims(judge(load_grid(root / "data/ablations/efficiency.yaml"), few))
+    )
 
 # %% [markdown]
 # ## 9 · What the study says
@@ -667,7 +717,9 @@ for one in verdicts:
             "claim": one.claim.says or one.name,
             "verdict": f"**{one.verdict}**",
             "points (95 %)": shown(one.comparison.difference, percent, "+") if one.comparison else "",
-            "explored: letter looked up": "{:+.1f} ({:+.1f} to {:+.1f})".format(*looked_up) if looked_up else "",
+            "explored: letter looked up": "{:+.1f} ({:+.1f} to {:+.1f})".format(*looked_up)
+            if looked_up
+            else "",
         }
     )
 Markdown(pd.DataFrame(rows).to_markdown(index=False))
@@ -689,7 +741,9 @@ Markdown(pd.DataFrame(rows).to_markdown(index=False))
 weights = sum(parameter.numel() for parameter in base.generator().model.parameters())
 minutes = pd.DataFrame(about["runs"]).groupby("stage")["seconds"].mean() / 60
 print(f"parameters   {weights / 1e6:.1f} million")
-print(f"a slice      {shape[1]} x {shape[2]} pixels, {frame.tokens(*shape[1:])} tokens; a volume has {shape[0]}")
+print(
+    f"a slice      {shape[1]} x {shape[2]} pixels, {frame.tokens(*shape[1:])} tokens; a volume has {shape[0]}"
+)
 batch = size.sft.per_device_train_batch_size * size.sft.gradient_accumulation_steps
 print(f"fine-tuning  {size.sft.max_steps} steps of {batch} records, {minutes['sft']:.0f} minutes")
 print(f"outcome RL   {size.grpo.max_steps} steps; notebook 05: {profile.grpo.max_steps}")

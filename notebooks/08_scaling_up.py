@@ -108,7 +108,9 @@ counted = language_flops(small, tokens)
 text = small.config.text_config
 layers = sum(p.numel() for p in small.model.language_model.layers.parameters())
 by_hand = 2 * layers * tokens + 2 * text.num_hidden_layers * text.hidden_size * tokens**2
-print(f"3B, {tokens:,} tokens: {counted:.3g} FLOPs counted, {by_hand:.3g} by hand with half of the attention square")
+print(
+    f"3B, {tokens:,} tokens: {counted:.3g} FLOPs counted, {by_hand:.3g} by hand with half of the attention square"
+)
 assert 0 < counted - by_hand < 0.08 * counted  # the other half, which fast kernels skip
 
 # %% [markdown]
@@ -210,7 +212,9 @@ def measured(dimension, turn):
     flops = 0.0
     for one in Examples(records, images, processor):  # the images' features are cached
         flops += language_flops(tiny, len(one.ids), int(one.loss_mask.sum()), "all")
-    settings = load_profile("laptop", f"sft.max_steps={steps}, grounding.muon_learning_rate=0.0, sft.bf16=false")
+    settings = load_profile(
+        "laptop", f"sft.max_steps={steps}, grounding.muon_learning_rate=0.0, sft.bf16=false"
+    )
     out = scratch / f"{dimension}-{turn}"
     train_sft(model, processor, records, images, out, settings)
     return flops, read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
@@ -289,7 +293,9 @@ assert apart < 0.01
 
 # %%
 rollouts, *rest = (row["hours"][1] for row in made.work if row["stage"] == "grpo")
-print(f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time, by the estimate of section 3")
+print(
+    f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time (estimate of section 3)"
+)
 
 # %% [markdown]
 # **Slurm.** One task a node, with all its cores, which starts the node's processes:
@@ -397,7 +403,9 @@ began = time.perf_counter()
 for image in serialize(load_volume(scratch / "volume.npy"), (32, 256, 256)).images():
     np.asarray(QWEN_FRAME.aligned(image))
 taken, allowed = time.perf_counter() - began, cores / volumes_per_second
-print(f"{volumes_per_second:.1f} volumes/s; a core may take {allowed:.1f} s a volume, and takes {taken:.2f} s")
+print(
+    f"{volumes_per_second:.1f} volumes/s; a core may take {allowed:.1f} s a volume, and takes {taken:.2f} s"
+)
 publish("reading volumes: time allowed / time taken", allowed / taken, "x", note=f"a core, {GPUS}")
 
 # %% [markdown]

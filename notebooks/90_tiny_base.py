@@ -234,7 +234,9 @@ def attention_on_targets(model, processor, stage, number):
 # %%
 looks = {"shipped": attention_on_targets(model, processor, "one image", count // 5)}
 looks["random weights"] = attention_on_targets(fresh, fresh_processor, "one image", count // 5)
-means = {who: {name: values.mean().item() for name, values in found[0].items()} for who, found in looks.items()}
+means = {
+    who: {name: values.mean().item() for name, values in found[0].items()} for who, found in looks.items()
+}
 figure, axis = plt.subplots(figsize=(7, 2.6))
 for k, (who, values) in enumerate(means.items()):
     axis.barh([n + 0.4 * k for n in range(len(values))], values.values(), height=0.38, label=who)

@@ -25,7 +25,7 @@ from .options import (
 
 Paths = list[Path] | None
 BENCHMARK = """phantom; folder of a data set with sft/ or rl/; or name:path of m3d-vqa, 3d-rad,
-vqa-rad, slake, pathvqa, pmc-vqa, omnimedvqa, or of a source of scans (folder, totalsegmentator, ...)."""
+vqa-rad, slake, pathvqa, pmc-vqa, omnimedvqa, or of a source of scans (folder, decathlon, ...)."""
 CONTROL = "Does it look? blank, noise, other (patient), random-crop, no-crop."
 SLICES = "Ask for each box in a volume on every slice it spans, into OUT.slices.jsonl."
 
