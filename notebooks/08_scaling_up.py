@@ -294,7 +294,7 @@ assert apart < 0.01
 # %%
 rollouts, *rest = (row["hours"][1] for row in made.work if row["stage"] == "grpo")
 print(
-    f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time (estimate of section 3)"
+    f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time (section 3)"
 )
 
 # %% [markdown]
