@@ -30,7 +30,7 @@ def imports_of(path: Path) -> set[str]:
     """Dotted names that a file imports, inside functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and not node.level:
             names |= {f"{node.module}.{one.name}" for one in node.names}
         elif isinstance(node, ast.Import):
             names |= {one.name for one in node.names}

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from unireason_lib import __version__
@@ -170,7 +171,9 @@ def run(
 
     from unireason_lib.config import load_profile
 
-    settings, paths, out = load_profile(profile).notebook, select(names), project_root() / out
+    paths, out = select(names), project_root() / out
+    # plain values: the classes of a profile's sections do not pass to another process
+    settings = SimpleNamespace(**load_profile(profile).notebook.model_dump())
     declared = {path: papermill.inspect_notebook(str(path)) for path in paths}
     _refuse_unknown(parameters or (), set().union(*declared.values()), "parameter")
     given = {path: {"PROFILE": profile} for path in paths}
