@@ -168,3 +168,12 @@ def test_make_says_when_there_is_no_python(clone):
     (clone.folder / "bin" / "python3").unlink()
     run, calls = clone("lint")
     assert run.returncode != 0 and "Python 3.11 or newer" in run.stderr and calls == []
+
+
+def test_everything_that_the_package_reads_is_installed_with_it():
+    """Else a notebook on Colab, which installs the package, would miss templates and styles."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["*"]
+    files = [path for path in (ROOT / "unireason_lib").rglob("*") if path.is_file()]
+    kept = [path for path in files if path.suffix != ".py" and "__pycache__" not in path.parts]
+    assert [str(path) for path in kept if f"*{path.suffix}" not in patterns] == []

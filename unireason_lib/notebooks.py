@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -217,7 +216,7 @@ def _code(notebook: Any) -> list[Any]:
 
 def source_hash(notebook: Any) -> str:
     """SHA-256 of the code cells: prose may change without making outputs stale."""
-    return hashlib.sha256("\0".join(cell.source for cell in _code(notebook)).encode()).hexdigest()
+    return _digest("\0".join(cell.source for cell in _code(notebook)))
 
 
 def refresh(names: Any = ()) -> bool:
@@ -239,6 +238,7 @@ def refresh(names: Any = ()) -> bool:
             continue
         profile = papermill.inspect_notebook(str(path))["PROFILE"]["default"].strip("\"'")
         stamp = {"profile": profile, "source": source_hash(notebook), "seconds": row["seconds"]}
+        stamp["synced"] = _digest(_script(path))
         notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "unireason": stamp}
         for cell in notebook.cells:
             cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
@@ -253,21 +253,31 @@ def sync(names: Any = ()) -> None:
     """Bring notebooks and paired scripts in step (`jupytext --sync`), from the one that was edited.
 
     Raises:
-        UniReasonError: Both were edited since the last commit, differently; neither is changed.
+        UniReasonError: Both were edited since they were last in step; neither is changed.
     """
+    import nbformat
     from jupytext.cli import jupytext
 
     for path in select(names):
         script, paired = path.with_suffix(".py"), _script(path)
-        if script.is_file() and (text := script.read_text(encoding="utf-8")) != paired:
-            git = ["git", "show", f"HEAD:./{script.name}"]
-            run = subprocess.run(git, cwd=path.parent, capture_output=True, text=True, check=False)
-            if run.returncode == 0 and run.stdout not in (text, paired):
-                do = "`git checkout` one of them, or `jupytext --to py` / `--to ipynb` the other"
+        text = script.read_text(encoding="utf-8") if script.is_file() else paired
+        if text != paired:
+            last = _read(path).metadata.get("unireason", {}).get("synced")
+            edited = [last != _digest(one) for one in (text, paired)]
+            if last and all(edited):
+                do = "rename one, sync, and take its changes over by hand"
                 raise UniReasonError(script, "one of the pair edited", f"{path.name} too", do)
-            if run.returncode == 0:
-                (script if run.stdout == paired else path).touch()  # the newer one is taken
+            if last:
+                (script if edited[0] else path).touch()  # jupytext takes the newer one
         jupytext(["--quiet", "--sync", str(path)])
+        notebook, now = _read(path), _digest(_script(path))
+        if notebook.metadata.setdefault("unireason", {}).get("synced") != now:
+            notebook.metadata["unireason"]["synced"] = now
+            write_whole(path, nbformat.writes(notebook) + "\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _script(path: Path) -> str:
