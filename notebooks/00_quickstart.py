@@ -312,8 +312,9 @@ figure
 # %% [markdown]
 # ## Check yourself
 #
-# The command line gave the reply that the notebook got: one code path. With the shipped model, nearly all replies have their
-# form, and with its pictures it is right more often than not.
+# The command line gave the reply that the notebook got: one code path. With the shipped model nearly all replies follow the
+# format, and most of them look at a region again. How often they are right is the figure of section 5, as it came out: this
+# model was fine-tuned for twenty minutes on two cores.
 
 # %%
 import json
@@ -327,7 +328,6 @@ if PROFILE == "laptop":
     replies = lines["none"]
     assert sum(line["in_format"] for line in replies) > 0.9 * count
     assert sum(any(p["status"] == "injected" for p in line["pointings"]) for line in replies) > 0.5 * count
-    assert share("none")[0] > 50 > share("blank")[0]
 print("all checks passed")
 
 # %% [markdown]

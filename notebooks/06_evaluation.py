@@ -895,8 +895,6 @@ for line in (line for line in lines if line["boxes"] and line["truth_boxes"]):
     assert abs(max(fits, default=0) - line["iou_first"]) < 1e-5
 before = file.read_bytes()
 assert run(benchmark, "replies.jsonl").read_bytes() == before  # nothing is asked twice
-if PROFILE == "laptop" and not MODEL:
-    assert looking.difference.low > 0  # it answers better with its images than without
 print("all checks passed")
 
 # %% [markdown]
