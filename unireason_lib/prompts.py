@@ -42,15 +42,10 @@ def question_text(
         expected = "none, or two and more with the letters A, B, C, ... in order"
         do = "give --option-a, --option-b, ... without gaps"
         raise RequestError("options", expected, ", ".join(options), do)
-    lines = []
-    if slices is not None:
-        lines.append(f"These are {slices} axial slices of one volume, from foot to head.")
-    lines.append(plain_text(question, "the question"))
-    lines += [
-        f"{letter}. {plain_text(text, f'option {letter}')}" for letter, text in options.items()
-    ]
-    lines.append(_CHOOSE if options else _TELL)
-    return "\n".join(lines)
+    count = f"These are {slices} axial slices of one volume, from foot to head."
+    choices = (f"{key}. {plain_text(text, f'option {key}')}" for key, text in options.items())
+    lines = [plain_text(question, "the question"), *choices, _CHOOSE if options else _TELL]
+    return "\n".join(lines if slices is None else [count, *lines])
 
 
 def chat(

@@ -121,11 +121,9 @@ class _Running(Replies):
         return tokens
 
     def _sample(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
-        """One token a row, where its next random number meets the cumulative probability.
-
-        All on the device. What a row draws, and in 64 bits what it meets, does not depend on the
-        batch. The nucleus (arXiv 1904.09751) is the most likely tokens up to ``top_p``.
-        """
+        """One token a row, where its next random number meets the cumulative probability, on the
+        device and, in 64 bits, whatever the batch. The nucleus (arXiv 1904.09751) is the most
+        likely tokens up to ``top_p``."""
         probabilities, order = (scores / self.settings.temperature).softmax(-1).double(), None
         if self.settings.top_p < 1:
             probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -140,11 +138,9 @@ class _Running(Replies):
         return (tokens if order is None else order.gather(1, tokens))[:, 0]
 
     def _ready(self, alive: Sequence[Row]) -> Sequence[Row]:
-        """Rows whose pending tokens go into the cache now.
-
-        Rows that write on are fed at once. Rows with crops wait until all others have crops, or one
-        has waited for ``tokens_per_round`` steps: one wide step is cheaper than many.
-        """
+        """Rows whose pending tokens go into the cache now: those that write on at once, those with
+        crops when all have crops, or one has waited for ``tokens_per_round`` steps: one wide step
+        is cheaper than many."""
         waiting = [row for row in alive if row.waiting]
         writing = [row for row in alive if not row.waiting]
         for row in waiting:

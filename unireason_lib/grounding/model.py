@@ -6,6 +6,7 @@ say how scans became images when it was trained (``serialization.json``).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ ARCHITECTURE = "qwen2_5_vl"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")
 NEEDED_TOKENS = (BOX_START, BOX_END, *_VISION)
-NOT_QUANTISED = ("model.visual", "lm_head")
-"""Left alone by 4-bit loading: what the tower sees decides a box, the output layer writes it."""
 
 
 def load_model(
@@ -41,11 +40,10 @@ def load_model(
     Args:
         path: A folder as transformers saves it, or a hub id (``Qwen/Qwen2.5-VL-7B-Instruct``).
         adapter: A folder or hub id of a PEFT adapter to put on top.
-        dtype: ``"auto"`` (the checkpoint's own), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        dtype: One of :data:`DTYPES`; ``"auto"`` is the checkpoint's own.
         device: ``"cpu"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
         device_map: Passed to transformers to spread a model over devices; excludes ``device``.
-        attn_implementation: ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``, or ``"auto"``: flash
-            attention where it can be used, else SDPA; the default is transformers' choice.
+        attn_implementation: Of transformers, or ``"auto"``: flash attention where it can be used.
         quantization: ``"4bit"`` keeps the language model's matrices in 4 bits (NF4, double
             quantisation, arXiv 2305.14314) and computes in ``dtype``. Needs bitsandbytes."""
     import torch
@@ -115,17 +113,14 @@ def checkpoint_serialization(
     ``serialization.json`` of its adapter says, else its own; None without (stock models)."""
     from transformers.utils import cached_file
 
-    for place in (adapter, path):
-        folder = place
-        if place is not None and not Path(place).is_dir():
-            optional = {"_raise_exceptions_for_missing_entries": False}
-            try:
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    for place in filter(None, (adapter, path)):
+        folder = Path(place)
+        if not folder.is_dir():
+            with suppress(OSError, ValueError):  # no such model, no network: loading it says so
                 file = cached_file(str(place), "serialization.json", **optional)
-            except (OSError, ValueError):  # no such model or no network: loading it says so
-                file = None
-            folder = file and Path(file).parent
-        serialization = None if folder is None else Serialization.load(folder)
-        if serialization is not None:
+                folder = Path(file).parent if file else folder
+        if (serialization := Serialization.load(folder)) is not None:
             return serialization
     return None
 
@@ -191,7 +186,8 @@ def _four_bits(quantization: str, dtype: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-        llm_int8_skip_modules=list(NOT_QUANTISED),
+        # what the tower sees decides a box, the output layer writes it
+        llm_int8_skip_modules=["model.visual", "lm_head"],
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
@@ -23,14 +23,8 @@ from unireason_lib.grounding.trace import GroundedRequest, Trace
 
 Features = Mapping[str, Any]
 """Images of one prompt as the server processed them: hashes, places in the prompt, data."""
-
-
-class Client(Protocol):
-    """What is needed of TRL's ``VLLMClient``."""
-
-    def image_features(self, images: list[list | None]) -> list[Features | None]: ...
-
-    def generate(self, prompts: list[list[int]], **arguments: Any) -> dict[str, list]: ...
+Client = Any
+"""TRL's ``VLLMClient``, of which ``image_features`` and ``generate`` are called."""
 
 
 class ServedGenerator(GroundedInterface):
@@ -106,8 +100,7 @@ class _Served(Replies):
             stopped = bool(ids) and ids[-1] in {self.gen.box_end, *self.gen.ends}
             if not ids or (len(ids) < budget and not stopped):
                 expected = "tokens from the server, the one that stopped it included"
-                do = "check the version of vLLM (the extras name the one that is meant) and its log"
-                found = f"{len(ids)} tokens of {budget}"
+                do, found = "check the version of vLLM and its log", f"{len(ids)} of {budget}"
                 raise RequestError(row.request.id or "a reply", expected, found, do)
             for token, logprob in zip(ids, logprobs, strict=True):
                 if row.stop is None:  # the budget is that of the shortest row
@@ -142,20 +135,16 @@ def _joined(one: Features | None, other: Features | None) -> Features | None:
     """The images of both, in order; each part of the features lists them by kind."""
     if one is None or other is None:
         return one or other
-    return {
-        part: {kind: [*one[part][kind], *other[part][kind]] for kind in one[part]}
-        if isinstance(one[part], Mapping)
-        else one[part]
-        for part in one
-    }
+    joined = dict(one)
+    for part, lists in one.items():
+        if isinstance(lists, Mapping):
+            joined[part] = {kind: [*lists[kind], *other[part][kind]] for kind in lists}
+    return joined
 
 
 def connect(address: str, patience: float = 240.0) -> Client:
-    """TRL's client of the vLLM server at ``http://host:port``; waits ``patience`` seconds for it.
-
-    Raises:
-        RequestError: No server answers there, or vLLM is not installed here.
-    """
+    """TRL's client of the vLLM server at ``http://host:port``. A :class:`RequestError` when none
+    answers within ``patience`` seconds, or vLLM is not installed here."""
     from trl.generation.vllm_client import VLLMClient
 
     try:

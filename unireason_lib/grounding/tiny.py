@@ -29,15 +29,9 @@ ADDED_TOKENS = ("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in _CODE
 def build_tiny(folder: str | Path, *, seed: int = 0, **sizes: int) -> Path:
     """Make a tiny Qwen2.5-VL checkpoint with random weights and save it as transformers would.
 
-    Args:
-        folder: Where to save: new or empty. Written under a temporary name, then renamed.
-        seed: Seed of the weights. The tokenizer does not depend on it.
-        sizes: In place of those in ``tiny.yaml``: ``hidden, layers, vision_hidden, vision_layers,
-            patch_size, min_pixels, max_pixels``.
-
-    Raises:
-        ModelError: The folder has something in it, or there is no such size.
-    """
+    ``folder`` is new or empty; ``seed`` is that of the weights, not of the tokenizer; ``sizes``
+    replace those in ``tiny.yaml``: ``hidden, layers, vision_hidden, vision_layers, patch_size,
+    min_pixels, max_pixels``. A :class:`ModelError` for a folder in use or an unknown size."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor

@@ -63,6 +63,6 @@ def crop_region(images: Sequence[Image.Image], box: Box) -> list[Image.Image]:
     if not isinstance(box, Box2D | Box3D):
         raise BoxError("crop", "a Box2D or Box3D", type(box).__name__, "parse the text first")
     rectangle = box if isinstance(box, Box2D) else box.xy
-    chosen = [images[index] for index in slice_range(box, len(images))]
+    chosen = (images[index] for index in slice_range(box, len(images)))
     cuts = ((image, crop_rectangle(rectangle, *image.size)) for image in chosen)
     return [image.crop(cut.as_tuple()) for image, cut in cuts if cut is not None]

@@ -31,22 +31,20 @@ def whole_labels(labels: Volume | np.ndarray) -> np.ndarray:
         array, source, (slope, intercept) = labels.array, labels.source, labels.scaling
     if array.ndim not in (2, 3):
         raise LabelError(source, "2D or 3D", f"shape {array.shape}", "choose one channel or frame")
-    if array.dtype.kind in "iu":
-        return array
-    if array.dtype.kind == "b":
-        return array.view(np.uint8)
+    if array.dtype.kind in "iub":
+        return array.view(np.uint8) if array.dtype.kind == "b" else array
     header = f"slope {slope:.6g}, intercept {intercept:.6g}"
     if array.dtype.kind == "f" and np.isfinite(array).all():
-        if (whole := _rounded(array)) is not None:
+        change = f"were rounded to whole numbers ({header})"
+        whole = _rounded(array)
+        if whole is None and slope != 1:
+            change = f"are taken as stored, without {header}"
+            whole = _rounded((array - intercept) / slope)
+            whole = whole if whole is None or len(np.unique(whole)) <= _MOST_STORED else None
+        if whole is not None:
             if not np.array_equal(whole, array):
-                message = f"{source}: labels were rounded to whole numbers ({header})"
-                warnings.warn(message, ScanWarning, stacklevel=2)
+                warnings.warn(f"{source}: labels {change}", ScanWarning, stacklevel=2)
             return whole
-        stored = _rounded((array - intercept) / slope) if slope != 1 else None
-        if stored is not None and len(np.unique(stored)) <= _MOST_STORED:
-            message = f"{source}: labels are taken as stored, without {header}"
-            warnings.warn(message, ScanWarning, stacklevel=2)
-            return stored
     found = f"{array.dtype} with NaN or fractions ({header})"
     do = "resample label maps with nearest neighbours, and save them as integers without slope"
     raise LabelError(source, "whole numbers", found, do)
@@ -104,7 +102,7 @@ def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
 
 
 def _box(place: Sequence[slice], inside: Sequence[slice] = (slice(0, 0),) * 3) -> Box:
-    """The box of a place in an array, perhaps in the part of it at another place."""
+    """The box of a place in an array, or in the part of it at another place."""
     starts = [axis.start + outer.start for axis, outer in zip(place, inside, strict=False)]
     stops = [axis.stop + outer.start for axis, outer in zip(place, inside, strict=False)]
     return (Box2D if len(place) == 2 else Box3D)(*starts[::-1], *stops[::-1])
@@ -115,8 +113,7 @@ def _components(part: np.ndarray, place: tuple[slice, ...]) -> list[Box]:
     try:
         import cc3d
 
-        neighbours = 26 if part.ndim == 3 else 8
-        part = np.ascontiguousarray(part)
+        neighbours, part = 26 if part.ndim == 3 else 8, np.ascontiguousarray(part)
         numbered = np.asarray(cc3d.connected_components(part, connectivity=neighbours))
     except ImportError:
         numbered, _ = ndimage.label(part, np.ones([3] * part.ndim))

@@ -31,12 +31,11 @@ class SliceOrder:
     @property
     def messages(self) -> list[str]:
         """What speaks against the order, in words."""
-        words = {
-            "slices that repeat the one before": self.duplicates,
-            "slices may be missing or misplaced after slices": self.breaks,
-        }
-        words = [f"{text} {list(where[:5])}" for text, where in words.items() if where]
-        return words + ["slices look shuffled"] * self.looks_shuffled
+        repeated = f"slices that repeat the one before {list(self.duplicates[:5])}"
+        broken = f"slices may be missing or misplaced after slices {list(self.breaks[:5])}"
+        words = {repeated: self.duplicates, broken: self.breaks}
+        words["slices look shuffled"] = self.looks_shuffled
+        return [text for text, applies in words.items() if applies]
 
     @property
     def suspicious(self) -> bool:

@@ -141,7 +141,6 @@ def _header(path: Path, block: bytes) -> Any:
 
 
 def _stored(path: Path, header: Any, stream: Any) -> np.ndarray:
-    """Stored numbers, unscaled: mapped from the file, or decompressed."""
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     offset, compressed = header.get_data_offset(), isinstance(stream, gzip.GzipFile)
     check_voxels(shape, path)
@@ -164,19 +163,17 @@ def _stored(path: Path, header: Any, stream: Any) -> np.ndarray:
 
 
 def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
-    """The affine in mm, and whether the header is of one mind about directions.
-
-    A header can place the scan twice, by *qform* (from the scanner) and *sform*, which counts where
-    there is one. Software that knows only one of them may exchange left and right in the other.
-    """
+    """The affine in mm, and whether the header is of one mind about directions: it can place the
+    scan twice, by *qform* (from the scanner) and *sform*, which counts where there is one. Software
+    that knows only one of them may exchange left and right in the other."""
     from nibabel.orientations import io_orientation
 
     to_mm = np.diag([*[_IN_MM.get(int(header["xyzt_units"]) % 8, 1.0)] * 3, 1.0])
     affine = to_mm @ header.get_best_affine()
     placed = [int(header[code]) > 0 for code in ("sform_code", "qform_code")]
     if not any(placed):
-        message = "the header names no orientation; that its first axis grows to the left"
-        warnings.warn(f"{path}: {message} is an assumption", ScanWarning, stacklevel=4)
+        message = f"{path}: the header names no orientation, its axes are assumed"
+        warnings.warn(message, ScanWarning, stacklevel=4)
     if not all(placed):
         return affine, any(placed)
     other = to_mm @ header.get_qform()
@@ -185,8 +182,8 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
     certain = bool(np.array_equal(io_orientation(affine), io_orientation(other)))
     if not certain or apart > np.linalg.norm(affine[:3, :3], axis=0).min() / 2:
         message = f"{path}: qform and sform put corners up to {apart:.3g} mm apart"
-        directions = "" if certain else " and disagree about directions"
-        warnings.warn(f"{message}{directions}; the sform counts", ScanWarning, stacklevel=4)
+        message += "" if certain else " and disagree about directions"
+        warnings.warn(f"{message}; the sform counts", ScanWarning, stacklevel=4)
     return affine, certain
 
 
@@ -200,8 +197,6 @@ def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
     except Exception as error:  # zip archives and array headers that are damaged raise many kinds
         do = "save plain numbers with numpy.save; pickles are never loaded"
         raise ScanError(path, "a plain NumPy array", why(error), do) from error
-    if array.dtype.kind not in "iufb":
-        raise ScanError(path, "real numbers", f"type {array.dtype}", "convert it")
     shape = array.shape
     while array.ndim > 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
@@ -212,12 +207,11 @@ def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
 
 
 def _member(path: Path, key: str | None) -> np.ndarray:
-    """One array of an ``.npz``, whose own header is read before anything is decompressed."""
     shapes = {name: shape for name, (shape, _) in npz_headers(path).items()}
     key = key or (next(iter(shapes)) if len(shapes) == 1 else None)
     if key not in shapes:
-        found = f"arrays {list(shapes)}"
-        raise ScanError(path, "one array, or key=<name>", found, "name one of them")
+        do, found = "name one of them", f"arrays {list(shapes)}"
+        raise ScanError(path, "one array, or key=<name>", found, do)
     check_voxels(shapes[key], path)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[key]

@@ -39,8 +39,7 @@ class Serialization:
         pair = check_window(self.window)
         checked = {"size": check_size(self.size)}
         checked["window"] = self.window if isinstance(self.window, str) else pair
-        if self.image_size is not None:
-            checked["image_size"] = check_size((1, *self.image_size))[1:]
+        checked["image_size"] = self.image_size and check_size((1, *self.image_size))[1:]
         vars(self).update(checked)  # lists, as JSON has them, are tuples now
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,9 +144,8 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _finite(volume: Volume, fill: float | None) -> np.ndarray:
-    array, bad = volume.array, 0
-    if array.dtype.kind == "f":
-        bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
+    array, floats = volume.array, volume.array.dtype.kind == "f"
+    bad = sum(np.count_nonzero(~np.isfinite(plane)) for plane in array) if floats else 0
     if not bad:
         return array
     if fill is None or not np.isfinite(fill):

@@ -115,10 +115,8 @@ def check_voxels(shape: Sequence[int], source: object) -> None:
 
 
 def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """Scan units: stored numbers times slope plus intercept.
-
-    Whole numbers stay whole, in the smallest of int16, int32 and int64 in which no step can wrap.
-    """
+    """Scan units: stored numbers times slope plus intercept. Whole numbers stay whole, in the
+    smallest of int16, int32 and int64 in which no step can wrap."""
     if slope == 1 and intercept == 0:
         return stored
     kind = np.result_type(stored.dtype, np.float32)

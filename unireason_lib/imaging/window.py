@@ -84,8 +84,7 @@ def window_range(
 
 def to_grey(array: np.ndarray, window: Window, source: object = "image") -> np.ndarray:
     """A 2D scan as grey levels, uint8 of the same shape; one value everywhere is black."""
-    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-    if bad:
+    if bad := int(array.size - np.count_nonzero(np.isfinite(array))):
         found = f"{bad} of {array.size} pixels NaN or infinite"
         raise ScanError(source, "finite values", found, "fill them and save the image again")
     if check_window(window) is None and array.min() == array.max():
@@ -119,12 +118,12 @@ def _check_hounsfield(array: np.ndarray, window: str, source: object) -> None:
     if thinned.min() < AIR_BELOW:
         return
     ends = np.array([array.min(), array.max()])
-    expected = f"Hounsfield units for the window {window!r}"
     found = f"no air near -1000 but values from {ends[0]:g} to {ends[1]:g}"
     do = "apply the slope and intercept that are missing, or choose another window"
+    error = ScanError(source, f"Hounsfield units for the window {window!r}", found, do)
     if np.ptp(_grey(ends, CT_WINDOWS[window])) == 0:
-        raise ScanError(source, expected, found, do)
-    warnings.warn(f"{source}: expected {expected}, found {found}; {do}", ScanWarning, stacklevel=3)
+        raise error
+    warnings.warn(str(error), ScanWarning, stacklevel=3)
 
 
 def percentiles(array: np.ndarray, ranks: tuple[float, ...]) -> tuple[float, ...]:

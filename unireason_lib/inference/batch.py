@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib import __version__
+from unireason_lib.answers import plain_words
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference.fingerprint import model_identity
@@ -46,13 +47,11 @@ class Checkpoint:
 
     def generator(self) -> GroundedGenerator:
         """Load it, the first time that it is asked for."""
-        return self._loaded
-
-    @cached_property
-    def _loaded(self) -> GroundedGenerator:
         from unireason_lib.grounding import GroundedGenerator, load_model
 
-        return GroundedGenerator(*load_model(**asdict(self)))
+        if "loaded" not in vars(self):
+            vars(self)["loaded"] = GroundedGenerator(*load_model(**asdict(self)))
+        return vars(self)["loaded"]
 
     @cached_property
     def serialization(self) -> Serialization | None:
@@ -80,7 +79,7 @@ class Checkpoint:
 def ask(
     generator: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings | None = None
 ) -> tuple[Trace, Line]:
-    """Ask one question about a scan; gives the trace and the line that a batch would write."""
+    """Ask one question about a scan: the trace, and the line that a batch would write."""
     how = asdict(settings) if settings else {}
     (trace,) = generator.generate([_request(sample, scan)], **how)
     return trace, _line(generator.frame, sample, scan, trace)
@@ -130,7 +129,7 @@ def infer_file(
     }
 
     def prepare(sample: Sample) -> tuple[Scan, GroundedRequest]:
-        if sample.problem is not None:
+        if sample.problem:
             raise sample.problem
         scan = read_scan(scan_below(root, sample.scan), dimension, reading)
         generator.frame.size(scan.images[0].height, scan.images[0].width)  # may refuse it
@@ -183,10 +182,8 @@ def answer_stream(
             lines = [line(one, about, trace, seconds) for (one, about, _), trace in pairs]
         except Exception as error:  # out of memory, or an image that the processor refuses
             error.with_traceback(None)  # lets go of the tensors of the attempt
-            if len(ready) == 1:
-                lines = [failure(ready[0][0], error)]
-            else:
-                lines = chain.from_iterable(answer([one]) for one in ready)
+            lines = chain.from_iterable(answer([one]) for one in ready)
+            lines = lines if len(ready) > 1 else [failure(ready[0][0], error)]
         yield from lines
 
     try:
@@ -234,7 +231,7 @@ def _line(frame: ProcessorFrame, sample: Sample, scan: Scan, trace: Trace) -> Li
     if sample.question_type is not None:
         line["question_type"] = sample.question_type
     if sample.truth is not None:
-        same_words = _words(trace.answer) == _words(sample.truth)
+        same_words = plain_words(trace.answer) == plain_words(sample.truth)
         right = trace.choice == sample.truth if sample.options else same_words
         line |= {"truth": sample.truth, "correct": right}
     return line
@@ -245,10 +242,6 @@ def _name(sample: Sample) -> Line:
     return {"id": sample.id, **row, "image" if sample.dimension == "2d" else "volume": sample.scan}
 
 
-def _words(text: str) -> str:
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
 def _request(sample: Sample, scan: Scan) -> GroundedRequest:
     from unireason_lib.grounding import GroundedRequest
 
@@ -257,11 +250,10 @@ def _request(sample: Sample, scan: Scan) -> GroundedRequest:
 
 
 def _counts(output: str | Path, samples: Sequence[Sample]) -> Counter[str]:
-    names = {sample.id for sample in samples}
-    lines = [line for line in read_results(output) if line["id"] in names]
-    answers = [line for line in lines if "error" not in line]
-    counts = Counter(asked=len(samples), answered=len(answers), failed=len(lines) - len(answers))
-    counts["judged"] = sum("correct" in line for line in answers)
-    counts["correct"] = sum(bool(line.get("correct")) for line in answers)
-    counts["in_format"] = sum(bool(line.get("in_format")) for line in answers)
+    names, counts = {sample.id for sample in samples}, Counter(asked=len(samples))
+    for line in (line for line in read_results(output) if line["id"] in names):
+        counts["failed" if "error" in line else "answered"] += 1
+        counts["judged"] += "correct" in line
+        counts["correct"] += bool(line.get("correct"))
+        counts["in_format"] += bool(line.get("in_format"))
     return counts

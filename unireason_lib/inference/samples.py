@@ -54,9 +54,8 @@ def read_samples(path: str | Path, dimension: str) -> list[Sample]:
     :class:`RequestError` when it is missing, empty or no table, or two rows have the same id."""
     rows = read_rows(Path(path))
     samples = [sample_of(row, number, dimension) for number, row in enumerate(rows, start=1)]
-    problems = [sample.problem for sample in samples if sample.problem is not None]
-    if len(problems) == len(samples):
-        found = f"none; the first: {problems[0]}" if problems else "none"
+    if all(sample.problem for sample in samples):
+        found = f"none; the first: {samples[0].problem}" if samples else "none"
         raise RequestError(path, "at least one row that can be asked", found, "check the file")
     name, count = Counter(sample.id for sample in samples).most_common(1)[0]
     if count > 1:
@@ -75,8 +74,8 @@ def read_rows(path: Path) -> Iterator[Row | Exception]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if kind in (".csv", ".tsv"):
-            dialect = "excel-tab" if kind == ".tsv" else "excel"
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), dialect=dialect))
+            delimiter = "\t" if kind == ".tsv" else ","
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
         else:
             rows = json.loads(text) if kind == ".json" else list(_lines(text))
     except (ValueError, RecursionError, csv.Error) as error:
@@ -86,7 +85,8 @@ def read_rows(path: Path) -> Iterator[Row | Exception]:
         raise RequestError(path, "a list of objects", type(rows).__name__, "put it into [ ]")
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Mapping):
-            yield {_plain(key): value for key, value in row.items() if isinstance(key, str)}
+            named = ((key, value) for key, value in row.items() if isinstance(key, str))
+            yield {re.sub(r"[^a-z0-9]+", "_", k.lower()).strip("_"): value for k, value in named}
         else:
             found = str(row)[:160] if isinstance(row, Exception) else type(row).__name__
             yield RequestError(f"row {number}", "an object", found, "correct the row")
@@ -99,10 +99,6 @@ def _lines(text: str) -> Iterator[Any]:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
             yield error
-
-
-def _plain(key: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")
 
 
 def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
