@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from unireason_lib.errors import DatasetError, ScanError, UniReasonError
+from unireason_lib.errors import DatasetError, ScanError, UniReasonError, raising
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 """Formats that are decoded. Pillow guesses among all that it knows unless it is told, and some of
@@ -127,14 +127,11 @@ def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
 
 def read_json(path: str | Path, error: type[UniReasonError] = DatasetError) -> dict[str, Any]:
     """A JSON object from a file; an ``error`` when it is missing or none."""
-    try:
+    with raising(error, path, "a JSON object", "check the path, or restore the file"):
         value = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
         if not isinstance(value, dict):
             raise TypeError(f"a {type(value).__name__}")
-    except (OSError, TypeError, ValueError, RecursionError) as reason:
-        found = " ".join(str(reason).split())[:160]
-        raise error(path, "a JSON object", found, "check the path, restore the file") from reason
-    return value
+        return value
 
 
 def safe_path(
@@ -163,7 +160,7 @@ def open_image(source: str | Path | bytes, name: object = None) -> Image.Image:
     :data:`MAX_IMAGE_PIXELS`; ``name`` is what it is called there."""
     name = name or (source if not isinstance(source, bytes) else "image")
     expected = f"an image ({', '.join(IMAGE_FORMATS)})"
-    try:
+    with raising(ScanError, name, expected, "check the path, or export the image again"):
         stream = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(stream, formats=IMAGE_FORMATS) as image:
             width, height = image.size
@@ -176,13 +173,6 @@ def open_image(source: str | Path | bytes, name: object = None) -> Image.Image:
                 raise ScanError(name, "one image", f"{pages} pages", do)
             image.load()
             return image
-    except ScanError:
-        raise
-    except FileNotFoundError:
-        raise ScanError(name, expected, "no such file", "check the path") from None
-    except Exception as error:  # decoders of damaged files raise many kinds
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ScanError(name, expected, found, "export or download the image again") from error
 
 
 def sha256_of(path: str | Path) -> str:

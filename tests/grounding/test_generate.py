@@ -103,10 +103,12 @@ def test_free_tokens_are_the_best_ones_of_a_single_pass(generator, mixed):
         logits, logprobs = one_pass(generator, trace), torch.tensor(trace.logprobs)
         tokens = torch.tensor(trace.token_ids)
         own = torch.tensor(trace.own_mask, dtype=torch.bool)
+        logits = logits.index_fill(1, torch.tensor(generator.never_written), -torch.inf)
         expected = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         assert torch.allclose(logprobs[own], expected[own], atol=1e-3) and not logprobs[~own].any()
-        logits = logits.index_fill(1, torch.tensor(generator.never_written), -torch.inf)
-        free = [step for step in range(len(tokens[own])) if plan.token(step) is None]
+        free = [
+            step for step in range(len(tokens[own])) if plan.plan[step : step + 1] in ([], [None])
+        ]
         for step in free:
             scores = logits[own][step].clone()
             if step < len(plan):

@@ -110,7 +110,7 @@ class _Running(Replies):
         forced: dict[int, int] = {}
         for i, row in enumerate(rows):
             if row.script is not None and row.written < len(row.script):
-                if (token := row.script.token(row.written)) is not None:
+                if (token := row.script.plan[row.written]) is not None:
                     forced[i] = token
                 else:
                     scores[i, [*self.gen.ends, self.gen.box_start, self.gen.box_end]] = -torch.inf

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib.boxes import BOX_END, BOX_START
-from unireason_lib.errors import ModelError
+from unireason_lib.errors import ModelError, raising
 from unireason_lib.imaging.serialize import Serialization
 from unireason_lib.io import read_json
 
@@ -67,11 +67,13 @@ def load_model(
         cuda = device_map == "auto" or "cuda" in str(device_map or device)
         fast = cuda and dtype in ("bfloat16", "float16") and is_flash_attn_2_available()
         attn_implementation = "flash_attention_2" if fast else "sdpa"
-    try:
+    expected = "a complete, readable checkpoint (config, safetensors, processor)"
+    do = "check the folder, or for a hub id the network, the spelling and your access"
+    with raising(ModelError, path, expected, do):
         kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if kind != ARCHITECTURE:
-            do = "use a Qwen2.5-VL checkpoint: others place images and positions by other rules"
-            raise ModelError(path, f"the architecture {ARCHITECTURE}", kind, do)
+            other = "use a Qwen2.5-VL checkpoint: others place images and positions by other rules"
+            raise ModelError(path, f"the architecture {ARCHITECTURE}", kind, other)
         # an adapter that was saved with its processor may have tokens that the base lacks
         complete = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
         place = str(adapter) if complete else path
@@ -92,13 +94,6 @@ def load_model(
             model = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
         if device is not None:
             model = model.to(device)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen types here
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        expected = "a complete, readable checkpoint (config, safetensors, processor)"
-        do = "check the folder, or for a hub id the network, the spelling and your access"
-        raise ModelError(path, expected, found, do) from error
     missing = set(NEEDED_TOKENS) - processor.tokenizer.get_vocab().keys()
     if missing:
         expected, found = f"one token each for {' '.join(NEEDED_TOKENS)}", f"no {sorted(missing)}"

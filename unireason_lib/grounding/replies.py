@@ -13,7 +13,6 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,29 +49,19 @@ class Settings:
             raise RequestError("generation settings", expected, str(self), "correct the value")
 
 
-@dataclass(frozen=True)
 class Script:
     """What a model is made to write, for demonstrations of the mechanism and for benchmarks: a text
     or a tuple of tokens as it stands; a number leaves the model that many tokens of its choice
     (neither an end nor a box). After all parts it is free."""
 
-    tokenizer: Any
-    parts: tuple[str | int | tuple[int, ...], ...]
-
-    @cached_property
-    def _plan(self) -> list[int | None]:
-        plan: list[int | None] = []
-        for part in self.parts:
-            tokens = self.tokenizer(part).input_ids if isinstance(part, str) else part
-            plan += [None] * tokens if isinstance(tokens, int) else tokens
-        return plan
+    def __init__(self, tokenizer: Any, parts: Iterable[str | int | tuple[int, ...]]) -> None:
+        self.plan: list[int | None] = []  # None where the model chooses
+        for part in parts:
+            tokens = tokenizer(part).input_ids if isinstance(part, str) else part
+            self.plan += [None] * tokens if isinstance(tokens, int) else tokens
 
     def __len__(self) -> int:
-        return len(self._plan)
-
-    def token(self, step: int) -> int | None:
-        """The token to write at this step; None where the model chooses."""
-        return self._plan[step] if step < len(self._plan) else None
+        return len(self.plan)
 
 
 @dataclass(eq=False)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unireason_lib.errors import ScanError, ScanWarning
-from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale, why
+from unireason_lib.errors import ScanError, ScanWarning, raising
+from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale
 from unireason_lib.imaging.window import Window, to_grey
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -195,12 +195,10 @@ def _stack(planes: Sequence[_Plane]) -> np.ndarray:
 
 
 def _pixels(data: Any) -> np.ndarray:
-    try:
+    expected = f"pixel data in {data.file_meta.TransferSyntaxUID.name}"
+    do = "pip install 'pylibjpeg[all]' (or python-gdcm) if it is compressed, or export it again"
+    with raising(ScanError, data.filename, expected, do):
         return data.pixel_array
-    except Exception as error:  # decoders raise many kinds
-        found = f"{data.file_meta.TransferSyntaxUID.name}, {why(error)}"
-        do = "pip install 'pylibjpeg[all]' (or python-gdcm) if it is compressed, or export it again"
-        raise ScanError(data.filename, "pixel data that can be decoded", found, do) from error
 
 
 def _read(path: Path, **options: Any) -> Any:
@@ -283,12 +281,5 @@ def _number(header: Any, name: str) -> float | None:
     return None if values is None else values.item()
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes pydicom raise names the file."""
-    try:
-        yield
-    except ScanError:
-        raise
-    except Exception as error:
-        raise ScanError(path, "a readable DICOM file", why(error), "export it again") from error
+def _readable(path: Path) -> AbstractContextManager[None]:
+    return raising(ScanError, path, "a readable DICOM file", "export it again")

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from unireason_lib.boxes import Box
-from unireason_lib.errors import ModelError, ScanError
+from unireason_lib.errors import ModelError, ScanError, raising
 
 MAX_ASPECT = 200  # longest to shortest side that `smart_resize` in transformers accepts
 
@@ -30,25 +30,16 @@ class ProcessorFrame:
     max_pixels: int
     resample: int = 3  # Pillow's number of the interpolation (bicubic)
 
-    def __post_init__(self) -> None:
-        sizes = (self.patch_size, self.merge_size, self.min_pixels, self.max_pixels)
-        if min(sizes) < 1 or self.min_pixels > self.max_pixels:
-            expected = "positive patch_size, merge_size and min_pixels <= max_pixels"
-            do = "correct preprocessor_config.json of the checkpoint"
-            raise ModelError("image processor", expected, sizes, do)
-
     @classmethod
     def from_processor(cls, processor: Any) -> ProcessorFrame:
         """Read the frame from a Qwen-VL processor or image processor of transformers 5."""
         owner = getattr(processor, "image_processor", processor)
-        try:
+        expected = "patch_size, merge_size, resample and size (shortest_edge, longest_edge)"
+        do = "use a processor of the Qwen2-VL family"
+        with raising(ModelError, type(owner).__name__, expected, do):
             limits = (int(owner.size[name]) for name in ("shortest_edge", "longest_edge"))
             resample = 3 if owner.resample is None else int(owner.resample)
             return cls(int(owner.patch_size), int(owner.merge_size), *limits, resample)
-        except (AttributeError, KeyError, TypeError) as error:
-            expected = "patch_size, merge_size, resample and size (shortest_edge, longest_edge)"
-            do = "use a processor of the Qwen2-VL family"
-            raise ModelError(type(owner).__name__, expected, error, do) from error
 
     @property
     def factor(self) -> int:

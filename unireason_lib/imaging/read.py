@@ -20,9 +20,9 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image, ImageOps
 
-from unireason_lib.errors import ScanError, ScanWarning
+from unireason_lib.errors import ScanError, ScanWarning, raising, why
 from unireason_lib.imaging import dicom
-from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale, why
+from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale
 from unireason_lib.imaging.window import Window, to_grey
 from unireason_lib.io import open_image
 
@@ -96,7 +96,7 @@ def _frame_of(path: Path, shape: tuple[int, ...], count: int, frame: int | None)
 
 
 def _nifti(path: Path, frame: int | None) -> Volume:
-    try:
+    with raising(ScanError, path, "a whole NIfTI file", "download or export it again"):
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
             header = _header(path, stream.read(540))  # the longer of both, that of version 2
             shape = header.get_data_shape()
@@ -109,11 +109,6 @@ def _nifti(path: Path, frame: int | None) -> Volume:
             stored = _stored(path, header, stream)[(..., *rest)]
         affine, certain = _affine(path, header)
         slope, intercept = header.get_slope_inter()
-    except ScanError:
-        raise
-    except Exception as error:  # parsers of damaged files raise many kinds
-        do = "download or export it again"
-        raise ScanError(path, "a whole NIfTI file", why(error), do) from error
     scaling = (1.0, 0.0) if slope is None else (slope, intercept)
     values = rescale(stored, *scaling)
     return orient(values, affine, str(path), sides_certain=certain, scaling=scaling)
@@ -188,15 +183,11 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
 
 
 def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
-    try:
+    do = "save plain numbers with numpy.save; pickles are never loaded"
+    with raising(ScanError, path, "a plain NumPy array", do):
         mapped = path.suffix.lower() == ".npy"
         array = np.load(path, "r", allow_pickle=False) if mapped else _member(path, key)
         check_voxels(array.shape, path)
-    except ScanError:
-        raise
-    except Exception as error:  # zip archives and array headers that are damaged raise many kinds
-        do = "save plain numbers with numpy.save; pickles are never loaded"
-        raise ScanError(path, "a plain NumPy array", why(error), do) from error
     shape = array.shape
     while array.ndim > 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]

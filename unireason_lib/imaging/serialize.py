@@ -8,7 +8,7 @@ coincide. That makes boxes exact: an edge maps to an edge by one factor an axis,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,7 @@ class SliceStack:
 
     values: np.ndarray  # (Z, Y, X) float32 in [0, 1]
     range: tuple[float, float]  # scan values that became 0 and 1
-    volume_shape: tuple[int, int, int]  # (Z, Y, X) of the volume; the rest as there
-    affine: np.ndarray
-    has_affine: bool = True
-    source: str = "volume"
+    geometry: Volume  # the volume without its voxels: many stacks may wait at a time
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -84,24 +81,19 @@ class SliceStack:
 
     def from_voxel(self, box: Box3D) -> Box3D:
         """A box that was measured on voxels."""
-        return box.scale(*np.divide(self.values.shape, self.volume_shape)[::-1].tolist())
+        return box.scale(*np.divide(self.values.shape, self.geometry.shape)[::-1].tolist())
 
     def to_voxel(self, box: Box3D) -> Box3D:
         """A box on voxels."""
-        return box.scale(*np.divide(self.volume_shape, self.values.shape)[::-1].tolist())
+        return box.scale(*np.divide(self.geometry.shape, self.values.shape)[::-1].tolist())
 
     def to_mm(self, box: Box3D) -> np.ndarray:
         """Two opposite corners of a box in mm, ``(2, 3)``; see :meth:`Volume.to_mm`."""
-        return self._volume.to_mm(self.to_voxel(box))
+        return self.geometry.to_mm(self.to_voxel(box))
 
     def from_mm(self, corners: Sequence[Sequence[float]] | np.ndarray) -> Box3D:
         """The box between two opposite corners in mm."""
-        return self.from_voxel(self._volume.from_mm(corners))
-
-    @cached_property
-    def _volume(self) -> Volume:
-        empty = np.broadcast_to(np.uint8(0), self.volume_shape)
-        return Volume(empty, self.affine, self.source, self.has_affine)
+        return self.from_voxel(self.geometry.from_mm(corners))
 
 
 def serialize(
@@ -119,8 +111,8 @@ def serialize(
     """
     array = _finite(volume, fill_nonfinite)
     bounds = window_range(array, window, volume.source)
-    about = (volume.shape, volume.affine, volume.has_affine, volume.source)
-    return SliceStack(_resample(array, check_size(size), *bounds), bounds, *about)
+    geometry = replace(volume, array=np.broadcast_to(np.uint8(0), volume.shape))
+    return SliceStack(_resample(array, check_size(size), *bounds), bounds, geometry)
 
 
 def serialize_labels(

@@ -136,8 +136,3 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 def memory_order(array: np.ndarray) -> tuple[int, ...]:
     """The axes from the slowest to the fastest in memory: so an array is read fastest."""
     return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
-
-
-def why(error: Exception) -> str:
-    """An error of another library in one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from unireason_lib.boxes import Box, Box2D, Box3D
@@ -132,9 +131,7 @@ def _read_volume(path: str | Path, reading: Reading) -> Scan:
     stack = serialize(volume, reading.size, reading.window, reading.fill)
     for message in slice_order_report(volume).messages:
         warnings.warn(message, ScanWarning, stacklevel=2)
-    # without the voxels, which the images have already: many scans may wait at a time
-    geometry = replace(volume, array=np.broadcast_to(np.uint8(0), volume.shape))
-    return Scan(tuple(stack.images()), reading, volume.shape, geometry, stack.range)
+    return Scan(tuple(stack.images()), reading, volume.shape, stack.geometry, stack.range)
 
 
 def scan_below(root: str | Path, name: str, absolute: bool = False) -> Path:
