@@ -58,7 +58,8 @@ def extract_choice(text: str, options: Mapping[str, str] | None = None) -> str |
     line is one of the first; the answer is, or names without denying it, the text of exactly one
     option. With ``options`` (letter -> text) only their letters count, and a letter that is
     followed by the text of another option chooses nothing."""
-    answer = _plain(final_answer(text))
+    answer = unicodedata.normalize("NFKC", final_answer(text)).replace("。", ".")
+    answer = re.sub(r"[^\S\n]+", " ", _MARKS.sub("", _BOXED.sub(r"\1", answer)))
     letters = set(options) if options else set("ABCD")
     options = {letter: plain_words(option) for letter, option in (options or {}).items()}
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
@@ -71,11 +72,6 @@ def extract_choice(text: str, options: Mapping[str, str] | None = None) -> str |
         if chosen:
             return chosen.pop() if len(chosen) == 1 else None
     return None
-
-
-def _plain(answer: str) -> str:
-    answer = _BOXED.sub(r"\1", unicodedata.normalize("NFKC", answer).replace("。", "."))
-    return re.sub(r"[^\S\n]+", " ", _MARKS.sub("", answer))
 
 
 def _readings(lines: list[str], options: Mapping[str, str]) -> Iterator[set[str]]:

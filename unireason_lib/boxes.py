@@ -80,7 +80,7 @@ class _Box:
 
     def clip(self, width: float, height: float, depth: float = math.inf) -> Self:
         """Every coordinate moved into the image or volume; the box may be empty then."""
-        return self._each(_clamp, width, height, depth)
+        return self._each(lambda value, high: min(max(value, 0), high), width, height, depth)
 
     def scale(self, sx: float, sy: float, sz: float = 1) -> Self:
         """The box in a space with ``sx``, ``sy``, ``sz`` times as many columns, rows and slices."""
@@ -156,10 +156,6 @@ class Box3D(_Box):
 
 
 Box = Box2D | Box3D
-
-
-def _clamp(value: float, high: float) -> float:
-    return min(max(value, 0), high)
 
 
 def _nearest(value: float) -> int:

@@ -1,8 +1,7 @@
 """Errors that help: each message names the thing, what was expected, what was found and what to do.
 
-All of them are ``ValueError`` subclasses, so a caller who only wants "bad input" catches one
-built-in type, while a batch run can tell an unreadable scan from a bad question. They survive a
-process pool: pickling keeps the four parts.
+All are ``ValueError`` subclasses, for a caller who only wants "bad input", and survive a process
+pool: pickling keeps the four parts.
 """
 
 from __future__ import annotations

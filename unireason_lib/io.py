@@ -1,8 +1,6 @@
-"""Files: written whole, read without trust.
-
-Everything that this package writes goes through :func:`whole_file` (under a temporary name, then
-renamed), every path that stands in a data file through :func:`safe_path`, every image through
-:func:`open_image`, and every folder that two processes could write through :func:`locked`.
+"""Files: written whole under a temporary name, then renamed (:func:`whole_file`); read without
+trust: :func:`safe_path` for every path in a data file, :func:`open_image` for every image. A folder
+that two processes could write is :func:`locked`.
 """
 
 from __future__ import annotations

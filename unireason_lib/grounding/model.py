@@ -1,7 +1,5 @@
-"""Loading a Qwen2.5-VL checkpoint, tiny or full size, with or without an adapter.
-
-It reads safetensors only and never runs code from a checkpoint. Beside the weights a checkpoint may
-say how scans became images when it was trained (``serialization.json``).
+"""Loading a Qwen2.5-VL checkpoint, tiny or full size, with or without an adapter: safetensors only,
+never code from a checkpoint, and how scans became images in its training (``serialization.json``).
 """
 
 from __future__ import annotations
@@ -123,9 +121,9 @@ def checkpoint_serialization(
 def load_profile_model(
     settings: Any, project: Path, path: str | None = None, *, device: str | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model that the section ``model`` of a profile names; see :func:`load_model`. Folders are
-    looked up in ``project``; the path ``"tiny"`` means random weights of the section's sizes, built
-    on first use in ``runs/models``. ``path`` and ``device`` replace the section's."""
+    """The model of a profile's section ``model``, with ``path`` and ``device`` in place of its own.
+    Folders are looked up in ``project``; ``"tiny"`` means random weights of the section's sizes,
+    built on first use in ``runs/models``."""
     name = path or settings.path
     place: str | Path = project / name if (project / name).is_dir() else name
     if name == "tiny":
@@ -135,7 +133,6 @@ def load_profile_model(
         sizes = {name: getattr(settings, name) for name in names}
         place = project / "runs" / "models" / f"tiny-{'-'.join(map(str, sizes.values()))}"
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
             build_tiny(place, **sizes)
     return load_model(
         place,

@@ -1,8 +1,8 @@
 """Replies in the making: what a written token does, whoever computes it.
 
-A token may end the reply, open a box or close one. A closed box fetches crops, whose image tokens
-are put into the same reply as if they had been written. That is bookkeeping on token ids, the same
-for a model in this process (:mod:`~.generate`) and for one behind a server (:mod:`~.served`).
+A token may end the reply, open a box or close one, whose crops are put into the same reply as image
+tokens. That is bookkeeping on token ids, the same for a model in this process (:mod:`~.generate`)
+and for one behind a server (:mod:`~.served`).
 """
 
 from __future__ import annotations
@@ -170,12 +170,11 @@ class Replies:
         samples: int,
         settings: Settings,
     ) -> None:
-        self.started = time.perf_counter()
+        self.started, self.rows = time.perf_counter(), []
         self.gen, self.first, self.samples, self.settings = gen, first, samples, settings
-        self.rows: list[Row] = []
-        for request, script in zip(requests, scripts, strict=True):
+        for i, (request, script) in enumerate(zip(requests, scripts, strict=True)):
             ids, *images = gen.encode(request)
-            row = Row(request, ids, script, self._stream(request, len(self.rows), 0))
+            row = Row(request, ids, script, self._stream(request, i, 0))
             row.pending, row.images = list(ids), [tuple(images)]
             self.rows.append(row)
 

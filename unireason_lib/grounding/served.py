@@ -63,7 +63,12 @@ class _Served(Replies):
         self.features = dict(zip(self.rows, features, strict=True))
         self._write(self.rows, replies, budget)
         while alive := [row for row in self.rows if row.stop is None]:
-            self._process_crops([row for row in alive if row.waiting])
+            if waiting := [row for row in alive if row.waiting]:
+                crops = [list(row.pointings[-1].crops) for row in waiting]
+                processed = self.gen.client.image_features(crops)
+                for row, features in zip(waiting, processed, strict=True):
+                    self.features[row] = _joined(self.features[row], features)
+                    row.waiting = False
             budget = self.settings.max_new_tokens - min(row.written for row in alive)
             prompts = [[*row.prompt_ids, *row.ids] for row in alive]
             images = [self.features[row] for row in alive]
@@ -105,14 +110,6 @@ class _Served(Replies):
             for token, logprob in zip(ids, logprobs, strict=True):
                 if row.stop is None:  # the budget is that of the shortest row
                     self._accept(row, token, logprob)
-
-    def _process_crops(self, rows: Sequence[Row]) -> None:
-        """Have the server process the crops of this round, and keep them behind earlier images."""
-        crops = [list(row.pointings[-1].crops) for row in rows]
-        processed = self.gen.client.image_features(crops) if rows else []
-        for row, features in zip(rows, processed, strict=True):
-            self.features[row] = _joined(self.features[row], features)
-            row.waiting = False
 
     def _placed(self, features: Features | None, ids: Sequence[int]) -> Features | None:
         """Images with the places of their tokens in a prompt."""

@@ -57,11 +57,9 @@ def build_tiny(folder: str | Path, *, seed: int = 0, **sizes: int) -> Path:
         chat_template=_text("chat_template.jinja"),  # Qwen's, with generation marks
     )
     temporary = folder.with_name(folder.name + ".partial")
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    if folder.exists():
-        folder.rmdir()
-    return temporary.rename(folder)
+    for part in (model, processor):
+        part.save_pretrained(temporary)
+    return temporary.replace(folder)
 
 
 def _config(sizes: dict[str, int], constants: dict[str, Any], tokenizer: Any) -> Any:

@@ -57,12 +57,10 @@ class GroundedRequest:
 
 @dataclass(frozen=True)
 class Pointing:
-    """One box that the model opened, and what became of it.
-
-    With the status ``"injected"`` crops were put into the reply. Otherwise nothing was, and it went
-    on: ``"malformed"``; ``"outside"`` (no overlap with image or volume); ``"no slice"`` (four
-    numbers do not name a slice of a volume); ``"rounds used up"``; ``"tokens used up"``.
-    """
+    """One box that the model opened. With the status ``"injected"`` crops were put into the reply.
+    Otherwise nothing was, and it went on: ``"malformed"``; ``"outside"`` (no overlap with image or
+    volume); ``"no slice"`` (four numbers do not name a slice of a volume); ``"rounds used up"``;
+    ``"tokens used up"``."""
 
     text: str  # as written, tags included
     box: Box | None  # in pixels of the processor's frame; None when malformed

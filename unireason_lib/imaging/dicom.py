@@ -12,7 +12,6 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,22 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FIRST_TYPES = (b"UL", b"OB", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO")
 
 
-@dataclass(frozen=True, eq=False)
 class _Plane:
     """One image: where it lies (mm, L-P-S world) and how stored numbers become scan units."""
 
-    path: Path
-    series: str
-    shape: tuple[int, int]
-    photometric: str
-    position: np.ndarray | None
-    orientation: np.ndarray | None
-    spacing: np.ndarray | None
-    thickness: float
-    scaling: tuple[float, float] | None
+    def __init__(self, path: Path, header: Any) -> None:
+        self.path = path
+        self.series = str(header.get("SeriesInstanceUID", ""))
+        self.shape = int(header.Rows), int(header.Columns)
+        self.photometric = str(header.get("PhotometricInterpretation") or "")
+        self.position = _numbers(header, "ImagePositionPatient", 3)
+        self.orientation = _numbers(header, "ImageOrientationPatient", 6)
+        self.spacing = _numbers(header, "PixelSpacing", 2)
+        thick = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
+        self.thickness = abs(thick or 1.0)
+        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+        scaling = (1.0 if slope is None else slope, intercept or 0.0)
+        self.scaling = None if slope is None and intercept is None else scaling
 
 
 def is_dicom(head: bytes) -> bool:
@@ -58,10 +60,9 @@ def is_dicom(head: bytes) -> bool:
 def load_dicom(path: Path) -> Volume:
     """Read the one series in a folder (not in its subfolders), or one file.
 
-    A single slice without a position (an X-ray) has no geometry. Raises :class:`ScanError` for an
+    A single slice without a position (an X-ray) has no geometry. A :class:`ScanError` for an
     unreadable file and for slices that make no single volume; other files in the folder are left
-    out with a :class:`ScanWarning`.
-    """
+    out with a :class:`ScanWarning`."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     planes = {f: _plane(f) for f in files if f.is_file() and f.name[0] != "."}
     others = [file.name for file, plane in planes.items() if not plane and file.name != "DICOMDIR"]
@@ -105,8 +106,8 @@ def _own_window(data: Any) -> tuple[float, float] | None:
 
 
 def _assemble(source: Path, planes: Sequence[_Plane]) -> Volume:
+    do = "keep one series a folder, without localizers and reports"
     for name in ("series", "shape", "photometric"):
-        do = "keep one series a folder, without localizers and reports"
         _same(source, name, [getattr(plane, name) for plane in planes], do)
     kind = planes[0].photometric
     if kind not in ("MONOCHROME1", "MONOCHROME2", ""):
@@ -139,11 +140,9 @@ def _present(source: Path, planes: Sequence[_Plane], what: str, name: str) -> No
 
 
 def _geometry(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.ndarray]:
-    """The order of the planes along their normal, and (column, row, slice) -> mm in L-P-S.
-
-    The step from slice to slice goes along the line on which they lie. With a tilted gantry that is
-    not their normal: the planes lean, the table moves straight on.
-    """
+    """The order of the planes along their normal, and (column, row, slice) -> mm in L-P-S. With a
+    tilted gantry the step from slice to slice is not along the normal: the planes lean, the table
+    moves straight on."""
     _present(source, planes, "ImagePositionPatient", "position")
     _present(source, planes, "ImageOrientationPatient", "orientation")
     _present(source, planes, "PixelSpacing", "spacing")
@@ -250,20 +249,7 @@ def _plane(path: Path) -> _Plane | None:
         if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
             do = "convert it to NIfTI, for instance with dcm2niix"
             raise ScanError(path, "one image a file", f"{frames} frames", do)
-        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
-        scaling = (1.0 if slope is None else slope, intercept or 0.0)
-        thick = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
-        return _Plane(
-            path,
-            str(header.get("SeriesInstanceUID", "")),
-            (int(header.Rows), int(header.Columns)),
-            str(header.get("PhotometricInterpretation") or ""),
-            _numbers(header, "ImagePositionPatient", 3),
-            _numbers(header, "ImageOrientationPatient", 6),
-            _numbers(header, "PixelSpacing", 2),
-            abs(thick or 1.0),
-            None if slope is None and intercept is None else scaling,
-        )
+        return _Plane(path, header)
 
 
 def _numbers(header: Any, name: str, count: int) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import LabelError, ScanWarning
-from unireason_lib.imaging.volume import Volume, memory_order
+from unireason_lib.imaging.volume import Volume
 
 DENSE_LABELS = 65536  # below this they are searched with a table; others are renumbered first
 WHOLE_TOLERANCE = 1e-3
@@ -20,12 +20,10 @@ _MOST_STORED = 64  # more different stored numbers than this are measurements, n
 
 
 def whole_labels(labels: Volume | np.ndarray) -> np.ndarray:
-    """A label map as whole numbers; the same array when it holds integers.
-
-    Floats must be whole up to :data:`WHOLE_TOLERANCE`. Where a slope in the file made fractions of
-    a few stored integers, those are the labels. Whatever was changed is a :class:`ScanWarning`;
-    what is no label map of 2 or 3 dimensions a :class:`LabelError`.
-    """
+    """A label map as whole numbers; the same array when it holds integers. Floats must be whole up
+    to :data:`WHOLE_TOLERANCE`; where a slope in the file made fractions of a few stored integers,
+    those are the labels. Whatever was changed is a :class:`ScanWarning`; what is no label map of 2
+    or 3 dimensions a :class:`LabelError`."""
     array, source, (slope, intercept) = np.asarray(labels), "label map", (1.0, 0.0)
     if isinstance(labels, Volume):
         array, source, (slope, intercept) = labels.array, labels.source, labels.scaling
@@ -95,7 +93,8 @@ def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
     if low < 0 or high >= DENSE_LABELS:
         values = np.unique(array)
         labels, array = values.tolist(), np.searchsorted(values, array).astype(np.int32) + 1
-    order = memory_order(array)  # in which it is searched fastest
+    # searched fastest in the order of memory, from the slowest axis to the fastest
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
     places = zip(labels, ndimage.find_objects(array.transpose(order), len(labels)), strict=True)
     back = np.argsort(order)
     return {k: tuple(place[axis] for axis in back) for k, place in places if place and k}

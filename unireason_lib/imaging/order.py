@@ -44,11 +44,9 @@ class SliceOrder:
 
 
 def slice_order_report(scan: Volume | np.ndarray) -> SliceOrder:
-    """Look for shuffled, repeated and missing slices in a volume or its ``(Z, Y, X)`` array.
-
-    Slices that are constant or not finite are left out. Two swapped neighbours, or a gap of a slice
-    or two in a finely sliced scan, are not seen.
-    """
+    """Look for shuffled, repeated and missing slices in a volume or ``(Z, Y, X)`` array; those that
+    are constant or not finite are left out. Two swapped neighbours, or a gap of a slice or two in a
+    finely sliced scan, are not seen."""
     array = scan.array if isinstance(scan, Volume) else np.asarray(scan)
     rows, columns = (max(1, side // 64) for side in array.shape[1:])
     flat = array[:, ::rows, ::columns].reshape(len(array), -1).astype(np.float32)

@@ -107,8 +107,7 @@ def serialize(
 
     As in the paper, a serialized slice is interpolated between the two scanned slices next to it,
     without anti-aliasing: of 300 slices shown as 32, most are in no image, and a lesion of five can
-    lie between two. Data sets therefore ask only about what is on a shown slice (``View.visible``).
-    """
+    lie between two. Data sets therefore ask only about what is on a shown slice."""
     array = _finite(volume, fill_nonfinite)
     bounds = window_range(array, window, volume.source)
     geometry = replace(volume, array=np.broadcast_to(np.uint8(0), volume.shape))

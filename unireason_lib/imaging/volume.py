@@ -131,8 +131,3 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     values *= kind.type(slope)
     values += kind.type(intercept)
     return values
-
-
-def memory_order(array: np.ndarray) -> tuple[int, ...]:
-    """The axes from the slowest to the fastest in memory: so an array is read fastest."""
-    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))

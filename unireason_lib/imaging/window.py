@@ -56,18 +56,12 @@ def check_window(window: Window) -> tuple[float, float] | None:
 def window_range(
     array: np.ndarray, window: Window = "percentile", source: object = "volume"
 ) -> tuple[float, float]:
-    """The scan values that become 0 and 1.
+    """The scan values that become 0 and 1; ``array`` is finite, of any shape.
 
-    Args:
-        array: Finite scan values, of any shape.
-        window: ``"percentile"``, ``"minmax"``, ``(low, high)`` or a name of :data:`CT_WINDOWS`.
-            Where both percentiles are one value (a mostly empty scan), the full range is taken.
-        source: Name for messages: a ``ScanError`` for an unknown window, no contrast, or a named
-            window that would show only one grey; padding left out, or values unlike HU, are a
-            ``ScanWarning``.
-    """
-    fixed = check_window(window)
-    if fixed is not None:
+    Where both percentiles are one value (a mostly empty scan), the full range is taken. ``source``
+    is the name in messages: a ``ScanError`` for an unknown window, no contrast, or a named window
+    that would show only one grey; padding left out, or values unlike HU, are a ``ScanWarning``."""
+    if (fixed := check_window(window)) is not None:
         if isinstance(window, str):
             _check_hounsfield(array, window, source)
         return fixed
@@ -127,10 +121,8 @@ def _check_hounsfield(array: np.ndarray, window: str, source: object) -> None:
 
 
 def percentiles(array: np.ndarray, ranks: tuple[float, ...]) -> tuple[float, ...]:
-    """Exact percentiles with linear interpolation, as ``np.percentile`` gives them.
-
-    Integers of 8 and 16 bits are counted in a histogram: neither sorted nor copied as a whole.
-    """
+    """Exact percentiles with linear interpolation, as ``np.percentile`` gives them; integers of 8
+    and 16 bits are counted in a histogram, neither sorted nor copied as a whole."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype.kind == "f" or array.dtype.itemsize > 2:

@@ -101,12 +101,11 @@ def infer_file(
     """Ask a file of questions about scans below ``root`` (default: the folder of ``questions``) and
     keep the replies in ``output``, one JSON line each.
 
-    Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    ``max_samples`` (the first so many rows), ``batch_size`` (at most twice as many scans are in
-    memory) and device may be others then, nothing else that shapes replies. ``model`` is what to
-    load once something is left to do, or a generator; ``reading`` is by default that of the
-    checkpoint's training, else the paper's. Returns the numbers of samples ``asked, answered,
-    failed, judged`` (truth known), ``correct, in_format``."""
+    Called again it goes on: what is answered stays, what failed is tried again; ``max_samples``
+    (the first rows), ``batch_size`` and device may be others then, nothing else that shapes
+    replies. ``reading`` is by default that of the checkpoint's training, else the paper's. Returns
+    the numbers of samples ``asked, answered, failed, judged`` (truth known), ``correct,
+    in_format``."""
     from unireason_lib.grounding import Settings
 
     root = Path(questions).parent if root is None else Path(root)
@@ -149,7 +148,13 @@ def infer_file(
                 batch_size=batch_size,
             )
             write_all(lines, results, len(samples), len(samples) - len(todo), quiet)
-    return _counts(output, samples)
+    names, counts = {sample.id for sample in samples}, Counter(asked=len(samples))
+    for line in (line for line in read_results(output) if line["id"] in names):
+        counts["failed" if "error" in line else "answered"] += 1
+        counts["judged"] += "correct" in line
+        counts["correct"] += bool(line.get("correct"))
+        counts["in_format"] += bool(line.get("in_format"))
+    return counts
 
 
 def answer_stream(
@@ -162,11 +167,10 @@ def answer_stream(
     settings: Mapping[str, Any],
     batch_size: int = 1,
 ) -> Iterator[Line]:
-    """Ask many questions of any type, ``batch_size`` together (at most twice as many are prepared);
-    yields a line for each as soon as it is there. ``prepare`` (question -> what it is about, and
-    the request) runs in the reading thread; ``line`` gets question, what it is about, trace and its
-    seconds of its batch's, ``failure`` question and error; ``settings`` are those of ``generate``.
-    """
+    """Ask questions of any type, ``batch_size`` together (at most twice as many are prepared), and
+    yield a line for each. ``prepare`` (question -> what it is about, and the request) runs in the
+    reading thread; ``line`` gets question, what it is about, trace and its part of the seconds of
+    its batch, ``failure`` question and error; ``settings`` are those of ``generate``."""
     rest, ahead = iter(questions), deque()
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
@@ -204,8 +208,8 @@ def answer_stream(
 
 def error_of(error: Exception, root: Path | None = None) -> Line:
     """What the line of a failed question says; its scan is named as the file of questions does."""
-    message = str(error) if root is None else str(error).replace(f"{root.resolve()}/", "")
-    kind = type(error).__name__
+    message, kind = str(error), type(error).__name__
+    message = message.replace(f"{root.resolve()}/", "") if root else message
     return {"error": {"type": kind, "message": (message or kind)[:2000]}}
 
 
@@ -247,13 +251,3 @@ def _request(sample: Sample, scan: Scan) -> GroundedRequest:
 
     options = dict(sample.options)
     return GroundedRequest(sample.question, scan.images, options, sample.dimension, sample.id)
-
-
-def _counts(output: str | Path, samples: Sequence[Sample]) -> Counter[str]:
-    names, counts = {sample.id for sample in samples}, Counter(asked=len(samples))
-    for line in (line for line in read_results(output) if line["id"] in names):
-        counts["failed" if "error" in line else "answered"] += 1
-        counts["judged"] += "correct" in line
-        counts["correct"] += bool(line.get("correct"))
-        counts["in_format"] += bool(line.get("in_format"))
-    return counts

@@ -23,8 +23,8 @@ class ResultsFile:
 
     ``run``, any JSON object, is what makes the results, and must be equal when a run goes on;
     failed lines of ids in ``retry`` are tried again; ``opened`` shows the images again and is not
-    compared. On entry a :class:`RequestError`: made by another run or none, or a line is no result;
-    a :class:`DatasetError`: another process writes it, or (also of ``append``) the disk is full."""
+    compared. A :class:`RequestError` for a file of another run or none, or a line that is no
+    result; a :class:`DatasetError` while another process writes it, or when the disk is full."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class ResultsFile:
         """Refuse results of another run; note what makes these."""
         note, do = run_file(self.path), "write to another file, or delete this one"
         if self.path.exists() and self.path.stat().st_size > 0:
-            if not note.exists():
-                found = f"results without {note.name}"
-                raise RequestError(self.path, "a new file, or one made by this command", found, do)
-            before = read_json(note, RequestError)
-            if changes := "; ".join(_differences(before.get("run") or {}, self.run)):
+            changes = f"results without {note.name}"
+            if note.exists():
+                before = read_json(note, RequestError).get("run") or {}
+                changes = "; ".join(_differences(before, self.run))
+            if changes:
                 raise RequestError(self.path, "results of the same run", changes, do)
         write_json(note, {"run": self.run, "opened": self.opened})
 

@@ -1,9 +1,8 @@
 """Questions in files: ``.jsonl``, ``.json`` (a list) or ``.csv``, one question a row.
 
 Columns go by the names of public data sets (M3D-VQA, 3D-RAD, PMC-VQA, OmniMedVQA), whatever their
-case and spacing. Options stand in columns of their own (``Choice A``), in JSON also as a list or an
-object of letters under ``options``; the truth is a letter or the text of an option. A row that
-cannot be asked keeps its place, carries its :attr:`Sample.problem` and fails alone.
+case and spacing; options by columns (``Choice A``), in JSON also as a list or an object of letters
+under ``options``. A row that cannot be asked carries its :attr:`Sample.problem` and fails alone.
 """
 
 from __future__ import annotations
@@ -108,8 +107,8 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
         if isinstance(row, Exception):
             raise row
         name, kind = _first(row, IDS), _first(row, TYPES)
-        if isinstance(name, str | int | float) and str(name).strip():
-            values["id"] = str(name).strip()
+        if isinstance(name, str | int | float):
+            values["id"] = str(name).strip() or values["id"]
         values["question_type"] = None if kind is None else str(kind)
         values["scan"] = _words(row, (*VOLUMES, *SCANS) if dimension == "3d" else SCANS)
         values["question"] = _words(row, ("question",))

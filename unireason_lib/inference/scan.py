@@ -1,7 +1,5 @@
-"""What the model looks at, and the way back: from a box in a reply to the image, voxels and mm.
-
-A box is written in pixels of the *frame*, the image as the processor shows it to the model. Readers
-of results want it on the scan: each line says how that was laid out and where the boxes lie in it.
+"""What the model looks at, and the way back: from a box in a reply, in pixels of the *frame*, to
+the image, voxels and mm.
 """
 
 from __future__ import annotations
@@ -93,7 +91,6 @@ class Scan:
         return record | ({"warnings": list(self.warnings)} if self.warnings else {})
 
     def _placed(self, box: Box, frame: ProcessorFrame) -> Box | None:
-        """A box of the frame in pixels or voxels of the scan, clipped to it."""
         if self.volume is not None and isinstance(box, Box2D):
             return None  # four numbers name no slice of a volume
         box = box.xy if self.volume is None and isinstance(box, Box3D) else box
