@@ -31,8 +31,8 @@ class _Box:
     def __post_init__(self) -> None:
         for value in self.as_tuple():
             if isinstance(value, bool) or not math.isfinite(value):
-                name, numbers = type(self).__name__, self.as_tuple()
-                raise BoxError(name, "finite numbers", numbers, "check the coordinates")
+                name, do = type(self).__name__, "check the coordinates"
+                raise BoxError(name, "finite numbers", self.as_tuple(), do)
 
     def _each(self, change: Callable[[float, float], float], *values: float) -> Self:
         """The box with ``change(coordinate, value of its axis)`` in place of every coordinate."""
@@ -65,8 +65,7 @@ class _Box:
         """The common part, or None; raises :class:`BoxError` for a rectangle and a cuboid."""
         if type(self) is not type(other):
             found = f"{type(self).__name__} and {type(other).__name__}"
-            do = "project a cuboid with `.xy`, or lift a rectangle with `Box3D.from_xy`"
-            raise BoxError("boxes", "two of one kind", found, do)
+            raise BoxError("boxes", "two of one kind", found, "project the cuboid with `.xy`")
         firsts, seconds = zip(self._corners(), other._corners(), strict=True)
         box = type(self)(*map(max, *firsts), *map(min, *seconds))
         return None if box.is_empty else box

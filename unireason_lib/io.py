@@ -26,8 +26,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 """Formats that are decoded. Pillow guesses among all that it knows unless it is told, and some of
 those start other programs (EPS runs Ghostscript)."""
 
-MAX_IMAGE_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded."""
+MAX_IMAGE_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 
 @contextlib.contextmanager

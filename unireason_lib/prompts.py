@@ -1,8 +1,6 @@
-"""The user's turn: one wording for training data, evaluation, the command line and rollouts.
-
-A model that is asked in other words than it was trained with answers worse for no medical reason,
-so every part of the package asks through :func:`chat`: first the image, or the slices of a volume
-from foot to head, then the question, its options, and how to reply.
+"""The user's turn: one wording everywhere, as a model that is asked in other words than it was
+trained with answers worse for no medical reason. First the image, or the slices of a volume from
+foot to head, then the question, its options, and how to reply.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ from typing import Any
 
 from unireason_lib.errors import RequestError
 
-LETTERS = "ABCDEFGH"
-"""Option letters, in order."""
+LETTERS = "ABCDEFGH"  # of the options, in order
 
 _CHOOSE = "Reason about what you see, point with boxes, then answer with one option."
 _TELL = "Reason about what you see, point with boxes, then give a short answer."

@@ -11,8 +11,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-RESERVE = 256
-"""Tokens reserved ahead when the buffer is full (a quarter of what is held, if that is more)."""
+RESERVE = 256  # tokens reserved ahead when the buffer is full (a quarter of it, if that is more)
 
 
 class GrowingLayer(DynamicLayer):

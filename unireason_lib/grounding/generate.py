@@ -1,8 +1,7 @@
-"""Grounded generation: write, point, look, write on.
-
-The model writes until it closes a box. The crop's image tokens are put into the same reply, and the
-model goes on with them in view. Nothing is encoded twice: the key-value cache of prompt and reply
-is kept, and only the new crop is appended. For that to equal encoding everything again:
+"""Grounded generation: the model writes until it closes a box, the crop's image tokens are put into
+the same reply, and it goes on with them in view. Nothing is encoded twice: the key-value cache of
+prompt and reply is kept, and only the new crop is appended. For that to equal encoding everything
+again:
 
 - positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). Those of
   injected tokens come from the model's own ``get_rope_index``, counted on from the last position so
@@ -23,8 +22,7 @@ from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
 from unireason_lib.grounding.trace import Trace
 
-VISION_BATCH = 64
-"""Images that go through the vision tower at a time; bounds its memory, not the result."""
+VISION_BATCH = 64  # images in the vision tower at a time; bounds its memory, not the result
 
 
 class GroundedGenerator(GroundedInterface):
@@ -73,7 +71,6 @@ class _Running(Replies):
         self.logits: torch.Tensor | None = None
 
     def run(self) -> list[Trace]:
-        """Generate until every reply is complete."""
         self._feed(self.rows, self.rows)
         if (samples := self.samples) > 1:  # the cache is copied, no prompt encoded again
             self.cache.batch_repeat_interleave(samples)

@@ -92,8 +92,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
         if device is not None:
             model = model.to(device)
-    missing = set(NEEDED_TOKENS) - processor.tokenizer.get_vocab().keys()
-    if missing:
+    if missing := set(NEEDED_TOKENS) - processor.tokenizer.get_vocab().keys():
         expected, found = f"one token each for {' '.join(NEEDED_TOKENS)}", f"no {sorted(missing)}"
         raise ModelError(path, expected, found, "use the tokenizer of a Qwen2.5-VL checkpoint")
     return model.eval(), processor
@@ -163,7 +162,6 @@ def base_model(model: Any) -> Any:
 
 
 def _four_bits(quantization: str, dtype: Any) -> Any:
-    """transformers' configuration of 4-bit loading."""
     import torch
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available

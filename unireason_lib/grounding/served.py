@@ -21,10 +21,8 @@ from unireason_lib.errors import RequestError
 from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
 from unireason_lib.grounding.trace import GroundedRequest, Trace
 
-Features = Mapping[str, Any]
-"""Images of one prompt as the server processed them: hashes, places in the prompt, data."""
-Client = Any
-"""TRL's ``VLLMClient``, of which ``image_features`` and ``generate`` are called."""
+Features = Mapping[str, Any]  # images of a prompt, processed: hashes, places in it, data
+Client = Any  # TRL's ``VLLMClient``: ``image_features`` and ``generate`` are called
 
 
 class ServedGenerator(GroundedInterface):
@@ -53,10 +51,8 @@ class _Served(Replies):
     gen: ServedGenerator
 
     def run(self) -> list[Trace]:
-        """Generate until every reply is complete."""
         images = self.gen.client.image_features([list(row.request.images) for row in self.rows])
-        prompts = [row.prompt_ids for row in self.rows]
-        budget = self.settings.max_new_tokens
+        prompts, budget = [row.prompt_ids for row in self.rows], self.settings.max_new_tokens
         replies = self._continued(prompts, images, budget, self.samples)
         self.rows = self._sampled()
         features = [one for one in images for _ in range(self.samples)]
@@ -112,7 +108,6 @@ class _Served(Replies):
                     self._accept(row, token, logprob)
 
     def _placed(self, features: Features | None, ids: Sequence[int]) -> Features | None:
-        """Images with the places of their tokens in a prompt."""
         if features is None:
             return None
         places, place = [], 0

@@ -1,7 +1,5 @@
-"""A complete checkpoint in miniature: the true classes, a trained tokenizer, random weights.
-
-Everything runs on it as on the 7B model. It lies here, below the training, because the profile
-model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` is what trains it.
+"""A complete checkpoint in miniature: the true classes, a trained tokenizer, random weights. The
+profile model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` trains it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""What is asked of the model, and what comes back.
-
-A :class:`Trace` is the whole reply, token by token: what the model wrote, what was put in between,
-and what each box fetched.
+"""What is asked of the model, and what comes back: the whole reply, token by token, as the model
+wrote it, with what was put in between, and what each box fetched.
 """
 
 from __future__ import annotations
@@ -50,9 +48,8 @@ class GroundedRequest:
 
     def conversation(self) -> list[Mapping[str, Any]]:
         """The messages up to the model's turn."""
-        if self.messages is not None:
-            return list(self.messages)
-        return chat(self.question, self.images, self.options, volume=self.dimension == "3d")
+        volume = self.dimension == "3d"
+        return [*(self.messages or chat(self.question, self.images, self.options, volume))]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""From a written box to the crops that it fetches.
-
-A rectangle fetches one crop of the image, a cuboid the same rectangle from each slice it spans.
-Crops are cut from the image *as the processor shows it* (``ProcessorFrame.aligned``), because boxes
-are written in those pixels.
+"""From a written box to the crops that it fetches: a rectangle fetches one crop of the image, a
+cuboid the same rectangle from each slice it spans. Crops are cut from the image *as the processor
+shows it* (``ProcessorFrame.aligned``), because boxes are written in those pixels.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from PIL import Image
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import BoxError
 
-MIN_SIDE, MAX_ASPECT = 4, 180
-"""Smallest side of a crop in pixels, and longest to shortest side (released settings)."""
+MIN_SIDE, MAX_ASPECT = 4, 180  # pixels, and longest to shortest side (released settings)
 
 
 def crop_rectangle(box: Box2D, width: int, height: int) -> Box2D | None:

@@ -150,8 +150,7 @@ def _geometry(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.nd
     lengths = np.linalg.norm(axes, axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or abs(axes[0] @ axes[1]) > 1e-2 or spacing.min() <= 0:
         expected = "a positive PixelSpacing, ImageOrientationPatient of perpendicular vectors of 1"
-        found = f"{spacing.tolist()} and {axes.tolist()}"
-        raise ScanError(source, expected, found, "export the series again")
+        raise ScanError(source, expected, [*spacing, *axes], "export the series again")
     do = "keep one orientation and spacing a folder (scouts and reformats apart)"
     _same(source, "orientation", [p.orientation for p in planes], do, 1e-3)
     _same(source, "pixel spacing", [p.spacing for p in planes], do, 1e-3 * spacing.min())

@@ -103,5 +103,5 @@ class ProcessorFrame:
         return type(box)(*whole)
 
 
+# of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)
 QWEN_FRAME = ProcessorFrame(14, 2, min_pixels=56 * 56, max_pixels=28 * 28 * 16384)
-"""The frame of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)."""

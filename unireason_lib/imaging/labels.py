@@ -14,8 +14,7 @@ from unireason_lib.errors import LabelError, ScanWarning
 from unireason_lib.imaging.volume import Volume
 
 DENSE_LABELS = 65536  # below this they are searched with a table; others are renumbered first
-WHOLE_TOLERANCE = 1e-3
-"""How far a label may lie from a whole number; slopes such as 3/255 leave rounding errors."""
+WHOLE_TOLERANCE = 1e-3  # from a whole number; slopes such as 3/255 leave rounding errors
 _MOST_STORED = 64  # more different stored numbers than this are measurements, not labels
 
 
@@ -108,7 +107,6 @@ def _box(place: Sequence[slice], inside: Sequence[slice] = (slice(0, 0),) * 3) -
 
 
 def _components(part: np.ndarray, place: tuple[slice, ...]) -> list[Box]:
-    """Boxes of the connected parts of one label, the largest first."""
     try:
         import cc3d
 

@@ -15,8 +15,7 @@ BREAK = 0.25
 slices differ (1 - correlation) by 0.02 and 6 times as much as any of the 3 pairs before and after.
 In whole scans that ratio stayed below 5; where slices were left out it was 13."""
 BREAK_RATIO, BREAK_REACH, BREAK_LEAST = 6.0, 3, 0.02
-SHUFFLED = 0.25
-"""Neighbours in order are at least this far from the mean correlation of any two slices to 1."""
+SHUFFLED = 0.25  # neighbours in order are this far from the mean correlation of any two to 1
 
 
 @dataclass(frozen=True)

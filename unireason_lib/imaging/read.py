@@ -1,9 +1,7 @@
 """Reading scans: NIfTI (mapped when it is not compressed), DICOM (a folder, ``.dcm`` or no suffix),
 ``.npy`` and ``.npz`` (``(Z, Y, X)``, or ``(1, D, H, W)`` as in M3D; no geometry) become one kind of
-volume, 2D images RGB; or an error says what to do.
-
-The content decides, not only the name. Nothing is allocated on the word of a header alone: sizes
-are compared with the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.
+volume, 2D images RGB. Nothing is allocated on the word of a header alone: sizes are compared with
+the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.
 """
 
 from __future__ import annotations
@@ -123,15 +121,13 @@ def _header(path: Path, block: bytes) -> Any:
     elif block[4:8] == b"n+2\0":
         header = nib.Nifti2Header(block, check=False)
     else:
-        do = "convert or download it again"
-        raise ScanError(path, "a NIfTI file", f"{block[:8]!r} ...", do)
+        raise ScanError(path, "a NIfTI file", f"{block[:8]!r} ...", "download it again")
     dtype, spacing = header.get_data_dtype(), header["pixdim"][1:4]
     if dtype.kind not in "iuf":
         do = "take the magnitude of complex numbers, or convert colours to grey values"
         raise ScanError(path, "one real number a voxel", f"type {dtype}", do)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        found = f"spacing {spacing.tolist()}"
-        raise ScanError(path, "positive spacing", found, "repair pixdim in the header")
+        raise ScanError(path, "positive spacing", spacing, "repair pixdim in the header")
     return header
 
 

@@ -22,8 +22,7 @@ from unireason_lib.imaging.volume import Volume
 from unireason_lib.imaging.window import Window, check_window, window_range
 from unireason_lib.io import read_json, write_json
 
-PAPER_SIZE = (32, 256, 256)
-"""Slices, rows and columns of the paper."""
+PAPER_SIZE = (32, 256, 256)  # slices, rows and columns of the paper
 MAX_SIZE = 4096  # of a side: a typo must not ask for terabytes
 
 
@@ -129,8 +128,7 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
     """``size`` as three whole numbers from 1 to :data:`MAX_SIZE`; else a :class:`ScanError`."""
     whole = all(isinstance(side, int | np.integer) and 1 <= side <= MAX_SIZE for side in size)
     if not whole or len(size) != 3:
-        expected = f"slices, rows, columns from 1 to {MAX_SIZE}"
-        raise ScanError("size", expected, size, "correct it")
+        raise ScanError("size", f"slices, rows, columns from 1 to {MAX_SIZE}", size, "correct it")
     return tuple(int(side) for side in size)
 
 
@@ -164,7 +162,6 @@ def _resample(array: np.ndarray, size: tuple[int, int, int], low: float, high: f
 
 
 def _plane(plane: np.ndarray, low: float, scale: float, rows, columns) -> np.ndarray:
-    """One slice, windowed and resampled in its plane."""
     small = plane.dtype.itemsize <= 2 or plane.dtype == np.float32
     exact = np.float32 if small else np.float64  # float32 cannot hold wider integers
     values = np.subtract(plane, exact(low), dtype=exact)

@@ -1,8 +1,6 @@
-"""Windows: which scan values become black and which white.
-
-``"percentile"`` (the paper's choice) spans the 1st to the 99th percentile of the volume,
-``"minmax"`` all of it; a pair of numbers is an explicit range, in Hounsfield units for CT; and CT
-has its named windows, which only make sense for Hounsfield units.
+"""Windows: which scan values become black and which white. ``"percentile"`` (the paper's choice)
+spans the 1st to the 99th percentile of the volume, ``"minmax"`` all of it; a pair of numbers is an
+explicit range; and CT has its named windows, which only make sense for Hounsfield units.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
 abdomen (soft tissue) 50/400, liver 30/150, bone (spine) 400/1800, brain 40/80, stroke 40/40 (the
 wider of two in use). Source: Radiopaedia, "Windowing (CT)". Institutions differ somewhat."""
 
-PERCENTILES = (1.0, 99.0)  # the paper's
 PADDING_BELOW = -1100.0  # air is -1000 HU; below -1024, CT stores only what fills unscanned corners
 AIR_BELOW = -500.0  # any CT in HU has lower values: around the patient, in the lungs or the bowel
 _CHUNK = 2_000_000  # values counted at a time
@@ -44,8 +41,7 @@ def check_window(window: Window) -> tuple[float, float] | None:
         pair = CT_WINDOWS[window] if isinstance(window, str) else window
         low, high = (float(value) for value in pair)
     except (KeyError, TypeError, ValueError):
-        names = ", ".join(("percentile", "minmax", *CT_WINDOWS))
-        expected = f"a pair (low, high) or one of {names}"
+        expected = f"a pair (low, high), percentile, minmax or one of {', '.join(CT_WINDOWS)}"
         raise ScanError("window", expected, repr(window), "choose one") from None
     if not _NARROWEST <= high - low <= _WIDEST:
         expected = f"low < high, {_NARROWEST:g} to {_WIDEST:g} apart"
@@ -93,7 +89,7 @@ def _grey(array: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 def _span(array: np.ndarray, window: str) -> tuple[float, float]:
     minmax = window == "minmax"
-    return (float(array.min()), float(array.max())) if minmax else percentiles(array, PERCENTILES)
+    return (float(array.min()), float(array.max())) if minmax else percentiles(array, (1, 99))
 
 
 def _without_padding(array: np.ndarray, source: object) -> np.ndarray:

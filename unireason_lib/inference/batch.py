@@ -1,8 +1,6 @@
-"""Asking a model one question, or a file of them.
-
-While the model generates, one thread reads the scans of the next batch and no more, so memory does
-not grow with the number of questions. Each question fails alone: when a batch breaks inside the
-model, its questions are asked one by one.
+"""Asking a model one question, or a file of them: while it generates, one thread reads the scans of
+the next batch and no more. Each question fails alone: when a batch breaks inside the model, its
+questions are asked one by one.
 """
 
 from __future__ import annotations
@@ -80,8 +78,9 @@ def ask(
     generator: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings | None = None
 ) -> tuple[Trace, Line]:
     """Ask one question about a scan: the trace, and the line that a batch would write."""
-    how = asdict(settings) if settings else {}
-    (trace,) = generator.generate([_request(sample, scan)], **how)
+    (trace,) = generator.generate(
+        [_request(sample, scan)], **(asdict(settings) if settings else {})
+    )
     return trace, _line(generator.frame, sample, scan, trace)
 
 
@@ -112,7 +111,7 @@ def infer_file(
     if not root.is_dir():
         raise RequestError(root, "a folder of scans", "no folder", "check the path")
     if batch_size < 1 or (max_samples is not None and max_samples < 1):
-        found = f"{batch_size} and {max_samples}"
+        found = [batch_size, max_samples]
         raise RequestError("batch size and samples", "at least 1", found, "correct them")
     load, how = isinstance(model, Checkpoint), asdict(settings or Settings())
     reading = reading or Reading.like(model.serialization if load else None, dimension=dimension)

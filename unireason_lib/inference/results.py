@@ -1,8 +1,6 @@
-"""A file of results that survives: one whole line for each finished sample, never two or a part.
-
-Each line is appended in one piece and synced; a line that a crash tore is cut off when the run goes
-on. ``out.jsonl.run.json`` says what made the results, and a run that differs is refused. A sample
-that failed has ``error`` instead of a reply, and the next run tries it again.
+"""A file of results that survives: each line is appended in one piece and synced; one that a crash
+tore is cut off when the run goes on. ``out.jsonl.run.json`` says what made the results, and a run
+that differs is refused. A sample that failed has ``error`` instead of a reply.
 """
 
 from __future__ import annotations
@@ -128,10 +126,9 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 def _checked(record: Any, where: object) -> dict[str, Any]:
-    if isinstance(record, dict) and isinstance(record.get("id"), str):
-        return record
-    do = "take it out; its sample will be done again"
-    raise RequestError(where, "a result with an id", "none", do)
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise RequestError(where, "a result with an id", "none", "take it out and ask again")
+    return record
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> list[str]:

@@ -27,8 +27,7 @@ IDS = ("id", "question_id", "qid")
 TRUTH_LETTERS = ("answer_choice", "answerchoice", "answer_letter", "answer_label")
 TRUTHS = ("answer", "gt_answer", "truth")
 TYPES = ("question_type", "questiontype")
-MISSING = ("", "NA", "N/A", "nan", "NaN", "-")
-"""How tables write that there is no such option (``Na``, sodium, is one)."""
+MISSING = ("", "NA", "N/A", "nan", "NaN", "-")  # no such option; ``Na``, sodium, is one
 
 Row = Mapping[str, Any]
 
@@ -68,7 +67,7 @@ def read_rows(path: Path) -> Iterator[Row | Exception]:
     """Rows with plain keys (``Image Path`` -> ``image_path``), or why a row is none."""
     kind = path.suffix.lower()
     if not path.is_file() or kind not in KINDS:
-        found = f"a file {kind or 'without suffix'}" if path.is_file() else "no such file"
+        found = f"a file {kind}" if path.is_file() else "no such file"
         raise RequestError(path, f"questions ({', '.join(KINDS)})", found, "check the path")
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -104,8 +104,7 @@ class Scan:
 def read_scan(path: str | Path, dimension: str, reading: Reading | None = None) -> Scan:
     """Read an image (``"2d"``) or volume (``"3d"``) for a question, or raise a ``ScanError``."""
     read = _read_image if dimension == "2d" else _read_volume
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScanWarning)
+    with warnings.catch_warnings(record=True, action="always", category=ScanWarning) as caught:
         scan = read(path, reading or Reading())
     notes = [str(one.message) for one in caught if issubclass(one.category, ScanWarning)]
     return replace(scan, warnings=tuple(dict.fromkeys(notes)))
