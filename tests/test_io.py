@@ -121,7 +121,7 @@ def test_only_images_of_named_formats_and_sizes_are_decoded(tmp_path, monkeypatc
     monkeypatch.setattr(files, "MAX_IMAGE_PIXELS", 19)
     with pytest.raises(ScanError, match=r"at most 19 pixels, found 5 x 4"):
         files.open_image(encoded("PNG"))
-    with pytest.raises(ScanError, match="no such file"):
+    with pytest.raises(ScanError, match="No such file"):
         files.open_image(tmp_path / "missing.png")
 
 

@@ -58,9 +58,10 @@ def extract_choice(text: str, options: Mapping[str, str] | None = None) -> str |
     line is one of the first; the answer is, or names without denying it, the text of exactly one
     option. With ``options`` (letter -> text) only their letters count, and a letter that is
     followed by the text of another option chooses nothing."""
-    answer = _plain(final_answer(text))
+    answer = unicodedata.normalize("NFKC", final_answer(text)).replace("。", ".")
+    answer = re.sub(r"[^\S\n]+", " ", _MARKS.sub("", _BOXED.sub(r"\1", answer)))
     letters = set(options) if options else set("ABCD")
-    options = {letter: _words(option) for letter, option in (options or {}).items()}
+    options = {letter: plain_words(option) for letter, option in (options or {}).items()}
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
     repeated = {line: letter for line in lines if (letter := _repeated(line, options))}
     if len(set(repeated.values())) > 1:
@@ -71,11 +72,6 @@ def extract_choice(text: str, options: Mapping[str, str] | None = None) -> str |
         if chosen:
             return chosen.pop() if len(chosen) == 1 else None
     return None
-
-
-def _plain(answer: str) -> str:
-    answer = _BOXED.sub(r"\1", unicodedata.normalize("NFKC", answer).replace("。", "."))
-    return re.sub(r"[^\S\n]+", " ", _MARKS.sub("", answer))
 
 
 def _readings(lines: list[str], options: Mapping[str, str]) -> Iterator[set[str]]:
@@ -91,7 +87,7 @@ def _readings(lines: list[str], options: Mapping[str, str]) -> Iterator[set[str]
 def _repeated(line: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that a line gives word for word, letter and text."""
     leading = _LEADING.match(line)
-    return leading[1] if leading and _words(leading[2]) == options.get(leading[1]) else None
+    return leading[1] if leading and plain_words(leading[2]) == options.get(leading[1]) else None
 
 
 def _stated(line: str, options: Mapping[str, str]) -> set[str]:
@@ -106,7 +102,7 @@ def _stated(line: str, options: Mapping[str, str]) -> set[str]:
 
 def _chosen(letter: str, text: str, options: Mapping[str, str], certain: bool = True) -> set[str]:
     """The letter, and beside it those whose text it is given in place of its own."""
-    owners = {other for other, words in options.items() if words and words == _words(text)}
+    owners = {other for other, words in options.items() if words and words == plain_words(text)}
     if letter in owners:
         return {letter}
     return owners | {letter} if certain or (owners and letter != "A") else set()
@@ -131,7 +127,7 @@ def _last(line: str) -> set[str]:
 
 def _named(answer: str, options: Mapping[str, str]) -> set[str]:
     """Letters of the options whose text the answer contains; a longer one hides one inside it."""
-    whole = rest = f" {_words(answer)} "
+    whole = rest = f" {plain_words(answer)} "
     named: dict[str, str] = {}
     for letter, option in sorted(options.items(), key=lambda item: -len(item[1])):
         words = f" {option} "
@@ -142,6 +138,6 @@ def _named(answer: str, options: Mapping[str, str]) -> set[str]:
     return set() if denied else set(named)
 
 
-def _words(text: str) -> str:
+def plain_words(text: str) -> str:
     """Words and numbers in small letters; 1.5 is one number."""
     return " ".join(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.casefold()))

@@ -15,33 +15,31 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul
-from typing import Self
+from typing import ClassVar, Self
 
 from unireason_lib.errors import BoxError
 
 BOX_START = "<|box_start|>"
 BOX_END = "<|box_end|>"
 
-MAX_COORDINATE = 10_000_000
-"""Larger magnitudes cannot be pixels of any image and are read as malformed."""
-
 
 class _Box:
     """What rectangles and cuboids share: 2n numbers, the first corner before the second."""
 
+    _axes: ClassVar[int]
+
     def __post_init__(self) -> None:
         for value in self.as_tuple():
             if isinstance(value, bool) or not math.isfinite(value):
-                name, numbers = type(self).__name__, self.as_tuple()
-                raise BoxError(name, "finite numbers", numbers, "check the coordinates")
+                name, do = type(self).__name__, "check the coordinates"
+                raise BoxError(name, "finite numbers", self.as_tuple(), do)
 
     def _each(self, change: Callable[[float, float], float], *values: float) -> Self:
         """The box with ``change(coordinate, value of its axis)`` in place of every coordinate."""
-        return type(self)(*map(change, self.as_tuple(), values * 2))
+        return type(self)(*map(change, self.as_tuple(), values[: self._axes] * 2))
 
     def _corners(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        numbers = self.as_tuple()
-        return numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        return self.as_tuple()[: self._axes], self.as_tuple()[self._axes :]
 
     @property
     def width(self) -> float:
@@ -67,8 +65,7 @@ class _Box:
         """The common part, or None; raises :class:`BoxError` for a rectangle and a cuboid."""
         if type(self) is not type(other):
             found = f"{type(self).__name__} and {type(other).__name__}"
-            do = "project a cuboid with `.xy`, or lift a rectangle with `Box3D.from_xy`"
-            raise BoxError("boxes", "two of one kind", found, do)
+            raise BoxError("boxes", "two of one kind", found, "project the cuboid with `.xy`")
         firsts, seconds = zip(self._corners(), other._corners(), strict=True)
         box = type(self)(*map(max, *firsts), *map(min, *seconds))
         return None if box.is_empty else box
@@ -79,6 +76,14 @@ class _Box:
         if common is None:
             return 0.0
         return common._size / (self._size + other._size - common._size)
+
+    def clip(self, width: float, height: float, depth: float = math.inf) -> Self:
+        """Every coordinate moved into the image or volume; the box may be empty then."""
+        return self._each(lambda value, high: min(max(value, 0), high), width, height, depth)
+
+    def scale(self, sx: float, sy: float, sz: float = 1) -> Self:
+        """The box in a space with ``sx``, ``sy``, ``sz`` times as many columns, rows and slices."""
+        return self._each(mul, sx, sy, sz)
 
     def round(self, outward: bool = False) -> Self:
         """Whole pixels: the nearest ones (halves go up), or the smallest whole box around it."""
@@ -92,6 +97,7 @@ class Box2D(_Box):
     """A half-open rectangle ``[x1, x2) x [y1, y2)`` in pixels, x to the right and y down; empty and
     reversed ones can be built. A :class:`BoxError` for NaN, infinity or a boolean."""
 
+    _axes = 2
     x1: float
     y1: float
     x2: float
@@ -108,19 +114,12 @@ class Box2D(_Box):
 
     _size = area
 
-    def clip(self, width: float, height: float) -> Box2D:
-        """Every coordinate moved into ``[0, width] x [0, height]``; the box may be empty then."""
-        return self._each(_clamp, width, height)
-
-    def scale(self, sx: float, sy: float) -> Box2D:
-        """The box in a space whose pixels are ``sx`` and ``sy`` times as many along x and y."""
-        return self._each(mul, sx, sy)
-
 
 @dataclass(frozen=True)
 class Box3D(_Box):
     """A half-open cuboid: a rectangle (see :class:`Box2D`) on slices ``z1 .. z2 - 1``."""
 
+    _axes = 3
     x1: float
     y1: float
     z1: float
@@ -154,20 +153,8 @@ class Box3D(_Box):
 
     _size = volume
 
-    def clip(self, width: float, height: float, depth: float) -> Box3D:
-        """Every coordinate moved into the volume; the box may be empty then."""
-        return self._each(_clamp, width, height, depth)
-
-    def scale(self, sx: float, sy: float, sz: float = 1) -> Box3D:
-        """The box in a space with ``sx``, ``sy``, ``sz`` times as many columns, rows and slices."""
-        return self._each(mul, sx, sy, sz)
-
 
 Box = Box2D | Box3D
-
-
-def _clamp(value: float, high: float) -> float:
-    return min(max(value, 0), high)
 
 
 def _nearest(value: float) -> int:
@@ -184,7 +171,8 @@ class BoxScan:
     other_syntax: tuple[Box, ...] = ()  # stock Qwen's "bbox_2d": [...] in JSON; fetch nothing
 
 
-_NUMBER = r"[+-]?[0-9]{1,8}(?:\.[0-9]{1,8})?"
+# more than 7 digits cannot be pixels of any image
+_NUMBER = r"[+-]?[0-9]{1,7}(?:\.[0-9]{1,8})?"
 _NUMBERS = rf"\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{1,5}}\s*"
 _LIST = rf"(?:\[{_NUMBERS}\]|\({_NUMBERS}\))"
 _WRITTEN = re.compile(rf"\s*(?:{_LIST}(?:\s*,\s*{_LIST})?|\[\s*{_LIST}(?:\s*,\s*{_LIST})?\s*\])\s*")
@@ -196,18 +184,15 @@ def read_box(text: str) -> Box | None:
     corners each in its own (``(101,201),(150,266)``, as Qwen2-VL writes), perhaps in one more pair.
 
     Rounded to whole pixels and not clipped; None for any other text: an empty or reversed box,
-    exponents, magnitudes beyond :data:`MAX_COORDINATE`, or fractions (decimals all at most 1)."""
+    exponents, too large numbers, or fractions of the image (decimals all at most 1)."""
     if len(text) > 256 or not _WRITTEN.fullmatch(text):
         return None
     corners = [re.findall(_NUMBER, part) for part in re.findall(_LIST, text)]
     written = [number for corner in corners for number in corner]
-    if len(written) not in (4, 6) or len({len(corner) for corner in corners}) != 1:
-        return None
-    if "." in text and all(abs(float(number)) <= 1 for number in written):
+    fractions = "." in text and all(abs(float(number)) <= 1 for number in written)
+    if fractions or len(written) not in (4, 6) or len(set(map(len, corners))) != 1:
         return None
     numbers = [_nearest(float(number)) for number in written]
-    if any(abs(number) > MAX_COORDINATE for number in numbers):
-        return None
     box = Box2D(*numbers) if len(numbers) == 4 else Box3D(*numbers)
     return None if box.is_empty else box
 

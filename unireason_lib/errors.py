@@ -1,12 +1,13 @@
 """Errors that help: each message names the thing, what was expected, what was found and what to do.
 
-All of them are ``ValueError`` subclasses, so a caller who only wants "bad input" catches one
-built-in type, while a batch run can tell an unreadable scan from a bad question. They survive a
-process pool: pickling keeps the four parts.
+All are ``ValueError`` subclasses, for a caller who only wants "bad input", and survive a process
+pool: pickling keeps the four parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -15,11 +16,7 @@ class UniReasonError(ValueError):
     message), what would have been right, what was there instead, and what the reader can do."""
 
     def __init__(
-        self,
-        subject: object,
-        expected: str | None = None,
-        found: object = None,
-        do: str | None = None,
+        self, subject: object, expected: str | None = None, found: Any = None, do: str | None = None
     ) -> None:
         self.subject, self.expected, self.do = str(subject), expected, do
         self.found = None if found is None else str(found)
@@ -30,6 +27,22 @@ class UniReasonError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.subject, self.expected, self.found, self.do)
+
+
+def why(error: Exception) -> str:
+    """An error of another library in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+@contextmanager
+def raising(kind: type[UniReasonError], subject: object, expected: str, do: str) -> Iterator[None]:
+    """What other libraries raise on damaged files, of many types, becomes one of our errors."""
+    try:
+        yield
+    except UniReasonError:
+        raise
+    except Exception as error:
+        raise kind(subject, expected, why(error), do) from error
 
 
 class BoxError(UniReasonError):

@@ -1,8 +1,6 @@
-"""Files: written whole, read without trust.
-
-Everything that this package writes goes through :func:`whole_file` (under a temporary name, then
-renamed), every path that stands in a data file through :func:`safe_path`, every image through
-:func:`open_image`, and every folder that two processes could write through :func:`locked`.
+"""Files: written whole under a temporary name, then renamed (:func:`whole_file`); read without
+trust: :func:`safe_path` for every path in a data file, :func:`open_image` for every image. A folder
+that two processes could write is :func:`locked`.
 """
 
 from __future__ import annotations
@@ -12,26 +10,23 @@ import hashlib
 import io
 import json
 import os
+import secrets
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from errno import EDQUOT, EFBIG, ENOSPC
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
 from PIL import Image
 
-from unireason_lib.errors import DatasetError, ScanError, UniReasonError
+from unireason_lib.errors import DatasetError, ScanError, UniReasonError, raising
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 """Formats that are decoded. Pillow guesses among all that it knows unless it is told, and some of
 those start other programs (EPS runs Ghostscript)."""
 
-MAX_IMAGE_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded."""
-
-
-# --- writing ---------------------------------------------------------------------------------
+MAX_IMAGE_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 
 @contextlib.contextmanager
@@ -39,33 +34,30 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Write a file that is there completely or not at all; an old one stays until the new one is. A
     :class:`DatasetError` when the disk, or the user's quota of it, is full."""
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_whole(path: str | Path, content: str | bytes | Iterable[str]) -> None:
     """Write text, bytes or a stream of text with :func:`whole_file`."""
     parts = [content] if isinstance(content, str | bytes) else content
     with whole_file(path) as file:
-        for part in parts:
-            # half a surrogate pair, as some models write, becomes its escape
-            file.write(
-                part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
-            )
+        for part in parts:  # half a surrogate pair, as some models write, becomes its escape
+            is_text = isinstance(part, str)
+            file.write(part.encode("utf-8", "backslashreplace") if is_text else part)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -74,11 +66,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def append_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add JSON lines to a file in one piece; a line that a kill tore off before is ended first.
-
-    Raises:
-        DatasetError: The disk is full.
-    """
+    """Add JSON lines to a file in one piece; a line that a kill tore off before is ended first. A
+    :class:`DatasetError` when the disk is full."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,18 +93,8 @@ def disk_error(path: str | Path, error: OSError) -> Exception:
     """A full disk in words that name the file; any other error of the system as it is."""
     if error.errno not in (ENOSPC, EDQUOT, EFBIG):
         return error
-    return DatasetError(
-        path,
-        "space on the disk for this file",
-        f"none ({error.strerror})",
-        "free some space and run the same command again; what is finished is kept",
-    )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    do = "free some space and run the same command again; what is finished is kept"
+    return DatasetError(path, "space on the disk for this file", f"none ({error.strerror})", do)
 
 
 @contextlib.contextmanager
@@ -125,20 +104,16 @@ def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
     for a folder that cannot be written."""
     from filelock import FileLock, Timeout
 
-    path = Path(path)
+    path, lock = Path(path), FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
             do = "wait for it, or choose another output"
-            if not wait:
-                raise DatasetError(
-                    what, "nobody else writing it", "a running process", do
-                ) from None
-            print(f"{what}: waiting for the process that writes it", file=sys.stderr)
-            lock.acquire()
+            raise DatasetError(what, "nobody else writing it", "a running process", do) from None
+        print(f"{what}: waiting for the process that writes it", file=sys.stderr)
+        lock.acquire()
     except OSError as error:
         do = "choose another output"
         raise DatasetError(path.parent, "a writable folder", error.strerror, do) from error
@@ -147,24 +122,13 @@ def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
         yield
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
 def read_json(path: str | Path, error: type[UniReasonError] = DatasetError) -> dict[str, Any]:
     """A JSON object from a file; an ``error`` when it is missing or none."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise error(path, "a JSON file", "no such file", "check the path") from None
-    except (OSError, ValueError, RecursionError) as reason:
-        found = " ".join(str(reason).split())[:160]
-        raise error(path, "a JSON object", found, "restore or download the file") from reason
-    if not isinstance(value, dict):
-        raise error(
-            path, "a JSON object", f"a {type(value).__name__}", "check that it is the right file"
-        )
-    return value
+    with raising(error, path, "a JSON object", "check the path, or restore the file"):
+        value = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        if not isinstance(value, dict):
+            raise TypeError(f"a {type(value).__name__}")
+        return value
 
 
 def safe_path(
@@ -178,18 +142,12 @@ def safe_path(
     named. An ``error`` when it is empty, leads out by ``..`` or a link, or is absolute; with
     ``absolute``, that is accepted when it leads below ``root``."""
     root = Path(root).resolve()
-    windows = PureWindowsPath(written)
-    foreign = "\0" in written or "\\" in written or windows.drive
-    inner = PurePosixPath(written)
-    if not written.strip() or foreign or (inner.is_absolute() and not absolute):
-        raise error(
-            where, f"a path inside {root.name}/", repr(written), "correct or remove that entry"
-        )
-    path = (root / inner).resolve()
+    foreign = "\0" in written or "\\" in written or PureWindowsPath(written).drive
+    outside = foreign or not written.strip() or (not absolute and written.startswith("/"))
+    path = root if outside else (root / written).resolve()
     if path == root or not path.is_relative_to(root):
-        raise error(
-            where, f"a path inside {root.name}/", repr(written), "correct or remove that entry"
-        )
+        do = "correct or remove that entry"
+        raise error(where, f"a path inside {root.name}/", repr(written), do)
     return path
 
 
@@ -199,7 +157,7 @@ def open_image(source: str | Path | bytes, name: object = None) -> Image.Image:
     :data:`MAX_IMAGE_PIXELS`; ``name`` is what it is called there."""
     name = name or (source if not isinstance(source, bytes) else "image")
     expected = f"an image ({', '.join(IMAGE_FORMATS)})"
-    try:
+    with raising(ScanError, name, expected, "check the path, or export the image again"):
         stream = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(stream, formats=IMAGE_FORMATS) as image:
             width, height = image.size
@@ -212,13 +170,6 @@ def open_image(source: str | Path | bytes, name: object = None) -> Image.Image:
                 raise ScanError(name, "one image", f"{pages} pages", do)
             image.load()
             return image
-    except ScanError:
-        raise
-    except FileNotFoundError:
-        raise ScanError(name, expected, "no such file", "check the path") from None
-    except Exception as error:  # decoders of damaged files raise many kinds
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ScanError(name, expected, found, "export or download the image again") from error
 
 
 def sha256_of(path: str | Path) -> str:

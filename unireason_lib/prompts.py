@@ -1,8 +1,6 @@
-"""The user's turn: one wording for training data, evaluation, the command line and rollouts.
-
-A model that is asked in other words than it was trained with answers worse for no medical reason,
-so every part of the package asks through :func:`chat`: first the image, or the slices of a volume
-from foot to head, then the question, its options, and how to reply.
+"""The user's turn: one wording everywhere, as a model that is asked in other words than it was
+trained with answers worse for no medical reason. First the image, or the slices of a volume from
+foot to head, then the question, its options, and how to reply.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ from typing import Any
 
 from unireason_lib.errors import RequestError
 
-LETTERS = "ABCDEFGH"
-"""Option letters, in order."""
+LETTERS = "ABCDEFGH"  # of the options, in order
 
 _CHOOSE = "Reason about what you see, point with boxes, then answer with one option."
 _TELL = "Reason about what you see, point with boxes, then give a short answer."
@@ -42,15 +39,10 @@ def question_text(
         expected = "none, or two and more with the letters A, B, C, ... in order"
         do = "give --option-a, --option-b, ... without gaps"
         raise RequestError("options", expected, ", ".join(options), do)
-    lines = []
-    if slices is not None:
-        lines.append(f"These are {slices} axial slices of one volume, from foot to head.")
-    lines.append(plain_text(question, "the question"))
-    lines += [
-        f"{letter}. {plain_text(text, f'option {letter}')}" for letter, text in options.items()
-    ]
-    lines.append(_CHOOSE if options else _TELL)
-    return "\n".join(lines)
+    count = f"These are {slices} axial slices of one volume, from foot to head."
+    choices = (f"{key}. {plain_text(text, f'option {key}')}" for key, text in options.items())
+    lines = [plain_text(question, "the question"), *choices, _CHOOSE if options else _TELL]
+    return "\n".join(lines if slices is None else [count, *lines])
 
 
 def chat(

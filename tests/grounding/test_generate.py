@@ -1,5 +1,7 @@
 """Grounded generation: exact, batched, and undisturbed by whatever the model writes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -29,11 +31,6 @@ def generator(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def slow(tiny_model):
-    return GroundedGenerator(*tiny_model, reuse_cache=False)
-
-
-@pytest.fixture(scope="module")
 def mixed(generator):
     """Requests of different lengths, dimensions and numbers of boxes, and scripts that point."""
     requests = [
@@ -60,16 +57,14 @@ def write(generator, request, *parts, **settings):
     return generator.generate([request], scripts=[script], **settings)[0]
 
 
-def test_batched_cached_and_encoded_again_write_the_same(generator, slow, mixed):
+def test_batched_cached_and_encoded_again_write_the_same(generator, tiny_model, mixed):
     requests, scripts = mixed
     how = {"scripts": scripts, "max_new_tokens": 90}
     together = generator.generate(requests, **how)
-    others = [
-        slow.generate(requests, **how),
-        generator.generate(requests, batch_size=1, **how),
-        generator.generate(requests, batch_size=2, **how),
-        generator.generate(requests, tokens_per_round=12, max_rounds=99, **how),
-    ]
+    slow = GroundedGenerator(*tiny_model, reuse_cache=False)
+    others = [slow.generate(requests, **how)]
+    for settings in ({"batch_size": 1}, {"batch_size": 2}, {"tokens_per_round": 12}):
+        others.append(generator.generate(requests, max_rounds=99, **settings, **how))
     for traces in others:
         for a, b in zip(together, traces, strict=True):
             assert (a.token_ids, a.own_mask, a.text) == (b.token_ids, b.own_mask, b.text)
@@ -81,8 +76,7 @@ def one_pass(generator, trace):
     """Logits of every token of a reply when the whole sequence is encoded at once."""
     ids, pixels, grids = generator.encode(trace.request)
     assert tuple(ids) == trace.prompt_ids
-    crops = [crop for pointing in trace.pointings for crop in pointing.crops]
-    if crops:
+    if crops := [crop for pointing in trace.pointings for crop in pointing.crops]:
         more, shapes = generator.encode_crops(crops)
         pixels, grids = torch.cat([pixels, more]), grids + shapes
     full = torch.tensor([[*trace.prompt_ids, *trace.token_ids]])
@@ -100,13 +94,15 @@ def test_free_tokens_are_the_best_ones_of_a_single_pass(generator, mixed):
     ends = [*generator.ends, generator.box_start, generator.box_end]
     traces = generator.generate(requests, scripts=scripts, max_new_tokens=90)
     for trace, plan in zip(traces, scripts, strict=True):
-        logits, logprobs = one_pass(generator, trace), torch.tensor(trace.logprobs)
-        tokens = torch.tensor(trace.token_ids)
+        tokens, logprobs = torch.tensor(trace.token_ids), torch.tensor(trace.logprobs)
         own = torch.tensor(trace.own_mask, dtype=torch.bool)
-        logits = logits.index_fill(1, torch.tensor(generator.never_written), -torch.inf)
+        forbidden = torch.tensor(generator.never_written)
+        logits = one_pass(generator, trace).index_fill(1, forbidden, -torch.inf)
         expected = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         assert torch.allclose(logprobs[own], expected[own], atol=1e-3) and not logprobs[~own].any()
-        free = [step for step in range(len(tokens[own])) if plan.token(step) is None]
+        free = [
+            step for step in range(len(tokens[own])) if plan.plan[step : step + 1] in ([], [None])
+        ]
         for step in free:
             scores = logits[own][step].clone()
             if step < len(plan):
@@ -128,9 +124,7 @@ def test_what_is_injected_is_counted_in_tokens(generator):
     assert len(trace.own_mask) - sum(trace.own_mask) == 3 * len(crop)
     assert trace.token_ids[pointing.position - 1] == generator.box_end
     assert "image_pad" not in trace.text
-
-
-def test_crops_come_from_the_image_as_the_model_sees_it(generator):
+    # crops are cut from the image as the model sees it
     big = Image.new("RGB", (512, 512))
     big.paste((255, 255, 255), (256, 256, 512, 512))
     assert generator.frame.size(512, 512) == (128, 128)
@@ -140,29 +134,24 @@ def test_crops_come_from_the_image_as_the_model_sees_it(generator):
     assert crop.shape == (64, 64, 3) and crop[4:, 4:].min() > 250
 
 
-@pytest.mark.parametrize(
-    ("dimension", "written", "status"),
-    [
-        ("2d", "[0,0,64,64]", "injected"),
-        ("2d", "[0,0,5,64,64,9]", "injected"),
-        ("2d", "[-50,-50,32,32]", "injected"),
-        ("2d", "[70,0,90,64]", "outside"),
-        ("2d", "[9,9,3,3]", "malformed"),
-        ("2d", "[nan,0,1,1]", "malformed"),
-        ("2d", "", "malformed"),
-        ("3d", "[0,0,64,64]", "no slice"),
-        ("3d", "[0,0,5,64,64,99]", "injected"),
-        ("3d", "[0,0,6,64,64,9]", "outside"),
-        ("3d", "[0,0,-3,64,64,0]", "outside"),
-    ],
-)
-def test_what_becomes_of_a_box(generator, dimension, written, status):
-    request = GroundedRequest("Where?", volume(1 if dimension == "2d" else 6), OPTIONS, dimension)
-    trace = write(generator, request, f"<|box_start|>{written}<|box_end|>", 4)
-    (pointing,) = trace.pointings
-    assert pointing.status == status
-    assert bool(pointing.crops) == (status == "injected") == (0 in trace.own_mask)
-    assert len(trace.boxes) == len(trace.crops) == (status != "malformed")
+STATUS = {  # of boxes in an image, and in a volume of 6 slices
+    "injected": ("[0,0,64,64] [0,0,5,64,64,9] [-50,-50,32,32]", "[0,0,5,64,64,99]"),
+    "outside": ("[70,0,90,64]", "[0,0,6,64,64,9] [0,0,-3,64,64,0]"),
+    "malformed": ("[9,9,3,3] [nan,0,1,1] ?", ""),
+    "no slice": ("", "[0,0,64,64]"),
+}
+
+
+@pytest.mark.parametrize("status", STATUS)
+def test_what_becomes_of_a_box(generator, status):
+    for dimension, count, texts in zip(("2d", "3d"), (1, 6), STATUS[status], strict=True):
+        for written in texts.split():
+            request = GroundedRequest("Where?", volume(count), OPTIONS, dimension)
+            trace = write(generator, request, f"<|box_start|>{written}<|box_end|>", 4)
+            (pointing,) = trace.pointings
+            assert pointing.status == status
+            assert bool(pointing.crops) == (status == "injected") == (0 in trace.own_mask)
+            assert len(trace.boxes) == len(trace.crops) == (status != "malformed")
 
 
 def test_budgets_hold_and_cut_no_answer(generator):
@@ -196,16 +185,6 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(generator):
         assert first == alone and first != other and len(set(first)) == 4
 
 
-class Draws:
-    """Random numbers that run evenly through [0, 1)."""
-
-    def __init__(self, count):
-        self.numbers = iter((np.arange(count) + 0.5) / count)
-
-    def random(self):
-        return next(self.numbers)
-
-
 @pytest.mark.parametrize("top_p", [1.0, 0.85])
 def test_sampling_stays_on_the_device_and_follows_the_probabilities(generator, monkeypatch, top_p):
     """No vocabulary-wide table is copied to the CPU for a token; the nucleus is cut as it should."""
@@ -217,7 +196,8 @@ def test_sampling_stays_on_the_device_and_follows_the_probabilities(generator, m
     running = _Running(generator, [request], [None], 0, 1, settings)
     probabilities = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2])
     scores, (row,) = 2 * probabilities.log()[None], running.rows
-    row.draw = Draws(2000)
+    evenly = iter((np.arange(2000) + 0.5) / 2000)
+    row.draw = SimpleNamespace(random=lambda: next(evenly))
     monkeypatch.setattr(torch.Tensor, "cpu", None)
     tokens = [int(running._sample([row], scores)) for _ in range(2000)]
     counts = np.bincount(tokens, minlength=5) / 2000
@@ -243,8 +223,7 @@ def test_samples_of_one_request_share_the_prompt_and_differ(generator, monkeypat
     assert greedy[2].token_ids == greedy[3].token_ids
     assert greedy[2].token_ids == generator.generate(requests[1:], **how)[0].token_ids
 
-
-def test_control_tokens_are_never_sampled(generator):
+    # control tokens are never sampled
     request = GroundedRequest("Where?", [image()])
     how = {"samples": 8, "temperature": 50.0, "max_new_tokens": 60, "max_rounds": 0}
     written = {t for trace in generator.generate([request], **how) for t in trace.token_ids}
@@ -252,21 +231,22 @@ def test_control_tokens_are_never_sampled(generator):
 
 
 @pytest.mark.parametrize(
-    ("request_", "settings", "message"),
+    ("wrong", "message"),
     [
-        ({}, {"max_new_tokens": 0}, "positive token budgets"),
-        ({}, {"temperature": -1}, "temperature >= 0"),
-        ({}, {"top_p": 1.5}, "top_p"),
-        ({}, {"samples": 0}, "samples >= 1"),
-        ({"images": []}, {}, "at least one image"),
-        ({"images": ["scan.png"]}, {}, "load_image"),
-        ({"dimension": "4d"}, {}, "2d or 3d"),
-        ({"question": "Where <|image_pad|>?"}, {}, "image_pad"),
-        ({"options": {"A": "x", "B": "<|im_end|>"}}, {}, "option B"),
+        ({"max_new_tokens": 0}, "positive token budgets"),
+        ({"temperature": -1}, "temperature >= 0"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"samples": 0}, "samples >= 1"),
+        ({"images": []}, "at least one image"),
+        ({"images": ["scan.png"]}, "load_image"),
+        ({"dimension": "4d"}, "2d or 3d"),
+        ({"question": "Where <|image_pad|>?"}, "image_pad"),
     ],
 )
-def test_impossible_requests_and_settings_are_refused(generator, request_, settings, message):
-    request = {"question": "Where?", "images": [image()]} | request_
+def test_impossible_requests_and_settings_are_refused(generator, wrong, message):
+    request, settings = {"question": "Where?", "images": [image()]}, {}
+    for name, value in wrong.items():
+        (request if hasattr(GroundedRequest, name) or name in request else settings)[name] = value
     with pytest.raises(RequestError, match=message):
         generator.generate([request], **settings)
 

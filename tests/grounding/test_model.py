@@ -1,8 +1,8 @@
 """Checkpoints: complete, loadable through the Auto classes, refused with a helpful message."""
 
-import json
 import shutil
 from importlib.resources import files
+from itertools import product
 
 import pytest
 import torch
@@ -16,17 +16,14 @@ from unireason_lib.grounding.tiny import ADDED_TOKENS, SPECIAL_TOKENS, tiny_toke
 from unireason_lib.imaging import Serialization
 
 
-def test_the_tiny_checkpoint_has_the_true_classes_and_only_safetensors(tiny_checkpoint, tiny_model):
+def test_the_tiny_checkpoint_and_its_tokenizer(tiny_checkpoint, tiny_model):
+    """Special tokens are one token each; text survives, digits stand alone; the same every time."""
     model, processor = tiny_model
     assert type(model) is Qwen2_5_VLForConditionalGeneration
     assert type(processor) is Qwen2_5_VLProcessor
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
     assert not list(tiny_checkpoint.glob("*.bin")) + list(tiny_checkpoint.glob("*.pt"))
-
-
-def test_the_tokenizer(tiny_model):
-    """Special tokens are one token each; text survives, digits stand alone; the same every time."""
-    tokenizer = tiny_model[1].tokenizer
+    tokenizer = processor.tokenizer
     assert all(len(tokenizer(token).input_ids) == 1 for token in SPECIAL_TOKENS + ADDED_TOKENS)
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
     for text in ("The box [98,107,153,154] is A.", "ünïcode ✓ 漢字\n\ttabs", "  two  spaces "):
@@ -59,32 +56,24 @@ def text_part(text):
 
 BOX, IMAGE = "<|box_start|>[1,2,3,4]<|box_end|>", {"type": "image"}
 THOUGHT = [text_part(f"<think>see {BOX}"), IMAGE, text_part(" so</think>A. x")]
-CONVERSATIONS = {
-    "text": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "A. yes"}],
-    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}],
-    "images": [
-        {"role": "user", "content": [IMAGE, IMAGE, text_part("q\nA. x")]},
-        {"role": "assistant", "content": THOUGHT},
-        {"role": "user", "content": [text_part("sure?")]},
-    ],
-}
+IMAGES = [
+    {"role": "user", "content": [IMAGE, IMAGE, text_part("q\nA. x")]},
+    {"role": "assistant", "content": THOUGHT},
+    {"role": "user", "content": [text_part("sure?")]},
+]
+SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("prompt", [True, False])
-def test_the_chat_format_is_qwens(tiny_model, name, prompt):
-    """TRL ships the official template of Qwen2.5-VL."""
+def test_the_chat_format_is_qwens_and_marks_what_the_assistant_wrote(tiny_model):
+    """TRL ships the official template of Qwen2.5-VL. Injected images are not marked."""
     official = (files("trl") / "chat_templates" / "qwen2_5_vl.jinja").read_text(encoding="utf-8")
-    render = tiny_model[1].apply_chat_template
-    how = {"tokenize": False, "add_generation_prompt": prompt}
-    ours = render(CONVERSATIONS[name], **how)
-    assert ours == render(CONVERSATIONS[name], chat_template=official, **how)
-
-
-def test_the_template_marks_what_the_assistant_wrote_and_no_injected_image(tiny_model):
     processor = tiny_model[1]
+    for one, prompt in product((SYSTEM, IMAGES), (True, False)):
+        how = {"tokenize": False, "add_generation_prompt": prompt}
+        ours = processor.apply_chat_template(one, **how)
+        assert ours == processor.apply_chat_template(one, chat_template=official, **how)
     text = processor.tokenizer.apply_chat_template(
-        CONVERSATIONS["images"][:2],
+        IMAGES[:2],
         chat_template=processor.chat_template,
         tokenize=True,
         return_dict=True,
@@ -111,9 +100,7 @@ def test_an_adapter_is_put_on_top(tiny_checkpoint, tmp_path):
         assert not torch.allclose(adapted, plain(input_ids=ids).logits, atol=1e-3)
     with pytest.raises(ModelError, match="PEFT adapter"):
         load_model(tmp_path / "adapter")
-
-
-def test_dtype_and_device(tiny_checkpoint):
+    # settings that contradict each other
     model, _ = load_model(tiny_checkpoint, dtype="bfloat16", device="cpu")
     assert model.dtype is torch.bfloat16 and not model.training
     with pytest.raises(ModelError, match="bfloat16"):
@@ -122,14 +109,9 @@ def test_dtype_and_device(tiny_checkpoint):
         load_model(tiny_checkpoint, device="cpu", device_map="auto")
 
 
-def renamed(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen3_vl"}))
-
-
-def boxless(folder):
-    text = (folder / "tokenizer.json").read_text().replace("<|box_end|>", "<|boxend|>")
-    (folder / "tokenizer.json").write_text(text)
+def replaced(name, old, new):
+    """A change of one text in a file of a checkpoint."""
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +119,8 @@ def boxless(folder):
     [
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "complete, readable checkpoint"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "safetensors"),
-        (renamed, r"Qwen2\.5-VL checkpoint"),
-        (boxless, "box_end"),
+        (replaced("config.json", '"qwen2_5_vl"', '"qwen3_vl"'), r"Qwen2\.5-VL checkpoint"),
+        (replaced("tokenizer.json", "<|box_end|>", "<|boxend|>"), "box_end"),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json"),
         (shutil.rmtree, "no such folder"),
     ],

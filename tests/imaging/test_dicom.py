@@ -261,5 +261,4 @@ def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
     data.save_as(path)
     assert path.stat().st_size < 5_000 and load_volume(path).shape == (1, 400, 400)
     monkeypatch.setattr(dicom, "MAX_INFLATED", 100_000)
-    monkeypatch.setattr(dicom, "_PIECE", 50_000)
     refuse(path, "at most 100000 bytes", "deflated to")

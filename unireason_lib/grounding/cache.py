@@ -11,14 +11,13 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 256
-"""Tokens reserved ahead when the room is used up (a quarter of what is held, if that is more)."""
+RESERVE = 256  # tokens reserved ahead when the buffer is full (a quarter of it, if that is more)
 
 
 class GrowingLayer(DynamicLayer):
     """One layer: keys and values ``(batch, heads, tokens, head_dim)``, views of a larger buffer."""
 
-    _buffer: torch.Tensor | None = None  # (2, batch, heads, room, head_dim)
+    _buffer: torch.Tensor | None = None  # (2, batch, heads, capacity, head_dim)
     _view: torch.Tensor | None = None
 
     def update(
@@ -32,8 +31,8 @@ class GrowingLayer(DynamicLayer):
         # selecting or repeating rows of the batch replaces `keys` by a tensor that is no view
         if self._buffer is None or self.keys is not self._view or total > self._buffer.shape[-2]:
             batch, heads, _, width = key_states.shape
-            room = total + max(ROOM, total // 4)
-            self._buffer = key_states.new_empty(2, batch, heads, room, width)
+            capacity = total + max(RESERVE, total // 4)
+            self._buffer = key_states.new_empty(2, batch, heads, capacity, width)
             if held:
                 self._buffer[0, :, :, :held] = self.keys
                 self._buffer[1, :, :, :held] = self.values

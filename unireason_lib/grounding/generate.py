@@ -1,8 +1,7 @@
-"""Grounded generation: write, point, look, write on.
-
-The model writes until it closes a box. The crop's image tokens are put into the same reply, and the
-model goes on with them in view. Nothing is encoded twice: the key-value cache of prompt and reply
-is kept, and only the new crop is appended. For that to equal encoding everything again:
+"""Grounded generation: the model writes until it closes a box, the crop's image tokens are put into
+the same reply, and it goes on with them in view. Nothing is encoded twice: the key-value cache of
+prompt and reply is kept, and only the new crop is appended. For that to equal encoding everything
+again:
 
 - positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). Those of
   injected tokens come from the model's own ``get_rope_index``, counted on from the last position so
@@ -23,8 +22,7 @@ from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
 from unireason_lib.grounding.trace import Trace
 
-VISION_BATCH = 64
-"""Images that go through the vision tower at a time; bounds its memory, not the result."""
+VISION_BATCH = 64  # images in the vision tower at a time; bounds its memory, not the result
 
 
 class GroundedGenerator(GroundedInterface):
@@ -73,7 +71,6 @@ class _Running(Replies):
         self.logits: torch.Tensor | None = None
 
     def run(self) -> list[Trace]:
-        """Generate until every reply is complete."""
         self._feed(self.rows, self.rows)
         if (samples := self.samples) > 1:  # the cache is copied, no prompt encoded again
             self.cache.batch_repeat_interleave(samples)
@@ -110,7 +107,7 @@ class _Running(Replies):
         forced: dict[int, int] = {}
         for i, row in enumerate(rows):
             if row.script is not None and row.written < len(row.script):
-                if (token := row.script.token(row.written)) is not None:
+                if (token := row.script.plan[row.written]) is not None:
                     forced[i] = token
                 else:
                     scores[i, [*self.gen.ends, self.gen.box_start, self.gen.box_end]] = -torch.inf
@@ -121,11 +118,9 @@ class _Running(Replies):
         return tokens
 
     def _sample(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
-        """One token a row, where its next random number meets the cumulative probability.
-
-        All on the device. What a row draws, and in 64 bits what it meets, does not depend on the
-        batch. The nucleus (arXiv 1904.09751) is the most likely tokens up to ``top_p``.
-        """
+        """One token a row, where its next random number meets the cumulative probability, on the
+        device and, in 64 bits, whatever the batch. The nucleus (arXiv 1904.09751) is the most
+        likely tokens up to ``top_p``."""
         probabilities, order = (scores / self.settings.temperature).softmax(-1).double(), None
         if self.settings.top_p < 1:
             probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -140,11 +135,9 @@ class _Running(Replies):
         return (tokens if order is None else order.gather(1, tokens))[:, 0]
 
     def _ready(self, alive: Sequence[Row]) -> Sequence[Row]:
-        """Rows whose pending tokens go into the cache now.
-
-        Rows that write on are fed at once. Rows with crops wait until all others have crops, or one
-        has waited for ``tokens_per_round`` steps: one wide step is cheaper than many.
-        """
+        """Rows whose pending tokens go into the cache now: those that write on at once, those with
+        crops when all have crops, or one has waited for ``tokens_per_round`` steps: one wide step
+        is cheaper than many."""
         waiting = [row for row in alive if row.waiting]
         writing = [row for row in alive if not row.waiting]
         for row in waiting:

@@ -1,16 +1,15 @@
-"""Loading a Qwen2.5-VL checkpoint, tiny or full size, with or without an adapter.
-
-It reads safetensors only and never runs code from a checkpoint. Beside the weights a checkpoint may
-say how scans became images when it was trained (``serialization.json``).
+"""Loading a Qwen2.5-VL checkpoint, tiny or full size, with or without an adapter: safetensors only,
+never code from a checkpoint, and how scans became images in its training (``serialization.json``).
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib.boxes import BOX_END, BOX_START
-from unireason_lib.errors import ModelError
+from unireason_lib.errors import ModelError, raising
 from unireason_lib.imaging.serialize import Serialization
 from unireason_lib.io import read_json
 
@@ -21,8 +20,6 @@ ARCHITECTURE = "qwen2_5_vl"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")
 NEEDED_TOKENS = (BOX_START, BOX_END, *_VISION)
-NOT_QUANTISED = ("model.visual", "lm_head")
-"""Left alone by 4-bit loading: what the tower sees decides a box, the output layer writes it."""
 
 
 def load_model(
@@ -41,11 +38,10 @@ def load_model(
     Args:
         path: A folder as transformers saves it, or a hub id (``Qwen/Qwen2.5-VL-7B-Instruct``).
         adapter: A folder or hub id of a PEFT adapter to put on top.
-        dtype: ``"auto"`` (the checkpoint's own), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        dtype: One of :data:`DTYPES`; ``"auto"`` is the checkpoint's own.
         device: ``"cpu"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
         device_map: Passed to transformers to spread a model over devices; excludes ``device``.
-        attn_implementation: ``"sdpa"``, ``"flash_attention_2"``, ``"eager"``, or ``"auto"``: flash
-            attention where it can be used, else SDPA; the default is transformers' choice.
+        attn_implementation: Of transformers, or ``"auto"``: flash attention where it can be used.
         quantization: ``"4bit"`` keeps the language model's matrices in 4 bits (NF4, double
             quantisation, arXiv 2305.14314) and computes in ``dtype``. Needs bitsandbytes."""
     import torch
@@ -69,11 +65,13 @@ def load_model(
         cuda = device_map == "auto" or "cuda" in str(device_map or device)
         fast = cuda and dtype in ("bfloat16", "float16") and is_flash_attn_2_available()
         attn_implementation = "flash_attention_2" if fast else "sdpa"
-    try:
+    expected = "a complete, readable checkpoint (config, safetensors, processor)"
+    do = "check the folder, or for a hub id the network, the spelling and your access"
+    with raising(ModelError, path, expected, do):
         kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if kind != ARCHITECTURE:
-            do = "use a Qwen2.5-VL checkpoint: others place images and positions by other rules"
-            raise ModelError(path, f"the architecture {ARCHITECTURE}", kind, do)
+            other = "use a Qwen2.5-VL checkpoint: others place images and positions by other rules"
+            raise ModelError(path, f"the architecture {ARCHITECTURE}", kind, other)
         # an adapter that was saved with its processor may have tokens that the base lacks
         complete = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
         place = str(adapter) if complete else path
@@ -94,15 +92,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
         if device is not None:
             model = model.to(device)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen types here
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        expected = "a complete, readable checkpoint (config, safetensors, processor)"
-        do = "check the folder, or for a hub id the network, the spelling and your access"
-        raise ModelError(path, expected, found, do) from error
-    missing = set(NEEDED_TOKENS) - processor.tokenizer.get_vocab().keys()
-    if missing:
+    if missing := set(NEEDED_TOKENS) - processor.tokenizer.get_vocab().keys():
         expected, found = f"one token each for {' '.join(NEEDED_TOKENS)}", f"no {sorted(missing)}"
         raise ModelError(path, expected, found, "use the tokenizer of a Qwen2.5-VL checkpoint")
     return model.eval(), processor
@@ -115,17 +105,14 @@ def checkpoint_serialization(
     ``serialization.json`` of its adapter says, else its own; None without (stock models)."""
     from transformers.utils import cached_file
 
-    for place in (adapter, path):
-        folder = place
-        if place is not None and not Path(place).is_dir():
-            optional = {"_raise_exceptions_for_missing_entries": False}
-            try:
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    for place in filter(None, (adapter, path)):
+        folder = Path(place)
+        if not folder.is_dir():
+            with suppress(OSError, ValueError):  # no such model, no network: loading it says so
                 file = cached_file(str(place), "serialization.json", **optional)
-            except (OSError, ValueError):  # no such model or no network: loading it says so
-                file = None
-            folder = file and Path(file).parent
-        serialization = None if folder is None else Serialization.load(folder)
-        if serialization is not None:
+                folder = Path(file).parent if file else folder
+        if (serialization := Serialization.load(folder)) is not None:
             return serialization
     return None
 
@@ -133,9 +120,9 @@ def checkpoint_serialization(
 def load_profile_model(
     settings: Any, project: Path, path: str | None = None, *, device: str | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model that the section ``model`` of a profile names; see :func:`load_model`. Folders are
-    looked up in ``project``; the path ``"tiny"`` means random weights of the section's sizes, built
-    on first use in ``runs/models``. ``path`` and ``device`` replace the section's."""
+    """The model of a profile's section ``model``, with ``path`` and ``device`` in place of its own.
+    Folders are looked up in ``project``; ``"tiny"`` means random weights of the section's sizes,
+    built on first use in ``runs/models``."""
     name = path or settings.path
     place: str | Path = project / name if (project / name).is_dir() else name
     if name == "tiny":
@@ -145,7 +132,6 @@ def load_profile_model(
         sizes = {name: getattr(settings, name) for name in names}
         place = project / "runs" / "models" / f"tiny-{'-'.join(map(str, sizes.values()))}"
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
             build_tiny(place, **sizes)
     return load_model(
         place,
@@ -176,7 +162,6 @@ def base_model(model: Any) -> Any:
 
 
 def _four_bits(quantization: str, dtype: Any) -> Any:
-    """transformers' configuration of 4-bit loading."""
     import torch
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
@@ -191,7 +176,8 @@ def _four_bits(quantization: str, dtype: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-        llm_int8_skip_modules=list(NOT_QUANTISED),
+        # what the tower sees decides a box, the output layer writes it
+        llm_int8_skip_modules=["model.visual", "lm_head"],
     )
 
 

@@ -1,18 +1,18 @@
 """Replies in the making: what a written token does, whoever computes it.
 
-A token may end the reply, open a box or close one. A closed box fetches crops, whose image tokens
-are put into the same reply as if they had been written. That is bookkeeping on token ids, the same
-for a model in this process (:mod:`~.generate`) and for one behind a server (:mod:`~.served`).
+A token may end the reply, open a box or close one, whose crops are put into the same reply as image
+tokens. That is bookkeeping on token ids, the same for a model in this process (:mod:`~.generate`)
+and for one behind a server (:mod:`~.served`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from PIL import Image
 
 from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, scan_boxes
 from unireason_lib.errors import RequestError
-from unireason_lib.grounding import trace as status_of
 from unireason_lib.grounding.trace import GroundedRequest, Pointing, Trace
 from unireason_lib.imaging.crops import crop_region, slice_range
 from unireason_lib.imaging.frame import ProcessorFrame
@@ -50,31 +49,19 @@ class Settings:
             raise RequestError("generation settings", expected, str(self), "correct the value")
 
 
-@dataclass(frozen=True)
 class Script:
-    """What a model is made to write, for demonstrations of the mechanism and for benchmarks.
+    """What a model is made to write, for demonstrations of the mechanism and for benchmarks: a text
+    or a tuple of tokens as it stands; a number leaves the model that many tokens of its choice
+    (neither an end nor a box). After all parts it is free."""
 
-    A text or a tuple of tokens is written as it stands; a number leaves the model that many tokens
-    of its choice (neither an end nor a box). After all parts it is free.
-    """
-
-    tokenizer: Any
-    parts: tuple[str | int | tuple[int, ...], ...]
-
-    @cached_property
-    def _plan(self) -> list[int | None]:
-        plan: list[int | None] = []
-        for part in self.parts:
-            tokens = self.tokenizer(part).input_ids if isinstance(part, str) else part
-            plan += [None] * tokens if isinstance(tokens, int) else tokens
-        return plan
+    def __init__(self, tokenizer: Any, parts: Iterable[str | int | tuple[int, ...]]) -> None:
+        self.plan: list[int | None] = []  # None where the model chooses
+        for part in parts:
+            tokens = tokenizer(part).input_ids if isinstance(part, str) else part
+            self.plan += [None] * tokens if isinstance(tokens, int) else tokens
 
     def __len__(self) -> int:
-        return len(self._plan)
-
-    def token(self, step: int) -> int | None:
-        """The token to write at this step; None where the model chooses."""
-        return self._plan[step] if step < len(self._plan) else None
+        return len(self.plan)
 
 
 @dataclass(eq=False)
@@ -172,8 +159,7 @@ class GroundedInterface(ABC):
 
 
 class Replies:
-    """The replies of one batch, one :class:`Row` each; ``first`` is the number of its first request
-    among all."""
+    """The replies of one batch, whose first request is number ``first`` of all."""
 
     def __init__(
         self,
@@ -184,12 +170,11 @@ class Replies:
         samples: int,
         settings: Settings,
     ) -> None:
-        self.started = time.perf_counter()
+        self.started, self.rows = time.perf_counter(), []
         self.gen, self.first, self.samples, self.settings = gen, first, samples, settings
-        self.rows: list[Row] = []
-        for request, script in zip(requests, scripts, strict=True):
+        for i, (request, script) in enumerate(zip(requests, scripts, strict=True)):
             ids, *images = gen.encode(request)
-            row = Row(request, ids, script, self._stream(request, len(self.rows), 0))
+            row = Row(request, ids, script, self._stream(request, i, 0))
             row.pending, row.images = list(ids), [tuple(images)]
             self.rows.append(row)
 
@@ -233,7 +218,7 @@ class Replies:
 
     def _note_malformed(self, row: Row, end: int) -> None:
         text = self.gen.tokenizer.decode(row.ids[row.box_at : end], skip_special_tokens=False)
-        row.pointings.append(Pointing(text, None, status_of.MALFORMED, (), len(row.ids)))
+        row.pointings.append(Pointing(text, None, "malformed", (), len(row.ids)))
 
     def _point(self, row: Row) -> None:
         """A box was closed: read it, and queue its crops behind it."""
@@ -243,10 +228,9 @@ class Replies:
         status, crops = self._fetch(row, box)
         row.pointings.append(Pointing(text, box, status, tuple(crops), len(row.ids)))
         if crops:
-            pixels, grids = self.gen.encode_crops(crops)
-            gen, tokens = self.gen, []
-            for time_, height, width in grids:
-                count = time_ * height * width // gen.frame.merge_size**2
+            gen, tokens, (pixels, grids) = self.gen, [], self.gen.encode_crops(crops)
+            for grid in grids:
+                count = math.prod(grid) // gen.frame.merge_size**2
                 tokens += [gen.vision_start, *[gen.image_token] * count, gen.vision_end]
             row.ids += tokens
             row.own += [0] * len(tokens)
@@ -256,22 +240,22 @@ class Replies:
             row.rounds, row.round_tokens = row.rounds + 1, 0
 
     def _fetch(self, row: Row, box: Box | None) -> tuple[str, list[Image.Image]]:
-        """What becomes of a box (None: not well formed), and its crops."""
+        """The status of a box (None: not well formed) and its crops; see :class:`Pointing`."""
         settings = self.settings
         if box is None:
-            return status_of.MALFORMED, []
+            return "malformed", []
         if isinstance(box, Box2D) and row.request.dimension == "3d":
-            return status_of.NO_SLICE, []
+            return "no slice", []
         if row.rounds > settings.max_rounds:
-            return status_of.ROUNDS_USED_UP, []
+            return "rounds used up", []
         crops = self.gen.crops_for(row.request, box)
         if not crops:
-            return status_of.OUTSIDE, []
+            return "outside", []
         cost = sum(2 + self.gen.frame.tokens(crop.height, crop.width) for crop in crops)
         over = len(row.ids) - row.written + cost > settings.max_injected_tokens
         if over or row.written >= settings.max_new_tokens:
-            return status_of.TOKENS_USED_UP, []
-        return status_of.INJECTED, crops
+            return "tokens used up", []
+        return "injected", crops
 
     def _trace(self, row: Row) -> Trace:
         words = zip(row.ids, row.own, strict=True)

@@ -15,22 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
 from unireason_lib.grounding.trace import GroundedRequest, Trace
 
-Features = Mapping[str, Any]
-"""Images of one prompt as the server processed them: hashes, places in the prompt, data."""
-
-
-class Client(Protocol):
-    """What is needed of TRL's ``VLLMClient``."""
-
-    def image_features(self, images: list[list | None]) -> list[Features | None]: ...
-
-    def generate(self, prompts: list[list[int]], **arguments: Any) -> dict[str, list]: ...
+Features = Mapping[str, Any]  # images of a prompt, processed: hashes, places in it, data
+Client = Any  # TRL's ``VLLMClient``: ``image_features`` and ``generate`` are called
 
 
 class ServedGenerator(GroundedInterface):
@@ -59,17 +51,20 @@ class _Served(Replies):
     gen: ServedGenerator
 
     def run(self) -> list[Trace]:
-        """Generate until every reply is complete."""
         images = self.gen.client.image_features([list(row.request.images) for row in self.rows])
-        prompts = [row.prompt_ids for row in self.rows]
-        budget = self.settings.max_new_tokens
+        prompts, budget = [row.prompt_ids for row in self.rows], self.settings.max_new_tokens
         replies = self._continued(prompts, images, budget, self.samples)
         self.rows = self._sampled()
         features = [one for one in images for _ in range(self.samples)]
         self.features = dict(zip(self.rows, features, strict=True))
         self._write(self.rows, replies, budget)
         while alive := [row for row in self.rows if row.stop is None]:
-            self._process_crops([row for row in alive if row.waiting])
+            if waiting := [row for row in alive if row.waiting]:
+                crops = [list(row.pointings[-1].crops) for row in waiting]
+                processed = self.gen.client.image_features(crops)
+                for row, features in zip(waiting, processed, strict=True):
+                    self.features[row] = _joined(self.features[row], features)
+                    row.waiting = False
             budget = self.settings.max_new_tokens - min(row.written for row in alive)
             prompts = [[*row.prompt_ids, *row.ids] for row in alive]
             images = [self.features[row] for row in alive]
@@ -106,23 +101,13 @@ class _Served(Replies):
             stopped = bool(ids) and ids[-1] in {self.gen.box_end, *self.gen.ends}
             if not ids or (len(ids) < budget and not stopped):
                 expected = "tokens from the server, the one that stopped it included"
-                do = "check the version of vLLM (the extras name the one that is meant) and its log"
-                found = f"{len(ids)} tokens of {budget}"
+                do, found = "check the version of vLLM and its log", f"{len(ids)} of {budget}"
                 raise RequestError(row.request.id or "a reply", expected, found, do)
             for token, logprob in zip(ids, logprobs, strict=True):
                 if row.stop is None:  # the budget is that of the shortest row
                     self._accept(row, token, logprob)
 
-    def _process_crops(self, rows: Sequence[Row]) -> None:
-        """Have the server process the crops of this round, and keep them behind earlier images."""
-        crops = [list(row.pointings[-1].crops) for row in rows]
-        processed = self.gen.client.image_features(crops) if rows else []
-        for row, features in zip(rows, processed, strict=True):
-            self.features[row] = _joined(self.features[row], features)
-            row.waiting = False
-
     def _placed(self, features: Features | None, ids: Sequence[int]) -> Features | None:
-        """Images with the places of their tokens in a prompt."""
         if features is None:
             return None
         places, place = [], 0
@@ -142,20 +127,16 @@ def _joined(one: Features | None, other: Features | None) -> Features | None:
     """The images of both, in order; each part of the features lists them by kind."""
     if one is None or other is None:
         return one or other
-    return {
-        part: {kind: [*one[part][kind], *other[part][kind]] for kind in one[part]}
-        if isinstance(one[part], Mapping)
-        else one[part]
-        for part in one
-    }
+    joined = dict(one)
+    for part, lists in one.items():
+        if isinstance(lists, Mapping):
+            joined[part] = {kind: [*lists[kind], *other[part][kind]] for kind in lists}
+    return joined
 
 
 def connect(address: str, patience: float = 240.0) -> Client:
-    """TRL's client of the vLLM server at ``http://host:port``; waits ``patience`` seconds for it.
-
-    Raises:
-        RequestError: No server answers there, or vLLM is not installed here.
-    """
+    """TRL's client of the vLLM server at ``http://host:port``. A :class:`RequestError` when none
+    answers within ``patience`` seconds, or vLLM is not installed here."""
     from trl.generation.vllm_client import VLLMClient
 
     try:

@@ -1,7 +1,5 @@
-"""A complete checkpoint in miniature: the true classes, a trained tokenizer, random weights.
-
-Everything runs on it as on the 7B model. It lies here, below the training, because the profile
-model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` is what trains it.
+"""A complete checkpoint in miniature: the true classes, a trained tokenizer, random weights. The
+profile model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` trains it.
 """
 
 from __future__ import annotations
@@ -29,15 +27,9 @@ ADDED_TOKENS = ("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in _CODE
 def build_tiny(folder: str | Path, *, seed: int = 0, **sizes: int) -> Path:
     """Make a tiny Qwen2.5-VL checkpoint with random weights and save it as transformers would.
 
-    Args:
-        folder: Where to save: new or empty. Written under a temporary name, then renamed.
-        seed: Seed of the weights. The tokenizer does not depend on it.
-        sizes: In place of those in ``tiny.yaml``: ``hidden, layers, vision_hidden, vision_layers,
-            patch_size, min_pixels, max_pixels``.
-
-    Raises:
-        ModelError: The folder has something in it, or there is no such size.
-    """
+    ``folder`` is new or empty; ``seed`` is that of the weights, not of the tokenizer; ``sizes``
+    replace those in ``tiny.yaml``: ``hidden, layers, vision_hidden, vision_layers, patch_size,
+    min_pixels, max_pixels``. A :class:`ModelError` for a folder in use or an unknown size."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -63,11 +55,9 @@ def build_tiny(folder: str | Path, *, seed: int = 0, **sizes: int) -> Path:
         chat_template=_text("chat_template.jinja"),  # Qwen's, with generation marks
     )
     temporary = folder.with_name(folder.name + ".partial")
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    if folder.exists():
-        folder.rmdir()
-    return temporary.rename(folder)
+    for part in (model, processor):
+        part.save_pretrained(temporary)
+    return temporary.replace(folder)
 
 
 def _config(sizes: dict[str, int], constants: dict[str, Any], tokenizer: Any) -> Any:

@@ -1,7 +1,5 @@
-"""What is asked of the model, and what comes back.
-
-A :class:`Trace` is the whole reply, token by token: what the model wrote, what was put in between,
-and what each box fetched.
+"""What is asked of the model, and what comes back: the whole reply, token by token, as the model
+wrote it, with what was put in between, and what each box fetched.
 """
 
 from __future__ import annotations
@@ -20,21 +18,11 @@ from unireason_lib.errors import RequestError
 from unireason_lib.imaging.summary import image_html, table_html
 from unireason_lib.prompts import LETTERS, chat
 
-INJECTED = "injected"
-MALFORMED = "malformed"
-OUTSIDE = "outside"
-NO_SLICE = "no slice"
-ROUNDS_USED_UP = "rounds used up"
-TOKENS_USED_UP = "tokens used up"
-
 
 @dataclass(frozen=True)
 class GroundedRequest:
-    """One question about one image, or about the slices of one volume.
-
-    Raises:
-        RequestError: No image, something else than images, or an unknown dimension.
-    """
+    """One question about one image, or about the slices of one volume. A :class:`RequestError` for
+    no image, something else than images, or an unknown dimension."""
 
     question: str
     images: Sequence[Image.Image]  # one, or the slices; also uint8 arrays, or a SliceStack
@@ -44,37 +32,32 @@ class GroundedRequest:
     messages: Sequence[Mapping[str, Any]] | None = None  # in place of unireason_lib.prompts.chat
 
     def __post_init__(self) -> None:
-        given = self.images.images() if hasattr(self.images, "images") else self.images
-        images = [
-            Image.fromarray(image) if getattr(image, "dtype", None) == np.uint8 else image
-            for image in given
-        ]
+        images = list(self.images.images() if hasattr(self.images, "images") else self.images)
+        for i, image in enumerate(images):
+            if getattr(image, "dtype", None) == np.uint8:
+                images[i] = Image.fromarray(image)
         usable = [image for image in images if isinstance(image, Image.Image)]
         if self.dimension not in ("2d", "3d") or not usable or len(usable) < len(images):
             expected = "dimension 2d or 3d and at least one image: PIL, uint8 array or SliceStack"
             found = f"dimension {self.dimension!r} and {len(usable)} of {len(images)} images"
             do = "read files with load_image, or load_volume and serialize(...).images()"
             raise RequestError(f"request {self.id!r}", expected, found, do)
-        images = tuple(i if i.mode == "RGB" else i.convert("RGB") for i in images)
-        object.__setattr__(self, "images", images)
+        vars(self)["images"] = tuple(i if i.mode == "RGB" else i.convert("RGB") for i in images)
         if not isinstance(self.options, Mapping):
-            object.__setattr__(self, "options", dict(zip(LETTERS, self.options, strict=False)))
+            vars(self)["options"] = dict(zip(LETTERS, self.options, strict=False))
 
     def conversation(self) -> list[Mapping[str, Any]]:
         """The messages up to the model's turn."""
-        if self.messages is not None:
-            return list(self.messages)
-        return chat(self.question, self.images, self.options, volume=self.dimension == "3d")
+        volume = self.dimension == "3d"
+        return [*(self.messages or chat(self.question, self.images, self.options, volume))]
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """One box that the model opened, and what became of it.
-
-    With the status ``"injected"`` crops were put into the reply. Otherwise nothing was, and it went
-    on: ``"malformed"``; ``"outside"`` (no overlap with image or volume); ``"no slice"`` (four
-    numbers do not name a slice of a volume); ``"rounds used up"``; ``"tokens used up"``.
-    """
+    """One box that the model opened. With the status ``"injected"`` crops were put into the reply.
+    Otherwise nothing was, and it went on: ``"malformed"``; ``"outside"`` (no overlap with image or
+    volume); ``"no slice"`` (four numbers do not name a slice of a volume); ``"rounds used up"``;
+    ``"tokens used up"``."""
 
     text: str  # as written, tags included
     box: Box | None  # in pixels of the processor's frame; None when malformed
@@ -90,11 +73,8 @@ class Pointing:
 
 @dataclass(frozen=True)
 class Trace:
-    """One reply.
-
-    ``logprobs`` are logarithms of the probabilities with which the model samples: at the
-    temperature of the sampling (1 when greedy), forbidden tokens left out; 0 for injected tokens.
-    """
+    """One reply. ``logprobs`` are those with which the model samples: at the temperature of the
+    sampling (1 when greedy), forbidden tokens left out; 0 for injected tokens."""
 
     request: GroundedRequest
     text: str  # what the model wrote, control tokens included, injected images not
@@ -137,7 +117,6 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """The trace without images, ready for JSON: the one form of a reply in all results."""
-        written = sum(self.own_mask)
         return {
             "id": self.request.id,
             "dimension": self.request.dimension,
@@ -151,8 +130,8 @@ class Trace:
             "pointings": [pointing.to_dict() for pointing in self.pointings],
             "stop": self.stop,
             "rounds": self.rounds,
-            "own_tokens": written,
-            "injected_tokens": len(self.own_mask) - written,
+            "own_tokens": sum(self.own_mask),
+            "injected_tokens": self.own_mask.count(0),
             "prompt_tokens": len(self.prompt_ids),
             "seconds": round(self.seconds, 4),
         }
@@ -166,8 +145,7 @@ class Trace:
             crops = (image_html(crop, f"crop of {pointing.text}") for crop in pointing.crops)
             reply += Markup("").join(crops) if pointing.crops else f" ({pointing.status})"
             at = end
-        written = sum(self.own_mask)
-        injected = len(self.own_mask) - written
+        written, injected = sum(self.own_mask), self.own_mask.count(0)
         rows = {
             "options": "\n".join(f"{k}. {text}" for k, text in self.request.options.items()),
             "reply": reply + escape(self.text[at:]),

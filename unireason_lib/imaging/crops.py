@@ -1,8 +1,6 @@
-"""From a written box to the crops that it fetches.
-
-A rectangle fetches one crop of the image, a cuboid the same rectangle from each slice it spans.
-Crops are cut from the image *as the processor shows it* (``ProcessorFrame.aligned``), because boxes
-are written in those pixels.
+"""From a written box to the crops that it fetches: a rectangle fetches one crop of the image, a
+cuboid the same rectangle from each slice it spans. Crops are cut from the image *as the processor
+shows it* (``ProcessorFrame.aligned``), because boxes are written in those pixels.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from PIL import Image
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import BoxError
 
-MIN_SIDE, MAX_ASPECT = 4, 180
-"""Smallest side of a crop in pixels, and longest to shortest side (released settings)."""
+MIN_SIDE, MAX_ASPECT = 4, 180  # pixels, and longest to shortest side (released settings)
 
 
 def crop_rectangle(box: Box2D, width: int, height: int) -> Box2D | None:
@@ -63,6 +60,6 @@ def crop_region(images: Sequence[Image.Image], box: Box) -> list[Image.Image]:
     if not isinstance(box, Box2D | Box3D):
         raise BoxError("crop", "a Box2D or Box3D", type(box).__name__, "parse the text first")
     rectangle = box if isinstance(box, Box2D) else box.xy
-    chosen = [images[index] for index in slice_range(box, len(images))]
+    chosen = (images[index] for index in slice_range(box, len(images)))
     cuts = ((image, crop_rectangle(rectangle, *image.size)) for image in chosen)
     return [image.crop(cut.as_tuple()) for image, cut in cuts if cut is not None]

@@ -10,41 +10,42 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unireason_lib.errors import ScanError, ScanWarning
-from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale, why
+from unireason_lib.errors import ScanError, ScanWarning, raising
+from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale
 from unireason_lib.imaging.window import Window, to_grey
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 TOLERANCE = 0.1  # part of a step by which a slice may lie beside its place: positions are rounded
 MAX_INFLATED = 2**28  # bytes that one deflated file may hold
-_PIECE = 2**20
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FIRST_TYPES = (b"UL", b"OB", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO")
 
 
-@dataclass(frozen=True, eq=False)
 class _Plane:
     """One image: where it lies (mm, L-P-S world) and how stored numbers become scan units."""
 
-    path: Path
-    series: str
-    shape: tuple[int, int]
-    photometric: str
-    position: np.ndarray | None
-    orientation: np.ndarray | None
-    spacing: np.ndarray | None
-    thickness: float
-    scaling: tuple[float, float] | None
+    def __init__(self, path: Path, header: Any) -> None:
+        self.path = path
+        self.series = str(header.get("SeriesInstanceUID", ""))
+        self.shape = int(header.Rows), int(header.Columns)
+        self.photometric = str(header.get("PhotometricInterpretation") or "")
+        self.position = _numbers(header, "ImagePositionPatient", 3)
+        self.orientation = _numbers(header, "ImageOrientationPatient", 6)
+        self.spacing = _numbers(header, "PixelSpacing", 2)
+        thick = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
+        self.thickness = abs(thick or 1.0)
+        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+        scaling = (1.0 if slope is None else slope, intercept or 0.0)
+        self.scaling = None if slope is None and intercept is None else scaling
 
 
 def is_dicom(head: bytes) -> bool:
@@ -59,30 +60,25 @@ def is_dicom(head: bytes) -> bool:
 def load_dicom(path: Path) -> Volume:
     """Read the one series in a folder (not in its subfolders), or one file.
 
-    A single slice without a position (an X-ray) has no geometry. Raises :class:`ScanError` for an
+    A single slice without a position (an X-ray) has no geometry. A :class:`ScanError` for an
     unreadable file and for slices that make no single volume; other files in the folder are left
-    out with a :class:`ScanWarning`.
-    """
+    out with a :class:`ScanWarning`."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in files if file.is_file() and file.name[0] != "."]
-    planes = {file: _plane(file) for file in files}
-    others = [file.name for file in files if not planes[file] and file.name != "DICOMDIR"]
+    planes = {f: _plane(f) for f in files if f.is_file() and f.name[0] != "."}
+    others = [file.name for file, plane in planes.items() if not plane and file.name != "DICOMDIR"]
     names = ", ".join(others[:5])
     if not any(planes.values()):
         do = "give an image, or the folder that holds the slices"
         raise ScanError(path, "DICOM images", f"{names or 'nothing'}, without pixels", do)
     if others:
-        message = f"{path}: {len(others)} of {len(files)} files are no DICOM images, left out"
+        message = f"{path}: {len(others)} of {len(planes)} files are no DICOM images, left out"
         warnings.warn(f"{message}: {names}", ScanWarning, stacklevel=3)
     return _assemble(path, [plane for plane in planes.values() if plane])
 
 
 def load_dicom_image(path: Path, window: Window | None) -> Image.Image:
-    """Read one image as 8-bit RGB.
-
-    Grey values are shown in ``window``; where that is None, in the file's own window, else bytes as
-    they are and others in the 1st to 99th percentile. ``MONOCHROME1`` is inverted.
-    """
+    """Read one image as 8-bit RGB: grey values in ``window``; where that is None, in the file's own
+    window, else bytes as they are and others in the 1st to 99th percentile."""
     from pydicom.pixels import apply_color_lut
 
     plane = _plane(path)
@@ -110,9 +106,8 @@ def _own_window(data: Any) -> tuple[float, float] | None:
 
 
 def _assemble(source: Path, planes: Sequence[_Plane]) -> Volume:
-    """Planes of all files -> one volume in L-P-S."""
+    do = "keep one series a folder, without localizers and reports"
     for name in ("series", "shape", "photometric"):
-        do = "keep one series a folder, without localizers and reports"
         _same(source, name, [getattr(plane, name) for plane in planes], do)
     kind = planes[0].photometric
     if kind not in ("MONOCHROME1", "MONOCHROME2", ""):
@@ -129,9 +124,8 @@ def _assemble(source: Path, planes: Sequence[_Plane]) -> Volume:
 
 
 def _same(source: Path, what: str, values: Sequence[Any], do: str, tolerance: float = 0) -> None:
-    first = values[0]
-    exact = not isinstance(first, np.ndarray)
-    others = [v for v in values if (v != first if exact else np.abs(v - first).max() > tolerance)]
+    first, near = values[0], isinstance(values[0], np.ndarray)
+    others = [v for v in values if (np.abs(v - first).max() > tolerance if near else v != first)]
     if others:
         found = f"{others[0]} in {len(others)} of {len(values)} slices"
         raise ScanError(source, f"one {what}, {first}", found, do)
@@ -146,11 +140,9 @@ def _present(source: Path, planes: Sequence[_Plane], what: str, name: str) -> No
 
 
 def _geometry(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.ndarray]:
-    """The order of the planes along their normal, and (column, row, slice) -> mm in L-P-S.
-
-    The step from slice to slice goes along the line on which they lie. With a tilted gantry that is
-    not their normal: the planes lean, the table moves straight on.
-    """
+    """The order of the planes along their normal, and (column, row, slice) -> mm in L-P-S. With a
+    tilted gantry the step from slice to slice is not along the normal: the planes lean, the table
+    moves straight on."""
     _present(source, planes, "ImagePositionPatient", "position")
     _present(source, planes, "ImageOrientationPatient", "orientation")
     _present(source, planes, "PixelSpacing", "spacing")
@@ -158,8 +150,7 @@ def _geometry(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.nd
     lengths = np.linalg.norm(axes, axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or abs(axes[0] @ axes[1]) > 1e-2 or spacing.min() <= 0:
         expected = "a positive PixelSpacing, ImageOrientationPatient of perpendicular vectors of 1"
-        found = f"{spacing.tolist()} and {axes.tolist()}"
-        raise ScanError(source, expected, found, "export the series again")
+        raise ScanError(source, expected, [*spacing, *axes], "export the series again")
     do = "keep one orientation and spacing a folder (scouts and reformats apart)"
     _same(source, "orientation", [p.orientation for p in planes], do, 1e-3)
     _same(source, "pixel spacing", [p.spacing for p in planes], do, 1e-3 * spacing.min())
@@ -185,17 +176,14 @@ def _geometry(source: Path, planes: Sequence[_Plane]) -> tuple[np.ndarray, np.nd
 
 
 def _stack(planes: Sequence[_Plane]) -> np.ndarray:
-    """Pixels of the planes in scan units; one file is held at a time.
-
-    ``MONOCHROME1`` (low is white) is turned round within the range of the whole volume.
-    """
-    slices: np.ndarray | None = None
+    """Pixels of the planes in scan units; one file is held at a time. ``MONOCHROME1`` (low is
+    white) is turned round within the range of the whole volume."""
+    slices = np.empty((len(planes), *planes[0].shape), np.uint8)
     for place, plane in enumerate(planes):
         with _readable(plane.path):
             values = rescale(_pixels(_read(plane.path)), *(plane.scaling or (1, 0)))
-            if slices is None:
-                slices = np.empty((len(planes), *plane.shape), values.dtype)
-            slices = slices.astype(np.result_type(slices, values), copy=False)
+            kind = np.result_type(slices, values) if place else values.dtype
+            slices = slices.astype(kind, copy=False)
             slices[place] = values
     if planes[0].photometric == "MONOCHROME1":
         ends = slices.max().item() + slices.min().item()
@@ -205,12 +193,10 @@ def _stack(planes: Sequence[_Plane]) -> np.ndarray:
 
 
 def _pixels(data: Any) -> np.ndarray:
-    try:
+    expected = f"pixel data in {data.file_meta.TransferSyntaxUID.name}"
+    do = "pip install 'pylibjpeg[all]' (or python-gdcm) if it is compressed, or export it again"
+    with raising(ScanError, data.filename, expected, do):
         return data.pixel_array
-    except Exception as error:  # decoders raise many kinds
-        found = f"{data.file_meta.TransferSyntaxUID.name}, {why(error)}"
-        do = "pip install 'pylibjpeg[all]' (or python-gdcm) if it is compressed, or export it again"
-        raise ScanError(data.filename, "pixel data that can be decoded", found, do) from error
 
 
 def _read(path: Path, **options: Any) -> Any:
@@ -227,18 +213,16 @@ def _read(path: Path, **options: Any) -> Any:
 
 
 def _check_deflated(path: Path) -> None:
-    """Inflate a file of the deflated transfer syntax in pieces: pydicom would do it in one."""
+    """Inflate a file of the deflated transfer syntax up to a limit: pydicom knows none."""
     with path.open("rb") as stream:
         head = stream.read(1024)
         if _DEFLATED not in head:
             return
         meta = 132 if head[128:132] == b"DICM" else 0  # whose first element is its length
         stream.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
-        inflater, size, left = zlib.decompressobj(-zlib.MAX_WBITS), 0, stream.read()
-    while left and size <= MAX_INFLATED:
-        size += len(inflater.decompress(left, _PIECE))
-        left = inflater.unconsumed_tail
-    if left:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(stream.read(), MAX_INFLATED)
+    if inflater.unconsumed_tail:
         found = f"more, deflated to {path.stat().st_size}"
         raise ScanError(path, f"at most {MAX_INFLATED} bytes", found, "export it uncompressed")
 
@@ -257,27 +241,14 @@ def _plane(path: Path) -> _Plane | None:
         if "Rows" not in header or "Columns" not in header:
             # a report or directory has none by nature; an image was cut off before them
             kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-            if kind is None or "Image Storage" in kind.name:
-                found = "a header that ends before the image"
-                raise ScanError(path, "a whole DICOM file", found, "export it again")
-            return None
+            if kind is not None and "Image Storage" not in kind.name:
+                return None
+            found = "a header that ends before the image"
+            raise ScanError(path, "a whole DICOM file", found, "export it again")
         if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
             do = "convert it to NIfTI, for instance with dcm2niix"
             raise ScanError(path, "one image a file", f"{frames} frames", do)
-        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
-        scaling = (1.0 if slope is None else slope, intercept or 0.0)
-        thick = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
-        return _Plane(
-            path,
-            str(header.get("SeriesInstanceUID", "")),
-            (int(header.Rows), int(header.Columns)),
-            str(header.get("PhotometricInterpretation") or ""),
-            _numbers(header, "ImagePositionPatient", 3),
-            _numbers(header, "ImageOrientationPatient", 6),
-            _numbers(header, "PixelSpacing", 2),
-            abs(thick or 1.0),
-            None if slope is None and intercept is None else scaling,
-        )
+        return _Plane(path, header)
 
 
 def _numbers(header: Any, name: str, count: int) -> np.ndarray | None:
@@ -295,12 +266,5 @@ def _number(header: Any, name: str) -> float | None:
     return None if values is None else values.item()
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes pydicom raise names the file."""
-    try:
-        yield
-    except ScanError:
-        raise
-    except Exception as error:
-        raise ScanError(path, "a readable DICOM file", why(error), "export it again") from error
+def _readable(path: Path) -> AbstractContextManager[None]:
+    return raising(ScanError, path, "a readable DICOM file", "export it again")

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from unireason_lib.boxes import Box, Box2D
-from unireason_lib.errors import ModelError, ScanError
+from unireason_lib.boxes import Box
+from unireason_lib.errors import ModelError, ScanError, raising
 
 MAX_ASPECT = 200  # longest to shortest side that `smart_resize` in transformers accepts
 
@@ -30,25 +30,16 @@ class ProcessorFrame:
     max_pixels: int
     resample: int = 3  # Pillow's number of the interpolation (bicubic)
 
-    def __post_init__(self) -> None:
-        sizes = (self.patch_size, self.merge_size, self.min_pixels, self.max_pixels)
-        if min(sizes) < 1 or self.min_pixels > self.max_pixels:
-            expected = "positive patch_size, merge_size and min_pixels <= max_pixels"
-            do = "correct preprocessor_config.json of the checkpoint"
-            raise ModelError("image processor", expected, sizes, do)
-
     @classmethod
     def from_processor(cls, processor: Any) -> ProcessorFrame:
         """Read the frame from a Qwen-VL processor or image processor of transformers 5."""
         owner = getattr(processor, "image_processor", processor)
-        try:
+        expected = "patch_size, merge_size, resample and size (shortest_edge, longest_edge)"
+        do = "use a processor of the Qwen2-VL family"
+        with raising(ModelError, type(owner).__name__, expected, do):
             limits = (int(owner.size[name]) for name in ("shortest_edge", "longest_edge"))
             resample = 3 if owner.resample is None else int(owner.resample)
             return cls(int(owner.patch_size), int(owner.merge_size), *limits, resample)
-        except (AttributeError, KeyError, TypeError) as error:
-            expected = "patch_size, merge_size, resample and size (shortest_edge, longest_edge)"
-            do = "use a processor of the Qwen2-VL family"
-            raise ModelError(type(owner).__name__, expected, error, do) from error
 
     @property
     def factor(self) -> int:
@@ -56,12 +47,10 @@ class ProcessorFrame:
         return self.patch_size * self.merge_size
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of an image as the processor shows it to the model.
-
-        Each side goes to the nearest multiple of :attr:`factor`; where the area then leaves the
-        limits, both are scaled to meet them. This is ``smart_resize`` of transformers, written here
-        because importing that takes seconds in every process; a test holds the two together.
-        """
+        """Height and width of an image as the processor shows it to the model: each side goes to
+        the nearest multiple of that of a token; where the area then leaves the limits, both are
+        scaled to meet them. This is ``smart_resize`` of transformers, written here because
+        importing that takes seconds in every process; a test holds the two together."""
         if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
             expected = f"at least one pixel and an aspect ratio of at most {MAX_ASPECT}:1"
             raise ScanError("image", expected, f"{width} x {height}", "crop or pad the image")
@@ -77,7 +66,7 @@ class ProcessorFrame:
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens that an image of this size costs in the language model, without delimiters."""
-        return math.prod(side // self.factor for side in self.size(height, width))
+        return math.prod(self.size(height, width)) // self.factor**2
 
     def aligned(self, image: Image.Image) -> Image.Image:
         """The image as the model sees it, in RGB: crops are cut from this one."""
@@ -100,24 +89,19 @@ class ProcessorFrame:
         """The box (in pixels of an image) as a text has it: whole pixels of the frame, never empty,
         inside the image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
         new_height, new_width = self.size(height, width)
-        n = 2 if isinstance(box, Box2D) else 3
-        limits = (new_width, new_height, depth or 0)[:n]
-        factors, numbers = (new_width / width, new_height / height, 1), box.as_tuple()
-        lows, highs = [], []
-        for axis, (limit, factor) in enumerate(zip(limits, factors, strict=False)):
-            edges = (numbers[axis], numbers[axis + n])
-            low, high = (min(max(edge * factor, 0), limit) for edge in edges)
-            if low >= high:
-                expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
-                do = "check in which space it was measured"
-                raise ScanError(box, expected, "a box outside", do)
-            lows.append(math.floor(low + 0.5))
-            highs.append(math.floor(high + 0.5))
-            if lows[-1] == highs[-1]:  # a side that would vanish keeps one pixel
-                lows[-1] = min(int(low), limit - 1)
-                highs[-1] = lows[-1] + 1
-        return type(box)(*lows, *highs)
+        inside = self.to_frame(box, height, width).clip(new_width, new_height, depth or 0)
+        if inside.is_empty:
+            expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
+            do = "check in which space it was measured"
+            raise ScanError(box, expected, "a box outside", do)
+        exact, whole = inside.as_tuple(), [*inside.round().as_tuple()]
+        n = len(whole) // 2
+        for axis, limit in enumerate((new_width, new_height, depth or 0)[:n]):
+            if whole[axis] == whole[axis + n]:  # a side that would vanish keeps one pixel
+                whole[axis] = min(int(exact[axis]), limit - 1)
+                whole[axis + n] = whole[axis] + 1
+        return type(box)(*whole)
 
 
+# of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)
 QWEN_FRAME = ProcessorFrame(14, 2, min_pixels=56 * 56, max_pixels=28 * 28 * 16384)
-"""The frame of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)."""

@@ -11,42 +11,37 @@ from scipy import ndimage
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import LabelError, ScanWarning
-from unireason_lib.imaging.volume import Volume, memory_order
+from unireason_lib.imaging.volume import Volume
 
 DENSE_LABELS = 65536  # below this they are searched with a table; others are renumbered first
-WHOLE_TOLERANCE = 1e-3
-"""How far a label may lie from a whole number; slopes such as 3/255 leave rounding errors."""
+WHOLE_TOLERANCE = 1e-3  # from a whole number; slopes such as 3/255 leave rounding errors
 _MOST_STORED = 64  # more different stored numbers than this are measurements, not labels
 
 
 def whole_labels(labels: Volume | np.ndarray) -> np.ndarray:
-    """A label map as whole numbers; the same array when it holds integers.
-
-    Floats must be whole up to :data:`WHOLE_TOLERANCE`. Where a slope in the file made fractions of
-    a few stored integers, those are the labels. Whatever was changed is a :class:`ScanWarning`;
-    what is no label map of 2 or 3 dimensions a :class:`LabelError`.
-    """
+    """A label map as whole numbers; the same array when it holds integers. Floats must be whole up
+    to :data:`WHOLE_TOLERANCE`; where a slope in the file made fractions of a few stored integers,
+    those are the labels. Whatever was changed is a :class:`ScanWarning`; what is no label map of 2
+    or 3 dimensions a :class:`LabelError`."""
     array, source, (slope, intercept) = np.asarray(labels), "label map", (1.0, 0.0)
     if isinstance(labels, Volume):
         array, source, (slope, intercept) = labels.array, labels.source, labels.scaling
     if array.ndim not in (2, 3):
         raise LabelError(source, "2D or 3D", f"shape {array.shape}", "choose one channel or frame")
-    if array.dtype.kind in "iu":
-        return array
-    if array.dtype.kind == "b":
-        return array.view(np.uint8)
+    if array.dtype.kind in "iub":
+        return array.view(np.uint8) if array.dtype.kind == "b" else array
     header = f"slope {slope:.6g}, intercept {intercept:.6g}"
     if array.dtype.kind == "f" and np.isfinite(array).all():
-        if (whole := _rounded(array)) is not None:
+        change = f"were rounded to whole numbers ({header})"
+        whole = _rounded(array)
+        if whole is None and slope != 1:
+            change = f"are taken as stored, without {header}"
+            whole = _rounded((array - intercept) / slope)
+            whole = whole if whole is None or len(np.unique(whole)) <= _MOST_STORED else None
+        if whole is not None:
             if not np.array_equal(whole, array):
-                message = f"{source}: labels were rounded to whole numbers ({header})"
-                warnings.warn(message, ScanWarning, stacklevel=2)
+                warnings.warn(f"{source}: labels {change}", ScanWarning, stacklevel=2)
             return whole
-        stored = _rounded((array - intercept) / slope) if slope != 1 else None
-        if stored is not None and len(np.unique(stored)) <= _MOST_STORED:
-            message = f"{source}: labels are taken as stored, without {header}"
-            warnings.warn(message, ScanWarning, stacklevel=2)
-            return stored
     found = f"{array.dtype} with NaN or fractions ({header})"
     do = "resample label maps with nearest neighbours, and save them as integers without slope"
     raise LabelError(source, "whole numbers", found, do)
@@ -97,26 +92,25 @@ def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
     if low < 0 or high >= DENSE_LABELS:
         values = np.unique(array)
         labels, array = values.tolist(), np.searchsorted(values, array).astype(np.int32) + 1
-    order = memory_order(array)  # in which it is searched fastest
+    # searched fastest in the order of memory, from the slowest axis to the fastest
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
     places = zip(labels, ndimage.find_objects(array.transpose(order), len(labels)), strict=True)
     back = np.argsort(order)
     return {k: tuple(place[axis] for axis in back) for k, place in places if place and k}
 
 
 def _box(place: Sequence[slice], inside: Sequence[slice] = (slice(0, 0),) * 3) -> Box:
-    """The box of a place in an array, perhaps in the part of it at another place."""
+    """The box of a place in an array, or in the part of it at another place."""
     starts = [axis.start + outer.start for axis, outer in zip(place, inside, strict=False)]
     stops = [axis.stop + outer.start for axis, outer in zip(place, inside, strict=False)]
     return (Box2D if len(place) == 2 else Box3D)(*starts[::-1], *stops[::-1])
 
 
 def _components(part: np.ndarray, place: tuple[slice, ...]) -> list[Box]:
-    """Boxes of the connected parts of one label, the largest first."""
     try:
         import cc3d
 
-        neighbours = 26 if part.ndim == 3 else 8
-        part = np.ascontiguousarray(part)
+        neighbours, part = 26 if part.ndim == 3 else 8, np.ascontiguousarray(part)
         numbered = np.asarray(cc3d.connected_components(part, connectivity=neighbours))
     except ImportError:
         numbered, _ = ndimage.label(part, np.ones([3] * part.ndim))

@@ -15,8 +15,7 @@ BREAK = 0.25
 slices differ (1 - correlation) by 0.02 and 6 times as much as any of the 3 pairs before and after.
 In whole scans that ratio stayed below 5; where slices were left out it was 13."""
 BREAK_RATIO, BREAK_REACH, BREAK_LEAST = 6.0, 3, 0.02
-SHUFFLED = 0.25
-"""Neighbours in order are at least this far from the mean correlation of any two slices to 1."""
+SHUFFLED = 0.25  # neighbours in order are this far from the mean correlation of any two to 1
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,11 @@ class SliceOrder:
     @property
     def messages(self) -> list[str]:
         """What speaks against the order, in words."""
-        words = {
-            "slices that repeat the one before": self.duplicates,
-            "slices may be missing or misplaced after slices": self.breaks,
-        }
-        words = [f"{text} {list(where[:5])}" for text, where in words.items() if where]
-        return words + ["slices look shuffled"] * self.looks_shuffled
+        repeated = f"slices that repeat the one before {list(self.duplicates[:5])}"
+        broken = f"slices may be missing or misplaced after slices {list(self.breaks[:5])}"
+        words = {repeated: self.duplicates, broken: self.breaks}
+        words["slices look shuffled"] = self.looks_shuffled
+        return [text for text, applies in words.items() if applies]
 
     @property
     def suspicious(self) -> bool:
@@ -45,11 +43,9 @@ class SliceOrder:
 
 
 def slice_order_report(scan: Volume | np.ndarray) -> SliceOrder:
-    """Look for shuffled, repeated and missing slices in a volume or its ``(Z, Y, X)`` array.
-
-    Slices that are constant or not finite are left out. Two swapped neighbours, or a gap of a slice
-    or two in a finely sliced scan, are not seen.
-    """
+    """Look for shuffled, repeated and missing slices in a volume or ``(Z, Y, X)`` array; those that
+    are constant or not finite are left out. Two swapped neighbours, or a gap of a slice or two in a
+    finely sliced scan, are not seen."""
     array = scan.array if isinstance(scan, Volume) else np.asarray(scan)
     rows, columns = (max(1, side // 64) for side in array.shape[1:])
     flat = array[:, ::rows, ::columns].reshape(len(array), -1).astype(np.float32)

@@ -1,9 +1,7 @@
 """Reading scans: NIfTI (mapped when it is not compressed), DICOM (a folder, ``.dcm`` or no suffix),
 ``.npy`` and ``.npz`` (``(Z, Y, X)``, or ``(1, D, H, W)`` as in M3D; no geometry) become one kind of
-volume, 2D images RGB; or an error says what to do.
-
-The content decides, not only the name. Nothing is allocated on the word of a header alone: sizes
-are compared with the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.
+volume, 2D images RGB. Nothing is allocated on the word of a header alone: sizes are compared with
+the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image, ImageOps
 
-from unireason_lib.errors import ScanError, ScanWarning
+from unireason_lib.errors import ScanError, ScanWarning, raising, why
 from unireason_lib.imaging import dicom
-from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale, why
+from unireason_lib.imaging.volume import UNKNOWN_AFFINE, Volume, check_voxels, orient, rescale
 from unireason_lib.imaging.window import Window, to_grey
 from unireason_lib.io import open_image
 
@@ -96,7 +94,7 @@ def _frame_of(path: Path, shape: tuple[int, ...], count: int, frame: int | None)
 
 
 def _nifti(path: Path, frame: int | None) -> Volume:
-    try:
+    with raising(ScanError, path, "a whole NIfTI file", "download or export it again"):
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
             header = _header(path, stream.read(540))  # the longer of both, that of version 2
             shape = header.get_data_shape()
@@ -109,11 +107,6 @@ def _nifti(path: Path, frame: int | None) -> Volume:
             stored = _stored(path, header, stream)[(..., *rest)]
         affine, certain = _affine(path, header)
         slope, intercept = header.get_slope_inter()
-    except ScanError:
-        raise
-    except Exception as error:  # parsers of damaged files raise many kinds
-        do = "download or export it again"
-        raise ScanError(path, "a whole NIfTI file", why(error), do) from error
     scaling = (1.0, 0.0) if slope is None else (slope, intercept)
     values = rescale(stored, *scaling)
     return orient(values, affine, str(path), sides_certain=certain, scaling=scaling)
@@ -128,20 +121,17 @@ def _header(path: Path, block: bytes) -> Any:
     elif block[4:8] == b"n+2\0":
         header = nib.Nifti2Header(block, check=False)
     else:
-        do = "convert or download it again"
-        raise ScanError(path, "a NIfTI file", f"{block[:8]!r} ...", do)
+        raise ScanError(path, "a NIfTI file", f"{block[:8]!r} ...", "download it again")
     dtype, spacing = header.get_data_dtype(), header["pixdim"][1:4]
     if dtype.kind not in "iuf":
         do = "take the magnitude of complex numbers, or convert colours to grey values"
         raise ScanError(path, "one real number a voxel", f"type {dtype}", do)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        found = f"spacing {spacing.tolist()}"
-        raise ScanError(path, "positive spacing", found, "repair pixdim in the header")
+        raise ScanError(path, "positive spacing", spacing, "repair pixdim in the header")
     return header
 
 
 def _stored(path: Path, header: Any, stream: Any) -> np.ndarray:
-    """Stored numbers, unscaled: mapped from the file, or decompressed."""
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     offset, compressed = header.get_data_offset(), isinstance(stream, gzip.GzipFile)
     check_voxels(shape, path)
@@ -164,19 +154,17 @@ def _stored(path: Path, header: Any, stream: Any) -> np.ndarray:
 
 
 def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
-    """The affine in mm, and whether the header is of one mind about directions.
-
-    A header can place the scan twice, by *qform* (from the scanner) and *sform*, which counts where
-    there is one. Software that knows only one of them may exchange left and right in the other.
-    """
+    """The affine in mm, and whether the header is of one mind about directions: it can place the
+    scan twice, by *qform* (from the scanner) and *sform*, which counts where there is one. Software
+    that knows only one of them may exchange left and right in the other."""
     from nibabel.orientations import io_orientation
 
     to_mm = np.diag([*[_IN_MM.get(int(header["xyzt_units"]) % 8, 1.0)] * 3, 1.0])
     affine = to_mm @ header.get_best_affine()
     placed = [int(header[code]) > 0 for code in ("sform_code", "qform_code")]
     if not any(placed):
-        message = "the header names no orientation; that its first axis grows to the left"
-        warnings.warn(f"{path}: {message} is an assumption", ScanWarning, stacklevel=4)
+        message = f"{path}: the header names no orientation, its axes are assumed"
+        warnings.warn(message, ScanWarning, stacklevel=4)
     if not all(placed):
         return affine, any(placed)
     other = to_mm @ header.get_qform()
@@ -185,23 +173,17 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
     certain = bool(np.array_equal(io_orientation(affine), io_orientation(other)))
     if not certain or apart > np.linalg.norm(affine[:3, :3], axis=0).min() / 2:
         message = f"{path}: qform and sform put corners up to {apart:.3g} mm apart"
-        directions = "" if certain else " and disagree about directions"
-        warnings.warn(f"{message}{directions}; the sform counts", ScanWarning, stacklevel=4)
+        message += "" if certain else " and disagree about directions"
+        warnings.warn(f"{message}; the sform counts", ScanWarning, stacklevel=4)
     return affine, certain
 
 
 def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
-    try:
+    do = "save plain numbers with numpy.save; pickles are never loaded"
+    with raising(ScanError, path, "a plain NumPy array", do):
         mapped = path.suffix.lower() == ".npy"
         array = np.load(path, "r", allow_pickle=False) if mapped else _member(path, key)
         check_voxels(array.shape, path)
-    except ScanError:
-        raise
-    except Exception as error:  # zip archives and array headers that are damaged raise many kinds
-        do = "save plain numbers with numpy.save; pickles are never loaded"
-        raise ScanError(path, "a plain NumPy array", why(error), do) from error
-    if array.dtype.kind not in "iufb":
-        raise ScanError(path, "real numbers", f"type {array.dtype}", "convert it")
     shape = array.shape
     while array.ndim > 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
@@ -212,12 +194,11 @@ def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:
 
 
 def _member(path: Path, key: str | None) -> np.ndarray:
-    """One array of an ``.npz``, whose own header is read before anything is decompressed."""
     shapes = {name: shape for name, (shape, _) in npz_headers(path).items()}
     key = key or (next(iter(shapes)) if len(shapes) == 1 else None)
     if key not in shapes:
-        found = f"arrays {list(shapes)}"
-        raise ScanError(path, "one array, or key=<name>", found, "name one of them")
+        do, found = "name one of them", f"arrays {list(shapes)}"
+        raise ScanError(path, "one array, or key=<name>", found, do)
     check_voxels(shapes[key], path)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[key]

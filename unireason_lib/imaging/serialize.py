@@ -8,7 +8,7 @@ coincide. That makes boxes exact: an edge maps to an edge by one factor an axis,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from unireason_lib.imaging.volume import Volume
 from unireason_lib.imaging.window import Window, check_window, window_range
 from unireason_lib.io import read_json, write_json
 
-PAPER_SIZE = (32, 256, 256)
-"""Slices, rows and columns of the paper."""
+PAPER_SIZE = (32, 256, 256)  # slices, rows and columns of the paper
 MAX_SIZE = 4096  # of a side: a typo must not ask for terabytes
 
 
@@ -39,8 +38,7 @@ class Serialization:
         pair = check_window(self.window)
         checked = {"size": check_size(self.size)}
         checked["window"] = self.window if isinstance(self.window, str) else pair
-        if self.image_size is not None:
-            checked["image_size"] = check_size((1, *self.image_size))[1:]
+        checked["image_size"] = self.image_size and check_size((1, *self.image_size))[1:]
         vars(self).update(checked)  # lists, as JSON has them, are tuples now
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,10 +67,7 @@ class SliceStack:
 
     values: np.ndarray  # (Z, Y, X) float32 in [0, 1]
     range: tuple[float, float]  # scan values that became 0 and 1
-    volume_shape: tuple[int, int, int]  # (Z, Y, X) of the volume; the rest as there
-    affine: np.ndarray
-    has_affine: bool = True
-    source: str = "volume"
+    geometry: Volume  # the volume without its voxels: many stacks may wait at a time
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -85,24 +80,19 @@ class SliceStack:
 
     def from_voxel(self, box: Box3D) -> Box3D:
         """A box that was measured on voxels."""
-        return box.scale(*np.divide(self.values.shape, self.volume_shape)[::-1].tolist())
+        return box.scale(*np.divide(self.values.shape, self.geometry.shape)[::-1].tolist())
 
     def to_voxel(self, box: Box3D) -> Box3D:
         """A box on voxels."""
-        return box.scale(*np.divide(self.volume_shape, self.values.shape)[::-1].tolist())
+        return box.scale(*np.divide(self.geometry.shape, self.values.shape)[::-1].tolist())
 
     def to_mm(self, box: Box3D) -> np.ndarray:
         """Two opposite corners of a box in mm, ``(2, 3)``; see :meth:`Volume.to_mm`."""
-        return self._volume.to_mm(self.to_voxel(box))
+        return self.geometry.to_mm(self.to_voxel(box))
 
     def from_mm(self, corners: Sequence[Sequence[float]] | np.ndarray) -> Box3D:
         """The box between two opposite corners in mm."""
-        return self.from_voxel(self._volume.from_mm(corners))
-
-    @cached_property
-    def _volume(self) -> Volume:
-        empty = np.broadcast_to(np.uint8(0), self.volume_shape)
-        return Volume(empty, self.affine, self.source, self.has_affine)
+        return self.from_voxel(self.geometry.from_mm(corners))
 
 
 def serialize(
@@ -116,12 +106,11 @@ def serialize(
 
     As in the paper, a serialized slice is interpolated between the two scanned slices next to it,
     without anti-aliasing: of 300 slices shown as 32, most are in no image, and a lesion of five can
-    lie between two. Data sets therefore ask only about what is on a shown slice (``View.visible``).
-    """
+    lie between two. Data sets therefore ask only about what is on a shown slice."""
     array = _finite(volume, fill_nonfinite)
     bounds = window_range(array, window, volume.source)
-    about = (volume.shape, volume.affine, volume.has_affine, volume.source)
-    return SliceStack(_resample(array, check_size(size), *bounds), bounds, *about)
+    geometry = replace(volume, array=np.broadcast_to(np.uint8(0), volume.shape))
+    return SliceStack(_resample(array, check_size(size), *bounds), bounds, geometry)
 
 
 def serialize_labels(
@@ -139,15 +128,13 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
     """``size`` as three whole numbers from 1 to :data:`MAX_SIZE`; else a :class:`ScanError`."""
     whole = all(isinstance(side, int | np.integer) and 1 <= side <= MAX_SIZE for side in size)
     if not whole or len(size) != 3:
-        expected = f"slices, rows, columns from 1 to {MAX_SIZE}"
-        raise ScanError("size", expected, size, "correct it")
+        raise ScanError("size", f"slices, rows, columns from 1 to {MAX_SIZE}", size, "correct it")
     return tuple(int(side) for side in size)
 
 
 def _finite(volume: Volume, fill: float | None) -> np.ndarray:
-    array, bad = volume.array, 0
-    if array.dtype.kind == "f":
-        bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
+    array, floats = volume.array, volume.array.dtype.kind == "f"
+    bad = sum(np.count_nonzero(~np.isfinite(plane)) for plane in array) if floats else 0
     if not bad:
         return array
     if fill is None or not np.isfinite(fill):
@@ -175,7 +162,6 @@ def _resample(array: np.ndarray, size: tuple[int, int, int], low: float, high: f
 
 
 def _plane(plane: np.ndarray, low: float, scale: float, rows, columns) -> np.ndarray:
-    """One slice, windowed and resampled in its plane."""
     small = plane.dtype.itemsize <= 2 or plane.dtype == np.float32
     exact = np.float32 if small else np.float64  # float32 cannot hold wider integers
     values = np.subtract(plane, exact(low), dtype=exact)

@@ -23,8 +23,7 @@ from unireason_lib.boxes import Box3D
 from unireason_lib.errors import ScanError
 from unireason_lib.imaging.summary import table_html, thumbnails
 
-UNKNOWN_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""The affine of an array without one: taken as L-P-S with voxels of 1 (not really mm)."""
+UNKNOWN_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # L-P-S, voxels of 1 (not really mm)
 MAX_VOXELS = 2**31  # larger arrays are refused before anything is allocated
 
 
@@ -71,12 +70,11 @@ class Volume:
 
     def _repr_html_(self) -> str:
         """A notebook shows geometry, values and the three middle planes."""
-        extent = " x ".join(f"{n * mm:.0f}" for n, mm in zip(self.shape, self.spacing, strict=True))
+        spacing = " x ".join(f"{mm:.3g}" for mm in self.spacing)
         thin = self.array[:: max(1, len(self.array) // 16), ::4, ::4]
         rows = {
             "shape (z, y, x)": " x ".join(map(str, self.shape)),
-            "spacing, mm": " x ".join(f"{mm:.3g}" for mm in self.spacing),
-            "extent, mm": extent if self.has_affine else "unknown: the file has no affine",
+            "spacing, mm": spacing if self.has_affine else "unknown: the file has no affine",
             "directions": "L-P-S" if self.sides_certain and self.has_affine else "assumed",
             "values, about": f"{np.nanmin(thin):g} to {np.nanmax(thin):g} ({self.array.dtype})",
             "middle planes": thumbnails(self.array, self.spacing),
@@ -115,11 +113,9 @@ def check_voxels(shape: Sequence[int], source: object) -> None:
 
 
 def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """Scan units: stored numbers times slope plus intercept.
-
-    Whole numbers stay whole, in the smallest of int16, int32 and int64 in which no step can wrap.
-    """
-    if slope == 1 and intercept == 0:
+    """Scan units: stored numbers times slope plus intercept. Whole numbers stay whole, in the
+    smallest of int16, int32 and int64 in which no step can wrap."""
+    if (slope, intercept) == (1, 0):
         return stored
     kind = np.result_type(stored.dtype, np.float32)
     if stored.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer():
@@ -133,13 +129,3 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     values *= kind.type(slope)
     values += kind.type(intercept)
     return values
-
-
-def memory_order(array: np.ndarray) -> tuple[int, ...]:
-    """The axes from the slowest to the fastest in memory: so an array is read fastest."""
-    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
-
-
-def why(error: Exception) -> str:
-    """An error of another library in one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,8 +1,6 @@
-"""Windows: which scan values become black and which white.
-
-``"percentile"`` (the paper's choice) spans the 1st to the 99th percentile of the volume,
-``"minmax"`` all of it; a pair of numbers is an explicit range, in Hounsfield units for CT; and CT
-has its named windows, which only make sense for Hounsfield units.
+"""Windows: which scan values become black and which white. ``"percentile"`` (the paper's choice)
+spans the 1st to the 99th percentile of the volume, ``"minmax"`` all of it; a pair of numbers is an
+explicit range; and CT has its named windows, which only make sense for Hounsfield units.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
 abdomen (soft tissue) 50/400, liver 30/150, bone (spine) 400/1800, brain 40/80, stroke 40/40 (the
 wider of two in use). Source: Radiopaedia, "Windowing (CT)". Institutions differ somewhat."""
 
-PERCENTILES = (1.0, 99.0)  # the paper's
 PADDING_BELOW = -1100.0  # air is -1000 HU; below -1024, CT stores only what fills unscanned corners
 AIR_BELOW = -500.0  # any CT in HU has lower values: around the patient, in the lungs or the bowel
 _CHUNK = 2_000_000  # values counted at a time
@@ -44,8 +41,7 @@ def check_window(window: Window) -> tuple[float, float] | None:
         pair = CT_WINDOWS[window] if isinstance(window, str) else window
         low, high = (float(value) for value in pair)
     except (KeyError, TypeError, ValueError):
-        names = ", ".join(("percentile", "minmax", *CT_WINDOWS))
-        expected = f"a pair (low, high) or one of {names}"
+        expected = f"a pair (low, high), percentile, minmax or one of {', '.join(CT_WINDOWS)}"
         raise ScanError("window", expected, repr(window), "choose one") from None
     if not _NARROWEST <= high - low <= _WIDEST:
         expected = f"low < high, {_NARROWEST:g} to {_WIDEST:g} apart"
@@ -56,18 +52,12 @@ def check_window(window: Window) -> tuple[float, float] | None:
 def window_range(
     array: np.ndarray, window: Window = "percentile", source: object = "volume"
 ) -> tuple[float, float]:
-    """The scan values that become 0 and 1.
+    """The scan values that become 0 and 1; ``array`` is finite, of any shape.
 
-    Args:
-        array: Finite scan values, of any shape.
-        window: ``"percentile"``, ``"minmax"``, ``(low, high)`` or a name of :data:`CT_WINDOWS`.
-            Where both percentiles are one value (a mostly empty scan), the full range is taken.
-        source: Name for messages: a ``ScanError`` for an unknown window, no contrast, or a named
-            window that would show only one grey; padding left out, or values unlike HU, are a
-            ``ScanWarning``.
-    """
-    fixed = check_window(window)
-    if fixed is not None:
+    Where both percentiles are one value (a mostly empty scan), the full range is taken. ``source``
+    is the name in messages: a ``ScanError`` for an unknown window, no contrast, or a named window
+    that would show only one grey; padding left out, or values unlike HU, are a ``ScanWarning``."""
+    if (fixed := check_window(window)) is not None:
         if isinstance(window, str):
             _check_hounsfield(array, window, source)
         return fixed
@@ -84,8 +74,7 @@ def window_range(
 
 def to_grey(array: np.ndarray, window: Window, source: object = "image") -> np.ndarray:
     """A 2D scan as grey levels, uint8 of the same shape; one value everywhere is black."""
-    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-    if bad:
+    if bad := int(array.size - np.count_nonzero(np.isfinite(array))):
         found = f"{bad} of {array.size} pixels NaN or infinite"
         raise ScanError(source, "finite values", found, "fill them and save the image again")
     if check_window(window) is None and array.min() == array.max():
@@ -100,7 +89,7 @@ def _grey(array: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 def _span(array: np.ndarray, window: str) -> tuple[float, float]:
     minmax = window == "minmax"
-    return (float(array.min()), float(array.max())) if minmax else percentiles(array, PERCENTILES)
+    return (float(array.min()), float(array.max())) if minmax else percentiles(array, (1, 99))
 
 
 def _without_padding(array: np.ndarray, source: object) -> np.ndarray:
@@ -119,19 +108,17 @@ def _check_hounsfield(array: np.ndarray, window: str, source: object) -> None:
     if thinned.min() < AIR_BELOW:
         return
     ends = np.array([array.min(), array.max()])
-    expected = f"Hounsfield units for the window {window!r}"
     found = f"no air near -1000 but values from {ends[0]:g} to {ends[1]:g}"
     do = "apply the slope and intercept that are missing, or choose another window"
+    error = ScanError(source, f"Hounsfield units for the window {window!r}", found, do)
     if np.ptp(_grey(ends, CT_WINDOWS[window])) == 0:
-        raise ScanError(source, expected, found, do)
-    warnings.warn(f"{source}: expected {expected}, found {found}; {do}", ScanWarning, stacklevel=3)
+        raise error
+    warnings.warn(str(error), ScanWarning, stacklevel=3)
 
 
 def percentiles(array: np.ndarray, ranks: tuple[float, ...]) -> tuple[float, ...]:
-    """Exact percentiles with linear interpolation, as ``np.percentile`` gives them.
-
-    Integers of 8 and 16 bits are counted in a histogram: neither sorted nor copied as a whole.
-    """
+    """Exact percentiles with linear interpolation, as ``np.percentile`` gives them; integers of 8
+    and 16 bits are counted in a histogram, neither sorted nor copied as a whole."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype.kind == "f" or array.dtype.itemsize > 2:

@@ -1,8 +1,6 @@
-"""Asking a model one question, or a file of them.
-
-While the model generates, one thread reads the scans of the next batch and no more, so memory does
-not grow with the number of questions. Each question fails alone: when a batch breaks inside the
-model, its questions are asked one by one.
+"""Asking a model one question, or a file of them: while it generates, one thread reads the scans of
+the next batch and no more. Each question fails alone: when a batch breaks inside the model, its
+questions are asked one by one.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib import __version__
+from unireason_lib.answers import plain_words
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference.fingerprint import model_identity
@@ -46,13 +45,11 @@ class Checkpoint:
 
     def generator(self) -> GroundedGenerator:
         """Load it, the first time that it is asked for."""
-        return self._loaded
-
-    @cached_property
-    def _loaded(self) -> GroundedGenerator:
         from unireason_lib.grounding import GroundedGenerator, load_model
 
-        return GroundedGenerator(*load_model(**asdict(self)))
+        if "loaded" not in vars(self):
+            vars(self)["loaded"] = GroundedGenerator(*load_model(**asdict(self)))
+        return vars(self)["loaded"]
 
     @cached_property
     def serialization(self) -> Serialization | None:
@@ -80,9 +77,10 @@ class Checkpoint:
 def ask(
     generator: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings | None = None
 ) -> tuple[Trace, Line]:
-    """Ask one question about a scan; gives the trace and the line that a batch would write."""
-    how = asdict(settings) if settings else {}
-    (trace,) = generator.generate([_request(sample, scan)], **how)
+    """Ask one question about a scan: the trace, and the line that a batch would write."""
+    (trace,) = generator.generate(
+        [_request(sample, scan)], **(asdict(settings) if settings else {})
+    )
     return trace, _line(generator.frame, sample, scan, trace)
 
 
@@ -102,19 +100,18 @@ def infer_file(
     """Ask a file of questions about scans below ``root`` (default: the folder of ``questions``) and
     keep the replies in ``output``, one JSON line each.
 
-    Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    ``max_samples`` (the first so many rows), ``batch_size`` (at most twice as many scans are in
-    memory) and device may be others then, nothing else that shapes replies. ``model`` is what to
-    load once something is left to do, or a generator; ``reading`` is by default that of the
-    checkpoint's training, else the paper's. Returns the numbers of samples ``asked, answered,
-    failed, judged`` (truth known), ``correct, in_format``."""
+    Called again it goes on: what is answered stays, what failed is tried again; ``max_samples``
+    (the first rows), ``batch_size`` and device may be others then, nothing else that shapes
+    replies. ``reading`` is by default that of the checkpoint's training, else the paper's. Returns
+    the numbers of samples ``asked, answered, failed, judged`` (truth known), ``correct,
+    in_format``."""
     from unireason_lib.grounding import Settings
 
     root = Path(questions).parent if root is None else Path(root)
     if not root.is_dir():
         raise RequestError(root, "a folder of scans", "no folder", "check the path")
     if batch_size < 1 or (max_samples is not None and max_samples < 1):
-        found = f"{batch_size} and {max_samples}"
+        found = [batch_size, max_samples]
         raise RequestError("batch size and samples", "at least 1", found, "correct them")
     load, how = isinstance(model, Checkpoint), asdict(settings or Settings())
     reading = reading or Reading.like(model.serialization if load else None, dimension=dimension)
@@ -130,7 +127,7 @@ def infer_file(
     }
 
     def prepare(sample: Sample) -> tuple[Scan, GroundedRequest]:
-        if sample.problem is not None:
+        if sample.problem:
             raise sample.problem
         scan = read_scan(scan_below(root, sample.scan), dimension, reading)
         generator.frame.size(scan.images[0].height, scan.images[0].width)  # may refuse it
@@ -150,7 +147,13 @@ def infer_file(
                 batch_size=batch_size,
             )
             write_all(lines, results, len(samples), len(samples) - len(todo), quiet)
-    return _counts(output, samples)
+    names, counts = {sample.id for sample in samples}, Counter(asked=len(samples))
+    for line in (line for line in read_results(output) if line["id"] in names):
+        counts["failed" if "error" in line else "answered"] += 1
+        counts["judged"] += "correct" in line
+        counts["correct"] += bool(line.get("correct"))
+        counts["in_format"] += bool(line.get("in_format"))
+    return counts
 
 
 def answer_stream(
@@ -163,11 +166,10 @@ def answer_stream(
     settings: Mapping[str, Any],
     batch_size: int = 1,
 ) -> Iterator[Line]:
-    """Ask many questions of any type, ``batch_size`` together (at most twice as many are prepared);
-    yields a line for each as soon as it is there. ``prepare`` (question -> what it is about, and
-    the request) runs in the reading thread; ``line`` gets question, what it is about, trace and its
-    seconds of its batch's, ``failure`` question and error; ``settings`` are those of ``generate``.
-    """
+    """Ask questions of any type, ``batch_size`` together (at most twice as many are prepared), and
+    yield a line for each. ``prepare`` (question -> what it is about, and the request) runs in the
+    reading thread; ``line`` gets question, what it is about, trace and its part of the seconds of
+    its batch, ``failure`` question and error; ``settings`` are those of ``generate``."""
     rest, ahead = iter(questions), deque()
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
@@ -183,10 +185,8 @@ def answer_stream(
             lines = [line(one, about, trace, seconds) for (one, about, _), trace in pairs]
         except Exception as error:  # out of memory, or an image that the processor refuses
             error.with_traceback(None)  # lets go of the tensors of the attempt
-            if len(ready) == 1:
-                lines = [failure(ready[0][0], error)]
-            else:
-                lines = chain.from_iterable(answer([one]) for one in ready)
+            lines = chain.from_iterable(answer([one]) for one in ready)
+            lines = lines if len(ready) > 1 else [failure(ready[0][0], error)]
         yield from lines
 
     try:
@@ -207,8 +207,8 @@ def answer_stream(
 
 def error_of(error: Exception, root: Path | None = None) -> Line:
     """What the line of a failed question says; its scan is named as the file of questions does."""
-    message = str(error) if root is None else str(error).replace(f"{root.resolve()}/", "")
-    kind = type(error).__name__
+    message, kind = str(error), type(error).__name__
+    message = message.replace(f"{root.resolve()}/", "") if root else message
     return {"error": {"type": kind, "message": (message or kind)[:2000]}}
 
 
@@ -234,7 +234,7 @@ def _line(frame: ProcessorFrame, sample: Sample, scan: Scan, trace: Trace) -> Li
     if sample.question_type is not None:
         line["question_type"] = sample.question_type
     if sample.truth is not None:
-        same_words = _words(trace.answer) == _words(sample.truth)
+        same_words = plain_words(trace.answer) == plain_words(sample.truth)
         right = trace.choice == sample.truth if sample.options else same_words
         line |= {"truth": sample.truth, "correct": right}
     return line
@@ -245,23 +245,8 @@ def _name(sample: Sample) -> Line:
     return {"id": sample.id, **row, "image" if sample.dimension == "2d" else "volume": sample.scan}
 
 
-def _words(text: str) -> str:
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
 def _request(sample: Sample, scan: Scan) -> GroundedRequest:
     from unireason_lib.grounding import GroundedRequest
 
     options = dict(sample.options)
     return GroundedRequest(sample.question, scan.images, options, sample.dimension, sample.id)
-
-
-def _counts(output: str | Path, samples: Sequence[Sample]) -> Counter[str]:
-    names = {sample.id for sample in samples}
-    lines = [line for line in read_results(output) if line["id"] in names]
-    answers = [line for line in lines if "error" not in line]
-    counts = Counter(asked=len(samples), answered=len(answers), failed=len(lines) - len(answers))
-    counts["judged"] = sum("correct" in line for line in answers)
-    counts["correct"] = sum(bool(line.get("correct")) for line in answers)
-    counts["in_format"] = sum(bool(line.get("in_format")) for line in answers)
-    return counts

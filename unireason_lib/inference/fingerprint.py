@@ -1,12 +1,11 @@
-"""A digest of a checkpoint that changes when its weights do.
-
-Of large files the size, the beginning (the table of tensors) and pieces spread over the rest are
-hashed: training moves all weights at once, and tens of gigabytes would cost minutes.
+"""A digest of a checkpoint that changes when its weights do: of large files the size, the beginning
+(the table of tensors) and pieces spread over the rest, as training moves all weights at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ _SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 def model_identity(path: str) -> dict[str, Any]:
     """What tells a checkpoint or adapter from others: its folder's name and a digest of
     configuration, tokenizer and weights; for a hub id its commit, as far as it can be known."""
-    folder, digest = Path(path), hashlib.sha256()
+    folder, digest, commit = Path(path), hashlib.sha256(), None
     if not folder.is_dir():
         from transformers import AutoConfig
 
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            return {"name": path, "commit": config._commit_hash}
-        except Exception:  # an adapter, no network, no such model: loading will say so
-            return {"name": path, "commit": None}
+        with suppress(Exception):  # an adapter, no network, no such model: loading will say so
+            commit = AutoConfig.from_pretrained(path, trust_remote_code=False)._commit_hash
+        return {"name": path, "commit": commit}
     for file in sorted(folder.iterdir()):
         # what was measured of a model (skills) does not make it another one
         if file.suffix in _SUFFIXES and file.name != "skills.json":

@@ -1,8 +1,6 @@
-"""A file of results that survives: one whole line for each finished sample, never two or a part.
-
-Each line is appended in one piece and synced; a line that a crash tore is cut off when the run goes
-on. ``out.jsonl.run.json`` says what made the results, and a run that differs is refused. A sample
-that failed has ``error`` instead of a reply, and the next run tries it again.
+"""A file of results that survives: each line is appended in one piece and synced; one that a crash
+tore is cut off when the run goes on. ``out.jsonl.run.json`` says what made the results, and a run
+that differs is refused. A sample that failed has ``error`` instead of a reply.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ class ResultsFile:
 
     ``run``, any JSON object, is what makes the results, and must be equal when a run goes on;
     failed lines of ids in ``retry`` are tried again; ``opened`` shows the images again and is not
-    compared. On entry a :class:`RequestError`: made by another run or none, or a line is no result;
-    a :class:`DatasetError`: another process writes it, or (also of ``append``) the disk is full."""
+    compared. A :class:`RequestError` for a file of another run or none, or a line that is no
+    result; a :class:`DatasetError` while another process writes it, or when the disk is full."""
 
     def __init__(
         self,
@@ -74,11 +72,11 @@ class ResultsFile:
         """Refuse results of another run; note what makes these."""
         note, do = run_file(self.path), "write to another file, or delete this one"
         if self.path.exists() and self.path.stat().st_size > 0:
-            if not note.exists():
-                found = f"results without {note.name}"
-                raise RequestError(self.path, "a new file, or one made by this command", found, do)
-            before = read_json(note, RequestError)
-            if changes := "; ".join(_differences(before.get("run") or {}, self.run)):
+            changes = f"results without {note.name}"
+            if note.exists():
+                before = read_json(note, RequestError).get("run") or {}
+                changes = "; ".join(_differences(before, self.run))
+            if changes:
                 raise RequestError(self.path, "results of the same run", changes, do)
         write_json(note, {"run": self.run, "opened": self.opened})
 
@@ -128,10 +126,9 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 def _checked(record: Any, where: object) -> dict[str, Any]:
-    if isinstance(record, dict) and isinstance(record.get("id"), str):
-        return record
-    do = "take it out; its sample will be done again"
-    raise RequestError(where, "a result with an id", "none", do)
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise RequestError(where, "a result with an id", "none", "take it out and ask again")
+    return record
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> list[str]:

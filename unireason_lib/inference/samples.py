@@ -1,9 +1,8 @@
 """Questions in files: ``.jsonl``, ``.json`` (a list) or ``.csv``, one question a row.
 
 Columns go by the names of public data sets (M3D-VQA, 3D-RAD, PMC-VQA, OmniMedVQA), whatever their
-case and spacing. Options stand in columns of their own (``Choice A``), in JSON also as a list or an
-object of letters under ``options``; the truth is a letter or the text of an option. A row that
-cannot be asked keeps its place, carries its :attr:`Sample.problem` and fails alone.
+case and spacing; options by columns (``Choice A``), in JSON also as a list or an object of letters
+under ``options``. A row that cannot be asked carries its :attr:`Sample.problem` and fails alone.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ IDS = ("id", "question_id", "qid")
 TRUTH_LETTERS = ("answer_choice", "answerchoice", "answer_letter", "answer_label")
 TRUTHS = ("answer", "gt_answer", "truth")
 TYPES = ("question_type", "questiontype")
-MISSING = ("", "NA", "N/A", "nan", "NaN", "-")
-"""How tables write that there is no such option (``Na``, sodium, is one)."""
+MISSING = ("", "NA", "N/A", "nan", "NaN", "-")  # no such option; ``Na``, sodium, is one
 
 Row = Mapping[str, Any]
 
@@ -54,9 +52,8 @@ def read_samples(path: str | Path, dimension: str) -> list[Sample]:
     :class:`RequestError` when it is missing, empty or no table, or two rows have the same id."""
     rows = read_rows(Path(path))
     samples = [sample_of(row, number, dimension) for number, row in enumerate(rows, start=1)]
-    problems = [sample.problem for sample in samples if sample.problem is not None]
-    if len(problems) == len(samples):
-        found = f"none; the first: {problems[0]}" if problems else "none"
+    if all(sample.problem for sample in samples):
+        found = f"none; the first: {samples[0].problem}" if samples else "none"
         raise RequestError(path, "at least one row that can be asked", found, "check the file")
     name, count = Counter(sample.id for sample in samples).most_common(1)[0]
     if count > 1:
@@ -70,13 +67,13 @@ def read_rows(path: Path) -> Iterator[Row | Exception]:
     """Rows with plain keys (``Image Path`` -> ``image_path``), or why a row is none."""
     kind = path.suffix.lower()
     if not path.is_file() or kind not in KINDS:
-        found = f"a file {kind or 'without suffix'}" if path.is_file() else "no such file"
+        found = f"a file {kind}" if path.is_file() else "no such file"
         raise RequestError(path, f"questions ({', '.join(KINDS)})", found, "check the path")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if kind in (".csv", ".tsv"):
-            dialect = "excel-tab" if kind == ".tsv" else "excel"
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), dialect=dialect))
+            delimiter = "\t" if kind == ".tsv" else ","
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
         else:
             rows = json.loads(text) if kind == ".json" else list(_lines(text))
     except (ValueError, RecursionError, csv.Error) as error:
@@ -86,7 +83,8 @@ def read_rows(path: Path) -> Iterator[Row | Exception]:
         raise RequestError(path, "a list of objects", type(rows).__name__, "put it into [ ]")
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Mapping):
-            yield {_plain(key): value for key, value in row.items() if isinstance(key, str)}
+            named = ((key, value) for key, value in row.items() if isinstance(key, str))
+            yield {re.sub(r"[^a-z0-9]+", "_", k.lower()).strip("_"): value for k, value in named}
         else:
             found = str(row)[:160] if isinstance(row, Exception) else type(row).__name__
             yield RequestError(f"row {number}", "an object", found, "correct the row")
@@ -101,10 +99,6 @@ def _lines(text: str) -> Iterator[Any]:
             yield error
 
 
-def _plain(key: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")
-
-
 def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
     """A row of :func:`read_rows` as a sample; what is wrong with it is its ``problem``."""
     values: dict[str, Any] = {"id": f"row-{number}"}
@@ -112,8 +106,8 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
         if isinstance(row, Exception):
             raise row
         name, kind = _first(row, IDS), _first(row, TYPES)
-        if isinstance(name, str | int | float) and str(name).strip():
-            values["id"] = str(name).strip()
+        if isinstance(name, str | int | float):
+            values["id"] = str(name).strip() or values["id"]
         values["question_type"] = None if kind is None else str(kind)
         values["scan"] = _words(row, (*VOLUMES, *SCANS) if dimension == "3d" else SCANS)
         values["question"] = _words(row, ("question",))

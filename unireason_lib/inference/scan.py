@@ -1,7 +1,5 @@
-"""What the model looks at, and the way back: from a box in a reply to the image, voxels and mm.
-
-A box is written in pixels of the *frame*, the image as the processor shows it to the model. Readers
-of results want it on the scan: each line says how that was laid out and where the boxes lie in it.
+"""What the model looks at, and the way back: from a box in a reply, in pixels of the *frame*, to
+the image, voxels and mm.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from unireason_lib.boxes import Box, Box2D, Box3D
@@ -46,9 +43,9 @@ class Reading:
         paper's. A ``ScanWarning`` when something else is given than it was trained with."""
         given = {name: value for name, value in given.items() if value is not None}
         names = ("image_size",) if dimension == "2d" else ("size", "window")
-        usual = {} if trained is None else {name: getattr(trained, name) for name in names}
-        for name in usual.keys() & given.keys():
-            if usual[name] != given[name]:
+        usual = {name: getattr(trained, name) for name in names} if trained else {}
+        for name in sorted(usual):
+            if given.get(name, usual[name]) != usual[name]:
                 message = f"{name} {given[name]}, but this checkpoint was trained with"
                 message += f" {usual[name]}: expect worse answers"
                 warnings.warn(message, ScanWarning, stacklevel=2)
@@ -67,16 +64,12 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     def record(self, boxes: Sequence[Box], frame: ProcessorFrame) -> dict[str, Any]:
-        """What a line of results says of the scan, and of the ``boxes`` of a reply in it.
-
-        Returns:
-            ``frame``: rows and columns of the images as the model sees them, and how many.
-            ``serialization``: the fields of :class:`Reading`, ``shape`` of the scan, and of a
-            volume the ``range`` shown, ``spacing`` in mm (Z, Y, X) and ``affine`` (None without
-            geometry). Where the boxes lie, clipped to the scan, None where they do not overlap it:
-            in 2D ``boxes_image`` in pixels of the file, in 3D ``boxes_voxel`` in voxels (L-P-S) and
-            ``boxes_mm``, two opposite corners in world mm (R-A-S). Perhaps ``warnings``.
-        """
+        """What a line of results says of the scan, and of the ``boxes`` of a reply in it:
+        ``frame``, rows and columns of the images as the model sees them, and how many;
+        ``serialization``, the fields of :class:`Reading`, ``shape``, and of a volume ``range``,
+        ``spacing`` and ``affine``; where the boxes lie, clipped to the scan, None outside: in 2D
+        ``boxes_image`` (pixels of the file), in 3D ``boxes_voxel`` (L-P-S) and ``boxes_mm``, two
+        opposite corners in world mm (R-A-S). Perhaps ``warnings``."""
         width, height = self.images[0].size
         record: dict[str, Any] = {"frame": [*frame.size(height, width), len(self.images)]}
         layout = {name: value for name, value in vars(self.reading).items() if value is not None}
@@ -98,11 +91,9 @@ class Scan:
         return record | ({"warnings": list(self.warnings)} if self.warnings else {})
 
     def _placed(self, box: Box, frame: ProcessorFrame) -> Box | None:
-        """A box of the frame in pixels or voxels of the scan, clipped to it."""
-        if self.volume is None and isinstance(box, Box3D):
-            box = box.xy
         if self.volume is not None and isinstance(box, Box2D):
             return None  # four numbers name no slice of a volume
+        box = box.xy if self.volume is None and isinstance(box, Box3D) else box
         (width, height), sides = self.images[0].size, self.shape[::-1]
         shown = (width, height, len(self.images))
         factors = (old / new for old, new in zip(sides, shown, strict=False))
@@ -113,8 +104,7 @@ class Scan:
 def read_scan(path: str | Path, dimension: str, reading: Reading | None = None) -> Scan:
     """Read an image (``"2d"``) or volume (``"3d"``) for a question, or raise a ``ScanError``."""
     read = _read_image if dimension == "2d" else _read_volume
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScanWarning)
+    with warnings.catch_warnings(record=True, action="always", category=ScanWarning) as caught:
         scan = read(path, reading or Reading())
     notes = [str(one.message) for one in caught if issubclass(one.category, ScanWarning)]
     return replace(scan, warnings=tuple(dict.fromkeys(notes)))
@@ -137,15 +127,12 @@ def _read_volume(path: str | Path, reading: Reading) -> Scan:
     stack = serialize(volume, reading.size, reading.window, reading.fill)
     for message in slice_order_report(volume).messages:
         warnings.warn(message, ScanWarning, stacklevel=2)
-    # without the voxels, which the images have already: many scans may wait at a time
-    geometry = replace(volume, array=np.broadcast_to(np.uint8(0), volume.shape))
-    return Scan(tuple(stack.images()), reading, volume.shape, geometry, stack.range)
+    return Scan(tuple(stack.images()), reading, volume.shape, stack.geometry, stack.range)
 
 
 def scan_below(root: str | Path, name: str, absolute: bool = False) -> Path:
-    """The scan that a data file names, below the folder that the user named; with ``absolute`` also
-    by an absolute path that leads there. A ``RequestError`` when the path leads out of it, a series
-    has a link that does, or it is a device."""
+    """The scan that a data file names, by :func:`~unireason_lib.io.safe_path` below the user's
+    ``root``. A ``RequestError`` also when it is a device, or a series has a link that leads out."""
     root = Path(root).resolve()
     path = safe_path(root, name, "the scan's path", RequestError, absolute)
     for part in path.iterdir() if path.is_dir() else [path]:
