@@ -20,7 +20,7 @@ from unireason_lib.evaluation.statistics import (
     wilson,
 )
 
-TRIALS = 500
+TRIALS = 300
 
 
 class Study:

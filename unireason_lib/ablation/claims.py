@@ -27,22 +27,14 @@ VALUES = {"correct": "%", "iou_first": "IoU", "format": "format %", "followed": 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a claim.
-
-    Attributes:
-        name, claim: The claim.
-        comparison: Of its two conditions; None where the table has no replies for it.
-        p: After Holm's correction for all claims; None where it cannot be judged.
-        verdict: "supported at this scale", "contradicted", "inconclusive" or "cannot tell".
-        why: In words.
-    """
+    """What came of a claim."""
 
     name: str
     claim: Claim
-    comparison: Comparison | None = None
-    p: float | None = None
-    verdict: str = "cannot tell"
-    why: str = ""
+    comparison: Comparison | None = None  # of its conditions; None: the table has no replies
+    p: float | None = None  # after Holm's correction for all claims; None: cannot be judged
+    verdict: str = "cannot tell"  # "supported at this scale", "contradicted", "inconclusive"
+    why: str = ""  # in words
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
