@@ -56,32 +56,17 @@ class Report:
     run: Mapping[str, Any] | None = None  # what made it, from the file beside the results
 
     @classmethod
-    def from_file(cls, path: str | Path, blank: str | Path | None = None) -> Report:
-        """Read what :func:`unireason_lib.evaluation.evaluate` wrote.
-
-        Args:
-            path: The results.
-            blank: Those with the control ``blank`` or ``noise``; by default :func:`blank_file`, if
-                it is there and of the same benchmark.
-
-        Raises:
-            RequestError: A file is missing, is none of results, or the blank one is of another
-                benchmark or control.
-        """
-        path = Path(path)
+    def from_file(cls, path: str | Path) -> Report:
+        """Read what :func:`unireason_lib.evaluation.evaluate` wrote, and the replies to blank
+        images beside it (:func:`blank_file`), if they are there and of the same benchmark. A
+        ``RequestError`` when a file is missing or is none of results."""
+        path, blank = Path(path), blank_file(path)
         results, run = read_results(path), _run(path)
         if results.empty or "truth" not in results or results["dimension"].isna().any():
             found = "none" if results.empty else "no truth or dimension in some"
             raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
-        given, blank = blank is not None, Path(blank or blank_file(path))
-        other = _run(blank)
-        same = other.get("benchmark") == run.get("benchmark")
-        if given and other and not (same and other.get("control") in ("blank", "noise")):
-            found = f"{'the same' if same else 'another'} one with control {other.get('control')!r}"
-            do = "make it with evaluate --with-blank"
-            raise RequestError(blank, "the same benchmark with blank images", found, do)
-        found = given or (same and blank.is_file())
-        return cls(results, read_results(blank) if found else None, path.name, run)
+        same = blank.is_file() and _run(blank).get("benchmark") == run.get("benchmark")
+        return cls(results, read_results(blank) if same else None, path.name, run)
 
     @property
     def failed(self) -> pd.DataFrame:
