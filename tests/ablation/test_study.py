@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from unireason_lib.ablation import load_grid, plan, run_study
-from unireason_lib.ablation.study import FILES, _Executor
+from unireason_lib.ablation import load_grid, plan, run_study, study
 from unireason_lib.errors import DatasetError, GridError
 from unireason_lib.evaluation.table import read_pooled
 from unireason_lib.io import locked
@@ -67,14 +67,9 @@ def root(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "stub.py").write_text(f"import json\n\n{inspect.getsource(leave)}")
     for name, (parameters, work) in STUBS.items():
-        notebook = nbformat.v4.new_notebook()
         cell = nbformat.v4.new_code_cell
-        tagged = {tag: {"tags": [tag]} for tag in ("parameters", "lesson")}
-        notebook.cells = [
-            cell(SHARED + parameters, metadata=tagged["parameters"]),
-            cell("assert False, 'a lesson is left out of a study'", metadata=tagged["lesson"]),
-            cell(work),
-        ]
+        parameters = cell(SHARED + parameters, metadata={"tags": ["parameters"]})
+        notebook = nbformat.v4.new_notebook(cells=[parameters, cell(work)])
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["kernelspec"] = kernel
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
@@ -106,31 +101,36 @@ def grid(tmp_path):
 
 
 @pytest.fixture
-def executed(monkeypatch):
+def executed(monkeypatch, root):
     """Names of the runs that were executed; no kernel starts. ``fail`` names stages that fail."""
     names, fail = [], set()
 
-    def execute(self, job):
-        names.append(job.name)
-        root = self.notebooks.parent
-        if job.stage in fail or job.name in fail:
-            return "failed", 1.0, "cell 3: MemoryError: none left"
-        if job.stage == "test":
-            leave((root / job.makes).parent, job.seed)
+    def execute(notebook, out, given, settings):
+        names.append(out.stem)
+        stage, seed = out.stem.split("-")[0], int(out.stem.split("-seed")[1].split("-")[0])
+        if {stage, out.stem} & fail:
+            return {"status": "failed", "seconds": 1.0, "error": "MemoryError: none left"}
+        if stage == "test":
+            leave(root / given["RESULTS"], seed)
         else:
-            (root / job.makes).mkdir(parents=True)
-        return "passed", 60.0, ""
+            (root / "runs" / stage / given["RUN"] / "model").mkdir(parents=True)
+        return {"status": "passed", "seconds": 60.0, "error": ""}
 
-    monkeypatch.setattr(_Executor, "execute", execute)
+    monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     return names, fail
 
 
+def stages(names):
+    return [name.split("-")[0] for name in names]
+
+
 def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
-    study, said = run(grid, root, keep=tmp_path / "kept", command="ablate mine.yaml", workers=2)
+    made, said = run(grid, root, keep=tmp_path / "kept", command="ablate mine.yaml", workers=2)
     names, _ = executed
-    assert len(names) == len(set(names)) == len(plan(grid)) and not study.failed
+    assert len(names) == len(set(names)) == len(plan(grid)) and not made.failed
     assert "16 of 16" in said and "about" in said and "cannot tell" in said  # two seeds only
-    assert study.missing == study.skipped == []
+    assert made.missing == made.skipped == []
     kept = json.loads((tmp_path / "kept" / "mine.json").read_text())
     assert kept["made"][0]["command"] == "ablate mine.yaml" and kept["missing"] == []
     assert kept["verdicts"][0]["verdict"] == "cannot tell" and len(kept["runs"]) == 16
@@ -140,7 +140,7 @@ def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
     assert len(table) == 8 * 3 * 8  # tests, files of replies, questions
     blank = table[(table["condition"] == "RL") & (table["control"] == "blank")]
     assert blank["correct"].sum() == 0 and set(blank["seed"]) == {0, 1}
-    assert "RL, textures" in set(table["condition"]) and len(FILES) == 8
+    assert "RL, textures" in set(table["condition"])
     again, _ = run(grid, root)
     assert len(names) == 16 and len(again.table) == len(table)  # nothing is made twice
 
@@ -148,18 +148,18 @@ def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
 def test_a_run_that_fails_stops_only_what_builds_on_it(grid, root, executed):
     names, fail = executed
     fail.add("rl")
-    study, said = run(grid, root)
-    assert study.missing == ["RL, seed 0", "RL, seed 1"] and len(study.failed) == 2
-    assert [name.split("-")[0] for name in names].count("rl") == 2 * 2  # each is tried once more
-    assert [name.split("-")[0] for name in study.skipped] == ["test", "test"]
+    made, said = run(grid, root)
+    assert made.missing == ["RL, seed 0", "RL, seed 1"] and len(made.failed) == 2
+    assert stages(names).count("rl") == 2 * 2  # each is tried once more
+    assert stages(made.skipped) == ["test", "test"]
     assert "failed: rl-RL-seed0" in said and "MemoryError: none left" in said
     assert "verdict" not in said and "3D only" not in said.split("missing")[1].split("failed")[0]
-    assert "| 3D only" in run(grid, root, look=True)[1]  # the table, without verdicts
-    assert "verdict" not in run(grid, root, look=True)[1]
+    looked = run(grid, root, look=True)[1]
+    assert "| 3D only" in looked and "verdict" not in looked  # the table, without verdicts
     fail.clear()
     names.clear()
-    assert "verdict" in run(grid, root)[1] and [n.split("-")[0] for n in names].count("rl") == 2
-    assert not [name for name in names if name.startswith("sft")]
+    assert "verdict" in run(grid, root)[1] and stages(names).count("rl") == 2
+    assert "sft" not in stages(names)
 
 
 def test_a_part_is_not_judged(grid, root, executed, tmp_path):
@@ -179,10 +179,10 @@ def test_another_machine_goes_on_from_what_was_kept(grid, root, executed, tmp_pa
     shutil.rmtree(root / "runs")
     fail.clear()
     names.clear()
-    study, said = run(grid, root, keep=tmp_path / "kept")
+    made, said = run(grid, root, keep=tmp_path / "kept")
     # the test of RL is missing, so RL and the fine-tuning that it begins with are made again
-    assert [name.split("-")[0] for name in names] == ["sft", "rl", "test"]
-    assert "verdict" in said and len(study.table) == 8 * 3 * 8
+    assert stages(names) == ["sft", "rl", "test"]
+    assert "verdict" in said and len(made.table) == 8 * 3 * 8
     other = grid.model_copy(update={"overrides": "sft.max_steps=9"})
     with pytest.raises(GridError, match="another form"):
         run(other, root, keep=tmp_path / "kept")
@@ -200,15 +200,13 @@ def test_edited_code_warns_and_stops_nothing(grid, root, executed):
     run(grid, root, only=["joint"])
     notebook = root / "notebooks" / "04_sft.ipynb"
     notebook.write_text(notebook.read_text() + "\n")
-    study, said = run(grid, root)
-    assert not study.failed and not study.missing and len(executed[0]) == 16
+    made, said = run(grid, root)
+    assert not made.failed and not made.missing and len(executed[0]) == 16
     assert said.count("warning: the code changed") == 1 and "-dirty" in said
     commit(root)
     assert "warning" not in run(grid, root)[1]  # nothing is left to be made
-    by_commit = {
-        json.loads(p.read_text())["commit"] for p in root.glob("runs/ablation/mine/*.json")
-    }
-    assert len(by_commit) == 2
+    kept = json.loads((root / "runs/ablation/mine/mine.json").read_text())
+    assert len({one["commit"] for one in kept["runs"]}) == 2
 
 
 def test_two_processes_do_not_run_one_study(grid, root, executed):
@@ -218,64 +216,36 @@ def test_two_processes_do_not_run_one_study(grid, root, executed):
 
 def test_errors_of_notebooks_are_named_and_kept(grid, root):
     """With kernels: one condition fails in its second cell, the other one passes."""
-    study, said = run(grid, root, seeds=1, only=["answer only", "joint"], workers=2)
-    (name,) = study.failed
-    assert name.startswith("sft-answer-only") and study.failed[name].endswith("no such luck")
-    assert "AssertionError" in said and len(study.table) == 3 * 8
-    record = json.loads((root / "runs/ablation/mine" / f"{name}.json").read_text())
-    assert record["status"] == "failed" and "no such luck" in record["error"]
+    made, said = run(grid, root, seeds=1, only=["answer only", "joint"], workers=2)
+    (name,) = made.failed
+    assert name.startswith("sft-answer-only") and made.failed[name].endswith("no such luck")
+    assert "AssertionError" in said and len(made.table) == 3 * 8
     executed = nbformat.read(root / "runs/ablation/mine" / f"{name}.ipynb", 4)
     assert any(cell.source.startswith("# Parameters") for cell in executed.cells)
 
 
-def begin(root, **options):
-    """The study in a process of its own."""
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_study_goes_on(grid, root, ending):
+    """kill -9 or Ctrl-C in the middle: no finished run is repeated, none is lost, none goes on."""
+    part = {"seeds": 1, "only": ["joint", "RL"]}
     program = (
-        "import sys; from pathlib import Path; from unireason_lib.ablation import *;"
-        f"study = run_study(load_grid('{root}/mine.yaml'), Path('{root}'), **{options});"
-        "sys.exit(130 if study.interrupted else 0)"
+        "from pathlib import Path; from unireason_lib.ablation import *;"
+        f"run_study(load_grid('{root}/mine.yaml'), Path('{root}'), **{part})"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE)
-
-
-def until(process, condition):
-    deadline = time.time() + 120
-    while not condition() and time.time() < deadline:
-        assert process.poll() is None
+    words = [sys.executable, "-c", program]
+    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    record, deadline = root / "runs/ablation/mine/mine.json", time.time() + 120
+    while not record.exists() and time.time() < deadline:
         time.sleep(0.05)
-
-
-def test_a_killed_study_goes_on(grid, root):
-    """kill -9 in the middle: no finished run is repeated, none is lost."""
-    process = begin(root, seeds=1, only=["joint", "RL"])
-    records = root / "runs" / "ablation" / "mine"
-    until(process, lambda: len(list(records.glob("*.json"))) >= 1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {path: path.stat().st_mtime for path in records.glob("*.json")}
-    study, said = run(grid, root, seeds=1, only=["joint", "RL"])
-    assert f"{4 - len(before)} to be made" in said and not study.failed
-    assert len(list(records.glob("*.json"))) == 4
-    assert all(path.stat().st_mtime == changed for path, changed in before.items())
-
-
-def test_ctrl_c_reaches_every_notebook_that_runs(grid, root):
-    """Two at a time, in threads, which no signal reaches: both save, and no further cell begins."""
-    path = root / "notebooks" / "04_sft.ipynb"
-    notebook = nbformat.read(path, 4)
-    notebook.cells[2].source = (
-        MAKE.format("sft") + "import time\nplace = made.parent\nplace.mkdir(parents=True)\n"
-        "(place / 'begun').touch()\n"
-        "try:\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    (place / 'saved').touch()"
-    )
-    notebook.cells.append(nbformat.v4.new_code_cell("(place / 'next').touch()"))
-    nbformat.write(notebook, path)
-    process = begin(root, workers=2)
-    until(process, lambda: len(list(root.glob("runs/sft/*/begun"))) == 2)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"Stopping" in said and b"interrupted" in said
-    assert len(list(root.glob("runs/sft/*/saved"))) == 2 and not list(root.glob("runs/sft/*/next"))
-    statuses = {json.loads(p.read_text())["status"] for p in root.glob("runs/ablation/mine/*.json")}
-    assert statuses == {"interrupted"}
+    if ending == signal.SIGKILL:  # the study alone; its workers see that it is gone
+        process.kill()
+    else:  # as a terminal does
+        os.killpg(process.pid, ending)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    before = {path: path.stat().st_mtime for path in root.glob("runs/sft/*/model/seed")}
+    done = len(json.loads(record.read_text())["runs"])
+    made, said = run(grid, root, **part)
+    assert f"{4 - done} to be made" in said and not made.failed and len(made.table) == 2 * 3 * 8
+    assert before and all(path.stat().st_mtime == changed for path, changed in before.items())

@@ -66,13 +66,6 @@ def test_the_most_likely_answer_is_near_chance_when_questions_are_debiased(debia
     assert sum(item.guess == item.answer for item in guesses) / len(guesses) < 0.45
 
 
-def test_images_come_when_asked_for(phantoms):
-    flat, deep = phantoms.items[0], phantoms.items[1]
-    assert [i.size for i in flat.load()] == [(64, 64)]
-    assert [i.size for i in deep.load()] == [(64, 64)] * 4
-    assert np.asarray(flat.load()[0]).std() > 10
-
-
 def test_most_likely_answers_learn_from_training(phantoms):
     options = {"A": "Mottled", "B": "Striped"}
     texture = replace(phantoms.items[0], kind="texture", options=options, answer="A")
@@ -125,16 +118,6 @@ def test_another_folder_is_another_benchmark(tmp_path):
     )
     assert [item.question for item in one] == [item.question for item in other]
     assert one.identity == again.identity != other.identity
-
-
-def test_real_scans_have_questions_of_most_families(real_scans):
-    brain = open_benchmark("brain", size=(8, 64, 64), frame=FRAME)
-    files = {"image": "*_ct", "label": "*_seg", "names": "abdomen_seg_labels.json"}
-    how = {"size": (8, 64, 64), "frame": FRAME, "window": "abdomen", "modality": "CT"}
-    abdomen = open_benchmark("folder", real_scans, **files, **how)
-    for found in (brain, abdomen):
-        assert len({item.family for item in found}) >= 4 and not found.skipped
-        assert len(found.items[0].load()) == 8 and found.items[0].load()[0].size == (64, 64)
 
 
 # --- Parquet -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from unireason_lib.evaluation import (
     reliability,
     slice_benchmark,
 )
-from unireason_lib.evaluation.consistency import slices_file, volume_consistency
+from unireason_lib.evaluation.consistency import slices_file
 from unireason_lib.evaluation.metrics import crop_fraction, overlaps, same_words, word_f1
 from unireason_lib.evaluation.report import blank_file
 from unireason_lib.grounding import Settings
@@ -90,11 +90,7 @@ def test_the_table_has_every_measure_with_its_interval(results):
     table = report.table()
     families = ["lesion analysis", "size comparison"]
     assert list(zip(table["dimension"], table["family"], strict=True)) == [
-        ("all", "all"),
-        ("2d", "all"),
-        ("3d", "all"),
-        *(("all", family) for family in families),
-        *((d, family) for d in ("2d", "3d") for family in families),
+        (d, family) for family in ("all", *families) for d in ("all", "2d", "3d")
     ]
     first = table.iloc[0]
     assert (first["n"], first["failed"], first["patients"]) == (40, 0, 20)
@@ -111,7 +107,7 @@ def test_markdown_says_how_many_how_sure_and_against_what(results):
     assert "r.jsonl, benchmark made" in text and "75.0 [" in text and "chance" in text
     assert "no run with blank images yet" in text and "0 failed (counted as wrong)" in text
     assert "Student's t" in text and "0.1-0.3: 0.0 (n 10); 0.5-0.7: 100.0 (n 30)" in text
-    assert text.count("\n| ") == 9 + 2
+    assert text.count("\n|") == 9 + 2
 
 
 def test_baselines_stand_beside(write, line):
@@ -132,11 +128,6 @@ def test_baselines_stand_beside(write, line):
 
 
 def test_blank_images_of_something_else_are_not_taken(results, write, line):
-    other = write("o.jsonl", [line("q0")], control="blank", benchmark={"benchmark": "another"})
-    with pytest.raises(RequestError, match="another one with control"):
-        Report.from_file(results, blank=other)
-    with pytest.raises(RequestError, match="the same one with control"):
-        Report.from_file(results, blank=results)
     write(blank_file(results).name, [line("q0")], control="blank", benchmark={"benchmark": "b"})
     assert Report.from_file(results).blank is None
 
@@ -176,26 +167,11 @@ def test_two_runs_are_compared_question_by_question(results, write, line):
     assert "difference +20.0 points" in found.to_markdown()
     assert one.compare([other, other], also=[one], paired_seeds=True).seeds == (2, 2)
     turned = Report(as_table([line(f"q{k}", f"p{k // 2}", truth="B") for k in range(40)]))
-    with pytest.raises(RequestError, match=r"q0 with the right answers 'B' and 'A'"):
+    with pytest.raises(RequestError, match=r"q0 with the right answers 'A' and 'B'"):
         one.compare(turned)
 
 
 # --- slices and volumes ------------------------------------------------------------------------
-
-
-def test_volume_consistency_takes_every_spanned_slice():
-    cuboid = Box3D(0, 0, 2, 10, 10, 6)
-    same, half = Box2D(0, 0, 10, 10), Box2D(0, 0, 10, 5)
-    assert volume_consistency(cuboid, dict.fromkeys(range(2, 6), same)) == 1
-    assert volume_consistency(cuboid, {2: same, 3: half, 4: None, 9: same}) == 1.5 / 4
-    assert volume_consistency(cuboid, {2: same, 3: same}, depth=4) == 1
-    with pytest.raises(ValueError, match="found none"):
-        volume_consistency(cuboid, {}, depth=2)
-    # the paper's second case, on one slice
-    paper = Box3D(96, 105, 5, 147, 152, 6)
-    assert volume_consistency(paper, {5: Box2D(98, 107, 153, 154)}) == pytest.approx(
-        0.7940, abs=5e-5
-    )
 
 
 def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, scripted):
@@ -225,12 +201,14 @@ def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, 
 
 
 def test_slices_without_boxes_count_as_disagreement(line, failed):
-    def about(z):
-        return {"about": {"parent": "v", "slice": z, "cuboid": [0, 0, 1, 10, 10, 3]}}
+    def about(z, cuboid=(0, 0, 1, 10, 10, 3)):
+        return {"about": {"parent": "v", "slice": z, "cuboid": list(cuboid)}}
 
     lines = [line("v#1", **about(1), boxes=[[0, 0, 10, 10]]), line("v#2", **about(2))]
     assert consistency(lines).cuboids == (("v", 0.5),) and consistency(lines).boxed == 0.5
     assert consistency([lines[0], failed("v#2") | about(2)]).overlap is None
+    paper = line("v", **about(5, (96, 105, 5, 147, 152, 6)), boxes=[[98, 107, 153, 154]])
+    assert consistency([paper]).cuboids[0][1] == pytest.approx(0.7940, abs=5e-5)  # its second case
 
 
 @pytest.mark.parametrize("box", [[0, 0, 5, 5], [0, 0, 9, 5, 5, 12]])

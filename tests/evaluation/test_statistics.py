@@ -20,7 +20,7 @@ from unireason_lib.evaluation.statistics import (
     wilson,
 )
 
-TRIALS = 500
+TRIALS = 300
 
 
 class Study:
@@ -105,17 +105,14 @@ def test_the_standard_error_is_that_of_the_analysis_of_variance():
 def test_where_nothing_varies_nobody_can_tell(step):
     """(p was 0, and the claim "reproduced".)"""
     whose = {"q1": "p1", "q2": "p2"}
-    a = (
-        [{"q1": 0.3 * k, "q2": 0.3 * k} for k in range(3)]
-        if step != 1
-        else [dict.fromkeys(whose, 0.0)] * 3
-    )
+    a = [dict.fromkeys(whose, 0.3 * k * (step < 1)) for k in range(3)]
     b = [{name: value + step for name, value in run.items()} for run in a]
     found = compare(a, b, whose, paired_seeds=True)
     assert found.difference.value == pytest.approx(step) and math.isnan(found.p)
     assert math.isnan(found.difference.low) and found.to_dict()["p"] is None
     assert "cannot be told" in found.to_markdown()
     assert math.isnan(compare(a, b, dict.fromkeys(whose, "one patient")).p)
+    assert math.isnan(mean([0.3, 0.5], ["p", "p"]).low) and mean([math.nan], ["p"]) is None
     adjusted = holm({"x": found.p, "y": 0.01})
     assert math.isnan(adjusted["x"]) and adjusted["y"] == 0.02  # it counts as one of two claims
 
@@ -148,15 +145,6 @@ def test_proportions_have_wilsons_interval_for_what_their_patients_are_worth():
     values, patients = list(run.values()), list(study.whose.values())
     again = mean(values * 4, patients * 4)
     assert again.half_width == pytest.approx(mean(values, patients).half_width, rel=0.01)
-
-
-def test_means_near_the_end_and_means_of_nothing():
-    study = Study(3, patients=20, of_seeds=0.02, of_patients=0.0)
-    found = mean_over_runs(study.runs(0.97, study.patient_effects()), study.whose)
-    assert 0.8 < found.low < found.value < found.high <= 1
-    alone = mean([0.3, 0.5], ["p", "p"])
-    assert math.isnan(alone.low) and alone.to_dict()["low"] is None
-    assert mean([math.nan], ["p"]) is None and mean([math.nan, 1.0], ["p", "q"]).n == 1
 
 
 def test_paired_seeds_take_out_what_seeds_share():

@@ -47,76 +47,189 @@ def skipped(benchmark) -> dict[int, str]:
     return {int(row.name.rpartition(" ")[2]): row.reason for row in benchmark.skipped}
 
 
+def choices(*texts, name="Choice {}"):
+    return {name.format(letter): text for letter, text in zip("ABCD", texts, strict=False)}
+
+
+M3D = {
+    "Image Path": "M3D_Cap_npy/ct_quizze/0001/Axial.npy",
+    "Question Type": 3,
+    "Question": "Which organ?",
+    **choices("Liver", "Spleen", "NA", "Nierenödem – größer"),
+    "Answer": "Nierenödem – größer",
+    "Answer Choice": "D",
+}
+RAD = {
+    "VolumeName": "valid_1_a_1.npy",
+    "Question": "Is there effusion?",
+    "Answer": "Yes",
+    "QuestionType": "existence detection",
+    "AnswerChoice": "A",
+    **choices("Yes", "No", "-", "-"),
+}
+VQA_RAD = {
+    "phrase_type": "freeform",
+    "image_name": "synpic1.jpg",
+    "question": "Are the lungs clear?",
+    "answer": "Yes",
+    "answer_type": "CLOSED",
+    "question_type": "ABN",
+}
+TEST = {"phrase_type": "test_para", "answer_type": "OPEN ", "question": "Where?"}
+SLAKE = {
+    "img_name": "xmlab1/source.jpg",
+    "question": "Does the picture contain liver?",
+    "answer": "No",
+    "q_lang": "en",
+    "answer_type": "CLOSED",
+    "content_type": "Organ",
+}
+PMC = {
+    "Figure_path": "PMC1_Fig1.jpg",
+    "Question": "What imaging was used?",
+    "Answer": "CT",
+    **choices(" A:MRI ", " B:CT", " C:PET ", ""),
+    "Answer_label": "B",
+}
+OMNI = {
+    "question_type": "Modality Recognition",
+    "question": "What is the modality?",
+    "gt_answer": "ct (computed tomography)",
+    "image_path": "Images/a/1.png",
+    **choices("MRI", "CT (computed tomography)", name="option_{}"),
+    "modality_type": "CT",
+}
+YES = {"A": "Yes", "B": "No"}
+ORGANS = {"A": "Liver", "B": "Spleen", "C": "Nierenödem – größer"}
+# name -> table, scan, rows, and of each what is asked: options, truth, family, kind, patient (None:
+# another split or language; text: why it is skipped)
+BENCHMARKS = {
+    "m3d-vqa": (
+        "M3D_VQA_test.csv",
+        "M3D_Cap_npy/ct_quizze/0001/Axial.npy",
+        [
+            (M3D, (ORGANS, "C", "organ", "", "M3D_Cap_npy/ct_quizze/0001")),
+            (M3D | {"Answer Choice": "C"}, "found C"),
+            (M3D | {"Image Path": "../outside.npy"}, "../outside"),
+            (M3D | {"Question": ""}, "text under question"),
+            (M3D | {"Question": "What is <|image_pad|>?"}, "image_pad"),
+        ],
+    ),
+    "3d-rad": (
+        "test.csv",
+        "valid/valid_1/valid_1_a/valid_1_a_1.npy",
+        [
+            (RAD, (YES, "A", "existence detection", "", "valid_1")),
+            (
+                RAD | choices("-", "-") | {"AnswerChoice": "-", "Answer": "3.1 cm"},
+                ({}, "3.1 cm", "existence detection", "", "valid_1"),
+            ),
+        ],
+    ),
+    "vqa-rad": (
+        "VQA_RAD.json",
+        "VQA_RAD Image Folder/synpic1.jpg",
+        [
+            (
+                VQA_RAD | {"phrase_type": "test_freeform"},
+                (YES, "A", "closed", "ABN", "synpic1.jpg"),
+            ),
+            (VQA_RAD, None),
+            (VQA_RAD | TEST | {"answer": 3}, ({}, "3", "open", "ABN", "synpic1.jpg")),
+            ("no row", "expected an object"),
+        ],
+    ),
+    "slake": (
+        "test.json",
+        "imgs/xmlab1/source.jpg",
+        [
+            (SLAKE, (YES, "B", "closed", "Organ", "xmlab1")),
+            (SLAKE | {"q_lang": "zh", "question": "图中有肝脏吗？", "answer": "没有"}, None),
+        ],
+    ),
+    "pmc-vqa": (
+        "test.csv",
+        "images/PMC1_Fig1.jpg",
+        [
+            (PMC, ({"A": "MRI", "B": "CT", "C": "PET"}, "B", "closed", "", "PMC1_Fig1.jpg")),
+            (PMC | {"Answer_label": "F"}, "found F"),
+        ],
+    ),
+    "omnimedvqa": (  # as it is handed out: the table two folders below that of the images
+        "QA_information/Open-access/A.json",
+        "Images/a/1.png",
+        [
+            (
+                OMNI,
+                (
+                    {"A": "MRI", "B": OMNI["option_B"]},
+                    "B",
+                    "CT",
+                    "Modality Recognition",
+                    "Images/a/1.png",
+                ),
+            ),
+            (OMNI | {"gt_answer": "ultrasound"}, "ultrasound"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_is_read_as_it_is_handed_out(tmp_path, name):
+    file, image, rows = BENCHMARKS[name]
+    scan(tmp_path / image)
+    path = table(tmp_path / file, [row for row, _ in rows])
+    found = open_benchmark(name, path.parent, size=(4, 32, 32))
+    items, reasons = by_row(found), skipped(found)
+    for number, (_, expected) in enumerate(rows, 1):
+        if isinstance(expected, tuple):
+            item = items.pop(number)
+            got = item.options, item.answer, item.family, item.kind, item.patient
+            assert got == expected and item.id == f"{name}/{path.stem}/{number}"
+            assert [i.size for i in item.load()] == (
+                [(32, 32)] * 4 if item.dimension == "3d" else [(40, 32)]
+            )
+        elif expected is not None:
+            assert expected in reasons.pop(number)
+    assert not items and not reasons
+    (tmp_path / image).unlink()  # a scan that is not there fails when it is asked
+    with pytest.raises(ScanError, match=Path(image).name):
+        open_benchmark(name, path).items[0].load()
+
+
+def test_splits_languages_and_open_questions(tmp_path):
+    rad = table(tmp_path / "VQA_RAD.json", [VQA_RAD])
+    assert len(open_benchmark("vqa-rad", rad, split="train")) == 1
+    chinese = SLAKE | {"q_lang": "zh", "answer": "没有"}
+    table(tmp_path / "slake" / "train.json", [])
+    table(tmp_path / "slake" / "test.json", [SLAKE, chinese])
+    every = open_benchmark("slake", tmp_path / "slake", language=None)
+    assert [item.answer for item in every] == ["B", "没有"]
+    (item,) = open_benchmark("m3d-vqa", table(tmp_path / "m3d.csv", [M3D]), open=True)
+    assert item.options == {} and item.answer == "Nierenödem – größer"
+
+
 @pytest.fixture
 def m3d(tmp_path) -> Path:
+    """Two questions about one volume, beside which the table lies, and one whose volume is gone."""
     scan(tmp_path / "M3D_Cap_npy" / "ct_quizze" / "0001" / "Axial.npy")
-    row = {
-        "Image Path": "M3D_Cap_npy/ct_quizze/0001/Axial.npy",
-        "Text": "report",
-        "Question Type": 3,
-        "Question": "Which organ?",
-        "Choice A": "Liver",
-        "Choice B": "Spleen",
-        "Choice C": "NA",
-        "Choice D": "Nierenödem – größer",
-        "Answer": "Nierenödem – größer",
-        "Answer Choice": "D",
-    }
-    missing = "M3D_Cap_npy/ct_quizze/0002/Axial.npy"
-    changes = (
-        {},
-        {"Question Type": 1, "Choice C": "Heart", "Answer Choice": "B", "Answer": "Spleen"},
-        {"Answer Choice": "C"},
-        {"Image Path": "../outside.npy"},
-        {"Question": ""},
-        {"Image Path": missing, "Answer Choice": "A", "Answer": "Liver"},
-        {"Question": "What is <|image_pad|>?"},
-    )
-    return table(tmp_path / "M3D_VQA_test.csv", [row | change for change in changes])
-
-
-def test_m3d_vqa_closed_and_open(m3d):
-    found = open_benchmark(f"m3d-vqa:{m3d}", size=(4, 32, 32))
-    items = by_row(found)
-    assert list(items) == [1, 2, 6]
-    closed_up = {"A": "Liver", "B": "Spleen", "C": "Nierenödem – größer"}
-    assert items[1].options == closed_up and items[1].answer == "C"
-    assert (items[1].family, items[2].family) == ("organ", "plane")
-    assert items[2].options["C"] == "Heart" and items[2].answer == "B"
-    assert items[1].patient == items[2].patient != items[6].patient
-    images = items[1].load()
-    assert len(images) == 4 and images[0].size == (32, 32)
-    with pytest.raises(ScanError, match="0002"):
-        items[6].load()
-    reasons = skipped(found)
-    assert list(reasons) == [3, 4, 5, 7] and "found C" in reasons[3]
-    assert "../outside" in reasons[4] and "image_pad" in reasons[7]
-    freely = by_row(open_benchmark("m3d-vqa", m3d, open=True))
-    assert freely[1].options == {} and freely[1].answer == "Nierenödem – größer"
-    assert freely[2].answer == "Spleen"
-
-
-def test_m3d_vqa_lies_beside_its_volumes(m3d):
-    """As it is handed out: ``data/M3D_VQA/M3D_VQA_test.csv`` and ``data/M3D_Cap_npy``."""
-    inner = m3d.parent / "M3D_VQA"
-    inner.mkdir()
-    m3d.rename(inner / m3d.name)
-    found = by_row(open_benchmark(f"m3d-vqa:{inner}", size=(4, 32, 32)))
-    assert len(found[1].load()) == 4
-    volumes = m3d.parent / "M3D_Cap_npy"  # a root that the rows' paths name themselves
-    found = open_benchmark("m3d-vqa", inner, root=volumes, size=(4, 32, 32))
-    assert len(by_row(found)[1].load()) == 4
+    missing = M3D | {"Image Path": "M3D_Cap_npy/ct_quizze/0002/Axial.npy"}
+    return table(tmp_path / "M3D_VQA" / "M3D_VQA_test.csv", [M3D, M3D, missing])
 
 
 def test_a_scan_is_read_once_for_all_its_questions(m3d, monkeypatch):
     read, paths = tables.read_scan, []
     monkeypatch.setattr(tables, "read_scan", lambda *a: paths.append(a[0]) or read(*a))
-    items = by_row(open_benchmark("m3d-vqa", m3d, size=(4, 32, 32)))
-    assert items[1].load() is items[2].load() and len(paths) == 1
-    for _ in range(2):  # what fails is tried again
-        with pytest.raises(ScanError):
-            items[6].load()
-    assert len(paths) == 3
+    volumes = m3d.parents[1] / "M3D_Cap_npy"  # a root that the rows' paths name themselves
+    for how in ({}, {"root": volumes}):
+        items = by_row(open_benchmark("m3d-vqa", m3d, size=(4, 32, 32), **how))
+        assert items[1].load() is items[2].load() and len(paths) == 1
+        for _ in range(2):  # what fails is tried again
+            with pytest.raises(ScanError, match="0002"):
+                items[3].load()
+        assert len(paths) == 3
+        paths.clear()
 
 
 def test_limit_and_identity(m3d):
@@ -125,72 +238,6 @@ def test_limit_and_identity(m3d):
     assert open_benchmark("m3d-vqa", m3d, size=(4, 32, 32)).identity != long.identity
     m3d.write_text(m3d.read_text(encoding="utf-8").replace("Which", "What"), encoding="utf-8")
     assert open_benchmark("m3d-vqa", m3d).identity != long.identity
-
-
-def test_3d_rad(tmp_path):
-    scan(tmp_path / "valid" / "valid_1" / "valid_1_a" / "valid_1_a_1.npy")
-    row = {
-        "VolumeName": "valid_1_a_1.npy",
-        "Question": "Is there effusion?",
-        "Answer": "Yes",
-        "QuestionType": "existence detection",
-        "AnswerChoice": "A",
-        **{"Choice A": "Yes", "Choice B": "No", "Choice C": "-", "Choice D": "-"},
-    }
-    blank = dict.fromkeys(("AnswerChoice", "Choice A", "Choice B"), "-")
-    rows = [row, row | blank | {"Answer": "3.1 cm"}, row | {"VolumeName": "valid_2_a_1.nii.gz"}]
-    path = table(tmp_path / "test.csv", rows)
-    items = by_row(open_benchmark("3d-rad", path, size=(2, 16, 16)))
-    assert items[1].options == {"A": "Yes", "B": "No"} and items[1].answer == "A"
-    assert items[1].patient == "valid_1" and items[1].family == "existence detection"
-    assert len(items[1].load()) == 2
-    assert items[2].options == {} and items[2].answer == "3.1 cm"
-    with pytest.raises(ScanError, match="valid_2"):
-        items[3].load()
-
-
-def test_vqa_rad(tmp_path):
-    scan(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
-    row = {
-        "phrase_type": "freeform",
-        "image_name": "synpic1.jpg",
-        "question": "Are the lungs clear?",
-        "answer": "Yes",
-        "answer_type": "CLOSED",
-        "question_type": "ABN",
-    }
-    where = {"phrase_type": "test_para", "answer_type": "OPEN ", "question": "Where?"}
-    rows = [row | {"phrase_type": "test_freeform"}, row, row | where | {"answer": "left lobe"}]
-    path = table(tmp_path / "VQA_RAD.json", [*rows, row | where | {"answer": 3}, "no row"])
-    found = open_benchmark("vqa-rad", path)
-    items = by_row(found)
-    assert list(items) == [1, 3, 4]  # the second belongs to training
-    assert items[1].options == {"A": "Yes", "B": "No"} and items[1].answer == "A"
-    assert items[1].family == "closed" and items[1].kind == "ABN"
-    assert items[1].load()[0].size == (40, 32)
-    assert items[3].options == {} and items[3].answer == "left lobe" and items[3].family == "open"
-    assert items[4].answer == "3" and list(skipped(found)) == [5]
-    assert 2 in by_row(open_benchmark("vqa-rad", path, split="train"))
-
-
-def test_slake(tmp_path):
-    scan(tmp_path / "imgs" / "xmlab1" / "source.jpg")
-    row = {
-        "img_name": "xmlab1/source.jpg",
-        "question": "Does the picture contain liver?",
-        "answer": "No",
-        "q_lang": "en",
-        "answer_type": "CLOSED",
-        "content_type": "Organ",
-    }
-    chinese = {"q_lang": "zh", "question": "图中有肝脏吗？", "answer": "没有"}
-    table(tmp_path / "train.json", [])
-    table(tmp_path / "test.json", [row, row | chinese])
-    (item,) = open_benchmark("slake", tmp_path)
-    assert (item.answer, item.kind, item.patient) == ("B", "Organ", "xmlab1")
-    assert len(item.load()) == 1
-    every = open_benchmark("slake", tmp_path, language=None)
-    assert [i.answer for i in every] == ["B", "没有"]
 
 
 def test_pathvqa_with_images_in_parquet(tmp_path):
@@ -215,45 +262,6 @@ def test_pathvqa_with_images_in_parquet(tmp_path):
     path.write_bytes(b"PAR1 torn")
     with pytest.raises(DatasetError, match="a whole Parquet file"):
         open_benchmark("pathvqa", tmp_path)
-
-
-def test_pmc_vqa(tmp_path):
-    scan(tmp_path / "images" / "PMC1_Fig1.jpg")
-    choices = {"Choice A": " A:MRI ", "Choice B": " B:CT", "Choice C": " C:PET ", "Choice D": ""}
-    row = {"Figure_path": "PMC1_Fig1.jpg", "Question": "What imaging was used?", "Answer": "CT"}
-    row |= choices | {"Answer_label": "B"}
-    rows = [row, row | {"Figure_path": "gone.jpg"}, row | {"Answer_label": "F"}]
-    items = by_row(found := open_benchmark("pmc-vqa", table(tmp_path / "test.csv", rows)))
-    assert items[1].options == {"A": "MRI", "B": "CT", "C": "PET"} and items[1].answer == "B"
-    assert items[1].load()[0].size == (40, 32)
-    with pytest.raises(ScanError, match=r"gone\.jpg"):
-        items[2].load()
-    assert list(skipped(found)) == [3]
-
-
-def test_omnimedvqa(tmp_path):
-    scan(tmp_path / "Images" / "a" / "1.png")
-    row = {
-        "question_type": "Modality Recognition",
-        "question": "What is the modality?",
-        "gt_answer": "ct (computed tomography)",
-        "image_path": "Images/a/1.png",
-        "option_A": "MRI",
-        "option_B": "CT (computed tomography)",
-        "modality_type": "CT",
-    }
-    table(tmp_path / "A.json", [row, row | {"gt_answer": "ultrasound"}])
-    table(tmp_path / "B.json", [row | {"option_C": "X-ray"}])
-    found = open_benchmark("omnimedvqa", tmp_path)
-    first, second = found.items
-    assert (first.id, second.id) == ("omnimedvqa/A/1", "omnimedvqa/B/1")
-    assert first.answer == "B" and first.options == {"A": "MRI", "B": row["option_B"]}
-    assert first.family == "CT" and first.kind == "Modality Recognition"
-    assert list(second.options) == ["A", "B", "C"] and second.load()
-    assert "ultrasound" in skipped(found)[2]
-    # as it is handed out: QA_information/Open-access/A.json beside Images/
-    inner = table(tmp_path / "QA_information" / "Open-access" / "A.json", [row])
-    assert open_benchmark("omnimedvqa", inner).items[0].load()[0].size == (40, 32)
 
 
 @pytest.mark.parametrize(

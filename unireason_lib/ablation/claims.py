@@ -27,22 +27,14 @@ VALUES = {"correct": "%", "iou_first": "IoU", "format": "format %", "followed": 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a claim.
-
-    Attributes:
-        name, claim: The claim.
-        comparison: Of its two conditions; None where the table has no replies for it.
-        p: After Holm's correction for all claims; None where it cannot be judged.
-        verdict: "supported at this scale", "contradicted", "inconclusive" or "cannot tell".
-        why: In words.
-    """
+    """What came of a claim."""
 
     name: str
     claim: Claim
-    comparison: Comparison | None = None
-    p: float | None = None
-    verdict: str = "cannot tell"
-    why: str = ""
+    comparison: Comparison | None = None  # of its conditions; None: the table has no replies
+    p: float | None = None  # after Holm's correction for all claims; None: cannot be judged
+    verdict: str = "cannot tell"  # "supported at this scale", "contradicted", "inconclusive"
+    why: str = ""  # in words
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,16 +75,14 @@ def _compared(one: Verdict, table: pd.DataFrame) -> Verdict:
 
 def _judged(one: Verdict, p: float) -> Verdict:
     low, high = one.comparison.difference.low, one.comparison.difference.high
-    if p < LEVEL and low > 0:
-        verdict, why = "supported at this scale", "the interval lies above zero"
-    elif p < LEVEL and high < 0:
-        verdict, why = "contradicted", "the interval lies below zero"
-    elif low <= 0 <= high:
-        verdict, why = "inconclusive", "the interval includes zero"
-    else:
+    side = "includes" if low <= 0 <= high else "lies above" if low > 0 else "lies below"
+    if p < LEVEL and side != "includes":
+        verdict = "supported at this scale" if low > 0 else "contradicted"
+        return replace(one, p=p, verdict=verdict, why=f"the interval {side} zero")
+    why = "the interval includes zero"
+    if side != "includes":
         why = "its own interval excludes zero, but p is 5 % or more after the correction"
-        verdict = "inconclusive"
-    return replace(one, p=p, verdict=verdict, why=why)
+    return replace(one, p=p, verdict="inconclusive", why=why)
 
 
 def means(table: pd.DataFrame, condition: str, **where: str) -> dict[str, Interval]:
@@ -136,7 +126,5 @@ def table_of_claims(verdicts: Iterable[Verdict]) -> pd.DataFrame:
 def shown(interval: Interval, percent: bool = True, sign: str = "") -> str:
     """``"53.1 (50.2 to 56.0)"``, in percent or as it is."""
     scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.3f")
-    value, low, high = (
-        f"{scale * x:{form}}" for x in (interval.value, interval.low, interval.high)
-    )
-    return f"{value} ({low} to {high})"
+    ends = (interval.value, interval.low, interval.high)
+    return "{} ({} to {})".format(*(format(scale * x, form) for x in ends))

@@ -128,14 +128,10 @@ class Grid(_Strict):
         return self
 
     def at(self, profile: str | None = None, overrides: str = "") -> Grid:
-        """The same study at another size, under a name of its own.
+        """The same study with more overrides or, with another profile, under a name of its own.
 
         What fits the grid's own profile only is dropped: its overrides, its minutes, and conditions
         that set ``max_steps``; ``smoke`` keeps the conditions that the grid lists for it.
-
-        Args:
-            profile: Another profile; None or the grid's own only adds the overrides.
-            overrides: Settings of all stages.
         """
         if profile in (None, self.profile):
             return self.model_copy(update={"overrides": joined(self.overrides, overrides)})
@@ -147,11 +143,8 @@ class Grid(_Strict):
 
 
 def load_grid(path: str | Path) -> Grid:
-    """Read a grid from YAML. Every scalar is read as text and gets its type from the schema, so a
-    condition may be called ``no``, ``off`` or ``1``.
-
-    Raises:
-        GridError: The file cannot be read, or a name, type or setting in it is wrong.
+    """Read a grid from YAML; a ``GridError`` names what is wrong in it. Every scalar is read as
+    text and gets its type from the schema, so a condition may be called ``no``, ``off`` or ``1``.
     """
     path = Path(path)
     try:
@@ -200,16 +193,8 @@ class Job:
 def plan(
     grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str] = ()
 ) -> list[Job]:
-    """The runs of a grid, seed by seed, each behind the run it builds on.
-
-    Args:
-        grid: The study.
-        seeds: In place of the grid's.
-        only: Conditions; empty: all.
-
-    Raises:
-        GridError: There is no such condition.
-    """
+    """The runs of a grid, seed by seed, each behind the run it builds on; of some ``seeds``, in
+    place of the grid's, or ``only`` of some conditions."""
     for name in set(only) - set(grid.conditions):
         raise GridError("--only", "a condition", repr(name), near(name, grid.conditions))
     jobs: dict[str, Job] = {}

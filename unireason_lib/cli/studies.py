@@ -56,8 +56,6 @@ def ablate(
         command="python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]]),
         say=typer.echo,
     )
-    if study.interrupted:
-        raise KeyboardInterrupt
     if study.failed or study.skipped:
         raise typer.Exit(1)
 

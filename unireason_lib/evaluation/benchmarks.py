@@ -27,8 +27,6 @@ from unireason_lib.inference import Reading
 if TYPE_CHECKING:
     from unireason_lib.imaging import ProcessorFrame, Serialization
 
-TABLES = ("m3d-vqa", "3d-rad", "vqa-rad", "slake", "pathvqa", "pmc-vqa", "omnimedvqa")
-
 
 def open_benchmark(
     name: str,
@@ -56,45 +54,41 @@ def open_benchmark(
         serialization: Of the checkpoint that will be asked: the default of ``size`` and ``window``.
             Another one given by hand is a :class:`~unireason_lib.errors.ScanWarning`; Parquet says
             itself how it is shown.
-        options: Of the benchmark, see its function.
+        options: Of :func:`~.studies.study_benchmark`, :func:`~.parquet.parquet_benchmark` or
+            :func:`~.tables.table_benchmark`.
 
     Raises:
         DatasetError: An unknown name, option or split, or nothing usable behind the path.
     """
+    from unireason_lib.dataset.sources import SOURCES
+    from unireason_lib.evaluation import parquet, studies, tables
+
+    makers = dict.fromkeys(["phantom", *SOURCES], studies.study_benchmark)
+    makers |= dict.fromkeys(tables.LAYOUTS, tables.table_benchmark)
+    makers |= {"parquet": parquet.parquet_benchmark}
     if path is None and any((Path(name) / form).is_dir() for form in ("sft", "rl")):
         name, path = "parquet", name
     elif path is None:
         name, _, path = name.partition(":")
-    make, path = _function(name), path or None
+    if name not in makers:
+        do = "name one of them, as name:path where it needs files, or a folder with sft/ or rl/"
+        raise DatasetError("benchmark", f"one of {', '.join(makers)}", repr(name), do)
     if serialization is not None and name != "parquet":
         reading = Reading.like(serialization, size=size, window=window)
         size, window = reading.size, reading.window
-        if name in TABLES:
+        if name in tables.LAYOUTS:
             options.setdefault("image_size", serialization.image_size)
     if limit is not None and limit < 1:
         raise DatasetError("limit", "1 or more", limit, "correct it")
+    make, path = makers[name], path or None
     given = {"split": split, "limit": limit, "frame": frame, "size": size, "window": window}
-    known = inspect.signature(make)
+    given |= options
     try:
-        known.bind(name, path, **given, **options)
+        inspect.signature(make).bind(name, path, **given)
     except TypeError as error:
-        expected = f"options of {', '.join([*known.parameters][2:])}"
+        expected = f"options of {', '.join([*inspect.signature(make).parameters][2:])}"
         do = "correct or remove them"
         raise DatasetError(f"benchmark {name}", expected, error, do) from error
-    given |= options
     opened = {**given, "name": name, "frame": asdict(frame)}
     opened["path"] = str(Path(path).resolve()) if path else None
     return replace(make(name, path, **given), opened=opened)
-
-
-def _function(name: str) -> Any:
-    from unireason_lib.dataset.sources import SOURCES
-    from unireason_lib.evaluation import parquet, studies, tables
-
-    known = dict.fromkeys(["phantom", *SOURCES], studies.study_benchmark)
-    known |= dict.fromkeys(TABLES, tables.table_benchmark)
-    known |= {"parquet": parquet.parquet_benchmark}
-    if name not in known:
-        do = "name one of them, as name:path where it needs files, or a folder with sft/ or rl/"
-        raise DatasetError("benchmark", f"one of {', '.join(known)}", repr(name), do)
-    return known[name]

@@ -2,15 +2,6 @@
 
 A model that answers as well when its images are blanked has learnt the answers of the questions;
 one that answers as well when its crops come from a random place does not use its crops.
-
-================  ==============================================================================
-``none``          the images as they are
-``blank``         all images mid grey
-``noise``         all images random pixels
-``other``         the images of another patient, in the same size
-``random-crop``   the images as they are, but a box fetches a random region of its size
-``no-crop``       the images as they are, and boxes fetch nothing
-================  ==============================================================================
 """
 
 from __future__ import annotations
@@ -24,14 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from unireason_lib.boxes import Box, Box2D
+from unireason_lib.boxes import Box
 from unireason_lib.errors import RequestError
 from unireason_lib.evaluation.items import Benchmark, Item
 
 if TYPE_CHECKING:
     from unireason_lib.grounding import GroundedGenerator, GroundedRequest
 
-CONTROLS = ("none", "blank", "noise", "other", "random-crop", "no-crop")
+CONTROLS = {
+    "none": "the images as they are",
+    "blank": "all images mid grey",
+    "noise": "all images random pixels",
+    "other": "the images of another patient, in the same size",
+    "random-crop": "the images as they are, but a box fetches a random region of its size",
+    "no-crop": "the images as they are, and boxes fetch nothing",
+}
 
 TRIES, LOW_OVERLAP = 16, 0.1
 
@@ -55,11 +53,8 @@ def _noise(image: Image.Image, seed: str) -> Image.Image:
 
 def partners(items: Sequence[Item]) -> dict[str, Item]:
     """For each item one of another patient and the same dimension: the last one before it, for the
-    first patient the first one after. A longer benchmark gives the earlier items the same partners.
-
-    Raises:
-        RequestError: A dimension has one patient only.
-    """
+    first patient the first one after, so that a longer benchmark changes nothing. A
+    ``RequestError`` when a dimension has one patient only."""
     partner: dict[str, Item] = {}
     for dimension in {item.dimension for item in items}:
         same = [item for item in items if item.dimension == dimension]
@@ -89,9 +84,10 @@ def random_crops(generator: GroundedGenerator) -> GroundedGenerator:
     def crops_for(request: GroundedRequest, box: Box) -> list[Image.Image]:
         width, height = request.images[0].size
         height, width = generator.frame.size(height, width)
-        limits = (width, height, len(request.images))[: 2 if isinstance(box, Box2D) else 3]
-        place = elsewhere(box, limits, f"{request.id}/{box.as_tuple()}")
-        return generator.crops_for(request, place)
+        limits = (width, height, len(request.images))[: len(box.as_tuple()) // 2]
+        return generator.crops_for(
+            request, elsewhere(box, limits, f"{request.id}/{box.as_tuple()}")
+        )
 
     control = copy.copy(generator)
     control.crops_for = crops_for
@@ -99,15 +95,13 @@ def random_crops(generator: GroundedGenerator) -> GroundedGenerator:
 
 
 def elsewhere(box: Box, limits: Sequence[int], seed: str) -> Box:
-    """A random box of the same size that overlaps the given one little.
+    """A random box of the same size that overlaps the given one little: the first of :data:`TRIES`
+    places whose IoU is below :data:`LOW_OVERLAP`, else the least.
 
     Args:
         box: In pixels and slices; clipped to the limits first, and returned as it is outside them.
         limits: Width and height, and for a cuboid the number of slices.
         seed: Decides the place.
-
-    Returns:
-        The first of :data:`TRIES` places whose IoU is below :data:`LOW_OVERLAP`, else the least.
     """
     inside, places = box.clip(*limits), []
     if inside.is_empty:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib.boxes import Box
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, UniReasonError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,11 +61,8 @@ class Item:
         self, frame: ProcessorFrame, height: int, width: int
     ) -> tuple[tuple[str, Box], ...]:
         """The truth boxes in the pixels of the frame of the model that is asked; ``height`` and
-        ``width`` are of the images before any processor.
-
-        Raises:
-            DatasetError: The question has boxes in its words, written for another frame.
-        """
+        ``width`` are of the images before any processor. A ``DatasetError`` when the question has
+        boxes in its words, written for another frame."""
         if self.frame is None or self.frame.size(height, width) == frame.size(height, width):
             return self.truth_boxes
         if _WRITTEN_BOX.search(" ".join([self.question, *self.options.values()])):
@@ -107,14 +104,13 @@ class Benchmark:
     opened: Mapping[str, Any] = field(default_factory=dict)  # arguments of open_benchmark
 
     def __post_init__(self) -> None:
-        counts = Counter(item.id for item in self.items)
-        twice = next((name for name, count in counts.items() if count > 1), None)
-        if twice is not None or not self.items:
-            found, do = f"{twice!r} twice", "correct the file"
-            if not self.items:
-                found, do = "none", "check path, split and limit"
-            if not self.items and self.skipped:
-                found = f"none ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
+        found, do = "none", "check path, split and limit"
+        if self.items:
+            (name, count), do = Counter(i.id for i in self).most_common(1)[0], "correct the file"
+            found = f"{name!r} twice" if count > 1 else ""
+        elif self.skipped:
+            found = f"none ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
+        if found:
             raise DatasetError(f"benchmark {self.name}", "questions with different ids", found, do)
 
     def __iter__(self) -> Iterator[Item]:
@@ -122,6 +118,21 @@ class Benchmark:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def items_of(
+    rows: Iterable[tuple[str, Any]],
+    make: Callable[[Any], Iterable[Item]],
+    skipped: list[Skipped],
+) -> Iterator[Item]:
+    """What ``make`` gives for each row (name, content); rows that raise an error are noted."""
+    for name, row in rows:
+        try:
+            items = list(make(row))
+        except UniReasonError as error:
+            skipped.append(Skipped(name, str(error)))
+            continue
+        yield from items
 
 
 def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> tuple[Item, ...]:

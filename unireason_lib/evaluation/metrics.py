@@ -23,11 +23,7 @@ IOU_BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
 
 
 def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | None]:
-    """How well the boxes of a reply fit.
-
-    Args:
-        written: In the order of the reply.
-        truth: Boxes of what the answer rests on, in the same pixels.
+    """How well the boxes of a reply, in its order, fit those of what the answer rests on.
 
     Returns:
         Intersection over union, in 3D of volumes; a rectangle never overlaps a cuboid.
@@ -56,13 +52,12 @@ def crop_fraction(
 
     Args:
         crops: (width, height) of all crops of a reply, in pixels of the frame.
-        injections: Boxes that fetched them; None is returned without any.
+        injections: Boxes that fetched them; without any the fraction is None.
         frame: Height, width and number of the images.
     """
     if not injections:
         return None
-    area = sum(width * height for width, height in crops)
-    return round(area / math.prod(frame) / injections, 6)
+    return round(sum(map(math.prod, crops)) / math.prod(frame) / injections, 6)
 
 
 def same_words(one: str, other: str) -> bool:
@@ -93,16 +88,9 @@ def measure(table: pd.DataFrame, column: str | pd.Series) -> Interval | None:
 def reliability(
     table: pd.DataFrame, bins: Sequence[float] = IOU_BINS, value: str = "iou_best"
 ) -> pd.DataFrame:
-    """Accuracy among replies whose boxes fit badly, better, well: does a good box go with a right
-    answer?
-
-    Args:
-        bins: Borders, ascending; the last bin includes its end.
-        value: Which overlap.
-
-    Returns:
-        ``low``, ``high``, ``n`` and ``accuracy`` with its ends (NaN in an empty bin).
-    """
+    """Does a good box go with a right answer? Accuracy (with its ends; NaN in an empty bin) and
+    ``n`` of the replies whose overlap ``value`` lies in bins from ``low`` to below ``high``; the
+    last one includes its end."""
     import pandas as pd
 
     known, rows = table[table[value].notna() & table["correct"].notna()], []

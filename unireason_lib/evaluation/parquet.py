@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib.dataset.hub import ImageTable, record_images
-from unireason_lib.dataset.release import Release, open_release, release_split
+from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import Record, box_of
-from unireason_lib.errors import DatasetError, UniReasonError
-from unireason_lib.evaluation.items import Benchmark, Item, Skipped, most_likely_answers
+from unireason_lib.errors import DatasetError
+from unireason_lib.evaluation.items import Benchmark, Item, items_of, most_likely_answers
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 from unireason_lib.io import sha256_of
 from unireason_lib.prompts import question_text
@@ -41,16 +41,12 @@ def parquet_benchmark(
     volumes: str | None = None,
     dimension: str | None = None,
 ) -> Benchmark:
-    """The questions of a data set.
+    """The questions of a data set; arguments as for :func:`~.benchmarks.open_benchmark`, and
 
     Args:
-        name: ``"parquet"``.
         path: Folder with ``sft/`` or ``rl/``, and ``images/``.
-        split: Rows of that split; ``"all"`` takes every row. Released rows name none: theirs is the
-            one of :func:`~unireason_lib.dataset.release.release_split`, as in training.
-        limit: At most so many.
-        frame: Of the model. Rows whose *words* hold boxes of another frame fail when they are
-            asked; the true boxes of all others are converted.
+        split: ``"all"`` takes every row. Released rows name none: theirs is the one of
+            :func:`~unireason_lib.dataset.release.release_split`, as in training.
         size, window: Refused: rows say themselves how their volumes are laid out.
         form: ``"sft"`` or ``"rl"``; None takes ``sft`` where it is (its replies hold true boxes).
         roots: Folder of the scans of rows without images, or source -> folder.
@@ -73,12 +69,20 @@ def parquet_benchmark(
     known = {"": roots} if isinstance(roots, str) else dict(roots or {})
     known |= {"release": data} if m3d_root else {}
     images = partial(record_images, table=ImageTable(folder), roots=known)
-    skipped: list[Skipped] = []
-    rows = _items(data, form, split, images, skipped)
-    items = tuple(islice((i for i in rows if dimension in (None, i.dimension)), limit))
+
+    def items_of_split(split: str, skipped: list) -> Iterator[Item]:
+        def make(row: tuple[str, Any]) -> Iterator[Item]:
+            if split in ("all", release_split(record := data.record(*row))):
+                yield record_item(record, images)
+
+        rows = ((name, (name, row)) for name, row in data.rows(form, split))
+        return items_of(rows, make, skipped)
+
+    skipped: list = []
+    asked = (i for i in items_of_split(split, skipped) if dimension in (None, i.dimension))
+    items = tuple(islice(asked, limit))
     if split != "train" and any((folder / form).glob("train-*.parquet")):
-        training = _items(data, form, "train", images, [])
-        items = most_likely_answers(items, islice(training, _TRAINING))
+        items = most_likely_answers(items, islice(items_of_split("train", []), _TRAINING))
     manifest = folder / "manifest.json"
     files = [manifest] if manifest.is_file() else sorted((folder / form).glob("*.parquet"))
     identity = {
@@ -120,16 +124,3 @@ def _loaded(record: Record, images: Images) -> list[Image.Image]:
         do = "name its volume (--option volumes=TABLE --option m3d_root=FOLDER)"
         raise DatasetError(record.id, "a volume", "a row without images or path", do)
     return images(record)
-
-
-def _items(
-    data: Release, form: str, split: str, images: Images, skipped: list[Skipped]
-) -> Iterator[Item]:
-    """The rows of a split that can be asked; the others are noted."""
-    for name, row in data.rows(form, split):
-        try:
-            record = data.record(name, row)
-            if split in ("all", release_split(record)):
-                yield record_item(record, images)
-        except UniReasonError as error:
-            skipped.append(Skipped(name, str(error)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +56,17 @@ class Report:
     run: Mapping[str, Any] | None = None  # what made it, from the file beside the results
 
     @classmethod
-    def from_file(cls, path: str | Path, blank: str | Path | None = None) -> Report:
-        """Read results.
-
-        Args:
-            path: What :func:`unireason_lib.evaluation.evaluate` wrote.
-            blank: The same with the control ``blank`` or ``noise``; by default
-                ``<name>.blank.jsonl`` beside it, if it is there and of the same benchmark.
-
-        Raises:
-            RequestError: A file is missing, is none of results, or the blank one is of another
-                benchmark or control.
-        """
-        path = Path(path)
+    def from_file(cls, path: str | Path) -> Report:
+        """Read what :func:`unireason_lib.evaluation.evaluate` wrote, and the replies to blank
+        images beside it (:func:`blank_file`), if they are there and of the same benchmark. A
+        ``RequestError`` when a file is missing or is none of results."""
+        path, blank = Path(path), blank_file(path)
         results, run = read_results(path), _run(path)
         if results.empty or "truth" not in results or results["dimension"].isna().any():
             found = "none" if results.empty else "no truth or dimension in some"
             raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
-        given, blank = blank is not None, Path(blank or blank_file(path))
-        other = _run(blank)
-        same = other.get("benchmark") == run.get("benchmark")
-        if given and other and not (same and other.get("control") in ("blank", "noise")):
-            found = f"{'the same' if same else 'another'} one with control {other.get('control')!r}"
-            do = "make it with evaluate --with-blank"
-            raise RequestError(blank, "the same benchmark with blank images", found, do)
-        found = given or (same and blank.is_file())
-        return cls(results, read_results(blank) if found else None, path.name, run)
+        same = blank.is_file() and _run(blank).get("benchmark") == run.get("benchmark")
+        return cls(results, read_results(blank) if same else None, path.name, run)
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -96,45 +82,60 @@ class Report:
             ``<measure>_low``, ``<measure>_high`` (chance and :data:`COST` with the mean only). NaN
             where a measure applies to no reply.
         """
-        results, rows = self._measured(), []
-        dimensions, families = sorted(results["dimension"].unique()), results["family"].unique()
-        groups = [("all", "all")]
-        groups += [(d, "all") for d in dimensions] if len(dimensions) > 1 else []
-        groups += [("all", f) for f in families] if min(len(dimensions), len(families)) > 1 else []
-        groups += [(d, f) for d in dimensions for f in families] if len(families) > 1 else []
-        for d, f in groups:
-            part = results if d == "all" else results[results["dimension"] == d]
-            part = part if f == "all" else part[part["family"] == f]
-            rows += [self._row(d, f, part)] if len(part) else []
-        return pd.DataFrame(rows)
-
-    def _measured(self) -> pd.DataFrame:
-        """The results with the columns that need more than one line."""
-        results = self.results.assign(accuracy=self.results["correct"])
-        scored = results[results["chance"].notna()]
-        letters = scored.groupby("dimension")["truth"].agg(lambda truth: truth.mode().iloc[0])
-        common = results["dimension"].map(letters)
-        results["majority"] = (results["truth"] == common).where(results["chance"].notna())
+        results, scored = self.results, self.results["chance"].notna()
+        letters = results[scored].groupby("dimension")["truth"].agg(lambda truth: truth.mode()[0])
+        majority = results["truth"] == results["dimension"].map(letters)
         seen = {} if self.blank is None else self.blank.set_index("id")["correct"]
-        return results.assign(blank=results["id"].map(seen))
-
-    def _row(self, dimension: str, family: str, part: pd.DataFrame) -> dict[str, Any]:
-        row: dict[str, Any] = {"dimension": dimension, "family": family, "n": len(part)}
-        row |= {"failed": int(part["failed"].sum()), "patients": part["patient"].nunique()}
-        for name in (name for name in (*PROPORTIONS, *OTHERS) if name != "chance"):
-            row |= with_ends(name, measure(part, part[name].astype(float)))
-        return row | {name: part[name].mean() for name in ("chance", *COST) if name in part}
+        results = results.assign(
+            accuracy=results["correct"],
+            majority=majority.where(scored),
+            blank=results["id"].map(seen),
+        )
+        names = [sorted(results[column].unique()) for column in ("family", "dimension")]
+        names = [["all", *one] if len(one) > 1 else ["all"] for one in names]
+        rows = []
+        for family, dimension in product(*names):
+            of_family = results["family"].eq(family) | (family == "all")
+            part = results[of_family & (results["dimension"].eq(dimension) | (dimension == "all"))]
+            row = {"dimension": dimension, "family": family, "n": len(part)}
+            row |= {"failed": int(part["failed"].sum()), "patients": part["patient"].nunique()}
+            for name in (name for name in (*PROPORTIONS, *OTHERS) if name != "chance"):
+                row |= with_ends(name, measure(part, part[name].astype(float)))
+            row |= {name: part[name].mean() for name in ("chance", *COST) if name in part}
+            rows += [row] if len(part) else []
+        return pd.DataFrame(rows)
 
     def to_markdown(self) -> str:
         """The table with its notes, in Markdown."""
-        table = self.table()
+        table, run = self.table(), self.run or {}
         shown = table[["dimension", "family", "n", "failed"]].copy()
         for names, scale, digits in ((PROPORTIONS, 100, 1), (OTHERS, 1, 2)):
             for name, title in names.items():
                 if table[name].notna().any():
                     ends = table.reindex(columns=[name, f"{name}_low", f"{name}_high"]) * scale
                     shown[title] = [_cell(*row, digits) for row in ends.to_numpy()]
-        return "\n".join([self._headline(), "", markdown(shown), "", *self._notes(table)])
+        model, benchmark = run.get("model"), run.get("benchmark") or {}
+        head = {
+            "": self.name,
+            "model ": model.get("name") if isinstance(model, Mapping) else model,
+            "benchmark ": " ".join(filter(None, map(benchmark.get, ("benchmark", "split")))),
+            "control ": run.get("control", "none").replace("none", ""),
+        }
+        head = ", ".join(f"{word}{value}" for word, value in head.items() if value)
+        whole = table.iloc[0]
+        notes = [
+            f"{whole['n']} questions about {whole['patients']} patients, {whole['failed']} failed"
+            " (counted as wrong)",
+            "95 % intervals over patients: Student's t, Wilson's of proportions",
+        ]
+        if self.blank is None:
+            notes.append("no run with blank images yet (evaluate --with-blank)")
+        costs = [f"{name.replace('_', ' ')} {whole[name]:.3g}" for name in COST if name in whole]
+        notes.append(f"per reply: {', '.join(costs)}")
+        bins = reliability(self.results).query("n > 0").itertuples()
+        bins = [f"{b.low:g}-{b.high:g}: {100 * b.accuracy:.1f} (n {b.n})" for b in bins]
+        notes += [f"accuracy by IoU of the best box: {'; '.join(bins)}"] if bins else []
+        return "\n".join([head, "", markdown(shown), "", *(f"- {note}" for note in notes)])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that the report says, ready for JSON."""
@@ -164,46 +165,16 @@ class Report:
         Raises:
             RequestError: No question is common to all, or one has another right answer elsewhere.
         """
-        a, b = [self, *also], [other] if isinstance(other, Report) else list(other)
-        runs, patients, truths = [], {}, {}
-        for report in [*a, *b]:
-            known = report.results.dropna(subset=value)
-            runs.append(dict(zip(known["id"], known[value], strict=True)))
-            patients |= dict(zip(known["id"], known["patient"], strict=True))
-            for name, truth in zip(known["id"], known["truth"].fillna(""), strict=True):
-                if truths.setdefault(name, truth) != truth:
-                    found = f"{name} with the right answers {truth!r} and {truths[name]!r}"
-                    do = "ask both the same questions: same split, seed, size and options"
-                    raise RequestError(report.name, "runs of one benchmark", found, do)
-        return compare(runs[: len(a)], runs[len(a) :], patients, paired_seeds)
-
-    def _headline(self) -> str:
-        run = self.run or {}
-        model, benchmark = run.get("model"), run.get("benchmark") or {}
-        model = model.get("name") if isinstance(model, Mapping) else model
-        asked = " ".join(str(benchmark[k]) for k in ("benchmark", "split") if benchmark.get(k))
-        control = run.get("control", "none")
-        parts = [self.name, model and f"model {model}", asked and f"benchmark {asked}"]
-        return ", ".join(filter(None, [*parts, control != "none" and f"control {control}"]))
-
-    def _notes(self, table: pd.DataFrame) -> list[str]:
-        whole = table.iloc[0]
-        notes = [
-            f"{whole['n']} questions about {whole['patients']} patients, {whole['failed']} failed"
-            " (counted as wrong)",
-            "95 % intervals over patients: Student's t, Wilson's of proportions",
-        ]
-        if self.blank is None:
-            notes.append("no run with blank images yet (evaluate --with-blank)")
-        costs = [f"{name.replace('_', ' ')} {whole[name]:.3g}" for name in COST if name in whole]
-        notes.append(f"per reply: {', '.join(costs)}")
-        bins = [
-            f"{b.low:g}-{b.high:g}: {100 * b.accuracy:.1f} (n {b.n})"
-            for b in reliability(self.results).itertuples()
-            if b.n
-        ]
-        notes += [f"accuracy by IoU of the best box: {'; '.join(bins)}"] if bins else []
-        return [f"- {note}" for note in notes]
+        sides = [[self, *also], [other] if isinstance(other, Report) else list(other)]
+        tables = [[one.results.dropna(subset=value) for one in side] for side in sides]
+        every = pd.concat([table for side in tables for table in side]).set_index("id")
+        answers = every["truth"].fillna("").groupby("id").unique()
+        for name, found in answers[answers.map(len) > 1].items():
+            do = "ask both the same questions: same split, seed, size and options"
+            found = f"{name} with the right answers {' and '.join(map(repr, found))}"
+            raise RequestError("comparison", "runs of one benchmark", found, do)
+        a, b = ([table.set_index("id")[value].to_dict() for table in side] for side in tables)
+        return compare(a, b, every["patient"].to_dict(), paired_seeds)
 
 
 def blank_file(path: str | Path) -> Path:

@@ -47,15 +47,12 @@ def evaluate(
 
     Args:
         benchmark: The questions.
-        out: File of JSON lines.
+        out: File of JSON lines (:func:`line_of`), which is returned.
         checkpoint: What to load once something is left to do, or a generator at hand.
         settings: How replies are generated.
         batch_size: Questions generated together.
         control: One of :data:`~.controls.CONTROLS`.
         quiet: No progress bar.
-
-    Returns:
-        The file.
 
     Raises:
         RequestError: An unknown control or batch size, or the file belongs to another run.
@@ -97,12 +94,8 @@ def ask_items(
     settings: Settings | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict[str, Any]]:
-    """Ask items; yields the line of each (:func:`line_of`), in the order in which they are done.
-
-    Args:
-        images: Gives the images that are shown of an item.
-        batch_size: Items generated together; batches are filled with items of like length.
-    """
+    """Ask items, ``batch_size`` together, and yield the line of each (:func:`line_of`), in the
+    order in which they are done; ``images`` gives what is shown of an item."""
     from unireason_lib.grounding import Settings
 
     def prepare(item: Item) -> tuple[Layout, GroundedRequest]:
@@ -129,15 +122,12 @@ Layout = tuple[tuple[tuple[str, Box], ...], tuple[int, int, int]]
 def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[str, Any]:
     """One line of results.
 
-    Args:
-        seconds: Time that the reply took: its part of that of its batch.
-
     Returns:
         The item (:meth:`Item.to_dict`), the reply (:meth:`unireason_lib.grounding.Trace.to_dict`)
         and: ``prediction`` (letter, or the words of an open answer; None is an abstention),
         ``correct`` (None when the truth is unknown), ``truth_boxes``, ``frame`` (height, width,
         images), ``iou_first``, ``iou_best``, ``iou_all`` (see :func:`~.metrics.overlaps`; None
-        without truth), ``crop_fraction``, ``seconds``.
+        without truth), ``crop_fraction``, ``seconds`` (the reply's part of those of its batch).
     """
     truth, frame = layout
     prediction = trace.choice if item.options else trace.answer or None
@@ -160,13 +150,10 @@ def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[st
 
 
 def by_length(items: Sequence[Item], batch_size: int) -> Iterator[Item]:
-    """Items in an order that puts those of like length into one batch.
-
-    A batch is padded to its longest prompt, so 2D and 3D are never mixed: stretches of whole
-    batches take turns, and what is finished when a run is stopped is a fair sample. Within a
-    stretch images are sorted by the words of their questions. Questions about volumes keep their
-    order, so that those about one scan, which is slow to read, come together.
-    """
+    """Items in an order that puts those of like length into one batch, which is padded to its
+    longest prompt. Stretches of whole batches in 2D and in 3D take turns, so what is finished when
+    a run is stopped is a fair sample. Questions about volumes keep their order, so that those about
+    one scan, which is slow to read, come together."""
 
     def length(item: Item) -> int:
         words = len(item.asked or item.question) + sum(map(len, item.options.values()))

@@ -10,8 +10,8 @@ and McCulloch 1992, ch. 4):
 
 Each V is what the spread of those means says about the grand mean. The luck of single replies, the
 residual, is in both spreads and is counted once. How well the sum is known is given by the degrees
-of freedom of Satterthwaite (1946); intervals and p-values are those of Student's t. With one seed
-the statement is about checkpoints; only several make it one about ways of training.
+of freedom of Satterthwaite (1946); 95 % intervals and p-values are those of Student's t. With one
+seed the statement is about checkpoints; only several make it one about ways of training.
 """
 
 from __future__ import annotations
@@ -87,26 +87,14 @@ class Comparison:
         )
 
 
-def mean(
-    values: Sequence[float], patients: Sequence[Hashable], level: float = 0.95
-) -> Interval | None:
-    """Mean of one run with its interval; see :func:`mean_over_runs`.
-
-    Args:
-        values: One a question; NaN: does not apply, left out.
-        patients: The patient of each.
-
-    Returns:
-        None when no value is left.
-    """
-    whose = dict(enumerate(patients))
+def mean(values: Sequence[float], patients: Sequence[Hashable]) -> Interval | None:
+    """:func:`mean_over_runs` of one run, from the value of each question (NaN: does not apply, left
+    out) and its patient; None when no value is left."""
     run = {k: v for k, v in enumerate(values) if not math.isnan(v)}
-    return mean_over_runs([run], whose, level) if run else None
+    return mean_over_runs([run], dict(enumerate(patients))) if run else None
 
 
-def mean_over_runs(
-    runs: Sequence[Run], patients: Mapping[str, Hashable], level: float = 0.95
-) -> Interval:
+def mean_over_runs(runs: Sequence[Run], patients: Mapping[str, Hashable]) -> Interval:
     """Mean of a condition over its seeds and questions, with its interval.
 
     Args:
@@ -121,8 +109,7 @@ def mean_over_runs(
     Raises:
         RequestError: No question was asked in all runs.
     """
-    table, code, counts = _table([runs], patients)
-    (values,) = table
+    (values,), code, counts = _table([runs], patients)
     value, k = float(values.mean()), len(counts)
     error, df = _standard_error([_sums(values, code)], counts)
     if np.isin(values, (0, 1)).all():
@@ -130,10 +117,9 @@ def mean_over_runs(
         worth = float(k if extreme or k < 2 else values.size)
         if error > 0 and not extreme:
             worth = min(worth, value * (1 - value) / error**2)
-        quantile = None if extreme or k < 2 else _quantile(df, level)
-        low, high = wilson(value * worth, worth, level, quantile)
+        low, high = wilson(value * worth, worth, math.inf if extreme or k < 2 else df)
     else:
-        low, high = _ends(value, error, df, level, (0, 1) if _bounded(values) else None)
+        low, high = _ends(value, error, df, values, 0)
     return Interval(value, low, high, values.size, k)
 
 
@@ -142,7 +128,6 @@ def compare(
     b: Run | Sequence[Run],
     patients: Mapping[str, Hashable],
     paired_seeds: bool = False,
-    level: float = 0.95,
 ) -> Comparison:
     """How much better is b than a on the same questions?
 
@@ -165,49 +150,40 @@ def compare(
         parts = [_sums(right - left, code)]
     else:
         parts = [-_sums(left, code), _sums(right, code)]
-    mean_a, mean_b, questions = float(left.mean()), float(right.mean()), left.shape[1]
-    difference, values = mean_b - mean_a, np.concatenate([left, right])
-    error, df = _standard_error(parts, counts)
-    low, high = _ends(difference, error, df, level, (-1, 1) if _bounded(values) else None)
-    p = 2 * float(stdtr(df, -abs(difference) / error)) if error > 0 else math.nan
+    mean_a, mean_b, values = float(left.mean()), float(right.mean()), np.concatenate([left, right])
+    difference, (error, df) = mean_b - mean_a, _standard_error(parts, counts)
+    ends = _ends(difference, error, df, values, -1)
     proportions = bool(np.isin(values, (0, 1)).all())
     single = proportions and len(a) == len(b) == 1
     return Comparison(
         a=mean_a,
         b=mean_b,
-        difference=Interval(difference, low, high, questions, len(counts)),
-        p=p,
+        difference=Interval(difference, *ends, left.shape[1], len(counts)),
+        p=2 * float(stdtr(df, -abs(difference) / error)) if error > 0 else math.nan,
         standard_error=error,
         df=df,
         seeds=(len(a), len(b)),
-        questions=questions,
+        questions=left.shape[1],
         h=cohens_h(mean_a, mean_b) if proportions else None,
         mcnemar=mcnemar(left[0], right[0]) if single else None,
     )
 
 
-def wilson(
-    successes: float, n: float, level: float = 0.95, quantile: float | None = None
-) -> tuple[float, float]:
-    """Wilson's interval of a proportion (Wilson 1927): good in small cells, never outside [0, 1].
-
-    Args:
-        successes: How many were right, of ``n``; both may be fractional.
-        quantile: In place of the normal one of the level.
+def wilson(successes: float, n: float, df: float = math.inf) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927): good in small cells, never outside
+    [0, 1]. ``successes`` of ``n``, which may be fractional; Student's quantile for a finite ``df``.
     """
     if n <= 0:
         return 0.0, 1.0
-    z, p = float(ndtri((1 + level) / 2)) if quantile is None else quantile, successes / n
+    z, p = _quantile(df), successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return 0.0 if successes <= 0 else middle - half, 1.0 if successes >= n else middle + half
 
 
 def power(standard_error: float, df: float, effect: float, level: float = 0.05) -> float:
-    """How often a study finds an effect: two-sided at a level, and in its own direction.
-
-    The probability that Student's critical value is passed, by the noncentral t (Johnson, Kotz and
-    Balakrishnan 1995, ch. 31).
+    """How often a study finds an effect: two-sided at a level, and in its own direction, by the
+    noncentral t (Johnson, Kotz and Balakrishnan 1995, ch. 31).
 
     Args:
         standard_error: Of the difference in such a study. One :class:`Comparison` over few seeds
@@ -223,7 +199,7 @@ def power(standard_error: float, df: float, effect: float, level: float = 0.05) 
     if not standard_error > 0:
         do, found = "compare runs that differ in something", f"{standard_error:g}"
         raise RequestError("power", "a standard error above 0", found, do)
-    critical, shift = _quantile(df, 1 - level), effect / standard_error
+    critical, shift = _quantile(df, level), effect / standard_error
     if df > 10_000:  # as good as normal, where the noncentral t loses its digits
         return float(norm.sf(critical - shift))
     return float(nct.sf(critical, df, shift))
@@ -234,20 +210,17 @@ def holm(p_values: Sequence[float] | Mapping[Any, float]) -> Any:
     given. One that is NaN (cannot tell) stays so, and counts among the claims that were made."""
     if isinstance(p_values, Mapping):
         return dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    known = [1.0 if math.isnan(p) else float(p) for p in p_values]
-    adjusted, least = [math.nan] * len(known), 0.0
-    for rank, place in enumerate(np.argsort(known, kind="stable")):
-        least = max(least, min(1.0, (len(known) - rank) * known[place]))
-        adjusted[place] = math.nan if math.isnan(p_values[place]) else least
-    return adjusted
+    p = np.nan_to_num(np.array(p_values, float), nan=1.0)
+    order = np.argsort(p, kind="stable")
+    steps = np.minimum(1, p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(steps) if len(p) else steps
+    return np.where(np.isnan(p_values), math.nan, adjusted).tolist()
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """Exact two-sided p-value that two models are equally often the only one that is right.
-
-    It takes questions (1 right, 0 wrong) as independent, so with several about one patient it is
-    too sure of itself.
-    """
+    """Exact two-sided p-value that two models are equally often the only one that is right. It
+    takes questions as independent, so with several about one patient it is too sure of itself."""
     from scipy.stats import binomtest
 
     a, b = np.asarray(a, bool), np.asarray(b, bool)
@@ -259,9 +232,6 @@ def cohens_h(a: float, b: float) -> float:
     """Effect size of two proportions, ``2 asin sqrt b - 2 asin sqrt a`` (Cohen 1988): 0.2 is small,
     0.5 medium, 0.8 large."""
     return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
-
-
-# --- the variance ------------------------------------------------------------------------------
 
 
 def _table(
@@ -317,23 +287,19 @@ def _standard_error(parts: Sequence[np.ndarray], counts: np.ndarray) -> tuple[fl
     return math.sqrt(variance), variance**2 / sum(v**2 / df for v, df in terms)
 
 
-def _quantile(df: float, level: float) -> float:
+def _quantile(df: float, level: float = 0.05) -> float:
     """Student's two-sided critical value."""
-    quantile = (1 + level) / 2
-    return float(ndtri(quantile) if math.isinf(df) else stdtrit(df, quantile))
+    return float(ndtri(1 - level / 2) if math.isinf(df) else stdtrit(df, 1 - level / 2))
 
 
 def _ends(
-    value: float, error: float, df: float, level: float, limits: tuple[float, float] | None
+    value: float, error: float, df: float, values: np.ndarray, least: float
 ) -> tuple[float, float]:
-    """Student's interval, clipped to the limits; NaN without an error."""
-    half = _quantile(df, level) * error if error > 0 else math.nan
-    low, high = np.clip([value - half, value + half], *(limits or (None, None)))
+    """Student's interval, NaN without an error; of measures in [0, 1] inside [``least``, 1]."""
+    half = _quantile(df) * error if error > 0 else math.nan
+    bounded = values.min() >= 0 and values.max() <= 1
+    low, high = np.clip([value - half, value + half], *((least, 1) if bounded else (None, None)))
     return float(low), float(high)
-
-
-def _bounded(values: np.ndarray) -> bool:
-    return bool(values.min() >= 0 and values.max() <= 1)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unireason_lib.dataset.questions import FAMILIES, Question, ask, learn_prior
+from unireason_lib.dataset.questions import FAMILIES, ask, learn_prior
 from unireason_lib.dataset.sources import Source, open_source
 from unireason_lib.dataset.view import View
-from unireason_lib.errors import DatasetError, UniReasonError
-from unireason_lib.evaluation.items import Benchmark, Item, Skipped, best_option
+from unireason_lib.errors import DatasetError
+from unireason_lib.evaluation.items import Benchmark, Item, best_option, items_of
 
 if TYPE_CHECKING:
     from unireason_lib.imaging import ProcessorFrame
@@ -47,15 +47,15 @@ def study_benchmark(
     prior_studies: int | None = None,
     **options: Any,
 ) -> Benchmark:
-    """Questions about the studies of a source; those that cannot be read are skipped.
+    """Questions about the studies of a source; those that cannot be read are skipped. Arguments as
+    for :func:`~.benchmarks.open_benchmark`, and
 
     Args:
         name, path, options: As for :func:`unireason_lib.dataset.sources.open_source`. ``phantom``
             makes a slice of one patient, the volume of the next, and so on; only one of them with
             ``dimension="2d"`` or ``"3d"``.
         split: Of the phantoms: ``"test"``, ``"val"``, or ``"train"`` (what was learnt by heart).
-        limit: Questions; None: all, of phantoms 500. A longer benchmark begins with a shorter one.
-        size: Slices, rows and columns of a volume; None: the phantoms' own, else the paper's.
+        limit: None: all, of phantoms 500. A longer benchmark begins with a shorter one.
         seed: Of the questions.
         families: Which; None: all six.
         a_patient: Families asked of a patient, in turn; None: all, of phantoms 2 (more patients
@@ -86,15 +86,20 @@ def study_benchmark(
     }
     if phantoms:
         limit, a_patient = limit or 500, a_patient or 2
-        prior_studies = 300 if prior_studies is None else prior_studies
-        sources = list(_phantoms(split, prior_studies, options))
+        prior = 300 if prior_studies is None else prior_studies
+        sources = []
+        for d in (options["dimension"],) if options.get("dimension") else ("2d", "3d"):
+            how = {**options, "dimension": d}
+            first = FIRST_PATIENT[split] + (FIRST_3D if d == "3d" else 0)
+            asked = open_source("phantom", start=first, count=PATIENTS, **how)
+            known = open_source("phantom", start=0, count=prior, **how) if prior else []
+            sources.append((asked, known))
         size = size or sources[0][0].config.shape
     else:
         source = open_source(name, path, **options)
         sources = [(source, islice(source, prior_studies or 0))]
     shown = {"size": size and tuple(size), "window": window, "frame": frame}
-    skipped: list[Skipped] = []
-    turns = a_patient or len(families), families, per_family, seed
+    turns, skipped = (a_patient or len(families), families, per_family, seed), []
     streams = [_items(asked, known, shown, skipped, *turns) for asked, known in sources]
     items = (item for row in zip_longest(*streams) for item in row if item is not None)
     chosen = tuple(islice(items, limit))
@@ -103,69 +108,47 @@ def study_benchmark(
     return Benchmark(sources[0][0].name, chosen, plain, tuple(skipped))
 
 
-def _phantoms(split: str, prior: int, options: Mapping) -> Iterator[tuple[Source, Source]]:
-    """For each dimension the patients that are asked about, and those of the answer prior."""
-    only = options.get("dimension")
-    for d in (only,) if only else ("2d", "3d"):
-        first, how = (
-            FIRST_PATIENT[split] + (FIRST_3D if d == "3d" else 0),
-            {**options, "dimension": d},
-        )
-        asked = open_source("phantom", start=first, count=PATIENTS, **how)
-        yield asked, open_source("phantom", start=0, count=prior, **how) if prior else []
-
-
 def _items(
     source: Source,
     training: Iterable[Any],
     shown: Mapping[str, Any],
-    skipped: list[Skipped],
+    skipped: list,
     a_study: int,
     families: tuple[str, ...],
     per_family: int,
     seed: int,
 ) -> Iterator[Item]:
     """The questions, study by study; each is asked ``a_study`` families, the next ones in turn."""
-    views, guesses = [View(study, **shown) for study in training], defaultdict(Counter)
+    views, counts = [View(study, **shown) for study in training], defaultdict(Counter)
     prior = learn_prior(views, seed=seed) if views else None
     for view in views:
         for question in ask(view, prior=prior, seed=seed):
-            guesses[question.kind][question.truth.casefold()] += 1
+            counts[question.kind][question.truth.casefold()] += 1
 
     @lru_cache(maxsize=4)  # the questions of one study come one after the other
     def images_of(k: int) -> list:
         return View(source[k], **shown).images()
 
-    for k in range(len(source)):
+    def make(k: int) -> Iterator[Item]:
         turn = (k * a_study + n for n in range(min(a_study, len(families))))
-        chosen = [families[n % len(families)] for n in turn]
-        try:
-            view = View(source[k], **shown)
-            asked = ask(view, families=chosen, per_family=per_family, seed=seed, prior=prior)
-            load = partial(images_of, k)
-            items = [_item(q, view, source.name, guesses.get(q.kind, {}), load) for q in asked]
-        except UniReasonError as error:
-            skipped.append(Skipped(f"{source.name}[{k}]", str(error)))
-            continue
-        yield from items
+        chosen, view = [families[n % len(families)] for n in turn], View(source[k], **shown)
+        for q in ask(view, families=chosen, per_family=per_family, seed=seed, prior=prior):
+            yield Item(
+                id=q.id,
+                patient=q.patient,
+                dimension=q.dimension,
+                family=q.family,
+                question=q.text,
+                options=dict(q.options),
+                answer=q.answer,
+                load=partial(images_of, k),
+                kind=q.kind,
+                source=source.name,
+                truth_boxes=tuple((s.name, view.box(s)) for s in q.evidence),
+                frame=view.frame,
+                guess=best_option(q.options, counts.get(q.kind, {})),
+                about={"names": list(q.names)},
+            )
 
-
-def _item(
-    q: Question, view: View, source: str, known: Mapping[str, int], load: Callable[[], list]
-) -> Item:
-    return Item(
-        id=q.id,
-        patient=q.patient,
-        dimension=q.dimension,
-        family=q.family,
-        question=q.text,
-        options=dict(q.options),
-        answer=q.answer,
-        load=load,
-        kind=q.kind,
-        source=source,
-        truth_boxes=tuple((structure.name, view.box(structure)) for structure in q.evidence),
-        frame=view.frame,
-        guess=best_option(q.options, known),
-        about={"names": list(q.names)},
-    )
+    rows = ((f"{source.name}[{k}]", k) for k in range(len(source)))
+    return items_of(rows, make, skipped)
