@@ -26,14 +26,6 @@ def real_scans() -> Path:
 
 
 @pytest.fixture(scope="session")
-def samed2d_demo(real_scans) -> Path:
-    """Pictures and masks in the form of SAM-Med2D, beside the real scans."""
-    if not (real_scans / "sam_med2d_demo").is_dir():
-        pytest.skip(f"no sam_med2d_demo in {real_scans.name}")
-    return real_scans / "sam_med2d_demo"
-
-
-@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """The folder of a tiny checkpoint with random weights."""
     from unireason_lib.grounding import build_tiny

@@ -346,7 +346,8 @@ def test_b3_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(config_fo
     assert all(server.bodies.count(body) == 1 for body in server.bodies)  # nothing bought twice
     whole = build(config_for(Server(), "other"), tmp_path / "whole")
     assert made.manifest["content_hash"] == whole.manifest["content_hash"]
-    for changes in ({"max_tokens": 9}, {"model": "other"}):  # fault B3
+    elsewhere = {"base_url": "http://127.0.0.1:9/v2"}
+    for changes in ({"max_tokens": 9}, {"model": "other"}, elsewhere):  # fault B3
         with pytest.raises(DatasetError, match=f"writer {next(iter(changes))} was"):
             build(config_for(server, **changes), folder)
     assert made.manifest["records"] == len(server.bodies) and not made.manifest["refused"]

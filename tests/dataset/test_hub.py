@@ -15,6 +15,7 @@ from unireason_lib.dataset.hub import ImageTable, load_set, push_set, record_ima
 from unireason_lib.dataset.schema import IMAGE_FEATURES, RL_FEATURES, SFT_FEATURES, Record
 from unireason_lib.dataset.shards import image_row
 from unireason_lib.errors import DatasetError
+from unireason_lib.imaging import load_image
 
 SMALL = {"size": (8, 64, 64), "prior_studies": 0}
 
@@ -86,6 +87,28 @@ def test_images_come_back_exactly_in_any_order(tmp_path):
     with pytest.raises(KeyError):
         table["other"]
     assert len(ImageTable(tmp_path / "images")) == 0
+
+
+def test_images_of_16_bits_keep_their_contrast_and_cameras_are_upright(tmp_path):
+    """Both as load_image reads a file: a 16-bit row came out white, and EXIF was ignored."""
+    deep = np.linspace(1000, 40000, 63).astype(np.uint16).reshape(9, 7)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    rows = []
+    for name, image, options in (
+        ("deep", Image.fromarray(deep), {}),
+        ("x", colour, {"exif": exif}),
+    ):
+        image.save(tmp_path / f"{name}.png", **options)
+        content = (tmp_path / f"{name}.png").read_bytes()
+        rows.append({"image_id": name, "path": f"images/{name}.png", "bytes": content})
+    table = ImageTable(table_of(tmp_path / "set", *rows))
+    for name in ("deep", "x"):
+        assert table[name].tobytes() == load_image(tmp_path / f"{name}.png").tobytes()
+    grey = np.asarray(table["deep"])[..., 0]
+    assert grey.min() == 0 and grey.max() == 255 and len(np.unique(grey)) == 63
+    assert table["x"].tobytes() == colour.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pydicom.uid import (
 
 from unireason_lib.errors import ScanError, ScanWarning
 from unireason_lib.imaging import dicom, load_image, load_volume
+from unireason_lib.inference import read_scan
 
 SERIES = generate_uid()
 AXIAL = (1, 0, 0, 0, 1, 0)
@@ -231,6 +232,8 @@ def test_xrays_are_shown_in_their_own_window_report_15(tmp_path):
         grey = np.asarray(load_image(path))[..., 0][1:-1]
         assert len(np.unique(grey)) > 150 and grey[0, 0] > grey[-1, -1]  # inverted
     assert len(np.unique(np.asarray(load_image(none, "minmax"))[1:-1])) < 20
+    for path in (own, none):  # a question shows the same
+        assert read_scan(path, "2d").images[0].tobytes() == load_image(path).tobytes()
     assert load_volume(none).shape == (1, 64, 64) and not load_volume(none).has_affine
 
 

@@ -118,6 +118,10 @@ def test_a_named_window_needs_hounsfield_units_report_4():
         for use in (lambda w: serialize(far, window=w), lambda w: to_grey(far.array[0], w)):
             with pytest.raises(ScanError, match="Hounsfield"):
                 use(window)
+    padded = far.array.copy()
+    padded[:, :6] = -2000  # is no air
+    with pytest.raises(ScanError, match="Hounsfield"):
+        to_grey(padded[0], "abdomen")
     with pytest.warns(ScanWarning, match="Hounsfield"):
         serialize(near, window="abdomen")
     with warnings.catch_warnings():

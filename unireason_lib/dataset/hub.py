@@ -24,7 +24,7 @@ from unireason_lib.dataset.sources.base import Source, SourceSpec
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.view import scan_images
 from unireason_lib.errors import DatasetError
-from unireason_lib.io import open_image
+from unireason_lib.imaging import load_image
 
 CONFIGS = ("sft", "rl", "images", "refused")
 
@@ -78,7 +78,7 @@ class ImageTable(Mapping):
         return iter(self._rows)
 
     def __getitem__(self, image_id: str) -> Image.Image:
-        return open_image(self.encoded(image_id), f"image {image_id}").convert("RGB")
+        return load_image(self.encoded(image_id), name=f"image {image_id}")
 
     __call__ = __getitem__
 

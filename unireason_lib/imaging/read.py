@@ -65,7 +65,8 @@ def load_image(
         if dicom.is_dicom(_head(source)):
             return dicom.load_dicom_image(source, window)
     name = name or (source if isinstance(source, Path) else "image")
-    image = ImageOps.exif_transpose(open_image(source, name))
+    image = open_image(source, name)
+    ImageOps.exif_transpose(image, in_place=True)  # most images need no copy
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(to_grey(np.asarray(image), window or "minmax", name))
     return image.convert("RGB")
@@ -159,15 +160,14 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
     that knows only one of them may exchange left and right in the other."""
     from nibabel.orientations import io_orientation
 
-    to_mm = np.diag([*[_IN_MM.get(int(header["xyzt_units"]) % 8, 1.0)] * 3, 1.0])
-    affine = to_mm @ header.get_best_affine()
+    affine = to_mm(header) @ header.get_best_affine()
     placed = [int(header[code]) > 0 for code in ("sform_code", "qform_code")]
     if not any(placed):
         message = f"{path}: the header names no orientation, its axes are assumed"
         warnings.warn(message, ScanWarning, stacklevel=4)
     if not all(placed):
         return affine, any(placed)
-    other = to_mm @ header.get_qform()
+    other = to_mm(header) @ header.get_qform()
     corners = np.array(list(product(*((0, side) for side in header.get_data_shape()[:3]), (1,))))
     apart = np.linalg.norm(corners @ (affine - other).T, axis=1).max()
     certain = bool(np.array_equal(io_orientation(affine), io_orientation(other)))
@@ -176,6 +176,12 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
         message += "" if certain else " and disagree about directions"
         warnings.warn(f"{message}; the sform counts", ScanWarning, stacklevel=4)
     return affine, certain
+
+
+def to_mm(header: Any) -> np.ndarray:
+    """The (4, 4) matrix from the length unit of a NIfTI header (unknown: mm) to mm."""
+    unit = _IN_MM.get(int(header["xyzt_units"]) % 8, 1.0)
+    return np.diag([unit, unit, unit, 1.0])
 
 
 def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:

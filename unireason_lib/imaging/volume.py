@@ -24,7 +24,7 @@ from unireason_lib.errors import ScanError
 from unireason_lib.imaging.summary import table_html, thumbnails
 
 UNKNOWN_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # L-P-S, voxels of 1 (not really mm)
-MAX_VOXELS = 2**31  # larger arrays are refused before anything is allocated
+MAX_VOXELS = 2**29  # larger arrays, 4 GiB as float64, are refused before they are allocated
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,12 @@ def window_range(
         return fixed
     low, high = _span(array, window)
     if low < PADDING_BELOW:
-        low, high = _span(_without_padding(array, source), window)
+        scanned, size = _scanned(array), array.size
+        if scanned.size < size:
+            padding = f"{1 - scanned.size / size:.0%} of it is padding of value {array.min():g}"
+            message = f"{source}: {padding}, left out of the window"
+            warnings.warn(message, ScanWarning, stacklevel=2)
+        low, high = _span(scanned, window)
     if low == high:
         low, high = _span(array, "minmax")
     if low == high:
@@ -92,22 +97,20 @@ def _span(array: np.ndarray, window: str) -> tuple[float, float]:
     return (float(array.min()), float(array.max())) if minmax else percentiles(array, (1, 99))
 
 
-def _without_padding(array: np.ndarray, source: object) -> np.ndarray:
-    """The scanned values, where most of what lies below air is one constant."""
+def _scanned(array: np.ndarray) -> np.ndarray:
+    """The values without padding: most of what lies below air is then one constant."""
     inside, lowest = array >= PADDING_BELOW, array.min()
     count = array.size - int(np.count_nonzero(inside))
-    if count == array.size or np.count_nonzero(array == lowest) < 0.9 * count:
-        return array
-    message = f"{source}: {count / array.size:.0%} of it is padding of value {lowest:g}"
-    warnings.warn(f"{message}, left out of the window", ScanWarning, stacklevel=3)
-    return array[inside]
+    constant = count and np.count_nonzero(array == lowest) >= 0.9 * count
+    return array[inside] if constant and count < array.size else array
 
 
 def _check_hounsfield(array: np.ndarray, window: str, source: object) -> None:
     thinned = array[tuple(slice(None, None, max(1, side // 64)) for side in array.shape)]
-    if thinned.min() < AIR_BELOW:
+    if _scanned(thinned).min() < AIR_BELOW:
         return
-    ends = np.array([array.min(), array.max()])
+    scanned = _scanned(array)
+    ends = np.array([scanned.min(), scanned.max()])
     found = f"no air near -1000 but values from {ends[0]:g} to {ends[1]:g}"
     do = "apply the slope and intercept that are missing, or choose another window"
     error = ScanError(source, f"Hounsfield units for the window {window!r}", found, do)

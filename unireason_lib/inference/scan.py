@@ -28,7 +28,7 @@ class Reading:
     """How scans are read; an impossible size or unknown window is a ``ScanError``."""
 
     size: tuple[int, int, int] = PAPER_SIZE  # slices, rows, columns of a volume
-    window: Window | None = None  # None: percentile for volumes, all of the range for images
+    window: Window | None = None  # None: percentile for volumes, as load_image for images
     image_size: tuple[int, int] | None = None  # rows, columns to which an image is shrunk at most
     key: str | None = None  # which array of an .npz with several
     volume: int | None = None  # which volume of a 4D file
@@ -111,7 +111,6 @@ def read_scan(path: str | Path, dimension: str, reading: Reading | None = None) 
 
 
 def _read_image(path: str | Path, reading: Reading) -> Scan:
-    reading = replace(reading, window=reading.window or "minmax")
     image = load_image(path, reading.window)
     shape = image.height, image.width
     rows, columns = reading.image_size or shape

@@ -9,6 +9,7 @@ import pytest
 from tests.dataset.sources.layouts import (
     KIDNEY,
     LIVER,
+    LPS,
     MASKS,
     RAS,
     SHAPE,
@@ -54,6 +55,20 @@ def test_mirrored_headers_are_noticed_and_put_right(tmp_path):
     assert np.allclose(np.diag(study.scan.affine), [-1, -2, 3, 1])
     with pytest.raises(DatasetError, match="flip"):
         open_source("decathlon", root, flip="left")
+
+
+def test_the_grid_of_a_scan_in_micron_is_in_mm(tmp_path):
+    """The source and load_volume take the unit of a header from one place."""
+    root = make_decathlon(tmp_path)
+    for kind in ("imagesTr", "labelsTr"):
+        image = nib.load(path := root / kind / "case_0.nii.gz")
+        image = nib.Nifti1Image(np.asarray(image.dataobj), LPS @ np.diag([1e3, 2e3, 3e3, 1]))
+        image.header.set_xyzt_units("micron")
+        nib.save(image, path)
+    source = open_source("decathlon", root)
+    study, volume = source[0], source.scan("imagesTr/case_0.nii.gz")
+    assert study.spacing == pytest.approx((3, 2, 1)) == volume.spacing
+    assert study.find("liver").size == pytest.approx(source[1].find("liver").size)
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
 from unireason_lib.errors import DatasetError, ScanError
 from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
+from unireason_lib.imaging.read import to_mm
 from unireason_lib.io import read_json
 
-_MM = {"meter": 1000.0, "micron": 0.001}
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
 _LABEL = re.compile(rb'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', re.DOTALL)
 META = ("age", "gender", "study_type", "pathology", "pathology_location")
@@ -85,8 +85,7 @@ class NiftiSource(FileSource):
             header, zeros = image.header, np.broadcast_to(np.uint8(0), image.shape[:3])
             named = (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0])
             axes = {nib.aff2axcodes(affine) for affine in named if affine is not None}
-            mm = _MM.get(header.get_xyzt_units()[0], 1.0)
-            affine = np.diag([mm, mm, mm, 1.0]) @ image.affine
+            affine = to_mm(header) @ image.affine
             return orient(zeros, affine, str(path), sides_certain=len(axes) == 1)
 
     def _turned(self, volume: Volume) -> Volume:
