@@ -239,8 +239,9 @@ def _run(
                     waiting.insert(0, job)
                 else:
                     failed[job.name] = row["error"]
-                progress = f"  {len(jobs) - len(left)} of {len(jobs)}  {job.name}  {row['status']}"
-                say(f"{progress}  {row['error']}{state.time_left(left.values(), workers)}")
+                end = f"{row['seconds']} s  {row['status']}  {row['error']}".rstrip()
+                time_left = state.time_left(left.values(), workers)
+                say(f"  {len(jobs) - len(left)} of {len(jobs)}  {job.name}  {end}{time_left}")
 
 
 def _begin(gpus: Any, threads: str) -> None:
