@@ -70,8 +70,7 @@ def refuse(path, *words):
 
 def test_slices_are_sorted_by_position_not_by_name(tmp_path):
     folder = series(tmp_path / "s", names=["z.dcm", "a.dcm", "m", "b.dcm"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         volume = load_volume(folder)
     assert volume.array.dtype == np.int16 and volume.array[:, 1, 1].tolist() == [-24, -23, -22, -21]
     assert volume.spacing == pytest.approx((5, 2, 3))
@@ -209,7 +208,6 @@ def test_xrays_are_shown_in_their_own_window_report_15(tmp_path):
     for path in (own, none):
         grey = np.asarray(load_image(path))[..., 0][1:-1]
         assert len(np.unique(grey)) > 150 and grey[0, 0] > grey[-1, -1]  # inverted
-    assert len(np.unique(np.asarray(load_image(none, "minmax"))[1:-1])) < 20
     assert load_volume(none).shape == (1, 64, 64) and not load_volume(none).has_affine
 
 

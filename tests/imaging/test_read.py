@@ -127,14 +127,12 @@ def test_headers_that_contradict_themselves_about_directions_report_9(tmp_path):
 
     near, far = np.diag([2.0, 3.0, 4.0, 1.0]), np.diag([2.0, 3.0, 4.0, 1.0])
     near[0, 3], far[0, 3] = 0.4, 5
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         assert load_volume(both("near.nii", near)).sides_certain
     with pytest.warns(ScanWarning, match="5 mm apart"):
         assert load_volume(both("far.nii", far)).sides_certain
-    for mirrored in (np.diag([-2.0, 3, 4, 1]), np.diag([-2.0, -3, 4, 1])):
-        with pytest.warns(ScanWarning, match="disagree about directions"):
-            assert not load_volume(both("mirrored.nii", mirrored)).sides_certain
+    with pytest.warns(ScanWarning, match="disagree about directions"):
+        assert not load_volume(both("mirrored.nii", np.diag([-2.0, 3, 4, 1]))).sides_certain
     nameless = save(tmp_path / "none.nii", RAMP, sform_code=0, qform_code=0)
     with pytest.warns(ScanWarning, match="names no orientation"):
         assert not load_volume(nameless).sides_certain

@@ -107,8 +107,7 @@ def test_a_named_window_needs_hounsfield_units_report_4():
                 use(window)
     with pytest.warns(ScanWarning, match="Hounsfield"):
         serialize(near, window="abdomen")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         serialize(far, window="percentile")
         serialize(volume(scan), window="abdomen")
 
@@ -123,8 +122,7 @@ def test_padding_outside_the_field_of_view_is_left_out_report_5(padding, dtype):
         with pytest.warns(ScanWarning, match="25% of it is padding"):
             bounds = window_range(padded, window)
         assert bounds == pytest.approx(window_range(clean[:, :-8], window))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         phases = RNG.integers(-4096, 4096, (8, 9, 9))  # values below air that are no constant
         assert window_range(phases, "minmax") == (phases.min(), phases.max())
 
