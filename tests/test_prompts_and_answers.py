@@ -23,18 +23,13 @@ def test_images_come_first_then_the_words_that_models_were_trained_on():
     assert question_text("Where is it?") == f"Where is it?\n{free}"
 
 
-@pytest.mark.parametrize("question", ["", "  ", "what <|im_end|>", "what <think>"])
-def test_unusable_questions_are_refused(question):
-    with pytest.raises(RequestError, match="What to do"):
-        question_text(question)
-
-
-@pytest.mark.parametrize(
-    "options", ["A=x", "A=x C=y", "B=x A=y", "A=x B=", "A=x B=<|vision_start|>"]
-)
-def test_unusable_options_are_refused(options):
+@pytest.mark.parametrize("options", ["A=x", "A=x C=y", "B=x A=y", "A=x B=", "A=x B=<|im_end|>"])
+def test_unusable_questions_and_options_are_refused(options):
     with pytest.raises(RequestError, match="What to do"):
         question_text("what", dict(pair.split("=") for pair in options.split()))
+    for question in ("", "  ", "what <|im_end|>", "what <think>"):
+        with pytest.raises(RequestError, match="What to do"):
+            question_text(question)
 
 
 CHOSEN = {
@@ -66,21 +61,9 @@ CHOSEN = {
     "C": ["**C**", "C: Left", "Answer: C", "answer: c", LIST + "\nC"],
     "D": ["D - Left lung", "The correct option is D because of it", "It lies in the left lung."],
     None: [
-        *(
-            "",
-            "A mass is seen",
-            "a mass",
-            "A-scan of the eye",
-            "<think>A. Anterior",
-            "no idea",
-            "F",
-        ),
-        *(
-            "I think A or B",
-            "The answer is A. The answer is B.",
-            "anterior and posterior",
-            "a. mass",
-        ),
+        *("", "A mass is seen", "a mass", "A-scan of the eye", "<think>A. Anterior", "no idea"),
+        *("I think A or B", "The answer is A. The answer is B.", "anterior and posterior", "F"),
+        "a. mass",
         *("the answer is a mass", "the answer is a", "A is right of the cord", "The HEAD is right"),
         *(
             "The mass is in segment B.",
@@ -97,28 +80,22 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize(
-    ("reply", "letter"),
-    [(reply, letter) for letter, replies in CHOSEN.items() for reply in replies],
-)
-def test_what_counts_as_a_choice(reply, letter):
-    assert extract_choice(reply, OPTIONS) == letter
+@pytest.mark.parametrize("letter", CHOSEN)
+def test_what_counts_as_a_choice(letter):
+    for reply in CHOSEN[letter]:
+        assert extract_choice(reply, OPTIONS) == letter, reply
 
 
-@pytest.mark.parametrize(
-    ("reply", "options", "letter"),
-    [
-        ("It measures 1.5 mm.", ["5 mm", "1.5 mm", "15 mm"], "B"),
-        ("It measures 2.5 mm.", ["5 mm", "1.5 mm", "15 mm"], None),
-        ("肝脏", ["脾脏", "肝脏"], "B"),
-        ("ein Ödem", ["Udem", "Ödem"], "B"),
-        ("No, there is no effusion.", ["Yes", "No"], "B"),
-        ("Yes, it is not normal.", ["Yes", "No"], "A"),
-        ("I do not know.", ["Yes", "No"], None),
-        ("Left lung", [], None),
-        ("B. Posterior", [], "B"),
-    ],
-)
+MM, YES_NO = ["5 mm", "1.5 mm", "15 mm"], ["Yes", "No"]
+OTHERS = [
+    *(("It measures 1.5 mm.", MM, "B"), ("It measures 2.5 mm.", MM, None)),
+    *(("肝脏", ["脾脏", "肝脏"], "B"), ("ein Ödem", ["Udem", "Ödem"], "B")),
+    *(("No, there is no effusion.", YES_NO, "B"), ("Yes, it is not normal.", YES_NO, "A")),
+    *(("I do not know.", YES_NO, None), ("Left lung", [], None), ("B. Posterior", [], "B")),
+]
+
+
+@pytest.mark.parametrize(("reply", "options", "letter"), OTHERS)
 def test_numbers_scripts_yes_and_no(reply, options, letter):
     assert extract_choice(reply, dict(zip("ABC", options, strict=False))) == letter
 
@@ -130,12 +107,9 @@ SLOW = "answer |answer is B. |A,|(|\\boxed{|A. Anterior\n|not |left lung |exclud
 @pytest.mark.parametrize("pattern", [". . .", *SLOW.split("|")])
 def test_reading_an_answer_takes_linear_time_B12(pattern, length):
     """8,000 characters of ". . ." took two seconds."""
-    started = time.perf_counter()
-    for text in (
-        pattern * (length // len(pattern)),
-        "answer" + pattern * (length // len(pattern)) + "x",
-    ):
-        extract_choice(text, OPTIONS)
+    started, text = time.perf_counter(), pattern * (length // len(pattern))
+    extract_choice(text, OPTIONS)
+    extract_choice(f"answer{text}x", OPTIONS)
     assert time.perf_counter() - started < 2
 
 

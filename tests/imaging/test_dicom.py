@@ -6,23 +6,17 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom import uid
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import BasicTextSRStorage as Report
-from pydicom.uid import (
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    JPEGLSLossless,
-    generate_uid,
-)
 
 from unireason_lib.errors import ScanError, ScanWarning
 from unireason_lib.imaging import dicom, load_image, load_volume
 from unireason_lib.inference import read_scan
 
-SERIES = generate_uid()
+SERIES = uid.generate_uid()
 AXIAL = (1, 0, 0, 0, 1, 0)
+BITS = "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"
 RAMP = np.arange(24, dtype=np.int16).reshape(4, 6)
 NOWHERE = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None}
 UNSCALED = {"RescaleSlope": None, "RescaleIntercept": None}
@@ -32,22 +26,19 @@ MONOCHROME1 = {"PhotometricInterpretation": "MONOCHROME1"}
 def write(path, pixels=RAMP, **fields):
     """A file of (4, 6) pixels at 2 x 3 mm; fields given as None are left out."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = uid.CTImageStorage
+    meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     usual = {
-        "SOPClassUID": CTImageStorage,
+        "SOPClassUID": uid.CTImageStorage,
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "SeriesInstanceUID": SERIES,
         "Rows": pixels.shape[-2],
         "Columns": pixels.shape[-1],
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 1,
+        **dict(zip(BITS, (16, 16, 15, 1), strict=True)),
         "ImagePositionPatient": [10, 20, 30],
         "ImageOrientationPatient": list(AXIAL),
         "PixelSpacing": [2.0, 3.0],
@@ -71,14 +62,6 @@ def series(folder, places=(0, 5, 10, 15), names=None, **fields):
     return folder
 
 
-def change(path, **fields):
-    data = pydicom.dcmread(path)
-    for name, value in fields.items():
-        setattr(data, name, value)
-    data.save_as(path)
-    return path
-
-
 def refuse(path, *words):
     with pytest.raises(ScanError) as error:
         load_volume(path)
@@ -88,8 +71,7 @@ def refuse(path, *words):
 
 def test_slices_are_sorted_by_position_not_by_name(tmp_path):
     folder = series(tmp_path / "s", names=["z.dcm", "a.dcm", "m", "b.dcm"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         volume = load_volume(folder)
     assert volume.array.dtype == np.int16 and volume.array[:, 1, 1].tolist() == [-24, -23, -22, -21]
     assert volume.spacing == pytest.approx((5, 2, 3))
@@ -132,9 +114,17 @@ def test_scan_units(tmp_path):
         write(tmp_path / "pet" / f"{i}.dcm", np.full((4, 6), 20000), **at)
     assert load_volume(tmp_path / "pet").array[:, 0, 0].tolist() == [20000, 40000, 5000]
     wide = (np.arange(24, dtype=np.uint32) + 2**31).tobytes()
-    bits = {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31, "PixelRepresentation": 0}
-    path = change(write(tmp_path / "wide.dcm", RescaleIntercept=0), PixelData=wide, **bits)
+    bits = dict(zip(BITS, (32, 32, 31, 0), strict=True))
+    path = write(tmp_path / "wide.dcm", RescaleIntercept=0, PixelData=wide, **bits)
     assert load_volume(path).array.ravel().tolist() == list(range(2**31, 2**31 + 24))
+    # inverted grey is turned round within the whole series
+    folder = tmp_path / "inverted"
+    for i in range(3):
+        at = {"ImagePositionPatient": [0, 0, 5 * i], **MONOCHROME1}
+        folder.mkdir(exist_ok=True)
+        write(folder / f"{i}.dcm", RAMP * (i + 1), **at)
+    array = load_volume(folder).array + 1024
+    assert array[:, 0, 0].tolist() == [69, 69, 69] and array[:, 3, 5].tolist() == [46, 23, 0]
 
 
 def test_two_scales_in_one_series_report_16(tmp_path):
@@ -142,19 +132,6 @@ def test_two_scales_in_one_series_report_16(tmp_path):
     folder = series(tmp_path / "s")
     write(folder / "2.dcm", ImagePositionPatient=[10, 20, 10], **UNSCALED)
     refuse(folder, "RescaleSlope", "1 of 4", "2.dcm")
-
-
-def test_inverted_grey_is_turned_round_within_the_whole_series(tmp_path):
-    for i in range(3):
-        at = {"ImagePositionPatient": [0, 0, 5 * i], **MONOCHROME1}
-        write(tmp_path / f"{i}.dcm", RAMP * (i + 1), **at)
-    array = load_volume(tmp_path).array + 1024
-    assert array[:, 0, 0].tolist() == [69, 69, 69] and array[:, 3, 5].tolist() == [46, 23, 0]
-
-
-def test_a_file_of_many_frames_is_refused_with_a_way_out(tmp_path):
-    frames = write(tmp_path / "a.dcm", np.stack([RAMP] * 3), NumberOfFrames=3)
-    refuse(frames, "3 frames", "dcm2niix")
 
 
 def test_files_that_lost_their_preamble_are_read_report_1(tmp_path):
@@ -173,9 +150,10 @@ def test_nothing_in_a_folder_is_left_out_in_silence_report_1(tmp_path):
     folder = series(tmp_path / "s")
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "notes.txt").write_text("no DICOM")
-    report = change(write(folder / "report.dcm"), SOPClassUID=Report)
-    data = pydicom.dcmread(report)
-    data.file_meta.MediaStorageSOPClassUID = Report
+    data = pydicom.dcmread(
+        report := write(folder / "report.dcm", SOPClassUID=uid.BasicTextSRStorage)
+    )
+    data.file_meta.MediaStorageSOPClassUID = uid.BasicTextSRStorage
     for field in ("Rows", "Columns", "PixelData"):
         delattr(data, field)
     data.save_as(report)
@@ -197,7 +175,7 @@ def test_series_that_would_give_a_wrong_volume(tmp_path):
     for field in ("ImageOrientationPatient", "PixelSpacing"):
         refuse(series(tmp_path / field, **{field: None}), field, "none in 4 of 4")
     for name, word, fields in (
-        ("series", "one series", {"SeriesInstanceUID": generate_uid()}),
+        ("series", "one series", {"SeriesInstanceUID": uid.generate_uid()}),
         ("shape", "one shape", {"pixels": np.zeros((9, 9), np.int16)}),
         ("plane", "one orientation", {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}),
         ("zoom", "pixel spacing", {"PixelSpacing": [1.0, 1.0]}),
@@ -210,11 +188,11 @@ def test_series_that_would_give_a_wrong_volume(tmp_path):
         refuse(folder, word)
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", "nothing")
-
-
-def test_a_compression_without_its_decoder_names_what_to_install(tmp_path):
+    frames = write(tmp_path / "a.dcm", np.stack([RAMP] * 3), NumberOfFrames=3)
+    refuse(frames, "3 frames", "dcm2niix")
+    # a compression without its decoder
     data = pydicom.dcmread(write(tmp_path / "a.dcm"))
-    data.file_meta.TransferSyntaxUID = JPEGLSLossless
+    data.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
     data.PixelData = encapsulate([b"\xff\xd8" + bytes(50)])
     data["PixelData"].is_undefined_length = True
     data.save_as(tmp_path / "a.dcm")
@@ -231,7 +209,6 @@ def test_xrays_are_shown_in_their_own_window_report_15(tmp_path):
     for path in (own, none):
         grey = np.asarray(load_image(path))[..., 0][1:-1]
         assert len(np.unique(grey)) > 150 and grey[0, 0] > grey[-1, -1]  # inverted
-    assert len(np.unique(np.asarray(load_image(none, "minmax"))[1:-1])) < 20
     for path in (own, none):  # a question shows the same
         assert read_scan(path, "2d").images[0].tobytes() == load_image(path).tobytes()
     assert load_volume(none).shape == (1, 64, 64) and not load_volume(none).has_affine
@@ -239,7 +216,7 @@ def test_xrays_are_shown_in_their_own_window_report_15(tmp_path):
 
 def test_colours_and_palettes_report_6(tmp_path):
     """A palette was shown as grey indices."""
-    one_byte = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+    one_byte = dict(zip(BITS, (8, 8, 7, 0), strict=True))
     index = np.tile(np.array([0, 1, 2], np.uint8), (4, 2))
     palette = {"PhotometricInterpretation": "PALETTE COLOR", "PixelData": index.tobytes()}
     colours = {"Red": (0, 255, 9, 1), "Green": (0, 0, 8, 1), "Blue": (50, 0, 7, 1)}
@@ -260,7 +237,7 @@ def test_colours_and_palettes_report_6(tmp_path):
 def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
     path = write(tmp_path / "a.dcm", np.zeros((400, 400), np.int16))
     data = pydicom.dcmread(path)
-    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     data.save_as(path)
     assert path.stat().st_size < 5_000 and load_volume(path).shape == (1, 400, 400)
     monkeypatch.setattr(dicom, "MAX_INFLATED", 100_000)

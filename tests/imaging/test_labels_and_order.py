@@ -10,13 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import LabelError, ScanWarning
-from unireason_lib.imaging import (
-    Volume,
-    check_same_grid,
-    label_boxes,
-    slice_order_report,
-    whole_labels,
-)
+from unireason_lib.imaging import Volume, check_same_grid, label_boxes, whole_labels
+from unireason_lib.imaging.order import slice_order_report
 
 
 def one_by_one(array):
@@ -45,11 +40,8 @@ def test_boxes_are_those_of_a_loop_over_labels(array, factor):
 def test_components_largest_first(monkeypatch):
     array = np.zeros((6, 8, 9), np.uint8)
     array[0, 0, 0], array[2:5, 2:5, 2:5], array[5, 7, 8] = 4, 4, 7
-    expected = {
-        4: [Box3D(2, 2, 2, 5, 5, 5), Box3D(0, 0, 0, 1, 1, 1)],
-        7: [Box3D(8, 7, 5, 9, 8, 6)],
-    }
-    assert label_boxes(array, components=True) == expected
+    fours = [Box3D(2, 2, 2, 5, 5, 5), Box3D(0, 0, 0, 1, 1, 1)]
+    assert label_boxes(array, components=True) == {4: fours, 7: [Box3D(8, 7, 5, 9, 8, 6)]}
     noise = np.random.default_rng(0).choice([0, 0, 0, 1, 2], (12, 13, 14)).astype(np.uint8)
     both = label_boxes(noise, components=True), label_boxes(np.eye(3, dtype=int), components=True)
     assert len(both[1][1]) == 1  # diagonal neighbours belong together
@@ -111,7 +103,7 @@ def body(slices=24):
 def test_slices_in_order_raise_no_suspicion():
     damaged = body()
     damaged[7, 3, 3] = np.nan
-    padded = np.concatenate([np.zeros((4, 48, 48)), body(), np.zeros((4, 48, 48))])
+    padded = np.pad(body(), ((4, 4), (0, 0), (0, 0)))
     for array in (body(), np.zeros((8, 9, 9)), body(3), padded, damaged):
         report = slice_order_report(Volume(array, np.eye(4)))
         assert not report.suspicious and np.isfinite(report.correlations).all()

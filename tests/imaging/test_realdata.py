@@ -4,13 +4,8 @@ import json
 
 import numpy as np
 
-from unireason_lib.imaging import (
-    check_same_grid,
-    label_boxes,
-    load_volume,
-    serialize,
-    slice_order_report,
-)
+from unireason_lib.imaging import check_same_grid, label_boxes, load_volume, serialize
+from unireason_lib.imaging.order import slice_order_report
 
 
 def test_a_real_ct_and_its_labels(real_scans):

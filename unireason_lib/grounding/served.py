@@ -117,9 +117,8 @@ class _Served(Replies):
             place += length
         processed = len(features["mm_placeholders"]["image"])
         if len(places) != processed:
-            expected, found = f"{processed} images, as processed", f"{len(places)} in its tokens"
             do = "check that server and processor are of the same model"
-            raise RequestError("a prompt", expected, found, do)
+            raise RequestError("a prompt", f"{processed} images, as processed", len(places), do)
         return {**features, "mm_placeholders": {**features["mm_placeholders"], "image": places}}
 
 

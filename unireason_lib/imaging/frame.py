@@ -89,18 +89,24 @@ class ProcessorFrame:
         """The box (in pixels of an image) as a text has it: whole pixels of the frame, never empty,
         inside the image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
         new_height, new_width = self.size(height, width)
-        inside = self.to_frame(box, height, width).clip(new_width, new_height, depth or 0)
-        if inside.is_empty:
-            expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
-            do = "check in which space it was measured"
-            raise ScanError(box, expected, "a box outside", do)
-        exact, whole = inside.as_tuple(), [*inside.round().as_tuple()]
-        n = len(whole) // 2
-        for axis, limit in enumerate((new_width, new_height, depth or 0)[:n]):
-            if whole[axis] == whole[axis + n]:  # a side that would vanish keeps one pixel
-                whole[axis] = min(int(exact[axis]), limit - 1)
-                whole[axis + n] = whole[axis] + 1
-        return type(box)(*whole)
+        factors, limits = (
+            (new_width / width, new_height / height, 1),
+            (new_width, new_height, depth),
+        )
+        n, numbers, lows, highs = len(box.as_tuple()) // 2, box.as_tuple(), [], []
+        for low, high, factor, limit in zip(numbers, numbers[n:], factors, limits, strict=False):
+            low, high = max(low * factor, 0), min(high * factor, limit)
+            if low >= high:
+                expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
+                do = "check in which space it was measured"
+                raise ScanError(box, expected, "a box outside", do)
+            first, last = math.floor(low + 0.5), math.floor(high + 0.5)
+            if first == last:  # a side that would vanish keeps one pixel
+                first = min(int(low), limit - 1)
+                last = first + 1
+            lows.append(first)
+            highs.append(last)
+        return type(box)(*lows, *highs)
 
 
 # of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)

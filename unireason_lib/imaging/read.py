@@ -203,8 +203,7 @@ def _member(path: Path, key: str | None) -> np.ndarray:
     shapes = {name: shape for name, (shape, _) in npz_headers(path).items()}
     key = key or (next(iter(shapes)) if len(shapes) == 1 else None)
     if key not in shapes:
-        do, found = "name one of them", f"arrays {list(shapes)}"
-        raise ScanError(path, "one array, or key=<name>", found, do)
+        raise ScanError(path, "one array, or key=<name>", list(shapes), "name one of them")
     check_voxels(shapes[key], path)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[key]

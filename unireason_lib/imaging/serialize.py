@@ -139,8 +139,7 @@ def _finite(volume: Volume, fill: float | None) -> np.ndarray:
         return array
     if fill is None or not np.isfinite(fill):
         do = "pass fill_nonfinite=<scan value of the background>, or repair the file"
-        found = f"{bad} of {array.size} voxels NaN or infinite"
-        raise ScanError(volume.source, "finite values", found, do)
+        raise ScanError(volume.source, "finite values", f"{bad} voxels NaN or infinite", do)
     return np.where(np.isfinite(array), array, np.asarray(fill, array.dtype))
 
 

@@ -80,8 +80,8 @@ def window_range(
 def to_grey(array: np.ndarray, window: Window, source: object = "image") -> np.ndarray:
     """A 2D scan as grey levels, uint8 of the same shape; one value everywhere is black."""
     if bad := int(array.size - np.count_nonzero(np.isfinite(array))):
-        found = f"{bad} of {array.size} pixels NaN or infinite"
-        raise ScanError(source, "finite values", found, "fill them and save the image again")
+        do = "fill them and save the image again"
+        raise ScanError(source, "finite values", f"{bad} pixels NaN or infinite", do)
     if check_window(window) is None and array.min() == array.max():
         return np.zeros(array.shape, np.uint8)
     return _grey(array, window_range(array, window, source))

@@ -111,8 +111,8 @@ def infer_file(
     if not root.is_dir():
         raise RequestError(root, "a folder of scans", "no folder", "check the path")
     if batch_size < 1 or (max_samples is not None and max_samples < 1):
-        found = [batch_size, max_samples]
-        raise RequestError("batch size and samples", "at least 1", found, "correct them")
+        given = [batch_size, max_samples]
+        raise RequestError("batch size and samples", "at least 1", given, "correct them")
     load, how = isinstance(model, Checkpoint), asdict(settings or Settings())
     reading = reading or Reading.like(model.serialization if load else None, dimension=dimension)
     samples = read_samples(questions, dimension)[:max_samples]

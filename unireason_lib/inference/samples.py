@@ -77,8 +77,8 @@ def read_rows(path: Path) -> Iterator[Row | Exception]:
         else:
             rows = json.loads(text) if kind == ".json" else list(_lines(text))
     except (ValueError, RecursionError, csv.Error) as error:
-        found, do = str(error)[:160], "correct it; a file with one object a line is called .jsonl"
-        raise RequestError(path, f"a {kind} file in UTF-8", found, do) from error
+        do = "correct it; a file with one object a line is called .jsonl"
+        raise RequestError(path, f"a {kind} file in UTF-8", str(error)[:160], do) from error
     if not isinstance(rows, list):
         raise RequestError(path, "a list of objects", type(rows).__name__, "put it into [ ]")
     for number, row in enumerate(rows, start=1):

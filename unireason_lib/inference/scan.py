@@ -46,9 +46,10 @@ class Reading:
         usual = {name: getattr(trained, name) for name in names} if trained else {}
         for name in sorted(usual):
             if given.get(name, usual[name]) != usual[name]:
-                message = f"{name} {given[name]}, but this checkpoint was trained with"
-                message += f" {usual[name]}: expect worse answers"
-                warnings.warn(message, ScanWarning, stacklevel=2)
+                message = (
+                    f"{name} {given[name]}, but this checkpoint was trained with {usual[name]}"
+                )
+                warnings.warn(f"{message}: expect worse answers", ScanWarning, stacklevel=2)
         return cls(**{**usual, **given})
 
 
