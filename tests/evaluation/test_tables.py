@@ -15,6 +15,7 @@ from PIL import Image
 
 from unireason_lib.errors import DatasetError, ScanError
 from unireason_lib.evaluation import open_benchmark, tables
+from unireason_lib.imaging import Serialization
 
 
 def scan(path: Path) -> None:
@@ -149,7 +150,7 @@ def test_3d_rad(tmp_path):
         items[3].load()
 
 
-def test_vqa_rad(tmp_path):
+def test_vqa_rad(tmp_path, monkeypatch):
     scan(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
     row = {
         "phrase_type": "freeform",
@@ -171,6 +172,11 @@ def test_vqa_rad(tmp_path):
     assert items[3].options == {} and items[3].answer == "left lobe" and items[3].family == "open"
     assert items[4].answer == "3" and list(skipped(found)) == [5]
     assert 2 in by_row(open_benchmark("vqa-rad", path, split="train"))
+    read, readings = tables.read_scan, []  # a window for volumes is none for X-rays
+    monkeypatch.setattr(tables, "read_scan", lambda *a: readings.append(a[2]) or read(*a))
+    trained = Serialization(window=(-150, 250))
+    open_benchmark("vqa-rad", path, serialization=trained).items[0].load()
+    assert readings[0].window is None
 
 
 def test_slake(tmp_path):

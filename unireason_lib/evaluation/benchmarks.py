@@ -67,7 +67,10 @@ def open_benchmark(
         name, _, path = name.partition(":")
     make, path = _function(name), path or None
     if serialization is not None and name != "parquet":
-        reading = Reading.like(serialization, size=size, window=window)
+        from unireason_lib.evaluation.tables import LAYOUTS
+
+        dimension = LAYOUTS[name].dimension if name in TABLES else "3d"
+        reading = Reading.like(serialization, dimension=dimension, size=size, window=window)
         size, window = reading.size, reading.window
         if name in TABLES:
             options.setdefault("image_size", serialization.image_size)
