@@ -251,11 +251,11 @@ def test_killed_at_any_rename_of_the_end_the_same_command_ends_with_the_same_row
         folder = shutil.copytree(tmp_path / "begun", tmp_path / f"set{fatal}")
         with monkeypatch.context() as patch:
             renames = Counter()
-            for name in ("rename", "replace"):
+            for name, real in (("rename", os.rename), ("replace", os.replace)):
 
-                def rename(*paths, real=getattr(os, name), **options):
-                    renames["all"] += 1
-                    return killed() if renames["all"] > fatal else real(*paths, **options)
+                def rename(*paths, real=real, last=fatal, seen=renames, **options):
+                    seen["all"] += 1
+                    return killed() if seen["all"] > last else real(*paths, **options)
 
                 patch.setattr(os, name, rename)
             with contextlib.suppress(Killed):

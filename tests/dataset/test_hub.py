@@ -96,7 +96,10 @@ def test_images_of_16_bits_keep_their_contrast_and_cameras_are_upright(tmp_path)
     exif[0x0112] = 6  # turn by 90 degrees
     colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
     rows = []
-    for name, image, options in (("deep", Image.fromarray(deep), {}), ("x", colour, {"exif": exif})):
+    for name, image, options in (
+        ("deep", Image.fromarray(deep), {}),
+        ("x", colour, {"exif": exif}),
+    ):
         image.save(tmp_path / f"{name}.png", **options)
         content = (tmp_path / f"{name}.png").read_bytes()
         rows.append({"image_id": name, "path": f"images/{name}.png", "bytes": content})
