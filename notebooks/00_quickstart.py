@@ -262,21 +262,25 @@ print(f"{(out / 'phantom.nii.gz').relative_to(project_root())}: {scan.shape} vox
 
 # %% [markdown]
 # In a terminal one types the line that is printed first. Here the same command runs inside the notebook's process, which
-# saves the seconds that importing PyTorch takes. Size and window are those the model was trained with.
+# saves the seconds that importing PyTorch takes. Size and window are those the model was trained with; only a checkpoint
+# that does not say which needs them as options.
 
 # %%
 import shlex
 from contextlib import chdir
 
 from unireason_lib.cli import app
+from unireason_lib.inference import Checkpoint
 
+layout = {"--target-size": ",".join(map(str, shape)), "--normalize": "{:g},{:g}".format(*looks.window)}
+with chdir(project_root()):
+    layout = {} if Checkpoint(profile.model.path).serialization else layout
 typed = {
     "--model-path": profile.model.path,
     "--device": str(model.device),
     "--torch-dtype": str(model.dtype).removeprefix("torch."),
     "--volume": "runs/quickstart/phantom.nii.gz",
-    "--target-size": ",".join(map(str, shape)),
-    "--normalize": "{:g},{:g}".format(*looks.window),
+    **layout,
     "--question": asked_3d.question,
     **{f"--option-{letter.lower()}": text for letter, text in asked_3d.options.items()},
     **{f"--{name.replace('_', '-')}": str(value) for name, value in limits.items()},

@@ -15,7 +15,10 @@ from collections.abc import Iterator, Mapping
 THINK_START = "<think>"
 THINK_END = "</think>"
 
-_CONTROL = re.compile(r"<\|[a-z_]+\|>|</?think>|</?answer>")
+CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?think>")
+"""What a tokenizer does not read as text."""
+
+_TAG = re.compile(rf"{CONTROL_TOKEN.pattern}|</?answer>")
 _BOXED = re.compile(r"\\boxed\{\s?(?:\\[a-z]+\{)?([^{}]*)\}{1,2}")
 _MARKS = re.compile(r"\*\*|__|[`$\"“”]")
 
@@ -47,7 +50,7 @@ def final_answer(text: str) -> str:
     _, closed, tail = text.rpartition(THINK_END)
     if not closed and THINK_START in text:
         return ""
-    return _CONTROL.sub(" ", tail if closed else text).strip()
+    return _TAG.sub(" ", tail if closed else text).strip()
 
 
 def extract_choice(text: str, options: Mapping[str, str] | None = None) -> str | None:

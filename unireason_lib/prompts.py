@@ -5,23 +5,22 @@ foot to head, then the question, its options, and how to reply.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unireason_lib.answers import CONTROL_TOKEN
 from unireason_lib.errors import RequestError
 
 LETTERS = "ABCDEFGH"  # of the options, in order
 
 _CHOOSE = "Reason about what you see, point with boxes, then answer with one option."
 _TELL = "Reason about what you see, point with boxes, then give a short answer."
-_CONTROL = re.compile(r"<\|[a-z_]+\|>|</?think>")
 
 
 def plain_text(text: str, what: str) -> str:
     """A text from outside, stripped; a :class:`RequestError` when ``what`` is empty or holds a
     control token like ``<|image_pad|>``, which the tokenizer would not read as text."""
-    if token := _CONTROL.search(text):
+    if token := CONTROL_TOKEN.search(text):
         raise RequestError(what, "plain text", f"the control token {token[0]}", "remove it")
     if not text.strip():
         raise RequestError(what, "plain text", "nothing", "write it")

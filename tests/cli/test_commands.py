@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from PIL import Image
 from unireason_lib import __version__
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
+from unireason_lib.imaging import Serialization
 from unireason_lib.inference import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +191,16 @@ def test_an_evaluation_goes_on_and_has_blank_images_beside(run, evaluate, tmp_pa
     assert run("evaluate", "--out", out, "--also", out).exit_code == 2
     lost = run("evaluate", "--out", tmp_path / "none.jsonl")
     assert lost.exit_code == 2 and "--model" in lost.stderr
+
+
+def test_scans_are_shown_as_the_model_was_trained(run, tiny_checkpoint, tmp_path):
+    trained = shutil.copytree(tiny_checkpoint, tmp_path / "trained")
+    Serialization((4, 32, 48)).save(trained)
+    out = tmp_path / "r.jsonl"
+    words = ("--benchmark", "phantom", "--option", "prior_studies=0", "--limit", 2, "--quiet")
+    words += ("--profile", "smoke", "--set", "generation.max_new_tokens=4", "--device", "cpu")
+    assert run("evaluate", "--model", trained, *words, "--out", out).exit_code == 0
+    assert [32, 48, 4] in [line["frame"] for line in read_results(out)]
 
 
 def test_a_question_without_its_scan_ends_with_exit_code_1(evaluate, tmp_path):

@@ -1,5 +1,6 @@
 """The build: the same rows however it is run, killed or resumed; nothing bad passes or vanishes silently."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -231,6 +232,40 @@ def test_stopped_in_any_way_the_same_command_ends_with_the_same_rows(
     assert not list(folder.rglob("*.partial"))
 
 
+def test_killed_at_any_rename_of_the_end_the_same_command_ends_with_the_same_rows(
+    settings, tmp_path, monkeypatch
+):
+    config = settings("phantom:dimension=2d,count=5")
+    whole = build(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        """Nothing catches it."""
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building, "finalise", killed)
+        build(config, tmp_path / "begun")
+    for fatal in range(9):
+        folder = shutil.copytree(tmp_path / "begun", tmp_path / f"set{fatal}")
+        with monkeypatch.context() as patch:
+            renames = Counter()
+            for name, real in (("rename", os.rename), ("replace", os.replace)):
+
+                def rename(*paths, real=real, last=fatal, seen=renames, **options):
+                    seen["all"] += 1
+                    return killed() if seen["all"] > last else real(*paths, **options)
+
+                patch.setattr(os, name, rename)
+            with contextlib.suppress(Killed):
+                build(config, folder)
+                break
+        assert not (folder / "manifest.json").exists()
+        assert build(config, folder).built == 0 and same_rows(folder, whole)
+    assert 5 <= fatal < 8 and same_rows(folder, whole)  # configurations, card and manifest
+
+
 @linux
 def test_a_full_disk_stops_it_with_a_message(reference, settings, start, tmp_path):
     folder = tmp_path / "set"
@@ -280,6 +315,18 @@ def test_a_second_study_of_one_id_is_refused_with_its_images(build_from):
     records = [replace(r, scan=None) for r in records_of(report.folder)]
     assert records == [replace(r, scan=None) for r in records_of(alone.folder)]
     assert report.manifest["images"] == 16
+
+
+def test_one_scan_under_two_names_stays_in_one_split(build_from):
+    """Names that alone are in two splits; off, the scans are not compared."""
+    halves = {"train": 0.5, "test": 0.5}
+    copies = [replace(phantom(1), id=name, patient=name) for name in ("anna", "dora")]
+    for compared in (True, False):
+        how = {"fractions": halves, "near_duplicates": compared, "out": f"set{compared}"}
+        report = build_from(*copies, **how)
+        splits = {record.study: record.split for record in records_of(report.folder)}
+        assert len(splits) == 2 and len({*splits.values()}) == (1 if compared else 2)
+        assert report.manifest["studies"]["near_duplicates"] == compared
 
 
 def test_a_split_of_the_source_is_kept_and_an_empty_one_left_out(build_from):

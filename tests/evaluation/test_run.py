@@ -72,6 +72,17 @@ def test_a_line_says_what_was_asked_written_and_reached(scripted):
     json.dumps(line)
 
 
+def test_boxes_in_the_json_of_stock_qwen_are_counted(scripted, write):
+    """They fetch nothing, and nobody was told that a model writes them."""
+    json_box = '```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "lesion"}]\n```'
+    replies = (json_box, "no box")
+    lines = [only_line(scripted(lambda _, r=r: (r,)), item(r[-3:])) for r in replies]
+    assert lines[0]["other_syntax"] == 1 and lines[0]["boxes"] == []
+    assert "other_syntax" not in lines[1]
+    text = Report.from_file(write("r.jsonl", lines)).to_markdown()
+    assert "1 boxes in 1 replies are JSON (bbox_2d)" in text
+
+
 def test_a_volume_is_measured_in_three_dimensions(scripted):
     box = format_box(Box3D(0, 0, 1, 64, 32, 3))
     generator = scripted(lambda _: ("<think>", box, "</think>", "A. Left"))

@@ -198,7 +198,15 @@ def test_sampling_stays_on_the_device_and_follows_the_probabilities(generator, m
     scores, (row,) = 2 * probabilities.log()[None], running.rows
     evenly = iter((np.arange(2000) + 0.5) / 2000)
     row.draw = SimpleNamespace(random=lambda: next(evenly))
-    monkeypatch.setattr(torch.Tensor, "cpu", None)
+    real, wide = torch.Tensor.to, len(probabilities)
+
+    def to(tensor, *words, **more):
+        assert tensor.shape[-1] < wide, "a vocabulary-wide table changes its device"
+        return real(tensor, *words, **more)
+
+    for name in ("cpu", "numpy", "tolist", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    monkeypatch.setattr(torch.Tensor, "to", to)
     tokens = [int(running._sample([row], scores)) for _ in range(2000)]
     counts = np.bincount(tokens, minlength=5) / 2000
     expected = [0.1, 0.4, 0, 0.3, 0.2] if top_p == 1 else [0, 4 / 9, 0, 3 / 9, 2 / 9]

@@ -21,7 +21,7 @@ LEAST_SEEDS = 3
 LEVEL = 0.05
 """Of all claims together, after Holm's correction."""
 
-VALUES = {"correct": "%", "iou_first": "IoU", "format": "format %", "followed": "letter follows %"}
+VALUES = {"correct": "%", "iou_first": "IoU", "format": "format %", "followed": "consistency %"}
 """Column of the table of replies -> heading in the table of conditions, behind the dimension."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice
 from unireason_lib.boxes import BOX_END, BOX_START, Box2D, scan_boxes
-from unireason_lib.dataset.rationales import CONTROL_TOKEN, MAX_ROUNDS
+from unireason_lib.dataset.rationales import MAX_ROUNDS, STEERING
 from unireason_lib.dataset.schema import Record, box_of
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging.crops import MAX_ASPECT, crop_rectangle, slice_range
@@ -100,7 +100,7 @@ def _problems(record: Record) -> Iterator[Problem]:
     except RequestError as error:
         yield ("options" if str(error).startswith("options") else "control token"), str(error)
         return
-    if control := CONTROL_TOKEN.search(user_text):
+    if control := STEERING.search(user_text):
         yield "control token", f"{control[0]} in the question"
     if leak := leaked(record.question, record.options, record.answer):
         yield "answer leak", leak
@@ -123,7 +123,7 @@ def _thought_problems(record: Record, thought: str) -> Iterator[Problem]:
     if scan.malformed or BOX_START in prose or BOX_END in prose:
         opened, closed = thought.count(BOX_START), thought.count(BOX_END)
         yield "tags", f"{opened} opened, {closed} closed, {scan.malformed} malformed"
-    if control := CONTROL_TOKEN.search(prose):
+    if control := STEERING.search(prose):
         yield "control token", f"{control[0]} in the reasoning"
     written = [box.as_tuple() for box in scan.boxes]
     evidence = [tuple(box) for _, box in record.evidence]

@@ -6,7 +6,7 @@ Writers share one interface (``name``, ``write(question, view)``): :class:`Templ
 composes short reports from the parts in ``rationales.yaml``; another asks a language model.
 
 What both must keep to is in :func:`verify`: every box is the true box of the structure named, all
-evidence is pointed at, and the text concludes with the right option and says no letter.
+evidence has a box, and the text concludes with the right option and says no letter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
+from unireason_lib.answers import CONTROL_TOKEN
 from unireason_lib.boxes import BOX_END, BOX_START, Box, format_box, read_box
 from unireason_lib.dataset.questions import Question
 from unireason_lib.dataset.questions.kinds import capital
@@ -66,8 +67,8 @@ _LETTER = re.compile(
     r"\s*[:=]?\s*\(?\"?[A-D]\b(?!\w|'|-)"
     r"|(?<![\w(])\(?[A-D]\)"
 )
-CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?think>|<image>|<video>")
-"""What steers a model and may stand in no question, option or reasoning."""
+STEERING = re.compile(rf"{CONTROL_TOKEN.pattern}|<image>|<video>")
+"""What steers a model, placeholders of images included: in no question, option or reasoning."""
 
 
 def verify(rationale: Rationale, question: Question, view: View) -> list[str]:
@@ -81,10 +82,10 @@ def verify(rationale: Rationale, question: Question, view: View) -> list[str]:
             problems.append(f"box: {point.box.as_tuple()} is not where {point.structure!r} is")
     pointed = {point.structure for point in rationale.points}
     missing = (s.name for s in question.evidence if s.name not in pointed)
-    problems += [f"evidence: nothing points at {name!r}" for name in missing]
+    problems += [f"evidence: no box on {name!r}" for name in missing]
     if len(rationale.points) > MAX_ROUNDS:
         problems.append(f"points: {len(rationale.points)}, more than {MAX_ROUNDS}")
-    if control := CONTROL_TOKEN.search(words):
+    if control := STEERING.search(words):
         problems.append(f"token: {control[0]} in the text")
     if letter := _LETTER.search(words):
         problems.append(f"letter: the text says {letter[0].strip()!r}")

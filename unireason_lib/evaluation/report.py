@@ -132,6 +132,10 @@ class Report:
             notes.append("no run with blank images yet (evaluate --with-blank)")
         costs = [f"{name.replace('_', ' ')} {whole[name]:.3g}" for name in COST if name in whole]
         notes.append(f"per reply: {', '.join(costs)}")
+        if "other_syntax" in self.results:  # of replies that have such boxes
+            other = self.results["other_syntax"]
+            written = f"{other.sum():.0f} boxes in {other.count()} replies"
+            notes.append(f"{written} are JSON (bbox_2d), as stock Qwen writes, and fetch nothing")
         bins = reliability(self.results).query("n > 0").itertuples()
         bins = [f"{b.low:g}-{b.high:g}: {100 * b.accuracy:.1f} (n {b.n})" for b in bins]
         notes += [f"accuracy by IoU of the best box: {'; '.join(bins)}"] if bins else []

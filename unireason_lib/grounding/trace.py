@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
-from unireason_lib.boxes import BOX_END, BOX_START, Box
+from unireason_lib.boxes import BOX_END, BOX_START, Box, scan_boxes
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging.summary import image_html, table_html
 from unireason_lib.prompts import LETTERS, chat
@@ -116,7 +116,9 @@ class Trace:
         return thought and boxes and self.text.index(THINK_START) < self.text.index(THINK_END)
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace without images, ready for JSON: the one form of a reply in all results."""
+        """The trace without images, ready for JSON: the one form of a reply in all results. With
+        ``other_syntax``, how many boxes are stock Qwen's JSON and fetch nothing, if there are."""
+        other = len(scan_boxes(self.text).other_syntax)
         return {
             "id": self.request.id,
             "dimension": self.request.dimension,
@@ -134,6 +136,7 @@ class Trace:
             "injected_tokens": self.own_mask.count(0),
             "prompt_tokens": len(self.prompt_ids),
             "seconds": round(self.seconds, 4),
+            **({"other_syntax": other} if other else {}),
         }
 
     def _repr_html_(self) -> str:

@@ -215,9 +215,9 @@ def full_disk_named(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        said = re.search(r"os error (\d+)|file write failed", str(error))
-        if number is None and said:
-            number = int(said[1] or errno.ENOSPC)
+        match = re.search(r"os error (\d+)|file write failed", str(error))
+        if number is None and match:
+            number = int(match[1] or errno.ENOSPC)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise disk_error(path, OSError(number, "no space left on device")) from error
