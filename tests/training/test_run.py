@@ -192,6 +192,14 @@ def test_a_finished_run_is_taken_as_it_is(run):
     assert (run() / "model.safetensors").stat().st_mtime_ns == first
     with pytest.raises(DatasetError, match=r"sft\.learning_rate was 0\.001, is 0\.01"):
         run(sft__learning_rate=1e-2)
+    # an argument of TRL that was added or dropped was no change
+    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was 0\.999, is 0\.5"):
+        run(sft__adam_beta2=0.5)
+    run("other", sft__max_steps=1, sft__adam_beta2=0.5)
+    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was 0\.5, is 0\.999"):
+        run("other", sft__max_steps=1)
+    with pytest.raises(DatasetError, match=r"model\.dtype was float32, is bfloat16"):
+        run(model__dtype="bfloat16")
     with pytest.raises(DatasetError, match="other records"):
         run(records=slice(0, 5))
     run(grounding__grpo_test_questions=3)  # which is no setting of this stage

@@ -53,10 +53,11 @@ _GROUNDING = {  # settings that one stage reads
 
 def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
     """What decides the outcome of a run, from its profile: the section of its stage (``"sft"`` or
-    ``"grpo"``), and of ``grounding`` what that stage reads."""
+    ``"grpo"``), and of ``grounding`` and ``model`` what that stage reads."""
     names = [*_GROUNDING[stage], "freeze_vision", "feature_cache", "lora_alpha", "lora_dropout"]
     ours = profile.grounding.model_dump(include=set(names))
-    return {stage: getattr(profile, stage).model_dump(), "grounding": ours}
+    weights = profile.model.model_dump(include={"dtype", "quantization"})
+    return {stage: getattr(profile, stage).model_dump(), "grounding": ours, "model": weights}
 
 
 def trainer_arguments(section: Mapping[str, Any], out: Path, progress: bool) -> dict[str, Any]:
@@ -126,9 +127,7 @@ def _check_settings(
         write_json(path, now)
         return
     before = read_json(path)
-    old, new = _flat(before["settings"]), _flat(now["settings"])
-    # a setting that came later leaves the run as it was
-    changed = [f"{k} was {old[k]}, is {v}" for k, v in new.items() if old.get(k, v) != v]
+    changed = _changed(_flat(before["settings"]), _flat(now["settings"]))
     bases = [one.get("base") or {} for one in (before, now)]
     if all(bases) and len({base.get("sha256", base.get("commit")) for base in bases}) > 1:
         changed.append(f"another base model ({bases[0]['name']} was, {bases[1]['name']} is)")
@@ -137,6 +136,22 @@ def _check_settings(
         expected = "the settings, base model and records that this run was begun with"
         do = "undo the change to go on, or train into another folder"
         raise DatasetError(out, expected, "; ".join(changed), do)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that differ. An argument of TRL that is not there has its default; a setting of ours
+    that is not there came with a later version, and leaves the run as it was."""
+    import trl
+
+    lines = []
+    for name in dict.fromkeys([*old, *new]):
+        section, _, argument = name.partition(".")
+        default = new.get(name, old.get(name))
+        if section in ("sft", "grpo"):
+            default = getattr(getattr(trl, f"{section.upper()}Config"), argument, None)
+        before, now = old.get(name, default), new.get(name, default)
+        lines += [f"{name} was {before}, is {now}"] if before != now else []
+    return lines
 
 
 def _flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
