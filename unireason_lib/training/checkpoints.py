@@ -60,16 +60,71 @@ def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
     return {stage: getattr(profile, stage).model_dump(), "grounding": ours, "model": weights}
 
 
-def trainer_arguments(section: Mapping[str, Any], out: Path, progress: bool) -> dict[str, Any]:
-    """Keyword arguments of ``SFTConfig`` or ``GRPOConfig``.
+def _refused(do: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), do)
+
+
+_BOTH = {
+    "output_dir": "name the folder of the run (--out)",
+    "activation_checkpointing": "set gradient_checkpointing",
+    "use_cpu": "set CUDA_VISIBLE_DEVICES",
+    **_refused(
+        "leave it out: free-running tests (grounding.free_running_steps) take the place",
+        "do_eval eval_strategy eval_steps eval_delay eval_on_start load_best_model_at_end",
+    ),
+    **_refused(
+        "leave it out: it is chosen here",
+        "remove_unused_columns ddp_find_unused_parameters disable_tqdm resume_from_checkpoint "
+        "shuffle_dataset train_sampling_strategy",
+    ),
+}
+_REFUSED = {  # arguments of TRL that would change nothing, or break a run: what to do about them
+    "sft": _BOTH
+    | _refused(
+        "leave it out: records are encoded before TRL sees them",
+        "packing packing_strategy eval_packing padding_free dataset_kwargs dataset_text_field "
+        "dataset_num_proc truncation_mode completion_only_loss assistant_only_loss",
+    ),
+    "grpo": _BOTH
+    | {
+        "reward_weights": "set grounding.iou_weight and grounding.area_weight",
+        "max_tool_calling_iterations": "set grounding.rollout_max_rounds",
+        "disable_dropout": "leave it out: dropout is always off",
+        **_refused(
+            "leave it out: log-probabilities are of plain sampling",
+            "top_p top_k min_p repetition_penalty generation_kwargs vllm_structured_outputs_regex",
+        ),
+        **_refused(
+            "leave it out: the grounded interface or a vLLM server (grpo.use_vllm) makes replies",
+            "vllm_mode vllm_gpu_memory_utilization vllm_tensor_parallel_size vllm_max_model_length "
+            "vllm_enable_sleep_mode use_transformers_paged use_transformers_continuous_batching "
+            "transformers_continuous_batching_config cache_implementation chat_template_kwargs "
+            "num_generations_eval",
+        ),
+    },
+}
+
+
+def trainer_arguments(
+    config: type, section: Mapping[str, Any], out: Path, progress: bool, **fixed: Any
+) -> Any:
+    """The configuration of a trainer.
 
     Args:
-        section: Those of a profile.
+        config: ``SFTConfig`` or ``GRPOConfig``.
+        section: Its keyword arguments in a profile.
         out: Folder of the run.
         progress: Whether to show bars.
+        fixed: Keyword arguments that no profile may change.
+
+    Raises:
+        TrainingError: Arguments that would have no effect, or that do not fit together.
     """
-    arguments = dict(section)
-    return {
+    stage, arguments = config.__name__.removesuffix("Config").lower(), dict(section)
+    for name in arguments:
+        if do := _REFUSED[stage].get(name):
+            raise TrainingError(f"{stage}.{name}", "no such setting", arguments[name], do)
+    arguments = {
         **arguments,
         # transformers deprecates the name by which the rest of the world knows it
         "activation_checkpointing": arguments.pop("gradient_checkpointing"),
@@ -80,7 +135,12 @@ def trainer_arguments(section: Mapping[str, Any], out: Path, progress: bool) -> 
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,  # all that learn are used in every step
         "disable_tqdm": not progress,
+        **fixed,
     }
+    try:
+        return config(**arguments)
+    except (ValueError, TypeError) as error:
+        raise TrainingError(stage, "arguments that fit together", error, "correct them") from error
 
 
 @contextmanager
