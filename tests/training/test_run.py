@@ -312,6 +312,10 @@ def test_a_merged_checkpoint_follows_its_adapter(run, adapter, tmp_path):
     assert (merged / "model.safetensors").stat().st_mtime_ns == made  # once
     before = weights(merged)
     other = run("other", grounding__sft_lora_r=4, sft__seed=1, sft__learning_rate=1e-2)
+    beside = shutil.copytree(other, adapter.parent / "second")  # had the same copy, by turns
+    assert whole_checkpoint(beside) == str(adapter.parent / "second-merged")
+    assert whole_checkpoint(adapter) == str(merged)
+    assert (merged / "model.safetensors").stat().st_mtime_ns == made
     shutil.rmtree(adapter)
     shutil.copytree(other, adapter)
     after = weights(whole_checkpoint(adapter))

@@ -379,8 +379,9 @@ def merge_adapter(
 
 def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     """Where a model is that can be trained further: the path itself, or for the folder of an
-    adapter the checkpoint that it makes with its model. That lies beside it as ``merged``. It is
-    made when it is not there or was made of other weights, and once when several processes ask.
+    adapter the checkpoint that it makes with its model. That lies beside it: as ``merged`` for the
+    adapter ``model`` of a run, as ``NAME-merged`` for another. It is made when it is not there or
+    was made of other weights, and once when several processes ask.
 
     Args:
         path: Folder or hub id of a checkpoint, or folder of a PEFT adapter.
@@ -389,13 +390,14 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     base = adapter_base(path)
     if base is None:
         return str(path)
-    merged = Path(path).parent / "merged"
+    name = Path(path).name
+    merged = Path(path).parent / ("merged" if name == "model" else f"{name}-merged")
     identities = {"base": model_identity(base), "adapter": model_identity(str(path))}
     source = {**identities, "dtype": dtype}
-    with locked(merged.with_name("merged.lock"), str(merged), wait=True):
+    with locked(merged.with_name(f"{merged.name}.lock"), str(merged), wait=True):
         note = merged / "source.json"
         if not note.is_file() or read_json(note) != source:
-            fresh = merged.with_name("merged.new")
+            fresh = merged.with_name(f"{merged.name}.new")
             shutil.rmtree(fresh, ignore_errors=True)
             merge_adapter(base, path, fresh, dtype)
             write_json(fresh / note.name, source)
