@@ -130,6 +130,19 @@ def test_the_log_ends_a_torn_line_before_it_adds_one(tmp_path):
     assert read_log(tmp_path / "none") == []
 
 
+def test_a_log_that_is_cut_back_is_never_empty(monkeypatch, tmp_path):
+    """It was emptied first: a kill or a full disk between lost all of it."""
+    from types import SimpleNamespace
+
+    from unireason_lib.training import callbacks
+
+    append_lines(tmp_path / "log.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2, 3)])
+    monkeypatch.setattr(callbacks, "append_lines", lambda path, lines: None)  # the disk is full
+    state = SimpleNamespace(is_world_process_zero=True, global_step=2)
+    RunLog(tmp_path / "log.jsonl").on_train_begin(None, state, None)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2]
+
+
 def test_epochs_differ_in_their_order(run, monkeypatch):
     """Else every epoch has the same batches, and a run is poorer than it looks."""
     from unireason_lib.training.encoding import FeatureCollator
