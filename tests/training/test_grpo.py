@@ -451,7 +451,12 @@ def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
         ({"num_generations": 3}, "divisible"),
         ({"per_device_train_batch_size": 5}, "divisible"),
         ({"gradient_accumulation_steps": 4}, "multiple of gradient_accumulation_steps"),
-        ({"top_p": 0.9}, "top_p"),
+        ({"top_p": 0.9}, "top_p.*plain sampling"),
+        ({"vllm_mode": "colocate"}, "vllm_mode.*vLLM server"),  # had no effect, as the next four
+        ({"reward_weights": [1.0, 0.0]}, "reward_weights.*iou_weight"),
+        ({"generation_kwargs": {"top_p": 0.9}}, "generation_kwargs"),
+        ({"use_transformers_paged": True}, "use_transformers_paged"),
+        ({"output_dir": "/elsewhere"}, "output_dir.*--out"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(change, name, tmp_path):

@@ -130,6 +130,19 @@ def test_the_log_ends_a_torn_line_before_it_adds_one(tmp_path):
     assert read_log(tmp_path / "none") == []
 
 
+def test_a_log_that_is_cut_back_is_never_empty(monkeypatch, tmp_path):
+    """It was emptied first: a kill or a full disk between lost all of it."""
+    from types import SimpleNamespace
+
+    from unireason_lib.training import callbacks
+
+    append_lines(tmp_path / "log.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2, 3)])
+    monkeypatch.setattr(callbacks, "append_lines", lambda path, lines: None)  # the disk is full
+    state = SimpleNamespace(is_world_process_zero=True, global_step=2)
+    RunLog(tmp_path / "log.jsonl").on_train_begin(None, state, None)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2]
+
+
 def test_epochs_differ_in_their_order(run, monkeypatch):
     """Else every epoch has the same batches, and a run is poorer than it looks."""
     from unireason_lib.training.encoding import FeatureCollator
@@ -192,6 +205,14 @@ def test_a_finished_run_is_taken_as_it_is(run):
     assert (run() / "model.safetensors").stat().st_mtime_ns == first
     with pytest.raises(DatasetError, match=r"sft\.learning_rate was 0\.001, is 0\.01"):
         run(sft__learning_rate=1e-2)
+    # an argument of TRL that was added or dropped was no change
+    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was 0\.999, is 0\.5"):
+        run(sft__adam_beta2=0.5)
+    run("other", sft__max_steps=1, sft__adam_beta2=0.5)
+    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was 0\.5, is 0\.999"):
+        run("other", sft__max_steps=1)
+    with pytest.raises(DatasetError, match=r"model\.dtype was float32, is bfloat16"):
+        run(model__dtype="bfloat16")
     with pytest.raises(DatasetError, match="other records"):
         run(records=slice(0, 5))
     run(grounding__grpo_test_questions=3)  # which is no setting of this stage
@@ -304,6 +325,10 @@ def test_a_merged_checkpoint_follows_its_adapter(run, adapter, tmp_path):
     assert (merged / "model.safetensors").stat().st_mtime_ns == made  # once
     before = weights(merged)
     other = run("other", grounding__sft_lora_r=4, sft__seed=1, sft__learning_rate=1e-2)
+    beside = shutil.copytree(other, adapter.parent / "second")  # had the same copy, by turns
+    assert whole_checkpoint(beside) == str(adapter.parent / "second-merged")
+    assert whole_checkpoint(adapter) == str(merged)
+    assert (merged / "model.safetensors").stat().st_mtime_ns == made
     shutil.rmtree(adapter)
     shutil.copytree(other, adapter)
     after = weights(whole_checkpoint(adapter))

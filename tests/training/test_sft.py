@@ -240,6 +240,21 @@ def test_adapters_are_learnt_on_4_bit_weights(tune, tiny_checkpoint, study, tmp_
     assert GroundedGenerator(*loaded).generate([request], max_new_tokens=4)
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"output_dir": "/elsewhere"}, "sft.output_dir.*--out"),  # had no effect, as packing
+        ({"packing": True}, "sft.packing.*encoded before"),
+        ({"eval_strategy": "steps"}, "sft.eval_strategy.*free_running_steps"),
+        ({"dataset_kwargs": None}, "sft.dataset_kwargs"),  # a bare TypeError
+        ({"lr_scheduler_type": "none"}, "arguments that fit together.*SchedulerType"),
+    ],
+)
+def test_settings_without_effect_are_refused(tune, change, name):
+    with pytest.raises(TrainingError, match=name):
+        tune(**{f"sft__{key}": value for key, value in change.items()})
+
+
 def test_no_records_is_an_error_that_says_so(tune):
     with pytest.raises(DatasetError, match="records to train on"):
         tune(sft__max_length=10)

@@ -8,6 +8,7 @@ has reduced over all processes (``loss``, ``learning_rate``, ``grad_norm``, ...)
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -49,8 +50,7 @@ class RunLog(TrainerCallback):
         """Take out what will be written again."""
         if state.is_world_process_zero and self.path.exists():
             kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
-            write_whole(self.path, "")
-            append_lines(self.path, kept)
+            write_whole(self.path, (json.dumps(line) + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """The trainer's numbers, already reduced; one process writes them."""

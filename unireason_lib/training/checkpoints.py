@@ -53,22 +53,78 @@ _GROUNDING = {  # settings that one stage reads
 
 def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
     """What decides the outcome of a run, from its profile: the section of its stage (``"sft"`` or
-    ``"grpo"``), and of ``grounding`` what that stage reads."""
+    ``"grpo"``), and of ``grounding`` and ``model`` what that stage reads."""
     names = [*_GROUNDING[stage], "freeze_vision", "feature_cache", "lora_alpha", "lora_dropout"]
     ours = profile.grounding.model_dump(include=set(names))
-    return {stage: getattr(profile, stage).model_dump(), "grounding": ours}
+    weights = profile.model.model_dump(include={"dtype", "quantization"})
+    return {stage: getattr(profile, stage).model_dump(), "grounding": ours, "model": weights}
 
 
-def trainer_arguments(section: Mapping[str, Any], out: Path, progress: bool) -> dict[str, Any]:
-    """Keyword arguments of ``SFTConfig`` or ``GRPOConfig``.
+def _refused(do: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), do)
+
+
+_BOTH = {
+    "output_dir": "name the folder of the run (--out)",
+    "activation_checkpointing": "set gradient_checkpointing",
+    "use_cpu": "set CUDA_VISIBLE_DEVICES",
+    **_refused(
+        "leave it out: free-running tests (grounding.free_running_steps) take the place",
+        "do_eval eval_strategy eval_steps eval_delay eval_on_start load_best_model_at_end",
+    ),
+    **_refused(
+        "leave it out: it is chosen here",
+        "remove_unused_columns ddp_find_unused_parameters disable_tqdm resume_from_checkpoint "
+        "shuffle_dataset train_sampling_strategy",
+    ),
+}
+_REFUSED = {  # arguments of TRL that would change nothing, or break a run: what to do about them
+    "sft": _BOTH
+    | _refused(
+        "leave it out: records are encoded before TRL sees them",
+        "packing packing_strategy eval_packing padding_free dataset_kwargs dataset_text_field "
+        "dataset_num_proc truncation_mode completion_only_loss assistant_only_loss",
+    ),
+    "grpo": _BOTH
+    | {
+        "reward_weights": "set grounding.iou_weight and grounding.area_weight",
+        "max_tool_calling_iterations": "set grounding.rollout_max_rounds",
+        "disable_dropout": "leave it out: dropout is always off",
+        **_refused(
+            "leave it out: log-probabilities are of plain sampling",
+            "top_p top_k min_p repetition_penalty generation_kwargs vllm_structured_outputs_regex",
+        ),
+        **_refused(
+            "leave it out: the grounded interface or a vLLM server (grpo.use_vllm) makes replies",
+            "vllm_mode vllm_gpu_memory_utilization vllm_tensor_parallel_size vllm_max_model_length "
+            "vllm_enable_sleep_mode use_transformers_paged use_transformers_continuous_batching "
+            "transformers_continuous_batching_config cache_implementation chat_template_kwargs "
+            "num_generations_eval",
+        ),
+    },
+}
+
+
+def trainer_arguments(
+    config: type, section: Mapping[str, Any], out: Path, progress: bool, **fixed: Any
+) -> Any:
+    """The configuration of a trainer.
 
     Args:
-        section: Those of a profile.
+        config: ``SFTConfig`` or ``GRPOConfig``.
+        section: Its keyword arguments in a profile.
         out: Folder of the run.
         progress: Whether to show bars.
+        fixed: Keyword arguments that no profile may change.
+
+    Raises:
+        TrainingError: Arguments that would have no effect, or that do not fit together.
     """
-    arguments = dict(section)
-    return {
+    stage, arguments = config.__name__.removesuffix("Config").lower(), dict(section)
+    for name in arguments:
+        if do := _REFUSED[stage].get(name):
+            raise TrainingError(f"{stage}.{name}", "no such setting", arguments[name], do)
+    arguments = {
         **arguments,
         # transformers deprecates the name by which the rest of the world knows it
         "activation_checkpointing": arguments.pop("gradient_checkpointing"),
@@ -79,7 +135,12 @@ def trainer_arguments(section: Mapping[str, Any], out: Path, progress: bool) -> 
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,  # all that learn are used in every step
         "disable_tqdm": not progress,
+        **fixed,
     }
+    try:
+        return config(**arguments)
+    except (ValueError, TypeError) as error:
+        raise TrainingError(stage, "arguments that fit together", error, "correct them") from error
 
 
 @contextmanager
@@ -126,9 +187,7 @@ def _check_settings(
         write_json(path, now)
         return
     before = read_json(path)
-    old, new = _flat(before["settings"]), _flat(now["settings"])
-    # a setting that came later leaves the run as it was
-    changed = [f"{k} was {old[k]}, is {v}" for k, v in new.items() if old.get(k, v) != v]
+    changed = _changed(_flat(before["settings"]), _flat(now["settings"]))
     bases = [one.get("base") or {} for one in (before, now)]
     if all(bases) and len({base.get("sha256", base.get("commit")) for base in bases}) > 1:
         changed.append(f"another base model ({bases[0]['name']} was, {bases[1]['name']} is)")
@@ -137,6 +196,22 @@ def _check_settings(
         expected = "the settings, base model and records that this run was begun with"
         do = "undo the change to go on, or train into another folder"
         raise DatasetError(out, expected, "; ".join(changed), do)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that differ. An argument of TRL that is not there has its default; a setting of ours
+    that is not there came with a later version, and leaves the run as it was."""
+    import trl
+
+    lines = []
+    for name in dict.fromkeys([*old, *new]):
+        section, _, argument = name.partition(".")
+        default = new.get(name, old.get(name))
+        if section in ("sft", "grpo"):
+            default = getattr(getattr(trl, f"{section.upper()}Config"), argument, None)
+        before, now = old.get(name, default), new.get(name, default)
+        lines += [f"{name} was {before}, is {now}"] if before != now else []
+    return lines
 
 
 def _flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
@@ -304,8 +379,9 @@ def merge_adapter(
 
 def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     """Where a model is that can be trained further: the path itself, or for the folder of an
-    adapter the checkpoint that it makes with its model. That lies beside it as ``merged``. It is
-    made when it is not there or was made of other weights, and once when several processes ask.
+    adapter the checkpoint that it makes with its model. That lies beside it: as ``merged`` for the
+    adapter ``model`` of a run, as ``NAME-merged`` for another. It is made when it is not there or
+    was made of other weights, and once when several processes ask.
 
     Args:
         path: Folder or hub id of a checkpoint, or folder of a PEFT adapter.
@@ -314,13 +390,14 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     base = adapter_base(path)
     if base is None:
         return str(path)
-    merged = Path(path).parent / "merged"
+    name = Path(path).name
+    merged = Path(path).parent / ("merged" if name == "model" else f"{name}-merged")
     identities = {"base": model_identity(base), "adapter": model_identity(str(path))}
     source = {**identities, "dtype": dtype}
-    with locked(merged.with_name("merged.lock"), str(merged), wait=True):
+    with locked(merged.with_name(f"{merged.name}.lock"), str(merged), wait=True):
         note = merged / "source.json"
         if not note.is_file() or read_json(note) != source:
-            fresh = merged.with_name("merged.new")
+            fresh = merged.with_name(f"{merged.name}.new")
             shutil.rmtree(fresh, ignore_errors=True)
             merge_adapter(base, path, fresh, dtype)
             write_json(fresh / note.name, source)

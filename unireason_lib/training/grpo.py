@@ -480,19 +480,11 @@ def grpo_arguments(
     """TRL's configuration of a run.
 
     Raises:
-        TrainingError: Batches that do not divide, or a way of sampling that rollouts do not have.
+        TrainingError: Batches that do not divide, or settings that rollouts do not have.
     """
-    section = profile.grpo.model_dump()
-    for name, off in {"top_p": 1, "top_k": 0, "min_p": None, "repetition_penalty": 1}.items():
-        if section.get(name, off) != off:
-            found, do = section[name], "leave it out: log-probabilities are of plain sampling"
-            raise TrainingError(f"grpo.{name}", off, found, do)
-    section |= {"reward_weights": list(weights), "vllm_mode": "server", "disable_dropout": True}
-    section.setdefault("log_multimodal", False)
-    try:
-        arguments = GRPOConfig(**trainer_arguments(section, out, progress))
-    except ValueError as error:
-        raise TrainingError("grpo", "arguments that fit together", error, "correct them") from error
+    section = {"log_multimodal": False, **profile.grpo.model_dump()}
+    fixed = {"reward_weights": list(weights), "vllm_mode": "server", "disable_dropout": True}
+    arguments = trainer_arguments(GRPOConfig, section, out, progress, **fixed)
     replies = arguments.per_device_train_batch_size * arguments.steps_per_generation
     for name, number, whole in (
         ("steps_per_generation", arguments.steps_per_generation, "gradient_accumulation_steps"),

@@ -77,13 +77,11 @@ def train_sft(
     Raises:
         DatasetError: No record is left to train on; another process trains in the folder, or it
             holds another run; the disk is full.
-        TrainingError: The loss is not finite.
+        TrainingError: Settings that do not fit together, or a loss that is not finite.
     """
     out, ours = Path(out), profile.grounding
-    arguments = SFTConfig(
-        **trainer_arguments(profile.sft.model_dump(), out, progress),
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+    section, ready = profile.sft.model_dump(), {"skip_prepare_dataset": True}
+    arguments = trainer_arguments(SFTConfig, section, out, progress, dataset_kwargs=ready)
     with open_run(out, run_settings(profile, "sft"), model, records):
         if (out / "model").is_dir():
             return out / "model"
