@@ -24,6 +24,7 @@ from unireason_lib.evaluation.controls import (
     random_crops,
     shown_images,
 )
+from unireason_lib.evaluation.report import Report
 from unireason_lib.evaluation.run import by_length
 from unireason_lib.grounding import GroundedRequest, Settings
 from unireason_lib.imaging import ProcessorFrame

@@ -15,7 +15,6 @@ from PIL import Image
 
 from unireason_lib.errors import DatasetError, ScanError
 from unireason_lib.evaluation import open_benchmark, tables
-from unireason_lib.imaging import Serialization
 
 
 def scan(path: Path) -> None:

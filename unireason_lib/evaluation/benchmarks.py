@@ -74,9 +74,7 @@ def open_benchmark(
         do = "name one of them, as name:path where it needs files, or a folder with sft/ or rl/"
         raise DatasetError("benchmark", f"one of {', '.join(makers)}", repr(name), do)
     if serialization is not None and name != "parquet":
-        from unireason_lib.evaluation.tables import LAYOUTS
-
-        dimension = LAYOUTS[name].dimension if name in TABLES else "3d"
+        dimension = tables.LAYOUTS[name].dimension if name in tables.LAYOUTS else "3d"
         reading = Reading.like(serialization, dimension=dimension, size=size, window=window)
         size, window = reading.size, reading.window
         if name in tables.LAYOUTS:
