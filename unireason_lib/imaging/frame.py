@@ -89,10 +89,8 @@ class ProcessorFrame:
         """The box (in pixels of an image) as a text has it: whole pixels of the frame, never empty,
         inside the image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
         new_height, new_width = self.size(height, width)
-        factors, limits = (
-            (new_width / width, new_height / height, 1),
-            (new_width, new_height, depth),
-        )
+        limits = (new_width, new_height, depth or 0)
+        factors = (new_width / width, new_height / height, 1)
         n, numbers, lows, highs = len(box.as_tuple()) // 2, box.as_tuple(), [], []
         for low, high, factor, limit in zip(numbers, numbers[n:], factors, limits, strict=False):
             low, high = max(low * factor, 0), min(high * factor, limit)

@@ -78,9 +78,8 @@ def ask(
     generator: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings | None = None
 ) -> tuple[Trace, Line]:
     """Ask one question about a scan: the trace, and the line that a batch would write."""
-    (trace,) = generator.generate(
-        [_request(sample, scan)], **(asdict(settings) if settings else {})
-    )
+    how = asdict(settings) if settings else {}
+    (trace,) = generator.generate([_request(sample, scan)], **how)
     return trace, _line(generator.frame, sample, scan, trace)
 
 
