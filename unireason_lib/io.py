@@ -23,7 +23,7 @@ from PIL import Image
 from unireason_lib.errors import DatasetError, ScanError, UniReasonError, raising
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
-"""Formats that are decoded. Pillow guesses among all that it knows unless it is told, and some of
+"""Formats that are decoded. Without a list, Pillow guesses among all that it knows, and some of
 those start other programs (EPS runs Ghostscript)."""
 
 MAX_IMAGE_PIXELS = 100_000_000  # larger images are refused before they are decoded

@@ -151,7 +151,7 @@ def anchor(
             tag = re.sub(r"^(?:the|a|an)\s+", "", match["tag"].strip(), flags=re.I)
             meant = by_name.get(tag.casefold())
             if meant is None:
-                problems.append(f"unknown: there is no {match['tag']!r} to point at")
+                problems.append(f"unknown: there is no {match['tag']!r}")
         else:
             meant, written = _meant(match["box"] or match["bare"], before, by_name)
             if meant is None:

@@ -128,11 +128,11 @@ def letter(rng: random.Random, plain: bool = False, images: int = 0, times: int 
     scenes = tuple(draw(rng, (32, 32), 1) for _ in range(rng.randint(1, images) if images else 0))
     question, lines = rng.choice(_TEXTS["leads"]) + _listed(shown), []
     for at in rng.choices(range(4), k=times):
-        said = "" if plain else _filler(rng, 120 if times == 1 else 10)
-        said += rng.choice(_TEXTS["conclusions"]).format(options[at])
-        lines += [said, f"{'ABCD'[at]}. {shown[at]}"]
+        conclusion = "" if plain else _filler(rng, 120 if times == 1 else 10)
+        conclusion += rng.choice(_TEXTS["conclusions"]).format(options[at])
+        lines += [conclusion, f"{'ABCD'[at]}. {shown[at]}"]
     if times == 1 and rng.random() < 0.5:
-        return Exercise(scenes, f"{question}\n{said}", lines[1], letter=lines[1][0])
+        return Exercise(scenes, f"{question}\n{conclusion}", lines[1], letter=lines[1][0])
     return Exercise(scenes, question, "\n".join(lines))  # any option may be named
 
 
@@ -163,10 +163,10 @@ def _choose(
     shown = dict(zip("ABCD", map(_capital, options), strict=True))
     right = "ABCD"[options.index(answers[0])]
     if written:
-        said = [f"{_capital(name)} is at {_digits(shape.box)}." for name, shape in about]
-        images, question, about = (), " ".join([*said, question]), ()
-    said = [(_capital(name), name, format_box(shape.box)) for name, shape in about]
-    parts = [rng.choice(_TEXTS["seen"]).format(*words) for words in said]
+        places = [f"{_capital(name)} is at {_digits(shape.box)}." for name, shape in about]
+        images, question, about = (), " ".join([*places, question]), ()
+    described = [(_capital(name), name, format_box(shape.box)) for name, shape in about]
+    parts = [rng.choice(_TEXTS["seen"]).format(*words) for words in described]
     parts += [thought] if thought else []
     if not parts or rng.random() < 0.2:
         question = f"{question}\n{_listed(list(shown.values()))}\nAnswer with one option."

@@ -89,8 +89,8 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
         look("mark", phrase, mark)
         letters.extend((1, k, mark[0]) for k in phrase)
     for line in (line for line in lines if line.start() > reply and line[1] in options):
-        if (said := text.lower().rfind(line[2].lower(), behind, line.start())) >= 0:
-            phrase, due = at(said, said + len(line[2])), at(*line.span(1))[0] - 1
+        if (place := text.lower().rfind(line[2].lower(), behind, line.start())) >= 0:
+            phrase, due = at(place, place + len(line[2])), at(*line.span(1))[0] - 1
             look("phrase", phrase[-1:], phrase)
             look("said", [due], phrase[-1:])
             look("option", [due], at(*options[line[1]].span(2))[-1:])

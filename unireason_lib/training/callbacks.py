@@ -63,8 +63,8 @@ class FreeRunning(TrainerCallback):
     looks fine long before the letter is right.
 
     Logged by dimension: ``n``, ``accuracy`` (failed replies count as wrong), ``iou`` (mean over the
-    true boxes; None without any), ``format`` (proportion of compliant replies), ``followed`` (of
-    letters that follow the rationale) and ``failed``.
+    true boxes; None without any), ``format`` (proportion of compliant replies), ``followed``
+    (rationale-answer consistency) and ``failed``.
 
     Args:
         questions: Records of held-out patients; keep them few (:func:`balanced`).

@@ -176,7 +176,7 @@ class Anatomy:
         }
 
     def value(self, kind: str, axes: Axes, names: Names) -> Value | None:
-        """What is true of a fact, None where it cannot be told."""
+        """What is true of a fact, None where the masks do not say."""
         if axes:  # on which side along each: "+-"
             if (signs := self._signs.get((kind, names))) is None:
                 signs = self._signs[kind, names] = self._sides(kind, names)

@@ -44,7 +44,7 @@ Value = str | tuple[float, ...]  # what is true of a fact: a category, or measur
 
 
 class Fact(NamedTuple):
-    """What something is said about."""
+    """What a claim is about."""
 
     kind: str  # of question
     dimension: str
