@@ -20,14 +20,15 @@ CHANGES |= {"grpo.optim": "sgd"}  # Adam makes steps of rounding errors where a 
 CHANGES |= {"grpo.gradient_accumulation_steps": 1, "grounding.feature_cache": True}
 
 PROGRAM = """
-import json, os, sys
+import itertools, json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from torch import distributed
 from unireason_lib.config import load_profile
 from unireason_lib.errors import TrainingError
 from unireason_lib.grounding import load_model
 from unireason_lib.training.data import images_from, training_records
-from unireason_lib.training import rewards
+from unireason_lib.training import grpo, rewards
 from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
 
 rewards.answer_reward = lambda text, *_: float(len(text) % 2)  # differs within a group
@@ -39,6 +40,8 @@ def run(name):
     records, images = training_records(data), images_from(data)
     return train_grpo(model, processor, records, images, out / name, profile)
 
+if rank == "1":  # each look at its clock takes it 1000 s
+    grpo.time = SimpleNamespace(perf_counter=itertools.count(0, 1000).__next__)
 made = run("both")
 assert (made / "model.safetensors").is_file(), "every process returns when the model is there"
 
@@ -77,6 +80,7 @@ def test_two_processes_are_one(data, tiny_checkpoint, monkeypatch, tmp_path):
     keys = [[(x["step"], x["id"], x["text"], x["reward"]) for x in lines] for lines in replies]
     assert keys[0] == keys[1] and len(keys[0]) == 2 * 8
     logs = [read_log(tmp_path / name / "log.jsonl", "reward") for name in ("both", "alone")]
+    assert [line["rollout_seconds"] for line in logs[0]] == [1000, 1000]  # of the slower process
     for one, other in zip(*logs, strict=True):
         names = "loss kl reward reward_std entropy boxes pointing_2d completions/mean_length"
         for name in names.split():

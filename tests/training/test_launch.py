@@ -1,5 +1,6 @@
 """The accelerate configurations that ship: accelerate reads them, and what they name is there."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 import unireason_lib.training
+from unireason_lib.config import load_profile
 
 FOLDER = Path(unireason_lib.training.__file__).parent / "launch"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -18,6 +20,13 @@ def test_accelerate_reads_it(name):
     assert config.mixed_precision == "bf16" and config.num_processes == 8 and not config.use_cpu
     kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[name]
     assert config.distributed_type.value == kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_that_it_mentions_are_settings(name):
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    for section, setting in re.findall(r"\b(sft|grpo|grounding|model)\.(\w+)", text):
+        assert setting in getattr(load_profile("gpu"), section).model_dump()
 
 
 def test_fsdp2_names_layers_that_there_are_and_saves_whole_checkpoints():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from unireason_lib.grounding import load_model
+from unireason_lib.io import read_lines
 from unireason_lib.training.callbacks import read_log
 from unireason_lib.training.data import images_from, training_records
 from unireason_lib.training.sft import train_sft
@@ -22,14 +23,16 @@ ROOT = Path(__file__).parents[2]
 ONE_PASS = {"sft__gradient_accumulation_steps": 1}
 
 SFT = """
-import os, signal, sys
+import errno, os, signal, sys
 from pathlib import Path
+import pytest
 from torch import distributed
 from transformers import TrainerCallback
 from unireason_lib.config import load_profile
 from unireason_lib.errors import TrainingError, UniReasonError
 from unireason_lib.grounding import load_model
-from unireason_lib.training.data import images_from, training_records
+from unireason_lib.training import checkpoints
+from unireason_lib.training.data import Examples, images_from, training_records
 from unireason_lib.training.sft import train_sft
 
 data, checkpoint, out, overrides = sys.argv[1:]
@@ -58,6 +61,26 @@ for name, callback in (("nan", Poison()), ("interrupted", Interrupt())):
         run(name, [callback])
     except (TrainingError, KeyboardInterrupt) as error:
         (out / f"{name}-{rank}").write_text(str(error))
+
+def full(records):
+    raise OSError(errno.ENOSPC, "no space")
+
+if rank == 0:  # one process that raised left the other waiting for ever
+    (out / "damaged").mkdir()
+    (out / "damaged" / "settings.json").write_text('{"settings": {}}')
+for keep in (True, False):  # each record was listed by both
+    how = {"max_length": 10, "too_long": out / f"long-{keep}.jsonl", "keep": keep}
+    examples = Examples(records[:4], images, load_model(checkpoint, device="cpu")[1], **how)
+    with pytest.raises(IndexError):
+        examples[0]
+with pytest.MonkeyPatch.context() as patch:
+    if rank == 0:
+        patch.setattr(checkpoints, "serialization_of", full)
+    for name in ("damaged", "full"):
+        try:
+            run(name)
+        except Exception as error:
+            (out / f"failed-{name}-{rank}").write_text(str(error))
 run("interrupted")
 try:
     run("both", overrides=overrides + ", sft.learning_rate=0.5")
@@ -152,6 +175,10 @@ def test_two_processes_make_one_run_and_decide_together(data, tiny_checkpoint, t
     for rank in (0, 1):
         assert "stopped at step 1" in (tmp_path / f"interrupted-{rank}").read_text()
         assert "learning_rate was" in (tmp_path / f"refused-{rank}").read_text()
+        assert "hash" in (tmp_path / f"failed-damaged-{rank}").read_text()
+        assert "space on the disk" in (tmp_path / f"failed-full-{rank}").read_text()
+    for keep in (True, False):
+        assert len(read_lines(tmp_path / f"long-{keep}.jsonl")) == 4
     resumed = read_log(tmp_path / "interrupted" / "log.jsonl")
     expected = [line["loss"] for line in two]
     assert [line["loss"] for line in resumed] == pytest.approx(expected, abs=1e-5)

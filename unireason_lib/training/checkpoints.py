@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from transformers import GenerationConfig, PrinterCallback
 
 from unireason_lib.config import Profile
@@ -159,18 +159,30 @@ def open_run(
         DatasetError: Another process holds the folder, or it belongs to a run with other settings,
             records or another base model.
     """
-    out, refused = Path(out), [None]
+    out = Path(out)
     with ExitStack() as stack:
-        if PartialState().is_main_process:
-            try:
+        with raised_by_all():
+            if PartialState().is_main_process:
                 stack.enter_context(locked(out / "run.lock", str(out)))
                 _check_settings(out, settings, model, records)
-            except UniReasonError as error:
-                refused = [error]
-        broadcast_object_list(refused)
-        if refused[0] is not None:
-            raise refused[0]
         yield
+
+
+@contextmanager
+def raised_by_all() -> Iterator[None]:
+    """Processes meet at the end of the block. What one raised in it all raise, because the others
+    would wait for it for ever."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    # others than our own perhaps cannot be pickled
+    ours = error is None or isinstance(error, UniReasonError)
+    sent = error if ours else TrainingError(f"in another process: {error!r}")
+    first = next((one for one in gather_object([sent]) if one is not None), None)
+    if first is not None:
+        raise first if error is None else error
 
 
 def _check_settings(
@@ -315,13 +327,13 @@ def save_model(trainer: Any, processor: Any, folder: Path, records: Sequence[Rec
         records: That it learnt from; how their scans became images is saved beside it.
     """
     temporary = folder.with_name(folder.name + ".partial")
-    main, wait = trainer.is_world_process_zero(), trainer.accelerator.wait_for_everyone
-    with full_disk_named(folder):
+    main = trainer.is_world_process_zero()
+    with raised_by_all():
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
-        wait()
+    with raised_by_all(), full_disk_named(folder):
         trainer.save_model(str(temporary))
-        wait()
+    with raised_by_all(), full_disk_named(folder):
         if main:
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
             processor.save_pretrained(temporary)
@@ -330,7 +342,6 @@ def save_model(trainer: Any, processor: Any, folder: Path, records: Sequence[Rec
             if (folder.parent / "settings.json").exists():  # in place of PEFT's card
                 write_whole(temporary / "README.md", model_card(folder.parent, trainer.model))
             temporary.rename(folder)
-        wait()
     return folder
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import SFT_FEATURES, Record
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.io import append_lines, read_lines
+from unireason_lib.io import append_lines, locked, read_lines
 from unireason_lib.training.encoding import Encoded, Encoder, check_components, conversation, cut
 
 Images = Callable[[Record], Sequence[Image.Image]]
@@ -215,6 +216,8 @@ class Examples(Sequence):
         self.components, self.encoder = check_components(components), Encoder(processor)
         self.vision_end = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
         self.too_long = too_long
+        if keep and too_long and not PartialState().is_main_process:
+            self.too_long = None  # all processes meet the same records
         self._listed = {line["id"] for line in read_lines(too_long)} if too_long else set()
         self.rows, self.kept = list(range(len(records))), None
         if keep:
@@ -246,8 +249,16 @@ class Examples(Sequence):
         if self.too_long is not None and record.id not in self._listed:
             self._listed.add(record.id)
             kept = 0 if short is None else len(short)
-            append_lines(self.too_long, [{"id": record.id, "tokens": len(encoded), "kept": kept}])
+            list_once(self.too_long, {"id": record.id, "tokens": len(encoded), "kept": kept})
         return short
+
+
+def list_once(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line about a record to a file that all processes of a run write, each about records
+    that it alone perhaps meets; a record that is listed (``id``) is not listed again."""
+    with locked(path.with_name(f"{path.name}.lock"), str(path), wait=True):
+        if line["id"] not in {one["id"] for one in read_lines(path)}:
+            append_lines(path, [line])
 
 
 def estimated_length(record: Record, frame: ProcessorFrame) -> int:

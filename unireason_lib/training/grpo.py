@@ -57,7 +57,7 @@ from unireason_lib.training.checkpoints import (
     train,
     trainer_arguments,
 )
-from unireason_lib.training.data import Images
+from unireason_lib.training.data import Images, list_once
 from unireason_lib.training.encoding import injects
 from unireason_lib.training.rewards import reward_functions
 from unireason_lib.training.sft import freeze, keep_full_precision, lora_config
@@ -121,8 +121,7 @@ class Questions:
                 warnings.warn(f"{name} is left out this time: {error}", stacklevel=2)
                 return None
             self._unusable.add(row)
-            if name not in {line["id"] for line in read_lines(self.left_out)}:
-                append_lines(self.left_out, [{"id": name, "why": str(error)[:500]}])
+            list_once(self.left_out, {"id": name, "why": str(error)[:500]})
             return None
         height, width = frame.size(height, width)
         return request, {
@@ -304,7 +303,8 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
             total = sum(w * r for w, r in zip(self.reward_weights.tolist(), earned, strict=True))
             parts = {f"reward {name}": r for name, r in zip(names, earned, strict=True)}
             replies.append({"step": step, **line, **parts, "reward": total, "advantage": advantage})
-        for name, value in {**rollout_metrics(replies), "rollout_seconds": seconds}.items():
+        slowest = max(gather_object([seconds]))  # for which the others wait
+        for name, value in {**rollout_metrics(replies), "rollout_seconds": slowest}.items():
             metrics[name].append(value)
         if self.rollout_log is not None and self.accelerator.is_main_process:
             if self._step == 0:  # of a resumed run: what is sampled again goes
