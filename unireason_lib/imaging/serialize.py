@@ -69,6 +69,11 @@ class SliceStack:
     range: tuple[float, float]  # scan values that became 0 and 1
     geometry: Volume  # the volume without its voxels: many stacks may wait at a time
 
+    @property
+    def has_affine(self) -> bool:
+        """Whether directions of the patient are known."""
+        return self.geometry.has_affine
+
     @cached_property
     def pixels(self) -> np.ndarray:
         """``(Z, Y, X)`` uint8, the values rounded to grey levels."""
