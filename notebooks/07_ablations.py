@@ -58,6 +58,7 @@ profile, root = load_profile(PROFILE, OVERRIDES), project_root()
 grid = load_grid(root / GRID)
 pipeline_figure("ablations")
 
+
 # %% [markdown]
 # ## 1 · From a question to runs
 #
@@ -290,6 +291,7 @@ for effect, count in ((0.1, 5), (0.0, 5), (-0.1, 5), (0.1, 2)):
     (one,) = judge(ONE, simulated(effect, count))
     print(f"true effect {100 * effect:+3.0f} points, {count} seeds: {one.verdict} ({one.why})")
 
+
 # %% [markdown]
 # And how large must an effect be for a study like this to find it, in four cases of five? That follows from how far differences move
 # by luck (the standard error), and from how small p has to be: below 5 % for a claim alone, and up to as many times smaller as there
@@ -381,6 +383,7 @@ for dimension, without in unseeing.items():
     dots = {"with its images": {name: by_seed(name, dimension=dimension) for name in names}}
     line = (f"best without looking ({best})", without[best])
     display(plot_intervals(series, f"right in {dimension.upper()}, %", reference=line, form=".1f", dots=dots))
+
 
 # %% [markdown]
 # (Pale dots are seeds.) A condition has learnt to look if its interval lies right of the dashed line. Being better than its own
@@ -543,6 +546,7 @@ for part in ("mixture", "components"):
 every = [interval for rows in families.values() for interval in rows.values()]
 outside = sum(low > 0 or high < 0 for _, low, high in every)
 print(f"{outside} of {len(every)} intervals leave out zero; about {0.05 * len(every):.1f} would by chance")
+
 
 # %% [markdown]
 # **Does a model use what comes back?** Those were two models, trained apart. Now take *one* trained model and change only what
