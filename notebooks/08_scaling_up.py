@@ -301,7 +301,7 @@ print(
 # **Slurm.** One task a node, with all its cores, which starts the node's processes:
 #
 # ```
-# #!/bin/bash
+# !/bin/bash
 # #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
 # export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # srun --cpus-per-task=$SLURM_CPUS_PER_TASK \
