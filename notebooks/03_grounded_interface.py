@@ -328,7 +328,7 @@ publish(name, ratio, "x", note="time of encoding again / time with the cache")
 
 # %% [markdown]
 # And what **one more** box costs, against the number of slices. Without the cache it grows with the volume. With it, the crop
-# and the box's own tokens are all that is computed; each of them still attends to every slice, a small part of the cost.
+# and the tokens of the box are all that is computed; each of them still attends to every slice, a small part of the cost.
 
 # %%
 curves = {name: [] for name in generators}

@@ -447,16 +447,11 @@ pd.DataFrame({"then": then, "now": {one.name: one.verdict for one in verdicts}})
 mixture = [one for one in verdicts if one.claim.part == "mixture"]
 if len(mixture) == 2:
     first, second = (one.verdict.startswith("supported") for one in mixture)
-    which = (
-        "both"
-        if first and second
-        else "only the first"
-        if first
-        else "only the second"
-        if second
-        else "neither"
-    )
-    print(f"supported: {which}; so {READINGS[which]}")
+    named = {(1, 1): "both", (1, 0): "only the first", (0, 1): "only the second", (0, 0): "neither"}
+    print(f"supported: {named[first, second]}; so {READINGS[named[first, second]]}")
+
+# %%
+if len(mixture) == 2:
     sides = [mixture[0].claim.better, *(one.claim.worse for one in mixture)]
     columns = {
         "right": "correct",

@@ -205,6 +205,7 @@ steps = 4 if PROFILE == "smoke" else 40
 tiny, images = shaped_model(str(scratch / "model")), images_from(scratch / "data")
 
 
+# %%
 def measured(dimension, turn):
     """Operations of some steps of fine-tuning, and seconds of the trainer."""
     model, processor = load_model(scratch / "model", dtype="float32", device="cpu")
@@ -239,9 +240,8 @@ publish("predicted time / measured time", ratio, note="volumes, from the speed w
 import shlex
 
 
-def train(processes):
-    """Losses and samples a second of the command, in some processes."""
-    out = scratch / f"with-{processes}"
+def command(processes, out):
+    """The command that trains in some processes, as words."""
     settings = {
         "sft.max_steps": steps,
         "sft.per_device_train_batch_size": 16 // processes,
@@ -256,7 +256,14 @@ def train(processes):
     words = f"-m torch.distributed.run --standalone --nproc_per_node {processes} -m unireason_lib sft --quiet".split()
     words += ["--data", scratch / "data", "--model", scratch / "model", "--out", out]
     words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    words = [str(word) for word in words]
+    return [str(word) for word in words]
+
+
+# %%
+def train(processes):
+    """Losses and samples a second of the command, in some processes."""
+    out = scratch / f"with-{processes}"
+    words = command(processes, out)
     print("python", shlex.join(words).replace(str(scratch), "FOLDER"))
     thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     subprocess.run([sys.executable, *words], env=thread, check=True, capture_output=True, cwd=root)
@@ -433,6 +440,7 @@ def run(*words):
     print(text.replace(str(scratch), "FOLDER"))
 
 
+# %%
 adapted, merged = scratch / "adapted", scratch / "merged"
 few = "--set grounding.sft_lora_r=8 --set sft.max_steps=4 --set sft.per_device_train_batch_size=4".split()
 few += "--set grounding.free_running_questions=0".split()

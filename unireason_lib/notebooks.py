@@ -315,6 +315,7 @@ def gate(names: Any = ()) -> list[str]:
             ("it carries widget state", "jupyter.widget" in text),
             ("it shows a path of one machine", MACHINE_PATH.search(text)),
             ("it has more than 3 MB", len(text) > 3e6),
+            ("a cell has more than 25 lines", any(c.source.count("\n") > 24 for c in code)),
         ):
             problems += [f"{path.name}: {problem}"] if found else []
     return problems

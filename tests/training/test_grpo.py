@@ -158,7 +158,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
         assert (logps[own] - recorded).abs().max() < 1e-4
     features = (output["image_grid_thw"].prod(-1) // 4).sum()
     assert (ids == model.config.image_token_id).sum() == features
-    for row, trace in enumerate(traces):  # what is trained on are the model's own tokens
+    for row, trace in enumerate(traces):  # what is trained on are the model-generated tokens
         written = [t for t, mine in zip(trace.token_ids, trace.own_mask, strict=True) if mine]
         assert output["completion_ids"][row][own[row]].tolist() == written
 

@@ -29,7 +29,7 @@ def sft(
     volumes: Volumes = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a model on grounded records: loss on its own tokens only, vision tower frozen.
+    """Fine-tune a model on grounded records: loss on the tokens it generates, vision tower frozen.
 
     A run that was stopped or killed goes on from its last checkpoint. Losses and free-running
     accuracy are in log.jsonl; the finished model, or its adapter (grounding.sft_lora_r), in model/.
