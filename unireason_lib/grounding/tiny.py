@@ -85,7 +85,7 @@ def _config(sizes: dict[str, int], constants: dict[str, Any], tokenizer: Any) ->
     )
 
 
-def tiny_tokenizer(vocabulary: int = 3072) -> Any:
+def tiny_tokenizer(vocabulary: int = 3584) -> Any:
     """Train Qwen's kind of tokenizer (byte-level BPE, digits one by one) on the tutorials' words,
     the same everywhere; ``vocabulary`` entries at most, special tokens not counted."""
     from tokenizers import AddedToken

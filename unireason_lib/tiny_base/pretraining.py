@@ -52,13 +52,13 @@ class Plan:
     """
 
     stages: tuple[tuple[float, tuple[tuple[str, int], ...]], ...] = (
-        (0.05, (("words", 24), ("words", 24), ("shapes", 64))),
-        (0.13, (("letters", 24), ("letters", 24), ("shapes", 64))),
-        (0.14, (("text", 24), ("text", 24), ("shapes", 64))),
-        (0.20, (("pointing", 32), ("pointing", 32), ("text", 16))),
-        (0.48, (("one image", 40), ("several images", 12), ("text", 16))),
+        (0.02, (("words", 24), ("words", 24), ("shapes", 64))),
+        (0.06, (("letters", 24), ("letters", 24), ("shapes", 64))),
+        (0.07, (("text", 24), ("text", 24), ("shapes", 64))),
+        (0.15, (("pointing", 32), ("pointing", 32), ("text", 16))),
+        (0.70, (("one image", 40), ("several images", 12), ("text", 16))),
     )
-    steps: int = 3300
+    steps: int = 13200
     learning_rate: float = 1.3e-3
     muon: float = 3e-3
     warmup: int = 50

@@ -1,10 +1,11 @@
 """Scenes of plain shapes: grey images whose truth is known for every pixel.
 
-    ground (level, gradient, faint smudges) -> shapes, side by side -> blur -> noise
+    ground (level, gradient, faint smudges, perhaps a plate) -> shapes -> blur -> noise
 
-A shape has a name (ring, bar, ...), a shade against the ground and perhaps a texture. Sizes,
-contrasts, noise and textures vary widely, so that a vision tower that tells them apart has features
-for other grey images too. Nothing here comes from the study: no organ, no body, no scan.
+A shape has a name (ring, bar, ...), a shade against the ground and perhaps a texture; shapes may
+touch. Sizes, contrasts (faint ones, too), noise and textures vary widely, so that a vision tower
+that tells them apart has features for other grey images too. Nothing here comes from the study: no
+organ, no body, no scan.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ NAMES: dict[str, Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]] 
     ),
     "ring": lambda x, y, rng: abs(np.hypot(x, y) - 0.775) < 0.225,
     "star": lambda x, y, rng: np.hypot(x, y) < 0.62 + 0.38 * np.cos(5 * np.arctan2(y, x)),
+    "ellipse": lambda x, y, rng: np.hypot(x, y / rng.uniform(0.45, 0.65)) < 1,
+    "crescent": lambda x, y, rng: (np.hypot(x, y) < 1) & (np.hypot(x - 0.55, y) > 0.8),
 }
 """Name of a shape -> which points (x, y), in units of its radius, belong to it."""
 
-TURNED = ("bar", "triangle", "star")  # in any direction; a turned square would be a diamond
+TURNED = ("bar", "triangle", "star", "ellipse", "crescent")  # in any direction; a turned square would be a diamond
 SHADES = ("dark", "bright")
 _STRIPES = ("vertically striped", "horizontally striped", "diagonally striped")
 TEXTURES = ("plain", *_STRIPES, "checkered", "mottled")
@@ -70,7 +73,8 @@ def draw(
     fine: bool = False,
     names: Sequence[str] = tuple(NAMES),
     distinct: bool = False,
-    radius: tuple[float, float] = (0.1, 0.27),
+    radius: tuple[float, float] = (0.09, 0.27),
+    plates: float = 0.4,
 ) -> Scene:
     """Draw a scene; the same state of ``rng`` gives the same one.
 
@@ -82,6 +86,7 @@ def draw(
         fine: Whether textures are one pixel wide, so that they show only when enlarged.
         names: Names to choose from; ``distinct``: each at most once.
         radius: Smallest and largest radius, as proportions of the shorter side.
+        plates: Probability that the shapes lie on a plate before a dark ground.
     """
     grid = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     (rows, columns), shapes = grid, []
@@ -90,22 +95,26 @@ def draw(
     pixels += rng.uniform(-25, 25) * (rows / size[0] - 0.5)
     for _ in range(rng.choice((0, 0, 1, 2, 3))):
         pixels += _smudge(grid, rng)
+    plate = _plate(grid, rng) if rng.random() < plates else np.ones(size, bool)
+    pixels, free = np.where(plate, pixels, rng.uniform(0, 45)), plate
     for name in rng.sample(names, count) if distinct else rng.choices(names, k=count):
         shade = rng.choice(SHADES)
-        mask = _place(grid, name, radius, [shape.box for shape in shapes], rng)
+        mask = _place(grid, name, radius, free, rng)
         if mask is None:
             continue
+        free = free & ~mask
         box = _around(mask)
         large = min(box.width, box.height) >= (8 if fine else 13)
         texture = rng.choice(TEXTURES[1:]) if large and rng.random() < textured else "plain"
-        value = ground + rng.uniform(30, 75) * (1 if shade == "bright" else -1)
+        contrast = rng.uniform(*rng.choice(((18, 35), (30, 75))))
+        value = ground + contrast * (1 if shade == "bright" else -1)
         width, swing = 1.0 if fine else rng.uniform(2, 3.6), rng.uniform(18, 40)
         value = value + swing * _pattern(grid, texture, width, rng)
         pixels = np.where(mask, value, pixels)
         shapes.append(Shape(name, shade, texture, box))
     blur = 0.0 if fine else rng.choice((0.0, 0.0, 0.5, 0.8))
     pixels = gaussian_filter(pixels, blur) if blur else pixels
-    pixels = pixels + noise.normal(0, rng.uniform(0, 9), size)
+    pixels = pixels + noise.normal(0, rng.uniform(0, 10), size)
     return Scene(np.clip(pixels, 0, 255).astype(np.uint8), tuple(shapes))
 
 
@@ -133,22 +142,28 @@ def _smudge(grid: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def _place(
-    grid: np.ndarray, name: str, radius: tuple[float, float], taken: list[Box2D], rng: random.Random
+    grid: np.ndarray, name: str, radius: tuple[float, float], free: np.ndarray, rng: random.Random
 ) -> np.ndarray | None:
-    """The mask of a shape at a free place, if one is found."""
+    """The mask of a shape where all pixels are free, if such a place is found."""
     (rows, columns), (height, width) = grid, grid[0].shape
-    for _ in range(8):
+    for _ in range(12):
         r = rng.uniform(*radius) * min(height, width)
         cy, cx = rng.uniform(r, height - 1 - r), rng.uniform(r, width - 1 - r)
         turn = rng.uniform(0, 6.283) if name in TURNED else 0.0
-        box = Box2D(cx - r, cy - r, cx + r, cy + r)
-        if any(box.intersection(other) for other in taken):
-            continue
         x, y = (columns - cx) / r, (rows - cy) / r
         x, y = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-        if (mask := NAMES[name](x, y, rng)).sum() >= 9:
+        mask = NAMES[name](x, y, rng)
+        if mask.sum() >= 9 and free[mask].all():
             return mask
     return None
+
+
+def _plate(grid: np.ndarray, rng: random.Random) -> np.ndarray:
+    """A large rounded plate that carries the shapes."""
+    (rows, columns), (height, width) = grid, grid[0].shape
+    x = (columns / width - rng.uniform(0.45, 0.55)) / rng.uniform(0.36, 0.5)
+    y = (rows / height - rng.uniform(0.45, 0.55)) / rng.uniform(0.3, 0.5)
+    return abs(x) ** 2.5 + abs(y) ** 2.5 < 1
 
 
 def _pattern(grid: np.ndarray, texture: str, width: float, rng: random.Random) -> np.ndarray:
