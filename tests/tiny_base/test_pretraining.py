@@ -31,7 +31,7 @@ def test_the_plan_goes_through_its_stages():
     plan = Plan(steps=100)
     names = [plan.groups(step)[0][0] for step in range(100)]
     assert list(dict.fromkeys(names)) == ["words", "letters", "text", "pointing", "one image"]
-    assert names.count("one image") == 48
+    assert names.count("one image") == 70
     rates = [plan.rate(step) for step in range(100)]
     assert rates[49] == max(rates) == 1.0 and rates[99] == pytest.approx(0.1, abs=0.01)
 

@@ -29,7 +29,7 @@ from unireason_lib.prompts import question_text
 
 from .shapes import NAMES, SHADES, TEXTURES, Scene, Shape, draw, enlarged
 
-HELD_OUT = 10_000_000
+HELD_OUT = 1_000_000_000
 """Exercises from this number on are never trained on."""
 
 _TEXTS = yaml.safe_load((files(__package__) / "exercises.yaml").read_text(encoding="utf-8"))
