@@ -81,6 +81,7 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
         attention.extend((heads.index(head), a, b) for a in sources for b in targets)
 
     reply, lines = text.rindex("<|im_start|>assistant"), list(_OPTION.finditer(text))
+    plain = re.sub(r"<\|\w+\|>", lambda mark: " " * len(mark[0]), text.lower())  # "start" has a star
     options = {line[1]: line for line in lines if line.start() < reply}
     behind = max((line.end() for line in options.values()), default=reply)
     for line in options.values():
@@ -89,7 +90,7 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
         look("mark", phrase, mark)
         letters.extend((1, k, mark[0]) for k in phrase)
     for line in (line for line in lines if line.start() > reply and line[1] in options):
-        if (place := text.lower().rfind(line[2].lower(), behind, line.start())) >= 0:
+        if (place := plain.rfind(line[2].lower(), behind, line.start())) >= 0:
             phrase, due = at(place, place + len(line[2])), at(*line.span(1))[0] - 1
             look("phrase", phrase[-1:], phrase)
             look("said", [due], phrase[-1:])
