@@ -173,7 +173,9 @@ def test_where_nothing_is_only_that_is_read_off(guided):
     with torch.no_grad():
         losses = [
             guide._covered(
-                states, torch.tensor([[0.0, k, len(NAMES), *rest, 0.5, 0.5, 0] for k in range(2)]), False
+                states,
+                torch.tensor([[0.0, k, len(NAMES), *rest, 0.5, 0.5, 0] for k in range(2)]),
+                False,
             )
             for rest in ([0, 0, 0, 0, 0, 0], [1, 3, 0, 0, 1, 1])
         ]

@@ -81,7 +81,7 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
         attention.extend((heads.index(head), a, b) for a in sources for b in targets)
 
     reply, lines = text.rindex("<|im_start|>assistant"), list(_OPTION.finditer(text))
-    plain = re.sub(r"<\|\w+\|>", lambda mark: " " * len(mark[0]), text.lower())  # "start" has a star
+    plain = re.sub(r"<\|\w+\|>", lambda mark: " " * len(mark[0]), text.lower())
     options = {line[1]: line for line in lines if line.start() < reply}
     behind = max((line.end() for line in options.values()), default=reply)
     for line in options.values():

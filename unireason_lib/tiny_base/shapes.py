@@ -35,7 +35,7 @@ NAMES: dict[str, Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]] 
 }
 """Name of a shape -> which points (x, y), in units of its radius, belong to it."""
 
-TURNED = ("bar", "triangle", "star", "ellipse", "crescent")  # in any direction; a turned square would be a diamond
+TURNED = ("bar", "triangle", "star", "ellipse", "crescent")  # a turned square would be a diamond
 SHADES = ("dark", "bright")
 _STRIPES = ("vertically striped", "horizontally striped", "diagonally striped")
 TEXTURES = ("plain", *_STRIPES, "checkered", "mottled")
