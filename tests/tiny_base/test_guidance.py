@@ -14,11 +14,10 @@ from unireason_lib.tiny_base.guidance import (
     WEIGHT,
     Guide,
     Targets,
-    collate_targets,
     find_targets,
 )
 from unireason_lib.tiny_base.pretraining import Plan, Steps
-from unireason_lib.tiny_base.shapes import NAMES, Scene, Shape
+from unireason_lib.tiny_base.shapes import Scene, Shape
 from unireason_lib.training.encoding import Encoder
 
 RING = Shape("ring", "bright", "vertically striped", Box2D(16, 0, 32, 16))  # all of token 1
@@ -149,45 +148,3 @@ def test_the_loss_by_hand(guided):
         images = guide.loss(output, batch["input_ids"], alone)
         found = guide.loss(output, batch["input_ids"], targets)
     assert found.item() == pytest.approx(WEIGHT * total.item() + images.item(), rel=1e-4)
-
-
-def test_edges_are_read_from_the_token_or_from_the_corner(guided):
-    """With the edges that its states say no loss is left of them; 0.05 of the image costs 0.1."""
-    guide, _ = guided
-    states = torch.randn(1, 128, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        read = (guide.model.model.language_model.norm(states) @ guide.directions / 4)[0]
-    middle = torch.tensor([0.7, 0.2])
-    for tower in (True, False):
-        origin, losses = middle.repeat(2) if tower else torch.full((4,), 0.5), []
-        for off in (0.0, 0.05):
-            token = torch.tensor([[0.0, 0, 2, 1, 1, *(read + origin + off), *middle, 0]])
-            with torch.no_grad():
-                losses.append(guide._covered(states, token, tower).item())
-        assert losses[1] - losses[0] == pytest.approx(0.1, rel=0.02)
-
-
-def test_where_nothing_is_only_that_is_read_off(guided):
-    guide, _ = guided
-    states = torch.randn(2, 128, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        losses = [
-            guide._covered(
-                states,
-                torch.tensor([[0.0, k, len(NAMES), *rest, 0.5, 0.5, 0] for k in range(2)]),
-                False,
-            )
-            for rest in ([0, 0, 0, 0, 0, 0], [1, 3, 0, 0, 1, 1])
-        ]
-    assert losses[0] == losses[1] > 0
-
-
-def test_a_batch_keeps_its_rows(targets_of):
-    several = [targets_of(exercise("several images", k))[2] for k in range(3)]
-    batch = collate_targets(several)
-    for row, one in enumerate(several):
-        for name in Targets._fields:
-            part = getattr(batch, name)
-            np.testing.assert_allclose(
-                part[part[:, 0] == row][:, 1:], getattr(one, name), rtol=1e-6
-            )
