@@ -11,7 +11,6 @@ import io
 import json
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -41,8 +40,6 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise disk_error(path, error) from error

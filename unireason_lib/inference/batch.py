@@ -32,12 +32,10 @@ if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads 
 Line = dict[str, Any]
 
 
-def ask(
-    generator: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings
-) -> tuple[Trace, Line]:
-    """Ask one question about a scan: the trace, and the line that a batch would write."""
-    (trace,) = generator.generate([_request(sample, scan)], **asdict(settings))
-    return trace, _line(generator.frame, sample, scan, trace)
+def ask(model: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings) -> Line:
+    """Ask one question about a scan: the line that a batch would write."""
+    (trace,) = model.generate([_request(sample, scan)], **asdict(settings))
+    return _line(model.frame, sample, scan, trace)
 
 
 def infer_file(

@@ -1,6 +1,4 @@
-"""Which model is asked, and what tells it from others: a digest of the checkpoint, as results of two
-models must not be mixed in one file.
-"""
+"""Which model is asked, and what tells it from others: results of two are never mixed in a file."""
 
 from __future__ import annotations
 
