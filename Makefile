@@ -57,7 +57,7 @@ sync: $(READY) ## bring notebooks and paired scripts in step after an edit of ei
 format: $(READY) ## format code and notebooks
 	@$(PY) -m ruff check --fix-only --quiet . ; $(PY) -m ruff format . && $(PY) -m unireason_lib.notebooks sync
 lock: $(READY) ## requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
-	@$(UV) pip compile pyproject.toml --extra dev --extra cc3d --extra llm --extra ray --universal --python-version 3.11 \
+	@$(UV) pip compile pyproject.toml --extra dev --extra llm --extra ray --universal --python-version 3.11 \
 		--fork-strategy fewest --no-annotate --custom-compile-command "make lock" --quiet -o requirements.lock $(ARGS)
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

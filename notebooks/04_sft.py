@@ -485,7 +485,7 @@ for name in ("max_steps", "num_train_epochs", "learning_rate", "per_device_train
 # launch`; give its folder as `RUN`, and this notebook reads it.)
 
 # %%
-from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.inference import model_identity
 from unireason_lib.training.checkpoints import run_settings
 from unireason_lib.training.sft import train_sft
 
@@ -606,7 +606,7 @@ for d, item in shown.items():
     print(f"{d.upper()}: {item.question} {item.answer}. {item.options[item.answer]}; {boxes}")
 
 # %%
-from unireason_lib.inference.batch import Checkpoint
+from unireason_lib.inference import Checkpoint
 
 device = None if profile.model.device == "auto" else profile.model.device
 adapted = (tuned_path / "adapter_config.json").is_file()

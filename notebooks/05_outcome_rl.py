@@ -119,7 +119,7 @@ from unireason_lib import __version__
 from unireason_lib.dataset.build import phantom_set
 from unireason_lib.grounding import GroundedGenerator, load_profile_model
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.inference import model_identity
 from unireason_lib.training.checkpoints import whole_checkpoint
 from unireason_lib.training.data import data_folder, images_from, training_records
 from unireason_lib.training.sft import train_sft
@@ -388,7 +388,7 @@ print(f"{looking:.0%} of the time went into rollouts, the rest into rewards and 
 from unireason_lib.display import plot_intervals
 from unireason_lib.evaluation import Report, evaluate, open_benchmark
 from unireason_lib.grounding import Settings
-from unireason_lib.inference.batch import Checkpoint
+from unireason_lib.inference import Checkpoint
 
 shape, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
 asked = {"split": "test", "limit": profile.grounding.grpo_test_questions, "frame": frame}

@@ -22,7 +22,7 @@ PINS = {
     canonicalize_name(pin.name): pin
     for pin in map(Requirement, re.findall(r"^[a-zA-Z].*", LOCK, re.M))
 }
-LOCKED_EXTRAS = ("dev", "cc3d", "llm", "ray")
+LOCKED_EXTRAS = ("dev", "llm", "ray")
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "ipython": "IPython"}
 
 
@@ -56,7 +56,7 @@ def test_everything_imported_is_declared():
     lines = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     declared = {Requirement(line).name.lower() for line in chain.from_iterable(lines)}
     declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in declared}
-    declared |= set(sys.stdlib_module_names) | {"unireason_lib", "cc3d"}
+    declared |= set(sys.stdlib_module_names) | {"unireason_lib"}
     imported = {
         name.split(".")[0]: path.name
         for path in (ROOT / "unireason_lib").rglob("*.py")

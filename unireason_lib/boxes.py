@@ -31,8 +31,12 @@ class _Box:
     def __post_init__(self) -> None:
         for value in self.as_tuple():
             if isinstance(value, bool) or not math.isfinite(value):
-                name, do = type(self).__name__, "check the coordinates"
-                raise BoxError(name, "finite numbers", self.as_tuple(), do)
+                found = f"{type(self).__name__}{self.as_tuple()}"
+                raise BoxError("box", "finite numbers", found, "check the coordinates")
+
+    def as_tuple(self) -> tuple[float, ...]:
+        """``(x1, y1, x2, y2)`` or ``(x1, y1, z1, x2, y2, z2)``, as the box is written."""
+        return tuple(vars(self).values())
 
     def _each(self, change: Callable[[float, float], float], *values: float) -> Self:
         """The box with ``change(coordinate, value of its axis)`` in place of every coordinate."""
@@ -103,10 +107,6 @@ class Box2D(_Box):
     x2: float
     y2: float
 
-    def as_tuple(self) -> tuple[float, float, float, float]:
-        """``(x1, y1, x2, y2)``, the order in which the box is written."""
-        return (self.x1, self.y1, self.x2, self.y2)
-
     @property
     def area(self) -> float:
         """Pixels covered."""
@@ -126,15 +126,6 @@ class Box3D(_Box):
     x2: float
     y2: float
     z2: float
-
-    @classmethod
-    def from_xy(cls, rectangle: Box2D, z1: float, z2: float) -> Box3D:
-        """The cuboid over ``rectangle`` on slices ``z1 .. z2 - 1``."""
-        return cls(rectangle.x1, rectangle.y1, z1, rectangle.x2, rectangle.y2, z2)
-
-    def as_tuple(self) -> tuple[float, float, float, float, float, float]:
-        """``(x1, y1, z1, x2, y2, z2)``, the order in which the box is written."""
-        return (self.x1, self.y1, self.z1, self.x2, self.y2, self.z2)
 
     @property
     def xy(self) -> Box2D:
@@ -192,8 +183,8 @@ def read_box(text: str) -> Box | None:
     fractions = "." in text and all(abs(float(number)) <= 1 for number in written)
     if fractions or len(written) not in (4, 6) or len(set(map(len, corners))) != 1:
         return None
-    numbers = [_nearest(float(number)) for number in written]
-    box = Box2D(*numbers) if len(numbers) == 4 else Box3D(*numbers)
+    kind = Box2D if len(written) == 4 else Box3D
+    box = kind(*(_nearest(float(number)) for number in written))
     return None if box.is_empty else box
 
 
@@ -202,14 +193,12 @@ def scan_boxes(text: str) -> BoxScan:
 
     A box that is not closed before the next one opens, or before the text ends, is malformed.
     """
-    boxes: list[Box] = []
-    spans: list[tuple[int, int]] = []
+    boxes, spans = [], []
     before, *pieces = text.split(BOX_START)
     start = len(before)
     for piece in pieces:
         inside, closed, _ = piece.partition(BOX_END)
-        box = read_box(inside) if closed else None
-        if box is not None:
+        if closed and (box := read_box(inside)) is not None:
             boxes.append(box)
             spans.append((start, start + len(BOX_START + inside + BOX_END)))
         start += len(BOX_START + piece)
@@ -224,9 +213,7 @@ def parse_boxes(text: str) -> list[Box]:
 
 def format_box(box: Box) -> str:
     """Write a box as the model writes it, each coordinate rounded to the nearest pixel; a
-    :class:`BoxError` when it is empty or reversed, perhaps only then, or no box at all."""
-    if not isinstance(box, Box2D | Box3D):
-        raise BoxError("format_box", "a Box2D or Box3D", type(box).__name__, "build the box first")
+    :class:`BoxError` when it is empty or reversed, perhaps only then."""
     whole = box.round()
     if whole.is_empty:
         do = "round outward with `box.round(outward=True)` or leave the box out"

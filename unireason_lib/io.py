@@ -11,7 +11,6 @@ import io
 import json
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -41,8 +40,6 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise disk_error(path, error) from error
@@ -66,17 +63,21 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def append_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add JSON lines to a file in one piece; a line that a kill tore off before is ended first. A
-    :class:`DatasetError` when the disk is full."""
-    path = Path(path)
+    """Add JSON lines to a file, on the disk all together or none; a line that a kill tore off
+    before is ended first. A :class:`DatasetError` when the disk is full."""
+    path, size = Path(path), Path(path).stat().st_size if Path(path).exists() else 0
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
-            file.seek(max(0, file.seek(0, 2) - 1))
+            file.seek(max(0, size - 1))
             torn = file.read() not in (b"", b"\n")
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            file.write(b"\n" * torn + text.encode())
+            file.write(b"\n" * torn + text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
         raise disk_error(path, error) from error
 
 

@@ -26,7 +26,7 @@ SAMPLING += "structured_outputs stop_token_ids skip_special_tokens output_kind l
 
 
 class StandIn:
-    """What a vLLM server does with these requests, slowly: no cache, one request at a time."""
+    """What a vLLM server does with these requests, one at a time."""
 
     def __init__(self, model, processor):
         self.model, self.processor = model, processor
@@ -64,15 +64,16 @@ class StandIn:
         choices = [{"index": k, **pair} for k, pair in enumerate(pairs)]
         return {"request_id": body["request_id"], "choices": choices}
 
+    @torch.inference_mode()
     def continuation(self, ids, params, pixels, sample):
         draw = torch.Generator().manual_seed(len(self.requests) * 100 + sample)
-        token, written, logprobs = self.model.config.image_token_id, [], []
+        written, logprobs, cache, now = [], [], None, torch.tensor([ids])
+        inputs = {**pixels, "mm_token_type_ids": (now == self.model.config.image_token_id).int()}
         while len(written) < params["max_tokens"]:
-            now = torch.tensor([ids + written])
-            inputs = {"input_ids": now, "attention_mask": torch.ones_like(now), **pixels}
-            with torch.inference_mode():
-                logits = self.model(**inputs, mm_token_type_ids=(now == token).int()).logits[0, -1]
-            logits = logits.float().clone()
+            mask = torch.ones(1, len(ids) + len(written), dtype=torch.long)
+            how = {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **inputs}
+            output = self.model(now, **how)
+            cache, logits = output.past_key_values, output.logits[0, -1].float().clone()
             for name, bias in params["logit_bias"].items():
                 logits[int(name)] += bias
             # --logprobs-mode processed_logprobs: after bias and temperature
@@ -81,6 +82,7 @@ class StandIn:
             if params["temperature"]:
                 choice = int(torch.multinomial(scores.exp(), 1, generator=draw))
             written.append(choice)
+            now, inputs = torch.tensor([[choice]]), {}
             about = {"token": f"token_id:{choice}", "logprob": float(scores[choice])}
             logprobs.append(about | {"top_logprobs": []})
             if choice in params["stop_token_ids"]:

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate
 
 from unireason_lib.errors import ScanError, ScanWarning
 from unireason_lib.imaging import dicom, load_image, load_volume
-from unireason_lib.inference import read_scan
+from unireason_lib.inference import Reading, read_scan
 
 SERIES = uid.generate_uid()
 AXIAL = (1, 0, 0, 0, 1, 0)
@@ -210,7 +210,7 @@ def test_xrays_are_shown_in_their_own_window_report_15(tmp_path):
         grey = np.asarray(load_image(path))[..., 0][1:-1]
         assert len(np.unique(grey)) > 150 and grey[0, 0] > grey[-1, -1]  # inverted
     for path in (own, none):  # a question shows the same
-        assert read_scan(path, "2d").images[0].tobytes() == load_image(path).tobytes()
+        assert read_scan(path, "2d", Reading()).images[0].tobytes() == load_image(path).tobytes()
     assert load_volume(none).shape == (1, 64, 64) and not load_volume(none).has_affine
 
 

@@ -26,37 +26,20 @@ def out(tmp_path):
     return path
 
 
-def test_goes_on_where_it_was(out):
+@pytest.mark.parametrize("torn", [b"", b'{"id": "b"}', b"\0\0\0\0", b"\xc3"])
+def test_goes_on_where_it_was_without_a_torn_line_and_failed_ones(out, torn):
     with ResultsFile(out, RUN, opened={"name": "phantom"}) as results:
-        assert results.done == {"a"}
-        results.append({"id": "b"})
-        assert results.done == {"a", "b"}
-    assert ids(out) == ["a", "b"] and next(read_results(out))["text"] == "é\ud800\n"
-    note = json.loads((out.parent / "out.jsonl.run.json").read_text())
-    assert note["opened"] == {"name": "phantom"}
-    assert {file.suffix for file in out.parent.iterdir()} <= {".jsonl", ".lock", ".json"}
-
-
-@pytest.mark.parametrize("torn", [b'{"id": "b"}', b"\0\0\0\0", b"\xc3"])
-def test_a_torn_last_line_is_cut_off(out, torn):
+        for record in ({"id": "b", "error": {}}, {"id": "c"}):
+            results.append(record)
     with out.open("ab") as file:
         file.write(torn)
-    assert ids(out) == ["a"]
+    assert ids(out) == ["a", "b", "c"] and next(read_results(out))["text"] == "é\ud800\n"
+    note = json.loads((out.parent / "out.jsonl.run.json").read_text())
+    assert note["opened"] == {"name": "phantom"}
     with ResultsFile(out, RUN) as results:
-        assert results.done == {"a"}
+        assert results.done == {"a", "c"}
         results.append({"id": "b"})
-    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "b"]
-
-
-def test_failed_lines_are_taken_out_when_they_are_tried_again(out):
-    with ResultsFile(out, RUN) as results:
-        for record in ({"id": "b", "error": {}}, {"id": "c", "error": {}}, {"id": "d"}):
-            results.append(record)
-    with ResultsFile(out, RUN, retry=["a", "b"]) as results:
-        assert results.done == {"a", "c", "d"}  # c is not part of this run: its error stays
-        assert ids(out) == ["a", "c", "d"]
-        results.append({"id": "b"})
-    assert ids(out) == ["a", "c", "d", "b"]
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "c", "b"]
 
 
 def test_another_run_is_refused_and_told_what_differs(out):
@@ -73,11 +56,10 @@ def test_another_run_is_refused_and_told_what_differs(out):
 def test_files_of_others_are_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("mine\n")
-    with pytest.raises(RequestError, match="results without"), ResultsFile(path, RUN):
-        pass
+    for taken, message in ((path, "results without"), (tmp_path, "a folder")):
+        with pytest.raises(RequestError, match=message), ResultsFile(taken, RUN):
+            pass
     assert path.read_text() == "mine\n"
-    with pytest.raises(RequestError, match="a folder"), ResultsFile(tmp_path, RUN):
-        pass
 
 
 @pytest.mark.parametrize(("line", "message"), [("rubbish\n", "line 2"), ('{"id": "a"}\n', "twice")])
@@ -101,18 +83,14 @@ def test_one_writer_at_a_time(out):
 
 
 def test_a_full_disk_names_the_file_and_leaves_whole_lines(out, monkeypatch):
-    write = os.write
-
-    def half(handle, data):
-        if len(data) < 20:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(handle, bytes(data[: len(data) // 2]))
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with ResultsFile(out, RUN) as results:
-        monkeypatch.setattr(os, "write", half)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(DatasetError, match=r"out\.jsonl: expected space on the disk"):
             results.append({"id": "b", "text": "x" * 100})
         monkeypatch.undo()
-        assert results.done == {"a"}
+        assert results.done == {"a"} and ids(out) == ["a"]
         results.append({"id": "b"})
     assert ids(out) == ["a", "b"]

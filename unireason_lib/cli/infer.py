@@ -57,7 +57,6 @@ CHECKPOINT: Group = {
 REPLY: Group = {
     "max_new_tokens": (int, _option(1024, "Most tokens that the model writes.")),
     "max_rounds": (int, _option(10, "Boxes after so many rounds fetch nothing.")),
-    "tokens_per_round": (int | None, _option(None, "Most tokens of a round; then the next one.")),
     "temperature": (float, _option(0.0, "0 is greedy.")),
     "top_p": (float, _option(1.0, "Nucleus of sampling.")),
     "seed": (int, _option(0, "Seed of sampling.")),
@@ -93,7 +92,7 @@ def _one(values: dict[str, Any], dimension: str) -> None:
     path = values["image" if dimension == "2d" else "volume"]
     scan = read_scan(path, dimension, _reading(values, checkpoint, dimension))
     sample = Sample(path.name, dimension, str(path), values["question"], options)
-    _, line = ask(checkpoint.generator(), sample, scan, settings)
+    line = ask(checkpoint.generator(), sample, scan, settings)
     typer.echo(printable(line["answer"] if values["quiet"] else describe(line)))
     if out is not None:
         write_json(out, line)

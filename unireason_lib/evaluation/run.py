@@ -73,8 +73,7 @@ def evaluate(
         "version": __version__,
         **(checkpoint.identity() if load else {"model": checkpoint.model.name_or_path}),
     }
-    names = [item.id for item in benchmark]
-    with ResultsFile(out, run, retry=names, opened=benchmark.opened) as results:
+    with ResultsFile(out, run, benchmark.opened) as results:
         todo = [item for item in benchmark if item.id not in results.done]
         if todo:
             generator = checkpoint.generator() if load else checkpoint

@@ -19,8 +19,7 @@ import torch
 
 from unireason_lib.grounding.cache import growing_cache
 from unireason_lib.grounding.model import base_model
-from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
-from unireason_lib.grounding.trace import Trace
+from unireason_lib.grounding.replies import GroundedInterface, Row
 
 VISION_BATCH = 64  # images in the vision tower at a time; bounds its memory, not the result
 
@@ -34,12 +33,12 @@ class GroundedGenerator(GroundedInterface):
         ends = end_tokens(self.model, processor.tokenizer)
         super().__init__(processor, self.model.config.image_token_id, ends)
 
-    def _replies(self, *batch: Any) -> list[Trace]:
+    def _complete(self, rows: list[Row], samples: int) -> list[Row]:
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                return _Running(self, *batch).run()
+                return _Running(self, rows).run(samples)
         finally:
             self.model.train(was_training)
 
@@ -57,37 +56,35 @@ class GroundedGenerator(GroundedInterface):
         return torch.cat(tokens)
 
 
-class _Running(Replies):
+class _Running:
     """Requests generated together over one cache. A *line* is a row's place in the cache."""
 
-    gen: GroundedGenerator
-
-    def __init__(self, gen: GroundedGenerator, *batch: Any) -> None:
-        super().__init__(gen, *batch)
+    def __init__(self, gen: GroundedGenerator, rows: list[Row]) -> None:
+        self.gen, self.rows, self.settings = gen, rows, rows[0].settings
         self.model, self.device = gen.model, gen.model.device
         self.cache = growing_cache(self.model.config)
         self.mask = torch.ones(len(self.rows), 0, dtype=torch.long, device=self.device)
         self.padded = False
         self.logits: torch.Tensor | None = None
 
-    def run(self) -> list[Trace]:
+    def run(self, samples: int) -> list[Row]:
         self._feed(self.rows, self.rows)
-        if (samples := self.samples) > 1:  # the cache is copied, no prompt encoded again
+        if samples > 1:  # the cache is copied, no prompt encoded again
             self.cache.batch_repeat_interleave(samples)
             self.logits = self.logits.repeat_interleave(samples, dim=0)
             self.mask = self.mask.repeat_interleave(samples, dim=0)
-            self.rows = self._sampled()
+            self.rows = [copy for row in self.rows for copy in row.sampled(samples)]
         alive = list(self.rows)
         while alive:
             self._write(alive)
             alive = self._drop_finished(alive)
-            ready = self._ready(alive)
+            # crops wait until all rows have some: one wide step is cheaper than many
+            ready = [row for row in alive if not row.waiting] or alive
             if not self.gen.reuse_cache and any(row.waiting for row in ready):
                 self._start_over(alive)
-                ready = alive
             if ready:
                 self._feed(ready, alive)
-        return [self._trace(row) for row in self.rows]
+        return self.rows
 
     def _write(self, alive: Sequence[Row]) -> None:
         """Every row that is not waiting for its crops writes one token."""
@@ -100,7 +97,7 @@ class _Running(Replies):
         logprobs = (logits / (self.settings.temperature or 1.0)).log_softmax(-1)
         logprobs = logprobs.gather(1, tokens[:, None])[:, 0]
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            self._accept(row, token, logprob)
+            row.accept(token, logprob)
 
     def _choose(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
         """The next token of each row; ``scores`` ``(rows, vocabulary)`` are changed."""
@@ -134,18 +131,6 @@ class _Running(Replies):
         tokens = torch.searchsorted(reached, draws, right=True).clamp(max=last)
         return (tokens if order is None else order.gather(1, tokens))[:, 0]
 
-    def _ready(self, alive: Sequence[Row]) -> Sequence[Row]:
-        """Rows whose pending tokens go into the cache now: those that write on at once, those with
-        crops when all have crops, or one has waited for ``tokens_per_round`` steps: one wide step
-        is cheaper than many."""
-        waiting = [row for row in alive if row.waiting]
-        writing = [row for row in alive if not row.waiting]
-        for row in waiting:
-            row.round_tokens += 1
-        patience = self.settings.tokens_per_round or self.settings.max_new_tokens
-        tired = any(row.round_tokens > patience for row in waiting)
-        return alive if not writing or tired else writing
-
     def _feed(self, ready: Sequence[Row], alive: Sequence[Row]) -> None:
         """Run the pending tokens of the ready rows through the model, behind the cache."""
         lines = {row: line for line, row in enumerate(alive)}
@@ -175,12 +160,11 @@ class _Running(Replies):
             use_cache=True,
             logits_to_keep=1,
         )
-        last = output.logits[:, -1]
-        if self.logits is None or len(ready) == len(alive):
-            self.logits = last
-        else:
-            fed = torch.tensor([lines[row] for row in ready], device=self.device)
+        fed, last = [lines[row] for row in ready], output.logits[:, -1]
+        if len(ready) < len(alive):
             self.logits[fed] = last[fed]
+        else:
+            self.logits = last
         for row in ready:
             row.pending, row.images, row.waiting = [], [], False
 

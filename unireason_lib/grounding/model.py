@@ -76,13 +76,9 @@ def load_model(
         complete = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
         place = str(adapter) if complete else path
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        settings |= {"device_map": device_map, "attn_implementation": attn_implementation}
         model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **settings,
+            path, trust_remote_code=False, use_safetensors=True, **settings
         )
         if complete and len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
@@ -166,11 +162,9 @@ def _four_bits(quantization: str, dtype: Any) -> Any:
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
 
-    if quantization != "4bit":
-        raise ModelError("quantization", "none or 4bit", repr(quantization), "choose one")
-    if not is_bitsandbytes_available():
+    if quantization != "4bit" or not is_bitsandbytes_available():
         do = "pip install -e '.[gpu]', or train adapters of 16-bit weights (quantization=none)"
-        raise ModelError("quantization=4bit", "bitsandbytes", "none installed", do)
+        raise ModelError("quantization", "4bit, with bitsandbytes installed", quantization, do)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -12,7 +12,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ class Settings:
 
     max_new_tokens: int = 1024  # most tokens that the model itself writes
     max_rounds: int = 10  # most stretches between injections (paper: 10); later boxes fetch nothing
-    tokens_per_round: int | None = None  # then the next round opens; nothing is cut
     max_injected_tokens: int = 16_384  # a box that would exceed it fetches nothing
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0  # nucleus of sampling
@@ -43,8 +42,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         budgets = self.max_new_tokens >= 1 and min(self.max_rounds, self.max_injected_tokens) >= 0
-        stretch = self.tokens_per_round is None or self.tokens_per_round >= 1
-        if not (budgets and stretch and self.temperature >= 0 and 0 < self.top_p <= 1):
+        if not (budgets and self.temperature >= 0 and 0 < self.top_p <= 1):
             expected = "positive token budgets, temperature >= 0 and 0 < top_p <= 1"
             raise RequestError("generation settings", expected, str(self), "correct the value")
 
@@ -62,30 +60,6 @@ class Script:
 
     def __len__(self) -> int:
         return len(self.plan)
-
-
-@dataclass(eq=False)
-class Row:
-    """One reply in the making."""
-
-    request: GroundedRequest
-    prompt_ids: list[int]
-    script: Script | None
-    draw: np.random.Generator
-    ids: list[int] = field(default_factory=list)
-    own: list[int] = field(default_factory=list)  # 1 written by the model, 0 injected
-    logprobs: list[float] = field(default_factory=list)
-    pointings: list[Pointing] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)  # tokens that the cache does not hold yet
-    images: list[tuple[torch.Tensor, list]] = field(default_factory=list)  # of the pending tokens
-    position: int = 0  # rotary position of the next token
-    waiting: bool = False  # has crops to inject
-    box_at: int | None = None  # index in ids of the last opened box
-    round_tokens: int = 0
-    rounds: int = 1
-    written: int = 0
-    stop: str | None = None
-    finished_at: float = 0.0
 
 
 class GroundedInterface(ABC):
@@ -128,13 +102,14 @@ class GroundedInterface(ABC):
             raise RequestError("generate", expected, found, "correct the arguments")
         traces: list[Trace] = []
         for first in range(0, len(requests), size):
-            part = slice(first, first + size)
-            traces += self._replies(requests[part], scripts[part], first, samples, how)
+            started, last = time.perf_counter(), min(first + size, len(requests))
+            rows = [Row(self, requests[i], how, scripts[i], i) for i in range(first, last)]
+            traces += [row.trace(started) for row in self._complete(rows, samples)]
         return traces
 
     @abstractmethod
-    def _replies(self, requests: Sequence[GroundedRequest], *how: Any) -> list[Trace]:
-        """The replies of one batch; arguments of :class:`Replies`."""
+    def _complete(self, rows: list[Row], samples: int) -> list[Row]:
+        """Write the replies of one batch to their ends, each once a sample."""
 
     def encode(self, request: GroundedRequest) -> tuple[list[int], torch.Tensor, list[list[int]]]:
         """The prompt of a request: token ids, pixel values ``(patches, patch_dim)`` of its images,
@@ -158,117 +133,120 @@ class GroundedInterface(ABC):
         return [crop for image in aligned for crop in crop_region([image], box)]
 
 
-class Replies:
-    """The replies of one batch, whose first request is number ``first`` of all."""
+@dataclass(eq=False)
+class Row:
+    """One reply in the making: the row of a batch."""
 
-    def __init__(
-        self,
-        gen: GroundedInterface,
-        requests: Sequence[GroundedRequest],
-        scripts: Sequence[Script | None],
-        first: int,
-        samples: int,
-        settings: Settings,
-    ) -> None:
-        self.started, self.rows = time.perf_counter(), []
-        self.gen, self.first, self.samples, self.settings = gen, first, samples, settings
-        for i, (request, script) in enumerate(zip(requests, scripts, strict=True)):
-            ids, *images = gen.encode(request)
-            row = Row(request, ids, script, self._stream(request, i, 0))
-            row.pending, row.images = list(ids), [tuple(images)]
-            self.rows.append(row)
+    gen: GroundedInterface
+    request: GroundedRequest
+    settings: Settings
+    script: Script | None
+    index: int  # among all requests: the stream of random numbers of one without an id
+    sample: int = 0
+    prompt_ids: list[int] = field(default_factory=list)
+    position: int = 0  # rotary position of the next token
+    ids: list[int] = field(init=False, default_factory=list)
+    own: list[int] = field(init=False, default_factory=list)  # 1 written by the model, 0 injected
+    logprobs: list[float] = field(init=False, default_factory=list)
+    pointings: list[Pointing] = field(init=False, default_factory=list)
+    pending: list[int] = field(init=False, default_factory=list)  # tokens not yet in the cache
+    images: list[tuple[torch.Tensor, list]] = field(init=False, default_factory=list)  # of those
+    waiting: bool = field(init=False, default=False)  # has crops to inject
+    box_at: int | None = field(init=False, default=None)  # index in ids of the last opened box
+    rounds: int = field(init=False, default=1)
+    written: int = field(init=False, default=0)
+    stop: str | None = field(init=False, default=None)
+    finished_at: float = field(init=False, default=0.0)
 
-    def _sampled(self) -> list[Row]:
-        """Every row once a sample, each with a stream of random numbers of its own."""
-        return [
-            Row(row.request, row.prompt_ids, row.script, stream, position=row.position)
-            for i, row in enumerate(self.rows)
-            for stream in (self._stream(row.request, i, k) for k in range(self.samples))
-        ]
+    def __post_init__(self) -> None:
+        stream = zlib.crc32(self.request.id.encode()) if self.request.id else self.index
+        self.draw = np.random.default_rng([self.settings.seed, stream, self.sample])
+        if not self.prompt_ids:
+            self.prompt_ids, *images = self.gen.encode(self.request)
+            self.pending, self.images = list(self.prompt_ids), [tuple(images)]
 
-    def _stream(self, request: GroundedRequest, index: int, sample: int) -> np.random.Generator:
-        name = zlib.crc32(request.id.encode()) if request.id else self.first + index
-        return np.random.default_rng([self.settings.seed, name, sample])
+    def sampled(self, samples: int) -> list[Row]:
+        """The row once a sample, each with a stream of its own, behind the prompt in the cache."""
+        return [replace(self, sample=sample) for sample in range(samples)]
 
-    def _accept(self, row: Row, token: int, logprob: float) -> None:
+    def accept(self, token: int, logprob: float) -> None:
         """Note a written token: it may end the reply, open a box, or close one and fetch crops."""
-        row.ids.append(token)
-        row.own.append(1)
-        row.logprobs.append(logprob)
-        row.pending, row.written, row.round_tokens = [token], row.written + 1, row.round_tokens + 1
+        self.ids.append(token)
+        self.own.append(1)
+        self.logprobs.append(logprob)
+        self.pending, self.written = [token], self.written + 1
         if token in self.gen.ends:
-            self._finish(row, "end")
+            self._finish("end")
             return
         if token == self.gen.box_start:
-            if row.box_at is not None:
-                self._note_malformed(row, len(row.ids) - 1)
-            row.box_at = len(row.ids) - 1
-        elif token == self.gen.box_end and row.box_at is not None:
-            self._point(row)
-        limit = self.settings.tokens_per_round
-        if row.written >= self.settings.max_new_tokens:
-            self._finish(row, "length")
-        elif limit and row.round_tokens >= limit:
-            row.rounds, row.round_tokens = row.rounds + 1, 0
+            self._note_malformed(len(self.ids) - 1)
+            self.box_at = len(self.ids) - 1
+        elif token == self.gen.box_end and self.box_at is not None:
+            self._point()
+        if self.written >= self.settings.max_new_tokens:
+            self._finish("length")
 
-    def _finish(self, row: Row, stop: str) -> None:
-        if row.box_at is not None:
-            self._note_malformed(row, len(row.ids))
-        row.stop, row.finished_at = stop, time.perf_counter()
+    def _finish(self, stop: str) -> None:
+        self._note_malformed(len(self.ids))
+        self.stop, self.finished_at = stop, time.perf_counter()
 
-    def _note_malformed(self, row: Row, end: int) -> None:
-        text = self.gen.tokenizer.decode(row.ids[row.box_at : end], skip_special_tokens=False)
-        row.pointings.append(Pointing(text, None, "malformed", (), len(row.ids)))
+    def _text(self, end: int | None = None) -> str:
+        """The opened box as written."""
+        return self.gen.tokenizer.decode(self.ids[self.box_at : end], skip_special_tokens=False)
 
-    def _point(self, row: Row) -> None:
+    def _note_malformed(self, end: int) -> None:
+        """A box that is still open was never closed."""
+        if self.box_at is not None:
+            text = self._text(end)
+            self.pointings.append(Pointing(text, None, "malformed", (), len(self.ids)))
+
+    def _point(self) -> None:
         """A box was closed: read it, and queue its crops behind it."""
-        text = self.gen.tokenizer.decode(row.ids[row.box_at :], skip_special_tokens=False)
-        row.box_at = None
+        text, self.box_at = self._text(), None
         box = next(iter(scan_boxes(text).boxes), None)
-        status, crops = self._fetch(row, box)
-        row.pointings.append(Pointing(text, box, status, tuple(crops), len(row.ids)))
+        status, crops = self._fetch(box)
+        self.pointings.append(Pointing(text, box, status, tuple(crops), len(self.ids)))
         if crops:
             gen, tokens, (pixels, grids) = self.gen, [], self.gen.encode_crops(crops)
             for grid in grids:
                 count = math.prod(grid) // gen.frame.merge_size**2
                 tokens += [gen.vision_start, *[gen.image_token] * count, gen.vision_end]
-            row.ids += tokens
-            row.own += [0] * len(tokens)
-            row.logprobs += [0.0] * len(tokens)
-            row.pending += tokens
-            row.images, row.waiting = [(pixels, grids)], True
-            row.rounds, row.round_tokens = row.rounds + 1, 0
+            self.ids += tokens
+            self.own += [0] * len(tokens)
+            self.logprobs += [0.0] * len(tokens)
+            self.pending += tokens
+            self.images, self.waiting, self.rounds = [(pixels, grids)], True, self.rounds + 1
 
-    def _fetch(self, row: Row, box: Box | None) -> tuple[str, list[Image.Image]]:
+    def _fetch(self, box: Box | None) -> tuple[str, list[Image.Image]]:
         """The status of a box (None: not well formed) and its crops; see :class:`Pointing`."""
-        settings = self.settings
         if box is None:
             return "malformed", []
-        if isinstance(box, Box2D) and row.request.dimension == "3d":
+        if isinstance(box, Box2D) and self.request.dimension == "3d":
             return "no slice", []
-        if row.rounds > settings.max_rounds:
+        if self.rounds > self.settings.max_rounds:
             return "rounds used up", []
-        crops = self.gen.crops_for(row.request, box)
+        crops = self.gen.crops_for(self.request, box)
         if not crops:
             return "outside", []
         cost = sum(2 + self.gen.frame.tokens(crop.height, crop.width) for crop in crops)
-        over = len(row.ids) - row.written + cost > settings.max_injected_tokens
-        if over or row.written >= settings.max_new_tokens:
+        over = len(self.ids) - self.written + cost > self.settings.max_injected_tokens
+        if over or self.written >= self.settings.max_new_tokens:
             return "tokens used up", []
         return "injected", crops
 
-    def _trace(self, row: Row) -> Trace:
-        words = zip(row.ids, row.own, strict=True)
+    def trace(self, started: float) -> Trace:
+        """The complete reply, of a batch that was started then."""
+        words = zip(self.ids, self.own, strict=True)
         words = [token for token, own in words if own and token not in self.gen.ends]
         return Trace(
-            request=row.request,
+            request=self.request,
             text=self.gen.tokenizer.decode(words, skip_special_tokens=False),
-            token_ids=tuple(row.ids),
-            own_mask=tuple(row.own),
-            logprobs=tuple(row.logprobs),
-            prompt_ids=tuple(row.prompt_ids),
-            pointings=tuple(row.pointings),
-            stop=row.stop or "length",
-            rounds=row.rounds,
-            seconds=row.finished_at - self.started,
+            token_ids=tuple(self.ids),
+            own_mask=tuple(self.own),
+            logprobs=tuple(self.logprobs),
+            prompt_ids=tuple(self.prompt_ids),
+            pointings=tuple(self.pointings),
+            stop=self.stop or "length",
+            rounds=self.rounds,
+            seconds=self.finished_at - started,
         )

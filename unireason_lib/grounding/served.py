@@ -13,13 +13,12 @@ client is TRL's, which also carries the weights of outcome RL to the server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from unireason_lib.errors import RequestError
-from unireason_lib.grounding.replies import GroundedInterface, Replies, Row
-from unireason_lib.grounding.trace import GroundedRequest, Trace
+from unireason_lib.grounding.replies import GroundedInterface, Row
 
 Features = Mapping[str, Any]  # images of a prompt, processed: hashes, places in it, data
 Client = Any  # TRL's ``VLLMClient``: ``image_features`` and ``generate`` are called
@@ -38,55 +37,42 @@ class ServedGenerator(GroundedInterface):
         super().__init__(processor, processor.image_token_id, frozenset(known - {None}))
         self.client = client
 
-    def _replies(self, requests: Sequence[GroundedRequest], *how: Any) -> list[Trace]:
-        if any(script is not None for script in how[0]):
+    def _complete(self, rows: list[Row], samples: int) -> list[Row]:
+        """Rounds of writing: all rows that still write are sent together."""
+        if any(row.script is not None for row in rows):
             do = "use a model in this process: a server writes what it likes"
             raise RequestError("generate", "no scripts", "one", do)
-        return _Served(self, requests, *how).run()
-
-
-class _Served(Replies):
-    """Rounds of writing: all rows that still write are sent together."""
-
-    gen: ServedGenerator
-
-    def run(self) -> list[Trace]:
-        images = self.gen.client.image_features([list(row.request.images) for row in self.rows])
-        prompts, budget = [row.prompt_ids for row in self.rows], self.settings.max_new_tokens
-        replies = self._continued(prompts, images, budget, self.samples)
-        self.rows = self._sampled()
-        features = [one for one in images for _ in range(self.samples)]
-        self.features = dict(zip(self.rows, features, strict=True))
-        self._write(self.rows, replies, budget)
-        while alive := [row for row in self.rows if row.stop is None]:
+        processed = self.client.image_features([list(row.request.images) for row in rows])
+        features = dict(zip(rows, processed, strict=True))  # of a row's images and crops
+        replies = self._continued(features, samples)
+        features = {copy: features[row] for row in rows for copy in row.sampled(samples)}
+        self._accept(features, replies)
+        while alive := [row for row in features if row.stop is None]:
             if waiting := [row for row in alive if row.waiting]:
                 crops = [list(row.pointings[-1].crops) for row in waiting]
-                processed = self.gen.client.image_features(crops)
-                for row, features in zip(waiting, processed, strict=True):
-                    self.features[row] = _joined(self.features[row], features)
-                    row.waiting = False
-            budget = self.settings.max_new_tokens - min(row.written for row in alive)
-            prompts = [[*row.prompt_ids, *row.ids] for row in alive]
-            images = [self.features[row] for row in alive]
-            self._write(alive, self._continued(prompts, images, budget, 1), budget)
-        return [self._trace(row) for row in self.rows]
+                for row, more in zip(waiting, self.client.image_features(crops), strict=True):
+                    features[row], row.waiting = _joined(features[row], more), False
+            self._accept(alive, self._continued({row: features[row] for row in alive}, 1))
+        return list(features)
 
     def _continued(
-        self, prompts: list[list[int]], images: Sequence[Features | None], budget: int, n: int
+        self, features: Mapping[Row, Features | None], n: int
     ) -> list[tuple[list[int], list[float]]]:
-        """``n`` continuations of each prompt: tokens and their log-probabilities."""
-        copies = n if self.settings.temperature == 0 else 1  # servers refuse greedy n > 1
-        answer = self.gen.client.generate(
+        """``n`` continuations of each row: tokens and their log-probabilities."""
+        settings = next(iter(features)).settings
+        copies = n if settings.temperature == 0 else 1  # servers refuse greedy n > 1
+        prompts = [[*row.prompt_ids, *row.ids] for row in features]
+        answer = self.client.generate(
             prompts,
-            features=[self._placed(*pair) for pair in zip(images, prompts, strict=True)],
+            features=[self._placed(*one) for one in zip(features.values(), prompts, strict=True)],
             n=n // copies,
-            temperature=self.settings.temperature,
-            top_p=self.settings.top_p,
-            max_tokens=budget,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=_budget(features),
             logprobs=0,
             generation_kwargs={
-                "stop_token_ids": sorted({self.gen.box_end, *self.gen.ends}),
-                "logit_bias": {str(token): -100 for token in self.gen.never_written},
+                "stop_token_ids": sorted({self.box_end, *self.ends}),
+                "logit_bias": {str(token): -100 for token in self.never_written},
                 "skip_special_tokens": False,
             },
         )
@@ -94,24 +80,25 @@ class _Served(Replies):
         replies = zip(answer["completion_ids"], logprobs, strict=True)
         return [reply for reply in replies for _ in range(copies)]
 
-    def _write(
-        self, rows: Sequence[Row], replies: Sequence[tuple[list[int], list[float]]], budget: int
+    def _accept(
+        self, rows: Collection[Row], replies: Sequence[tuple[list[int], list[float]]]
     ) -> None:
+        budget = _budget(rows)
         for row, (ids, logprobs) in zip(rows, replies, strict=True):
-            stopped = bool(ids) and ids[-1] in {self.gen.box_end, *self.gen.ends}
+            stopped = bool(ids) and ids[-1] in {self.box_end, *self.ends}
             if not ids or (len(ids) < budget and not stopped):
                 expected = "tokens from the server, the one that stopped it included"
                 do, found = "check the version of vLLM and its log", f"{len(ids)} of {budget}"
                 raise RequestError(row.request.id or "a reply", expected, found, do)
             for token, logprob in zip(ids, logprobs, strict=True):
                 if row.stop is None:  # the budget is that of the shortest row
-                    self._accept(row, token, logprob)
+                    row.accept(token, logprob)
 
     def _placed(self, features: Features | None, ids: Sequence[int]) -> Features | None:
         if features is None:
             return None
         places, place = [], 0
-        for is_image, run in groupby(token == self.gen.image_token for token in ids):
+        for is_image, run in groupby(token == self.image_token for token in ids):
             length = len(list(run))
             places += [{"offset": place, "length": length}] if is_image else []
             place += length
@@ -120,6 +107,11 @@ class _Served(Replies):
             do = "check that server and processor are of the same model"
             raise RequestError("a prompt", f"{processed} images, as processed", len(places), do)
         return {**features, "mm_placeholders": {**features["mm_placeholders"], "image": places}}
+
+
+def _budget(rows: Iterable[Row]) -> int:
+    """Tokens that the row with the shortest reply may still write."""
+    return max(row.settings.max_new_tokens - row.written for row in rows)
 
 
 def _joined(one: Features | None, other: Features | None) -> Features | None:

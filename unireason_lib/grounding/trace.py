@@ -84,7 +84,7 @@ class Trace:
     prompt_ids: tuple[int, ...]  # the tokens before the reply
     pointings: tuple[Pointing, ...]  # every box that was opened
     stop: str  # "end": the model ended its turn; "length": the token budget did
-    rounds: int  # stretches of writing: one more than injections and spent round budgets
+    rounds: int  # stretches of writing: one more than injections
     seconds: float  # from the start of its batch until it was complete
 
     @property
@@ -116,8 +116,8 @@ class Trace:
         return thought and boxes and self.text.index(THINK_START) < self.text.index(THINK_END)
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace without images, ready for JSON: the one form of a reply in all results. With
-        ``other_syntax``, how many boxes are stock Qwen's JSON and fetch nothing, if there are."""
+        """The trace without images, ready for JSON: the one form of a reply in all results. Perhaps
+        with ``other_syntax``, how many boxes are stock Qwen's JSON and fetch nothing."""
         other = len(scan_boxes(self.text).other_syntax)
         return {
             "id": self.request.id,

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from unireason_lib.boxes import Box, Box2D, Box3D
-from unireason_lib.errors import BoxError
+from unireason_lib.boxes import Box, Box2D
 
 MIN_SIDE, MAX_ASPECT = 4, 180  # pixels, and longest to shortest side (released settings)
 
@@ -57,8 +56,6 @@ def slice_range(box: Box, count: int) -> range:
 def crop_region(images: Sequence[Image.Image], box: Box) -> list[Image.Image]:
     """The crops that a box names, in slice order; none when it lies outside. The images (one, or
     the slices of a volume) are as the processor shows them, the box is in their pixels."""
-    if not isinstance(box, Box2D | Box3D):
-        raise BoxError("crop", "a Box2D or Box3D", type(box).__name__, "parse the text first")
     rectangle = box if isinstance(box, Box2D) else box.xy
     chosen = (images[index] for index in slice_range(box, len(images)))
     cuts = ((image, crop_rectangle(rectangle, *image.size)) for image in chosen)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ MAX_INFLATED = 2**28  # bytes that one deflated file may hold
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FIRST_TYPES = (b"UL", b"OB", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO")
+_readable = partial(raising, ScanError, expected="a readable DICOM file", do="export it again")
 
 
 class _Plane:
@@ -41,9 +42,9 @@ class _Plane:
         self.position = _numbers(header, "ImagePositionPatient", 3)
         self.orientation = _numbers(header, "ImageOrientationPatient", 6)
         self.spacing = _numbers(header, "PixelSpacing", 2)
-        thick = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
+        thick = _numbers(header, "SpacingBetweenSlices") or _numbers(header, "SliceThickness")
         self.thickness = abs(thick or 1.0)
-        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+        slope, intercept = _numbers(header, "RescaleSlope"), _numbers(header, "RescaleIntercept")
         scaling = (1.0 if slope is None else slope, intercept or 0.0)
         self.scaling = None if slope is None and intercept is None else scaling
 
@@ -81,13 +82,11 @@ def load_dicom_image(path: Path, window: Window | None) -> Image.Image:
     window, else bytes as they are and others in the 1st to 99th percentile."""
     from pydicom.pixels import apply_color_lut
 
-    plane = _plane(path)
-    if plane is None:
+    if (plane := _plane(path)) is None:
         raise ScanError(path, "an image", "none in the file", "give an image")
     check_voxels(plane.shape, path)
     with _readable(path):
-        data = _read(path)
-        values = rescale(_pixels(data), *(plane.scaling or (1, 0)))
+        data, values = _values(plane)
         if plane.photometric == "PALETTE COLOR":
             values = apply_color_lut(values, data)
         if values.ndim == 3:  # 8 or 16 bits a colour
@@ -181,10 +180,10 @@ def _stack(planes: Sequence[_Plane]) -> np.ndarray:
     slices = np.empty((len(planes), *planes[0].shape), np.uint8)
     for place, plane in enumerate(planes):
         with _readable(plane.path):
-            values = rescale(_pixels(_read(plane.path)), *(plane.scaling or (1, 0)))
-            kind = np.result_type(slices, values) if place else values.dtype
-            slices = slices.astype(kind, copy=False)
-            slices[place] = values
+            _, values = _values(plane)
+        kind = np.result_type(slices, values) if place else values.dtype
+        slices = slices.astype(kind, copy=False)
+        slices[place] = values
     if planes[0].photometric == "MONOCHROME1":
         ends = slices.max().item() + slices.min().item()
         wide = np.int64 if slices.dtype.kind in "iu" else slices.dtype
@@ -192,11 +191,13 @@ def _stack(planes: Sequence[_Plane]) -> np.ndarray:
     return slices
 
 
-def _pixels(data: Any) -> np.ndarray:
+def _values(plane: _Plane) -> tuple[Any, np.ndarray]:
+    """The whole file of a plane, and its pixels in scan units."""
+    data = _read(plane.path)
     expected = f"pixel data in {data.file_meta.TransferSyntaxUID.name}"
     do = "pip install 'pylibjpeg[all]' (or python-gdcm) if it is compressed, or export it again"
     with raising(ScanError, data.filename, expected, do):
-        return data.pixel_array
+        return data, rescale(data.pixel_array, *(plane.scaling or (1, 0)))
 
 
 def _read(path: Path, **options: Any) -> Any:
@@ -251,20 +252,12 @@ def _plane(path: Path) -> _Plane | None:
         return _Plane(path, header)
 
 
-def _numbers(header: Any, name: str, count: int) -> np.ndarray | None:
+def _numbers(header: Any, name: str, count: int = 1) -> Any:
+    """The numbers of a field, a single one as a float; None when it is missing or empty."""
     value = header.get(name)
     if value is None or value == "":
         return None
     values = np.atleast_1d(np.array(value, float))
     if values.shape != (count,) or not np.isfinite(values).all():
         raise ScanError(header.filename, f"{count} numbers in {name}", value, "export it again")
-    return values
-
-
-def _number(header: Any, name: str) -> float | None:
-    values = _numbers(header, name, 1)
-    return None if values is None else values.item()
-
-
-def _readable(path: Path) -> AbstractContextManager[None]:
-    return raising(ScanError, path, "a readable DICOM file", "export it again")
+    return values if count > 1 else values.item()

@@ -88,23 +88,18 @@ class ProcessorFrame:
     def written(self, box: Box, height: int, width: int, depth: int | None = None) -> Box:
         """The box (in pixels of an image) as a text has it: whole pixels of the frame, never empty,
         inside the image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
-        new_height, new_width = self.size(height, width)
-        limits = (new_width, new_height, depth or 0)
-        factors = (new_width / width, new_height / height, 1)
-        n, numbers, lows, highs = len(box.as_tuple()) // 2, box.as_tuple(), [], []
-        for low, high, factor, limit in zip(numbers, numbers[n:], factors, limits, strict=False):
-            low, high = max(low * factor, 0), min(high * factor, limit)
-            if low >= high:
-                expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
-                do = "check in which space it was measured"
-                raise ScanError(box, expected, "a box outside", do)
-            first, last = math.floor(low + 0.5), math.floor(high + 0.5)
-            if first == last:  # a side that would vanish keeps one pixel
-                first = min(int(low), limit - 1)
-                last = first + 1
-            lows.append(first)
-            highs.append(last)
-        return type(box)(*lows, *highs)
+        limits = (*self.size(height, width)[::-1], depth or 0)
+        inside = self.to_frame(box, height, width).clip(*limits)
+        if inside.is_empty:
+            expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
+            raise ScanError(box, expected, "a box outside", "check in which space it was measured")
+        whole = list(inside.round().as_tuple())
+        axes = len(whole) // 2
+        for axis, (low, limit) in enumerate(zip(inside.as_tuple()[:axes], limits, strict=False)):
+            if whole[axis] == whole[axis + axes]:  # a side that would vanish keeps one pixel
+                whole[axis] = min(int(low), limit - 1)
+                whole[axis + axes] = whole[axis] + 1
+        return type(box)(*whole)
 
 
 # of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)

@@ -15,55 +15,36 @@ from unireason_lib.imaging.volume import Volume
 
 DENSE_LABELS = 65536  # below this they are searched with a table; others are renumbered first
 WHOLE_TOLERANCE = 1e-3  # from a whole number; slopes such as 3/255 leave rounding errors
-_MOST_STORED = 64  # more different stored numbers than this are measurements, not labels
 
 
 def whole_labels(labels: Volume | np.ndarray) -> np.ndarray:
     """A label map as whole numbers; the same array when it holds integers. Floats must be whole up
-    to :data:`WHOLE_TOLERANCE`; where a slope in the file made fractions of a few stored integers,
-    those are the labels. Whatever was changed is a :class:`ScanWarning`; what is no label map of 2
-    or 3 dimensions a :class:`LabelError`."""
-    array, source, (slope, intercept) = np.asarray(labels), "label map", (1.0, 0.0)
+    to :data:`WHOLE_TOLERANCE`, and rounding them is a :class:`ScanWarning`; what is no label map of
+    2 or 3 dimensions a :class:`LabelError`. Both name the slope in the file's header."""
+    array, source, scaling = np.asarray(labels), "label map", (1.0, 0.0)
     if isinstance(labels, Volume):
-        array, source, (slope, intercept) = labels.array, labels.source, labels.scaling
+        array, source, scaling = labels.array, labels.source, labels.scaling
     if array.ndim not in (2, 3):
         raise LabelError(source, "2D or 3D", f"shape {array.shape}", "choose one channel or frame")
     if array.dtype.kind in "iub":
         return array.view(np.uint8) if array.dtype.kind == "b" else array
-    header = f"slope {slope:.6g}, intercept {intercept:.6g}"
-    if array.dtype.kind == "f" and np.isfinite(array).all():
-        change = f"were rounded to whole numbers ({header})"
-        whole = _rounded(array)
-        if whole is None and slope != 1:
-            change = f"are taken as stored, without {header}"
-            whole = _rounded((array - intercept) / slope)
-            whole = whole if whole is None or len(np.unique(whole)) <= _MOST_STORED else None
-        if whole is not None:
-            if not np.array_equal(whole, array):
-                warnings.warn(f"{source}: labels {change}", ScanWarning, stacklevel=2)
-            return whole
-    found = f"{array.dtype} with NaN or fractions ({header})"
-    do = "resample label maps with nearest neighbours, and save them as integers without slope"
-    raise LabelError(source, "whole numbers", found, do)
+    header = "slope {:.6g}, intercept {:.6g}".format(*scaling)
+    finite = array.dtype.kind == "f" and np.isfinite(array).all()
+    whole = np.rint(array) if finite else array
+    if not finite or np.abs(array - whole).max(initial=0) > WHOLE_TOLERANCE:
+        found = f"{array.dtype} with NaN or fractions ({header})"
+        do = "resample label maps with nearest neighbours, and save them as integers without slope"
+        raise LabelError(source, "whole numbers", found, do)
+    if not np.array_equal(whole, array):
+        text = f"{source}: labels were rounded to whole numbers ({header})"
+        warnings.warn(text, ScanWarning, stacklevel=2)
+    return whole.astype(np.int64)
 
 
-def _rounded(array: np.ndarray) -> np.ndarray | None:
-    whole = np.rint(array)
-    near = np.abs(array - whole).max(initial=0) <= WHOLE_TOLERANCE
-    return whole.astype(np.int64) if near else None
-
-
-def label_boxes(
-    labels: Volume | np.ndarray, components: bool = False
-) -> dict[int, Box] | dict[int, list[Box]]:
-    """The smallest half-open box around every label of :func:`whole_labels`, 0 being background;
-    with ``components`` those of each connected component, diagonal neighbours included (by
-    ``connected-components-3d`` where it is installed): {label: [boxes, largest first]}."""
-    array = whole_labels(labels)
-    places = label_places(array)
-    if not components:
-        return {label: _box(place) for label, place in places.items()}
-    return {label: _components(array[place] == label, place) for label, place in places.items()}
+def label_boxes(labels: Volume | np.ndarray) -> dict[int, Box]:
+    """The smallest half-open box around every label of :func:`whole_labels`, 0 being background."""
+    places = label_places(whole_labels(labels))
+    return {label: _box(place) for label, place in places.items()}
 
 
 def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> None:
@@ -99,22 +80,7 @@ def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
     return {k: tuple(place[axis] for axis in back) for k, place in places if place and k}
 
 
-def _box(place: Sequence[slice], inside: Sequence[slice] = (slice(0, 0),) * 3) -> Box:
-    """The box of a place in an array, or in the part of it at another place."""
-    starts = [axis.start + outer.start for axis, outer in zip(place, inside, strict=False)]
-    stops = [axis.stop + outer.start for axis, outer in zip(place, inside, strict=False)]
+def _box(place: Sequence[slice]) -> Box:
+    """The box of a place in an array."""
+    starts, stops = [axis.start for axis in place], [axis.stop for axis in place]
     return (Box2D if len(place) == 2 else Box3D)(*starts[::-1], *stops[::-1])
-
-
-def _components(part: np.ndarray, place: tuple[slice, ...]) -> list[Box]:
-    try:
-        import cc3d
-
-        neighbours, part = 26 if part.ndim == 3 else 8, np.ascontiguousarray(part)
-        numbered = np.asarray(cc3d.connected_components(part, connectivity=neighbours))
-    except ImportError:
-        numbered, _ = ndimage.label(part, np.ones([3] * part.ndim))
-    boxes = [_box(inner, place) for inner in ndimage.find_objects(numbered)]
-    sizes = np.bincount(numbered.ravel())[1:]
-    ranked = sorted(zip(-sizes, boxes, strict=True), key=lambda pair: (pair[0], pair[1].as_tuple()))
-    return [box for _, box in ranked]

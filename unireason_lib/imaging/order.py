@@ -24,22 +24,18 @@ class SliceOrder:
 
     correlations: np.ndarray  # (Z - 1,) of each slice with the next
     duplicates: tuple[int, ...]  # indices of slices that equal the one before
-    breaks: tuple[int, ...]  # indices after which it falls far below that of the pairs around it
-    looks_shuffled: bool  # neighbours hardly resemble each other more than any two slices do
+    breaks: tuple[int, ...] = ()  # indices after which it falls far below the pairs around it
+    looks_shuffled: bool = False  # neighbours hardly resemble each other more than any two slices
 
     @property
     def messages(self) -> list[str]:
         """What speaks against the order, in words."""
-        repeated = f"slices that repeat the one before {list(self.duplicates[:5])}"
-        broken = f"slices may be missing or misplaced after slices {list(self.breaks[:5])}"
-        words = {repeated: self.duplicates, broken: self.breaks}
-        words["slices look shuffled"] = self.looks_shuffled
+        words = {
+            f"slices that repeat the one before {list(self.duplicates[:5])}": self.duplicates,
+            f"slices may be missing or misplaced after slices {list(self.breaks[:5])}": self.breaks,
+            "slices look shuffled": self.looks_shuffled,
+        }
         return [text for text, applies in words.items() if applies]
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether anything speaks against the order."""
-        return bool(self.messages)
 
 
 def slice_order_report(scan: Volume | np.ndarray) -> SliceOrder:
@@ -57,8 +53,8 @@ def slice_order_report(scan: Volume | np.ndarray) -> SliceOrder:
     both = alive[1:] & alive[:-1]
     alike = np.flatnonzero(both & (neighbours > 0.999)).tolist()
     duplicates = tuple(i + 1 for i in alike if np.array_equal(array[i], array[i + 1]))
-    if len(array) < MIN_SLICES or both.sum() < MIN_SLICES - 1:
-        return SliceOrder(neighbours, duplicates, (), False)
+    if both.sum() < MIN_SLICES - 1:
+        return SliceOrder(neighbours, duplicates)
     pairs = (normalized[alive] @ normalized[alive].T) / normalized.shape[1]
     any_two = float(pairs[~np.eye(len(pairs), dtype=bool)].mean())
     gain = (float(neighbours[both].mean()) - any_two) / max(1 - any_two, 1e-6)

@@ -76,11 +76,9 @@ def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             head = stream.read(132)
-    except FileNotFoundError:
-        raise ScanError(path, "a file", "nothing of that name", "check the path") from None
-    except (OSError, ValueError) as error:  # a folder, no permission, an impossible name
+    except (OSError, ValueError) as error:  # nothing, a folder, no permission, an impossible name
         found = "a folder" if path.is_dir() else why(error)
-        raise ScanError(path, "a readable file", found, "give a file") from error
+        raise ScanError(path, "a file that can be read", found, "check the path") from error
     if not head:
         raise ScanError(path, "a scan", "an empty file", "download or export it again")
     return head

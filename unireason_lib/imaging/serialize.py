@@ -7,17 +7,16 @@ coincide. That makes boxes exact: an edge maps to an edge by one factor an axis,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unireason_lib.boxes import Box3D
-from unireason_lib.errors import ScanError
+from unireason_lib.errors import ScanError, raising
 from unireason_lib.imaging.volume import Volume
 from unireason_lib.imaging.window import Window, check_window, window_range
 from unireason_lib.io import read_json, write_json
@@ -41,24 +40,18 @@ class Serialization:
         checked["image_size"] = self.image_size and check_size((1, *self.image_size))[1:]
         vars(self).update(checked)  # lists, as JSON has them, are tuples now
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Serialization:
-        """From :meth:`to_dict`, perhaps through JSON; other entries are ignored."""
-        return cls(**{name: values[name] for name in cls.__match_args__ if name in values})
-
     def save(self, folder: str | Path) -> None:
         """Write ``serialization.json`` into a folder."""
-        write_json(Path(folder) / "serialization.json", self.to_dict())
+        write_json(Path(folder) / "serialization.json", asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> Serialization | None:
         """What :meth:`save` wrote into a folder; None where there is no such file."""
         path = Path(folder) / "serialization.json"
-        return cls.from_dict(read_json(path, ScanError)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with raising(ScanError, path, "size, window and image_size", "restore the file"):
+            return cls(**read_json(path, ScanError))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +87,6 @@ class SliceStack:
     def to_mm(self, box: Box3D) -> np.ndarray:
         """Two opposite corners of a box in mm, ``(2, 3)``; see :meth:`Volume.to_mm`."""
         return self.geometry.to_mm(self.to_voxel(box))
-
-    def from_mm(self, corners: Sequence[Sequence[float]] | np.ndarray) -> Box3D:
-        """The box between two opposite corners in mm."""
-        return self.from_voxel(self.geometry.from_mm(corners))
 
 
 def serialize(

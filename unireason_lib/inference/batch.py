@@ -6,21 +6,21 @@ questions are asked one by one.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from unireason_lib import __version__
 from unireason_lib.answers import plain_words
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.inference.checkpoint import Checkpoint
 from unireason_lib.inference.results import ResultsFile, read_results
 from unireason_lib.inference.samples import Sample, read_samples
 from unireason_lib.inference.scan import Reading, Scan, read_scan, scan_below
@@ -28,59 +28,14 @@ from unireason_lib.io import sha256_of
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Settings, Trace
-    from unireason_lib.imaging import Serialization
 
 Line = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Which model, and where it runs; see :func:`unireason_lib.grounding.load_model`."""
-
-    path: str
-    adapter: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
-    device_map: str | None = None
-
-    def generator(self) -> GroundedGenerator:
-        """Load it, the first time that it is asked for."""
-        from unireason_lib.grounding import GroundedGenerator, load_model
-
-        if "loaded" not in vars(self):
-            vars(self)["loaded"] = GroundedGenerator(*load_model(**asdict(self)))
-        return vars(self)["loaded"]
-
-    @cached_property
-    def serialization(self) -> Serialization | None:
-        """How scans became images when it was trained; None when it does not say."""
-        from unireason_lib.grounding import checkpoint_serialization
-
-        return checkpoint_serialization(self.path, self.adapter)
-
-    def frame(self) -> ProcessorFrame:
-        """The frame of its processor, without loading the weights."""
-        from transformers import AutoProcessor
-
-        try:
-            processor = AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
-            return ProcessorFrame.from_processor(processor)
-        except (OSError, ValueError, KeyError):  # loading all of it says better what is wrong
-            return self.generator().frame
-
-    def identity(self) -> dict[str, Any]:
-        """What tells its replies from those of another model; not where it runs."""
-        adapter = model_identity(self.adapter) if self.adapter else None
-        return {"model": model_identity(self.path), "adapter": adapter, "dtype": self.dtype}
-
-
-def ask(
-    generator: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings | None = None
-) -> tuple[Trace, Line]:
-    """Ask one question about a scan: the trace, and the line that a batch would write."""
-    how = asdict(settings) if settings else {}
-    (trace,) = generator.generate([_request(sample, scan)], **how)
-    return trace, _line(generator.frame, sample, scan, trace)
+def ask(model: GroundedGenerator, sample: Sample, scan: Scan, settings: Settings) -> Line:
+    """Ask one question about a scan: the line that a batch would write."""
+    (trace,) = model.generate([_request(sample, scan)], **asdict(settings))
+    return _line(model.frame, sample, scan, trace)
 
 
 def infer_file(
@@ -88,10 +43,10 @@ def infer_file(
     output: str | Path,
     *,
     dimension: str,
-    model: Checkpoint | GroundedGenerator,
+    model: Checkpoint,
+    reading: Reading,
+    settings: Settings,
     root: str | Path | None = None,
-    reading: Reading | None = None,
-    settings: Settings | None = None,
     batch_size: int = 1,
     max_samples: int | None = None,
     quiet: bool = False,
@@ -101,48 +56,43 @@ def infer_file(
 
     Called again it goes on: what is answered stays, what failed is tried again; ``max_samples``
     (the first rows), ``batch_size`` and device may be others then, nothing else that shapes
-    replies. ``reading`` is by default that of the checkpoint's training, else the paper's. Returns
-    the numbers of samples ``asked, answered, failed, judged`` (truth known), ``correct,
-    in_format``."""
-    from unireason_lib.grounding import Settings
-
+    replies. Returns the numbers of samples ``asked, answered, failed, judged`` (truth known),
+    ``correct, in_format``."""
     root = Path(questions).parent if root is None else Path(root)
     if not root.is_dir():
         raise RequestError(root, "a folder of scans", "no folder", "check the path")
     if batch_size < 1 or (max_samples is not None and max_samples < 1):
         given = [batch_size, max_samples]
         raise RequestError("batch size and samples", "at least 1", given, "correct them")
-    load, how = isinstance(model, Checkpoint), asdict(settings or Settings())
-    reading = reading or Reading.like(model.serialization if load else None, dimension=dimension)
     samples = read_samples(questions, dimension)[:max_samples]
     run = {
         "dimension": dimension,
         "questions": sha256_of(questions),
         "root": str(root.resolve()),
         "reading": asdict(reading),
-        "settings": how,
+        "settings": asdict(settings),
         "version": __version__,
-        **(model.identity() if load else {"model": model.model.name_or_path}),
+        **model.identity(),
     }
 
     def prepare(sample: Sample) -> tuple[Scan, GroundedRequest]:
         if sample.problem:
             raise sample.problem
         scan = read_scan(scan_below(root, sample.scan), dimension, reading)
-        generator.frame.size(scan.images[0].height, scan.images[0].width)  # may refuse it
+        frame.size(scan.images[0].height, scan.images[0].width)  # may refuse it
         return scan, _request(sample, scan)
 
-    with ResultsFile(output, run, retry=[sample.id for sample in samples]) as results:
+    with ResultsFile(output, run) as results:
         todo = [sample for sample in samples if sample.id not in results.done]
         if todo:
-            generator = model.generator() if load else model
+            frame = model.generator().frame
             lines = answer_stream(
-                generator,
+                model.generator(),
                 todo,
                 prepare=prepare,
-                line=lambda sample, scan, trace, _: _line(generator.frame, sample, scan, trace),
+                line=lambda sample, scan, trace, _: _line(frame, sample, scan, trace),
                 failure=lambda sample, error: {**_name(sample), **error_of(error, root)},
-                settings=how,
+                settings=asdict(settings),
                 batch_size=batch_size,
             )
             write_all(lines, results, len(samples), len(samples) - len(todo), quiet)
@@ -169,11 +119,10 @@ def answer_stream(
     yield a line for each. ``prepare`` (question -> what it is about, and the request) runs in the
     reading thread; ``line`` gets question, what it is about, trace and its part of the seconds of
     its batch, ``failure`` question and error; ``settings`` are those of ``generate``."""
-    rest, ahead = iter(questions), deque()
-    reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+    rest, reader = iter(questions), ThreadPoolExecutor(1, thread_name_prefix="reader")
 
-    def read_ahead() -> None:
-        ahead.extend((one, reader.submit(prepare, one)) for one in islice(rest, batch_size))
+    def read_ahead() -> list[tuple[Any, Any]]:
+        return [(one, reader.submit(prepare, one)) for one in islice(rest, batch_size)]
 
     def answer(ready: Sequence[tuple[Any, Any, GroundedRequest]]) -> Iterator[Line]:
         started = time.perf_counter()
@@ -189,17 +138,17 @@ def answer_stream(
         yield from lines
 
     try:
-        read_ahead()
-        while ahead:
-            ready = []
-            for one, future in [ahead.popleft() for _ in range(len(ahead))]:
+        batch = read_ahead()
+        while batch:
+            ready, following = [], read_ahead()
+            for one, future in batch:
                 try:
                     ready.append((one, *future.result()))
                 except Exception as error:  # whatever a reader raises is this question's only
                     yield failure(one, error)
-            read_ahead()
             if ready:
                 yield from answer(ready)
+            batch = following
     finally:
         reader.shutdown(cancel_futures=True)
 
@@ -215,23 +164,14 @@ def write_all(
     lines: Iterator[Line], results: ResultsFile, total: int, done: int, quiet: bool
 ) -> None:
     """Append the lines of :func:`answer_stream`, with a progress bar from ``done`` to ``total``."""
-    from tqdm import tqdm
-
-    failed = 0
-    with closing(lines), tqdm(total=total, initial=done, unit="sample", disable=quiet) as bar:
-        for line in lines:
-            results.append(line)
-            failed += "error" in line
-            bar.set_postfix(failed=failed, refresh=False)
-            bar.update()
+    for line in tqdm(lines, total=total, initial=done, unit="sample", disable=quiet):
+        results.append(line)
 
 
 def _line(frame: ProcessorFrame, sample: Sample, scan: Scan, trace: Trace) -> Line:
     """One line of results: what was asked, the trace, how the scan was laid out and where the boxes
     lie on it (see :class:`Scan`), and with a known truth ``truth`` and ``correct``."""
     line = _name(sample) | trace.to_dict() | scan.record(trace.boxes, frame)
-    if sample.question_type is not None:
-        line["question_type"] = sample.question_type
     if sample.truth is not None:
         same_words = plain_words(trace.answer) == plain_words(sample.truth)
         right = trace.choice == sample.truth if sample.options else same_words
@@ -240,8 +180,7 @@ def _line(frame: ProcessorFrame, sample: Sample, scan: Scan, trace: Trace) -> Li
 
 
 def _name(sample: Sample) -> Line:
-    row = {"row": sample.row} if sample.row else {}
-    return {"id": sample.id, **row, "image" if sample.dimension == "2d" else "volume": sample.scan}
+    return {"id": sample.id, "image" if sample.dimension == "2d" else "volume": sample.scan}
 
 
 def _request(sample: Sample, scan: Scan) -> GroundedRequest:

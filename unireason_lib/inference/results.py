@@ -6,34 +6,30 @@ that differs is refused. A sample that failed has ``error`` instead of a reply.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from unireason_lib.errors import RequestError
-from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
+from unireason_lib.io import append_lines, locked, read_json, write_json, write_whole
 
 
 class ResultsFile:
-    """Append results to a file, and know by ``done`` which are there; used in ``with``.
+    """Append results to a file, and know by ``done`` which are there; used in ``with``. Failed ones
+    are taken out, to be tried again.
 
     ``run``, any JSON object, is what makes the results, and must be equal when a run goes on;
-    failed lines of ids in ``retry`` are tried again; ``opened`` shows the images again and is not
-    compared. A :class:`RequestError` for a file of another run or none, or a line that is no
-    result; a :class:`DatasetError` while another process writes it, or when the disk is full."""
+    ``opened`` shows the images again and is not compared. A :class:`RequestError` for a file of
+    another run or none, or a line that is no result; a :class:`DatasetError` while another process
+    writes it, or when the disk is full."""
 
     def __init__(
-        self,
-        path: str | Path,
-        run: Mapping[str, Any],
-        retry: Collection[str] = (),
-        opened: Mapping[str, Any] | None = None,
+        self, path: str | Path, run: Mapping[str, Any], opened: Mapping[str, Any] | None = None
     ) -> None:
         self.path = Path(path).resolve()  # two links to one file must not become two locks
         self.run, self.opened = json.loads(json.dumps([run, opened]))
-        self.retry, self.done = set(retry), set()
+        self.done: set[str] = set()
 
     def __enter__(self) -> ResultsFile:
         if self.path.is_dir():
@@ -43,11 +39,6 @@ class ResultsFile:
             stack.enter_context(locked(lock, str(self.path)))
             self._check_run()
             self._take_out()
-            try:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            except OSError as error:
-                raise disk_error(self.path, error) from error
-            stack.callback(os.close, self._file)
             self._held = stack.pop_all()
         return self
 
@@ -56,16 +47,7 @@ class ResultsFile:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one result with its ``id``: wholly on the disk, or nothing of it."""
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        size = os.fstat(self._file).st_size
-        try:
-            left = memoryview(text.encode("utf-8", "backslashreplace"))  # lone surrogates: escapes
-            while left:
-                left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, size)
-            raise disk_error(self.path, error) from error
+        append_lines(self.path, [record])
         self.done.add(record["id"])
 
     def _check_run(self) -> None:
@@ -81,18 +63,19 @@ class ResultsFile:
         write_json(note, {"run": self.run, "opened": self.opened})
 
     def _take_out(self) -> None:
-        """Note what is done; take out a torn last line and the failed ones that are tried again."""
-        kept = 0
-        for record, line in _records(self.path) if self.path.exists() else ():
+        """Note what is done; take out a torn last line and the failed ones."""
+        if not self.path.exists():
+            return
+        kept = []
+        for record, line in _records(self.path):
             if (name := record["id"]) in self.done:
                 found = f"{name!r} twice"
                 raise RequestError(self.path, "one line for each id", found, "take one out")
-            if "error" not in record or name not in self.retry:
+            if "error" not in record:
                 self.done.add(name)
-                kept += len(line)
-        if self.path.exists() and kept < self.path.stat().st_size:
-            lines = _records(self.path)
-            write_whole(self.path, (line for record, line in lines if record["id"] in self.done))
+                kept.append(line)
+        if sum(map(len, kept)) < self.path.stat().st_size:
+            write_whole(self.path, kept)
 
 
 def run_file(path: Path) -> Path:

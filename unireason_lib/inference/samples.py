@@ -12,12 +12,12 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.errors import RequestError
+from unireason_lib.errors import RequestError, raising
 from unireason_lib.prompts import LETTERS, question_text
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -26,7 +26,6 @@ VOLUMES = ("volume", "volume_path", "volume_name", "volumename")
 IDS = ("id", "question_id", "qid")
 TRUTH_LETTERS = ("answer_choice", "answerchoice", "answer_letter", "answer_label")
 TRUTHS = ("answer", "gt_answer", "truth")
-TYPES = ("question_type", "questiontype")
 MISSING = ("", "NA", "N/A", "nan", "NaN", "-")  # no such option; ``Na``, sodium, is one
 
 Row = Mapping[str, Any]
@@ -42,8 +41,6 @@ class Sample:
     question: str = ""
     options: Mapping[str, str] = field(default_factory=dict)  # letter -> text; empty: free answer
     truth: str | None = None  # the right letter, without options the right words
-    question_type: str | None = None  # what the file says about the kind of question
-    row: int = 0  # from 1; 0 for a question that comes from no file
     problem: Exception | None = None  # why it cannot be asked
 
 
@@ -57,46 +54,46 @@ def read_samples(path: str | Path, dimension: str) -> list[Sample]:
         raise RequestError(path, "at least one row that can be asked", found, "check the file")
     name, count = Counter(sample.id for sample in samples).most_common(1)[0]
     if count > 1:
-        found = f"{name!r} in rows {[sample.row for sample in samples if sample.id == name][:5]}"
         do = "correct the ids, or leave the column out: rows are then numbered"
-        raise RequestError(path, "a different id in every row", found, do)
+        raise RequestError(path, "a different id in every row", f"{name!r} in {count} rows", do)
     return samples
 
 
-def read_rows(path: Path) -> Iterator[Row | Exception]:
+def read_rows(path: Path) -> list[Row | Exception]:
     """Rows with plain keys (``Image Path`` -> ``image_path``), or why a row is none."""
     kind = path.suffix.lower()
     if not path.is_file() or kind not in KINDS:
         found = f"a file {kind}" if path.is_file() else "no such file"
         raise RequestError(path, f"questions ({', '.join(KINDS)})", found, "check the path")
-    try:
+    do = "correct it; a file with one object a line is called .jsonl"
+    with raising(RequestError, path, f"a list of objects, as {kind} in UTF-8", do):
         text = path.read_text(encoding="utf-8-sig")
         if kind in (".csv", ".tsv"):
             delimiter = "\t" if kind == ".tsv" else ","
             rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        elif kind == ".json":
+            rows = json.loads(text)
         else:
-            rows = json.loads(text) if kind == ".json" else list(_lines(text))
-    except (ValueError, RecursionError, csv.Error) as error:
-        do = "correct it; a file with one object a line is called .jsonl"
-        raise RequestError(path, f"a {kind} file in UTF-8", str(error)[:160], do) from error
-    if not isinstance(rows, list):
-        raise RequestError(path, "a list of objects", type(rows).__name__, "put it into [ ]")
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row, Mapping):
-            named = ((key, value) for key, value in row.items() if isinstance(key, str))
-            yield {re.sub(r"[^a-z0-9]+", "_", k.lower()).strip("_"): value for k, value in named}
-        else:
-            found = str(row)[:160] if isinstance(row, Exception) else type(row).__name__
-            yield RequestError(f"row {number}", "an object", found, "correct the row")
+            rows = [_object(line) for line in text.split("\n") if line.strip()]
+        if not isinstance(rows, list):
+            raise TypeError(f"a {type(rows).__name__}")
+    return [_plain_keys(row, number) for number, row in enumerate(rows, start=1)]
 
 
-def _lines(text: str) -> Iterator[Any]:
-    """What each line says; a broken one is one bad row."""
-    for line in filter(str.strip, text.split("\n")):
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield error
+def _object(line: str) -> Any:
+    """What a line of JSON says; a broken one is one bad row."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _plain_keys(row: Any, number: int) -> Row | Exception:
+    if not isinstance(row, Mapping):
+        found = str(row)[:160] if isinstance(row, Exception) else type(row).__name__
+        return RequestError(f"row {number}", "an object", found, "correct the row")
+    named = {key.lower(): value for key, value in row.items() if isinstance(key, str)}
+    return {re.sub(r"[^a-z0-9]+", "_", key).strip("_"): value for key, value in named.items()}
 
 
 def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
@@ -105,10 +102,7 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
     try:
         if isinstance(row, Exception):
             raise row
-        name, kind = _first(row, IDS), _first(row, TYPES)
-        if isinstance(name, str | int | float):
-            values["id"] = str(name).strip() or values["id"]
-        values["question_type"] = None if kind is None else str(kind)
+        values["id"] = _text(row, IDS) or values["id"]
         values["scan"] = _words(row, (*VOLUMES, *SCANS) if dimension == "3d" else SCANS)
         values["question"] = _words(row, ("question",))
         values["options"] = _options(row)
@@ -116,11 +110,16 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
         values["truth"] = _truth(row, values["options"])
     except RequestError as problem:
         values["problem"] = problem
-    return Sample(dimension=dimension, row=number, **values)
+    return Sample(dimension=dimension, **values)
 
 
 def _first(row: Row, names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+
+def _text(row: Row, names: tuple[str, ...]) -> str:
+    value = _first(row, names)
+    return "" if value is None else str(value).strip()
 
 
 def _words(row: Row, names: tuple[str, ...]) -> str:
@@ -147,7 +146,7 @@ def _options(row: Row) -> dict[str, str]:
 
 def _truth(row: Row, options: Mapping[str, str]) -> str | None:
     """The right letter or, without options, the right words; None when the row does not say."""
-    values = (str(_first(row, names) or "").strip() for names in (TRUTH_LETTERS, TRUTHS))
+    values = (_text(row, names) for names in (TRUTH_LETTERS, TRUTHS))
     letter, words = (None if value in MISSING else value for value in values)
     truth = letter or words
     if not options or truth is None:

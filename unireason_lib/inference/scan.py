@@ -44,13 +44,11 @@ class Reading:
         given = {name: value for name, value in given.items() if value is not None}
         names = ("image_size",) if dimension == "2d" else ("size", "window")
         usual = {name: getattr(trained, name) for name in names} if trained else {}
-        for name in sorted(usual):
-            if given.get(name, usual[name]) != usual[name]:
-                message = (
-                    f"{name} {given[name]}, but this checkpoint was trained with {usual[name]}"
-                )
-                warnings.warn(f"{message}: expect worse answers", ScanWarning, stacklevel=2)
-        return cls(**{**usual, **given})
+        for name in sorted(usual.keys() & given.keys()):
+            if given[name] != usual[name]:
+                text = f"{name} {given[name]}, but this checkpoint was trained with {usual[name]}"
+                warnings.warn(f"{text}: expect worse answers", ScanWarning, stacklevel=2)
+        return cls(**usual | given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +70,23 @@ class Scan:
         ``boxes_image`` (pixels of the file), in 3D ``boxes_voxel`` (L-P-S) and ``boxes_mm``, two
         opposite corners in world mm (R-A-S). Perhaps ``warnings``."""
         width, height = self.images[0].size
-        record: dict[str, Any] = {"frame": [*frame.size(height, width), len(self.images)]}
         layout = {name: value for name, value in vars(self.reading).items() if value is not None}
-        record["serialization"] = layout | {"shape": self.shape}
+        layout["shape"] = self.shape
         placed = [self._placed(box, frame) for box in boxes]
         corners = [box and _rounded(box.as_tuple()) for box in placed]
-        if self.volume is None:
-            del record["serialization"]["size"]
-            record["boxes_image"] = corners
+        if (volume := self.volume) is None:
+            del layout["size"]
+            places = {"boxes_image": corners}
         else:
-            known, volume = self.volume.has_affine, self.volume
-            record["serialization"] |= {
-                "range": _rounded(self.range, 9),
-                "spacing": _rounded(volume.spacing) if known else None,
-                "affine": volume.affine.tolist() if known else None,
-            }
+            known = volume.has_affine
+            layout["range"] = _rounded(self.range, 9)
+            layout["spacing"] = _rounded(volume.spacing) if known else None
+            layout["affine"] = volume.affine.tolist() if known else None
             mm = [[*map(_rounded, volume.to_mm(b))] if b and known else None for b in placed]
-            record |= {"boxes_voxel": corners, "boxes_mm": mm}
-        return record | ({"warnings": list(self.warnings)} if self.warnings else {})
+            places = {"boxes_voxel": corners, "boxes_mm": mm}
+        seen = [*frame.size(height, width), len(self.images)]
+        notes = {"warnings": list(self.warnings)} if self.warnings else {}
+        return {"frame": seen, "serialization": layout, **places, **notes}
 
     def _placed(self, box: Box, frame: ProcessorFrame) -> Box | None:
         if self.volume is not None and isinstance(box, Box2D):
@@ -102,11 +99,11 @@ class Scan:
         return None if box.is_empty else box
 
 
-def read_scan(path: str | Path, dimension: str, reading: Reading | None = None) -> Scan:
+def read_scan(path: str | Path, dimension: str, reading: Reading) -> Scan:
     """Read an image (``"2d"``) or volume (``"3d"``) for a question, or raise a ``ScanError``."""
     read = _read_image if dimension == "2d" else _read_volume
     with warnings.catch_warnings(record=True, action="always", category=ScanWarning) as caught:
-        scan = read(path, reading or Reading())
+        scan = read(path, reading)
     notes = [str(one.message) for one in caught if issubclass(one.category, ScanWarning)]
     return replace(scan, warnings=tuple(dict.fromkeys(notes)))
 
@@ -114,10 +111,8 @@ def read_scan(path: str | Path, dimension: str, reading: Reading | None = None) 
 def _read_image(path: str | Path, reading: Reading) -> Scan:
     image = load_image(path, reading.window)
     shape = image.height, image.width
-    rows, columns = reading.image_size or shape
-    factor = min(1, rows / image.height, columns / image.width)
-    if factor < 1:
-        image = image.resize([max(1, round(side * factor)) for side in image.size])
+    if reading.image_size:
+        image.thumbnail(reading.image_size[::-1], reducing_gap=None)
     return Scan((image,), reading, shape)
 
 

@@ -37,7 +37,7 @@ from unireason_lib.grounding.model import (
     load_model,
 )
 from unireason_lib.imaging import Serialization
-from unireason_lib.inference.fingerprint import model_identity
+from unireason_lib.inference import model_identity
 from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
 from unireason_lib.training.callbacks import LOG, SaveOnInterrupt, in_any_process, read_log
 from unireason_lib.training.optim import autocast_dtype
