@@ -11,10 +11,10 @@ import ctypes
 import json
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from unireason_lib.dataset.schema import Record
+from unireason_lib.evaluation import as_table, ask_items
+from unireason_lib.evaluation.parquet import Images, record_item
+from unireason_lib.grounding import GroundedGenerator, Settings
 from unireason_lib.io import append_lines, read_lines, write_whole
-from unireason_lib.training.encoding import injects
 
 LOG = "log.jsonl"
 """Name of the log in the folder of a run."""
@@ -35,25 +37,26 @@ def read_log(path: str | Path, key: str = "loss") -> list[dict[str, Any]]:
     return sorted((one for one in read_lines(path) if key in one), key=lambda one: one["step"])
 
 
-class RunLog(TrainerCallback):
-    """Writes the log of a run. One that is resumed continues it from its checkpoint: lines of later
-    steps, which are now done again, are taken out.
+def cut_log(path: Path, steps: int) -> None:
+    """Take lines of later steps out of a log, which a resumed run writes again."""
+    if path.exists():
+        kept = [line for line in read_lines(path) if line["step"] <= steps]
+        write_whole(path, (json.dumps(line) + "\n" for line in kept))
 
-    Args:
-        path: File of JSON lines.
-    """
+
+class RunLog(TrainerCallback):
+    """Writes the trainer's numbers to a log, of all processes the first."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take out what will be written again."""
-        if state.is_world_process_zero and self.path.exists():
-            kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
-            write_whole(self.path, (json.dumps(line) + "\n" for line in kept))
+        """Continue the log from the checkpoint."""
+        if state.is_world_process_zero:
+            cut_log(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """The trainer's numbers, already reduced; one process writes them."""
+        """Write a line."""
         if state.is_world_process_zero:
             append_lines(self.path, [{"step": state.global_step, **(logs or {})}])
 
@@ -70,29 +73,14 @@ class FreeRunning(TrainerCallback):
         questions: Records of held-out patients; keep them few (:func:`balanced`).
         every: Steps between tests; there is one after the last step too.
         images: Gives the images of a record.
-        components: That are trained; only ``full`` gets regions.
-        settings: Of generation, :class:`~unireason_lib.grounding.Settings`.
-        batch_size: Questions whose replies are generated together.
+        settings: Of generation.
     """
 
     def __init__(
-        self,
-        questions: Sequence[Record],
-        every: int,
-        images: Any,
-        *,
-        components: str = "full",
-        settings: Any = None,
-        batch_size: int = 32,
+        self, questions: Sequence[Record], every: int, images: Images, settings: Settings
     ) -> None:
-        from unireason_lib.evaluation.parquet import record_item
-        from unireason_lib.grounding import Settings
-
         self.items = [record_item(record, images) for record in questions]
-        self.every, self.batch_size = every, batch_size
-        self.settings = settings or Settings(max_new_tokens=192)
-        if not injects(components):
-            self.settings = Settings(**{**vars(self.settings), "max_rounds": 0})
+        self.every, self.settings = every, settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """FSDP shards weights in a way in which this process cannot generate."""
@@ -111,24 +99,17 @@ class FreeRunning(TrainerCallback):
 
     def measure(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
         """Ask all questions now; gives dimension -> numbers."""
-        from unireason_lib.evaluation import as_table, ask_items
-        from unireason_lib.grounding import GroundedGenerator
-
-        generator, how = GroundedGenerator(model, processor), {"batch_size": self.batch_size}
-        table = as_table(ask_items(generator, self.items, settings=self.settings, **how))
+        generator = GroundedGenerator(model, processor)
+        table = as_table(ask_items(generator, self.items, settings=self.settings, batch_size=32))
         columns = {"accuracy": "correct", "iou": "iou_all", "format": "format"}
-        columns["followed"] = "followed"
-        return {
-            str(dimension): {
-                "n": len(part),
-                **{
-                    name: float(part[column].mean()) if part[column].notna().any() else None
-                    for name, column in columns.items()
-                },
-                "failed": int(part["failed"].sum()),
-            }
-            for dimension, part in table.groupby("dimension")
-        }
+        found = {}
+        for dimension, part in table.groupby("dimension"):
+            numbers: dict[str, Any] = {"n": len(part), "failed": int(part["failed"].sum())}
+            for name, column in {**columns, "followed": "followed"}.items():
+                values = part[column].dropna()
+                numbers[name] = float(values.mean()) if len(values) else None
+            found[str(dimension)] = numbers
+        return found
 
 
 def balanced(records: Sequence[Record], size: int) -> list[Record]:
@@ -141,10 +122,15 @@ def balanced(records: Sequence[Record], size: int) -> list[Record]:
 
 class SaveOnInterrupt(TrainerCallback):
     """Ctrl-C in the block of a ``with`` ends the step under way, saves a checkpoint and stops; a
-    second one stops at once. However the block ends, the signal's handler is what it was before."""
+    second one stops at once. However the block ends, the signal's handler is what it was before.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Args:
+        every: Steps after which a run can be resumed exactly. To save and to stop, whoever asks for
+            it, waits for such a step.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every, self.asked, self.save = every, False, False
         self._before: Any = None
 
     def __enter__(self) -> SaveOnInterrupt:
@@ -163,8 +149,11 @@ class SaveOnInterrupt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the same step in all processes, if one was asked to."""
         self.asked = in_any_process(self.asked, args.device)
-        control.should_save = control.should_save or self.asked
-        control.should_training_stop = control.should_training_stop or self.asked
+        self.save |= self.asked or control.should_save
+        control.should_save = False
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            control.should_save, self.save = self.save, False
+            control.should_training_stop |= self.asked
 
 
 def in_any_process(flag: bool, device: Any = "cpu") -> bool:
@@ -186,12 +175,8 @@ def sharding() -> str | None:
     return None
 
 
-def trim_memory() -> bool:
+def trim_memory() -> None:
     """Hand memory that nobody uses back to the system: tensors of many sizes leave holes behind,
-    gigabytes in a long RL run on a CPU. False where the C library cannot (not glibc)."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except AttributeError:  # musl
-        return False
+    gigabytes in a long RL run on a CPU. Only glibc can."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -5,7 +5,7 @@ one question sharing its encoding), and that the crops of a reply reach the forw
 images of its prompt, while injected tokens carry neither loss nor KL. Advantages, clipping, KL,
 accelerate, PEFT, checkpoints and trackers are TRL's.
 
-    records -> Questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, rollouts.jsonl
+    records -> questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, rollouts.jsonl
 
 TRL takes images into a completion only from tools, so that is what crops are to it. The private
 methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, which is pinned.
@@ -13,7 +13,6 @@ methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, which
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -28,16 +27,15 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-import trl.trainer.utils
 from accelerate.utils import gather_object
+from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from unireason_lib.config import Grounding, Profile
+from unireason_lib.config import Profile
 from unireason_lib.dataset.schema import Record
 from unireason_lib.errors import TrainingError, UniReasonError
 from unireason_lib.evaluation.parquet import record_item
@@ -47,97 +45,49 @@ from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface
 from unireason_lib.grounding.served import Client, ServedGenerator, connect
 from unireason_lib.imaging.crops import crop_region
-from unireason_lib.io import append_lines, read_lines, write_whole
-from unireason_lib.training.callbacks import LOG, RunLog, trim_memory
-from unireason_lib.training.checkpoints import (
-    ExactResume,
-    open_run,
-    run_settings,
-    save_model,
-    train,
-    trainer_arguments,
-)
-from unireason_lib.training.data import Images, list_once
+from unireason_lib.io import append_lines
+from unireason_lib.training.callbacks import LOG, RunLog, cut_log, read_log, trim_memory
+from unireason_lib.training.checkpoints import ExactResume, run, trainer_arguments
+from unireason_lib.training.data import Images
 from unireason_lib.training.encoding import injects
+from unireason_lib.training.optim import token_scores
 from unireason_lib.training.rewards import reward_functions
-from unireason_lib.training.sft import freeze, keep_full_precision, lora_config
-
-FORBIDDEN_LOGIT = -1e4
-"""Added to the logits of tokens that are never sampled; their probability is then 0 in any type."""
+from unireason_lib.training.sft import freeze, lora_config
 
 
-class Questions:
-    """The questions of a run, opened when their turn comes.
+def question_of(
+    record: Record, images: Images, generator: GroundedInterface, limit: int, position: int = 0
+) -> tuple[GroundedRequest, dict[str, Any]]:
+    """A record as it is asked, and the columns that the reward functions read.
 
     Args:
-        records: What is asked; their replies are not looked at.
-        images: Gives the images of a record.
-        max_prompt_length: In tokens.
-        left_out: JSON lines that name the questions which can never be asked, and why.
+        record: Its reply is not looked at.
+        images: Gives its images.
+        generator: Gives tokenizer and frame.
+        limit: Tokens of a prompt at most.
+        position: In the generation. It becomes part of the request's id, from which the seed of
+            sampling follows: the same question twice in a generation gets two sets of replies.
+
+    Raises:
+        UniReasonError: It cannot be asked.
+        OSError: Its images cannot be read.
     """
-
-    def __init__(
-        self, records: Sequence[Record], images: Images, max_prompt_length: int, left_out: Path
-    ) -> None:
-        self.records, self.images = records, images
-        self.max_prompt_length, self.left_out = max_prompt_length, left_out
-        self._unusable: set[int] = set()
-
-    def dataset(self) -> datasets.Dataset:
-        """What TRL draws from: a row a question; all other columns come from :meth:`open`."""
-        prompts = [[{"role": "user", "content": record.question}] for record in self.records]
-        return datasets.Dataset.from_dict({"row": range(len(prompts)), "prompt": prompts})
-
-    def open(
-        self, row: int, generator: GroundedInterface, position: int
-    ) -> tuple[GroundedRequest, dict[str, Any]] | None:
-        """A question as it is asked; None when it cannot be.
-
-        One that can never be asked is listed and not tried again; one whose images could not be
-        read for a reason of the operating system is left out this time only.
-
-        Args:
-            row: Which.
-            generator: Gives tokenizer and frame.
-            position: In the generation. It becomes part of the request's id, from which the seed of
-                sampling follows: the same question twice in a generation gets two sets of replies.
-
-        Returns:
-            The request, and the columns that the reward functions read.
-        """
-        if row in self._unusable:
-            return None
-        name, frame = self.records[row].id, generator.frame
-        try:
-            item = record_item(self.records[row], self.images)
-            request = replace(item.request(item.load()), id=f"{position}/{name}")
-            if (tokens := prompt_tokens(generator, request)) > self.max_prompt_length:
-                expected = f"a prompt of at most {self.max_prompt_length} tokens"
-                raise TrainingError(name, expected, tokens, "raise max_prompt_length")
-            height, width = request.images[0].height, request.images[0].width
-            boxes = [box.as_tuple() for _, box in item.boxes_in(frame, height, width)]
-        except (UniReasonError, OSError) as error:
-            if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
-                warnings.warn(f"{name} is left out this time: {error}", stacklevel=2)
-                return None
-            self._unusable.add(row)
-            list_once(self.left_out, {"id": name, "why": str(error)[:500]})
-            return None
-        height, width = frame.size(height, width)
-        return request, {
-            **{"id": name, "truth": item.answer or "", "options": item.options},
-            **{"dimension": item.dimension, "frame": (width, height, len(request.images))},
-            "boxes": boxes,
-        }
-
-
-def prompt_tokens(generator: GroundedInterface, request: GroundedRequest) -> int:
-    """Tokens of a prompt, counted without looking at its pixels."""
+    item, frame = record_item(record, images), generator.frame
+    request = replace(item.request(item.load()), id=f"{position}/{record.id}")
     text = generator.processor.apply_chat_template(
         request.conversation(), tokenize=False, add_generation_prompt=True
     )
-    images = sum(generator.frame.tokens(image.height, image.width) for image in request.images)
-    return len(generator.tokenizer(text).input_ids) + images - len(request.images)
+    tokens = sum(frame.tokens(image.height, image.width) - 1 for image in request.images)
+    if (tokens := tokens + len(generator.tokenizer(text).input_ids)) > limit:
+        expected = f"a prompt of at most {limit} tokens"
+        raise TrainingError(record.id, expected, tokens, "raise grounding.max_prompt_length")
+    height, width = request.images[0].height, request.images[0].width
+    boxes = [box.as_tuple() for _, box in item.boxes_in(frame, height, width)]
+    height, width = frame.size(height, width)
+    return request, {
+        **{"id": record.id, "truth": item.answer or "", "options": item.options, "boxes": boxes},
+        **{"dimension": item.dimension, "frame": (width, height, len(request.images))},
+    }
 
 
 class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
@@ -149,44 +99,36 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     temperature and ``logit_bias`` (TRL warns of any other mode).
 
     Args:
-        questions: What is asked; ``train_dataset`` is their :meth:`Questions.dataset`.
-        grounding: The profile's section.
-        rollout_log: File of JSON lines that gets every reply; None writes none.
+        records, images: What is asked.
+        profile: All settings.
+        out: Folder of the run; gets ``rollouts.jsonl`` and ``left_out.jsonl``.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        questions: Questions,
-        grounding: Grounding,
-        rollout_log: Path | None = None,
-        **kwargs: Any,
+        self, records: Sequence[Record], images: Images, profile: Profile, out: Path, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
+        prompts = [[{"role": "user", "content": record.question}] for record in records]
+        rows = Dataset.from_dict({"row": range(len(prompts)), "prompt": prompts})
+        super().__init__(train_dataset=rows, **kwargs)
         if self.is_fsdp_enabled and not self.use_vllm:
             expected = "a model that can generate replies in this process"
             do = "use zero3.yaml, which gathers weights, adapters with ddp.yaml, or a vLLM server"
             raise TrainingError("GRPO under FSDP", expected, "sharded weights", do)
-        self.questions, self.grounding, self.rollout_log = questions, grounding, rollout_log
+        self.records, self.images, self.grounding, self.out = (
+            records,
+            images,
+            profile.grounding,
+            out,
+        )
         self.tools = self._standalone_tools = [crop_region]  # only the generator calls it
         self._traces: list[Trace] = []
         self._forbidden: list[int] = []
+        self._unusable: set[int] = set()
         self._client: Client | None = None
-        self._save_due = self._stop_due = False  # asked for inside a generation
-
-    def _get_train_sampler(self, dataset: Any = None) -> torch.utils.data.Sampler:
-        self._sampler = super()._get_train_sampler(dataset)
-        return self._sampler
-
-    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        """The order follows from seed and epoch alone: a run that is resumed in its second epoch
-        sees what it would have seen."""
-        self._sampler.generator.manual_seed(self.args.seed + epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         count, started = self.num_generations, time.perf_counter()
-        columns = self._roll_out([one["row"] for one in inputs[::count]], count)
+        columns = self._roll_out([one["row"] for one in inputs[::count]])
         seconds = time.perf_counter() - started
         opened = [one for one in columns for _ in range(count)]
         inputs = [one | more for one, more in zip(inputs, opened, strict=True)]
@@ -221,17 +163,14 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         return masks, completions, tokens, logprobs, len(statuses), failures, images
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        with forbidden(self._forbidden):
+        with token_scores(self._forbidden):
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     # Rollouts.
 
-    def _roll_out(self, rows: Sequence[int], count: int) -> list[dict[str, Any]]:
-        """Sample ``count`` replies to each question, or to another where it cannot be asked.
-
-        Returns:
-            The columns of each question.
-        """
+    def _roll_out(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Sample a group of replies to each question, or to another where it cannot be asked; gives
+        the columns of each."""
         args, grounding = self.args, self.grounding
         first = self.accelerator.process_index * len(rows)
         seed = np.random.SeedSequence([args.seed, self.state.global_step]).generate_state(1)[0]
@@ -241,7 +180,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
             self._traces = generator.generate(
                 [request for request, _ in questions],
                 batch_size=grounding.rollout_batch_size,
-                samples=count,
+                samples=self.num_generations,
                 max_new_tokens=args.max_completion_length,
                 max_rounds=grounding.rollout_max_rounds * injects(grounding.components),
                 temperature=args.temperature,
@@ -250,13 +189,26 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         return [columns for _, columns in questions]
 
     def _open(self, row: int, generator: GroundedInterface, position: int) -> tuple[Any, Any]:
+        """A question, or another in its place. One that can never be asked is listed and not tried
+        again; one whose images could not be read for a reason of the operating system is left out
+        this time only."""
         draw = random.Random(f"{self.args.seed}/{self.state.global_step}/{position}")
+        limit = self.grounding.max_prompt_length
         for _ in range(100):
-            if (question := self.questions.open(row, generator, position)) is not None:
-                return question
-            row = draw.randrange(len(self.questions.records))
+            record = self.records[row]
+            try:
+                if row not in self._unusable:
+                    return question_of(record, self.images, generator, limit, position)
+            except (UniReasonError, OSError) as error:
+                if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                    warnings.warn(f"{record.id} is left out this time: {error}", stacklevel=2)
+                else:
+                    self._unusable.add(row)
+                    line = {"id": record.id, "why": str(error)[:500]}
+                    append_lines(self.out / "left_out.jsonl", [line])
+            row = draw.randrange(len(self.records))
         expected, found = "questions that can be asked", "a hundred in a row that cannot"
-        raise TrainingError(self.questions.left_out, expected, found, "see why in that file")
+        raise TrainingError(self.out / "left_out.jsonl", expected, found, "see why in that file")
 
     @contextmanager
     def _generator(self) -> Iterator[GroundedInterface]:
@@ -273,89 +225,27 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         ends = end_tokens(base_model(self.accelerator.unwrap_model(self.model)), self._tokenizer)
         yield ServedGenerator(self._client, self.processing_class, ends)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Save and stop only between generations, whose replies are no part of a checkpoint: a run
-        can be resumed exactly there and nowhere else. What is asked for in between (``save_steps``,
-        Ctrl-C) waits."""
-        control, step, arguments = self.control, self.state.global_step, self.args
-        passes = arguments.steps_per_generation * self.num_iterations
-        inside = step % (passes // arguments.gradient_accumulation_steps) != 0
-        self._save_due |= control.should_save
-        self._stop_due |= control.should_training_stop
-        if inside and step < self.state.max_steps:
-            control.should_save = control.should_training_stop = False
-        else:
-            control.should_save, control.should_training_stop = self._save_due, self._stop_due
-            self._save_due = self._stop_due = False
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    # Logs.
-
     def _record(self, inputs: Sequence[Mapping[str, Any]], seconds: float) -> None:
         """Metrics of the replies of all processes, and their lines of the rollout log."""
-        step, metrics = self.state.global_step, self._metrics["train"]
-        lines = [_line(*reply) for reply in zip(inputs, self._traces, strict=True)]
+        step, metrics, names = (
+            self.state.global_step,
+            self._metrics["train"],
+            self.reward_func_names,
+        )
+        lines = gather_object([_line(*one) for one in zip(inputs, self._traces, strict=True)])
         # TRL has gathered rewards and advantages of all processes, in the same order
-        names = self.reward_func_names
-        values = [*(self._logs["rewards"][name] for name in names), self._logs["advantages"]]
-        replies = []
-        for line, *earned, advantage in zip(gather_object(lines), *values, strict=True):
-            total = sum(w * r for w, r in zip(self.reward_weights.tolist(), earned, strict=True))
-            parts = {f"reward {name}": r for name, r in zip(names, earned, strict=True)}
-            replies.append({"step": step, **line, **parts, "reward": total, "advantage": advantage})
+        rewards, weights = self._logs["rewards"], self.reward_weights.tolist()
+        for k, (line, advantage) in enumerate(zip(lines, self._logs["advantages"], strict=True)):
+            parts = {f"reward {name}": rewards[name][k] for name in names}
+            total = sum(w * r for w, r in zip(weights, parts.values(), strict=True))
+            line |= {"step": step, **parts, "reward": total, "advantage": advantage}
         slowest = max(gather_object([seconds]))  # for which the others wait
-        for name, value in {**rollout_metrics(replies), "rollout_seconds": slowest}.items():
+        for name, value in {**rollout_metrics(lines), "rollout_seconds": slowest}.items():
             metrics[name].append(value)
-        if self.rollout_log is not None and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             if self._step == 0:  # of a resumed run: what is sampled again goes
-                kept = [line for line in read_lines(self.rollout_log) if line["step"] < step]
-                write_whole(self.rollout_log, (json.dumps(line) + "\n" for line in kept))
-            append_lines(self.rollout_log, replies)
-
-
-@contextmanager
-def forbidden(tokens: Sequence[int]) -> Iterator[None]:
-    """Within it, TRL's log-probabilities and entropies are of a distribution without ``tokens``.
-
-    TRL computes them in one fused function of hidden states and output layer, which takes a bias.
-    On a CPU it scores the prompt too, unless told to score only what is asked for, as on a GPU: a
-    tiny model trains twice as fast.
-    """
-    module = trl.trainer.utils
-    fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
-
-    def apply(hidden: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any) -> Any:
-        bias = weight.new_zeros(weight.shape[0], requires_grad=False)
-        bias[list(tokens)] = FORBIDDEN_LOGIT
-        bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
-        return fused.apply(hidden, weight, bias, *rest)
-
-    module._ChunkedLogProbFunction = SimpleNamespace(apply=apply)
-    module._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        module._ChunkedLogProbFunction, module._use_triton = fused, on_gpu
-
-
-def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Numbers of one generation's replies, lines of the rollout log.
-
-    Returns:
-        ``boxes``: well-formed ones a reply; ``boxes_answered``: proportion of all boxes, malformed
-        ones included, that got their region's tokens, 0 without boxes. By dimension, NaN where
-        nothing was asked: ``answer_2d``, the mean reward, and ``pointing_2d``, the proportion of
-        replies with a well-formed box.
-    """
-    statuses = Counter(status for reply in replies for status in reply["statuses"])
-    metrics = {"boxes": fmean(len(reply["boxes"]) for reply in replies)}
-    metrics["boxes_answered"] = statuses["injected"] / max(1, statuses.total())
-    for dimension in ("2d", "3d"):
-        asked = [reply for reply in replies if reply["dimension"] == dimension]
-        answers, points = [r["reward answer"] for r in asked], [bool(r["boxes"]) for r in asked]
-        metrics[f"answer_{dimension}"] = fmean(answers) if asked else math.nan
-        metrics[f"pointing_{dimension}"] = fmean(points) if asked else math.nan
-    return metrics
+                cut_log(self.out / "rollouts.jsonl", step - 1)
+            append_lines(self.out / "rollouts.jsonl", lines)
 
 
 def _line(columns: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
@@ -368,16 +258,32 @@ def _line(columns: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
     }
 
 
+def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Numbers of one generation's replies, lines of the rollout log.
+
+    ``boxes``: well-formed ones a reply; ``boxes_answered``: proportion of all boxes, malformed ones
+    included, that got their region's tokens, 0 without boxes. By dimension, NaN where nothing was
+    asked: ``answer_2d``, the mean reward, and ``pointing_2d``, the proportion of replies with a
+    well-formed box.
+    """
+    statuses = Counter(status for reply in replies for status in reply["statuses"])
+    metrics = {"boxes": fmean(len(reply["boxes"]) for reply in replies)}
+    metrics["boxes_answered"] = statuses["injected"] / max(1, statuses.total())
+    for dimension in ("2d", "3d"):
+        asked = [reply for reply in replies if reply["dimension"] == dimension]
+        answers, points = [r["reward answer"] for r in asked], [bool(r["boxes"]) for r in asked]
+        metrics[f"answer_{dimension}"] = fmean(answers) if asked else math.nan
+        metrics[f"pointing_{dimension}"] = fmean(points) if asked else math.nan
+    return metrics
+
+
 class FeatureCache:
     """What a frozen vision tower makes of each image: in outcome RL an image comes up in the
-    prompts of a whole group, in the passes of policy and reference, and again an epoch later.
+    prompts of a whole group, in the passes of policy and reference, and again an epoch later. A
+    cache of more than 50,000 images begins anew."""
 
-    Args:
-        size: Images that are kept; a cache that is full begins anew.
-    """
-
-    def __init__(self, size: int = 50_000) -> None:
-        self.size, self.features = size, {}
+    def __init__(self) -> None:
+        self.features: dict[bytes, torch.Tensor] = {}
 
     def attach(self, model: Any) -> None:
         """Make a ``Qwen2_5_VLForConditionalGeneration`` look here first. Policy and reference may
@@ -387,7 +293,7 @@ class FeatureCache:
         def cached(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
             patches = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
             keys = [_key(*image) for image in zip(patches, image_grid_thw, strict=True)]
-            if len(self.features) > self.size:
+            if len(self.features) > 50_000:
                 self.features.clear()
             new = {key: k for k, key in enumerate(keys) if key not in self.features}
             if rows := list(new.values()):
@@ -419,20 +325,10 @@ def train_grpo(
 ) -> Path:
     """Train a fine-tuned model on outcomes; a stopped run goes on from its last checkpoint.
 
-    Args:
-        model, processor: From :func:`unireason_lib.grounding.load_model`. The model is changed in
-            place; with ``grpo.beta`` and without adapters, its reference is loaded from where the
-            model was.
-        records: What is asked. Their replies are not looked at.
-        images: Gives the images of a record.
-        out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``rollouts.jsonl``
-            (every reply) and ``left_out.jsonl`` (questions that cannot be asked).
-        profile: All settings: sections ``grpo`` and ``grounding``.
-        callbacks: Of the trainer, such as ``FreeRunning``.
-        progress: Whether to show bars.
-
-    Returns:
-        ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
+    Arguments and return value are those of :func:`~unireason_lib.training.sft.train_sft`, with the
+    section ``grpo``. With ``grpo.beta`` and without adapters, the reference is loaded from where
+    the model was. The folder also gets ``rollouts.jsonl`` (every reply) and ``left_out.jsonl``
+    (questions that cannot be asked).
 
     Raises:
         TrainingError: Settings that do not fit together, a loss that is not finite, or no question
@@ -440,51 +336,46 @@ def train_grpo(
         DatasetError: Another process trains in the folder, or it holds a run with other settings.
     """
     out, grounding = Path(out), profile.grounding
-    rewards = reward_functions(grounding.reward_mode, grounding.iou_weight, grounding.area_weight)
+    rewards = reward_functions(grounding.reward_mode, grounding.iou_weight)
     arguments = grpo_arguments(profile, out, list(rewards.values()), progress)
     questions_a_generation = arguments.generation_batch_size // arguments.num_generations
     if len(records) < questions_a_generation:
         expected = f"{questions_a_generation} questions or more, those of one generation"
         raise TrainingError(out, expected, len(records), "give more records")
-    with open_run(out, run_settings(profile, "grpo"), model, records):
-        if (out / "model").is_dir():
-            return out / "model"
+
+    def trainer() -> GroundedGRPOTrainer:
         freeze(model, grounding.freeze_vision)
-        questions = Questions(records, images, grounding.max_prompt_length, out / "left_out.jsonl")
-        trainer = GroundedGRPOTrainer(
+        made = GroundedGRPOTrainer(
+            *(records, images, profile, out),
             model=model,
             reward_funcs=list(rewards),
             args=arguments,
-            train_dataset=questions.dataset(),
             processing_class=processor,
             peft_config=lora_config(grounding.grpo_lora_r, model, grounding),
             callbacks=[RunLog(out / LOG), *callbacks],
-            questions=questions,
-            grounding=grounding,
-            rollout_log=out / "rollouts.jsonl",
         )
         if grounding.feature_cache:
             cache = FeatureCache()
             cache.attach(base_model(model))
-            if trainer.ref_model is not None:
-                cache.attach(trainer.accelerator.unwrap_model(trainer.ref_model))
-        keep_full_precision(trainer)
-        train(trainer, out)
-        advise(trainer.state.log_history)
-        return save_model(trainer, processor, out / "model", records)
+            if made.ref_model is not None:
+                cache.attach(made.accelerator.unwrap_model(made.ref_model))
+        return made
+
+    # replies are no part of a checkpoint, so a run is resumed at the end of a generation
+    passes = arguments.steps_per_generation * arguments.num_iterations
+    every = passes // arguments.gradient_accumulation_steps
+    saved = run("grpo", profile, out, model, processor, records, trainer, every)
+    advise(read_log(out / LOG, "frac_reward_zero_std"))
+    return saved
 
 
 def grpo_arguments(
     profile: Profile, out: Path, weights: Sequence[float], progress: bool = False
 ) -> GRPOConfig:
-    """TRL's configuration of a run.
-
-    Raises:
-        TrainingError: Batches that do not divide, or settings that rollouts do not have.
-    """
-    section = {"log_multimodal": False, **profile.grpo.model_dump()}
-    fixed = {"reward_weights": list(weights), "vllm_mode": "server", "disable_dropout": True}
-    arguments = trainer_arguments(GRPOConfig, section, out, progress, **fixed)
+    """TRL's configuration of a run; a :class:`TrainingError` when batches do not divide."""
+    fixed = {"reward_weights": weights, "vllm_mode": "server", "disable_dropout": True}
+    fixed["log_multimodal"] = False
+    arguments = trainer_arguments(GRPOConfig, profile.grpo, out, progress, **fixed)
     replies = arguments.per_device_train_batch_size * arguments.steps_per_generation
     for name, number, whole in (
         ("steps_per_generation", arguments.steps_per_generation, "gradient_accumulation_steps"),
@@ -496,10 +387,10 @@ def grpo_arguments(
     return arguments
 
 
-def advise(log: Sequence[Mapping[str, float]], lines: int = 20) -> None:
-    """Warn when nearly all groups at the end of a run were zero-variance groups."""
-    last = [line["frac_reward_zero_std"] for line in log if "frac_reward_zero_std" in line]
-    if last and (proportion := fmean(last[-lines:])) > 0.9:
+def advise(log: Sequence[Mapping[str, float]]) -> None:
+    """Warn when nearly all groups at the end of a log were zero-variance groups."""
+    last = [line["frac_reward_zero_std"] for line in log[-20:]]
+    if last and (proportion := fmean(last)) > 0.9:
         found = f"in {proportion:.0%} of the groups all replies earned the same: nothing is learnt"
         do = "start from an earlier model, or raise grpo.temperature or grpo.num_generations"
         warnings.warn(f"{found}; {do}", stacklevel=2)

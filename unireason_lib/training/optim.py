@@ -1,4 +1,4 @@
-"""The arithmetic of a training run: its 16-bit type, and the optimizer of a small model.
+"""The arithmetic of a small model on a CPU: its optimizer, and scores of labelled tokens only.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
 weight matrix by the nearest orthogonal matrix before it is added, so that all its directions learn
@@ -9,11 +9,52 @@ is here makes them one optimizer, which transformers' trainers take as ``optimiz
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from torch import nn
+from torch.nn import functional
+
+FORBIDDEN_LOGIT = -1e4
+"""Added to the logits of tokens that are never sampled; their probability is then 0 in any type."""
+
+
+@contextmanager
+def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
+    """Within it, TRL's log-probabilities and entropies are of a distribution without some tokens,
+    and on a CPU they are made in plain PyTorch, of labelled tokens only.
+
+    TRL computes them in one fused function of hidden states and output layer, which takes a bias.
+    It scores only labelled tokens on a GPU, but prompt and images too on a CPU, and everything
+    twice: in a small model, where the output layer costs as much as all layers, most of a step.
+    """
+    module = trl.trainer.utils
+    fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
+
+    def apply(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, *rest: Any):
+        if forbidden:
+            bias = weight.new_zeros(weight.shape[0], requires_grad=False)
+            bias[list(forbidden)] = FORBIDDEN_LOGIT
+            bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
+        if hidden.device.type != "cpu":
+            return fused.apply(hidden, weight, bias, targets, temperature, *rest)
+        scores = functional.linear(hidden, weight, bias).float() / temperature
+        scores = scores.log_softmax(-1)
+        with torch.no_grad():
+            entropy, likeliest = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == targets
+        chosen = -functional.nll_loss(scores, targets, reduction="none")
+        return chosen, entropy, None, None, likeliest
+
+    module._ChunkedLogProbFunction = SimpleNamespace(apply=apply)
+    module._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        module._ChunkedLogProbFunction, module._use_triton = fused, on_gpu
 
 
 def fast_bfloat16() -> bool:
@@ -23,21 +64,6 @@ def fast_bfloat16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = torch.cpu.get_capabilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-def autocast_dtype(section: Any) -> torch.dtype | None:
-    """The type to which a run autocasts, in training and in the rollouts of RL alike.
-
-    Args:
-        section: ``sft`` or ``grpo`` of a profile: its ``fp16`` and ``bf16``, where null means
-            bfloat16 if the machine is fast in it (:func:`fast_bfloat16`).
-
-    Returns:
-        ``torch.float16``, ``torch.bfloat16``, or None for the model's own type.
-    """
-    if section.fp16:
-        return torch.float16
-    return torch.bfloat16 if (fast_bfloat16() if section.bf16 is None else section.bf16) else None
 
 
 class FloatMuon(torch.optim.Muon):
