@@ -2,7 +2,6 @@
 
 import os
 import signal
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -441,12 +440,12 @@ def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
         ({"num_generations": 1}, "at least 2"),
         ({"num_generations": 3}, "divisible"),
         ({"per_device_train_batch_size": 5}, "divisible"),
-        ({"gradient_accumulation_steps": 4}, "multiple of gradient_accumulation_steps"),
+        ({"gradient_accumulation_steps": 4}, "whole optimizer steps"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(change, name, tmp_path):
+def test_batches_that_do_not_divide_are_refused(change, name, tmp_path):
     with pytest.raises(TrainingError, match=name):
-        grpo.grpo_arguments(profile(**change), tmp_path, [0.8, 0.2])
+        train_grpo(None, None, [], None, tmp_path, profile(**change))
 
 
 def test_metrics_of_rollouts_are_there_when_nobody_points():
@@ -514,11 +513,3 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
     assert any(not torch.equal(sent[0][name], sent[2][name]) for name in sent[0])
     lines = read_log(tmp_path / "log.jsonl", "reward")
     assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines)
-
-
-def test_advice_when_no_group_teaches():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        grpo.advise([{"frac_reward_zero_std": 0.5}, {"loss": 1.0}])
-    with pytest.warns(UserWarning, match="96% of the groups"):
-        grpo.advise([{"frac_reward_zero_std": 0.0}] + [{"frac_reward_zero_std": 0.96}] * 20)

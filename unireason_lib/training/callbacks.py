@@ -1,25 +1,21 @@
 """What happens beside the steps of a training run: its log, free-running tests, and Ctrl-C.
 
-The log is a file of JSON lines. A line holds ``step`` and either the trainer's numbers, which it
-has reduced over all processes (``loss``, ``learning_rate``, ``grad_norm``, ...), or under
-``free_running`` what the replies were worth that the model generated at that step.
+The log is a file of JSON lines: ``step`` and either the trainer's numbers, reduced over all
+processes, or under ``free_running`` what the replies were worth that the model generated then.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
 import signal
 import threading
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import distributed
+from accelerate.utils import gather_object, parse_flag_from_env
 from transformers import TrainerCallback
 
 from unireason_lib.dataset.schema import Record
@@ -28,8 +24,7 @@ from unireason_lib.evaluation.parquet import Images, record_item
 from unireason_lib.grounding import GroundedGenerator, Settings
 from unireason_lib.io import append_lines, read_lines, write_whole
 
-LOG = "log.jsonl"
-"""Name of the log in the folder of a run."""
+LOG = "log.jsonl"  # in the folder of a run
 
 
 def read_log(path: str | Path, key: str = "loss") -> list[dict[str, Any]]:
@@ -62,18 +57,13 @@ class RunLog(TrainerCallback):
 
 
 class FreeRunning(TrainerCallback):
-    """Replies that the model generates during training, judged and logged: the loss on given text
-    looks fine long before the letter is right.
+    """Replies that the model generates during training, judged and logged after every ``every``
+    steps and the last: the loss on given text looks fine long before the letter is right.
 
     Logged by dimension: ``n``, ``accuracy`` (failed replies count as wrong), ``iou`` (mean over the
     true boxes; None without any), ``format`` (proportion of compliant replies), ``followed``
-    (rationale-answer consistency) and ``failed``.
-
-    Args:
-        questions: Records of held-out patients; keep them few (:func:`balanced`).
-        every: Steps between tests; there is one after the last step too.
-        images: Gives the images of a record.
-        settings: Of generation.
+    (rationale-answer consistency) and ``failed``. ``questions`` are of held-out patients, few
+    (:func:`balanced`). Not under FSDP, whose sharded weights cannot generate in one process.
     """
 
     def __init__(
@@ -81,12 +71,6 @@ class FreeRunning(TrainerCallback):
     ) -> None:
         self.items = [record_item(record, images) for record in questions]
         self.every, self.settings = every, settings
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """FSDP shards weights in a way in which this process cannot generate."""
-        if sharding() == "fsdp" and self.items:
-            warnings.warn("no free-running tests while FSDP shards the weights", stacklevel=2)
-            self.items = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The test, if it is due: in all processes, because weights may be sharded over them."""
@@ -101,14 +85,13 @@ class FreeRunning(TrainerCallback):
         """Ask all questions now; gives dimension -> numbers."""
         generator = GroundedGenerator(model, processor)
         table = as_table(ask_items(generator, self.items, settings=self.settings, batch_size=32))
-        columns = {"accuracy": "correct", "iou": "iou_all", "format": "format"}
+        table = table.rename(columns={"correct": "accuracy", "iou_all": "iou"})
         found = {}
         for dimension, part in table.groupby("dimension"):
-            numbers: dict[str, Any] = {"n": len(part), "failed": int(part["failed"].sum())}
-            for name, column in {**columns, "followed": "followed"}.items():
-                values = part[column].dropna()
-                numbers[name] = float(values.mean()) if len(values) else None
-            found[str(dimension)] = numbers
+            found[str(dimension)] = {"n": len(part), "failed": int(part["failed"].sum())}
+            for name in ("accuracy", "iou", "format", "followed"):
+                values = part[name].dropna()
+                found[str(dimension)][name] = float(values.mean()) if len(values) else None
         return found
 
 
@@ -123,10 +106,7 @@ def balanced(records: Sequence[Record], size: int) -> list[Record]:
 class SaveOnInterrupt(TrainerCallback):
     """Ctrl-C in the block of a ``with`` ends the step under way, saves a checkpoint and stops; a
     second one stops at once. However the block ends, the signal's handler is what it was before.
-
-    Args:
-        every: Steps after which a run can be resumed exactly. To save and to stop, whoever asks for
-            it, waits for such a step.
+    A run can be resumed exactly after ``every`` steps: to save and to stop waits for such a step.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -148,7 +128,7 @@ class SaveOnInterrupt(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the same step in all processes, if one was asked to."""
-        self.asked = in_any_process(self.asked, args.device)
+        self.asked = any(gather_object([self.asked]))
         self.save |= self.asked or control.should_save
         control.should_save = False
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
@@ -156,23 +136,11 @@ class SaveOnInterrupt(TrainerCallback):
             control.should_training_stop |= self.asked
 
 
-def in_any_process(flag: bool, device: Any = "cpu") -> bool:
-    """Whether a flag is set in any process of a run. A process that stops or raises alone leaves
-    the others waiting for it for ever, so that is decided together."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return flag
-    number = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(number, op=distributed.ReduceOp.MAX)
-    return bool(number)
-
-
 def sharding() -> str | None:
     """What shards weights over processes, as ``accelerate launch`` says: ``"deepspeed"``,
     ``"fsdp"`` or None."""
-    for name in ("deepspeed", "fsdp"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
-            return name
-    return None
+    names = ("deepspeed", "fsdp")
+    return next((n for n in names if parse_flag_from_env(f"ACCELERATE_USE_{n.upper()}")), None)
 
 
 def trim_memory() -> None:

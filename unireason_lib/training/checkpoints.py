@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from importlib.metadata import version
@@ -35,7 +35,7 @@ from unireason_lib.grounding.model import adapter_base, base_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.inference.fingerprint import model_identity
 from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
-from unireason_lib.training.callbacks import SaveOnInterrupt, in_any_process
+from unireason_lib.training.callbacks import SaveOnInterrupt
 from unireason_lib.training.optim import fast_bfloat16
 
 _READ = {  # settings of the section ``grounding`` that decide a run: of one stage, and of both
@@ -48,7 +48,7 @@ _READ = {  # settings of the section ``grounding`` that decide a run: of one sta
 
 def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
     """What decides the outcome of a run, from its profile: the section of its stage (``"sft"`` or
-    ``"grpo"``), and of ``grounding`` and ``model`` what that stage reads."""
+    ``"grpo"``), and of ``grounding`` and ``model`` what that reads."""
     ours = profile.grounding.model_dump(include=set(f"{_READ[stage]} {_READ['both']}".split()))
     weights = profile.model.model_dump(include={"dtype", "quantization"})
     return {stage: getattr(profile, stage).model_dump(), "grounding": ours, "model": weights}
@@ -93,10 +93,9 @@ def run(
     ``out/model``. A finished run is taken as it is. ``trainer_of`` makes the trainer, which is an
     :class:`ExactResume`; checkpoints are saved after every ``every`` steps or a multiple only.
 
-    Raises:
-        DatasetError: Another process holds the folder; it belongs to a run with other settings,
-            records or another base model; the disk is full.
-        KeyboardInterrupt: Ctrl-C; a checkpoint is saved.
+    A :class:`DatasetError` when another process holds the folder, it belongs to a run with other
+    settings, records or another base model, or the disk is full; a ``KeyboardInterrupt`` at Ctrl-C,
+    when a checkpoint is saved.
     """
     with ExitStack() as stack:
         with raised_by_all():
@@ -134,9 +133,9 @@ def raised_by_all() -> Iterator[None]:
     # others than our own perhaps cannot be pickled
     ours = error is None or isinstance(error, UniReasonError)
     sent = error if ours else TrainingError(f"in another process: {error!r}")
-    first = next((one for one in gather_object([sent]) if one is not None), None)
-    if first is not None:
-        raise first if error is None else error
+    for one in gather_object([sent]):
+        if one is not None:
+            raise error or one
 
 
 @contextmanager
@@ -156,9 +155,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
         raise full from error
 
 
-def _check_settings(
-    path: Path, settings: Mapping[str, Any], model: Any, records: Sequence[Record]
-) -> None:
+def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Record]) -> None:
     """Write down what a run is made of; refuse to go on with another."""
     digest, name = blake2b(digest_size=16), base_model(model).name_or_path
     for record in records:
@@ -171,9 +168,9 @@ def _check_settings(
     old, new = _flat(before["settings"]), _flat(now["settings"])
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     changed = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names]
-    if len({base.get("sha256", base.get("commit")) for base in (before["base"], now["base"])}) > 1:
-        was, this = before["base"]["name"], now["base"]["name"]
-        changed.append(f"another base model ({was} was, {this} is)")
+    was, this = before["base"], now["base"]
+    if any(was.get(key) != this.get(key) for key in ("sha256", "commit")):
+        changed.append(f"another base model ({was['name']} was, {this['name']} is)")
     changed += ["other records"] if before["hash"] != now["hash"] else []
     if changed:
         expected = "the settings, base model and records that this run was begun with"
@@ -181,7 +178,7 @@ def _check_settings(
         raise DatasetError(path.parent, expected, "; ".join(changed), do)
 
 
-def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()}
 
 
@@ -232,7 +229,7 @@ class ExactResume:
         """One forward and backward pass."""
         loss = super().training_step(*args, **kwargs)
         finite = bool(torch.isfinite(loss).all())
-        if in_any_process(not finite, loss.device):
+        if not all(gather_object([finite])):  # one that raises alone leaves the others waiting
             found = "another in another process" if finite else loss.item()
             do = "lower the learning rate and call again: the run goes on from its last checkpoint"
             raise TrainingError(f"step {self.state.global_step}", "a finite loss", found, do)
@@ -240,9 +237,6 @@ class ExactResume:
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None for checkpoints; the finished model gets ours."""
-
-
-# --- the model that comes out ----------------------------------------------------------------
 
 
 def _save(trainer: Any, processor: Any, folder: Path, records: Sequence[Record]) -> Path:
@@ -307,10 +301,9 @@ def _card(out: Path, model: Any) -> str:
 def merge_adapter(
     base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "auto"
 ) -> Path:
-    """Save a model with its PEFT adapter (folders or hub ids) as one checkpoint, whole, in a new
-    folder. The model is loaded without quantization, as merged 4-bit weights would be rounded
-    again; ``dtype`` is that of the merged weights. A :class:`TrainingError` when the folder exists,
-    or there is no adapter in the one that is given."""
+    """Save a model with its PEFT adapter (folders or hub ids) as one checkpoint in a new folder;
+    ``dtype`` is that of the merged weights, without quantization, as they would be rounded again. A
+    :class:`TrainingError` when the folder exists, or there is no adapter in the other."""
     out, adapter = Path(out), str(adapter)
     if out.exists():
         raise TrainingError(out, "no such folder", "a folder", "choose another name")
@@ -319,8 +312,8 @@ def merge_adapter(
         raise TrainingError(adapter, "a PEFT adapter", "no adapter_config.json", do)
     model, processor = load_model(base, adapter=adapter, dtype=dtype, device="cpu")
     temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     with full_disk_named(out):
+        shutil.rmtree(temporary, ignore_errors=True)
         _clean_generation_config(model, processor)
         model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
         processor.save_pretrained(temporary)

@@ -2,8 +2,7 @@
 
 The data set is a folder that :mod:`unireason_lib.dataset` wrote, or the authors' release (a folder
 or its hub id), which names a volume by its path only: with ``m3d_root`` rows whose volume the user
-holds are used, without it only those about 2D images. Rows are selected, shuffled and joined by
-``datasets``; tables stay memory-mapped on the disk.
+holds are used, without it only those about 2D images.
 """
 
 from __future__ import annotations
@@ -28,13 +27,11 @@ from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.io import append_lines
 from unireason_lib.training.encoding import Encoded, Encoder, conversation, cut
 
-Images = Callable[[Record], Sequence[Image.Image]]
-"""Gives the images of a record; see :func:`images_from`."""
+Images = Callable[[Record], Sequence[Image.Image]]  # gives the images of a record
 
 
 class Records(Sequence):
-    """Records of a typed table, made from its memory-mapped rows when asked for. Whole columns can
-    be read from :attr:`rows` (``rows["family"]``)."""
+    """Records of a typed table, made from its memory-mapped ``rows`` when asked for."""
 
     def __init__(self, rows: Dataset) -> None:
         self.rows, self._records = rows, rows.with_transform(_as_records)
@@ -62,18 +59,16 @@ def training_records(
     form: Literal["sft", "rl"] = "sft",
     **release: Any,
 ) -> Records:
-    """Records of a data set, in a random order.
+    """Records of a split of a data set, in the random order of a seed.
 
     Args:
-        folder: A data set that :mod:`unireason_lib.dataset` wrote, or the authors' release.
+        folder: A data set, or the authors' release.
         records: Dimension -> how many of it (None: all); None takes all of both, a dimension left
-            out none. More than there are means that some come again, each as often as any other.
-        split: Of the data set.
-        seed: Of selection and order. With the same seed, a smaller number is part of a larger one.
+            out none. More than there are means that some come again, each as often as any other; a
+            smaller number is part of a larger one.
         form: ``"sft"`` with replies, ``"rl"`` without.
-        release: ``m3d_root`` and ``volumes`` of
-            :func:`~unireason_lib.dataset.release.open_release`. Rows whose volume is missing are
-            left out, with a warning that counts them.
+        release: ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`. Rows whose
+            volume is missing are left out, with a warning that counts them.
 
     Raises:
         DatasetError: No such data set, or no records of a dimension that is asked for.
@@ -104,7 +99,6 @@ def _passes(rows: Dataset, count: int, seed: int) -> Dataset:
 
 
 def _is_built(folder: str | Path) -> bool:
-    """Whether the folder is a data set of this package, not the release."""
     return (Path(folder) / "manifest.json").is_file()
 
 
@@ -150,23 +144,14 @@ def images_from(folder: str | Path, *, m3d_root: str | Path | None = None) -> Im
 
 
 class Examples(Sequence):
-    """Encoded records.
+    """Encoded records, with their ``lengths`` in tokens.
 
     With ``keep`` all are encoded now and kept: decoding images, cutting crops and tokenizing takes
     longer than a training step of a small model. At paper scale, where they do not fit into memory,
-    each is encoded when it is asked for, in the loader's worker processes.
+    each is encoded when it is asked for, in the loader's worker processes; lengths are estimates.
 
-    Args:
-        records: What to train on.
-        images: Gives the images of a record.
-        processor: Of the model.
-        components: Of a reply; see :mod:`unireason_lib.training.encoding`.
-        max_length: In tokens. The end of a longer reply is cut off where no image is cut; a record
-            whose prompt is too long is left out.
-        keep: Whether to encode all now.
-        too_long: JSON lines to which both are added (``id``, ``tokens``, ``kept``), once by every
-            process that meets them.
-        progress: Whether to show a bar.
+    The end of a reply beyond ``max_length`` tokens is cut off where no image is cut; a record whose
+    prompt is too long is left out. Each process adds both to the JSON lines ``too_long``.
     """
 
     def __init__(
@@ -198,10 +183,11 @@ class Examples(Sequence):
     def __getitem__(self, index: int) -> Encoded:
         if self.kept is not None:
             return self.kept[index]
-        for step in range(len(self)):  # one that does not fit is replaced by the next that does
-            if (one := self._encode((index + step) % len(self))) is not None:
-                return one
-        raise IndexError(index)
+        # one that does not fit is replaced by the next that does
+        rows = (self._encode((index + step) % len(self)) for step in range(len(self)))
+        if (one := next((row for row in rows if row is not None), None)) is None:
+            raise IndexError(index)
+        return one
 
     def _encode(self, row: int) -> Encoded | None:
         record, frame = self.records[row], self.encoder.frame
@@ -218,11 +204,9 @@ class Examples(Sequence):
 
 def estimated_length(record: Record, frame: ProcessorFrame) -> int:
     """About how many tokens a record has, without reading its images or tokenizing: enough to group
-    examples of similar length into batches."""
-    height, width = record.image_size or (256, 256)
-    tokens = len(record.image_ids) * (frame.tokens(height, width) + 2)
+    examples of similar length into batches. A word, a digit and a sign are about one each."""
+    tokens = len(re.findall(r"\d|[^\W\d]+|[^\s\w]", record.user_text + record.reply))
     for box in record.boxes:
-        depth = max(1, int(box.z2 - box.z1)) if hasattr(box, "z1") else 1
+        depth = int(box.z2 - box.z1) if hasattr(box, "z1") else 1
         tokens += depth * (frame.tokens(max(4, int(box.height)), max(4, int(box.width))) + 2)
-    # a word, a digit and a sign are about a token each
-    return tokens + len(re.findall(r"\d|[^\W\d]+|[^\s\w]", record.user_text + record.reply))
+    return tokens + len(record.image_ids) * (frame.tokens(*record.image_size or (256, 256)) + 2)

@@ -2,15 +2,12 @@
 
 A grounded reply is one assistant turn in which text and images alternate: the model generated the
 text, the images (crops of the regions that it boxed) were injected. Only what it generated carries
-loss:
+loss, as the generation marks of the chat template say (``grounding/chat_template.jinja``):
 
     user:       <image> Where is ...?                          no loss
     assistant:  <think>I look at <|box_start|>[..]<|box_end|>  loss
                 <crop>                                         no loss
                 It is bright.</think>B. Left                   loss
-
-Which tokens those are is decided by the chat template alone: its generation marks enclose the text
-of the assistant and leave the images out (``grounding/chat_template.jinja``).
 
 The paper's second claim is about the components of a reply, so each is an ablation of one record:
 
@@ -45,9 +42,7 @@ from unireason_lib.dataset.schema import Record, split_reply
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
 
-IGNORED = -100
-"""Label of tokens without loss (``ignore_index`` of PyTorch's cross entropy)."""
-
+IGNORED = -100  # label of tokens without loss (``ignore_index`` of PyTorch's cross entropy)
 COMPONENTS = ("full", "no regions", "no boxes", "answer")
 
 
@@ -62,17 +57,10 @@ def conversation(
     components: str = "full",
     frame: ProcessorFrame | None = None,
 ) -> list[dict[str, Any]]:
-    """A record as chat messages with images in them.
-
-    Args:
-        record: A checked record.
-        images: Those of its image ids, in order.
-        components: Of the reply, one of :data:`COMPONENTS`; question, images and answer stay.
-        frame: The processor's frame; by default the one in which the record's boxes are written.
-
-    Raises:
-        DatasetError: Unknown components, or the wrong number of images.
-    """
+    """A record and the images of its image ids as chat messages with images in them. Of the reply
+    ``components`` stay, of the rest all; ``frame`` is the processor's, by default the one in which
+    the record's boxes are written. A :class:`DatasetError` for unknown components, or the wrong
+    number of images."""
     if components not in COMPONENTS:
         raise DatasetError("components", ", ".join(COMPONENTS), repr(components), "choose one")
     user, assistant = record.load(images, frame)
@@ -110,8 +98,15 @@ class Encoder:
         self.image_token = processor.image_token
         self.template = processor.chat_template or self.tokenizer.chat_template
         if "endgeneration" not in self.template:
-            ours = Path(__file__).parents[1] / "grounding" / "chat_template.jinja"
-            self.template = _checked_template(ours.read_text(encoding="utf-8"), self.template)
+            marked = Path(__file__).parents[1] / "grounding" / "chat_template.jinja"
+            marked, plain = marked.read_text(encoding="utf-8"), self.template
+            parts = [{"type": "image"}, {"type": "text", "text": "text"}, {"type": "image"}]
+            turns = [{"role": role, "content": parts} for role in ("user", "assistant")]
+            if _render(turns, marked)[0] != _render(turns, plain)[0]:
+                expected = "that of Qwen2.5-VL, or generation marks around the assistant's text"
+                do = "set processor.chat_template to unireason_lib/grounding/chat_template.jinja"
+                raise DatasetError("chat template", expected, "another", do)
+            self.template = marked
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
         """Encode chat messages with content lists, images as PIL images under ``"image"``, in the
@@ -151,13 +146,8 @@ def cut(encoded: Encoded, length: int, vision_end: int) -> Encoded | None:
 def with_features(
     examples: Sequence[Encoded], processor: Any, model: Any, progress: bool = False
 ) -> list[Encoded]:
-    """Examples that carry what a frozen vision tower makes of their images, in place of pixels.
-
-    Equal images go through the tower once, 256 of one size or similar together.
-
-    Args:
-        processor: Of the model.
-        model: A ``Qwen2_5_VLForConditionalGeneration`` whose vision tower and merger stay frozen.
+    """Examples that carry what the vision tower and merger of a model, which stay frozen, make of
+    their images, in place of pixels. Equal images are encoded once, 256 of similar size together.
     """
     keys = [[_key(image) for image in one.images] for one in examples]
     shown = [image for one in examples for image in one.images]
@@ -211,32 +201,17 @@ class Collator:
         tokens = torch.cat([tokens for one in examples for tokens in one.features])
         output, side = BaseModelOutputWithPooling(pooler_output=[tokens]), self.image_processor
         grids = [[1, i.shape[0] // side.patch_size, i.shape[1] // side.patch_size] for i in images]
-        return batch | {
-            "mm_encoder_outputs": {"image": output},
-            "image_grid_thw": torch.tensor(grids),
-        }
+        batch["mm_encoder_outputs"] = {"image": output}
+        return batch | {"image_grid_thw": torch.tensor(grids)}
 
 
 def _key(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     return image.shape, blake2b(image, digest_size=16).digest()
 
 
-def _render(
-    messages: Sequence[Mapping[str, Any]], template: str
-) -> tuple[str, list[tuple[int, int]]]:
+def _render(messages: Sequence[Mapping[str, Any]], template: str) -> tuple[str, list]:
     """The text of a conversation, and where in it stands what the assistant generated."""
     texts, spans = render_jinja_template(
         [list(messages)], chat_template=template, return_assistant_tokens_mask=True
     )
     return texts[0], spans[0]
-
-
-def _checked_template(marked: str, plain: str) -> str:
-    """The template with marks, if it renders the same text as the one without."""
-    image, text = {"type": "image"}, {"type": "text", "text": "text"}
-    turns = [{"role": role, "content": [image, text, image]} for role in ("user", "assistant")]
-    if _render(turns, marked)[0] != _render(turns, plain)[0]:
-        expected = "that of Qwen2.5-VL, or one with generation marks around the assistant's text"
-        do = "set processor.chat_template to unireason_lib/grounding/chat_template.jinja"
-        raise DatasetError("chat template", expected, "another", do)
-    return marked

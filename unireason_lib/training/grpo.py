@@ -2,13 +2,11 @@
 
 What is ours is little: how replies are sampled (all rollouts of a generation in one batch, those of
 one question sharing its encoding), and that the crops of a reply reach the forward pass with the
-images of its prompt, while injected tokens carry neither loss nor KL. Advantages, clipping, KL,
-accelerate, PEFT, checkpoints and trackers are TRL's.
+images of its prompt, while injected tokens carry neither loss nor KL. TRL takes images into a
+completion only from tools, so that is what crops are to it. The private methods that are overridden
+here are those of TRL 1.16, which is pinned.
 
     records -> questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, rollouts.jsonl
-
-TRL takes images into a completion only from tools, so that is what crops are to it. The private
-methods that :class:`GroundedGRPOTrainer` overrides are those of TRL 1.16, which is pinned.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -58,20 +55,10 @@ from unireason_lib.training.sft import freeze, lora_config
 def question_of(
     record: Record, images: Images, generator: GroundedInterface, limit: int, position: int = 0
 ) -> tuple[GroundedRequest, dict[str, Any]]:
-    """A record as it is asked, and the columns that the reward functions read.
-
-    Args:
-        record: Its reply is not looked at.
-        images: Gives its images.
-        generator: Gives tokenizer and frame.
-        limit: Tokens of a prompt at most.
-        position: In the generation. It becomes part of the request's id, from which the seed of
-            sampling follows: the same question twice in a generation gets two sets of replies.
-
-    Raises:
-        UniReasonError: It cannot be asked.
-        OSError: Its images cannot be read.
-    """
+    """A record as it is asked, and the columns that the reward functions read. An error of ours if
+    it cannot be asked, for instance with a prompt of more tokens than the ``limit``; an ``OSError``
+    if its images cannot be read. The ``position`` in the generation becomes part of the request's
+    id, from which the seed of sampling follows: a question that comes twice gets two groups."""
     item, frame = record_item(record, images), generator.frame
     request = replace(item.request(item.load()), id=f"{position}/{record.id}")
     text = generator.processor.apply_chat_template(
@@ -95,13 +82,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
 
     The log-probabilities that sampling records, and those of policy, old policy and reference are
     of one distribution: at the temperature, without forbidden tokens, under one autocast. A vLLM
-    server must return that one too: ``--logprobs-mode processed_logprobs``, which applies
-    temperature and ``logit_bias`` (TRL warns of any other mode).
-
-    Args:
-        records, images: What is asked.
-        profile: All settings.
-        out: Folder of the run; gets ``rollouts.jsonl`` and ``left_out.jsonl``.
+    server must return that one too: ``--logprobs-mode processed_logprobs`` (TRL warns otherwise).
     """
 
     def __init__(
@@ -111,15 +92,10 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         rows = Dataset.from_dict({"row": range(len(prompts)), "prompt": prompts})
         super().__init__(train_dataset=rows, **kwargs)
         if self.is_fsdp_enabled and not self.use_vllm:
-            expected = "a model that can generate replies in this process"
             do = "use zero3.yaml, which gathers weights, adapters with ddp.yaml, or a vLLM server"
-            raise TrainingError("GRPO under FSDP", expected, "sharded weights", do)
-        self.records, self.images, self.grounding, self.out = (
-            records,
-            images,
-            profile.grounding,
-            out,
-        )
+            raise TrainingError("GRPO under FSDP", "a model that can generate", "a part of one", do)
+        self.records, self.images, self.out = records, images, out
+        self.grounding = profile.grounding
         self.tools = self._standalone_tools = [crop_region]  # only the generator calls it
         self._traces: list[Trace] = []
         self._forbidden: list[int] = []
@@ -134,9 +110,8 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         inputs = [one | more for one, more in zip(inputs, opened, strict=True)]
         output = super()._generate_and_score_completions(inputs)
         if "pixel_values" not in output:  # TRL would go on without any image
-            expected = "as many image tokens as the images have features"
-            do = "check that model and processor belong together"
-            raise TrainingError("rollouts", expected, "another number", do)
+            expected, do = "an image token a feature", "use the processor of this model"
+            raise TrainingError("rollouts", expected, "another number of them", do)
         self._record(inputs, seconds)
         trim_memory()
         return output
@@ -166,14 +141,11 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         with token_scores(self._forbidden):
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
-    # Rollouts.
-
     def _roll_out(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Sample a group of replies to each question, or to another where it cannot be asked; gives
         the columns of each."""
-        args, grounding = self.args, self.grounding
+        args, grounding, step = self.args, self.grounding, self.state.global_step
         first = self.accelerator.process_index * len(rows)
-        seed = np.random.SeedSequence([args.seed, self.state.global_step]).generate_state(1)[0]
         with self._generator() as generator, self.accelerator.autocast():
             self._forbidden = generator.never_written
             questions = [self._open(row, generator, first + k) for k, row in enumerate(rows)]
@@ -184,16 +156,15 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                 max_new_tokens=args.max_completion_length,
                 max_rounds=grounding.rollout_max_rounds * injects(grounding.components),
                 temperature=args.temperature,
-                seed=int(seed),
+                seed=int(np.random.SeedSequence([args.seed, step]).generate_state(1)[0]),
             )
         return [columns for _, columns in questions]
 
     def _open(self, row: int, generator: GroundedInterface, position: int) -> tuple[Any, Any]:
         """A question, or another in its place. One that can never be asked is listed and not tried
-        again; one whose images could not be read for a reason of the operating system is left out
-        this time only."""
+        again; one whose images the operating system could not read is left out this time only."""
         draw = random.Random(f"{self.args.seed}/{self.state.global_step}/{position}")
-        limit = self.grounding.max_prompt_length
+        limit, listed = self.grounding.max_prompt_length, self.out / "left_out.jsonl"
         for _ in range(100):
             record = self.records[row]
             try:
@@ -204,11 +175,10 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
                     warnings.warn(f"{record.id} is left out this time: {error}", stacklevel=2)
                 else:
                     self._unusable.add(row)
-                    line = {"id": record.id, "why": str(error)[:500]}
-                    append_lines(self.out / "left_out.jsonl", [line])
+                    append_lines(listed, [{"id": record.id, "why": str(error)[:500]}])
             row = draw.randrange(len(self.records))
         expected, found = "questions that can be asked", "a hundred in a row that cannot"
-        raise TrainingError(self.out / "left_out.jsonl", expected, found, "see why in that file")
+        raise TrainingError(listed, expected, found, "see why in that file")
 
     @contextmanager
     def _generator(self) -> Iterator[GroundedInterface]:
@@ -259,21 +229,17 @@ def _line(columns: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
 
 
 def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Numbers of one generation's replies, lines of the rollout log.
-
-    ``boxes``: well-formed ones a reply; ``boxes_answered``: proportion of all boxes, malformed ones
-    included, that got their region's tokens, 0 without boxes. By dimension, NaN where nothing was
-    asked: ``answer_2d``, the mean reward, and ``pointing_2d``, the proportion of replies with a
-    well-formed box.
-    """
+    """Numbers of one generation's replies, lines of the rollout log: well-formed ``boxes`` a reply;
+    ``boxes_answered``, the proportion of all boxes, malformed ones included, that got their
+    region's tokens (0 without boxes). By dimension, NaN where nothing was asked: ``answer_2d``, the
+    mean reward, and ``pointing_2d``, the proportion of replies with a well-formed box."""
     statuses = Counter(status for reply in replies for status in reply["statuses"])
     metrics = {"boxes": fmean(len(reply["boxes"]) for reply in replies)}
     metrics["boxes_answered"] = statuses["injected"] / max(1, statuses.total())
     for dimension in ("2d", "3d"):
         asked = [reply for reply in replies if reply["dimension"] == dimension]
-        answers, points = [r["reward answer"] for r in asked], [bool(r["boxes"]) for r in asked]
-        metrics[f"answer_{dimension}"] = fmean(answers) if asked else math.nan
-        metrics[f"pointing_{dimension}"] = fmean(points) if asked else math.nan
+        metrics[f"answer_{dimension}"] = fmean([r["reward answer"] for r in asked] or [math.nan])
+        metrics[f"pointing_{dimension}"] = fmean([bool(r["boxes"]) for r in asked] or [math.nan])
     return metrics
 
 
@@ -283,7 +249,7 @@ class FeatureCache:
     cache of more than 50,000 images begins anew."""
 
     def __init__(self) -> None:
-        self.features: dict[bytes, torch.Tensor] = {}
+        self.features: dict[Any, torch.Tensor] = {}
 
     def attach(self, model: Any) -> None:
         """Make a ``Qwen2_5_VLForConditionalGeneration`` look here first. Policy and reference may
@@ -292,7 +258,9 @@ class FeatureCache:
 
         def cached(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
             patches = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
-            keys = [_key(*image) for image in zip(patches, image_grid_thw, strict=True)]
+            arrays = (one.detach().cpu().view(torch.uint8).numpy() for one in patches)
+            digests = (blake2b(array, digest_size=16).digest() for array in arrays)
+            keys = list(zip(map(tuple, image_grid_thw.tolist()), digests, strict=True))
             if len(self.features) > 50_000:
                 self.features.clear()
             new = {key: k for k, key in enumerate(keys) if key not in self.features}
@@ -307,41 +275,29 @@ class FeatureCache:
         model.model.get_image_features = cached
 
 
-def _key(patches: torch.Tensor, grid: torch.Tensor) -> bytes:
-    content = patches.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return blake2b(content, digest_size=16, person=str(grid.tolist()).encode()[:16]).digest()
-
-
-def train_grpo(
-    model: Any,
-    processor: Any,
-    records: Sequence[Record],
-    images: Images,
-    out: str | Path,
-    profile: Profile,
-    *,
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: bool = False,
-) -> Path:
+def train_grpo(model, processor, records, images, out, profile, callbacks=(), progress=False):
     """Train a fine-tuned model on outcomes; a stopped run goes on from its last checkpoint.
 
-    Arguments and return value are those of :func:`~unireason_lib.training.sft.train_sft`, with the
-    section ``grpo``. With ``grpo.beta`` and without adapters, the reference is loaded from where
-    the model was. The folder also gets ``rollouts.jsonl`` (every reply) and ``left_out.jsonl``
-    (questions that cannot be asked).
-
-    Raises:
-        TrainingError: Settings that do not fit together, a loss that is not finite, or no question
-            that can be asked.
-        DatasetError: Another process trains in the folder, or it holds a run with other settings.
+    Arguments, return value and errors are those of :func:`~unireason_lib.training.sft.train_sft`,
+    with the section ``grpo``. With ``grpo.beta`` and without adapters, the reference is loaded from
+    where the model was. The folder also gets ``rollouts.jsonl`` (every reply) and
+    ``left_out.jsonl`` (questions that cannot be asked).
     """
     out, grounding = Path(out), profile.grounding
     rewards = reward_functions(grounding.reward_mode, grounding.iou_weight)
-    arguments = grpo_arguments(profile, out, list(rewards.values()), progress)
-    questions_a_generation = arguments.generation_batch_size // arguments.num_generations
-    if len(records) < questions_a_generation:
-        expected = f"{questions_a_generation} questions or more, those of one generation"
-        raise TrainingError(out, expected, len(records), "give more records")
+    fixed = {"reward_weights": list(rewards.values()), "vllm_mode": "server"}
+    fixed |= {"disable_dropout": True, "log_multimodal": False}
+    args = trainer_arguments(GRPOConfig, profile.grpo, out, progress, **fixed)
+    # replies are no part of a checkpoint, so a run is resumed at the end of a generation
+    passes, replies = args.steps_per_generation, args.per_device_train_batch_size
+    if passes % args.gradient_accumulation_steps or replies * passes % args.num_generations:
+        expected = "whole optimizer steps, and in every process whole groups"
+        found, do = f"{passes} forward passes of {replies} replies", "change the batch sizes"
+        raise TrainingError("grpo: a generation", expected, found, do)
+    every = passes * args.num_iterations // args.gradient_accumulation_steps
+    if len(records) < args.generation_batch_size // args.num_generations:
+        expected = f"{args.generation_batch_size // args.num_generations} questions or more"
+        raise TrainingError(out, expected, len(records), "give as many as a generation has")
 
     def trainer() -> GroundedGRPOTrainer:
         freeze(model, grounding.freeze_vision)
@@ -349,7 +305,7 @@ def train_grpo(
             *(records, images, profile, out),
             model=model,
             reward_funcs=list(rewards),
-            args=arguments,
+            args=args,
             processing_class=processor,
             peft_config=lora_config(grounding.grpo_lora_r, model, grounding),
             callbacks=[RunLog(out / LOG), *callbacks],
@@ -361,36 +317,11 @@ def train_grpo(
                 cache.attach(made.accelerator.unwrap_model(made.ref_model))
         return made
 
-    # replies are no part of a checkpoint, so a run is resumed at the end of a generation
-    passes = arguments.steps_per_generation * arguments.num_iterations
-    every = passes // arguments.gradient_accumulation_steps
     saved = run("grpo", profile, out, model, processor, records, trainer, every)
-    advise(read_log(out / LOG, "frac_reward_zero_std"))
-    return saved
-
-
-def grpo_arguments(
-    profile: Profile, out: Path, weights: Sequence[float], progress: bool = False
-) -> GRPOConfig:
-    """TRL's configuration of a run; a :class:`TrainingError` when batches do not divide."""
-    fixed = {"reward_weights": weights, "vllm_mode": "server", "disable_dropout": True}
-    fixed["log_multimodal"] = False
-    arguments = trainer_arguments(GRPOConfig, profile.grpo, out, progress, **fixed)
-    replies = arguments.per_device_train_batch_size * arguments.steps_per_generation
-    for name, number, whole in (
-        ("steps_per_generation", arguments.steps_per_generation, "gradient_accumulation_steps"),
-        ("replies of one process in a generation", replies, "num_generations"),
-    ):
-        if number % getattr(arguments, whole):
-            expected = f"a multiple of {whole} ({getattr(arguments, whole)})"
-            raise TrainingError(f"grpo: {name}", expected, number, "change the batch sizes")
-    return arguments
-
-
-def advise(log: Sequence[Mapping[str, float]]) -> None:
-    """Warn when nearly all groups at the end of a log were zero-variance groups."""
-    last = [line["frac_reward_zero_std"] for line in log[-20:]]
+    key = "frac_reward_zero_std"
+    last = [line[key] for line in read_log(out / LOG, key)[-20:]]
     if last and (proportion := fmean(last)) > 0.9:
         found = f"in {proportion:.0%} of the groups all replies earned the same: nothing is learnt"
         do = "start from an earlier model, or raise grpo.temperature or grpo.num_generations"
         warnings.warn(f"{found}; {do}", stacklevel=2)
+    return saved

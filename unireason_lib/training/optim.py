@@ -2,8 +2,7 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
 weight matrix by the nearest orthogonal matrix before it is added, so that all its directions learn
-at one pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's. What
-is here makes them one optimizer, which transformers' trainers take as ``optimizer_cls_and_kwargs``.
+at one pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's.
 """
 
 from __future__ import annotations
@@ -19,19 +18,15 @@ import trl.trainer.utils
 from torch import nn
 from torch.nn import functional
 
-FORBIDDEN_LOGIT = -1e4
-"""Added to the logits of tokens that are never sampled; their probability is then 0 in any type."""
+FORBIDDEN_LOGIT = -1e4  # added for tokens that are never sampled: probability 0 in any type
 
 
 @contextmanager
 def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
     """Within it, TRL's log-probabilities and entropies are of a distribution without some tokens,
-    and on a CPU they are made in plain PyTorch, of labelled tokens only.
-
-    TRL computes them in one fused function of hidden states and output layer, which takes a bias.
-    It scores only labelled tokens on a GPU, but prompt and images too on a CPU, and everything
-    twice: in a small model, where the output layer costs as much as all layers, most of a step.
-    """
+    and on a CPU of labelled tokens only: TRL's fused function of hidden states and output layer,
+    which takes a bias, scores prompt and images too there, and everything twice. In a small model
+    the output layer costs as much as all layers."""
     module = trl.trainer.utils
     fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
 
@@ -67,12 +62,10 @@ def fast_bfloat16() -> bool:
 
 
 class FloatMuon(torch.optim.Muon):
-    """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients.
-
-    PyTorch's are in bfloat16. On a CPU without such instructions that takes a quarter of a step of
-    the tiny model, this a twentieth. Steps agree within the rounding of bfloat16, and either loads
-    the other's state. Always with Nesterov's momentum and ``match_rms_adamw``.
-    """
+    """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients:
+    bfloat16 takes a quarter of a step of the tiny model on a CPU without such instructions, this a
+    twentieth. Steps agree within the rounding of bfloat16, and either loads the other's state.
+    Always with Nesterov's momentum and ``match_rms_adamw``."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -105,15 +98,10 @@ def _orthogonal(
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers in one; rates are scheduled together, states saved and loaded together.
 
-    Args:
-        model: Whose parameters learn. Weights of its linear layers go to Muon, except the output
-            layer's; embeddings, norms, biases and convolutions go to AdamW.
-        lr: Rate of AdamW.
-        muon_lr: Rate of Muon, whose steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv
-            2502.16982).
-        weight_decay: Of both; vectors have none.
-        betas: Of AdamW.
-        bf16: Whether Muon multiplies in bfloat16; None: where the machine is fast in it.
+    Weights of the model's linear layers go to Muon with the rate ``muon_lr``, except the output
+    layer's; embeddings, norms, biases and convolutions go to AdamW with ``lr`` and ``betas``.
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), and made in
+    bfloat16 if ``bf16`` says so (None: where the machine is fast in it). Vectors do not decay.
     """
 
     def __init__(

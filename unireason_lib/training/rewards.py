@@ -26,15 +26,10 @@ from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
 
 Mode = Literal["strict", "paper"]
-Frame = tuple[int, int, int]
-"""Width, height and number of slices of what was shown, in pixels of the processor's frame."""
+Frame = tuple[int, int, int]  # width, height and slices of what was shown, in the processor's frame
 
-WEIGHTS: Mapping[str, float] = {"answer": 0.8, "format": 0.2}
-"""Of the rewards in their sum (paper)."""
-
-MIN_SIDE = 2
-"""Pixels: a box with a shorter side is a line."""
-
+WEIGHTS: Mapping[str, float] = {"answer": 0.8, "format": 0.2}  # in the sum of rewards (paper)
+MIN_SIDE = 2  # pixels: a box with a shorter side is a line
 _THOUGHT = re.compile(r"<think>.*?</think>", re.IGNORECASE | re.DOTALL)
 _LONE_LETTER = re.compile(r"\b[A-D]\b", re.IGNORECASE)
 
@@ -42,18 +37,9 @@ _LONE_LETTER = re.compile(r"\b[A-D]\b", re.IGNORECASE)
 def answer_reward(
     text: str, truth: str, mode: Mode = "strict", options: Mapping[str, str] | None = None
 ) -> float:
-    """1 for the right letter, otherwise 0.
-
-    Args:
-        text: The reply.
-        truth: The right letter, or an option that begins with it (``"B. liver"``).
-        mode: See the module. ``"paper"`` reads the letter of ``truth`` as that of the reply.
-        options: Letter -> text, for ``"strict"``: texts of options are recognised as well, and a
-            letter with the text of another option is no choice.
-
-    Raises:
-        RequestError: An unknown mode.
-    """
+    """1 for a reply with the letter of ``truth`` (``"B"``, ``"B. liver"``), otherwise 0. With
+    ``options`` (letter -> text), ``"strict"`` recognises their texts as well, and a letter with the
+    text of another option is no choice. A :class:`RequestError` for an unknown mode."""
     if _is_strict(mode):
         return float(extract_choice(text, options) == truth.strip()[:1].upper())
     right = _released_choice(truth)
@@ -65,17 +51,10 @@ def format_reward(
 ) -> float:
     """Half for the thought, half for the boxes.
 
-    Args:
-        text: The reply.
-        mode: ``"strict"`` pays 0.5 for a thought in order, and 0.5 more when there is one and every
-            box in it is sound, at least one of them. ``"paper"`` pays 0.5 for each kind of tags
-            that pair up, 0 for an empty reply.
-        dimension: ``"2d"`` or ``"3d"``, for ``"strict"``: boxes must have four or six numbers; None
-            takes either.
-        frame: What was shown, for ``"strict"``: boxes must lie in it; None does not look.
-
-    Raises:
-        RequestError: An unknown mode.
+    ``"strict"`` pays 0.5 for a thought in order, and 0.5 more when there is one and every box in it
+    is sound, at least one of them: of four or six numbers as the ``dimension`` says (``"2d"``,
+    ``"3d"``; None takes either), and in the ``frame`` that was shown (None does not look).
+    ``"paper"`` pays 0.5 for each kind of tags that pair up, 0 for an empty reply.
     """
     if _is_strict(mode):
         return 0.5 + 0.5 * _boxes_are_sound(text, dimension, frame) if _has_thought(text) else 0.0
@@ -95,17 +74,12 @@ def iou_reward(text: str, boxes: Sequence[Box]) -> float:
     return fmean(best) if best else 0.0
 
 
-RewardFunction = Callable[..., list[float]]
-
-
-def reward_functions(mode: Mode = "strict", iou_weight: float = 0.0) -> dict[RewardFunction, float]:
-    """The rewards of a run as TRL's reward functions, each with its weight; ``iou_weight`` 0 leaves
-    the optional one out.
-
-    They read these columns: ``truth`` (a letter), ``options`` (letter -> text), ``dimension``,
-    ``frame`` (see :data:`Frame`) and ``boxes`` (the true ones, as numbers). Completions are
-    conversations of one message.
-    """
+def reward_functions(
+    mode: Mode = "strict", iou_weight: float = 0.0
+) -> dict[Callable[..., list[float]], float]:
+    """The rewards of a run as TRL's reward functions, each with its weight; 0 leaves the optional
+    one out. They read the columns ``truth`` (a letter), ``options`` (letter -> text),
+    ``dimension``, ``frame`` and ``boxes`` (the true ones, as numbers)."""
 
     def answer(completions, *, truth, options, **columns) -> list[float]:
         replies = zip(completions, truth, options, strict=True)
@@ -151,14 +125,11 @@ def _boxes_are_sound(text: str, dimension: str | None, frame: Frame | None) -> b
     """Whether there are boxes in the thought, none after it and no more than are answered with
     their region, and all of them can be read, have the right dimension, lie in what was shown, and
     are no lines."""
-    thought, _, rest = text.partition(THINK_END)
-    opened, closed = thought.count(BOX_START), thought.count(BOX_END)
-    boxes = scan_boxes(thought).boxes
-    if not 1 <= opened <= MAX_ROUNDS or not opened == closed == len(boxes):
-        return False
-    if BOX_START in rest or BOX_END in rest:
-        return False
-    return all(_is_sound(box, dimension, frame) for box in boxes)
+    thought, boxes = text.partition(THINK_END)[0], scan_boxes(text.partition(THINK_END)[0]).boxes
+    opened, closed = text.count(BOX_START), text.count(BOX_END)
+    in_thought = opened == thought.count(BOX_START) and closed == thought.count(BOX_END)
+    readable = in_thought and 1 <= opened <= MAX_ROUNDS and opened == closed == len(boxes)
+    return readable and all(_is_sound(box, dimension, frame) for box in boxes)
 
 
 def _is_sound(box: Box, dimension: str | None, frame: Frame | None) -> bool:
