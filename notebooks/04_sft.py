@@ -48,7 +48,7 @@ print(check_versions())
 # %%
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from transformers.utils import logging
 
@@ -328,7 +328,6 @@ for token in ("<think>", "</think>", "<|box_start|>", "<|box_end|>", "<|vision_s
 import time
 
 from unireason_lib.training.data import Examples
-from unireason_lib.training.encoding import FeatureCollator
 
 began = time.perf_counter()
 limits = {"components": components, "max_length": profile.sft.max_length}
@@ -338,12 +337,13 @@ size = sum(one.ids.nbytes + one.loss_mask.nbytes + sum(i.nbytes for i in one.ima
 print(f"{len(examples)} examples: {size / 1e6:.1f} MB, {encoding / len(examples) * 1e3:.1f} ms each")
 
 # %%
-collator = FeatureCollator(processor, base)
+from unireason_lib.training.encoding import with_features
+
 shown = [image for one in examples for image in one.images]
 began = time.perf_counter()
-collator.add(shown)
+cached = with_features(examples, processor, base)
 vision_time = time.perf_counter() - began
-features = collator.features.values()
+features = {id(tensor): tensor for one in cached for tensor in one.features}.values()
 features_size = sum(tensor.nbytes for tensor in features)
 print(f"{len(features)} different images of {len(shown)}, {vision_time:.1f} s: {features_size / 1e6:.1f} MB")
 scale = len(records) / len(examples)
@@ -386,13 +386,21 @@ plot_bars({"random batches": padding(mixed), "similar lengths": padding(grouped)
 #
 # Everything is ready: a batch, labels where the model-generated tokens are, `-100` elsewhere. The output at a position
 # predicts the **next** token, hence the shift. The loss is the mean cross entropy over the labelled tokens. The model's own
-# loss is the same number, and so is the library's, which computes logits only where somebody looks at them.
+# loss is the same number, and so is a shorter way: logits only where somebody looks at them. (The library makes TRL's trainer
+# do that on a CPU too; of a tiny model the output layer costs as much as all layers.)
 
 # %%
 from torch.nn import functional
 
 from unireason_lib.training.encoding import IGNORED, Collator
-from unireason_lib.training.sft import labelled_token_loss
+
+
+def labelled_token_loss(model, batch):
+    """The mean cross entropy over labelled tokens, from their logits alone."""
+    inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    kept = labels != IGNORED
+    return functional.cross_entropy(model.lm_head(hidden[kept]).float(), labels[kept])
 
 
 def on_device(batch):
@@ -400,13 +408,14 @@ def on_device(batch):
     return {k: v.to(base.device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
+# %%
 batch = on_device(Collator(processor)([examples[k] for k in range(min(rows, len(examples)))]))
 with torch.no_grad():
     logits = base(**{name: value for name, value in batch.items() if name != "labels"}).logits
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORED
     loss = functional.cross_entropy(logits[:, :-1][labelled].float(), targets[labelled])
-    for other_loss in (base(**batch).loss, labelled_token_loss(base, batch)[0]):
+    for other_loss in (base(**batch).loss, labelled_token_loss(base, batch)):
         torch.testing.assert_close(loss, other_loss.float(), rtol=1e-3, atol=1e-3)
 print(f"loss {loss:.3f} on {int(labelled.sum())} of {labelled.numel()} positions; the same three times")
 
@@ -415,13 +424,13 @@ print(f"loss {loss:.3f} on {int(labelled.sum())} of {labelled.numel()} positions
 # The batch carries the cached features of the tower in place of pixels now; the loss is the same.
 
 # %%
-lean = on_device(collator([examples[k] for k in range(min(rows, len(examples)))]))
+lean = on_device(Collator(processor)([cached[k] for k in range(min(rows, len(examples)))]))
 learning = [parameter for parameter in base.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(learning, lr=profile.sft.learning_rate / 10)
 base.train()
 falling, began = [], time.perf_counter()
 for _ in range(4):
-    loss_now, _ = labelled_token_loss(base, lean)
+    loss_now = labelled_token_loss(base, lean)
     falling.append(loss_now.item())
     loss_now.backward()
     optimizer.step()
@@ -460,7 +469,7 @@ from unireason_lib.grounding import Settings
 from unireason_lib.training.callbacks import FreeRunning, read_log
 
 generation, every = profile.generation, profile.grounding.free_running_steps
-how = Settings(max_new_tokens=generation.max_new_tokens, max_rounds=generation.max_rounds)
+how = Settings(generation.max_new_tokens, generation.max_rounds * injects(components))
 
 
 class Aloud(FreeRunning):
@@ -473,7 +482,7 @@ class Aloud(FreeRunning):
         return found
 
 
-free_running = Aloud(held_out, every, images, components=components, settings=how)
+free_running = Aloud(held_out, every, images, how)
 for name in ("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size"):
     print(f"{name:<30}{getattr(profile.sft, name)}")
 
@@ -615,7 +624,6 @@ models = {
     "base": Checkpoint(base_path, dtype=profile.model.dtype, device=device),
     "fine-tuned": Checkpoint(*tuned, dtype=profile.model.dtype, device=device),
 }
-how = replace(how, max_rounds=how.max_rounds if injects(components) else 0)
 requests = [item.request(item.load()) for item in shown.values()]
 traces = {name: model.generator().generate(requests, **asdict(how)) for name, model in models.items()}
 
@@ -774,7 +782,7 @@ print("all checks passed")
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `wrong = replace(one, loss_mask=np.arange(len(one)) >= one.loss_mask.argmax())`, then
+# 1. `wrong = dataclasses.replace(one, loss_mask=np.arange(len(one)) >= one.loss_mask.argmax())`, then
 #    `labelled_token_loss(load_base()[0], Collator(processor)([wrong]))`. Labels would be `<|image_pad|>` for every token of a crop: trivial to predict after the
 #    first, so the mean loss *falls* and looks better. The model learns to write image tokens, and generation forbids them.
 # 2. The letter is the token behind `</think>`: `letter = torch.roll(batch["input_ids"] == end, 1, 1)[:, 1:] & labelled` with

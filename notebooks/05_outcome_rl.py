@@ -192,13 +192,9 @@ print(
 # the first token on. We take the first question whose replies do not all earn the same.
 
 # %%
-import tempfile
-from pathlib import Path
+from unireason_lib.training.grpo import question_of
 
-from unireason_lib.training.grpo import Questions
-
-listed = Path(tempfile.mkdtemp()) / "left_out.jsonl"  # what cannot be asked is named in a file
-questions = Questions(records, images, profile.grounding.max_prompt_length, listed)
+longest = profile.grounding.max_prompt_length
 generator = GroundedGenerator(model, processor)
 limits = {
     "max_new_tokens": profile.grpo.max_completion_length,
@@ -209,7 +205,7 @@ limits = {
 # %%
 def roll_out(row):
     """Sampled replies to a question, the columns that its rewards read, and what each reply earns."""
-    request, columns = questions.open(row, generator, position=0)
+    request, columns = question_of(records[row], images, generator, longest)
     how = {"samples": profile.grpo.num_generations, "temperature": profile.grpo.temperature}
     traces = generator.generate([request], seed=SEED, **how, **limits)
     shown = {name: columns[name] for name in ("dimension", "frame")}
@@ -225,8 +221,6 @@ def roll_out(row):
 
 # %%
 for row in range(min(40, len(records))):
-    if questions.open(row, generator, position=0) is None:
-        continue
     request, columns, traces, parts = roll_out(row)
     if len(set(parts)) > 1:
         break

@@ -1,8 +1,7 @@
-"""One dial for every size in the project: the profile.
+"""One dial for every size in the project: the profile, a YAML file in ``configs/``.
 
-A profile is a YAML file in ``configs/``. ``laptop`` holds every setting there is, with its type and
-what it means; ``smoke`` (seconds, for tests), ``gpu`` (the paper's scale) and ``t4`` (one GPU of
-16 GB) name the profile that they extend and change some values::
+``laptop`` holds every setting there is, with its type and what it means; ``smoke`` (seconds, for
+tests), ``gpu`` (the paper's scale) and ``t4`` (one GPU of 16 GB) extend it and change some values::
 
     >>> profile = load_profile("laptop", "generation.max_rounds=3")
     >>> profile.generation.max_rounds
@@ -39,15 +38,13 @@ from unireason_lib.errors import ProfileError
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = ("smoke", "laptop", "t4", "gpu")
 _Sizes = Annotated[tuple[int, ...], BeforeValidator(lambda v: tuple(v) if type(v) is list else v)]
-_TYPES = {  # of settings whose value in laptop.yaml does not tell
-    **dict.fromkeys(("adapter", "deepspeed", "vllm_server_base_url"), str | None),
-    **dict.fromkeys(("records_2d", "records_3d", "sft_lora_r", "grpo_lora_r"), int | None),
-    **{"rollout_batch_size": int | None, "generation_batch_size": int | None},
-    **{
-        "bf16": bool | None,
-        "grpo_start_epochs": float | None,
-        "quantization": Literal["4bit"] | None,
-    },
+_TYPES: dict[str, Any] = {  # of settings whose value in laptop.yaml does not tell
+    **dict.fromkeys("adapter deepspeed vllm_server_base_url".split(), str | None),
+    **dict.fromkeys("records_2d records_3d sft_lora_r grpo_lora_r".split(), int | None),
+    **dict.fromkeys("rollout_batch_size generation_batch_size".split(), int | None),
+    "bf16": bool | None,
+    "grpo_start_epochs": float | None,
+    "quantization": Literal["4bit"] | None,
     "dtype": Literal["auto", "float32", "bfloat16", "float16"],
     "components": Literal["full", "no regions", "no boxes", "answer"],
     "reward_mode": Literal["strict", "paper"],
@@ -66,20 +63,23 @@ class Section(BaseModel):
         return self
 
 
-class TRLSection(Section):
+class _TRLSection(Section):
     """Keyword arguments of a configuration class of TRL. Those beyond laptop.yaml are looked up in
-    the class when one is set, because importing TRL takes seconds."""
+    the class when one is set, because importing TRL takes seconds. Some would change nothing here,
+    or break a run: ``configs/refused.yaml`` lists them."""
 
     model_config = ConfigDict(extra="allow")
     config_class: ClassVar[str]
 
     @model_validator(mode="after")
-    def _known_to_trl(self) -> TRLSection:
+    def _known_to_trl(self) -> _TRLSection:
         for name, value in (self.model_extra or {}).items():
             types = _trl_types(self.config_class)
             if name not in types:
                 hint = near(name, [*Grounding.model_fields, *types])
                 raise ValueError(f"{name}: no argument of {self.config_class}; {hint}")
+            if do := _refused(self.config_class).get(name):
+                raise ValueError(f"{name}: {value!r}, which has no effect here; {do}")
             try:
                 TypeAdapter(types[name]).validate_python(value, strict=True)
             except ValidationError as error:
@@ -87,11 +87,11 @@ class TRLSection(Section):
         return self
 
 
-class _SFT(TRLSection):
+class _SFT(_TRLSection):
     config_class = "SFTConfig"
 
 
-class _GRPO(TRLSection):
+class _GRPO(_TRLSection):
     config_class = "GRPOConfig"
 
 
@@ -100,6 +100,14 @@ def _trl_types(config_class: str) -> dict[str, Any]:
     import trl
 
     return {n: t for n, t in get_type_hints(getattr(trl, config_class)).items() if n[0] != "_"}
+
+
+@cache
+def _refused(config_class: str) -> dict[str, str]:
+    """Argument -> what to do instead."""
+    table = yaml.safe_load((CONFIGS / "refused.yaml").read_text(encoding="utf-8"))
+    reasons = [*table["both"].items(), *table[config_class].items()]
+    return {name: do for do, names in reasons for name in names.split()}
 
 
 def _read(name: str) -> dict[str, dict[str, Any]]:
@@ -126,7 +134,7 @@ class _Named(Section):
     name: str
 
     def __reduce__(self) -> tuple[Any, ...]:  # its sections are classes that no module holds
-        return _profile, (self.model_dump(),)
+        return Profile.model_validate, (self.model_dump(),)
 
 
 Profile: type[_Named] = create_model(
@@ -135,15 +143,6 @@ Profile: type[_Named] = create_model(
 """All settings of one run: ``profile.sft.max_steps``; ``profile.sft.model_dump()`` is a dict."""
 
 Grounding: type[Section] = Profile.model_fields["grounding"].annotation
-
-
-def _profile(values: Mapping[str, Any]) -> Profile:
-    return Profile.model_validate(values)
-
-
-def profile_names() -> list[str]:
-    """The profiles that ship, smallest first."""
-    return list(NAMES)
 
 
 def load_profile(
@@ -168,7 +167,7 @@ def load_profile(
         section, setting = _find(values, key, name)
         values[section][setting] = value
     try:
-        return _profile({"name": name, **values})
+        return Profile.model_validate({"name": name, **values})
     except ValidationError as error:
         raise _as_profile_error(name, error) from None
 
@@ -191,14 +190,13 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """A literal as typed (``3``, ``1e-5``, ``true``, ``none``, ``[8, 64]``), else a string."""
-    text = text.strip()
     words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    if (word := text.strip()).lower() in words:
+        return words[word.lower()]
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(word)
     except (ValueError, SyntaxError):
-        return text
+        return word
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -214,18 +212,16 @@ def _find(values: Mapping[str, Mapping[str, Any]], key: str, name: str) -> tuple
     section, _, leaf = key.rpartition(".")
     fits = [s for s, settings in values.items() if leaf in settings and section in (s, "")]
     if section in ("sft", "grpo"):  # perhaps another argument of TRL; the section knows
-        fits = [section]
+        return section, leaf
     if len(fits) == 1:
         return fits[0], leaf
-    subject = f"profile {name!r}"
     if fits:
-        ways = " or ".join(f"{s}.{leaf}" for s in fits)
-        found = f"{key!r}, which {len(fits)} sections have"
-        raise ProfileError(subject, "one setting", found, f"write {ways}")
+        ways, found = " or ".join(f"{s}.{leaf}" for s in fits), f"{key!r}, which {len(fits)} have"
+        raise ProfileError(f"profile {name!r}", "one setting", found, f"write {ways}")
     full = {n: f"{s}.{n}" for s in values for n in values[s]}
     close = [full[one] for one in difflib.get_close_matches(leaf, full, n=3, cutoff=0.5)]
     hint = "perhaps " + " or ".join(close) if close else near(key, full.values())
-    raise ProfileError(subject, "a known setting", repr(key), hint)
+    raise ProfileError(f"profile {name!r}", "a known setting", repr(key), hint)
 
 
 def _as_profile_error(name: str, error: ValidationError) -> ProfileError:

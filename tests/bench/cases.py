@@ -282,7 +282,7 @@ def sft_plain(folder: Path) -> Timed:
     from unireason_lib.grounding import load_model
     from unireason_lib.training.data import Examples, images_from, training_records
     from unireason_lib.training.encoding import Collator
-    from unireason_lib.training.sft import freeze, labelled_token_loss
+    from unireason_lib.training.sft import freeze
 
     data = build(folder)
     model, processor = load_model(tiny(folder), dtype="float32", device="cpu")
@@ -297,7 +297,10 @@ def sft_plain(folder: Path) -> Timed:
     optimizer = torch.optim.AdamW(learning, lr=1e-3, fused=True)
     began = time.perf_counter()
     for batch in batches:
-        labelled_token_loss(model, batch)[0].backward()
+        labels = batch.pop("labels")[:, 1:]
+        hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden[labels != -100])
+        torch.nn.functional.cross_entropy(logits, labels[labels != -100]).backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -15,12 +15,11 @@ from unireason_lib.training.encoding import (
     IGNORED,
     Collator,
     Encoder,
-    FeatureCollator,
     conversation,
     cut,
     injects,
+    with_features,
 )
-from unireason_lib.training.sft import labelled_token_loss
 
 BOTH = pytest.mark.parametrize("dimension, boxes", [("2d", 1), ("2d", 2), ("3d", 1), ("3d", 2)])
 
@@ -84,7 +83,7 @@ def test_ids_mask_and_patches_are_those_of_the_processor(study, tiny_model, dime
 def test_a_batch_is_padded_on_the_right_without_loss_there(study, tiny_model):
     processor = tiny_model[1]
     two = [encoded(study, processor, dimension, 1) for dimension in ("2d", "3d")]
-    batch = Collator(processor, multiple=8)(two)
+    batch = Collator(processor)(two)
     assert batch["input_ids"].shape[1] % 8 == 0
     for row, one in enumerate(two):
         n, labels = len(one), batch["labels"][row].numpy()
@@ -113,27 +112,23 @@ def test_a_cut_conversation_is_a_beginning_with_whole_images(study, tiny_model, 
     assert cut(whole, int(positions[0]), end) is None
 
 
-def test_the_feature_cache_holds_what_the_tower_makes(study, tiny_model):
-    model, processor = tiny_model
-    two = [encoded(study, processor, dimension, 1) for dimension in ("2d", "3d")]
-    collate, calls = FeatureCollator(processor, model), []
-    hook = model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    cached = [collate(two) for _ in range(2)][1]
-    assert len(calls) == 1 and "pixel_values" not in cached
-    with torch.no_grad():
-        expected = model(**Collator(processor)(two)).loss
-        torch.testing.assert_close(labelled_token_loss(model, cached)[0], expected)
-    hook.remove()
-
-
-def test_features_cached_in_inference_mode_can_be_learnt_from(study, fresh_model):
-    """They were tensors of inference mode, of which no backward pass can be made."""
+def test_cached_features_are_what_the_tower_makes_and_can_be_learnt_from(study, fresh_model):
+    """Each image is encoded once. Features that were made in inference mode could not be used by a
+    backward pass."""
     model, processor = fresh_model
-    collate = FeatureCollator(processor, model)
+    two = [encoded(study, processor, dimension, 1) for dimension in ("2d", "3d")]
+    calls = []
+    hook = model.model.visual.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
     with torch.inference_mode():
-        one = encoded(study, processor, "2d", 1)
-        collate.add(one.images)
-    labelled_token_loss(model, collate([one]))[0].backward()
+        cached = with_features([*two, *two], processor, model)
+    hook.remove()
+    batch = Collator(processor)(cached[2:])
+    assert "pixel_values" not in batch and "mm_encoder_outputs" in batch
+    different = {image.tobytes(): image for one in two for image in one.images}.values()
+    assert len(calls) == 1 and len(calls[0]) == sum(i.size // 3 // 64 for i in different)
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, model(**Collator(processor)(two)).loss)
+    loss.backward()
     assert model.get_input_embeddings().weight.grad is not None
 
 

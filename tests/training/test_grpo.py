@@ -2,7 +2,6 @@
 
 import os
 import signal
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,13 +10,12 @@ import torch
 
 from unireason_lib.config import load_profile
 from unireason_lib.errors import DatasetError, TrainingError
-from unireason_lib.evaluation.parquet import record_item
 from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.grounding.replies import Script
-from unireason_lib.io import locked, read_lines
+from unireason_lib.io import read_lines
 from unireason_lib.training import grpo, rewards
 from unireason_lib.training.callbacks import read_log
-from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
+from unireason_lib.training.grpo import GroundedGRPOTrainer, question_of, train_grpo
 
 BATCHES = {
     "grpo.generation_batch_size": 8,  # two questions, four replies each
@@ -265,12 +263,6 @@ def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
         train_grpo(*fresh_model, some(study), study.images, tmp_path, profile(beta=0.5))
 
 
-def test_a_second_run_in_one_folder_is_refused(study, fresh_model, tmp_path):
-    refused = pytest.raises(DatasetError, match="running process")
-    with locked(tmp_path / "run.lock", "the first run"), refused:
-        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
-
-
 TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 8, "learning_rate": 1e-3}
 """Two optimizer steps a generation, four generations, two epochs."""
 
@@ -394,11 +386,11 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
             raise OSError("stale file handle")
         return study.images(record)
 
-    items = [record_item(record, study.images) for record in records]
-    requests = {item.id: item.request(item.load()) for item in items}
-    tokens = {name: len(generator.encode(request)[0]) for name, request in requests.items()}
-    assert tokens == {k: grpo.prompt_tokens(generator, r) for k, r in requests.items()}
+    asked = [question_of(record, study.images, generator, 10_000)[0] for record in records]
+    tokens = {r.id[2:]: len(generator.encode(r)[0]) for r in asked}
     longest = max(tokens.values())
+    with pytest.raises(TrainingError, match=f"at most 9 tokens, found {tokens[lost]}"):
+        question_of(records[0], study.images, generator, 9)
     settings = profile(
         {"grounding.max_prompt_length": longest - 1}, max_steps=8, max_completion_length=2
     )
@@ -411,22 +403,20 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
     assert failures and unlucky in asked and not asked & set(listed)
 
 
-def test_questions_are_what_the_records_say(study, fresh_model, tmp_path):
+def test_questions_are_what_the_records_say(study, fresh_model):
     """Ours of both dimensions, and a released row, which has words of its own and no frame."""
     ours, generator = some(study, 2), GroundedGenerator(*fresh_model)
     plain = next(r for r in study.records if r.evidence and "[" not in f"{r.question}{r.options}")
     records = [*ours, replace(plain, id="released", asked="Where?", serialization={}), plain]
-    questions = grpo.Questions(records, study.images, 10_000, tmp_path / "left_out.jsonl")
-    for row, record in enumerate(records):
-        request, columns = questions.open(row, generator, position=3)
+    questions = [question_of(one, study.images, generator, 10_000, 3) for one in records]
+    for record, (request, columns) in zip(records, questions, strict=True):
         assert request.id == f"3/{record.id}" and columns["truth"] == record.answer
         assert columns["frame"] == (64, 64, 1 if record.dimension == "2d" else 4)
         assert (columns["dimension"], columns["options"]) == (record.dimension, record.options)
         assert [len(box) for box in columns["boxes"]] == [len(box) for _, box in record.evidence]
-    request, released = questions.open(2, generator, position=0)
+    request, released = questions[2]
     assert request.messages[0]["content"][-1]["text"] == "Where?"
-    assert released["boxes"] != columns["boxes"]  # they were written in Qwen's own frame
-    assert not (tmp_path / "left_out.jsonl").exists()
+    assert released["boxes"] != questions[3][1]["boxes"]  # they were written in Qwen's own frame
 
 
 def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):
@@ -450,18 +440,12 @@ def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
         ({"num_generations": 1}, "at least 2"),
         ({"num_generations": 3}, "divisible"),
         ({"per_device_train_batch_size": 5}, "divisible"),
-        ({"gradient_accumulation_steps": 4}, "multiple of gradient_accumulation_steps"),
-        ({"top_p": 0.9}, "top_p.*plain sampling"),
-        ({"vllm_mode": "colocate"}, "vllm_mode.*vLLM server"),  # had no effect, as the next four
-        ({"reward_weights": [1.0, 0.0]}, "reward_weights.*iou_weight"),
-        ({"generation_kwargs": {"top_p": 0.9}}, "generation_kwargs"),
-        ({"use_transformers_paged": True}, "use_transformers_paged"),
-        ({"output_dir": "/elsewhere"}, "output_dir.*--out"),
+        ({"gradient_accumulation_steps": 4}, "whole optimizer steps"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(change, name, tmp_path):
+def test_batches_that_do_not_divide_are_refused(change, name, tmp_path):
     with pytest.raises(TrainingError, match=name):
-        grpo.grpo_arguments(profile(**change), tmp_path, [0.8, 0.2])
+        train_grpo(None, None, [], None, tmp_path, profile(**change))
 
 
 def test_metrics_of_rollouts_are_there_when_nobody_points():
@@ -529,11 +513,3 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
     assert any(not torch.equal(sent[0][name], sent[2][name]) for name in sent[0])
     lines = read_log(tmp_path / "log.jsonl", "reward")
     assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines)
-
-
-def test_advice_when_no_group_teaches():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        grpo.advise([{"frac_reward_zero_std": 0.5}, {"loss": 1.0}])
-    with pytest.warns(UserWarning, match="96% of the groups"):
-        grpo.advise([{"frac_reward_zero_std": 0.0}] + [{"frac_reward_zero_std": 0.96}] * 20)

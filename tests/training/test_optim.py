@@ -1,29 +1,13 @@
-"""Precision, and two optimizers in one: who learns what, one schedule, one state."""
+"""Two optimizers in one: who learns what, one schedule, one state."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from unireason_lib.training import optim
-from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, autocast_dtype
+from unireason_lib.training.optim import FloatMuon, MuonWithAdamW
 from unireason_lib.training.sft import freeze
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_type_of_a_run_is_decided_once(monkeypatch, fast):
-    """With bf16 null the trainer autocast and the rollouts of RL did not."""
-    monkeypatch.setattr(optim, "fast_bfloat16", lambda: fast)
-
-    def chosen(bf16, fp16=False):
-        return autocast_dtype(SimpleNamespace(bf16=bf16, fp16=fp16))
-
-    assert chosen(None) == (torch.bfloat16 if fast else None)
-    assert chosen(True) == torch.bfloat16 and chosen(False) is None
-    assert chosen(None, fp16=True) == torch.float16
 
 
 def test_every_parameter_that_learns_has_one_optimizer(fresh_model):

@@ -4,14 +4,11 @@ import random
 
 import pytest
 
-from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.training.rewards import (
     WEIGHTS,
     answer_reward,
-    area_penalty,
     format_reward,
-    iou_reward,
     reward_functions,
 )
 
@@ -126,14 +123,9 @@ def test_cuboids_must_lie_in_the_volume():
 
 
 def test_unknown_modes_are_refused():
-    calls = (
-        lambda: answer_reward("B", "B", mode="x"),
-        lambda: format_reward("B", mode="x"),
-        lambda: reward_functions("x"),
-    )
-    for call in calls:
+    for reward in (lambda: answer_reward("B", "B", mode="x"), lambda: format_reward("B", mode="x")):
         with pytest.raises(RequestError, match="strict or paper"):
-            call()
+            reward()
 
 
 def test_exploits_pay_in_the_released_arithmetic_and_not_in_ours():
@@ -148,31 +140,22 @@ def test_exploits_pay_in_the_released_arithmetic_and_not_in_ours():
         assert total(text, "paper") == pytest.approx(1.0) and total(text, "strict") < 0.95
 
 
-def test_the_optional_rewards():
-    boxes = (Box2D(8, 8, 30, 40),)
-    assert iou_reward(GOOD, boxes) == 1.0
-    assert iou_reward("B", boxes) == iou_reward(GOOD, ()) == 0.0
-    assert iou_reward(GOOD, (Box3D(8, 8, 0, 30, 40, 2),)) == 0.0  # of another dimension
-    assert area_penalty(GOOD, (64, 64, 1)) == pytest.approx(-22 * 32 / 64**2)
-    assert area_penalty("B", (64, 64, 1)) == 0.0
-
-
 def test_rewards_have_the_signature_of_trl():
-    """Columns by name, others ignored; messages or plain text; the paper's weights."""
+    """Columns by name, others ignored; the paper's weights, and one for boxes in an ablation."""
     columns = {
-        "truth": ["B", "B"],
-        "options": [OPTIONS, OPTIONS],
-        "dimension": ["2d", "2d"],
-        "frame": [(64, 64, 1)] * 2,
-        "boxes": [[[8, 8, 30, 40]], []],
+        "truth": ["B"] * 4,
+        "options": [OPTIONS] * 4,
+        "dimension": ["2d"] * 4,
+        "frame": [(64, 64, 1)] * 4,
+        "boxes": [[[8, 8, 30, 40]], [], [[8, 8, 0, 30, 40, 2]], [[8, 8, 30, 40], [0, 0, 4, 4]]],
         "trainer_state": None,
     }
-    rewards = reward_functions("strict", iou_weight=0.5, area_weight=0.1)
+    rewards = reward_functions("strict", iou_weight=0.5)
     assert {f.__name__: weight for f, weight in rewards.items()} == {
-        **{"answer": 0.8, "format": 0.2},
-        **{"iou": 0.5, "area": 0.1},
+        **{"answer": 0.8, "format": 0.2, "iou": 0.5}
     }
-    for completions in ([GOOD, "C"], [[{"role": "assistant", "content": t}] for t in (GOOD, "C")]):
-        paid = [reward(["?"] * 2, completions, [[1]] * 2, **columns) for reward in rewards]
-        assert paid == [[1, 0], [1, 0], [1, 0], pytest.approx([-22 * 32 / 64**2, 0])]
+    completions = [[{"role": "assistant", "content": text}] for text in (GOOD, "C", GOOD, GOOD)]
+    given = {"prompts": ["?"] * 4, "completion_ids": [[1]] * 4, **columns}
+    paid = [reward(completions=completions, **given) for reward in rewards]
+    assert paid == [[1, 0, 1, 1], [1, 0, 1, 1], [1, 0, 0, 0.5]]
     assert [f.__name__ for f in reward_functions("paper")] == ["answer", "format"]

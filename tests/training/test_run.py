@@ -30,27 +30,21 @@ from unireason_lib.training.callbacks import (
     SaveOnInterrupt,
     balanced,
     read_log,
-    trim_memory,
 )
-from unireason_lib.training.checkpoints import (
-    last_checkpoint,
-    merge_adapter,
-    serialization_of,
-    whole_checkpoint,
-)
+from unireason_lib.training.checkpoints import merge_adapter, serialization_of, whole_checkpoint
+from unireason_lib.training.encoding import Collator
 from unireason_lib.training.sft import train_sft
 
 from .conftest import quick
 
+SHORT = Settings(max_new_tokens=8)
+
+EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}
 CASES = {
-    "full": {},
     "adapters with dropout": {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.2},
     "muon": {"grounding__muon_learning_rate": 1e-2},
-    "encoded in every epoch": {"grounding__feature_cache": False},
-    "at the end of an epoch": {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}
-    | {"sft__save_steps": 3},
-    "within the second epoch": {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}
-    | {"sft__save_steps": 4},
+    "at the end of an epoch": {**EPOCHS, "sft__save_steps": 3, "grounding__feature_cache": False},
+    "within the second epoch": {**EPOCHS, "sft__save_steps": 4},
 }
 
 
@@ -122,63 +116,44 @@ def test_a_resumed_run_repeats_no_line_of_its_log(run, tmp_path):
     assert [line["step"] for line in read_log(log, "train_runtime")] == [4]
 
 
-def test_the_log_ends_a_torn_line_before_it_adds_one(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
-    append_lines(path, [{"step": 2, "loss": 2.0}])
-    assert [line["loss"] for line in read_log(path)] == [3.0, 2.0]
-    assert read_log(tmp_path / "none") == []
-
-
-def test_a_log_that_is_cut_back_is_never_empty(monkeypatch, tmp_path):
-    """It was emptied first: a kill or a full disk between lost all of it."""
-    from types import SimpleNamespace
-
-    from unireason_lib.training import callbacks
-
-    append_lines(tmp_path / "log.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2, 3)])
-    monkeypatch.setattr(callbacks, "append_lines", lambda path, lines: None)  # the disk is full
-    state = SimpleNamespace(is_world_process_zero=True, global_step=2)
-    RunLog(tmp_path / "log.jsonl").on_train_begin(None, state, None)
-    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2]
-
-
 def test_epochs_differ_in_their_order(run, monkeypatch):
     """Else every epoch has the same batches, and a run is poorer than it looks."""
-    from unireason_lib.training.encoding import FeatureCollator
-
-    seen, collate = [], FeatureCollator.__call__
+    seen, collate = [], Collator.__call__
 
     def noting(self, examples):
         seen.append(tuple(sorted(one.ids.tobytes() for one in examples)))
         return collate(self, examples)
 
-    monkeypatch.setattr(FeatureCollator, "__call__", noting)
-    epochs = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}
-    run(records=slice(10), sft__gradient_accumulation_steps=1, **epochs)
+    monkeypatch.setattr(Collator, "__call__", noting)
+    run(records=slice(10), sft__gradient_accumulation_steps=1, **EPOCHS)
     first, second = seen[:5], seen[5:]
     assert len(second) == 5 and sorted(sum(first, ())) == sorted(sum(second, ()))
     assert set(first) != set(second)
 
 
-def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "model.safetensors").touch()
-    assert last_checkpoint(tmp_path) is None
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-        assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step}")
-
-
 def test_ctrl_c_saves_the_step_under_way(run, tmp_path):
-    """A run that is interrupted in step 3, between two checkpoints, goes on from step 3."""
+    """A run that is interrupted in step 3, between two checkpoints, goes on from step 3, and from
+    no newer checkpoint that a kill left without its state."""
     with pytest.raises(KeyboardInterrupt, match="step 3"):
         run(callbacks=[At(3, interrupt)])
-    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-3")
+    assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").is_file()
+    (tmp_path / "run" / "checkpoint-10").mkdir()
+    (tmp_path / "run" / "checkpoint-10" / "model.safetensors").touch()
     run()
     run("whole")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=2e-6)
+
+
+@pytest.mark.parametrize("steps", [4, 3], ids=["in an epoch", "at its end"])
+def test_a_run_that_was_stopped_after_its_last_step_does_none_more(run, tmp_path, steps):
+    """It trained one step too many, where that step was not the last of its epoch."""
+    changes = {"records": slice(None, None, 6), "sft__max_steps": steps}
+    with pytest.raises(KeyboardInterrupt, match=f"step {steps}"):
+        run(callbacks=[At(steps, interrupt)], **changes)
+    model, _ = load_model(run(**changes), device="cpu")
+    saved = load_model(tmp_path / "run" / f"checkpoint-{steps}", device="cpu")[0].state_dict()
+    assert all(torch.equal(saved[name], now) for name, now in model.state_dict().items())
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == steps
 
 
 @pytest.mark.parametrize("ends", ["well", "badly"])
@@ -205,12 +180,9 @@ def test_a_finished_run_is_taken_as_it_is(run):
     assert (run() / "model.safetensors").stat().st_mtime_ns == first
     with pytest.raises(DatasetError, match=r"sft\.learning_rate was 0\.001, is 0\.01"):
         run(sft__learning_rate=1e-2)
-    # an argument of TRL that was added or dropped was no change
-    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was 0\.999, is 0\.5"):
+    # an argument of TRL that was added was no change
+    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was None, is 0\.5"):
         run(sft__adam_beta2=0.5)
-    run("other", sft__max_steps=1, sft__adam_beta2=0.5)
-    with pytest.raises(DatasetError, match=r"sft\.adam_beta2 was 0\.5, is 0\.999"):
-        run("other", sft__max_steps=1)
     with pytest.raises(DatasetError, match=r"model\.dtype was float32, is bfloat16"):
         run(model__dtype="bfloat16")
     with pytest.raises(DatasetError, match="other records"):
@@ -283,7 +255,7 @@ def test_the_model_carries_serialization_and_card(run, study):
     assert layout == serialization_of(study.records[::3])
     assert layout.size == (4, 64, 64) and layout.image_size == (64, 64)
     card = (made / "README.md").read_text(encoding="utf-8")
-    assert "| sft.learning_rate | 0.001 |" in card and 'load_model("THIS_FOLDER")' in card
+    assert "| sft.learning_rate | 0.001 |\n" in card and 'load_model("THIS_FOLDER")' in card
     assert "not for clinical use" in card and str(made) not in card
 
 
@@ -302,8 +274,7 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(adapter, tiny_checkpoint, 
         merge_adapter(tiny_checkpoint, adapter, out)
     with pytest.raises(TrainingError, match="a PEFT adapter"):
         merge_adapter(tiny_checkpoint, out, tmp_path / "again")
-    card = (out / "README.md").read_text(encoding="utf-8")
-    assert "library_name: transformers" in card and 'load_model("THIS_FOLDER")' in card
+    assert "not for clinical use" in (out / "README.md").read_text(encoding="utf-8")
     assert Serialization.load(out) == Serialization.load(adapter)
     # as the authors load theirs: the class itself, and the processor beside it
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
@@ -351,8 +322,7 @@ def test_a_merged_checkpoint_is_made_by_one(adapter):
 def test_free_running_replies_are_judged_and_logged(run, study, tmp_path):
     questions = balanced(study.records, 6)
     assert [one.dimension for one in questions] == ["2d"] * 3 + ["3d"] * 3
-    how = {"settings": Settings(max_new_tokens=8), "batch_size": 4}
-    run(callbacks=[FreeRunning(questions, 3, study.images, **how)], sft__seed=1)
+    run(callbacks=[FreeRunning(questions, 3, study.images, SHORT)], sft__seed=1)
     lines = read_log(tmp_path / "run" / "log.jsonl", "free_running")
     assert [line["step"] for line in lines] == [3, 4]  # and after the last step
     for part in lines[0]["free_running"].values():
@@ -361,25 +331,13 @@ def test_free_running_replies_are_judged_and_logged(run, study, tmp_path):
 
 
 def test_free_running_replies_that_fail_are_wrong(study, tiny_model):
-    asked = FreeRunning(study.records[:3], 1, lambda record: [], components="no regions")
-    assert asked.settings.max_rounds == 0
-    assert (
-        asked.measure(*tiny_model)["2d"] | {"accuracy": 0.0, "failed": 3, "iou": None}
-        == (asked.measure(*tiny_model)["2d"])
-    )
+    asked = FreeRunning(study.records[:3], 1, lambda record: [], SHORT).measure(*tiny_model)["2d"]
+    assert (asked["accuracy"], asked["failed"], asked["iou"]) == (0.0, 3, None)
 
 
 def test_free_running_tests_leave_the_run_as_it_is(run, study, tmp_path):
-    more = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.3}
-    for folder, callbacks in (
-        ("tested", [FreeRunning(study.records[:2], 1, study.images)]),
-        ("untested", []),
-    ):
+    more = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.3, "sft__max_steps": 2}
+    tests = [FreeRunning(study.records[:2], 1, study.images, SHORT)]
+    for folder, callbacks in (("tested", tests), ("untested", [])):
         run(folder, callbacks=callbacks, sft__gradient_checkpointing=True, **more)
     assert losses(tmp_path / "tested") == losses(tmp_path / "untested")
-
-
-def test_memory_goes_back_to_the_system():
-    import platform
-
-    assert trim_memory() or platform.libc_ver()[0] != "glibc"

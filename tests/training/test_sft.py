@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers import TrainerCallback
+from trl.trainer.utils import add_fused_lm_head
 
 from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.grounding.tiny import SPECIAL_TOKENS
-from unireason_lib.training import optim, sft
+from unireason_lib.training import checkpoints, sft
 from unireason_lib.training.callbacks import read_log
-from unireason_lib.training.checkpoints import count_parameters
 from unireason_lib.training.data import Examples, images_from, training_records
 from unireason_lib.training.encoding import Collator
-from unireason_lib.training.optim import FloatMuon, MuonWithAdamW
-from unireason_lib.training.sft import add_think_tokens, freeze, labelled_token_loss, train_sft
+from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, token_scores
+from unireason_lib.training.sft import add_think_tokens, freeze, train_sft
 
 from .conftest import quick
 
@@ -54,45 +56,49 @@ class Watch(TrainerCallback):
 
 
 def test_the_loss_is_the_models_own(study, tiny_model):
-    model, processor = tiny_model
+    """On a CPU TRL makes logits of all tokens, and twice; here of labelled ones, and once."""
+    model, processor = copy.copy(tiny_model[0]), tiny_model[1]
     examples = Examples(study.records[::5], study.images, processor)
     batch = Collator(processor)([examples[k] for k in range(4)])
     with torch.no_grad():
-        expected = model(**batch).loss
-        loss, right = labelled_token_loss(model, batch)
-        divided, _ = labelled_token_loss(model, batch, tokens=1000)
-    kept = int((batch["labels"][:, 1:] != -100).sum())
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(divided * 1000, expected * kept, atol=1e-2, rtol=1e-5)
-    assert len(right) == kept
+        expected = model(**batch)
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        theirs = model(**batch, fused_lm_head=True)
+        with token_scores():
+            ours = model(**batch, fused_lm_head=True)
+    for one in (theirs, ours):
+        torch.testing.assert_close(one.loss, expected.loss, atol=1e-5, rtol=1e-5)
+    for name in ("log_probs", "entropy", "is_top1"):
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-4)
 
 
-def test_our_short_cut_and_trls_loss_agree(tune, monkeypatch, tmp_path):
+def test_trls_own_scores_train_the_same(tune, monkeypatch, tmp_path):
     tune(folder="ours")
-    monkeypatch.delattr(sft.GroundedSFTTrainer, "compute_loss")
+    monkeypatch.setattr(sft, "token_scores", nullcontext)
     tune(folder="trl")
-    for key in ("loss", "mean_token_accuracy", "num_tokens"):
-        ours, trl = (
-            [line[key] for line in read_log(tmp_path / folder / "log.jsonl")]
-            for folder in ("ours", "trl")
-        )
+    for key in ("loss", "entropy", "mean_token_accuracy", "num_tokens"):
+        logs = [read_log(tmp_path / folder / "log.jsonl") for folder in ("ours", "trl")]
+        ours, trl = ([line[key] for line in log] for log in logs)
         assert len(ours) == 4 and ours == pytest.approx(trl, abs=1e-4), key
 
 
+@pytest.mark.parametrize("change", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.5}])
+def test_other_losses_of_trl_have_an_effect(tune, change):
+    """They were accepted and had none on one CPU."""
+    plain = tune(**SINGLE)
+    assert tune(**SINGLE, **{f"sft__{name}": value for name, value in change.items()}) != plain
+
+
 def test_only_the_language_model_learns(tune, fresh_model, tmp_path):
-    before = {name: value.clone() for name, value in fresh_model[0].state_dict().items()}
+    model = fresh_model[0]
+    total, vision = (sum(p.numel() for p in m.parameters()) for m in (model, model.model.visual))
+    assert freeze(model, vision=False) == (total, 0) and freeze(model) == (total - vision, vision)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     tune(model=fresh_model, folder="run")
     after = load_model(tmp_path / "run" / "model", device="cpu")[0].state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any("visual" in name for name in moved)
     assert {name for name in before if "language_model.layers" in name} <= moved
-
-
-def test_freezing_counts_what_learns(fresh_model):
-    model = fresh_model[0]
-    total, vision = (sum(p.numel() for p in m.parameters()) for m in (model, model.model.visual))
-    assert freeze(model) == (total - vision, vision)
-    assert freeze(model, vision=False) == (total, 0)
 
 
 def test_it_learns_a_few_records_by_heart(tune, study):
@@ -104,10 +110,9 @@ def test_it_learns_a_few_records_by_heart(tune, study):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("r", [None, 4], ids=["full", "adapters"])
-def test_checkpointed_activations_are_computed_twice_and_change_nothing(tune, r):
+def test_checkpointed_activations_are_computed_twice_and_change_nothing(tune):
     plain, checkpointed = Watch(), Watch()
-    more = {**SINGLE, "grounding__sft_lora_r": r}
+    more = {**SINGLE, "grounding__sft_lora_r": 4}
     expected = tune(callbacks=[plain], **more)
     losses = tune(callbacks=[checkpointed], sft__gradient_checkpointing=True, **more)
     assert len(plain.types) == 2 and len(checkpointed.types) == 4
@@ -128,7 +133,7 @@ def test_bfloat16_is_for_the_matrices_only(tune, fresh_model, monkeypatch):
     assert set(exact.types) == {torch.float32} and set(rough.types) == {torch.bfloat16}
     assert losses != expected and losses == pytest.approx(expected, rel=0.02)
     assert next(fresh_model[0].parameters()).dtype == torch.float32  # what learns stays exact
-    monkeypatch.setattr(optim, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(checkpoints, "fast_bfloat16", lambda: True)
     assert tune(callbacks=[chosen], sft__bf16=None, **SINGLE) == losses
     assert set(chosen.types) == {torch.bfloat16}
 
@@ -175,17 +180,15 @@ def test_muon_is_for_whole_models(tune, changes, muon):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tune, monkeypatch, tmp_path):
     """transformers hides it in the log and goes on with spoilt weights."""
+    plain = sft.GroundedSFTTrainer.compute_loss
     monkeypatch.setattr(
-        sft, "labelled_token_loss", lambda model, batch, tokens: (sum_of(model) * torch.nan, zero)
+        sft.GroundedSFTTrainer,
+        "compute_loss",
+        lambda *args, **more: plain(*args, **more) * torch.nan,
     )
-    zero = torch.zeros(1)
     with pytest.raises(TrainingError, match="a finite loss"):
         tune(folder="run")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
-
-
-def sum_of(model):
-    return sum(p.sum() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("padding", [0, 64], ids=["exact", "padded"])
@@ -228,7 +231,7 @@ def test_adapters_are_learnt_on_4_bit_weights(tune, tiny_checkpoint, study, tmp_
     others = {k for name, k in kinds.items() if "language_model" not in name and "Linear" in k}
     assert layers == {"Linear4bit"} and others == {"Linear"}  # tower and output layer
     plain = sum(p.numel() for p in load_model(tiny_checkpoint, device="cpu")[0].parameters())
-    assert sum(count_parameters(model)) == plain
+    assert model.num_parameters() == plain
     more = {"sft__max_steps": 6, "sft__learning_rate": 1e-2, "grounding__sft_lora_r": 4}
     losses = tune(model=(model, processor), folder="run", **more)
     assert losses[-1] < losses[0]
@@ -240,21 +243,8 @@ def test_adapters_are_learnt_on_4_bit_weights(tune, tiny_checkpoint, study, tmp_
     assert GroundedGenerator(*loaded).generate([request], max_new_tokens=4)
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"output_dir": "/elsewhere"}, "sft.output_dir.*--out"),  # had no effect, as packing
-        ({"packing": True}, "sft.packing.*encoded before"),
-        ({"eval_strategy": "steps"}, "sft.eval_strategy.*free_running_steps"),
-        ({"dataset_kwargs": None}, "sft.dataset_kwargs"),  # a bare TypeError
-        ({"lr_scheduler_type": "none"}, "arguments that fit together.*SchedulerType"),
-    ],
-)
-def test_settings_without_effect_are_refused(tune, change, name):
-    with pytest.raises(TrainingError, match=name):
-        tune(**{f"sft__{key}": value for key, value in change.items()})
-
-
-def test_no_records_is_an_error_that_says_so(tune):
+def test_arguments_that_do_not_fit_together_and_no_records_are_errors_that_say_so(tune):
+    with pytest.raises(TrainingError, match=r"arguments that fit together.*SchedulerType"):
+        tune(sft__lr_scheduler_type="none")
     with pytest.raises(DatasetError, match="records to train on"):
         tune(sft__max_length=10)

@@ -74,9 +74,10 @@ def _train(
 
     from unireason_lib.errors import DatasetError
     from unireason_lib.grounding import Settings, load_profile_model
-    from unireason_lib.training.callbacks import FreeRunning, balanced
+    from unireason_lib.training.callbacks import FreeRunning, balanced, sharding
     from unireason_lib.training.checkpoints import whole_checkpoint
     from unireason_lib.training.data import images_from, training_records
+    from unireason_lib.training.encoding import injects
 
     wanted = getattr(settings, f"{stage}_data")
     where |= {"seed": section.seed, "form": {"sft": "sft", "grpo": "rl"}[stage]}
@@ -99,9 +100,12 @@ def _train(
         from unireason_lib.training.grpo import train_grpo as train
 
         limits = (section.max_completion_length, ours.rollout_max_rounds)
-    how = {"settings": Settings(*limits), "components": ours.components}
-    tests = FreeRunning(held_out, ours.free_running_steps, images, **how)
-    more = {"callbacks": [tests] if held_out else [], "progress": not quiet}
+    how = Settings(limits[0], limits[1] * injects(ours.components))
+    tests = FreeRunning(held_out, ours.free_running_steps, images, how)
+    more = {
+        "callbacks": [tests] if held_out and sharding() != "fsdp" else [],
+        "progress": not quiet,
+    }
     made = train(*loaded, records, images, out, settings, **more)
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(f"{made}: the model; {out / 'log.jsonl'}: how it went")

@@ -1,19 +1,55 @@
-"""The arithmetic of a training run: its 16-bit type, and the optimizer of a small model.
+"""The arithmetic of a small model on a CPU: its optimizer, and scores of labelled tokens only.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
 weight matrix by the nearest orthogonal matrix before it is added, so that all its directions learn
-at one pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's. What
-is here makes them one optimizer, which transformers' trainers take as ``optimizer_cls_and_kwargs``.
+at one pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from torch import nn
+from torch.nn import functional
+
+FORBIDDEN_LOGIT = -1e4  # added for tokens that are never sampled: probability 0 in any type
+
+
+@contextmanager
+def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
+    """Within it, TRL's log-probabilities and entropies are of a distribution without some tokens,
+    and on a CPU of labelled tokens only: TRL's fused function of hidden states and output layer,
+    which takes a bias, scores prompt and images too there, and everything twice. In a small model
+    the output layer costs as much as all layers."""
+    module = trl.trainer.utils
+    fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
+
+    def apply(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, *rest: Any):
+        if forbidden:
+            bias = weight.new_zeros(weight.shape[0], requires_grad=False)
+            bias[list(forbidden)] = FORBIDDEN_LOGIT
+            bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
+        if hidden.device.type != "cpu":
+            return fused.apply(hidden, weight, bias, targets, temperature, *rest)
+        scores = functional.linear(hidden, weight, bias).float() / temperature
+        scores = scores.log_softmax(-1)
+        with torch.no_grad():
+            entropy, likeliest = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == targets
+        chosen = -functional.nll_loss(scores, targets, reduction="none")
+        return chosen, entropy, None, None, likeliest
+
+    module._ChunkedLogProbFunction = SimpleNamespace(apply=apply)
+    module._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        module._ChunkedLogProbFunction, module._use_triton = fused, on_gpu
 
 
 def fast_bfloat16() -> bool:
@@ -25,28 +61,11 @@ def fast_bfloat16() -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
-def autocast_dtype(section: Any) -> torch.dtype | None:
-    """The type to which a run autocasts, in training and in the rollouts of RL alike.
-
-    Args:
-        section: ``sft`` or ``grpo`` of a profile: its ``fp16`` and ``bf16``, where null means
-            bfloat16 if the machine is fast in it (:func:`fast_bfloat16`).
-
-    Returns:
-        ``torch.float16``, ``torch.bfloat16``, or None for the model's own type.
-    """
-    if section.fp16:
-        return torch.float16
-    return torch.bfloat16 if (fast_bfloat16() if section.bf16 is None else section.bf16) else None
-
-
 class FloatMuon(torch.optim.Muon):
-    """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients.
-
-    PyTorch's are in bfloat16. On a CPU without such instructions that takes a quarter of a step of
-    the tiny model, this a twentieth. Steps agree within the rounding of bfloat16, and either loads
-    the other's state. Always with Nesterov's momentum and ``match_rms_adamw``.
-    """
+    """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients:
+    bfloat16 takes a quarter of a step of the tiny model on a CPU without such instructions, this a
+    twentieth. Steps agree within the rounding of bfloat16, and either loads the other's state.
+    Always with Nesterov's momentum and ``match_rms_adamw``."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -79,15 +98,10 @@ def _orthogonal(
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers in one; rates are scheduled together, states saved and loaded together.
 
-    Args:
-        model: Whose parameters learn. Weights of its linear layers go to Muon, except the output
-            layer's; embeddings, norms, biases and convolutions go to AdamW.
-        lr: Rate of AdamW.
-        muon_lr: Rate of Muon, whose steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv
-            2502.16982).
-        weight_decay: Of both; vectors have none.
-        betas: Of AdamW.
-        bf16: Whether Muon multiplies in bfloat16; None: where the machine is fast in it.
+    Weights of the model's linear layers go to Muon with the rate ``muon_lr``, except the output
+    layer's; embeddings, norms, biases and convolutions go to AdamW with ``lr`` and ``betas``.
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), and made in
+    bfloat16 if ``bf16`` says so (None: where the machine is fast in it). Vectors do not decay.
     """
 
     def __init__(

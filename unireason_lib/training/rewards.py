@@ -1,7 +1,6 @@
 """Rewards of outcome RL: for answer and format of a reply, none for where its boxes lie.
 
-A reward is a number between 0 and 1 for a reply as text (control tokens kept), and each is logged
-apart. Two modes:
+A reward is a number between 0 and 1 for a reply as text (control tokens kept). Two modes:
 
 - ``"paper"``: the arithmetic of the authors' release, for comparison. The choice is the first
   letter from A to D that stands alone outside of closed thoughts; the format is half for as many
@@ -11,8 +10,6 @@ apart. Two modes:
 - ``"strict"``: what a reader would grant. An article is no answer and two answers are none; the
   format is one thought that is opened, filled and closed before an answer, and boxes that can be
   read, lie in the image and are no lines.
-
-:func:`reward_functions` gives them the signature of TRL's reward functions.
 """
 
 from __future__ import annotations
@@ -20,24 +17,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from unireason_lib.answers import THINK_END, THINK_START, extract_choice, final_answer
-from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, Box3D, parse_boxes, scan_boxes
+from unireason_lib.boxes import BOX_END, BOX_START, Box, Box3D, parse_boxes, scan_boxes
 from unireason_lib.dataset.rationales import MAX_ROUNDS
 from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
 
 Mode = Literal["strict", "paper"]
-Frame = tuple[int, int, int]
-"""Width, height and number of slices of what was shown, in pixels of the processor's frame."""
+Frame = tuple[int, int, int]  # width, height and slices of what was shown, in the processor's frame
 
-WEIGHTS: Mapping[str, float] = {"answer": 0.8, "format": 0.2}
-"""Of the rewards in their sum (paper)."""
-
-MIN_SIDE = 2
-"""Pixels: a box with a shorter side is a line."""
-
+WEIGHTS: Mapping[str, float] = {"answer": 0.8, "format": 0.2}  # in the sum of rewards (paper)
+MIN_SIDE = 2  # pixels: a box with a shorter side is a line
 _THOUGHT = re.compile(r"<think>.*?</think>", re.IGNORECASE | re.DOTALL)
 _LONE_LETTER = re.compile(r"\b[A-D]\b", re.IGNORECASE)
 
@@ -45,23 +37,13 @@ _LONE_LETTER = re.compile(r"\b[A-D]\b", re.IGNORECASE)
 def answer_reward(
     text: str, truth: str, mode: Mode = "strict", options: Mapping[str, str] | None = None
 ) -> float:
-    """1 for the right letter, otherwise 0.
-
-    Args:
-        text: The reply, control tokens kept.
-        truth: The right letter, or an option that begins with it (``"B. liver"``).
-        mode: See the module. ``"paper"`` reads the letter of ``truth`` as that of the reply.
-        options: Letter -> text, for ``"strict"``: texts of options are recognised as well, and a
-            letter with the text of another option is no choice.
-
-    Raises:
-        RequestError: An unknown mode.
-    """
-    _check(mode)
-    if mode == "paper":
-        right = _released_choice(truth)
-        return float(right is not None and _released_choice(text) == right)
-    return float(extract_choice(text, options) == truth.strip()[:1].upper())
+    """1 for a reply with the letter of ``truth`` (``"B"``, ``"B. liver"``), otherwise 0. With
+    ``options`` (letter -> text), ``"strict"`` recognises their texts as well, and a letter with the
+    text of another option is no choice. A :class:`RequestError` for an unknown mode."""
+    if _is_strict(mode):
+        return float(extract_choice(text, options) == truth.strip()[:1].upper())
+    right = _released_choice(truth)
+    return float(right is not None and _released_choice(text) == right)
 
 
 def format_reward(
@@ -69,36 +51,21 @@ def format_reward(
 ) -> float:
     """Half for the thought, half for the boxes.
 
-    Args:
-        text: The reply, control tokens kept.
-        mode: See the module.
-        dimension: ``"2d"`` or ``"3d"``, for ``"strict"``: boxes must have four or six numbers; None
-            takes either.
-        frame: What was shown, for ``"strict"``: boxes must lie in it; None does not look.
-
-    Returns:
-        ``"strict"``: 0.5 for a thought in order, and 0.5 more when there is one and every box in it
-        is sound, at least one of them. ``"paper"``: 0.5 for each kind of tags that pair up, 0 for
-        an empty reply.
-
-    Raises:
-        RequestError: An unknown mode.
+    ``"strict"`` pays 0.5 for a thought in order, and 0.5 more when there is one and every box in it
+    is sound, at least one of them: of four or six numbers as the ``dimension`` says (``"2d"``,
+    ``"3d"``; None takes either), and in the ``frame`` that was shown (None does not look).
+    ``"paper"`` pays 0.5 for each kind of tags that pair up, 0 for an empty reply.
     """
-    _check(mode)
-    if mode == "strict":
+    if _is_strict(mode):
         return 0.5 + 0.5 * _boxes_are_sound(text, dimension, frame) if _has_thought(text) else 0.0
-    if not text:
-        return 0.0
-    lower = text.lower()
-    thoughts_pair = lower.count(THINK_START) == lower.count(THINK_END)
-    return 0.5 * thoughts_pair + 0.5 * (text.count(BOX_START) == text.count(BOX_END))
+    lower, pairs = text.lower(), text.count(BOX_START) == text.count(BOX_END)
+    thoughts = lower.count(THINK_START) == lower.count(THINK_END)
+    return 0.5 * thoughts + 0.5 * pairs if text else 0.0
 
 
 def iou_reward(text: str, boxes: Sequence[Box]) -> float:
     """Mean over the true boxes of the best overlap (IoU) with a written one; 0 without true boxes.
-
-    The paper does without; for ablations only.
-    """
+    The paper does without; for an ablation only."""
     written = parse_boxes(text)
     best = [
         max((box.iou(one) for one in written if type(one) is type(box)), default=0.0)
@@ -107,66 +74,36 @@ def iou_reward(text: str, boxes: Sequence[Box]) -> float:
     return fmean(best) if best else 0.0
 
 
-def area_penalty(text: str, frame: Frame) -> float:
-    """Minus the proportion of image or volume that an average box of the reply covers."""
-    width, height, depth = frame
-    covered = []
-    for box in parse_boxes(text):
-        if isinstance(box, Box2D):
-            covered.append(box.clip(width, height).area / (width * height))
-        else:
-            covered.append(box.clip(width, height, depth).volume / (width * height * depth))
-    return -fmean(covered) if covered else 0.0
-
-
-RewardFunction = Callable[..., list[float]]
-
-
 def reward_functions(
-    mode: Mode = "strict", iou_weight: float = 0.0, area_weight: float = 0.0
-) -> dict[RewardFunction, float]:
-    """The rewards of a run as TRL's reward functions, each with its weight.
+    mode: Mode = "strict", iou_weight: float = 0.0
+) -> dict[Callable[..., list[float]], float]:
+    """The rewards of a run as TRL's reward functions, each with its weight; 0 leaves the optional
+    one out. They read the columns ``truth`` (a letter), ``options`` (letter -> text),
+    ``dimension``, ``frame`` and ``boxes`` (the true ones, as numbers)."""
 
-    They read these columns: ``truth`` (a letter), ``options`` (letter -> text), ``dimension``,
-    ``frame`` (see :data:`Frame`) and ``boxes`` (the true ones, as numbers).
+    def answer(completions, *, truth, options, **columns) -> list[float]:
+        replies = zip(completions, truth, options, strict=True)
+        return [answer_reward(one[0]["content"], right, mode, of) for one, right, of in replies]
 
-    Args:
-        mode: Of answer and format.
-        iou_weight, area_weight: Of the optional rewards; 0 leaves them out.
+    def format(completions, *, dimension, frame, **columns) -> list[float]:
+        replies = zip(completions, dimension, frame, strict=True)
+        return [
+            format_reward(one[0]["content"], mode, dimension=d, frame=shown)
+            for one, d, shown in replies
+        ]
 
-    Raises:
-        RequestError: An unknown mode.
-    """
-    _check(mode)
+    def iou(completions, *, boxes, **columns) -> list[float]:
+        replies = zip(completions, boxes, strict=True)
+        return [iou_reward(one[0]["content"], list(map(box_of, true))) for one, true in replies]
 
-    def answer(prompts, completions, completion_ids, *, truth, options, **columns) -> list[float]:
-        replies = zip(_texts(completions), truth, options, strict=True)
-        return [answer_reward(text, right, mode, texts) for text, right, texts in replies]
-
-    def format(prompts, completions, completion_ids, *, dimension, frame, **columns) -> list[float]:
-        replies = zip(_texts(completions), dimension, frame, strict=True)
-        return [format_reward(text, mode, dimension=d, frame=shown) for text, d, shown in replies]
-
-    def iou(prompts, completions, completion_ids, *, boxes, **columns) -> list[float]:
-        replies = zip(_texts(completions), boxes, strict=True)
-        return [iou_reward(text, [box_of(box) for box in true]) for text, true in replies]
-
-    def area(prompts, completions, completion_ids, *, frame, **columns) -> list[float]:
-        return [area_penalty(*reply) for reply in zip(_texts(completions), frame, strict=True)]
-
-    weights = {answer: WEIGHTS["answer"], format: WEIGHTS["format"]}
-    weights |= {iou: iou_weight, area: area_weight}
+    weights = {answer: WEIGHTS["answer"], format: WEIGHTS["format"], iou: iou_weight}
     return {function: weight for function, weight in weights.items() if weight}
 
 
-def _check(mode: str) -> None:
+def _is_strict(mode: str) -> bool:
     if mode not in ("strict", "paper"):
         raise RequestError("reward", "mode strict or paper", repr(mode), "choose one")
-
-
-def _texts(completions: Sequence[Any]) -> list[str]:
-    """The words of completions: of conversational data sets, TRL gives messages."""
-    return [one if isinstance(one, str) else one[0]["content"] for one in completions]
+    return mode == "strict"
 
 
 def _released_choice(text: str) -> str | None:
@@ -188,14 +125,11 @@ def _boxes_are_sound(text: str, dimension: str | None, frame: Frame | None) -> b
     """Whether there are boxes in the thought, none after it and no more than are answered with
     their region, and all of them can be read, have the right dimension, lie in what was shown, and
     are no lines."""
-    thought, _, rest = text.partition(THINK_END)
-    opened, closed = thought.count(BOX_START), thought.count(BOX_END)
-    boxes = scan_boxes(thought).boxes
-    if not 1 <= opened <= MAX_ROUNDS or not opened == closed == len(boxes):
-        return False
-    if BOX_START in rest or BOX_END in rest:
-        return False
-    return all(_is_sound(box, dimension, frame) for box in boxes)
+    thought, boxes = text.partition(THINK_END)[0], scan_boxes(text.partition(THINK_END)[0]).boxes
+    opened, closed = text.count(BOX_START), text.count(BOX_END)
+    in_thought = opened == thought.count(BOX_START) and closed == thought.count(BOX_END)
+    readable = in_thought and 1 <= opened <= MAX_ROUNDS and opened == closed == len(boxes)
+    return readable and all(_is_sound(box, dimension, frame) for box in boxes)
 
 
 def _is_sound(box: Box, dimension: str | None, frame: Frame | None) -> bool:
