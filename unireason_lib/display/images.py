@@ -64,14 +64,16 @@ def show_images(
     columns: int = 4,
 ) -> AltFigure:
     """Unrelated images side by side, each with boxes in its own pixels and a title above; of a
-    cuboid the rectangle is drawn. Mappings name the boxes, the first one for all.
+    cuboid the rectangle is drawn. Mappings name the boxes, the longest one for all.
 
     Raises RequestError for no images, or boxes that are none.
     """
     arrays, named = arrays_of(images), [named_boxes(one) for one in boxes or [None] * len(images)]
     tiles = [(a, list(enumerate(own))) for a, (own, _) in zip(arrays, named, strict=True)]
-    alt = f"{len(arrays)} images: {', '.join(titles or named[0][1])}"
-    return _grid(tiles, max(2, columns), alt, titles, named[0][1])
+    names = max((names for _, names in named), key=len)
+    alt = f"{len(arrays)} images: {', '.join(titles or names)}"
+    numbers = any(own[1:] for _, own in tiles)
+    return _grid(tiles, max(2, columns), alt, titles, names, numbers)
 
 
 def show_trace(trace: Any, images: Any = None, *, frame: Any = None) -> AltFigure:
@@ -145,7 +147,7 @@ def _text(reply: Reply) -> str:
 
 
 def _draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, title: str, numbers: bool) -> None:
-    """One image with its boxes; ``numbers``: when there are several, each with one at a corner."""
+    """One image with its boxes; ``numbers``: each with its own at a corner."""
     height, width = array.shape[:2]
     axes.imshow(array, cmap="gray", vmin=0, vmax=255)
     axes.set_title(title, loc="left", fontsize=8)
@@ -180,7 +182,7 @@ def _grid(
     for axes in figure.axes:
         axes.set_axis_off()
     for (array, boxes), title, axes in zip(tiles, titles, every, strict=False):
-        _draw_tile(axes, array, boxes, title, numbers or (bool(names[1:]) and columns < 8))
+        _draw_tile(axes, array, boxes, title, numbers)
     handles = [Line2D([], [], linewidth=3, **box_look(i)) for i in range(len(names))]
     numbered = [f"{i}  {name}" for i, name in enumerate(names, 1)] if names[1:] else names
     legend(figure, handles, numbered, "outside lower left")
