@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from PIL import Image
@@ -168,11 +166,9 @@ def test_what_is_no_model_is_refused(tmp_path):
         shaped_model(str(tmp_path))
 
 
-def test_the_command(tmp_path):
-    out = tmp_path / "plan.json"
-    found = CliRunner().invoke(app, ["plan", "--gpus", "8xH100", "--json", str(out)])
-    assert found.exit_code == 0 and "| grpo" in found.stdout and "zero3" in found.stdout
-    assert json.loads(out.read_text())["tokens"]["3d"]["prompt"] == 150 + 32 * (81 + 2)
+def test_the_command():
+    found = CliRunner().invoke(app, ["plan", "--gpus", "8xH100"])
+    assert found.exit_code == 0 and "| grpo" in found.stdout and "sft, zero3" in found.stdout
     for words, message in (
         (["--gpus", "1xA100"], "sft_lora_r=16"),
         (["--gpus", "8xH100", "--stage", "eval"], "found eval"),
