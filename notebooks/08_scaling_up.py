@@ -203,8 +203,8 @@ from unireason_lib.training.sft import train_sft
 scratch = Path(tempfile.mkdtemp())
 build_tiny(scratch / "model")
 how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
-phantom_set(scratch / "data", 40, 20, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
-steps, rows = (2, 8) if PROFILE == "smoke" else (10, 16)
+phantom_set(scratch / "data", 24, 10, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
+steps, rows = (2, 8) if PROFILE == "smoke" else (6, 16)
 tiny, images = shaped_model(str(scratch / "model")), images_from(scratch / "data")
 CHANGES = {
     "sft.max_steps": steps, "sft.logging_steps": 1, "sft.bf16": False, "sft.learning_rate": 1e-4,
