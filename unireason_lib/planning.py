@@ -168,6 +168,11 @@ class Stage:
     lora_r: int | None  # None: the language model learns in full
     samples: Mapping[str, Sample]  # "2d", "3d"
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return max(sample.tokens for sample in self.samples.values())
+
     def batches(self) -> tuple[int, int, int, float]:
         """Samples or replies of an optimizer step; replies of one generation of GRPO on all GPUs;
         those generated together on one, and the bytes of their keys and values in 16 bits."""
@@ -181,8 +186,8 @@ class Stage:
         prompts = self.profile.grounding.rollout_batch_size or each
         together = 0 if settings.use_vllm else min(each, prompts * settings.num_generations)
         keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-        longest = max(sample.tokens for sample in self.samples.values())
-        return step, replies, together, 4.0 * together * longest * text.num_hidden_layers * keys
+        cached = 4.0 * together * self.longest * text.num_hidden_layers * keys
+        return step, replies, together, cached
 
     def memory(self) -> dict[str, float]:
         """Part -> bytes on one GPU, at most.
@@ -213,8 +218,7 @@ class Stage:
         )
         kept = 2 * layer + layers * 2 * text.hidden_size  # bytes a token
         kept = kept if settings.gradient_checkpointing else layers * layer
-        tokens = settings.per_device_train_batch_size
-        tokens *= max(sample.tokens for sample in self.samples.values())
+        tokens = settings.per_device_train_batch_size * self.longest
         reference = self.name == "grpo" and settings.beta and whole
         return {
             "frozen weights": frozen / shards,
@@ -236,18 +240,18 @@ class Stage:
 
     def refusal(self) -> PlanError:
         """What does not fit, and the nearest set-ups that do."""
-        lora = replace(self, lora_r=16, sharding="ddp")
-        near = {f"--set grounding.{self.name}_lora_r=16": lora}
+        near = {f"--set grounding.{self.name}_lora_r=16": {"lora_r": 16, "sharding": "ddp"}}
         for count in (self.count * 2**k for k in range(7)):
-            near[f"--gpus {count}x{self.gpu}"] = replace(self, count=count, sharding="zero3")
-        near |= {f"--gpus {self.count}x{gpu}": replace(self, gpu=gpu) for gpu in KNOWN["gpus"]}
-        fitting, parts = [text for text, stage in near.items() if stage.room() >= 0], self.memory()
+            near[f"--gpus {count}x{self.gpu}"] = {"count": count, "sharding": "zero3"}
+        near |= {f"--gpus {self.count}x{gpu}": {"gpu": gpu} for gpu in KNOWN["gpus"]}
+        fitting = [text for text, change in near.items() if replace(self, **change).room() >= 0]
+        parts = self.memory()
         needed = sum(parts.values())
         found = f"{needed / 1e9:.1f} GB, most of it {max(parts, key=parts.get)}"
+        expected = f"at most {(needed + self.room()) / 1e9:.1f} GB on a GPU"
         do = "; or ".join([*fitting[:3], "a smaller batch, or shorter samples"])
-        subject = f"{self.name}, {self.sharding} on {self.count}x{self.gpu}"
         return PlanError(
-            subject, f"at most {(needed + self.room()) / 1e9:.1f} GB on a GPU", found, do
+            f"{self.name}, {self.sharding} on {self.count}x{self.gpu}", expected, found, do
         )
 
     def work(self, counts: Mapping[str, int]) -> list[tuple[str, float, np.ndarray]]:
@@ -340,11 +344,9 @@ def estimate(
 
     Args:
         profile: All settings; ``grpo.use_vllm`` means a server on as many GPUs again.
-        gpus: ``"8xH100"``.
-        model: See :func:`shaped_model`; None: the profile's base.
+        gpus, model: ``"8xH100"``; see :func:`shaped_model` (None: the profile's base).
         sharding: Of :data:`SHARDING`; None: ZeRO-3 for a whole model on several GPUs, else DDP.
-        stages: Of :data:`STAGES`.
-        price: US dollars for an hour of one GPU; None: the guesses of ``planning.yaml``.
+        stages, price: Of :data:`STAGES`; US dollars for an hour of one GPU.
 
     Raises:
         PlanError: An unknown name, settings that do not run on these GPUs, or a stage that does not

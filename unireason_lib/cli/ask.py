@@ -15,13 +15,13 @@ from unireason_lib.errors import ModelError, RequestError, UniReasonError
 
 from .options import named_values, printable, size_of, window_of, with_options
 
-CHECKPOINT = "model adapter device device_map dtype "
-REPLY = "max_new_tokens max_rounds temperature top_p seed quiet "
-SCAN = "size window key frame fill_nonfinite "
-LETTERS = "option_a option_b option_c option_d "
+CHECKPOINT, SCAN = "model adapter dtype device device_map ", "size window key frame fill_nonfinite "
+REPLY = "max_new_tokens max_rounds temperature top_p seed "
 
 
-@with_options("scan! question! out " + LETTERS + CHECKPOINT + SCAN + REPLY)
+@with_options(
+    "scan! question! option_a option_b option_c option_d out quiet " + CHECKPOINT + SCAN + REPLY
+)
 def one(given: Any) -> None:
     """Ask about one image or volume. Size and window are by default as the model was trained."""
     from unireason_lib.inference import Sample, ask, read_scan
@@ -45,7 +45,7 @@ def one(given: Any) -> None:
         write_json(given.out, line)
 
 
-@with_options("questions! out! root limit batch_size " + CHECKPOINT + SCAN + REPLY)
+@with_options("questions! out! root limit batch_size quiet " + CHECKPOINT + SCAN + REPLY)
 def batch(given: Any) -> None:
     """Ask a file of questions; one JSON line a sample. Whatever stops it, the same command goes on.
     Exit code 1: some samples failed; their lines say why."""
@@ -55,16 +55,14 @@ def batch(given: Any) -> None:
     how = {"model": checkpoint, "reading": reading, "settings": settings, "root": given.root}
     how |= {"batch_size": given.batch_size, "max_samples": given.limit, "quiet": given.quiet}
     counts = infer_file(given.questions, given.out, dimension=given.command[:2], **how)
-    text = f"answered {counts['answered']} of {counts['asked']}, failed {counts['failed']}"
-    for words, part, whole in (
-        ("accuracy", "correct", "judged"),
-        ("format compliance", "in_format", "answered"),
-    ):
-        if total := counts[whole]:
-            percent = 100 * counts[part] / total
-            text += f", {words} {percent:.1f} % ({counts[part]} of {total})"
+    answered, judged = f"{counts['answered']} of {counts['asked']}", counts["judged"]
     if not given.quiet:
-        typer.echo(f"{given.out}: {text}")
+        text = (
+            f"answered {answered}, failed {counts['failed']}; right {counts['correct']} of {judged}"
+        )
+        typer.echo(
+            f"{given.out}: {text}, in the format {counts['in_format']} of {counts['answered']}"
+        )
     if counts["failed"]:
         do = "the lines with 'error' say why, the same command tries them again"
         typer.echo(f"{counts['failed']} of {counts['asked']} samples failed: {do}", err=True)
@@ -79,14 +77,11 @@ def _asking(given: Any) -> tuple[Any, Any, Any]:
     if not given.model:
         expected = "a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct"
         raise ModelError("--model-path", expected, "nothing", "name one; data/tiny-sft ships")
-    checkpoint = Checkpoint(
-        *(getattr(given, n) for n in "model adapter dtype device device_map".split())
-    )
+    checkpoint = Checkpoint(*(getattr(given, name) for name in CHECKPOINT.split()))
     how = {"size": size_of(given.size), "window": window_of(given.window), "key": given.key}
     how |= {"volume": given.frame, "fill": given.fill_nonfinite}
     reading = Reading.like(checkpoint.serialization, dimension=given.command[:2], **how)
-    names = "max_new_tokens max_rounds temperature top_p seed".split()
-    return checkpoint, reading, Settings(**{name: getattr(given, name) for name in names})
+    return checkpoint, reading, Settings(**{name: getattr(given, name) for name in REPLY.split()})
 
 
 def describe(line: Mapping[str, Any]) -> str:
@@ -98,17 +93,18 @@ def describe(line: Mapping[str, Any]) -> str:
     if line["dimension"] == "3d" and layout["affine"] is None:
         lines.append("no geometry in the file: axes, left and right are assumed")
     lines += [*(f"warning: {text}" for text in line.get("warnings", ())), "", line["text"], ""]
-    places = [line.get(key, ()) for key in ("boxes_image", "boxes_voxel", "boxes_mm")]
-    boxes = iter(zip(*filter(None, places), strict=False))
     for pointing in line["pointings"]:
         crops = [f"{width} x {height}" for width, height in pointing["crops"]]
         fetched = f"{len(crops)} crops of {crops[0]} pixels" if crops else pointing["status"]
-        where = f"; on the scan {next(boxes, '')}" if pointing["box"] is not None else ""
-        lines.append(f"{pointing['text']}: {fetched}{where}")
-    cut = ", cut off by --max-new-tokens" if line["stop"] == "length" else ""
+        lines.append(f"{pointing['text']}: {fetched}")
+    lines += [
+        f"{key}: {line[key]}" for key in ("boxes_image", "boxes_voxel", "boxes_mm") if key in line
+    ]
     lines += [f"answer: {line['answer'] or '(none)'}", f"choice: {line['choice'] or 'none'}"]
     tokens = "{prompt_tokens} prompt tokens, {own_tokens} generated, {injected_tokens} injected"
-    return "\n".join([*lines, f"{tokens.format(**line)}{cut}; {line['seconds']:.1f} s"])
+    return "\n".join(
+        [*lines, f"{tokens.format(**line)}; stop: {line['stop']}; {line['seconds']:.1f} s"]
+    )
 
 
 @with_options(

@@ -62,7 +62,11 @@ def build(given: Any) -> None:
     made = f"{report.built:,} studies processed now" if report.built else "was finished already"
     typer.echo(f"{report.folder}: {made}, {report.seconds:.1f} s\n{json.dumps(about, indent=1)}")
     if report.unreadable:
-        typer.echo(f"{report.unreadable} studies could not be read: see refused/", err=True)
+        from unireason_lib.dataset.hub import load_set
+
+        for row in load_set(report.folder, "refused", "train"):
+            if row["reason"] == "unreadable":
+                typer.echo(f"could not be read: {row['study']}: {row['detail']}", err=True)
         raise typer.Exit(1)
 
 
