@@ -298,9 +298,9 @@ with chdir(project_root()):
 from unireason_lib.display import trace_html
 
 traces, truths = [trace_2d, trace_3d, trace_brain], [asked_2d.answer, asked_3d.answer, "C"]
-lines = [trace.to_dict() | {"truth": truth} for trace, truth in zip(traces, truths, strict=True)]
+results = [trace.to_dict() | {"truth": truth} for trace, truth in zip(traces, truths, strict=True)]
 page = out / "traces.html"
-trace_html(lines, [trace.request.images for trace in traces], frame=frame, path=page)
+trace_html(results, [trace.request.images for trace in traces], frame=frame, path=page)
 print(f"{page.relative_to(project_root())}: {page.stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]
