@@ -882,7 +882,7 @@ scored
 # The same from the command line, for any model and benchmark; it goes on where it was stopped:
 #
 # ```bash
-# python -m unireason_lib evaluate --model data/tiny-sft --benchmark phantom --limit 500 --with-blank --slices \
+# python -m unireason_lib evaluate --model data/tiny-sft --benchmark phantom --limit 500 --with-blank \
 #     --out runs/result.jsonl
 # python -m unireason_lib evaluate --model Qwen/Qwen2.5-VL-7B-Instruct --benchmark m3d-vqa:M3D_VQA_test.csv \
 #     --option open=true --out runs/m3d-open.jsonl

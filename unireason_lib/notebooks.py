@@ -53,12 +53,9 @@ def project_root(start: str | Path = ".") -> Path:
 
 
 def check_versions() -> str:
-    """One line with the versions that results depend on.
-
-    Raises:
-        UniReasonError: A package is missing, of another version than pyproject.toml asks for, or
-            newer than what this kernel loaded; or papermill injected an undeclared parameter.
-    """
+    """One line with the versions that results depend on. A :class:`UniReasonError` for a package
+    that is missing, not as pyproject.toml asks, or newer than what this kernel loaded, and for a
+    parameter that papermill injected and nobody declared."""
     from packaging.requirements import Requirement
 
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -146,17 +143,10 @@ def run(
     out: str | Path = "runs/tutorial",
     workers: int = 1,
 ) -> list[dict[str, Any]]:
-    """Execute notebooks in order and print what they published; one that fails stops no other.
-
-    Args:
-        names: Numbers or names; none: all, those of :data:`TRAINING` in the profile ``smoke``.
-        profile, parameters: PROFILE, and others, each for the notebooks that declare it.
-        out: Folder of the executed notebooks and ``results.json``, within the project.
-        workers: Notebooks at a time.
-
-    Raises:
-        UniReasonError: An unknown notebook, profile or parameter, before anything runs.
-    """
+    """Execute notebooks (by default all, those of :data:`TRAINING` as ``smoke``), ``workers`` at a
+    time, and print what they published; one that fails stops no other. ``parameters`` go to the
+    notebooks that declare them; ``out``, a folder of the project, gets the executed notebooks and
+    ``results.json``. Unknown names are a :class:`UniReasonError` before anything runs."""
     import pandas as pd
     import papermill
 
@@ -216,18 +206,14 @@ def refresh(names: Any = ()) -> list[str]:
         for cell in notebook.cells:
             cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
             for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-                for kind in [kind for kind in data if "jupyter.widget" in kind]:
-                    del data[kind]
+                data.pop("application/vnd.jupyter.widget-view+json", None)
         write_whole(path, nbformat.writes(notebook) + "\n")
     return failed
 
 
 def sync(names: Any = ()) -> None:
-    """Bring notebooks and paired scripts in step (`jupytext --sync`), from the one that was edited.
-
-    Raises:
-        UniReasonError: Both were edited since they were last in step; neither is changed.
-    """
+    """Bring notebooks and paired scripts in step (`jupytext --sync`), from the one that was edited;
+    a :class:`UniReasonError`, and neither is changed, when both were."""
     from jupytext.cli import jupytext
 
     for path in select(names):

@@ -212,12 +212,11 @@ class Stage:
             layer = sum(p.numel() for p in self.model.model.language_model.layers[0].parameters())
             in_use = 2.0 * (language + vision) if cached else 4.0 * layer
         keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-        layer, layers = (
-            12 * text.hidden_size + 4 * keys + 8 * text.intermediate_size,
-            text.num_hidden_layers,
+        kept = 12 * text.hidden_size + 4 * keys + 8 * text.intermediate_size  # bytes a token, layer
+        inputs = text.num_hidden_layers * 2 * text.hidden_size
+        kept = (
+            2 * kept + inputs if settings.gradient_checkpointing else text.num_hidden_layers * kept
         )
-        kept = 2 * layer + layers * 2 * text.hidden_size  # bytes a token
-        kept = kept if settings.gradient_checkpointing else layers * layer
         tokens = settings.per_device_train_batch_size * self.longest
         reference = self.name == "grpo" and settings.beta and whole
         return {
@@ -232,11 +231,11 @@ class Stage:
             "CUDA context": 1.5e9,
         }  # fmt: skip
 
-    def room(self) -> float:
-        """Bytes left on a GPU, also before DeepSpeed has sharded what it loaded."""
+    def fits(self) -> tuple[bool, float]:
+        """Whether a GPU holds it, also before DeepSpeed has sharded what it loaded; usable GB."""
         loading = 2 * sum(parameters(self.model)) if self.sharding == "zero3" else 0
-        usable = KNOWN["utilization"]["memory"] * KNOWN["gpus"][self.gpu]["memory"] * 1e9
-        return usable - max(sum(self.memory().values()), loading)
+        usable = KNOWN["utilization"]["memory"] * KNOWN["gpus"][self.gpu]["memory"]
+        return max(sum(self.memory().values()), loading) <= usable * 1e9, usable
 
     def refusal(self) -> PlanError:
         """What does not fit, and the nearest set-ups that do."""
@@ -244,15 +243,11 @@ class Stage:
         for count in (self.count * 2**k for k in range(7)):
             near[f"--gpus {count}x{self.gpu}"] = {"count": count, "sharding": "zero3"}
         near |= {f"--gpus {self.count}x{gpu}": {"gpu": gpu} for gpu in KNOWN["gpus"]}
-        fitting = [text for text, change in near.items() if replace(self, **change).room() >= 0]
-        parts = self.memory()
-        needed = sum(parts.values())
-        found = f"{needed / 1e9:.1f} GB, most of it {max(parts, key=parts.get)}"
-        expected = f"at most {(needed + self.room()) / 1e9:.1f} GB on a GPU"
+        fitting = [text for text, change in near.items() if replace(self, **change).fits()[0]]
+        parts, subject = self.memory(), f"{self.name}, {self.sharding} on {self.count}x{self.gpu}"
+        found = f"{sum(parts.values()) / 1e9:.1f} GB, most of it {max(parts, key=parts.get)}"
         do = "; or ".join([*fitting[:3], "a smaller batch, or shorter samples"])
-        return PlanError(
-            f"{self.name}, {self.sharding} on {self.count}x{self.gpu}", expected, found, do
-        )
+        return PlanError(subject, f"at most {self.fits()[1]:.1f} GB on a GPU", found, do)
 
     def work(self, counts: Mapping[str, int]) -> list[tuple[str, float, np.ndarray]]:
         """Parts with FLOPs and hours (low, high), for so many records or questions by dimension."""
@@ -370,7 +365,7 @@ def estimate(
         if settings.bf16 and not KNOWN["gpus"][gpu]["bf16"]:
             do = f"--profile t4, or --set {name}.bf16=false --set {name}.fp16=true"
             raise PlanError(f"{name} on {gpus}", "a GPU with bfloat16", f"{name}.bf16: true", do)
-        if stage.room() < 0:
+        if not stage.fits()[0]:
             raise stage.refusal()
         memory[f"{name}, {way}"] = {part: held / 1e9 for part, held in stage.memory().items()}
         paid = count * (2 if name == "grpo" and settings.use_vllm else 1)

@@ -65,7 +65,7 @@ def test_a_page_shows_where_each_box_lies(volume_trace, slices):
     assert [outline[name] for name in ("x", "y", "width", "height")] == ["10", "8", "16", "16"]
     (slider,) = page.all("input")
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "7", "3")
-    for words in ("Where is it?", "A. left", "chosen, right", "outside", "56 tokens injected"):
+    for words in ("Where is it?", "A. left", "chosen, right", "outside", "injected tokens: 56"):
         assert words in page.text
     keys = page.all("svg", **{"class": "stage"})[0]["data-slices"].split()
     crops = [crop for crops in volume_trace.crops for crop in crops]

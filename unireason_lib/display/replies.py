@@ -29,14 +29,7 @@ from unireason_lib.errors import RequestError
 from unireason_lib.imaging.crops import crop_region, slice_range
 from unireason_lib.io import write_whole
 
-STOPS = {"end": "ended by itself", "length": "cut off by the token budget"}
-FACTS = {
-    "own_tokens": "{:,} tokens written",
-    "injected_tokens": "{:,} tokens injected",
-    "prompt_tokens": "{:,} tokens in the prompt",
-    "seconds": "{:.1f} s",
-    "iou_best": "best IoU {:.2f}",
-}
+FACTS = ("stop", "own_tokens", "injected_tokens", "prompt_tokens", "seconds", "iou_best")
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Reply:
     choice: str = ""
     truth: str = ""
     error: str = ""
-    facts: str = ""  # one line: how it ended, tokens, seconds, how well its boxes fit
+    facts: str = ""  # one line
     images: Sequence[Image.Image] = ()  # on which its boxes lie; none when they are not known
 
     @property
@@ -114,8 +107,7 @@ def _read(line: Mapping[str, Any], crops: Sequence[Any], images: Sequence[Image.
             need(same, f"images of {line.get('id')}", f"those its crops were cut from: {do}", found)
             kept = cut
         pieces += [before, Mention(words, box, number if box else 0, status, sizes, kept)]
-    error, stop = line.get("error", ""), str(line.get("stop", ""))
-    numbers = [form.format(line[name]) for name, form in FACTS.items() if name in line]
+    error, known = line.get("error", ""), [name for name in FACTS if name in line]
     return Reply(
         id=str(line.get("id", "")),
         question=str(line.get("question", "")),
@@ -124,7 +116,7 @@ def _read(line: Mapping[str, Any], crops: Sequence[Any], images: Sequence[Image.
         choice=str(line.get("choice", line.get("prediction", ""))),
         truth=str(line.get("truth", "")),
         error=str(error["message"] if isinstance(error, Mapping) else error),
-        facts=" · ".join(filter(None, [STOPS.get(stop, stop), *numbers])),
+        facts=" · ".join(f"{name.replace('_', ' ')}: {line[name]}" for name in known),
         images=images,
     )
 
@@ -154,8 +146,8 @@ def trace_html(
     replies = [read_reply(one, own, frame) for one, own in zip(traces, images, strict=True)]
     here, store = files("unireason_lib.display"), {}
     stages = [_stage(reply, store) if reply.images else None for reply in replies]
-    loader, layout = PackageLoader("unireason_lib", "display"), {"undefined": StrictUndefined}
-    layout |= {"trim_blocks": True, "lstrip_blocks": True}
+    layout = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    loader = PackageLoader("unireason_lib", "display")
     environment = Environment(loader=loader, autoescape=True, finalize=_clean, **layout)
     colors = "".join(f".b{i}{{--box:{color}}}" for i, color in enumerate(BOX_COLORS))
     page = environment.get_template("page.html.jinja").render(

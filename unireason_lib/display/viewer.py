@@ -26,14 +26,11 @@ class SliceViewer(widgets.VBox):
     """Slices with a slider (arrow keys move it), and for a volume a choice of windows.
 
     Args:
-        images: A :class:`unireason_lib.imaging.Volume`, a
-            :class:`unireason_lib.imaging.SliceStack`, PIL images, or (Z, Y, X) uint8.
+        images: A Volume or SliceStack of :mod:`unireason_lib.imaging`, PIL images, or (Z, Y, X)
+            uint8; a :class:`RequestError` for others.
         boxes: In voxels of the volume or pixels of the images; a mapping names them.
         window: Of a volume, as for :func:`unireason_lib.imaging.serialize`.
         width: Of the image in pixels of the screen; the height follows the spacing.
-
-    Raises:
-        RequestError: The images or boxes are none.
     """
 
     def __init__(
