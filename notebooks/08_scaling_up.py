@@ -118,18 +118,11 @@ assert 0 < counted - by_hand < 0.08 * counted  # the other half, which fast kern
 # token. A volume of 32 slices is a long prompt; what the model writes and points at is little beside it.
 
 # %%
-import math
-
 from unireason_lib.planning import samples_of
 
 samples = samples_of(profiles["gpu"].dataset.shape, image=512)
-rows = [
-    (d.upper(), one.images, math.prod(one.image), one.prompt, one.injected, one.generated, one.tokens)
-    for d, one in samples.items()
-]
-columns = ["a sample", "images", "tokens each", "prompt", "regions", "generated", "in all"]
-publish("tokens of a volume of 32 slices", samples["3d"].prompt, note="prompt, Qwen2.5-VL")
-pd.DataFrame(rows, columns=columns)
+publish("tokens of a volume of 32 slices", int(samples.prompt["3d"]), note="prompt, Qwen2.5-VL")
+samples.T
 
 # %% [markdown]
 # ## 3 · The cost before it is paid
@@ -441,7 +434,7 @@ print("\n".join((merged / "README.md").read_text().splitlines()[:22]))
 # ## Check yourself
 
 # %%
-assert samples["3d"].prompt == 150 + 32 * (81 + 2)
+assert samples.prompt["3d"] == 150 + 32 * (81 + 2)
 assert set(made.work["stage"]) == {"sft", "grpo"}
 assert sum(p.numel() for p in plain.parameters()) == sum(parameters(shaped_model(str(merged))))
 assert {record.dimension for record in without} == {"2d"} and {record.dimension for record in records} == {

@@ -66,8 +66,6 @@ def test_everything_imported_is_declared():
     assert {k: v for k, v in imported.items() if k not in declared} == {}
 
 
-
-
 def test_packages_import_in_no_circle():
     """The order that README states; imports inside functions count."""
     package, graph = ROOT / "unireason_lib", {}

@@ -10,7 +10,6 @@ are a range. All assumptions are in ``configs/planning.yaml``.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,42 +115,29 @@ def _count(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A typical question with its reply, in tokens; images as rows and columns of tokens."""
-
-    images: int  # of the prompt
-    image: tuple[int, int]
-    crops: int  # images that boxes inject
-    crop: tuple[int, int]
-    prompt: int
-    injected: int
-    generated: int
-
-    @property
-    def tokens(self) -> int:
-        """All of it."""
-        return self.prompt + self.injected + self.generated
-
-    def vision_flops(self, model: Any) -> tuple[float, float]:
-        """FLOPs of the vision tower over the images of the prompt, and over the crops."""
-        images = self.images * image_flops(model, *self.image)
-        return images, self.crops * image_flops(model, *self.crop)
-
-
-def samples_of(shape: Sequence[int], image: int | None = None) -> dict[str, Sample]:
-    """Typical samples, ``"2d"`` and ``"3d"``, for volumes of ``shape`` (slices, rows, columns) and
-    images of ``image`` x ``image`` pixels (None: as a slice), as Qwen2.5-VL shows them."""
+def samples_of(shape: Sequence[int], image: int | None = None) -> pd.DataFrame:
+    """A typical question with its reply, rows ``"2d"`` and ``"3d"``, for volumes of ``shape``
+    (slices, rows, columns) and images of ``image`` x ``image`` pixels (None: as a slice), as
+    Qwen2.5-VL shows them: images and crops with their rows and columns in tokens, and tokens of
+    prompt (with images), injected crops, generated text, and all of it."""
     assumed, found = KNOWN["sample"], {}
     for name, count, spanned in (("2d", 1, 1), ("3d", shape[0], shape[0] * assumed["slices"])):
         size = QWEN_FRAME.size(*((image, image) if image and name == "2d" else shape[1:]))
         crop = QWEN_FRAME.size(*(max(4, round(side * assumed["region"] ** 0.5)) for side in size))
-        grid, part = (tuple(side // QWEN_FRAME.factor for side in one) for one in (size, crop))
+        sides = [side // QWEN_FRAME.factor for side in (*size, *crop)]
         crops = assumed["boxes"] * max(1, round(spanned))
-        injected = crops * (math.prod(part) + 2)  # an image stands between two tokens
-        prompt = assumed["question"] + count * (math.prod(grid) + 2)
-        found[name] = Sample(count, grid, crops, part, prompt, injected, assumed["generated"][name])
-    return found
+        prompt = assumed["question"] + count * (sides[0] * sides[1] + 2)  # two tokens around each
+        injected, generated = crops * (sides[2] * sides[3] + 2), assumed["generated"][name]
+        tokens = [prompt, injected, generated, prompt + injected + generated]
+        found[name] = [count, *sides[:2], crops, *sides[2:], *tokens]
+    columns = "images rows columns crops crop_rows crop_columns prompt injected generated tokens"
+    return pd.DataFrame.from_dict(found, "index", columns=columns.split())
+
+
+def _vision_flops(model: Any, sample: Any) -> tuple[float, float]:
+    """FLOPs of the vision tower over the images of the prompt, and over the crops."""
+    images = sample.images * image_flops(model, sample.rows, sample.columns)
+    return images, sample.crops * image_flops(model, sample.crop_rows, sample.crop_columns)
 
 
 @dataclass(frozen=True)
@@ -166,12 +152,7 @@ class Stage:
     count: int
     sharding: str  # of SHARDING
     lora_r: int | None  # None: the language model learns in full
-    samples: Mapping[str, Sample]  # "2d", "3d"
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sample."""
-        return max(sample.tokens for sample in self.samples.values())
+    samples: pd.DataFrame  # see samples_of
 
     def batches(self) -> tuple[int, int, int, float]:
         """Samples or replies of an optimizer step; replies of one generation of GRPO on all GPUs;
@@ -182,11 +163,11 @@ class Stage:
         if self.name == "sft":
             return step, 0, 0, 0.0
         replies = settings.generation_batch_size or step
-        each = math.ceil(replies / self.count)
+        each = -(-replies // self.count)
         prompts = self.profile.grounding.rollout_batch_size or each
         together = 0 if settings.use_vllm else min(each, prompts * settings.num_generations)
         keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-        cached = 4.0 * together * self.longest * text.num_hidden_layers * keys
+        cached = 4.0 * together * self.samples.tokens.max() * text.num_hidden_layers * keys
         return step, replies, together, cached
 
     def memory(self) -> dict[str, float]:
@@ -202,22 +183,20 @@ class Stage:
         language, vision = parameters(self.model)
         learns = language if whole else lora_parameters(self.model, self.lora_r)
         shards, cached = 1 if self.sharding == "ddp" else self.count, self.batches()[3]
-        frozen = 2.0 * (language + vision)
-        if whole:  # DDP and FSDP keep a model that learns in float32 throughout
-            frozen = (2.0 if self.sharding == "zero3" else 4.0) * vision
-        elif self.profile.model.quantization == "4bit":
+        frozen = 4.0 * vision if whole else 2.0 * (language + vision)  # float32 as what learns
+        if self.profile.model.quantization == "4bit":
             frozen -= 1.5 * sum(matrix.numel() for matrix in _matrices(self.model))
         in_use = 2.0 * learns * whole  # autocast's copies in 16 bits
         if shards > 1:  # two layers at a time; to generate in the same process, the whole model
-            layer = sum(p.numel() for p in self.model.model.language_model.layers[0].parameters())
-            in_use = 2.0 * (language + vision) if cached else 4.0 * layer
+            two = 4.0 * language / text.num_hidden_layers
+            in_use = 2.0 * (language + vision) if cached else two
         keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
         kept = 12 * text.hidden_size + 4 * keys + 8 * text.intermediate_size  # bytes a token, layer
         inputs = text.num_hidden_layers * 2 * text.hidden_size
         kept = (
             2 * kept + inputs if settings.gradient_checkpointing else text.num_hidden_layers * kept
         )
-        tokens = settings.per_device_train_batch_size * self.longest
+        tokens = settings.per_device_train_batch_size * self.samples.tokens.max()
         reference = self.name == "grpo" and settings.beta and whole
         return {
             "frozen weights": frozen / shards,
@@ -256,7 +235,7 @@ class Stage:
         if self.name == "sft":
             passes = settings.max_steps * step / total
             passes = passes if settings.max_steps > 0 else settings.num_train_epochs
-            flops = sum(n * self._learning(self.samples[d], passes) for d, n in counts.items())
+            flops = sum(n * self._learning(self.samples.loc[d], passes) for d, n in counts.items())
             what = f"{passes:.3g} passes over {total:,} records"
             return [(what, flops, self._hours(flops, "training"))]
         group, steps = settings.num_generations, max(1, replies // step) * settings.num_iterations
@@ -266,8 +245,11 @@ class Stage:
         scorings = (settings.beta > 0) + (steps > 1 or settings.use_vllm)
         prefill = scored = learnt = 0.0
         for dimension, count in counts.items():
-            sample, prompts = self.samples[dimension], generations * replies / group * count / total
-            images, crops = sample.vision_flops(model)
+            sample, prompts = (
+                self.samples.loc[dimension],
+                generations * replies / group * count / total,
+            )
+            images, crops = _vision_flops(model, sample)
             prompt = language_flops(model, sample.prompt)
             injected = language_flops(model, sample.prompt + sample.injected) - prompt
             prefill += prompts * (images + prompt + group * (crops + injected))
@@ -279,7 +261,7 @@ class Stage:
         speed = KNOWN["gpus"][self.gpu]["bandwidth"] * 1e9 * self._reached("bandwidth")
         launch = KNOWN["token_step_vllm" if settings.use_vllm else "token_step"]
         token = np.maximum((2.0 * parameters(model)[0] + cached) / speed, launch)
-        longest = 1.5 * max(sample.generated for sample in self.samples.values())
+        longest = 1.5 * self.samples.generated.max()
         batches = generations * replies / self.count / (together or replies / self.count)
         what = f"rollouts: {generations:,.0f} x {replies // group} questions x {group} replies"
         return [
@@ -288,14 +270,14 @@ class Stage:
             ("updates", learnt, self._hours(learnt, "training")),
         ]
 
-    def _learning(self, sample: Sample, passes: float) -> float:
+    def _learning(self, sample: Any, passes: float) -> float:
         """FLOPs of learning from a sample; the frozen vision tower goes forward only."""
         learns = "all" if self.lora_r is None else "adapters"
         flops = language_flops(self.model, sample.tokens, sample.generated, learns)
         if self.settings.gradient_checkpointing:
             flops += language_flops(self.model, sample.tokens, sample.generated)
         seen = 1 if self.profile.grounding.feature_cache else passes
-        return passes * flops + seen * sum(sample.vision_flops(self.model))
+        return passes * flops + seen * sum(_vision_flops(self.model, sample))
 
     def _hours(self, flops: float, kind: str) -> np.ndarray:
         peak = KNOWN["gpus"][self.gpu]["peak"] * 1e12 * self.count
@@ -372,10 +354,8 @@ def estimate(
         for part, flops, hours in stage.work(_counts(profile, name)):
             usd = hours * paid * np.array([price] * 2 if price else KNOWN["gpus"][gpu]["price"])
             rows.append([name, part, flops, *hours, *usd])
-    tokens = {d: [s.prompt, s.injected, s.generated, s.tokens] for d, s in samples.items()}
-    columns = ["prompt", "injected", "generated", "tokens"]
     return Estimate(
-        pd.DataFrame.from_dict(tokens, "index", columns=columns),
+        samples[["prompt", "injected", "generated", "tokens"]],
         pd.DataFrame(memory).rename_axis(f"GB on each of {count}x{gpu}"),
         pd.DataFrame(rows, columns=["stage", "part", "FLOPs", "hours", "to", "USD", "to USD"]),
     )
