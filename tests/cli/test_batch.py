@@ -125,7 +125,6 @@ def test_volumes_by_the_columns_of_m3d(run, scans, tmp_path, scripted):
     ("words", "message"),
     [
         ((), "Missing option '--input'"),
-        (("--input", "none.jsonl"), "no such file"),
         (("--input", "Q", "--image-root", "none"), "no folder"),
         (("--input", "Q", "--batch-size", "0"), "at least 1"),
     ],

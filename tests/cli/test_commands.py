@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,22 +21,19 @@ COMMANDS = "infer build sft rl merge evaluate ablate trace plan base tutorial".s
 SMALL = ("--benchmark", "phantom", "--option", "prior_studies=0", "--size", "4x64x64")
 
 
-@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
-def test_help_imports_nothing_heavy(words):
+def test_help_imports_nothing_heavy(run):
     heavy = "{'torch', 'transformers', 'matplotlib', 'numpy', 'PIL', 'pandas', 'papermill'}"
     code = (
         "import sys\nfrom unireason_lib.__main__ import main\n"
         f"try: main()\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, "--help"],
-        **{"cwd": ROOT, "env": environment, "capture_output": True, "text": True},
+        [sys.executable, "-c", code, "evaluate", "--help"],
+        **{"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True},
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 6  # 0.3 s on a quiet machine
-    assert words or all(name in done.stdout for name in COMMANDS)
+    assert all(name in run("--help").stdout for name in COMMANDS)
+    assert all("--help" in run(name, "--help").stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +204,6 @@ def test_a_question_without_its_scan_ends_with_exit_code_1(evaluate, tmp_path):
         (("--benchmark", "nothing"), "one of phantom"),
         ((*SMALL, "--limit", 1, "--control", "blink"), "a control of"),
         (("--option", "seed"), "name=value"),
-        (("--option", "seeed=3"), "seeed"),
-        (("--split", "dev"), "train, test or val"),
         (("--set", "evaluation.batch_sise=3"), "batch_size"),
     ],
 )

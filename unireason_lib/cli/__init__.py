@@ -9,11 +9,7 @@ be done, with a message that says what to do; 130 interrupted.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
-
-from unireason_lib import __version__
 
 from .ask import batch, evaluate, one, trace
 from .make import ablate, base, build, merge, plan, rl, sft, tutorial
@@ -32,17 +28,3 @@ for name, command in (("2d", one), ("3d", one), ("2d-batch", batch), ("3d-batch"
     infer.command(name, cls=Command)(command)
 for command in (build, sft, rl, merge, evaluate, ablate, trace, plan, base, tutorial):
     app.command(cls=Command)(command)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit()
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None: ...
