@@ -141,7 +141,8 @@ def test_make_fills_the_environment_once_and_takes_up_a_broken_installation(clon
     run, calls = clone("tutorial")
     assert run.returncode != 0 and not any("unireason_lib" in call for call in calls)
     (clone.folder / "broken").unlink()
-    assert clone("tutorial")[1][-1] == "python -m unireason_lib tutorial --profile laptop"
+    tutorial = "python -m unireason_lib tutorial --profile laptop --workers 2"
+    assert clone("tutorial")[1][-1] == tutorial
     assert clone("tutorial", "PROFILE=smoke", "ONLY=00 03")[1] == [
         "python -m unireason_lib tutorial --profile smoke 00 03"
     ]

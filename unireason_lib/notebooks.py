@@ -158,8 +158,17 @@ def run(
         given = {k: v for k, v in (parameters or {}).items() if k in declared[path]}
         short = not names and path.stem[:2] in TRAINING
         jobs.append((path, out / path.name, {"PROFILE": "smoke" if short else profile, **given}))
+    slow_first = [
+        -nbformat.read(path, 4).metadata.get("unireason", {}).get("seconds", 0) for path in paths
+    ]
     with ProcessPoolExecutor(workers) as pool:
-        rows = list(pool.map(execute, *zip(*jobs, strict=True), [settings] * len(jobs)))
+        order = (
+            sorted(range(len(jobs)), key=slow_first.__getitem__)
+            if workers > 1
+            else range(len(jobs))
+        )
+        begun = {k: pool.submit(execute, *jobs[k], settings) for k in order}
+        rows = [begun[k].result() for k in range(len(jobs))]
     for path, executed, given in jobs:
         if given["PROFILE"] != "smoke":  # smoke figures mean nothing
             outputs = [
