@@ -55,7 +55,7 @@ def test_one_line_each_with_truth_and_summary(batch, questions, scripted):
     assert lines[2]["question_type"] == "3" and lines[0]["image"] == "0.png"
     assert lines[0]["boxes_image"] == [[16, 8, 48, 24]]
     assert lines[0]["pointings"][0]["status"] == "injected"
-    assert "answered 3 of 3, failed 0; right 2 of 3, in the format 3 of 3" in result.stdout
+    assert "asked 3, answered 3, judged 3, correct 2, in_format 3" in result.stdout
 
 
 def test_failures_stay_with_their_sample_and_are_tried_again(batch, questions, scans):

@@ -55,14 +55,8 @@ def batch(given: Any) -> None:
     how = {"model": checkpoint, "reading": reading, "settings": settings, "root": given.root}
     how |= {"batch_size": given.batch_size, "max_samples": given.limit, "quiet": given.quiet}
     counts = infer_file(given.questions, given.out, dimension=given.command[:2], **how)
-    answered, judged = f"{counts['answered']} of {counts['asked']}", counts["judged"]
     if not given.quiet:
-        text = (
-            f"answered {answered}, failed {counts['failed']}; right {counts['correct']} of {judged}"
-        )
-        typer.echo(
-            f"{given.out}: {text}, in the format {counts['in_format']} of {counts['answered']}"
-        )
+        typer.echo(f"{given.out}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     if counts["failed"]:
         do = "the lines with 'error' say why, the same command tries them again"
         typer.echo(f"{counts['failed']} of {counts['asked']} samples failed: {do}", err=True)
@@ -97,14 +91,11 @@ def describe(line: Mapping[str, Any]) -> str:
         crops = [f"{width} x {height}" for width, height in pointing["crops"]]
         fetched = f"{len(crops)} crops of {crops[0]} pixels" if crops else pointing["status"]
         lines.append(f"{pointing['text']}: {fetched}")
+    known = "boxes_image boxes_voxel boxes_mm answer choice stop prompt_tokens own_tokens".split()
     lines += [
-        f"{key}: {line[key]}" for key in ("boxes_image", "boxes_voxel", "boxes_mm") if key in line
+        f"{key}: {line[key]}" for key in (*known, "injected_tokens", "seconds") if key in line
     ]
-    lines += [f"answer: {line['answer'] or '(none)'}", f"choice: {line['choice'] or 'none'}"]
-    tokens = "{prompt_tokens} prompt tokens, {own_tokens} generated, {injected_tokens} injected"
-    return "\n".join(
-        [*lines, f"{tokens.format(**line)}; stop: {line['stop']}; {line['seconds']:.1f} s"]
-    )
+    return "\n".join(lines)
 
 
 @with_options(
@@ -125,9 +116,8 @@ def evaluate(given: Any) -> None:
 
     profile = load_profile(given.profile, "\n".join(given.set or ()))
     if given.model:
-        _ask(given, profile, {given.control: given.out})
-        if given.with_blank:
-            _ask(given, profile, {"blank": blank_file(given.out)})
+        blank = {"blank": blank_file(given.out)} if given.with_blank else {}
+        _ask(given, profile, blank | {given.control: given.out})
     elif not given.out.is_file():
         do = f"name one, or give results as --out, not {given.out}"
         raise RequestError("--model", "a checkpoint", "none", do)
@@ -199,9 +189,7 @@ def trace(given: Any) -> None:
             box |= {"crops": [], "status": "a random region"}
     out = given.out or results.with_suffix(".html")
     trace_html(lines, images, path=out, title=results.name)
-    more = sum(1 for _ in wanted)
-    count = f"{len(lines)} {'reply' if len(lines) == 1 else 'replies'}"
-    typer.echo(f"{out}: {count}" + (f"; --limit leaves out {more} more" if more else ""))
+    typer.echo(f"{out}: {len(lines)} {'replies' if lines[1:] else 'reply'}")
 
 
 def _of_benchmark(line: Any, opened: Any, control: str, root: Path | None) -> Sequence[Any]:
