@@ -221,7 +221,6 @@ def show_questions(questions, views):
 
 
 # %%
-
 def one_of_each(make, start):
     """The first question of every family, with its view, from as many patients as it takes."""
     first = {}

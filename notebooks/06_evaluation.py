@@ -440,7 +440,9 @@ reached = {words: percent(row, column) for words, (row, column, _) in aims.items
 missed = [f"{words} (aim {aim})" for words, (*_, aim) in aims.items() if reached[words][0] < aim]
 print("below the aim:", ", ".join(missed) or "none")
 figure = plot_intervals({"reached": reached}, "accuracy, IoU and format, %")
-figure.axes[0].plot([aim for *_, aim in aims.values()], range(len(aims)), "k|", markersize=20, markeredgewidth=2)
+figure.axes[0].plot(
+    [aim for *_, aim in aims.values()], range(len(aims)), "k|", markersize=20, markeredgewidth=2
+)
 figure
 
 # %% [markdown]
@@ -682,7 +684,7 @@ plot_intervals(by_look, "textures answered right, %", reference=("chance", by_ch
 # ## 7 · Where it goes wrong
 #
 # Means are made of cases. Two kinds are worth a look. **Found and wrong**: everything that was to be found was found,
-# and the answer is wrong all the same. ✓ is the right option.
+# and the answer is wrong all the same. Options, choice and right letter stand above.
 
 # %%
 from unireason_lib.dataset.schema import box_of
@@ -703,9 +705,8 @@ def draw_replies(some):
         z = int(found[0].center[2]) if isinstance(found[0], Box3D) else 0
         images.append(frame.aligned(item_of[line["id"]].load()[z]))
         boxes.append(dict(zip(("true box", "first box written"), found, strict=False)))
-        chosen, right = line["prediction"], line["truth"]
-        options = [f"{'✓' if x == right else ' '} {x}. {text}" for x, text in line["options"].items()]
-        titles.append("\n".join([line["question"], *options, f"chosen: {chosen}; IoU {line['iou_best']:.2f}"]))
+        end = f"chosen: {line['prediction']}, right: {line['truth']}; IoU {line['iou_best']:.2f}"
+        titles.append("\n".join([line["question"], *(f"{x}. {o}" for x, o in line["options"].items()), end]))
     return show_images(images, boxes, titles, columns=3) if some else "there is no such reply"
 
 

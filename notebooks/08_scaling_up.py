@@ -151,7 +151,8 @@ from unireason_lib.planning import SHARDING
 
 for way, overrides in [*((way, "") for way in SHARDING), ("ddp", "grounding.sft_lora_r=16")]:
     try:
-        parts = estimate(load_profile("gpu", overrides), GPUS, sharding=way, stages=("sft",)).memory.iloc[:, 0]
+        found = estimate(load_profile("gpu", overrides), GPUS, sharding=way, stages=("sft",))
+        parts = found.memory.iloc[:, 0]
         held = f"{parts.sum():.1f} GB a GPU, most of it {parts.idxmax()}"
     except PlanError as refused:
         held = f"refused: {refused.found}"
@@ -199,9 +200,15 @@ how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
 phantom_set(scratch / "data", 24, 10, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
 steps, rows = (2, 8) if PROFILE == "smoke" else (6, 16)
 tiny, images = shaped_model(str(scratch / "model")), images_from(scratch / "data")
+
+# %%
 CHANGES = {
-    "sft.max_steps": steps, "sft.logging_steps": 1, "sft.bf16": False, "sft.learning_rate": 1e-4,
-    "grounding.free_running_questions": 0, "grounding.muon_learning_rate": 0.0,
+    "sft.max_steps": steps,
+    "sft.logging_steps": 1,
+    "sft.bf16": False,
+    "sft.learning_rate": 1e-4,
+    "grounding.free_running_questions": 0,
+    "grounding.muon_learning_rate": 0.0,
 }
 
 
@@ -242,7 +249,8 @@ import shlex
 processes, out = 2, scratch / "two"
 settings = CHANGES | {"sft.per_device_train_batch_size": rows // processes}
 settings |= {"sft_data.records_2d": rows * steps, "sft_data.records_3d": 0}
-words = f"-m torch.distributed.run --standalone --nproc_per_node {processes} -m unireason_lib sft --quiet".split()
+words = f"-m torch.distributed.run --standalone --nproc_per_node {processes}".split()
+words += ["-m", "unireason_lib", "sft", "--quiet"]
 words += ["--data", scratch / "data", "--model", scratch / "model", "--out", out]
 words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 words = [str(word) for word in words]
