@@ -158,22 +158,19 @@ def run(
         given = {k: v for k, v in (parameters or {}).items() if k in declared[path]}
         short = not names and path.stem[:2] in TRAINING
         jobs.append((path, out / path.name, {"PROFILE": "smoke" if short else profile, **given}))
-    slow_first = [
-        -nbformat.read(path, 4).metadata.get("unireason", {}).get("seconds", 0) for path in paths
-    ]
+
+    def seconds(job: tuple) -> float:
+        """What a notebook took when its outputs were made."""
+        return nbformat.read(job[0], 4).metadata.get("unireason", {}).get("seconds", 0)
+
     with ProcessPoolExecutor(workers) as pool:
-        order = (
-            sorted(range(len(jobs)), key=slow_first.__getitem__)
-            if workers > 1
-            else range(len(jobs))
-        )
-        begun = {k: pool.submit(execute, *jobs[k], settings) for k in order}
-        rows = [begun[k].result() for k in range(len(jobs))]
+        slow_first = sorted(jobs, key=seconds, reverse=True) if workers > 1 else jobs
+        begun = {job[0]: pool.submit(execute, *job, settings) for job in slow_first}
+        rows = [begun[path].result() for path in paths]
     for path, executed, given in jobs:
         if given["PROFILE"] != "smoke":  # smoke figures mean nothing
-            outputs = [
-                o for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", ())
-            ]
+            cells = nbformat.read(executed, 4).cells
+            outputs = [output for cell in cells for output in cell.get("outputs", ())]
             found = [o["data"][RESULT] for o in outputs if RESULT in o.get("data", {})]
             results += [{"notebook": path.stem, **row} for row in found]
     write_json(out / "results.json", {"profile": profile, "notebooks": rows, "results": results})
