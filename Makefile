@@ -27,10 +27,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo 'Settings: PROFILE=smoke|laptop|t4|gpu  ONLY="00 03" (notebooks)  PYTHON=python3.12  WORKERS=2 (tests)'
+	@echo 'Settings: PROFILE=smoke|laptop|t4|gpu  ONLY="00 03" (notebooks)  PYTHON=python3.12  WORKERS=2 (tests and notebooks at a time)'
 
-tutorial: $(READY) ## run every notebook and end with the table of results
-	@$(PY) -m unireason_lib tutorial --profile $(PROFILE) $(ONLY)
+tutorial: $(READY) ## run every notebook, two at a time, and end with the table of results (ONLY=04: one, with all cores)
+	@$(if $(ONLY),,$(ONE_THREAD)) $(PY) -m unireason_lib tutorial --profile $(PROFILE) $(if $(ONLY),$(ONLY),--workers $(WORKERS))
 test: lint unit smoke study ## lint, unit tests, notebooks and a study in the smoke profile
 lint: $(READY) ## format, lint, and whether the committed notebooks are fresh
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m unireason_lib.notebooks gate

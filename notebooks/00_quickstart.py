@@ -105,7 +105,7 @@ show_trace(trace_2d.to_dict() | {"truth": asked_2d.answer}, pictures[asked_2d.id
 # The phantom was made, so the truth is known exactly: the answer, and the box.
 
 # %%
-from unireason_lib.display import show_box
+from unireason_lib.display import show_images
 
 
 def boxes_beside(item, trace):
@@ -123,7 +123,7 @@ def verdict(item, trace):
 
 
 print(verdict(asked_2d, trace_2d))
-show_box(frame.aligned(pictures[asked_2d.id][0]), boxes_beside(asked_2d, trace_2d))
+show_images([frame.aligned(pictures[asked_2d.id][0])], [boxes_beside(asked_2d, trace_2d)], columns=2)
 
 # %% [markdown]
 # Why looking again pays: the model sees tokens, not pixels. In the whole picture one token is a square of many pixels, and a
@@ -298,18 +298,16 @@ with chdir(project_root()):
 from unireason_lib.display import trace_html
 
 traces, truths = [trace_2d, trace_3d, trace_brain], [asked_2d.answer, asked_3d.answer, "C"]
+results = [trace.to_dict() | {"truth": truth} for trace, truth in zip(traces, truths, strict=True)]
 page = out / "traces.html"
-trace_html(traces, path=page, frame=frame, truths=truths)
+trace_html(results, [trace.request.images for trace in traces], frame=frame, path=page)
 print(f"{page.relative_to(project_root())}: {page.stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]
-# And the reply about the volume as one figure, which stands at the head of the README: slices, boxes, crops, text, and who
-# wrote each token.
+# And the reply about the volume as one figure, which stands at the head of the README: slices, boxes, crops and text.
 
 # %%
-from unireason_lib.display import hero_figure
-
-figure = hero_figure(trace_3d, pictures[asked_3d.id], processor.tokenizer, frame=frame)
+figure = show_trace(trace_3d, frame=frame)
 figure.savefig(out / "hero.png", dpi=150)
 figure
 

@@ -83,16 +83,34 @@ for study in (flat, deep):
 # right.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 
 from unireason_lib.dataset.view import View
-from unireason_lib.display import show_masks
 
+
+def show_masks(images, label_maps, names):
+    """Images with what was outlined in them, a colour for each name (value of a label map -> name)."""
+    size = (9, 9 / len(images) + 0.6)
+    figure, axes = plt.subplots(1, len(images), figsize=size, layout="constrained", squeeze=False)
+    for place, image, labels in zip(axes.flat, images, label_maps, strict=True):
+        place.imshow(image)
+        place.set_axis_off()
+        for k, value in enumerate(names):
+            mask = np.where(labels == value, 1.0, np.nan)
+            place.imshow(mask, ListedColormap([f"C{k}"]), alpha=0.5, interpolation="nearest")
+    patches = [Patch(color=f"C{k}", label=name) for k, name in enumerate(names.values())]
+    figure.legend(handles=patches, loc="outside lower left", ncols=6, frameon=False)
+
+
+# %%
 axial = brain.slice(80)
 deep_parts = ("thalamus", "putamen", "lateral ventricle")
 inside = {s.label: s.name for s in axial.structures if s.name.endswith(deep_parts)}
 picture = View(axial).images()[0]
-show_masks([picture, picture], [axial.labels * 0, axial.labels], inside, columns=2)
+show_masks([picture, picture], [axial.labels * 0, axial.labels], inside)
 
 
 # %% [markdown]
@@ -109,7 +127,7 @@ cut = deep.slice(int(deep.lesions[0].centroid[2]))
 organs = ("liver", "left kidney", "right kidney", "aorta", "spine")
 torso = {deep.find(name).label: name for name in organs} | {255: "lesion"}
 pictures = [View(study).images()[0] for study in (flat, flat, cut, cut)]
-show_masks(pictures, [flat.labels * 0, outlined(flat), cut.labels * 0, outlined(cut)], torso, columns=4)
+show_masks(pictures, [flat.labels * 0, outlined(flat), cut.labels * 0, outlined(cut)], torso)
 
 # %% [markdown]
 # ## 2 · From a mask to a box, and back
@@ -167,12 +185,7 @@ print(f"moved by at most {lost.round(1)} voxels along x, y, z; overlap (IoU) wit
 from unireason_lib.display import show_slices
 
 shown = {name: view.box(brain.find(name)) for name in ("left thalamus", "right thalamus", "brain stem")}
-show_slices(
-    [QWEN_FRAME.aligned(picture) for picture in view.images()],
-    list(shown.values()),
-    names=list(shown),
-    columns=8,
-)
+show_slices([QWEN_FRAME.aligned(picture) for picture in view.images()], shown)
 
 # %% [markdown]
 # ## 3 · Six families of questions
@@ -184,13 +197,30 @@ show_slices(
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES, ask
-from unireason_lib.display import show_questions
+from unireason_lib.display import show_images
 from unireason_lib.imaging import ProcessorFrame
 
 FRAME = ProcessorFrame(patch_size=profile.model.patch_size, merge_size=2, min_pixels=32**2, max_pixels=128**2)
 small = tuple(profile.dataset.shape)
 
 
+def show_questions(questions, views):
+    """Questions over the slice in the middle of their first evidence; ✓ is the right option."""
+    images, boxes, titles = [], [], []
+    for question, view in zip(questions, views, strict=True):
+        evidence = [(structure.name, view.box(structure)) for structure in question.evidence]
+        deep = [box for _, box in evidence if isinstance(box, Box3D)]
+        z = (deep[0].z1 + deep[0].z2) // 2 if deep else len(view.images()) // 2
+        images.append(view.frame.aligned(view.images()[z]))
+        boxes.append([box for _, box in evidence if box not in deep or box.z1 <= z < box.z2])
+        marks = {letter: "✓" if letter == question.answer else " " for letter in question.options}
+        options = [f"{marks[letter]} {letter}. {text}" for letter, text in question.options.items()]
+        named = ", ".join(f"{k} {name}" for k, (name, _) in enumerate(evidence, 1)) or "no box"
+        titles.append("\n".join([question.family.upper(), question.text, *options, f"[{named}]"]))
+    return show_images(images, boxes, titles, columns=3)
+
+
+# %%
 def one_of_each(make, start):
     """The first question of every family, with its view, from as many patients as it takes."""
     first = {}
@@ -592,7 +622,7 @@ show_record(chosen, record_images(chosen, images))
 from collections import Counter
 from itertools import pairwise
 
-from unireason_lib.display import plot_counts
+import pandas as pd
 
 
 def binned(values, edges, unit):
@@ -607,16 +637,17 @@ pixels = np.prod(FRAME.size(*small[1:]))
 areas = [100 * (box if r.dimension == "2d" else box.xy).area / pixels for r in records for box in r.boxes]
 words = [len(r.reply.split()) for r in records]
 of_family = Counter((r.family, r.dimension) for r in records)
-plot_counts(
-    {
-        "right letter": {letter: sum(r.answer == letter for r in records) for letter in "ABCD"},
-        "boxes in a reply": dict(sorted(Counter(len(r.boxes) for r in records).items())),
-        "families, 2D": {name: of_family[name, "2d"] for name in FAMILIES},
-        "families, 3D": {name: of_family[name, "3d"] for name in FAMILIES},
-        "box, fraction of the image": binned(areas, (0, 1, 2, 4, 8, 16, 100), " %"),
-        "words in a reply": binned(words, (0, 15, 20, 25, 30, 40, 100), ""),
-    }
-)
+panels = {
+    "right letter": {letter: sum(r.answer == letter for r in records) for letter in "ABCD"},
+    "boxes in a reply": dict(sorted(Counter(len(r.boxes) for r in records).items())),
+    "families, 2D": {name: of_family[name, "2d"] for name in FAMILIES},
+    "families, 3D": {name: of_family[name, "3d"] for name in FAMILIES},
+    "box, fraction of the image": binned(areas, (0, 1, 2, 4, 8, 16, 100), " %"),
+    "words in a reply": binned(words, (0, 15, 20, 25, 30, 40, 100), ""),
+}
+figure, axes = plt.subplots(3, 2, figsize=(9, 6), layout="constrained")
+for place, (heading, counts) in zip(axes.flat, panels.items(), strict=True):
+    pd.Series(counts).plot.barh(ax=place, title=heading).invert_yaxis()
 
 # %%
 sayings = Counter(
@@ -692,7 +723,7 @@ print("all checks passed")
 # <details><summary>Solutions</summary>
 #
 # 1. `study = next(iter(open_source("folder", "mine")))` from `unireason_lib.dataset.sources`; then
-#    `show_masks([View(plane).images()[0]], [plane.labels], {s.label: s.name for s in plane.structures})` with `plane
+#    `show_masks([View(plane).images()[0]], [plane.labels], {s.label: s.name for s in plane.structures})` of section 1 with `plane
 #    = study.slice(z)`, and `ask(View(study))`. A layout of your own is a class with a `name`, a `license`, a
 #    `modality`, and three methods: `index`, `study(key)` and `scan(key)`; `unireason_lib/dataset/sources/nifti.py`
 #    is a short one to start from.

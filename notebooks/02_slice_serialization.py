@@ -188,7 +188,7 @@ from unireason_lib.display import show_slices
 
 names = ["left thalamus", "right thalamus", "brain stem"]
 boxes = [brain.find(name).box for name in names]
-show_slices(stack, [stack.from_voxel(box) for box in boxes], names=names, orientation=True)
+show_slices(stack, {name: stack.from_voxel(box) for name, box in zip(names, boxes, strict=True)})
 
 # %%
 for name, box in zip(names, boxes, strict=True):

@@ -114,15 +114,12 @@ target = frame.written(stack.from_voxel(structure.box), height, width, depth=len
 print(f"{structure.name}: voxels {structure.box.as_tuple()} -> frame {target.as_tuple()}")
 
 # %%
-from unireason_lib.display import show_box
+from unireason_lib.display import show_images
 
 middle = (target.z1 + target.z2) // 2
 print(f"the scan's slices have {study.shape[:0:-1]} pixels, the model sees {frame.size(height, width)[::-1]}")
-show_box(
-    frame.aligned(slices[middle]),
-    [target.xy, structure.box.xy],
-    names=["written in the model's pixels", "voxel numbers, unconverted: elsewhere"],
-)
+boxes = {"written in the model's pixels": target, "voxel numbers, unconverted: elsewhere": structure.box}
+show_images([frame.aligned(slices[middle])], [boxes], columns=2)
 
 # %% [markdown]
 # ## 3 · What a box fetches

@@ -159,12 +159,12 @@ print("to look after it: ", dict(Counter(record.dimension for record in held_out
 assert not {record.patient for record in records if record.patient} & {record.patient for record in held_out}
 
 # %%
-from unireason_lib.display import plot_counts
+import pandas as pd
 
 kinds = {
     d: Counter(record.family or "all" for record in records if record.dimension == d) for d in ("2d", "3d")
 }
-plot_counts({f"records in {d.upper()}": dict(sorted(found.items())) for d, found in kinds.items() if found})
+pd.DataFrame({d.upper(): pd.Series(found) for d, found in kinds.items()}).plot.barh(xlabel="records");
 
 # %% [markdown]
 # One record in 2D. Boxes, crops and words are what the model shall write and get; the numbers are those of the true boxes.
@@ -238,35 +238,35 @@ print("loss on:", repr(tokenizer.decode(encoded.ids[by_hand])))
 
 # %% [markdown]
 # The library finds the same positions another way, from marks in the chat template (`Encoder`), and agrees token by token.
-# Now the 2D record as it is trained on. The bar is the whole sequence to scale:
+# Now the 2D record as it is trained on. The first row counts the tokens:
 
 # %%
-from unireason_lib.display import loss_strip
+from unireason_lib.display import token_strip
 from unireason_lib.training.encoding import conversation as conversation_of
 
 encoder = Encoder(processor)
 one = encoder(conversation_of(flat, images(flat)))
 assert tokenizer.decode(one.ids[one.loss_mask]) == flat.reply + "<|im_end|>"
-loss_strip(one, tokenizer, title="One record in 2D: what carries loss")
+token_strip(one, tokenizer)
 
 # %% [markdown]
 # And the one in 3D, with its slices and crops: most of it is given.
 
 # %%
 other = encoder(conversation_of(deep, images(deep)))
-loss_strip(other, tokenizer, title="One record in 3D")
+token_strip(other, tokenizer)
 
 # %% [markdown]
 # How that is over many records:
 
 # %%
-from unireason_lib.display.tokens import loss_owners
+from unireason_lib.display import token_owners
 
 sample = records[: profile.evaluation.questions]
 owners = {record.dimension: Counter() for record in sample}
 for record in sample:
     found = encoder(conversation_of(record, images(record)))
-    owners[record.dimension].update(loss_owners(found, tokenizer))
+    owners[record.dimension].update(token_owners(found, tokenizer)[1])
 with_loss = {d: found["own"] / found.total() for d, found in sorted(owners.items())}
 for d, part in with_loss.items():
     print(f"{d.upper()}: {part:.0%} of the tokens carry loss")
@@ -283,7 +283,7 @@ panels = {
     f"tokens a record, {d.upper()}": {named[who]: round(owners[d][who] / sampled[d], 1) for who in named}
     for d in with_loss
 }
-plot_counts(panels)
+pd.DataFrame(panels).plot.barh(subplots=True, layout=(1, 2), sharex=False, legend=False, figsize=(9, 2));
 
 # %% [markdown]
 # ## 3 · What learns
@@ -302,7 +302,7 @@ for name, parameter in base.named_parameters():
 print(f"{learns:,} parameters learn, {frozen:,} do not")
 assert sum(parts["learns"].values()) == learns
 assert not profile.grounding.freeze_vision or not any(p.requires_grad for p in base.model.visual.parameters())
-plot_counts({f"parameters: {name}": dict(found) for name, found in parts.items() if found})
+pd.DataFrame({name: pd.Series(found) for name, found in parts.items()}).plot.barh(xlabel="parameters");
 
 # %% [markdown]
 # The tokens of the interface are single tokens, so pointing is one decision and not a spelling exercise. A tokenizer that
@@ -363,8 +363,6 @@ import random
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from unireason_lib.display import plot_bars
-
 lengths = Examples(records, images, processor, components=components, keep=False).lengths  # estimates
 rows = profile.sft.per_device_train_batch_size
 
@@ -379,7 +377,8 @@ draw = torch.Generator().manual_seed(SEED)
 a_step = rows * profile.sft.gradient_accumulation_steps
 grouped = list(LengthGroupedSampler(a_step, lengths=lengths, generator=draw))
 mixed = random.Random(SEED).sample(grouped, len(grouped))
-plot_bars({"random batches": padding(mixed), "similar lengths": padding(grouped)}, "padding, % of all tokens")
+paddings = {"random batches": padding(mixed), "similar lengths": padding(grouped)}
+pd.Series(paddings).plot.barh(xlabel="padding, % of all tokens", figsize=(7, 1.4));
 
 # %% [markdown]
 # ## 5 · One step by hand
@@ -452,7 +451,7 @@ cost = {
     "in the step: language model": step_time / len(lean["labels"]),
 }
 base = optimizer = learning = lean = loss_now = None  # trained on one batch: of no further use
-plot_bars({name: 1e3 * seconds for name, seconds in cost.items()}, "milliseconds an example", unit=" ms")
+pd.Series(cost).mul(1e3).plot.barh(xlabel="milliseconds an example", figsize=(7, 1.8));
 
 # %% [markdown]
 # `make bench` compares the whole trainer with a bare loop like this one, in tokens a second.

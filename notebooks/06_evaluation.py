@@ -199,17 +199,18 @@ def moved(box, fraction, axes):
 
 
 # %%
-from unireason_lib.display import show_box
+from unireason_lib.display import show_images
 
 true = item.truth_boxes[0][1]
 beside, off = moved(true, 1 / 3, 1), moved(true, 1 / 3, 2)
 for box in (beside, off):
     assert abs(overlap(true.as_tuple(), box.as_tuple()) - true.iou(box)) < 1e-9
-show_box(
-    frame.aligned(item.load()[0]),
-    [true, beside, off],
-    names=["true", f"moved along x, IoU {true.iou(beside):.2f}", f"along x and y, IoU {true.iou(off):.2f}"],
-)
+boxes = {
+    "true": true,
+    f"moved along x, IoU {true.iou(beside):.2f}": beside,
+    f"along x and y, IoU {true.iou(off):.2f}": off,
+}
+show_images([frame.aligned(item.load()[0])], [boxes], columns=2)
 
 # %% [markdown]
 # Moved by a third of its side along one axis, a box has an IoU of one half, the usual threshold of a hit. In a volume
@@ -425,11 +426,9 @@ for column, words in aside.items():
 publish(f"time for {found.n} replies", sum(line["seconds"] for line in lines), "s")
 
 # %% [markdown]
-# And what the tiny model was meant to reach. A bar that misses its line is drawn in another colour and says so.
+# And what the tiny model was meant to reach, as a long line across each row:
 
 # %%
-from unireason_lib.display import plot_bars
-
 aims = {
     "accuracy, 2D": (rows["2d", "all"], "accuracy", 80),
     "accuracy, 3D": (rows["3d", "all"], "accuracy", 60),
@@ -438,12 +437,13 @@ aims = {
     "format compliance": (rows["all", "all"], "format", 99),
 }
 reached = {words: percent(row, column) for words, (row, column, _) in aims.items()}
-plot_bars(
-    {words: value for words, (value, _, _) in reached.items()},
-    "accuracy, IoU and format, %",
-    targets={words: aim for words, (_, _, aim) in aims.items()},
-    intervals={words: ends for words, (_, *ends) in reached.items()},
+missed = [f"{words} (aim {aim})" for words, (*_, aim) in aims.items() if reached[words][0] < aim]
+print("below the aim:", ", ".join(missed) or "none")
+figure = plot_intervals({"reached": reached}, "accuracy, IoU and format, %")
+figure.axes[0].plot(
+    [aim for *_, aim in aims.values()], range(len(aims)), "k|", markersize=20, markeredgewidth=2
 )
+figure
 
 # %% [markdown]
 # ## 5 · Does it point at the right place?
@@ -545,9 +545,10 @@ def slice_by_slice(alone):
     across = Box3D(*mine[0]["about"]["cuboid"]).xy
     scans = [frame.aligned(image) for image in item_of[parent].load()]
     shown = [scans[line["about"]["slice"]] for line in mine]
-    boxes = [[across, *(Box2D(*box) for box in line["boxes"][:1] if len(box) == 4)] for line in mine]
-    titles = [f"slice {line['about']['slice']}" for line in mine]
-    return show_images(shown, boxes, titles, foot={0: "1  of the cuboid", 1: "2  of the slice alone"})
+    alone = [[Box2D(*box) for box in line["boxes"][:1] if len(box) == 4] for line in mine]
+    names = ("of the cuboid", "of the slice alone")
+    boxes = [dict(zip(names, [across, *one], strict=False)) for one in alone]
+    return show_images(shown, boxes, [f"slice {line['about']['slice']}" for line in mine])
 
 
 slice_by_slice(alone) if alone else "no cuboid was written"
@@ -683,10 +684,10 @@ plot_intervals(by_look, "textures answered right, %", reference=("chance", by_ch
 # ## 7 · Where it goes wrong
 #
 # Means are made of cases. Two kinds are worth a look. **Found and wrong**: everything that was to be found was found,
-# and the answer is wrong all the same. True boxes are green, written ones orange; the right option is bold.
+# and the answer is wrong all the same. Options, choice and right letter stand above.
 
 # %%
-from unireason_lib.display import show_replies
+from unireason_lib.dataset.schema import box_of
 
 
 def worst(wanted, order):
@@ -697,10 +698,16 @@ def worst(wanted, order):
 
 
 def draw_replies(some):
-    """Cards of these replies, or a word when there are none."""
-    if not some:
-        return "there is no such reply"
-    return show_replies(some, [[frame.aligned(p) for p in item_of[line["id"]].load()] for line in some])
+    """Replies over the slice in the middle of the true box, or a word when there are none."""
+    images, boxes, titles = [], [], []
+    for line in some:
+        found = [box_of(box) for box in (line["truth_boxes"][0][1], *line["boxes"][:1])]
+        z = int(found[0].center[2]) if isinstance(found[0], Box3D) else 0
+        images.append(frame.aligned(item_of[line["id"]].load()[z]))
+        boxes.append(dict(zip(("true box", "first box written"), found, strict=False)))
+        end = f"chosen: {line['prediction']}, right: {line['truth']}; IoU {line['iou_best']:.2f}"
+        titles.append("\n".join([line["question"], *(f"{x}. {o}" for x, o in line["options"].items()), end]))
+    return show_images(images, boxes, titles, columns=3) if some else "there is no such reply"
 
 
 wrong = worst(lambda line: not line["correct"] and line["iou_all"] >= 0.5, lambda line: -line["iou_all"])
@@ -876,7 +883,7 @@ scored
 # The same from the command line, for any model and benchmark; it goes on where it was stopped:
 #
 # ```bash
-# python -m unireason_lib evaluate --model data/tiny-sft --benchmark phantom --limit 500 --with-blank --slices \
+# python -m unireason_lib evaluate --model data/tiny-sft --benchmark phantom --limit 500 --with-blank \
 #     --out runs/result.jsonl
 # python -m unireason_lib evaluate --model Qwen/Qwen2.5-VL-7B-Instruct --benchmark m3d-vqa:M3D_VQA_test.csv \
 #     --option open=true --out runs/m3d-open.jsonl

@@ -672,7 +672,9 @@ if ended:
     bands = {words: [ends(one)[1:] for one in those.values()] for words, those in rows.items()}
     best = max(unseeing["3d"], key=unseeing["3d"].get)
     line = (f"best without looking ({best})", unseeing["3d"][best])
-    display(plot_lines(lines, "volumes learnt from", "right in 3D, %", bands, reference=line, log_x=True))
+    figure = plot_lines(lines, "volumes learnt from", "right in 3D, %", bands, reference=line)
+    figure.axes[0].set(xscale="log", xticks=list(learnt.values()), xticklabels=learnt.values())
+    display(figure)
 elif not curve:
     print("not run: python -m unireason_lib ablate data/ablations/efficiency.yaml --keep runs/results")
 

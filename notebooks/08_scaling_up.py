@@ -12,7 +12,7 @@
 # when one GPU or one process is not enough. Nothing here needs a GPU: shapes are true, weights are not there; processes are two, on
 # the CPU; the release is a replica in its form.
 #
-# **Time** three minutes on 2 CPU cores. **Needs** nothing from earlier notebooks. **Synthetic**: patients are phantoms. *Nothing
+# **Time** one minute on 2 CPU cores. **Needs** nothing from earlier notebooks. **Synthetic**: patients are phantoms. *Nothing
 # here is for clinical use.*
 
 # %% tags=["parameters"]
@@ -118,18 +118,11 @@ assert 0 < counted - by_hand < 0.08 * counted  # the other half, which fast kern
 # token. A volume of 32 slices is a long prompt; what the model writes and points at is little beside it.
 
 # %%
-import math
-
 from unireason_lib.planning import samples_of
 
 samples = samples_of(profiles["gpu"].dataset.shape, image=512)
-rows = [
-    (d.upper(), one.images, math.prod(one.image), one.prompt, one.injected, one.generated, one.tokens)
-    for d, one in samples.items()
-]
-columns = ["a sample", "images", "tokens each", "prompt", "regions", "generated", "in all"]
-publish("tokens of a volume of 32 slices", samples["3d"].prompt, note="prompt, Qwen2.5-VL")
-pd.DataFrame(rows, columns=columns)
+publish("tokens of a volume of 32 slices", int(samples.prompt["3d"]), note="prompt, Qwen2.5-VL")
+samples.T
 
 # %% [markdown]
 # ## 3 · The cost before it is paid
@@ -143,8 +136,9 @@ from unireason_lib.planning import estimate
 
 gpu = profiles["gpu"]
 made = estimate(gpu, GPUS)  # refused where it cannot fit
+hours = made.work.groupby("stage")[["hours", "to"]].sum()
 for stage, what in (("sft", "fine-tuning"), ("grpo", "outcome RL")):
-    low, high = (sum(row["hours"][k] for row in made.work if row["stage"] == stage) for k in (0, 1))
+    low, high = hours.loc[stage]
     publish(f"{what} at the paper's scale", high, "h", interval=(low, high), note=f"predicted, {GPUS}")
 Markdown(made.to_markdown())
 
@@ -157,9 +151,9 @@ from unireason_lib.planning import SHARDING
 
 for way, overrides in [*((way, "") for way in SHARDING), ("ddp", "grounding.sft_lora_r=16")]:
     try:
-        parts = estimate(load_profile("gpu", overrides), GPUS, sharding=way, stages=("sft",)).memory["sft"]
-        largest = max(parts, key=parts.get)
-        held = f"{sum(parts.values()) / 1e9:.1f} GB a GPU, most of it {largest}"
+        found = estimate(load_profile("gpu", overrides), GPUS, sharding=way, stages=("sft",))
+        parts = found.memory.iloc[:, 0]
+        held = f"{parts.sum():.1f} GB a GPU, most of it {parts.idxmax()}"
     except PlanError as refused:
         held = f"refused: {refused.found}"
     print(f"{way} {overrides or '(full)'}: {held}")
@@ -183,12 +177,15 @@ Markdown(estimate(profiles["t4"], "T4").to_markdown())
 # ### Does the arithmetic hold?
 #
 # It can be tried here. How many operations this machine does in a second is measured with one kind of work, fine-tuning on slices;
-# from that and the formulas follows how long other work takes, and that is measured too.
+# from that and the formulas follows how long other work takes, and that is measured too. One thread each, so that the run on slices
+# can be compared with two processes in the next section.
 
 # %%
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+
+import torch
 
 from unireason_lib.dataset.build import phantom_set
 from unireason_lib.grounding import build_tiny, load_model
@@ -200,91 +197,80 @@ from unireason_lib.training.sft import train_sft
 scratch = Path(tempfile.mkdtemp())
 build_tiny(scratch / "model")
 how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
-phantom_set(scratch / "data", 80, 40, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
-steps = 4 if PROFILE == "smoke" else 40
+phantom_set(scratch / "data", 24, 10, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
+steps, rows = (2, 8) if PROFILE == "smoke" else (6, 16)
 tiny, images = shaped_model(str(scratch / "model")), images_from(scratch / "data")
+
+# %%
+CHANGES = {
+    "sft.max_steps": steps,
+    "sft.logging_steps": 1,
+    "sft.bf16": False,
+    "sft.learning_rate": 1e-4,
+    "grounding.free_running_questions": 0,
+    "grounding.muon_learning_rate": 0.0,
+}
 
 
 # %%
-def measured(dimension, turn):
-    """Operations of some steps of fine-tuning, and seconds of the trainer."""
+def measured(dimension):
+    """Operations of some steps of fine-tuning, seconds of the trainer, and losses."""
     model, processor = load_model(scratch / "model", dtype="float32", device="cpu")
-    records = training_records(scratch / "data", {dimension: 16 * steps})
+    settings = load_profile("laptop", CHANGES | {"sft.per_device_train_batch_size": rows})
+    records = training_records(scratch / "data", {dimension: rows * steps}, seed=settings.sft.seed)
     flops = 0.0
     for one in Examples(records, images, processor):  # the images' features are cached
         flops += language_flops(tiny, len(one.ids), int(one.loss_mask.sum()), "all")
-    settings = load_profile(
-        "laptop", f"sft.max_steps={steps}, grounding.muon_learning_rate=0.0, sft.bf16=false"
-    )
-    out = scratch / f"{dimension}-{turn}"
+    out = scratch / f"run-{dimension}"
     train_sft(model, processor, records, images, out, settings)
-    return flops, read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
+    seconds = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
+    return flops, seconds, [line["loss"] for line in read_log(out / "log.jsonl")]
 
 
 # %%
-turns = range(1 if PROFILE == "smoke" else 2)
-found = {d: [measured(d, turn) for turn in turns] for d in ("2d", "3d")}
-speed = sum(flops for flops, _ in found["2d"]) / sum(seconds for _, seconds in found["2d"])
-predicted, taken = (sum(pair[k] for pair in found["3d"]) for k in (0, 1))
-ratio = predicted / speed / taken
-print(f"slices: {speed:.2g} FLOP/s; volumes: {predicted / speed:.1f} s predicted, {taken:.1f} s measured")
-publish("predicted time / measured time", ratio, note="volumes, from the speed with slices")
+threads = torch.get_num_threads()
+torch.set_num_threads(1)
+(known, slow, one), (asked, taken, _) = measured("2d"), measured("3d")
+torch.set_num_threads(threads)
+predicted = asked / (known / slow)
+print(f"slices: {known / slow:.2g} FLOP/s; volumes: {predicted:.1f} s predicted, {taken:.1f} s measured")
+publish("predicted time / measured time", predicted / taken, note="volumes, from the speed with slices")
 
 # %% [markdown]
 # ## 4 · Two processes
 #
 # On GPUs every process has its own, and they share the work of a step. The same happens here on two cores: `torchrun` starts the
-# command `sft` twice, each with a thread, and a step of 16 examples becomes two of 8.
+# command `sft` twice, each with a thread, and a step of 16 examples becomes two of 8. One process has been trained on the same
+# examples above.
 
 # %%
 import shlex
 
-
-def command(processes, out):
-    """The command that trains in some processes, as words."""
-    settings = {
-        "sft.max_steps": steps,
-        "sft.per_device_train_batch_size": 16 // processes,
-        "sft.logging_steps": 1,
-        "sft.bf16": "false",
-        "sft.learning_rate": 1e-4,
-        "sft_data.records_2d": 12 * steps,
-        "sft_data.records_3d": 4 * steps,
-        "grounding.free_running_questions": 0,
-        "grounding.muon_learning_rate": 0.0,
-    }
-    words = f"-m torch.distributed.run --standalone --nproc_per_node {processes} -m unireason_lib sft --quiet".split()
-    words += ["--data", scratch / "data", "--model", scratch / "model", "--out", out]
-    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    return [str(word) for word in words]
-
+processes, out = 2, scratch / "two"
+settings = CHANGES | {"sft.per_device_train_batch_size": rows // processes}
+settings |= {"sft_data.records_2d": rows * steps, "sft_data.records_3d": 0}
+words = f"-m torch.distributed.run --standalone --nproc_per_node {processes}".split()
+words += ["-m", "unireason_lib", "sft", "--quiet"]
+words += ["--data", scratch / "data", "--model", scratch / "model", "--out", out]
+words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+words = [str(word) for word in words]
+print("python", shlex.join(words).replace(str(scratch), "FOLDER"))
+thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+subprocess.run([sys.executable, *words], env=thread, check=True, capture_output=True, cwd=root)
 
 # %%
-def train(processes):
-    """Losses and samples a second of the command, in some processes."""
-    out = scratch / f"with-{processes}"
-    words = command(processes, out)
-    print("python", shlex.join(words).replace(str(scratch), "FOLDER"))
-    thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([sys.executable, *words], env=thread, check=True, capture_output=True, cwd=root)
-    log = out / "log.jsonl"
-    rate = read_log(log, "train_runtime")[-1]["train_samples_per_second"]
-    return [line["loss"] for line in read_log(log)], rate
-
-
-# %%
-(one, slow), (two, fast) = train(1), train(2)
+two = [line["loss"] for line in read_log(out / "log.jsonl")]
+fast = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
 apart = max(abs(a - b) for a, b in zip(one, two, strict=True))
-print(f"\n{len(one)} steps; losses {one[0]:.3f} ... {one[-1]:.3f} and {two[0]:.3f} ... {two[-1]:.3f}")
-print(f"apart at most: {apart:.1e}")
-print(f"samples a second: {slow:.0f} in one process, {fast:.0f} in two")
-publish("two processes against one", fast / slow, "x", note="samples a second, one thread each")
+print(f"{len(one)} steps; losses {one[0]:.3f} ... {one[-1]:.3f} and {two[0]:.3f} ... {two[-1]:.3f}")
+print(f"apart at most: {apart:.1e}; {slow:.1f} s in one process, {fast:.1f} s in two")
+publish("two processes against one", slow / fast, "x", note="speed, one thread each")
 assert apart < 0.01
 
 # %% [markdown]
 # The losses are those of one process but for rounding: sums are taken in another order. That is seen best in float32 with a small
 # rate; bfloat16 and the laptop's own optimizer, Muon, let a difference in the last digit grow from step to step, as any training
-# does. And the examples fill whole steps of 16: the rest of
+# does. And the examples fill whole steps: the rest of
 # an epoch, a shorter step, would be divided differently.
 
 # %% [markdown]
@@ -299,22 +285,24 @@ assert apart < 0.01
 # ```
 
 # %%
-rollouts, *rest = (row["hours"][1] for row in made.work if row["stage"] == "grpo")
+rollouts, *rest = made.work.loc[made.work["stage"] == "grpo", "to"]
 print(
     f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time (section 3)"
 )
 
 # %% [markdown]
 # **Slurm.** One task a node, with all its cores, which starts the node's processes:
-#
-# ```
-# !/bin/bash
-# #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
-# export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# srun --cpus-per-task=$SLURM_CPUS_PER_TASK \
-#     bash -c 'NODE=$SLURM_NODEID; accelerate launch --config_file ... --machine_rank $NODE --main_process_ip $FIRST ...'
-# ```
-#
+
+# %%
+SLURM = r"""#!/bin/bash
+#SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
+export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --cpus-per-task=$SLURM_CPUS_PER_TASK \
+    bash -c 'NODE=$SLURM_NODEID; accelerate launch --config_file ... --machine_rank $NODE --main_process_ip $FIRST ...'
+"""
+print(SLURM)
+
+# %% [markdown]
 # **Kubernetes.** Use what your cluster has. A `PyTorchJob` of Kubeflow's training operator (v1) sets `RANK` and `MASTER_ADDR` of each
 # node: its container runs the command above after `NODE=$RANK FIRST=$MASTER_ADDR`. An ablation study runs one notebook
 # a GPU with `CUDA_VISIBLE_DEVICES=0,1,... ablate --workers N`.
@@ -402,9 +390,9 @@ import numpy as np
 
 from unireason_lib.imaging import load_volume, serialize
 
-hours = made.work[0]["hours"][0]  # of fine-tuning on the paper's 50,000 volumes, 170,000 images beside
+hours = made.work["hours"][0]  # of fine-tuning on the paper's 50,000 volumes, 170,000 images beside
 volumes_per_second = 50_000 / (hours * 3600)
-cores = gpu.sft.dataloader_num_workers * made.cluster.count
+cores = gpu.sft.dataloader_num_workers * int(GPUS.partition("x")[0])
 np.save(scratch / "volume.npy", np.random.default_rng(0).random((1, 32, 256, 256), dtype=np.float32))
 began = time.perf_counter()
 for image in serialize(load_volume(scratch / "volume.npy"), (32, 256, 256)).images():
@@ -442,7 +430,7 @@ def run(*words):
 
 # %%
 adapted, merged = scratch / "adapted", scratch / "merged"
-few = "--set grounding.sft_lora_r=8 --set sft.max_steps=4 --set sft.per_device_train_batch_size=4".split()
+few = "--set grounding.sft_lora_r=8 --set sft.max_steps=2 --set sft.per_device_train_batch_size=4".split()
 few += "--set grounding.free_running_questions=0".split()
 run("sft", "--data", scratch / "data", "--model", scratch / "model", "--out", adapted, "--quiet", *few)
 run("merge", "--model", scratch / "model", "--adapter", adapted / "model", "--out", merged)
@@ -454,8 +442,8 @@ print("\n".join((merged / "README.md").read_text().splitlines()[:22]))
 # ## Check yourself
 
 # %%
-assert samples["3d"].prompt == 150 + 32 * (81 + 2)
-assert set(made.memory) == {"sft", "grpo"}
+assert samples.prompt["3d"] == 150 + 32 * (81 + 2)
+assert set(made.work["stage"]) == {"sft", "grpo"}
 assert sum(p.numel() for p in plain.parameters()) == sum(parameters(shaped_model(str(merged))))
 assert {record.dimension for record in without} == {"2d"} and {record.dimension for record in records} == {
     "2d",

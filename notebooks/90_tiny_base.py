@@ -365,10 +365,10 @@ asked = [one for one in asked if one.name == "point"][: profile.notebook.questio
 boxes, titles = [], []
 for one, text in zip(asked, replies(model, processor, asked), strict=True):
     written = [box for box in parse_boxes(text)[:1] if not isinstance(box, Box3D)]
-    boxes.append([one.box, *written])
+    boxes.append(dict(zip(("the truth", "written by the model"), [one.box, *written], strict=False)))
     titles.append(f"{written[0].iou(one.box) if written else 0:.2f}  {one.question[:24]}")
 images = [one.images[0].pixels for one in asked]
-show_images(images, boxes, titles, foot={0: "the truth", 1: "written by the model"})
+show_images(images, boxes, titles)
 
 # %% [markdown]
 # ## 7 · A piece of it, here and now

@@ -6,7 +6,6 @@ results, the check that committed outputs belong to the committed code, and the 
     python -m unireason_lib.notebooks sync | refresh | gate [00 03 ...]
 """
 
-import builtins
 import difflib
 import hashlib
 import itertools
@@ -17,13 +16,15 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
+
+import nbformat
 
 from unireason_lib import __version__
+from unireason_lib.config import load_profile
 from unireason_lib.errors import UniReasonError
 from unireason_lib.io import write_json, write_whole
 
@@ -33,6 +34,12 @@ TRAINING = ("04", "05")
 committed without outputs until somebody trains (never with outputs of other code)."""
 MACHINE_PATH = re.compile(r"(?<![\w.~/<])/(?:home|Users|root|tmp|private|mnt|work)/[\w.-]+")
 SET_UP_FILE = Path(__file__).parent / "configs" / "setup_cell.txt"
+ENVIRONMENT = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this interpreter
+    "PYTHONPATH": str(Path(__file__).parents[1]),  # and this copy of the package
+}
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
 
 
 def project_root(start: str | Path = ".") -> Path:
@@ -41,40 +48,31 @@ def project_root(start: str | Path = ".") -> Path:
     for folder in (start, *start.parents, Path(__file__).resolve().parents[1]):
         if (folder / "notebooks" / "jupytext.toml").is_file():
             return folder
-    raise UniReasonError(
-        "project folder", "a checkout", "none", "work inside the cloned repository"
-    )
+    do = "work inside the cloned repository"
+    raise UniReasonError("project folder", "a checkout", "none", do)
 
 
 def check_versions() -> str:
-    """One line with the versions that results depend on.
-
-    Raises:
-        UniReasonError: A package is missing, of another version than pyproject.toml asks for, or
-            newer than what this kernel loaded; or papermill injected an undeclared parameter.
-    """
+    """One line with the versions that results depend on. A :class:`UniReasonError` for a package
+    that is missing, not as pyproject.toml asks, or newer than what this kernel loaded, and for a
+    parameter that papermill injected and nobody declared."""
     from packaging.requirements import Requirement
 
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    cells = shell.user_ns.get("In", []) if shell else []
-    for declared, injected in itertools.pairwise(cells):
+    for declared, injected in itertools.pairwise(shell.user_ns.get("In", []) if shell else []):
         if injected.startswith("# Parameters"):  # papermill only warns, and runs the defaults
             names = [re.findall(r"^(\w+) *(?::.*)?=", text, re.M) for text in (injected, declared)]
             _refuse_unknown(*names, "parameter")
     wrong = []
-    for requirement in map(Requirement, metadata.requires("unireason-lab") or ()):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+    for needed in map(Requirement, metadata.requires("unireason-lab") or ()):
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
             continue
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"no {requirement.name}")
-            continue
-        loaded = str(getattr(sys.modules.get(requirement.name), "__version__", installed))
-        if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"{requirement.name} {installed} (needs {requirement.specifier})")
-        elif loaded.split("+")[0] != installed.split("+")[0]:
-            wrong.append(f"{requirement.name} {loaded} loaded, {installed} installed")
+        found = [one.version for one in metadata.distributions(name=needed.name)][:1]
+        loaded = getattr(sys.modules.get(needed.name), "__version__", *found or "-").split("+")[0]
+        if not found or not needed.specifier.contains(found[0], prereleases=True):
+            wrong.append(f"{needed}: {found[0] if found else 'not'} installed")
+        elif loaded != found[0].split("+")[0]:
+            wrong.append(f"{needed.name} {loaded} loaded, {found[0]} installed")
     if wrong:
         do = "run `make tutorial` or `pip install -r requirements.lock`, and restart the kernel"
         raise UniReasonError("installed packages", "those of pyproject.toml", "; ".join(wrong), do)
@@ -83,28 +81,23 @@ def check_versions() -> str:
 
 
 def _refuse_unknown(given: Any, known: Any, subject: str) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1) or sorted(known)
-            raise UniReasonError(subject, "a known one", repr(name), f"perhaps {', '.join(near)}")
+    for name in set(given) - set(known):
+        near = difflib.get_close_matches(name, known, 1) or sorted(known)
+        raise UniReasonError(subject, "a known one", repr(name), f"perhaps {', '.join(near)}")
 
 
 def publish(
     name: str, value: Any, unit: str = "", *, interval: tuple | None = None, note: str = ""
 ) -> None:
-    """Show a result, and add it to the table that a run of the notebooks ends with.
-
-    Args:
-        name, value, unit: What was measured: a finite number or a short text, in its unit.
-        interval: Lower and upper end, in the same unit; left out where an end is not known (nan).
-        note: What to know when reading it.
-    """
+    """Show a result (a finite number or a short text), and add it to the table that a run of the
+    notebooks ends with; an interval whose ends are not known (nan) is left out."""
     from IPython.display import display
 
     interval = None if interval and math.isnan(interval[0] + interval[1]) else interval
     values = [getattr(x, "item", lambda x=x: x)() for x in (value, *(interval or ()))]
-    numbers = [x for x in values if not isinstance(x, str)]
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+    if not all(
+        isinstance(x, str) or (isinstance(x, int | float) and math.isfinite(x)) for x in values
+    ):
         raise UniReasonError(f"result {name!r}", "finite numbers or a text", repr(values), "fix it")
     shown = [f"{x:.3g}" if isinstance(x, float) and abs(x) < 1000 else str(x) for x in values]
     text = f"{shown[0]} {unit}".strip() + (f" ({shown[1]} to {shown[2]})" if interval else "")
@@ -120,23 +113,20 @@ def select(names: Any = ()) -> list[Path]:
     return [path for path in found if not words or {path.stem, path.stem[:2]} & set(words)]
 
 
-def execute(path: Path, out: Path, parameters: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """Execute one notebook into a file; a row with its seconds, status and error comes back."""
+def execute(path: Path, out: Path, parameters: dict[str, Any], profile: Any) -> dict[str, Any]:
+    """Execute one notebook into a file; a row with its seconds, status and error comes back. The
+    profile says how long a cell may take, and whether anything may be downloaded."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    os.environ |= dict.fromkeys(offline if settings.offline else (), "1")
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this interpreter
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # and this copy of the package
     out.parent.mkdir(parents=True, exist_ok=True)
     began, status, error = time.monotonic(), "passed", ""
     how = {"kernel_name": "python3", "start_timeout": 180, "cwd": path.parent}
-    how |= {"execution_timeout": settings.cell_timeout, "progress_bar": sys.stderr.isatty()}
+    how |= {"execution_timeout": profile.notebook.cell_timeout, "progress_bar": sys.stderr.isatty()}
     how["extra_arguments"] = ["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"]
     try:
-        papermill.execute_notebook(path, out, parameters, **how)
+        with patch.dict(os.environ, ENVIRONMENT | (OFFLINE if profile.notebook.offline else {})):
+            papermill.execute_notebook(path, out, parameters, **how)
     except papermill.PapermillExecutionError as failure:
         status, error = "failed", f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
     except (CellTimeoutError, DeadKernelError) as failure:
@@ -150,64 +140,43 @@ def run(
     names: Any = (),
     profile: str = "laptop",
     parameters: dict | None = None,
-    out: str = "runs/tutorial",
+    out: str | Path = "runs/tutorial",
     workers: int = 1,
 ) -> list[dict[str, Any]]:
-    """Execute notebooks in order and print what they published; one that fails stops no other.
-
-    Args:
-        names: Numbers or names; none: all, those of :data:`TRAINING` in the profile ``smoke``.
-        profile: Goes to every notebook as PROFILE.
-        parameters: Further parameters, each for the notebooks that declare it.
-        out: Folder of the executed notebooks and ``results.json``, within the project.
-        workers: Notebooks at a time.
-
-    Raises:
-        UniReasonError: An unknown notebook, profile or parameter, before anything runs.
-    """
+    """Execute notebooks (by default all, those of :data:`TRAINING` as ``smoke``), ``workers`` at a
+    time, and print what they published; one that fails stops no other. ``parameters`` go to the
+    notebooks that declare them; ``out``, a folder of the project, gets the executed notebooks and
+    ``results.json``. Unknown names are a :class:`UniReasonError` before anything runs."""
     import pandas as pd
     import papermill
 
-    from unireason_lib.config import load_profile
-
-    paths, out = select(names), project_root() / out
-    # plain values: the classes of a profile's sections do not pass to another process
-    settings = SimpleNamespace(**load_profile(profile).notebook.model_dump())
+    paths, out, settings = select(names), project_root() / out, load_profile(profile)
     declared = {path: papermill.inspect_notebook(str(path)) for path in paths}
     _refuse_unknown(parameters or (), set().union(*declared.values()), "parameter")
-    given = {path: {"PROFILE": profile} for path in paths}
+    jobs, results = [], []
     for path in paths:
+        given = {k: v for k, v in (parameters or {}).items() if k in declared[path]}
         short = not names and path.stem[:2] in TRAINING
-        given[path] = {k: v for k, v in (parameters or {}).items() if k in declared[path]}
-        given[path]["PROFILE"] = "smoke" if short else profile
-    arguments = (
-        paths,
-        [out / path.name for path in paths],
-        given.values(),
-        [settings] * len(paths),
-    )
-    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
-        rows = list((pool or builtins).map(execute, *arguments))
-    results = []
-    for path in paths:
-        outputs = [
-            output.get("data", {})
-            for cell in _read(out / path.name).cells
-            for output in cell.get("outputs", ())
-        ]
-        if given[path]["PROFILE"] != "smoke":  # smoke figures mean nothing
-            found = [data[RESULT] for data in outputs if RESULT in data]
+        jobs.append((path, out / path.name, {"PROFILE": "smoke" if short else profile, **given}))
+
+    def seconds(job: tuple) -> float:
+        """What a notebook took when its outputs were made."""
+        return nbformat.read(job[0], 4).metadata.get("unireason", {}).get("seconds", 0)
+
+    with ProcessPoolExecutor(workers) as pool:
+        slow_first = sorted(jobs, key=seconds, reverse=True) if workers > 1 else jobs
+        begun = {job[0]: pool.submit(execute, *job, settings) for job in slow_first}
+        rows = [begun[path].result() for path in paths]
+    for path, executed, given in jobs:
+        if given["PROFILE"] != "smoke":  # smoke figures mean nothing
+            cells = nbformat.read(executed, 4).cells
+            outputs = [output for cell in cells for output in cell.get("outputs", ())]
+            found = [o["data"][RESULT] for o in outputs if RESULT in o.get("data", {})]
             results += [{"notebook": path.stem, **row} for row in found]
     write_json(out / "results.json", {"profile": profile, "notebooks": rows, "results": results})
     print("\n" + pd.DataFrame(results or rows).to_markdown(index=False))
     print(f"\nExecuted notebooks: {os.path.relpath(out)}")
     return rows
-
-
-def _read(path: Path) -> Any:
-    import nbformat
-
-    return nbformat.read(path, 4)
 
 
 def _code(notebook: Any) -> list[Any]:
@@ -219,22 +188,22 @@ def source_hash(notebook: Any) -> str:
     return _digest("\0".join(cell.source for cell in _code(notebook)))
 
 
-def refresh(names: Any = ()) -> bool:
-    """Execute notebooks with their own parameters; keep the outputs of those that pass."""
-    import nbformat
+def refresh(names: Any = ()) -> list[str]:
+    """Execute notebooks with their own parameters; keep the outputs of those that pass, and return
+    the names of the others."""
     import papermill
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    from unireason_lib.config import load_profile
-
     sync(names)
-    failed = 0
+    failed = []
     for path in select(names):
         with tempfile.TemporaryDirectory() as folder:
-            row = execute(path, Path(folder, path.name), {}, load_profile().notebook)
-            notebook, _ = CoalesceStreamsPreprocessor()(_read(Path(folder, path.name)), {})
+            row = execute(path, Path(folder, path.name), {}, load_profile())
+            notebook, _ = CoalesceStreamsPreprocessor()(
+                nbformat.read(Path(folder, path.name), 4), {}
+            )
         if row["status"] != "passed":
-            failed += 1
+            failed.append(f"{path.name} failed")
             continue
         profile = papermill.inspect_notebook(str(path))["PROFILE"]["default"].strip("\"'")
         stamp = {"profile": profile, "source": source_hash(notebook), "seconds": row["seconds"]}
@@ -243,34 +212,28 @@ def refresh(names: Any = ()) -> bool:
         for cell in notebook.cells:
             cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
             for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-                for kind in [kind for kind in data if "jupyter.widget" in kind]:
-                    del data[kind]
+                data.pop("application/vnd.jupyter.widget-view+json", None)
         write_whole(path, nbformat.writes(notebook) + "\n")
-    return not failed
+    return failed
 
 
 def sync(names: Any = ()) -> None:
-    """Bring notebooks and paired scripts in step (`jupytext --sync`), from the one that was edited.
-
-    Raises:
-        UniReasonError: Both were edited since they were last in step; neither is changed.
-    """
-    import nbformat
+    """Bring notebooks and paired scripts in step (`jupytext --sync`), from the one that was edited;
+    a :class:`UniReasonError`, and neither is changed, when both were."""
     from jupytext.cli import jupytext
 
     for path in select(names):
         script, paired = path.with_suffix(".py"), _script(path)
         text = script.read_text(encoding="utf-8") if script.is_file() else paired
-        if text != paired:
-            last = _read(path).metadata.get("unireason", {}).get("synced")
+        last = nbformat.read(path, 4).metadata.get("unireason", {}).get("synced")
+        if last and text != paired:
             edited = [last != _digest(one) for one in (text, paired)]
-            if last and all(edited):
+            if all(edited):
                 do = "rename one, sync, and take its changes over by hand"
                 raise UniReasonError(script, "one of the pair edited", f"{path.name} too", do)
-            if last:
-                (script if edited[0] else path).touch()  # jupytext takes the newer one
+            (script if edited[0] else path).touch()  # jupytext takes the newer one
         jupytext(["--quiet", "--sync", str(path)])
-        notebook, now = _read(path), _digest(_script(path))
+        notebook, now = nbformat.read(path, 4), _digest(_script(path))
         if notebook.metadata.setdefault("unireason", {}).get("synced") != now:
             notebook.metadata["unireason"]["synced"] = now
             write_whole(path, nbformat.writes(notebook) + "\n")
@@ -285,10 +248,9 @@ def _script(path: Path) -> str:
     import jupytext
     from jupytext.config import load_jupytext_configuration_file
 
-    notebook = _read(path)
-    load_jupytext_configuration_file(str(path.parent / "jupytext.toml")).set_default_format_options(
-        notebook.metadata.setdefault("jupytext", {})
-    )
+    notebook = nbformat.read(path, 4)
+    pairing = load_jupytext_configuration_file(str(path.parent / "jupytext.toml"))
+    pairing.set_default_format_options(notebook.metadata.setdefault("jupytext", {}))
     return jupytext.writes(notebook, "py:percent")
 
 
@@ -299,24 +261,23 @@ def gate(names: Any = ()) -> list[str]:
     set_up = set_up.format(repository=urls["Repository"], version=__version__)
     problems = []
     for path in select(names):
-        notebook, text = _read(path), path.read_text(encoding="utf-8")
+        notebook, text = nbformat.read(path, 4), path.read_text(encoding="utf-8")
         code, stamp = _code(notebook), notebook.metadata.get("unireason", {})
-        fresh = (stamp.get("profile"), stamp.get("source")) == ("laptop", source_hash(notebook))
-        script = path.with_suffix(".py").read_text(encoding="utf-8")
-        errors = [o for cell in code for o in cell.outputs if o.output_type == "error"]
         unexecuted = path.stem[:2] in TRAINING and not any(cell.outputs for cell in code)
-        fresh = fresh or unexecuted
+        fresh = (stamp.get("profile"), stamp.get("source")) == ("laptop", source_hash(notebook))
+        errors = [o for cell in code for o in cell.outputs if o.output_type == "error"]
         ran = unexecuted or all(cell.execution_count for cell in code)
-        for problem, found in (
-            ("it differs from its paired script: make sync", _script(path) != script),
-            (f"its set-up cell is not {SET_UP_FILE.name}", set_up not in [c.source for c in code]),
-            ("its outputs are of other code or another profile: make notebooks", not fresh),
-            ("a cell failed or did not run", errors or not ran),
-            ("it carries widget state", "jupyter.widget" in text),
-            ("it shows a path of one machine", MACHINE_PATH.search(text)),
-            ("it has more than 3 MB", len(text) > 3e6),
-            ("a cell has more than 25 lines", any(c.source.count("\n") > 24 for c in code)),
-        ):
+        script = path.with_suffix(".py").read_text(encoding="utf-8")
+        for problem, found in {
+            "it differs from its paired script: make sync": _script(path) != script,
+            f"its set-up cell is not {SET_UP_FILE.name}": set_up not in [c.source for c in code],
+            "its outputs are of other code or profile: make notebooks": not (fresh or unexecuted),
+            "a cell failed or did not run": errors or not ran,
+            "it carries widget state": "jupyter.widget" in text,
+            "it shows a path of one machine": MACHINE_PATH.search(text),
+            "it has more than 3 MB": len(text) > 3e6,
+            "a cell has more than 25 lines": any(c.source.count("\n") > 24 for c in code),
+        }.items():
             problems += [f"{path.name}: {problem}"] if found else []
     return problems
 
@@ -324,11 +285,9 @@ def gate(names: Any = ()) -> list[str]:
 if __name__ == "__main__":
     action, *wanted = sys.argv[1:] or [""]
     try:
-        if action == "gate":
-            print("\n".join(found := gate(wanted)) or "notebooks: fresh and in step")
-            sys.exit(bool(found))
-        elif action in ("sync", "refresh"):
-            sys.exit({"sync": sync, "refresh": refresh}[action](wanted) is False)
-        sys.exit("usage: python -m unireason_lib.notebooks sync | refresh | gate [00 03 ...]")
+        if action not in ("sync", "refresh", "gate"):
+            sys.exit("usage: python -m unireason_lib.notebooks sync | refresh | gate [00 03 ...]")
+        found = {"sync": sync, "refresh": refresh, "gate": gate}[action](wanted)
+        sys.exit("\n".join(found or ()))
     except UniReasonError as error:
         sys.exit(f"error: {error}")

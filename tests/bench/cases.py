@@ -22,11 +22,8 @@ from typing import Any
 
 import numpy as np
 
-SMALL = bool(os.environ.get("BENCH_SMALL"))  # for the test of the bench itself
-SCAN = (64, 64, 24) if SMALL else (512, 512, 96)
-SIZE = (8, 64, 64) if SMALL else (32, 256, 256)
-Timed = tuple[float, Any]
-"""Seconds, and what must be equal on both sides (or None)."""
+SCAN, SIZE = (512, 512, 96), (32, 256, 256)
+Timed = tuple[float, Any]  # seconds, and what must be equal on both sides (or None)
 
 
 def timed(work: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
@@ -62,9 +59,7 @@ def scan_file(folder: Path, suffix: str) -> Path:
         draw, sides = np.random.default_rng(0), [np.linspace(-1, 1, n) for n in SCAN]
         x, y, z = np.meshgrid(*sides, indexing="ij", sparse=True)
         scan = np.where(x**2 + y**2 + 0.3 * z**2 < 0.7, 40, -1000) + draw.normal(0, 20, SCAN)
-        image = nib.Nifti1Image(scan.astype(np.int16), np.diag([0.7, 0.7, 3.0, 1.0]))
-        nib.save(image, folder / f"writing{suffix}")
-        (folder / f"writing{suffix}").rename(path)
+        nib.save(nib.Nifti1Image(scan.astype(np.int16), np.diag([0.7, 0.7, 3.0, 1.0])), path)
     return path
 
 
@@ -103,8 +98,7 @@ def labels() -> np.ndarray:
         size = [int(draw.integers(2, side // 4)) for side in made.shape]
         low = [int(draw.integers(0, a - b)) for a, b in zip(made.shape, size, strict=True)]
         made[tuple(slice(a, a + b) for a, b in zip(low, size, strict=True))] = label
-    for label in range(1, 31):  # none is covered by the others
-        made[label % made.shape[0], 0, label] = label
+    made[0, 0, 1:31] = range(1, 31)  # none is covered by the others
     return made
 
 
@@ -134,7 +128,7 @@ def boxes_plain(folder: Path) -> Timed:
 
 # --- data sets -------------------------------------------------------------------------------
 
-STUDIES = 12 if SMALL else 400
+STUDIES = 400
 PRIOR = {"--prior-studies": "0", "--census": "0"}  # now, and before version 0.2
 
 
@@ -163,40 +157,6 @@ def build_ours(folder: Path) -> Timed:
     return seconds, json.loads((out / "manifest.json").read_text())["records"]
 
 
-def reads_ours(folder: Path) -> Timed:
-    """Images of records in random order, as training reads them."""
-    from unireason_lib.training import data
-
-    open_images = getattr(data, "images_from", None) or data.pictures_from
-    out = build(folder)
-    records = list(data.training_records(out))[:200]
-    images = open_images(out)
-    count = sum(len(record.image_ids) for record in records)
-    seconds, _ = timed(lambda: [images(record) for record in records])
-    return seconds / count * 1000, None
-
-
-def reads_plain(folder: Path) -> Timed:
-    """The same images from the Parquet files by ``datasets``, found by id."""
-    from datasets import load_dataset
-    from PIL import Image
-
-    from unireason_lib.training.data import training_records
-
-    out = build(folder)
-    records = list(training_records(out))[:200]
-    files = [str(path) for path in sorted((out / "images").glob("*.parquet"))]
-    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(folder / "cache"))
-    where = {name: k for k, name in enumerate(rows["image_id"])}
-    ids = [name for record in records for name in record.image_ids]
-
-    def read(name: str) -> Any:
-        return np.asarray(Image.open(io.BytesIO(rows[where[name]]["bytes"])).convert("RGB"))
-
-    seconds, _ = timed(lambda: [read(name) for name in ids])
-    return seconds / len(ids) * 1000, None
-
-
 # --- models ----------------------------------------------------------------------------------
 
 
@@ -205,11 +165,7 @@ def tiny(folder: Path, **sizes: int) -> Path:
     from unireason_lib.grounding import build_tiny
 
     path = folder.parent / f"tiny{'-'.join(map(str, sizes.values()))}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        build_tiny(path.with_name(f"{path.name}.{os.getpid()}"), **sizes)
-        path.with_name(f"{path.name}.{os.getpid()}").rename(path)
-    return path
+    return path if path.exists() else build_tiny(path, **sizes)
 
 
 def generation(folder: Path, boxes: int, **how: Any) -> Timed:
@@ -224,7 +180,7 @@ def generation(folder: Path, boxes: int, **how: Any) -> Timed:
 
     sizes = {"hidden": 256, "layers": 6, "patch_size": 14}
     sizes |= {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
-    model, processor = load_model(tiny(folder, **({} if SMALL else sizes)), device="cpu")
+    model, processor = load_model(tiny(folder, **sizes), device="cpu")
     generator = GroundedGenerator(model, processor, **how)
     count, side, draw = SIZE[0], SIZE[1], np.random.default_rng(0)
     slices = [
@@ -243,7 +199,7 @@ def generation(folder: Path, boxes: int, **how: Any) -> Timed:
     return seconds, digest[:16]
 
 
-STEPS, BATCH = (2, 4) if SMALL else (24, 16)
+STEPS, BATCH = 24, 16
 SFT = {  # settings of one run, by their names now and before version 0.2
     "sft.max_steps": "sft.steps",
     "sft.per_device_train_batch_size": "sft.batch_size",
@@ -315,8 +271,6 @@ CASES: dict[str, Callable[[Path], Timed]] = {
     "boxes": boxes_ours,
     "boxes, plain": boxes_plain,
     "build": build_ours,
-    "image reads": reads_ours,
-    "image reads, plain": reads_plain,
     "3 boxes": lambda folder: generation(folder, 3),
     "3 boxes, plain": lambda folder: generation(folder, 3, reuse_cache=False),
     "8 boxes": lambda folder: generation(folder, 8),

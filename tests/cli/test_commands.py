@@ -5,19 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from unireason_lib import __version__
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
-from unireason_lib.imaging import Serialization
 from unireason_lib.inference import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,26 +21,19 @@ COMMANDS = "infer build sft rl merge evaluate ablate trace plan base tutorial".s
 SMALL = ("--benchmark", "phantom", "--option", "prior_studies=0", "--size", "4x64x64")
 
 
-@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
-def test_help_imports_nothing_heavy(words):
+def test_help_imports_nothing_heavy(run):
     heavy = "{'torch', 'transformers', 'matplotlib', 'numpy', 'PIL', 'pandas', 'papermill'}"
     code = (
         "import sys\nfrom unireason_lib.__main__ import main\n"
         f"try: main()\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, "--help"],
-        **{"cwd": ROOT, "env": environment, "capture_output": True, "text": True},
+        [sys.executable, "-c", code, "evaluate", "--help"],
+        **{"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True},
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 6  # 0.3 s on a quiet machine
-    assert words or all(name in done.stdout for name in COMMANDS)
-
-
-def test_version(run):
-    assert run("--version").stdout.strip() == __version__
+    assert all(name in run("--help").stdout for name in COMMANDS)
+    assert all("--help" in run(name, "--help").stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +139,18 @@ def test_quiet_shows_no_bars_and_no_advice(data, tiny_checkpoint, tmp_path):
 def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
     from unireason_lib import tiny_base
 
-    small = ((1.0, (("words", 2), ("shapes", 2))),)
-    plain = tiny_base.Plan
-    monkeypatch.setattr(tiny_base, "Plan", lambda **given: plain(stages=small, **given))
-    out = tmp_path / "base"
-    done = run("base", "--out", out, "--steps", 2, "--size", 2, "--quiet")
-    assert done.exit_code == 0, done.output
-    skills = json.loads((out / "model" / "skills.json").read_text())
-    again = run("base", "--measure", out / "model", "--size", 2, "--quiet")
-    assert {line[:18].strip() for line in again.stdout.splitlines()} == set(skills)
+    def pretrain(out, plan, final_size, progress):
+        (out / "model").mkdir(parents=True)
+        skills = {"words": {"right": plan.steps / 4, "n": final_size}}
+        (out / "model" / "skills.json").write_text(json.dumps(skills))
+        return out / "model"
+
+    monkeypatch.setattr(tiny_base, "pretrain", pretrain)
+    monkeypatch.setattr(tiny_base, "measure", lambda *given: {"shapes": {"right": 1.0, "n": 7}})
+    done = run("base", "--out", tmp_path / "base", "--steps", 2, "--size", 5, "--quiet")
+    assert done.exit_code == 0 and "right 0.500 (n=5)" in done.stdout
+    measured = run("base", "--measure", ROOT / "data" / "tiny-base", "--size", 2)
+    assert "shapes             right 1.000 (n=7)" in measured.stdout
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -188,19 +180,8 @@ def test_an_evaluation_goes_on_and_has_blank_images_beside(run, evaluate, tmp_pa
     assert other.exit_code == 2 and "control" in other.stderr
     compared = run("evaluate", "--out", out, "--compare", out)  # without a model: a report
     assert compared.exit_code == 0 and "accuracy: " in compared.stdout
-    assert run("evaluate", "--out", out, "--also", out).exit_code == 2
     lost = run("evaluate", "--out", tmp_path / "none.jsonl")
     assert lost.exit_code == 2 and "--model" in lost.stderr
-
-
-def test_scans_are_shown_as_the_model_was_trained(run, tiny_checkpoint, tmp_path):
-    trained = shutil.copytree(tiny_checkpoint, tmp_path / "trained")
-    Serialization((4, 32, 48)).save(trained)
-    out = tmp_path / "r.jsonl"
-    words = ("--benchmark", "phantom", "--option", "prior_studies=0", "--limit", 2, "--quiet")
-    words += ("--profile", "smoke", "--set", "generation.max_new_tokens=4", "--device", "cpu")
-    assert run("evaluate", "--model", trained, *words, "--out", out).exit_code == 0
-    assert [32, 48, 4] in [line["frame"] for line in read_results(out)]
 
 
 def test_a_question_without_its_scan_ends_with_exit_code_1(evaluate, tmp_path):
@@ -217,19 +198,12 @@ def test_a_question_without_its_scan_ends_with_exit_code_1(evaluate, tmp_path):
     assert evaluate(*words).exit_code == 0 and len(list(read_results(tmp_path / "r.jsonl"))) == 2
 
 
-def test_slices_of_a_model_without_boxes_are_no_error(evaluate, tmp_path):
-    done = evaluate(*SMALL, "--limit", 2, "--out", tmp_path / "r.jsonl", "--slices")
-    assert done.exit_code == 0 and "begin with a cuboid" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--benchmark", "nothing"), "one of phantom"),
         ((*SMALL, "--limit", 1, "--control", "blink"), "a control of"),
         (("--option", "seed"), "name=value"),
-        (("--option", "seeed=3"), "seeed"),
-        (("--split", "dev"), "train, test or val"),
         (("--set", "evaluation.batch_sise=3"), "batch_size"),
     ],
 )
@@ -260,4 +234,4 @@ def test_a_tutorial_that_fails_says_so(run, monkeypatch):
     monkeypatch.setattr(tooling, "run", execute)
     done = run("tutorial", "00", "03", "--profile", "smoke", "-p", "SEED=1")
     assert done.exit_code == 1
-    assert given == [(["00", "03"], "smoke", {"SEED": 1}, "runs/tutorial", 1)]
+    assert given == [(["00", "03"], "smoke", {"SEED": 1}, Path("runs/tutorial"), 1)]

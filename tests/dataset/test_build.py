@@ -18,12 +18,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import unireason_lib
 from tests.dataset.sources.layouts import make_folder
-from unireason_lib.cli.data import build as build_command
+from unireason_lib.cli import app
 from unireason_lib.dataset import build as building
 from unireason_lib.dataset import shards
 from unireason_lib.dataset.annotator import RationaleRefused
@@ -500,9 +499,7 @@ SMALL = ("--size", "8,64,64", "--prior-studies", 0)
 
 
 def command(*words):
-    app = typer.Typer()
-    app.command()(build_command)
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(app, ["build", *(str(word) for word in words)])
 
 
 def test_the_command_says_so_when_a_study_could_not_be_read(tmp_path, monkeypatch):

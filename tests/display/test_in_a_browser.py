@@ -84,7 +84,7 @@ def test_the_page_moves_between_slices_boxes_and_steps(volume_trace, slices, tmp
     one(".steps").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
     seen.step2 = later(); one(".end").click(); seen.end = later();
     """
-    assert drive(tmp_path, trace_html(volume_trace, slices), script) == {
+    assert drive(tmp_path, trace_html([volume_trace], [slices]), script) == {
         "begin": ["3", "1", True],
         "first": ["0", "", True],
         "four": ["4", "1,3", True],
@@ -99,24 +99,10 @@ def test_the_page_moves_between_slices_boxes_and_steps(volume_trace, slices, tmp
     }
 
 
-def test_the_page_turns_from_reply_to_reply(volume_trace, image_trace, slices, tmp_path):
-    script = """
-    const now = () => [...document.querySelectorAll("article")].map((a) => !a.hidden);
-    seen.begin = now();
-    document.querySelector(".next").click(); seen.next = now(); seen.hash = location.hash;
-    const image = document.querySelectorAll(".stage image")[1].getAttribute("href");
-    seen.image = image.slice(0, 15);
-    """
-    page = trace_html([volume_trace, image_trace], [slices, slices[:1]])
-    expected = {"begin": [True, False], "next": [False, True]}
-    expected |= {"hash": "#trace-2", "image": "data:image/png;"}
-    assert drive(tmp_path, page, script) == expected
-
-
 def test_the_policy_of_the_page_stops_a_script_of_others(volume_trace, slices, tmp_path):
     other = "document.title = 'taken'"
     other = f'<script>{other}</script><img src=x onerror="{other}">'
-    page = trace_html(volume_trace, slices, title="intact").replace("<main>", other + "<main>")
+    page = trace_html([volume_trace], [slices], title="intact").replace("<main>", other + "<main>")
     document = visit(tmp_path, page)
     assert "<title>intact</title>" in document
     assert re.search('<image [^>]*href="data:image/png', document), "its own script must run"

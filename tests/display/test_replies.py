@@ -1,4 +1,4 @@
-"""Replies as a figure and as a page: right places and images, no text of others as markup."""
+"""Replies as a page and as tokens: right places and images, no text of others as markup."""
 
 import base64
 import hashlib
@@ -6,21 +6,15 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from unireason_lib.dataset import phantom_slice
-from unireason_lib.dataset.questions import ask
-from unireason_lib.dataset.rationales import TemplateWriter
-from unireason_lib.dataset.schema import Record
-from unireason_lib.dataset.view import View
-from unireason_lib.display import hero_figure, show_record, show_trace, trace_html
+from unireason_lib.display import show_trace, token_owners, token_strip, trace_html
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
-
-FRAME = ProcessorFrame(8, 2, 32**2, 128**2)
 
 
 class Page(HTMLParser):
@@ -61,29 +55,8 @@ def line_of(trace, **more):
     return json.loads(json.dumps(trace.to_dict() | more))
 
 
-def test_a_figure_shows_boxes_crops_and_text(volume_trace, image_trace, slices, tokenizer, clean):
-    figure = clean(hero_figure(volume_trace, slices, tokenizer))
-    assert figure.alt.startswith("Question: Where is it?") and "A. left" in figure.alt
-    words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
-    assert "+3" in words and "+4" in words and "outside" in words and "8 images × 6" in words
-    shown = [axes.get_title(loc="left") for axes in figure.axes]
-    assert "Boxes on slice 4" in shown and "1 [10,8,2,26,24,5]" in shown
-    clean(show_trace(line_of(image_trace, truth="B"), slices[:1]))
-    text = "word " * 500 + "<|box_start|>[1,2"
-    long = clean(show_trace({"text": text, "pointings": []}, slices, max_lines=12))
-    assert long.get_figheight() < 7 and "more" in [t.get_text() for t in long.axes[-1].texts]
-
-
-def test_a_record_is_shown_as_the_reply_to_learn(clean):
-    view = View(phantom_slice(3), frame=FRAME)
-    question = next(question for question in ask(view, seed=0) if question.evidence)
-    rationale = TemplateWriter(seed=0).write(question, view)
-    record = Record.make(view, question, rationale, writer="templates", seed=0)
-    assert question.text in clean(show_record(record, view.images())).alt
-
-
 def test_a_page_shows_where_each_box_lies(volume_trace, slices):
-    page = Page(trace_html(volume_trace, slices, truths="A"))
+    page = Page(trace_html([line_of(volume_trace, truth="A")], [slices]))
     places = {
         a["data-box"]: (a["data-from"], a["data-to"]) for a in page.all("g") if "data-box" in a
     }
@@ -92,7 +65,7 @@ def test_a_page_shows_where_each_box_lies(volume_trace, slices):
     assert [outline[name] for name in ("x", "y", "width", "height")] == ["10", "8", "16", "16"]
     (slider,) = page.all("input")
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "7", "3")
-    for words in ("Where is it?", "A. left", "chosen, right", "outside", "56 tokens injected"):
+    for words in ("Where is it?", "A. left", "chosen, right", "outside", "injected tokens: 56"):
         assert words in page.text
     keys = page.all("svg", **{"class": "stage"})[0]["data-slices"].split()
     crops = [crop for crops in volume_trace.crops for crop in crops]
@@ -106,30 +79,25 @@ def test_results_of_infer_and_evaluate_show_their_images(volume_trace, image_tra
     traces, images = [volume_trace, image_trace], [slices, slices[:1]]
     lines = [line_of(trace) for trace in traces]
     html = trace_html(lines, images)
-    assert (
-        html
-        == trace_html(traces, images)
-        == trace_html(lines, {"image": slices[:1], "volume": slices})
-    )
+    assert html == trace_html(traces, images)
     evaluated = [
         line | {"prediction": line["choice"], "truth": "A", "correct": True} for line in lines
     ]
     page = Page(trace_html(evaluated, images))
     assert page.images == Page(html).images and len(page.all("svg", **{"class": "stage"})) == 2
     assert "chosen, right" in page.text and "✗ chosen" in page.text
-    assert "No images" in Page(trace_html(volume_trace)).text
+    assert "No images" in Page(trace_html([volume_trace])).text
 
 
 def test_original_images_follow_with_the_frame_and_other_images_are_refused(image_trace, slices):
     original = [image.resize((96, 80)) for image in slices[:1]]
     empty = ProcessorFrame(8, 1, 48 * 40, 48 * 40)
-    assert Page(trace_html(image_trace, frame=empty)).all("svg", viewbox="0 0 48 40")
-    for show in (trace_html, show_trace):
-        with pytest.raises(RequestError, match="crops were cut"):
-            show(image_trace, original)
-    with pytest.raises(RequestError, match="crops were cut"):
-        trace_html(line_of(image_trace), [slices[0].resize((20, 20))])
-    with pytest.raises(RequestError, match="as the processor shows them"):
+    assert Page(trace_html([image_trace], frame=empty)).all("svg", viewbox="0 0 48 40")
+    small = [slices[0].resize((20, 20))]
+    for trace, images in ((image_trace, original), (line_of(image_trace), small)):
+        with pytest.raises(RequestError, match=r"crops were cut.*as the processor shows them"):
+            trace_html([trace], [images])
+    with pytest.raises(RequestError, match="images: expected at least one"):
         show_trace(image_trace)
 
 
@@ -158,7 +126,7 @@ def test_nothing_that_others_wrote_becomes_markup(slices, words):
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(volume_trace, slices):
-    html = trace_html(volume_trace, slices)
+    html = trace_html([volume_trace], [slices])
     page = Page(html)
     policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
     digest = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
@@ -171,7 +139,7 @@ def test_a_line_that_is_no_result_says_so(slices, tmp_path):
     lines = [
         {},
         {"id": "lost", "error": "scan.nii: expected a file"},
-        {"text": "<|box_start|>[1,2,9,9]<|box_end|> <|box_start|>[1,2", "seconds": float("nan")},
+        {"text": "nothing else", "seconds": float("nan")},
         {"id": "broken", "text": "x", "pointings": [3]},
         {"text": "x", "pointings": [{"text": "x", "box": [1e400, 0, 1, 1]}]},
         {"text": "x", "options": ["A"], "own_tokens": "many"},
@@ -179,7 +147,28 @@ def test_a_line_that_is_no_result_says_so(slices, tmp_path):
     page = Page(trace_html(lines, [slices] * 6, path=tmp_path / "page.html"))
     assert (tmp_path / "page.html").stat().st_size and len(page.all("article")) == 6
     assert page.text.count("this line is no result") == 3 and "expected a file" in page.text
-    assert [a["data-box"] for a in page.all("button") if "data-box" in a] == ["1"]
-    for wrong in (lambda: trace_html([]), lambda: trace_html(lines, truths=["A"])):
-        with pytest.raises(RequestError, match="one for each reply"):
+    for wrong in (lambda: trace_html([]), lambda: trace_html(lines, [slices])):
+        with pytest.raises(RequestError, match="images for each reply"):
             wrong()
+
+
+def test_a_strip_shows_every_token_and_who_wrote_it(volume_trace, tokenizer):
+    html = token_strip(volume_trace, tokenizer).data
+    injected = volume_trace.own_mask.count(0)
+    assert f"generated by the model (loss): {len(volume_trace.own_mask) - injected}<" in html
+    assert f"injected regions (no loss): {injected}<" in html
+    words = re.findall(r">([^<]*)</span>", html)[4:]
+    assert words[:2] == ["&lt;|im_start|&gt;", "8 images, 48 tokens"]
+    assert "3 images, 18 tokens" in words and "".join(words[-7:]) == "A. left"
+
+
+def test_an_example_shows_what_carries_loss(tokenizer):
+    """The two images of the question, and the one in the reply, are told apart."""
+    image = [2, 3, 3, 4]
+    ids = [*image, *image, *tokenizer.encode("Where?"), *tokenizer.encode("Here "), *image, 1]
+    mask = [False] * 14 + [True] * 5 + [False] * 4 + [True]
+    example = SimpleNamespace(ids=np.array(ids), loss_mask=np.array(mask))
+    owners = token_owners(example, tokenizer)[1]
+    assert owners == ["picture"] * 8 + ["prompt"] * 6 + ["own"] * 5 + ["injected"] * 4 + ["own"]
+    nothing = SimpleNamespace(ids=np.array(ids), loss_mask=np.zeros(len(ids), bool))
+    assert set(token_owners(nothing, tokenizer)[1]) == {"picture", "prompt"}

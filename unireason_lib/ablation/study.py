@@ -260,7 +260,7 @@ def _execute(job: Job, root: Path, folder: Path, profile: tuple[str, str]) -> di
     try:
         with contextlib.redirect_stdout(None):
             out, given = folder / f"{job.name}.ipynb", dict(job.parameters)
-            row = execute(notebook, out, given, load_profile(*profile).notebook)
+            row = execute(notebook, out, given, load_profile(*profile))
     except Exception as failure:  # one run must not end the study
         row["error"] = f"{type(failure).__name__}: {failure}"[:300]
     if row["status"] == "passed" and not (root / job.makes).exists():

@@ -9,18 +9,11 @@ be done, with a message that says what to do; 130 interrupted.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from unireason_lib import __version__
-
-from .data import build
-from .evaluate import evaluate
-from .infer import infer
+from .ask import batch, evaluate, one, trace
+from .make import ablate, base, build, merge, plan, rl, sft, tutorial
 from .options import Command
-from .studies import ablate, plan, trace, tutorial
-from .train import base, merge, rl, sft
 
 app = typer.Typer(
     add_completion=False,
@@ -29,20 +22,9 @@ app = typer.Typer(
     help="Grounded reasoning over medical images and volumes. For learning and research, not for "
     "clinical use.",
 )
+infer = typer.Typer(no_args_is_help=True, help="Ask a model about an image, a volume, or a file.")
 app.add_typer(infer, name="infer")
+for name, command in (("2d", one), ("3d", one), ("2d-batch", batch), ("3d-batch", batch)):
+    infer.command(name, cls=Command)(command)
 for command in (build, sft, rl, merge, evaluate, ablate, trace, plan, base, tutorial):
     app.command(cls=Command)(command)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit()
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None: ...

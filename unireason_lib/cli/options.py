@@ -1,49 +1,78 @@
-"""What commands share: how they end, options, and how values are read."""
+"""What commands share: their options, how they end, and how values are read."""
 
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import typer
+import yaml
 from typer.core import TyperCommand
 
 from unireason_lib.errors import RequestError, ScanError, ScanWarning, UniReasonError
 
-if TYPE_CHECKING:
-    from unireason_lib.imaging.window import Window
+OPTIONS = yaml.safe_load((Path(__file__).parents[1] / "configs/options.yaml").read_text("utf-8"))
+TYPES = {"str": str, "path": Path, "int": int, "float": float, "bool": bool}
 
 
-def option(help: str, *names: str) -> Any:
-    """An option, for ``Annotated``; without names it is called like the parameter."""
-    return typer.Option(*names, help=help)
+def with_options(names: str, **defaults: Any) -> Callable[..., Callable[..., None]]:
+    """A decorator: a command with the options of these names (``name!``: required), which calls the
+    function with their values, and ``command``, the command's own name, as attributes."""
+    parameters = []
+    for name, required in re.findall(r"(\w+)(!?)", names):
+        about = OPTIONS[name]
+        kind: Any = TYPES[about.get("type", "str")]
+        kind = list[kind] if about.get("list") else kind
+        default = ... if required else defaults.get(name, about.get("default"))
+        how = {"help": about["help"], "min": about.get("min")}
+        if about.get("argument"):
+            default = typer.Argument(default, **how)
+        else:
+            flags = about.get("flags", "--" + name.replace("_", "-")).split()
+            default = typer.Option(default, *flags, **how)
+        kind = kind if required else kind | None
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=kind))
 
+    def decorate(run: Callable[[SimpleNamespace], None]) -> Callable[..., None]:
+        def command(context: typer.Context, **values: Any) -> None:
+            run(SimpleNamespace(command=context.info_name, **values))
 
-ProfileName = Annotated[str, option("smoke, laptop, t4 or gpu.", "--profile")]
-Change = Annotated[list[str] | None, option("A setting: sft.max_steps=5; repeatable.", "--set")]
-Quiet = Annotated[bool, option("No progress bars and no advice.", "--quiet")]
-OUT, MODEL, ROOT = (
-    ("--out", "--output"),
-    ("--model", "--model-path"),
-    ("--image-root", "--data-root"),
-)
-"""Options have one name in all commands; the other is that of the authors' script."""
+        own = inspect.Parameter("context", keyword, annotation=typer.Context)
+        command.__signature__ = inspect.Signature([own, *parameters])
+        command.__doc__, command.__name__ = run.__doc__, run.__name__
+        return command
+
+    return decorate
 
 
 class Command(TyperCommand):
     """A command whose errors end as a message and an exit code, never as a traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:
-        """Run it."""
-        if ctx.params.get("quiet"):
-            quiet_libraries()
+        """Run it; warnings about scans become lines."""
+        plain = warnings.showwarning
+
+        def show(message: Any, category: type, *where: Any) -> None:
+            if issubclass(category, ScanWarning):
+                typer.echo(f"warning: {message}", err=True)
+            else:
+                plain(message, category, *where)
+
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", ScanWarning)
+                warnings.showwarning = show
+                if ctx.params.get("quiet"):
+                    quiet_libraries()
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
@@ -55,17 +84,14 @@ class Command(TyperCommand):
             full = "No space left on device" in str(error)  # also by PyTorch, safetensors, Arrow
             if not full and not isinstance(error, OSError):
                 raise
-            message, code = f"error: {_of_system(error, full, ctx)}", 2
+            from unireason_lib.io import disk_error
+
+            if full:  # in words that name the file, or the output
+                place = getattr(error, "filename", None) or ctx.params.get("out")
+                error = disk_error(place, OSError(errno.ENOSPC, "No space left on device"))
+            message, code = f"error: {error}", 2
         typer.echo(message, err=True)
         raise typer.Exit(code)
-
-
-def _of_system(error: Exception, full: bool, ctx: typer.Context) -> Exception:
-    """An error of the system; of a full disk in words that name the file, or the output."""
-    from unireason_lib.io import disk_error
-
-    place = getattr(error, "filename", None) or ctx.params.get("out")
-    return disk_error(place, OSError(errno.ENOSPC, "No space left on device")) if full else error
 
 
 def quiet_libraries() -> None:
@@ -81,44 +107,26 @@ def quiet_libraries() -> None:
     disable_progress_bars()
 
 
-@contextmanager
-def warnings_as_lines() -> Iterator[None]:
-    """Show each warning about a scan in the block as a line on the error stream."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScanWarning)
-        yield
-    for one in caught:
-        typer.echo(f"warning: {one.message}", err=True)
-
-
 def printable(text: str) -> str:
     """The text without control characters but line breaks and tabs: what a model writes must not
     reach the terminal as escape codes."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
-def size_of(text: str | None, flag: str) -> tuple[int, ...] | None:
-    """``"32,256,256"`` or ``"32x256x256"`` as numbers; ``flag`` is named in the error."""
-    if text is None:
-        return None
-    parts = re.split(r"\s*[,x×]\s*|\s+", text.strip().strip("()[]"))
-    if len(parts) != 3 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
-        raise ScanError(flag, "slices, rows, columns", repr(text), "write it as 32,256,256")
-    return tuple(int(part) for part in parts)
+def size_of(text: str | None) -> tuple[int, ...] | None:
+    """``"32,256,256"`` or ``"32x256x256"`` as numbers."""
+    if text is not None and not re.fullmatch(r"\d+([,x])\d+\1\d+", text):
+        raise ScanError("size", "slices, rows, columns", repr(text), "write it as 32,256,256")
+    return text and tuple(map(int, re.findall(r"\d+", text)))
 
 
-def window_of(text: str | None, flag: str) -> Window | None:
-    """``"-150,250"`` as a pair, any other word as it is; ``flag`` is named in the error."""
-    if text is None or "," not in text:
-        return text
+def window_of(text: str | None) -> Any:
+    """``"-150,250"`` as a pair, any other word as it is."""
     try:
-        low, high = (float(part) for part in text.strip().strip("()[]").split(","))
+        return tuple(map(float, text.split(","))) if text and "," in text else text
     except ValueError:
-        do = f"write it as {flag}=-150,250"
-        raise ScanError(flag, "a name or LOW,HIGH", repr(text), do) from None
-    return low, high
+        do = "write it as --window=-150,250"
+        raise ScanError("window", "a name or LOW,HIGH", repr(text), do) from None
 
 
 def named_values(texts: list[str] | None, flag: str) -> dict[str, Any]:

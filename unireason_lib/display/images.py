@@ -1,4 +1,4 @@
-"""Slices and images with boxes, masks, questions and names.
+"""Slices and images with boxes, and a whole reply in one static figure.
 
 Boxes are half open and in the pixels of the images given. A pixel is drawn around its whole number,
 so the edge x1 is drawn at x1 - 0.5. A cuboid lies on slices z1 .. z2 - 1, a rectangle on the first
@@ -7,57 +7,52 @@ image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from unireason_lib.boxes import Box, Box2D, Box3D
-from unireason_lib.display.charts import legend
-from unireason_lib.display.style import WIDTH, AltFigure, box_look, evenly, heading, need
+from unireason_lib.boxes import Box, Box2D, Box3D, format_box
+from unireason_lib.display.figures import (
+    WIDTH,
+    AltFigure,
+    arrays_of,
+    box_look,
+    clean,
+    evenly,
+    flat,
+    legend,
+    need,
+)
+from unireason_lib.display.replies import Reply, read_reply
 from unireason_lib.imaging.crops import slice_range
 
 Boxes = Sequence[Box] | Mapping[Any, Box]
 Looks = Iterable[tuple[int, Box]]  # index of the colour and number, box
-TRUE, WRITTEN = 2, 8  # looks of true boxes (green), and of those that a model wrote (dashed orange)
 
 
-def show_slices(
-    images: Any,
-    boxes: Boxes | None = None,
-    names: Sequence[str] | None = None,
-    *,
-    columns: int = 8,
-    only: Sequence[int] | None = None,
-    orientation: bool | None = None,
-) -> AltFigure:
-    """The slices of a volume in a grid, with boxes on the slices that they span.
+def show_slices(images: Any, boxes: Boxes | None = None, *, columns: int = 8) -> AltFigure:
+    """The slices of a volume in a grid, with boxes (in pixels of the slices; a mapping names them)
+    on the slices that they span. The first tile of a :class:`unireason_lib.imaging.SliceStack` has
+    letters where directions are known; PIL images and (Z, Y, X) uint8 are shown as well.
 
-    Args:
-        images: A :class:`unireason_lib.imaging.SliceStack`, PIL images, or (Z, Y, X) uint8.
-        boxes, names: In pixels of these images, with names for the legend; or a mapping with both.
-        columns, only: Slices a row; indices of the slices to show, by default all.
-        orientation: Whether to write R, L, A, P on the first slice; None: where it is known.
-
-    Raises:
-        RequestError: No images, a slice that does not exist, or boxes that are none.
+    Raises RequestError for no images, or boxes that are none.
     """
-    arrays, (boxes, names) = arrays_of(images), named_boxes(boxes, names)
-    shown = list(range(len(arrays)) if only is None else only)
-    inside = shown and min(shown) >= 0 and max(shown) < len(arrays)
-    need(inside, "show_slices", f"slices between 0 and {len(arrays) - 1}", shown)
-    tiles = [(arrays[z], on_slice(enumerate(boxes), z, len(arrays)), z) for z in shown]
-    alt = f"{len(shown)} of {len(arrays)} slices with {len(boxes)} boxes {', '.join(names)}"
-    figure = _grid(tiles, max(4, columns), alt, names=names)
-    if getattr(images, "has_affine", False) if orientation is None else orientation:
-        write_directions(figure.axes[0])
+    arrays, (boxes, names) = arrays_of(images), named_boxes(boxes)
+    tiles = [(a, on_slice(enumerate(boxes), z, len(arrays))) for z, a in enumerate(arrays)]
+    alt = f"{len(arrays)} slices with {len(boxes)} boxes {', '.join(names)}"
+    figure = _grid(tiles, max(4, columns), alt, list(map(str, range(len(arrays)))), names)
+    if getattr(images, "has_affine", False):  # radiological: the patient's right is on the left
+        for letter, x, y in zip(
+            "RLAP", (0.05, 0.95, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True
+        ):
+            style = {"transform": figure.axes[0].transAxes, "ha": "center", "va": "center"}
+            figure.axes[0].text(x, y, letter, color="white", fontsize=8, **style)
     return figure
 
 
@@ -67,151 +62,69 @@ def show_images(
     titles: Sequence[str] | None = None,
     *,
     columns: int = 4,
-    foot: Mapping[int, str] | None = None,
 ) -> AltFigure:
-    """Unrelated images side by side, each with boxes in its own pixels and a title above.
+    """Unrelated images side by side, each with boxes in its own pixels and a title above; of a
+    cuboid the rectangle is drawn. Mappings name the boxes, the longest one for all.
 
-    ``foot`` is the legend: what the colours stand for, in order. Raises RequestError as
-    :func:`show_slices`.
+    Raises RequestError for no images, or boxes that are none.
     """
-    arrays = arrays_of(images)
-    own = [list(enumerate(named_boxes(b, None)[0])) for b in boxes or [None] * len(arrays)]
-    tiles = [(array, looks, "") for array, looks in zip(arrays, own, strict=True)]
-    alt = f"{len(arrays)} images: {', '.join(titles or ())}"
-    return _grid(tiles, columns, alt, titles, list((foot or {}).values()), numbers=True)
+    arrays, named = arrays_of(images), [named_boxes(one) for one in boxes or [None] * len(images)]
+    tiles = [(a, list(enumerate(own))) for a, (own, _) in zip(arrays, named, strict=True)]
+    names = max((names for _, names in named), key=len)
+    alt = f"{len(arrays)} images: {', '.join(titles or names)}"
+    numbers = any(own[1:] for _, own in tiles)
+    return _grid(tiles, max(2, columns), alt, titles, names, numbers)
 
 
-def show_box(
-    image: Any,
-    boxes: Boxes | Box | None = None,
-    names: Sequence[str] | None = None,
-    *,
-    orientation: bool = False,
-) -> AltFigure:
-    """One image with its boxes, numbered when there are several; of a cuboid the rectangle."""
-    boxes, names = named_boxes([boxes] if isinstance(boxes, Box2D | Box3D) else boxes, names)
-    numbered = dict(enumerate(f"{i}  {n}" if boxes[1:] else n for i, n in enumerate(names, 1)))
-    figure = show_images([image], [[flat(box) for box in boxes]], columns=2, foot=numbered)
-    figure.alt = f"an image with {len(boxes)} boxes {', '.join(names)}"
-    if orientation:
-        write_directions(figure.axes[0])
+def show_trace(trace: Any, images: Any = None, *, frame: Any = None) -> AltFigure:
+    """A whole reply in one figure: its image, or slices of the volume, with the boxes; the crops
+    that came back; question and reply below.
+
+    Args:
+        trace: A :class:`unireason_lib.grounding.Trace`, or a line of results as a dictionary.
+        images, frame: See :func:`unireason_lib.display.replies.read_reply`.
+
+    Raises:
+        RequestError: No images, or not those from which the reply's crops were cut.
+    """
+    reply = read_reply(trace, images, frame)
+    arrays, boxes = arrays_of(reply.images), [(m.number - 1, m.box) for m in reply.mentions]
+    hit = [z for z in range(len(arrays)) if on_slice(boxes, z, len(arrays))]
+    shown = evenly(hit or range(len(arrays)), 6)
+    tiles = [(arrays[z], on_slice(boxes, z, len(arrays))) for z in shown]
+    titles = [f"slice {z} of {len(arrays)}" if arrays[1:] else "" for z in shown]
+    crops = [(m, crop) for m in reply.mentions for crop in evenly(m.crops, 6)][:12]
+    tiles += [(array, []) for array in arrays_of(crop for _, crop in crops)] if crops else []
+    titles += [f"box {mention.number}: crop" for mention, _ in crops]
+    text = clean(_text(reply))
+    figure = _grid(tiles, 6 if arrays[1:] else 4, text, titles, numbers=True)
+    lines = "\n".join(fill(line, 110) for line in text.split("\n")).split("\n")
+    lines[30:] = ["…"] * (len(lines) > 30)
+    style = {"family": "monospace", "fontsize": 9, "linespacing": 1.4}
+    figure.text(0, -0.02, "\n".join(lines), va="top", **style)
     return figure
 
 
-def show_masks(
-    images: Sequence[Any],
-    labels: Sequence[np.ndarray],
-    names: Mapping[int, str],
-    *,
-    titles: Sequence[str] | None = None,
-    columns: int = 3,
-) -> AltFigure:
-    """Images with what was outlined in them: a label map (H, W) for each, and value -> name.
-
-    Values without a name are not drawn. Raises RequestError for a map of another size.
-    """
-    arrays = arrays_of(images)
-    sizes = [np.shape(map_) for map_ in labels], [array.shape[:2] for array in arrays]
-    need(sizes[0] == sizes[1], "show_masks", "one label map an image, of its size", sizes)
-    figure = show_images(arrays, titles=titles, columns=columns, foot=names)
-    for axes, map_ in zip(figure.axes, labels, strict=True):
-        for i, value in enumerate(names):
-            mask = np.asarray(map_) == value
-            look, (rows, columns_) = box_look(i), np.indices(np.add(mask.shape, 2)) - 1
-            if mask.any():
-                axes.imshow(mask[..., None] * np.array(to_rgba(look["color"], 0.45)))
-                edge = {"colors": [look["color"]], "linestyles": [look["linestyle"]]}
-                axes.contour(columns_, rows, np.pad(mask, 1), [0.5], linewidths=1.4, **edge)
-        axes.set(xlim=(-0.5, map_.shape[1] - 0.5), ylim=(map_.shape[0] - 0.5, -0.5))
-    return figure
-
-
-def show_questions(
-    questions: Sequence[Any], views: Sequence[Any], *, columns: int = 3
-) -> AltFigure:
-    """Questions over the slice with their evidence in boxes; ✓ is the right option.
-
-    ``questions`` are of :class:`unireason_lib.dataset.questions.Question`, ``views`` for each the
-    :class:`unireason_lib.dataset.view.View`. Raises RequestError for none, or unequal numbers.
-    """
-    need(questions and len(questions) == len(views), "show_questions", "a view each", len(views))
-    tiles, titles = [], []
-    for question, view in zip(questions, views, strict=True):
-        boxes = list(enumerate(map(view.box, question.evidence)))
-        tiles.append(_main_tile([view.frame.aligned(image) for image in view.images()], boxes))
-        names = [structure.name for structure in question.evidence]
-        numbered = [f"{i} {name}" for i, name in enumerate(names, 1)] if names[1:] else names
-        lines = [
-            question.family.upper(),
-            question.text,
-            *_options(question.options, question.answer),
-        ]
-        titles.append("\n".join([*lines, f"[{', '.join(numbered) or 'no box'}]"]))
-    alt = f"{len(tiles)} questions with their evidence"
-    return _grid(tiles, columns, alt, titles, numbers=True)
-
-
-def show_replies(
-    lines: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Any]], *, columns: int = 3
-) -> AltFigure:
-    """Replies of an evaluation over the slice with most boxes: true ones green, written dashed.
-
-    ``lines`` are results with ``prediction`` and ``boxes``, ``images`` for each those of its
-    question, as the processor shows them. Raises RequestError for none, or a line without a reply.
-    """
-    whole = all({"prediction", "boxes"} <= set(line) for line in lines)
-    right = lines and whole and len(lines) == len(images)
-    need(right, "show_replies", "lines with a reply, and images for each", len(images))
-    tiles, titles = [], []
-    for line, shown in zip(lines, images, strict=True):
-        boxes = [(TRUE, box_of(values)) for _, values in line.get("truth_boxes") or ()]
-        boxes += [(WRITTEN, box_of(values)) for values in line["boxes"][:30]]
-        tiles.append(_main_tile(shown, boxes))
-        answer, chosen, iou = line.get("truth"), line["prediction"], line.get("iou_best")
-        text = [str(line.get("family", "")).upper(), line["question"]]
-        text += _options(line["options"], answer, chosen) or [f"✓ {answer}", f"reply: {chosen}"]
-        fit = "" if iou is None or math.isnan(iou) else f", best IoU {iou:.2f}"
-        titles.append("\n".join([*text, f"[boxes written: {len(line['boxes'])}{fit}]"]))
-    alt = f"{len(tiles)} replies with true and written boxes"
-    names = {TRUE: "true box", WRITTEN: "box written by the model"}
-    return _grid(tiles, columns, alt, titles, names)
+def show_record(record: Any, images: Sequence[Any]) -> AltFigure:
+    """A :class:`unireason_lib.dataset.schema.Record` as the reply that a model should give;
+    ``images`` are its images before the processor."""
+    line = {name: getattr(record, name) for name in ("id", "question", "options")}
+    line |= {"text": record.reply, "choice": record.answer, "truth": record.answer}
+    how = {"status": "injected", "crops": []}
+    line["pointings"] = [{"text": format_box(b), "box": b.as_tuple(), **how} for b in record.boxes]
+    return show_trace(line, images, frame=record.frame)
 
 
 # -- parts of figures ------------------------------------------------------------------------------
 
 
-def arrays_of(images: Any) -> list[np.ndarray]:
-    """Images of any form as (H, W) or (H, W, 3) uint8 arrays; :class:`RequestError` for others."""
-    arrays = []
-    for image in getattr(images, "pixels", images):
-        array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-        right = array.dtype == np.uint8 and array.size and array.shape[2:] in ((), (3,), (4,))
-        expected = "PIL images or uint8 arrays (H, W) or (H, W, 3): serialize a volume first"
-        need(right and array.ndim > 1, "image", expected, f"{array.dtype} {array.shape}")
-        arrays.append(array[..., :3] if array.ndim == 3 else array)
-    need(arrays, "images", "at least one", "none")
-    return arrays
-
-
-def named_boxes(boxes: Boxes | None, names: Sequence[str] | None) -> tuple[list[Box], list[str]]:
-    """Boxes and their names, none when they are not known; :class:`RequestError` for no boxes."""
-    if isinstance(boxes, Mapping):
-        boxes, names = boxes.values(), boxes if names is None else names
-    boxes, names = list(boxes or ()), [str(name) for name in names or ()]
+def named_boxes(boxes: Boxes | None) -> tuple[list[Box], list[str]]:
+    """Boxes and the names that a mapping gives them; :class:`RequestError` for what is no box."""
+    names = list(map(str, boxes)) if isinstance(boxes, Mapping) else []
+    boxes = list(boxes.values() if isinstance(boxes, Mapping) else boxes or ())
     right = all(isinstance(box, Box2D | Box3D) for box in boxes)
-    found = f"{[type(box).__name__ for box in boxes]} with {len(names)} names"
-    need(right and len(names) in (0, len(boxes)), "boxes", "Box2D or Box3D, a name each", found)
+    need(right, "boxes", "Box2D or Box3D", [type(box).__name__ for box in boxes])
     return boxes, names
-
-
-def box_of(values: Sequence[float]) -> Box:
-    """Four or six numbers as a box."""
-    return (Box2D if len(values) == 4 else Box3D)(*values)
-
-
-def flat(box: Box) -> Box2D:
-    """A box seen along z."""
-    return box.xy if isinstance(box, Box3D) else box
 
 
 def on_slice(boxes: Looks, z: int, count: int) -> list[tuple[int, Box]]:
@@ -219,107 +132,58 @@ def on_slice(boxes: Looks, z: int, count: int) -> list[tuple[int, Box]]:
     return [(look, box) for look, box in boxes if z in slice_range(box, count)]
 
 
-def busiest(boxes: Sequence[tuple[int, Box]], count: int) -> int:
-    """The slice with most boxes, nearest to the middle of the first; without boxes the middle."""
-    first = slice_range(boxes[0][1], count) if boxes else ()
-    middle = first[len(first) // 2] if first else count // 2
-    return max(range(count), key=lambda z: (len(on_slice(boxes, z, count)), -abs(z - middle)))
+def _text(reply: Reply) -> str:
+    """Question, options, the reply with the number of each box before it, and the facts."""
+    lines, words = [reply.question], ""
+    for letter, option in reply.options.items():
+        right, chosen = letter == reply.truth, letter == reply.choice
+        lines.append(f"{letter}. {option}{' ✓' * right}{' ← chosen' * chosen}")
+    for piece in reply.pieces:
+        if not isinstance(piece, str):
+            fetched = f"+{len(piece.crops)} crops" if piece.crops else piece.status
+            piece = f"[box {piece.number or ''}: {piece.text} {fetched}]"
+        words += piece
+    return "\n".join([*lines, "", words, "", reply.facts or reply.error])
 
 
-def chosen_slices(boxes: Sequence[tuple[int, Box]], count: int, limit: int) -> list[int]:
-    """At most ``limit`` slices: where there are more, those with boxes, or evenly from all."""
-    hit = [z for z in range(count) if on_slice(boxes, z, count)]
-    return evenly(hit if len(hit) >= limit < count else range(count), limit)
-
-
-def draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, label: Any, numbers: bool) -> None:
-    """One image with boxes, each with its number at a corner where no other number stands."""
+def _draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, title: str, numbers: bool) -> None:
+    """One image with its boxes; ``numbers``: each with its own at a corner."""
     height, width = array.shape[:2]
-    smooth = "auto" if max(height, width) > 96 else "nearest"
-    axes.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
-    axes.set_axis_off()
-    axes.set_anchor("NW")
-    _on_image(axes, 0.03, 0.97, str(label), va="top")
-    taken = [(0.06 * width, 0.06 * height)] if label != "" else []
+    axes.imshow(array, cmap="gray", vmin=0, vmax=255)
+    axes.set_title(title, loc="left", fontsize=8)
     for index, box in boxes:
         box, look = flat(box).clip(width, height), box_look(index)
-        place, rim = (
-            (box.x1 - 0.5, box.y1 - 0.5),
-            [withStroke(linewidth=3.4, foreground="#000000b0")],
-        )
-        style = {"fill": False, "linewidth": 1.8, "clip_on": False, "path_effects": rim}
-        axes.add_patch(Rectangle(place, box.width, box.height, **style, **look))
-        if numbers and not box.is_empty:
-            corners = [(x, y) for y in (box.y1, box.y2) for x in (box.x1, box.x2)]
-            low, high = (0.05 * width, 0.05 * height), (0.95 * width, 0.95 * height)
-            inside = [tuple(np.clip(corner, low, high)) for corner in corners]
-            far = [min([0.12 * width] + [math.dist(c, t) for t in taken]) for c in inside]
-            x, y = inside[far.index(max(far))]
-            taken.append((x, y))
+        rim = [withStroke(linewidth=3.4, foreground="#000000b0")]
+        style = {"fill": False, "linewidth": 1.8, "clip_on": False, "path_effects": rim, **look}
+        axes.add_patch(Rectangle((box.x1 - 0.5, box.y1 - 0.5), box.width, box.height, **style))
+        if numbers and not box.is_empty:  # boxes on one place keep their numbers apart
+            x, y = (box.x1, box.x2)[index % 2], (box.y1, box.y2)[index // 2 % 2]
             tag = {"boxstyle": "square,pad=0.15", "facecolor": look["color"], "lw": 0.6}
-            text = {"fontsize": 7.5, "weight": "bold", "ha": "center", "va": "center_baseline"}
+            text = {"fontsize": 7.5, "weight": "bold", "ha": "center", "va": "center"}
             axes.text(x - 0.5, y - 0.5, str(index + 1), bbox=tag, **text)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def write_directions(axes: Axes) -> None:
-    """Radiological view: the patient's right is on the left of the image, the front on top."""
-    _on_image(axes, 0.03, 0.5, "R", va="center")
-    _on_image(axes, 0.97, 0.5, "L", va="center", ha="right")
-    _on_image(axes, 0.5, 0.96, "A", va="top", ha="center")
-    _on_image(axes, 0.5, 0.04, "P", va="bottom", ha="center")
-
-
-def _on_image(axes: Axes, x: float, y: float, text: str, **place: str) -> None:
-    rim = [withStroke(linewidth=2.2, foreground="black")]
-    style = {"fontsize": 8, "color": "white", "path_effects": rim}
-    axes.text(x, y, text, transform=axes.transAxes, **style, **place)
-
-
-def _main_tile(images: Sequence[Any], boxes: list[tuple[int, Box]]) -> tuple[np.ndarray, Any, Any]:
-    arrays = arrays_of(images)
-    z = busiest(boxes, len(arrays))
-    return arrays[z], on_slice(boxes, z, len(arrays)), f"slice {z}" if arrays[1:] else ""
-
-
-def _options(options: Mapping[str, str], answer: Any, chosen: Any = None) -> list[str]:
-    return [
-        f"{'✓' if letter == answer else '  '} {letter}. {option}{' ← chosen' * (letter == chosen)}"
-        for letter, option in options.items()
-    ]
-
-
-def _wrapped(line: str, side: float) -> str:
-    """A line of a title above an image of so many inches; the rest of an option is indented."""
-    indent = "      " if line[:1] in ("✓", " ") else ""
-    return fill(line, int(side / 0.068), subsequent_indent=indent)
-
-
 def _grid(
-    tiles: Sequence[tuple[np.ndarray, Any, Any]],
+    tiles: Sequence[tuple[np.ndarray, Looks]],
     columns: int,
     alt: str,
-    titles: Sequence[str] | None = None,
-    names: Sequence[str] | Mapping[int, str] = (),
+    titles: Sequence[str] | None,
+    names: Sequence[str] = (),
     numbers: bool = False,
 ) -> AltFigure:
-    """Tiles (image, boxes, label) with titles above, and the names of the colours below."""
-    side = WIDTH / max(columns, 2)
-    columns, rows = min(columns, len(tiles)), math.ceil(len(tiles) / columns)
-    titles = ["\n".join(_wrapped(line, side) for line in t.split("\n")) for t in titles or ()]
-    ratio = min(max(array.shape[0] / array.shape[1] for array, _, _ in tiles), 1.3)
-    above = max((title.count("\n") + 1 for title in titles), default=0) * 0.17  # inches
-    figure = AltFigure(side * columns, rows * (side * ratio + above), alt, "constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    grid = figure.add_gridspec(rows, columns)
-    for k, (array, boxes, label) in enumerate(tiles):
-        axes = figure.add_subplot(grid[divmod(k, columns)])
-        draw_tile(axes, array, boxes, label, numbers and len(boxes) > 1)
-        if titles:
-            heading(axes, titles[k], fontsize=8)
-    if names:
-        names = names if isinstance(names, Mapping) else dict(enumerate(names))
-        rim = [withStroke(linewidth=4.4, foreground="#000000b0")]
-        lines = [Line2D([], [], linewidth=3, path_effects=rim, **box_look(i)) for i in names]
-        legend(figure, lines, list(names.values()), "outside lower left")
+    """Tiles (image, boxes) with titles above, and the names of the colours below."""
+    side, columns = WIDTH / columns, min(columns, len(tiles))
+    titles = ["\n".join(fill(line, int(13 * side)) for line in t.split("\n")) for t in titles or ()]
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
+    ratio, rows = max(len(a) / len(a[0]) for a, _ in tiles), -(-len(tiles) // columns)
+    figure = AltFigure(side * columns, rows * (side * ratio + 0.17 * lines), alt)
+    every, titles = figure.subplots(rows, columns, squeeze=False).flat, titles or [""] * len(tiles)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    for (array, boxes), title, axes in zip(tiles, titles, every, strict=False):
+        _draw_tile(axes, array, boxes, title, numbers)
+    handles = [Line2D([], [], linewidth=3, **box_look(i)) for i in range(len(names))]
+    numbered = [f"{i}  {name}" for i, name in enumerate(names, 1)] if names[1:] else names
+    legend(figure, handles, numbered, "outside lower left")
     return figure

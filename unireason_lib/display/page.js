@@ -28,8 +28,8 @@ function start(article) {
     }
     if (!slider) return;
     slider.value = z;
-    slider.setAttribute("aria-valuetext", `${slider.dataset.noun} ${z}`);
-    article.querySelector(".scroll output").textContent = `${slider.dataset.noun} ${z}`;
+    slider.setAttribute("aria-valuetext", `slice ${z}`);
+    article.querySelector(".scroll output").textContent = `slice ${z}`;
     article.querySelector(".spans .now").setAttribute("x", z);
   }
 
@@ -86,6 +86,7 @@ function start(article) {
 
   if (controls) {
     controls.hidden = false;
+    controls.querySelector("output").textContent = `step ${step} of ${step}`;
     controls.querySelector(".begin").addEventListener("click", () => goTo(1));
     controls.querySelector(".back").addEventListener("click", () => goTo(step - 1));
     controls.querySelector(".on").addEventListener("click", () => goTo(step + 1));

@@ -1,33 +1,35 @@
-"""What figures and pages need of a reply, whether it comes as a trace or as a line of results.
+"""The one renderer of replies, traces or lines of results: a web page that needs nothing else.
 
-Lines of ``infer`` and ``evaluate`` keep no images; crops are cut again from the images that are
-given, by the rule by which they were cut at first. A line is untrusted: fields may be missing or
-nonsense, which never raises here.
+The page loads nothing (its own content security policy forbids it), images are inside and kept once
+however often they are shown, and everything that a model or a data set wrote is escaped by Jinja.
+Lines of ``infer`` and ``evaluate`` keep no images; crops are cut again from the images given. A
+line is untrusted: nonsense in it becomes a reply with an error, and never raises here.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
-from unireason_lib.boxes import (
-    BOX_END,
-    BOX_START,
-    Box,
-    Box2D,
-    Box3D,
-    BoxError,
-    scan_boxes,
-)
-from unireason_lib.display.style import need
+from unireason_lib.boxes import BOX_END, BOX_START, Box
+from unireason_lib.dataset.schema import box_of
+from unireason_lib.display.figures import BOX_COLORS, arrays_of, clean, flat, need
 from unireason_lib.errors import RequestError
-from unireason_lib.imaging.crops import crop_region
+from unireason_lib.imaging.crops import crop_region, slice_range
+from unireason_lib.io import write_whole
 
-INJECTED = "injected"
+FACTS = ("stop", "own_tokens", "injected_tokens", "prompt_tokens", "seconds", "iou_best")
 
 
 @dataclass(frozen=True)
@@ -37,136 +39,162 @@ class Mention:
     text: str  # what was written between the tags
     box: Box | None  # None when malformed
     number: int  # 1, 2, ... among the well-formed boxes; 0 when malformed
-    status: str = ""  # see `unireason_lib.grounding.Pointing`; empty when nobody knows
-    crops: tuple[Image.Image, ...] = ()
-    sizes: tuple = ()  # of the crops (width, height), from a line
+    status: str  # see `unireason_lib.grounding.Pointing`
+    sizes: list  # of its crops (width, height)
+    crops: Sequence[Image.Image] = ()  # as far as they are known
 
 
 @dataclass(frozen=True)
 class Reply:
     """A reply and its question."""
 
-    id: str
-    dimension: str
-    question: str
-    options: Mapping[str, str]
-    pieces: tuple[str | Mention, ...]  # the text, with its boxes where they stand
-    choice: str
-    truth: str
-    error: str
-    facts: str  # one line: tokens, seconds, how it ended
+    id: str = ""
+    question: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    pieces: Sequence[str | Mention] = ()  # the text, with its boxes where they stand
+    choice: str = ""
+    truth: str = ""
+    error: str = ""
+    facts: str = ""  # one line
+    images: Sequence[Image.Image] = ()  # on which its boxes lie; none when they are not known
 
     @property
     def mentions(self) -> list[Mention]:
         """The well-formed boxes."""
         return [p for p in self.pieces if isinstance(p, Mention) and p.box is not None]
 
-    @property
-    def verdict(self) -> str:
-        """``"error"``, ``"right"``, ``"wrong"``, or empty when the truth is not known."""
-        if self.error or not self.truth:
-            return "error" if self.error else ""
-        return "right" if self.choice == self.truth else "wrong"
 
+def read_reply(trace: Any, images: Any = None, frame: Any = None) -> Reply:
+    """A reply, ready to be shown.
 
-def read_reply(trace: Any) -> Reply:
-    """A :class:`unireason_lib.grounding.Trace`, or a line of results, ready to be shown.
-
-    A line that no reply can be read from becomes a reply with an error.
+    Args:
+        trace: A :class:`unireason_lib.grounding.Trace`, or a line of results.
+        images: As the processor shows them to the model; with ``frame`` (the model's
+            :class:`unireason_lib.imaging.ProcessorFrame`), the original ones, by default those of
+            the trace's request. A :class:`RequestError` when the crops were not cut from these.
     """
-    crops = [] if isinstance(trace, Mapping) else [tuple(p.crops) for p in trace.pointings]
-    line = trace if isinstance(trace, Mapping) else trace.to_dict()
-    try:
-        return _read(line, crops)
-    except (BoxError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-        failed = f"this line is no result: {type(error).__name__}: {error}"
-        return _read({"id": str(line.get("id", "")), "error": failed}, [])
-
-
-def _read(line: Mapping[str, Any], crops: Sequence[tuple[Image.Image, ...]]) -> Reply:
+    line, crops = trace, []
+    if not isinstance(trace, Mapping):
+        line, crops = trace.to_dict(), [pointing.crops for pointing in trace.pointings]
+        images = trace.request.images if images is None and frame else images
+    arrays = [] if images is None else arrays_of(images)
+    images = [Image.fromarray(array).convert("RGB") for array in arrays]
+    images = [frame.aligned(image) for image in images] if frame else images
     line = {name: value for name, value in line.items() if value is not None and value == value}
-    text, options = line.get("text", ""), line.get("options", {})
-    if "pointings" in line:
-        listed = [dict(pointing) for pointing in line["pointings"]]
-    else:
-        scan = scan_boxes(text)
-        places = zip(scan.boxes, scan.spans, strict=True)
-        listed = [{"box": box.as_tuple(), "text": text[a:b]} for box, (a, b) in places]
-    pieces, at, number = [], 0, 0
-    for k, pointing in enumerate(listed):
-        written, values = str(pointing["text"]), pointing.get("box")
-        box = (Box2D if len(values) == 4 else Box3D)(*values) if values else None
-        start = text.index(written, at)
-        number += box is not None
-        sizes = tuple((int(w), int(h)) for w, h in pointing.get("crops") or ())
-        mention = Mention(
-            written.removeprefix(BOX_START).removesuffix(BOX_END),
-            box,
-            number if box else 0,
-            str(pointing.get("status") or ""),
-            crops[k] if crops else (),
-            sizes,
-        )
-        pieces += [text[at:start], mention]
-        at = start + len(written)
-    error, choice = line.get("error", ""), line.get("choice", line.get("prediction", ""))
-    flat = not any(isinstance(p, Mention) and isinstance(p.box, Box3D) for p in pieces)
+    try:
+        return _read(line, crops, images)
+    except RequestError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        failed = f"this line is no result: {type(error).__name__}: {error}"
+        return Reply(str(line.get("id", "")), error=failed)
+
+
+def _read(line: Mapping[str, Any], crops: Sequence[Any], images: Sequence[Image.Image]) -> Reply:
+    pieces, rest, number = [], line.get("text", ""), 0
+    for k, pointing in enumerate(line.get("pointings", ())):
+        before, _, rest = rest.partition(pointing["text"])
+        words = pointing["text"].removeprefix(BOX_START).removesuffix(BOX_END)
+        box = box_of(pointing["box"]) if pointing["box"] else None
+        number, status = number + (box is not None), str(pointing["status"])
+        kept, sizes = crops[k] if crops else (), [list(size) for size in pointing["crops"]]
+        if images and box and status == "injected":
+            cut = crop_region(images, box)
+            same = all(map(np.array_equal, map(np.asarray, kept), map(np.asarray, cut)))
+            same = same and (not sizes or sizes == [list(crop.size) for crop in cut])
+            do = "the images as the processor shows them, or the original ones and frame=..."
+            found = f"others, first of {len(images)}: {images[0].size}"
+            need(same, f"images of {line.get('id')}", f"those its crops were cut from: {do}", found)
+            kept = cut
+        pieces += [before, Mention(words, box, number if box else 0, status, sizes, kept)]
+    error, known = line.get("error", ""), [name for name in FACTS if name in line]
     return Reply(
         id=str(line.get("id", "")),
-        dimension="2d" if line.get("dimension", "2d") == "2d" and flat else "3d",
         question=str(line.get("question", "")),
-        options={str(letter): str(option) for letter, option in options.items()},
-        pieces=tuple(piece for piece in (*pieces, text[at:]) if piece),
-        choice=str(choice) if options else "",
+        options={str(letter): str(text) for letter, text in line.get("options", {}).items()},
+        pieces=[piece for piece in (*pieces, rest) if piece],
+        choice=str(line.get("choice", line.get("prediction", ""))),
         truth=str(line.get("truth", "")),
         error=str(error["message"] if isinstance(error, Mapping) else error),
-        facts=_facts(line),
+        facts=" · ".join(f"{name.replace('_', ' ')}: {line[name]}" for name in known),
+        images=images,
     )
 
 
-def _facts(line: Mapping[str, Any]) -> str:
-    """One line: how the reply ended, tokens, seconds, how well its boxes fit."""
-    stops = {"end": "ended by itself", "length": "cut off by the token budget"}
-    stop = str(line.get("stop", ""))
-    forms = {
-        "own_tokens": "{:,} tokens written",
-        "injected_tokens": "{:,} tokens injected",
-        "prompt_tokens": "{:,} tokens in the prompt",
-        "seconds": "{:.1f} s",
-        "iou_best": "best IoU {:.2f}",
-    }
-    numbers = [form.format(line[name]) for name, form in forms.items() if name in line]
-    return " · ".join(filter(None, [stops.get(stop, stop), *numbers]))
-
-
-def with_images(reply: Reply, images: Any, frame: Any = None) -> tuple[Reply, list[Image.Image]]:
-    """The reply with its crops, and the images on which its boxes lie.
+def trace_html(
+    traces: Sequence[Any],
+    images: Sequence[Any] | None = None,
+    *,
+    frame: Any = None,
+    path: str | Path | None = None,
+    title: str = "Grounded replies",
+) -> str:
+    """A page that replays replies, written to ``path`` as well.
 
     Args:
-        reply: What was read.
-        images: As the processor shows them; or, with ``frame``, the original ones.
-        frame: The :class:`unireason_lib.imaging.ProcessorFrame` of the model, or None.
+        traces: Of :class:`unireason_lib.grounding.Trace`, or lines of results (with the right
+            letter in ``truth``).
+        images, frame: For each reply, as for :func:`read_reply`; one with None is shown as text.
 
     Raises:
-        RequestError: No images, or the crops of the reply are not cut from these.
+        RequestError: No replies, other numbers of replies and of images, or images from which a
+            reply's crops were not cut.
     """
-    frames = "its images as the processor shows them, or the original ones and frame=..."
-    need(images is not None, f"reply {reply.id!r}", frames, "no images")
-    given = [images] if isinstance(images, Image.Image) else getattr(images, "pixels", images)
-    images = [i if isinstance(i, Image.Image) else Image.fromarray(np.asarray(i)) for i in given]
-    images = [frame.aligned(i) if frame else i.convert("RGB") for i in images]
-    pieces = []
-    for piece in reply.pieces:
-        if isinstance(piece, Mention) and piece.box and (piece.crops or piece.status == INJECTED):
-            cut = tuple(crop_region(images, piece.box))
-            sizes = piece.sizes or [crop.size for crop in cut]
-            same = all(map(np.array_equal, map(np.asarray, cut), map(np.asarray, piece.crops)))
-            if [crop.size for crop in cut] != list(sizes) or not same:
-                found = f"others (first of {len(images)}: {images[0].width} x {images[0].height})"
-                expected = f"those its crops were cut from: {frames}"
-                raise RequestError(
-                    f"images of {reply.id!r}", expected, found, "pass the right ones"
-                )
-            piece = replace(piece, crops=piece.crops or cut)
-        pieces.append(piece)
-    return replace(reply, pieces=tuple(pieces)), images
+    images = [None] * len(traces) if images is None else images
+    expected = "replies, and images for each reply"
+    need(traces and len(images) == len(traces), "page", expected, (len(traces), len(images)))
+    replies = [read_reply(one, own, frame) for one, own in zip(traces, images, strict=True)]
+    here, store = files("unireason_lib.display"), {}
+    stages = [_stage(reply, store) if reply.images else None for reply in replies]
+    layout = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    loader = PackageLoader("unireason_lib", "display")
+    environment = Environment(loader=loader, autoescape=True, finalize=_clean, **layout)
+    colors = "".join(f".b{i}{{--box:{color}}}" for i, color in enumerate(BOX_COLORS))
+    page = environment.get_template("page.html.jinja").render(
+        shown=list(zip(replies, stages, strict=True)),
+        title=title,
+        style=Markup(here.joinpath("page.css").read_text("utf-8") + colors),
+        script=Markup(here.joinpath("page.js").read_text("utf-8")),
+        hash=_hash,
+        colors=len(BOX_COLORS),
+        keep=lambda image: _keep(image, store),
+        store=store,
+    )
+    if path is not None:
+        write_whole(path, page)
+    return page
+
+
+def _stage(reply: Reply, store: dict[str, str]) -> dict[str, Any]:
+    """The slices, and where on them the boxes lie; edges of pixels are whole numbers here."""
+    (width, height), boxes = reply.images[0].size, []
+    tag = max(width, height) * 0.05  # side of the square with a box's number
+    for mention in reply.mentions:
+        box = flat(mention.box).clip(width, height)
+        span = slice_range(mention.box, len(reply.images))
+        if span and not box.is_empty:
+            x = box.x1 if mention.number % 2 else box.x2 - tag  # two on one place stay apart
+            numbers = (box.x1, box.y1, box.width, box.height, x, box.y1, tag)
+            boxes.append({"mention": mention, "span": span, "at": [f"{n:g}" for n in numbers]})
+    span = boxes[0]["span"] if boxes else range(len(reply.images))
+    slices = [_keep(image, store) for image in reply.images]
+    first = span[(len(span) - 1) // 2]
+    return {"width": width, "height": height, "slices": slices, "first": first, "boxes": boxes}
+
+
+def _clean(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _keep(image: Image.Image, store: dict[str, str]) -> str:
+    """Store an image once, as PNG; the key is made from its pixels."""
+    key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:20]
+    if key not in store:
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        store[key] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return key
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

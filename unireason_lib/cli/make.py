@@ -1,0 +1,226 @@
+"""``build sft rl merge base ablate plan tutorial``: commands that make data, models and studies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unireason_lib.errors import DatasetError
+
+from .options import named_values, size_of, window_of, with_options
+
+
+@with_options(
+    "source! out! limit families per_family prior_studies seed size window model images fractions "
+    "writer writer_option workers ray dry_run override",
+    size="32,256,256",
+)
+def build(given: Any) -> None:
+    """Build a data set of grounded questions from scans with masks; with --model, boxes are written
+    in the pixels of its processor.
+
+    The same command goes on with a build that was stopped or killed, and ends with the same rows.
+    Exit code 1: finished, but some studies could not be read (see the configuration "refused").
+    """
+    from unireason_lib.dataset import build as building
+    from unireason_lib.imaging import QWEN_FRAME
+    from unireason_lib.inference import Checkpoint
+
+    try:
+        train, val, test = map(float, given.fractions.split(","))
+    except ValueError:
+        found, do = repr(given.fractions), "write 0.9,0.05,0.05"
+        raise DatasetError("--fractions", "three numbers, by commas", found, do) from None
+    names = "limit per_family prior_studies seed writer images".split()
+    config = building.BuildConfig(
+        sources=tuple(map(building.SourceSpec.parse, given.source)),
+        families=tuple(name.strip() for name in given.families.split(",") if name.strip()) or None,
+        size=size_of(given.size),
+        window=window_of(given.window),
+        frame=Checkpoint(given.model).frame() if given.model else QWEN_FRAME,
+        writer_options=named_values(given.writer_option, "--writer-option"),
+        fractions={"train": train, "val": val, "test": test},
+        **{name: getattr(given, name) for name in names},
+    )
+    if given.dry_run:
+        guess = building.dry_run(config)
+        counts = f"{guess.studies:,} studies; from {guess.sampled} of them: about {guess.records:,}"
+        typer.echo(f"{counts} records; nothing was written")
+        if guess.writer_cost is not None:
+            typer.echo(f"writer: {guess.writer_cost}")
+        return
+    running = {"workers": given.workers, "ray": given.ray, "progress": sys.stderr.isatty()}
+    report = building.build(config, given.out, override=given.override, **running)
+    about = {name: report.manifest[name] for name in ("records", "images", "studies", "refused")}
+    about |= {"counts": report.manifest["counts"], "warnings": report.manifest["warnings"]}
+    made = f"{report.built:,} studies processed now" if report.built else "was finished already"
+    typer.echo(f"{report.folder}: {made}, {report.seconds:.1f} s\n{json.dumps(about, indent=1)}")
+    if report.unreadable:
+        from unireason_lib.dataset.hub import load_set
+
+        for row in load_set(report.folder, "refused", "train"):
+            if row["reason"] == "unreadable":
+                typer.echo(f"could not be read: {row['study']}: {row['detail']}", err=True)
+        raise typer.Exit(1)
+
+
+@with_options("data! out! model! profile set m3d_root volumes quiet")
+def sft(given: Any) -> None:
+    """Fine-tune a model on grounded records: loss on the tokens it generates, vision tower frozen.
+
+    A run that was stopped or killed goes on from its last checkpoint. Losses and free-running
+    accuracy are in log.jsonl; the finished model, or its adapter (grounding.sft_lora_r), in model/.
+    """
+    _train("sft", given)
+
+
+@with_options("data! out! model! profile set m3d_root volumes quiet")
+def rl(given: Any) -> None:
+    """Train a fine-tuned model by GRPO: rewards for answer and format, none for boxes.
+
+    A run that was stopped or killed goes on from its last checkpoint. Rewards, KL and lengths are
+    in log.jsonl, every reply in rollouts.jsonl; the finished model, or its adapter
+    (grounding.grpo_lora_r), in model/.
+    """
+    _train("grpo", given)
+
+
+def _train(stage: str, given: Any) -> None:
+    """Records, model, training."""
+    from unireason_lib.config import load_profile
+
+    settings = load_profile(given.profile, "\n".join(given.set or ()))
+    section, ours = getattr(settings, stage), settings.grounding
+
+    from unireason_lib.grounding import Settings, load_profile_model
+    from unireason_lib.training.callbacks import FreeRunning, balanced, sharding
+    from unireason_lib.training.checkpoints import whole_checkpoint
+    from unireason_lib.training.data import images_from, training_records
+    from unireason_lib.training.encoding import injects
+
+    wanted = getattr(settings, f"{stage}_data")
+    where = {"m3d_root": given.m3d_root, "volumes": given.volumes, "seed": section.seed}
+    where["form"] = {"sft": "sft", "grpo": "rl"}[stage]
+    counts = {"2d": wanted.records_2d, "3d": wanted.records_3d}
+    records = training_records(given.data, counts, **where)
+    try:
+        held_out = training_records(given.data, split="val", **where)
+    except DatasetError:  # a small data set, or one that keeps no patient apart
+        held_out = []
+    held_out = balanced(held_out, ours.free_running_questions)
+    images = images_from(given.data, m3d_root=given.m3d_root)
+    path = whole_checkpoint(given.model, settings.model.dtype)
+    loaded = load_profile_model(settings.model, Path.cwd(), path, device=_device())
+    typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
+    if stage == "sft":
+        from unireason_lib.training.sft import train_sft as train
+
+        limits = (settings.generation.max_new_tokens, settings.generation.max_rounds)
+    else:
+        from unireason_lib.training.grpo import train_grpo as train
+
+        limits = (section.max_completion_length, ours.rollout_max_rounds)
+    how = Settings(limits[0], limits[1] * injects(ours.components))
+    tests = FreeRunning(held_out, ours.free_running_steps, images, how)
+    callbacks = [tests] if held_out and sharding() != "fsdp" else []
+    more = {"callbacks": callbacks, "progress": not given.quiet}
+    made = train(*loaded, records, images, given.out, settings, **more)
+    if int(os.environ.get("RANK", 0)) == 0:
+        typer.echo(f"{made}: the model; {given.out / 'log.jsonl'}: how it went")
+
+
+def _device() -> str | None:
+    """Where a process of a launcher puts its model: on a GPU of its own; with FSDP, which shards it
+    from there, on the CPU. None: as the profile says."""
+    import torch
+
+    from unireason_lib.training.callbacks import sharding
+
+    local = "LOCAL_RANK" in os.environ and torch.cuda.is_available()
+    return "cpu" if sharding() == "fsdp" else f"cuda:{os.environ['LOCAL_RANK']}" if local else None
+
+
+@with_options("model! adapter! out! dtype")
+def merge(given: Any) -> None:
+    """Merge an adapter into its model: a folder in plain transformers form."""
+    from unireason_lib.training.checkpoints import merge_adapter
+
+    made = merge_adapter(given.model, given.adapter, given.out, given.dtype)
+    typer.echo(f"{made}: the merged checkpoint")
+
+
+@with_options("out steps seed measure exercises quiet", out=Path("runs/tiny-base"))
+def base(given: Any) -> None:
+    """Pre-train the tiny base on generic exercises: letters, boxes, choosing among images.
+
+    A run that was stopped or killed goes on from its last checkpoint. The finished model is in
+    model/, with its log and its skills on held-out exercises beside the weights.
+    """
+    from unireason_lib import tiny_base
+    from unireason_lib.grounding import load_model
+    from unireason_lib.io import read_json
+
+    if given.measure:
+        loaded = load_model(given.measure, dtype="float32", device="cpu")
+        skills = tiny_base.measure(*loaded, given.exercises)
+    else:
+        plan = tiny_base.Plan(seed=given.seed, **({"steps": given.steps} if given.steps else {}))
+        how = {"final_size": given.exercises, "progress": not given.quiet}
+        made = tiny_base.pretrain(given.out, plan, **how)
+        typer.echo(f"{made}: the tiny base; {given.out / 'log.jsonl'}: how it went")
+        skills = read_json(made / "skills.json")
+    for name, scores in skills.items():
+        values = (f"{key} {value:.3f}" for key, value in scores.items() if key != "n")
+        typer.echo(f"{name:18} {', '.join(values)} (n={scores['n']:.0f})")
+
+
+@with_options("grid! profile set seeds only workers keep look dry_run", profile=None)
+def ablate(given: Any) -> None:
+    """Run the conditions of a grid with every seed; what several share is made once.
+
+    Each run is a notebook in runs/ablation/NAME. A run that fails stops only what builds on it, and
+    the same command goes on where it was stopped. Results are shown when all conditions and seeds
+    are there: a study that may stop when its numbers please proves nothing.
+    """
+    from unireason_lib.ablation import load_grid, run_study
+    from unireason_lib.notebooks import project_root
+
+    grid = load_grid(given.grid).at(given.profile, "\n".join(given.set or ()))
+    how = {name: getattr(given, name) for name in ("seeds", "workers", "keep", "look", "dry_run")}
+    how["command"] = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
+    study = run_study(grid, project_root(), only=given.only or (), say=typer.echo, **how)
+    if study.failed or study.skipped:
+        raise typer.Exit(1)
+
+
+@with_options("gpus! profile set model sharding stage price", profile="gpu")
+def plan(given: Any) -> None:
+    """What a profile takes in memory, hours and money, before anything is rented.
+
+    Parameters and FLOPs are counted on the model's shapes (--model 3b, 7b, or a folder with a
+    config.json); the rest is assumed in configs/planning.yaml, so hours are a range. A set-up that
+    cannot fit is refused, with the nearest ones that can.
+    """
+    from unireason_lib.config import load_profile
+    from unireason_lib.planning import STAGES, estimate
+
+    how = {"stages": given.stage or STAGES, "model": given.model, "price": given.price}
+    profile = load_profile(given.profile, "\n".join(given.set or ()))
+    typer.echo(estimate(profile, given.gpus, sharding=given.sharding, **how).to_markdown())
+
+
+@with_options("notebooks profile parameter out workers", out=Path("runs/tutorial"))
+def tutorial(given: Any) -> None:
+    """Run the notebooks headlessly; in a run of all, 04 and 05, which train long, run as smoke."""
+    from unireason_lib.notebooks import run
+
+    parameters = named_values(given.parameter, "-p")
+    rows = run(given.notebooks or (), given.profile, parameters, given.out, given.workers)
+    if any(row["status"] != "passed" for row in rows):
+        raise typer.Exit(1)
