@@ -30,7 +30,6 @@ def build(
     model: Annotated[str | None, option("In whose pixels boxes are written.", *MODEL)] = None,
     images: Annotated[str, option("Stored: licensed (where allowed), all, none.")] = "licensed",
     fractions: Annotated[str, option("Of patients: train, val, test.")] = "0.9,0.05,0.05",
-    near_duplicates: Annotated[bool, option("Keep copies of a scan in one split.")] = True,
     writer: Annotated[str, option("Of rationales: template or llm.")] = "template",
     writer_option: Annotated[list[str] | None, option(WRITER)] = None,
     workers: Annotated[int, option("Processes.")] = 1,
@@ -60,7 +59,6 @@ def build(
         writer=writer,
         writer_options=named_values(writer_option, "--writer-option"),
         fractions=_fractions(fractions),
-        near_duplicates=near_duplicates,
         images=images,
     )
     if dry_run:

@@ -60,7 +60,6 @@ class BuildConfig:
     writer: Literal["template", "llm"] = "template"
     writer_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the writer
     fractions: Mapping[str, float] = field(default_factory=lambda: dict(FRACTIONS))  # of patients
-    near_duplicates: bool = True  # whether one scan under two names stays in one split
     # Whether images are stored: where the licence of the source allows; all, for my own use; never.
     images: Literal["licensed", "all", "none"] = "licensed"
 
@@ -84,8 +83,9 @@ class BuildConfig:
         what decides its answers: a budget, prices or limits may change while a build goes on."""
         values = asdict(self)
         values["sources"] = [str(replace(spec, path=None)) for spec in self.sources]
-        if self.writer == "llm":
-            values["writer_options"] = make_writer(self).settings()
+        options = values.pop("writer_options")
+        options = make_writer(self).settings() if self.writer == "llm" else options
+        values |= {f"writer {name}": value for name, value in options.items()}
         return json.loads(json.dumps(values))
 
 
@@ -177,14 +177,11 @@ def _differences(path: Path, now: Mapping[str, Any]) -> list[str]:
     """Write down what a build is made from, or say what differs from what is written there."""
     if not path.exists():
         write_json(path, now)
-    pairs = {name: (value, now.get(name)) for name, value in read_json(path).items()}
-    options = [options or {} for options in pairs.pop("writer_options")]
-    for name in sorted(set().union(*options)):
-        pairs[f"writer {name}"] = tuple(values.get(name) for values in options)
+    before = read_json(path)
     return [
-        f"{name} was {json.dumps(before)[:80]} and is {json.dumps(after)[:80]}"
-        for name, (before, after) in pairs.items()
-        if before != after
+        f"{name} was {json.dumps(before.get(name))[:80]} and is {json.dumps(now.get(name))[:80]}"
+        for name in before | now
+        if before.get(name) != now.get(name)
     ]
 
 
@@ -231,7 +228,8 @@ def dry_run(config: BuildConfig, *, sample: int = 32) -> Estimate:
         step = max(1, round(total / sample))
         few = [index[::step] for index in map(list, run.indexes())]
         _learn_priors(run, few, map)
-        items = shards.items_of(d for shard in run.shards(few) for d in shards.drafts_of(shard))
+        drafts = [draft for shard in run.shards(few) for draft in shards.read_shard(shard)[0]]
+        items = [(question, draft.view) for draft in drafts for question in draft.questions]
     sampled = sum(map(len, few))
     scale, writer = total / max(1, sampled), make_writer(config)
     cost = scale * writer.most_for(items) if config.writer == "llm" else None

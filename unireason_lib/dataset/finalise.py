@@ -22,7 +22,7 @@ from datasets import Features
 
 from unireason_lib import __version__
 from unireason_lib.dataset import schema
-from unireason_lib.dataset.hub import dataset_card
+from unireason_lib.dataset.hub import CONFIGS, dataset_card
 from unireason_lib.dataset.shards import Run, open_run
 from unireason_lib.dataset.splits import HASH_BYTES, SPLITS, assign_splits, patient_key
 from unireason_lib.io import disk_error, write_json, write_whole
@@ -37,26 +37,19 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
     final, folders = run.work / "final", [shard.folder for shard in run.shards()]
     shutil.rmtree(final, ignore_errors=True)
     parts = [pq.read_table(part / "studies.parquet").to_pandas() for part in folders]
-    starts = np.cumsum([0, *map(len, parts)])
+    starts = np.cumsum([0, *map(len, parts)])[:-1]
     studies = pd.concat(parts, ignore_index=True)
     about = _assign(studies, run)
-    split_of, content = studies["split"].to_numpy(), hashlib.blake2b(digest_size=16)
 
-    def tables(name: str, splits: Sequence[str]) -> Iterator[pa.Table]:
-        """The tables of all shards, with the splits filled in, and only rows of these."""
-        for part, start in zip(folders, starts[:-1], strict=True):
+    def tables(name: str, split: str | None = None) -> Iterator[pa.Table]:
+        """The tables of all shards, with the splits filled in: rows of one split, or of all."""
+        for part, start in zip(folders, starts, strict=True):
             table = pq.read_table(part / f"{name}.parquet")
-            split = split_of[table["study_number"].to_numpy() + start]
-            if "split" in table.column_names:
+            splits = studies["split"].to_numpy()[table["study_number"].to_numpy() + start]
+            if split is not None:
                 place = table.column_names.index("split")
-                table = table.set_column(place, "split", pa.array(split, pa.string()))
-            yield table.filter(pa.array(np.isin(split, splits)))
-
-    def hashed(name: str, splits: Sequence[str]) -> Iterator[pa.Table]:
-        """The same, and what is in them counts for the hash of the content."""
-        for table in tables(name, splits):
-            content.update(b"".join([repr(splits).encode(), *table["digest"].to_pylist()]))
-            yield table
+                table = table.set_column(place, "split", pa.array(splits, pa.string()))
+            yield table.filter(pa.array(splits == split if split else splits != ""))
 
     def refused() -> Iterator[pa.Table]:
         """What shards refused, and the studies whose id an earlier one has."""
@@ -69,23 +62,24 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
 
     try:
         for split in SPLITS:
-            _write(final / "sft", split, schema.SFT_FEATURES, hashed("records", [split]))
-            rl = map(schema.rl_table, tables("records", [split]))
+            _write(final / "sft", split, schema.SFT_FEATURES, tables("records", split))
+            rl = map(schema.rl_table, tables("records", split))
             _write(final / "rl", split, schema.RL_FEATURES, rl)
-        _write(final / "images", "part", schema.IMAGE_FEATURES, hashed("images", SPLITS), 5_000)
+        _write(final / "images", "part", schema.IMAGE_FEATURES, tables("images"), 5_000)
         _write(final / "refused", "part", schema.REFUSED_FEATURES, refused())
     except OSError as error:
         raise disk_error(folder, error) from error
     columns = ["split", "source", "dimension", "family", "kind", "answer"]
     rows = _columns(final / "sft", schema.SFT_FEATURES, columns)
     rows["family and dimension"] = rows["family"] + ", " + rows["dimension"]
-    reasons = _columns(final / "refused", schema.REFUSED_FEATURES, ["reason"])["reason"]
+    refusals = _columns(final / "refused", schema.REFUSED_FEATURES, ["reason"])
     images = _columns(final / "images", schema.IMAGE_FEATURES, ["image_id"])
     manifest = {
         **{"format": 2, "version": __version__, "overridden": list(overridden)},
         **{"seed": run.config.seed, "settings": run.config.public()},
-        **{"content_hash": content.hexdigest(), "records": len(rows), "images": len(images)},
-        **{"refused": _counts(reasons), "counts": {name: _counts(rows[name]) for name in rows}},
+        **{"records": len(rows), "images": len(images)},
+        "refused": refusals["reason"].value_counts().sort_index().to_dict(),
+        "counts": {name: rows[name].value_counts().sort_index().to_dict() for name in rows},
         "sources": [
             {name: getattr(source, name) for name in ("name", "spec", "license", "modality")}
             | {"studies": len(source), "used": len(index)}
@@ -93,7 +87,7 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
         ],
         **about,
     }
-    for name in ("sft", "rl", "images", "refused"):
+    for name in CONFIGS:
         shutil.rmtree(folder / name, ignore_errors=True)
         if (final / name).is_dir():  # it has rows
             (final / name).rename(folder / name)
@@ -103,29 +97,34 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
 
 def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
     """Decide the split of each study, ``""`` for one whose id an earlier one has; returns what the
-    manifest says about studies."""
+    manifest says about studies, and the hash of all rows."""
     kept = ~studies["id"].duplicated().to_numpy()
-    salt, fractions = str(run.config.seed), run.config.fractions
-    keys = np.array([patient_key(name, salt) for name in studies["patient"]], np.uint64)
+    keys = [patient_key(name, str(run.config.seed)) for name in studies["patient"]]
+    keys = np.array(keys, np.uint64)
     own = np.array([SPLITS.index(s) if s in SPLITS else -1 for s in studies["split"]], np.int8)
-    perceptual = np.frombuffer(b"".join(studies.pop("perceptual_hash")), np.uint8)
+    perceptual = np.frombuffer(b"".join(studies["perceptual_hash"]), np.uint8)
     perceptual = perceptual.reshape(-1, HASH_BYTES)[kept]
-    voxels = np.frombuffer(b"".join(studies.pop("voxel_hash")), np.uint64)[::2][kept]
-    assigned = assign_splits(keys[kept], perceptual, voxels, own[kept], fractions)
+    voxels = np.frombuffer(b"".join(studies["voxel_hash"]), np.uint64)[::2][kept]
+    assigned = assign_splits(keys[kept], perceptual, voxels, own[kept], run.config.fractions)
     studies["split"] = ""
     studies.loc[kept, "split"] = np.array(SPLITS, object)[assigned.splits]
     patients = {s: len(np.unique(keys[(studies["split"] == s).to_numpy()])) for s in SPLITS}
     pairs = studies["id"].to_numpy()[kept][assigned.pairs[:MOST_LISTED]]
     warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
-    listed = {study: list(texts) for study, texts in warned[:MOST_LISTED].to_numpy()}
-    count = sum(patients.values())
+    rows = zip(studies["split"][kept], studies["digest"][kept], strict=True)
+    content = b"".join(sorted(split.encode() + digest for split, digest in rows))
     return {
+        "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest(),
         "studies": {
-            **{"read": int(kept.sum()), "patients": count, "patients_by_split": patients},
-            "near_duplicates": count - assigned.groups,
+            **{"read": int(kept.sum()), "patients": sum(patients.values())},
+            **{"patients_by_split": patients},
+            "near_duplicates": sum(patients.values()) - assigned.groups,
             "near_duplicate_pairs": pairs.tolist(),
         },
-        "warnings": {"studies": len(warned), "listed": listed},
+        "warnings": {
+            "studies": len(warned),
+            "listed": {study: list(texts) for study, texts in warned[:MOST_LISTED].to_numpy()},
+        },
     }
 
 
@@ -133,10 +132,6 @@ def _columns(folder: Path, features: Features, names: list[str]) -> pd.DataFrame
     """Columns of what was written there, which may be nothing."""
     paths = sorted(map(str, folder.glob("*.parquet")))
     return pads.dataset(paths, features.arrow_schema, format="parquet").to_table(names).to_pandas()
-
-
-def _counts(column: pd.Series) -> dict[str, int]:
-    return column.value_counts().sort_index().to_dict()
 
 
 def _write(

@@ -17,20 +17,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import DatasetError, LabelError
-from unireason_lib.imaging import Volume, check_same_grid, load_image, load_volume
+from unireason_lib.imaging import Volume, check_same_grid
 from unireason_lib.imaging.labels import label_places, whole_labels
 from unireason_lib.imaging.summary import table_html, thumbnails
 from unireason_lib.imaging.window import Window
 
 Kind = Literal["organ", "lesion"]
-ScanSource = Volume | np.ndarray | str | Path | Callable[[], Any]
+ScanSource = Volume | np.ndarray | Callable[[], Any]
 
 _PAIRS = {"L": ("left", "right"), "P": ("posterior", "anterior"), "S": ("superior", "inferior")}
 DIRECTION_WORDS = {**_PAIRS, **{pair[1][0].upper(): pair[::-1] for pair in _PAIRS.values()}}
@@ -71,7 +70,7 @@ class Study:
     modality: str  # as a question says it: "CT", "MRI", "X-ray" ...
     dimension: Literal["2d", "3d"]
     shape: tuple[int, ...]  # (Z, Y, X) or (Y, X) of scan and labels
-    scan_source: ScanSource  # the scan, or what gives it; that is not kept, to save memory
+    scan_source: ScanSource | None  # the scan, or what gives it; that is not kept
     labels: np.ndarray | None = None  # (Z, Y, X) or (Y, X) integers; None: none (any more)
     structures: tuple[Structure, ...] = ()  # what is there
     vocabulary: tuple[str, ...] = ()  # what was looked for; what has no structure is truly absent
@@ -100,7 +99,7 @@ class Study:
         Args:
             labels: (Z, Y, X) or (Y, X) whole numbers, 0 is background; else a LabelError.
             names: Value -> readable name, or None to leave it out. What does not occur is absent.
-            scan: The scan, or a path or callable that gives it.
+            scan: The scan, or a callable that gives it.
             inside: Value of a part -> value of the structure around it (tumour -> organ).
             attributes: Value -> what is known of it; ``"kind"`` overrides the guess from the name.
             **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required."""
@@ -161,7 +160,6 @@ class Study:
         structures = (
             _structure(label, name, values[label], measured, about, attributes.get(label, {}))
             for label, name in names.items()
-            if not measured.keys().isdisjoint(values[label])
         )
         about = {"vocabulary": tuple(dict.fromkeys(names.values())), **about}
         return cls(
@@ -169,17 +167,14 @@ class Study:
             shape=labels.shape,
             scan_source=scan,
             labels=labels,
-            structures=tuple(structures),
+            structures=tuple(filter(None, structures)),
             **about,
         )
 
     @property
     def scan(self) -> Volume | np.ndarray:
         """The scan, read now unless it is in memory: a Volume, or (Y, X) or (Y, X, 3) in 2D."""
-        scan = self.scan_source
-        if isinstance(scan, str | Path):
-            scan = (load_volume if self.dimension == "3d" else load_image)(scan)
-        scan = scan() if callable(scan) else scan
+        scan = self.scan_source() if callable(self.scan_source) else self.scan_source
         scan = scan if isinstance(scan, Volume) else np.asarray(scan)
         _check_shape(f"scan of {self.id}", scan.shape[: len(self.shape)], self.shape)
         return scan
@@ -197,13 +192,14 @@ class Study:
             f"{s.name} ({s.kind}, {s.voxels} voxels, {list(s.box.as_tuple())})"
             for s in self.structures[:MAX_LISTED]
         ]
-        more = len(self.structures) - len(found)
+        if more := len(self.structures) - len(found):
+            found.append(f"and {more} more")
         rows = {
             "patient, source": f"{self.patient}, {self.source} ({self.license or 'no licence'})",
             "scan": f"{self.modality}, {self.dimension}, shape {self.shape}",
             "spacing, mm": " x ".join(f"{mm:.3g}" for mm in self.spacing or ()) or "unknown",
             "directions": self.directions or "unknown",
-            "structures": "\n".join([*found, f"and {more} more"] if more else found) or "none",
+            "structures": "\n".join(found) or "none",
             "absent": ", ".join(self.absent[:MAX_LISTED]) or "nothing that was looked for",
         }
         if self.dimension == "3d" and isinstance(scan, np.ndarray):
@@ -241,7 +237,6 @@ class Study:
         structures = (
             _structure(s.label, s.name, s.values, measured, space, {**s.attributes, "kind": s.kind})
             for s in self.structures
-            if not measured.keys().isdisjoint(s.values)
         )
         scan = partial(_plane_of, replace(self, labels=None), z)  # can be sent to a process
         return replace(
@@ -251,7 +246,7 @@ class Study:
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
             labels=plane,
-            structures=tuple(structures),
+            structures=tuple(filter(None, structures)),
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},
             key="",  # the source knows the volume only
@@ -318,12 +313,14 @@ def _measure(labels: np.ndarray) -> dict[int, tuple]:
     return measured
 
 
-def _structure(label, name, values, measured, space, attributes) -> Structure:
-    """Add up what was measured of a structure's values."""
-    parts = [measured[value] for value in values if value in measured]
+def _structure(label, name, values, measured, space, attributes) -> Structure | None:
+    """Add up what was measured of a structure's values; None when it is not there."""
+    if not (parts := [measured[value] for value in values if value in measured]):
+        return None
     low, high, voxels, total = zip(*parts, strict=True)
     low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
     voxels, spacing, attributes = sum(voxels), space.get("spacing"), dict(attributes)
+    kind = attributes.pop("kind", None) or kind_of(name)
     return Structure(
         name=name,
         label=label,
@@ -331,7 +328,7 @@ def _structure(label, name, values, measured, space, attributes) -> Structure:
         centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
         voxels=voxels,
         size=voxels * math.prod(spacing) if spacing else None,
-        kind=attributes.pop("kind", None) or kind_of(name),
+        kind=kind,
         attributes=attributes,
         values=values,
     )

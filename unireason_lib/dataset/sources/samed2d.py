@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from unireason_lib.dataset.sources import base
-from unireason_lib.dataset.sources.base import Case, Entry, names_table, well_formed
+from unireason_lib.dataset.sources.base import Case, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import DatasetError, LabelError
 from unireason_lib.imaging import load_image
@@ -104,7 +104,7 @@ class SAMed2DSource(_Images):
             }
 
     @cached_property
-    def _index(self) -> Sequence[Entry]:
+    def _index(self) -> Sequence[base.Entry]:
         keys = list(self._masks)  # millions, so their entries are made on access
         return base.LazyIndex(len(keys), lambda k: self.case(keys[k]))
 
@@ -141,25 +141,19 @@ class SAMed2DSource(_Images):
 
 @dataclass(frozen=True, eq=False)
 class SAMMed2DSource(_Images):
-    """Images in the layout of the SAM-Med2D demo::
-
-        images/amos_0507_31.png         masks/<image>_<class name>_<instance>.png
-        image2label_train.json          {"data_demo/images/a.png": ["data_demo/masks/a_..."]}
-
-    A mask belongs to the image with the longest name that it begins with; the lists, if there, say
-    the splits. The patient is the image's name without its last number. Nothing is known to be
-    absent."""
+    """Images in the layout of the SAM-Med2D demo: ``images/amos_0507_31.png`` with masks
+    ``masks/<image>_<class name>_<instance>.png``. A mask belongs to the image with the longest name
+    that it begins with; the patient is that name without its last number. Nothing is known to be
+    absent, and the lists of the demo, which name no patients, are not read."""
 
     path: str | Path
-    modality: str = "medical"
 
     name = registered = "sam-med2d"
     license = "those of the data sets that the slices are of; see the SAM-Med2D repository"
-    chooses = frozenset({"modality"})
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
-        """Images with the names of their masks."""
+        """Images with their masks."""
         masks: dict[str, list[str]] = {image: [] for image in self._names_in("images")}
         for mask in self._names_in("masks"):
             image = mask
@@ -167,28 +161,17 @@ class SAMMed2DSource(_Images):
                 image = image.rpartition("_")[0]
             if image:
                 masks[image].append(f"masks/{mask}.png")
-        cases, splits = {}, base.strictest(self._splits(), self.name)
+        cases = {}
         for image, own in masks.items():
             key, name = f"images/{image}.png", f"{self.name}-{image}"
-            about = {"id": name, "modality": self.modality, "labels": tuple(own)}
-            cases[key] = Case(key, re.sub(r"_[0-9]+$", "", name), splits.get(key), **about)
+            about = {"id": name, "modality": "medical", "labels": tuple(own)}
+            cases[key] = Case(key, re.sub(r"_[0-9]+$", "", name), **about)
         return cases
 
     def _names_in(self, folder: str) -> list[str]:
         place = self.root / folder
         paths = (path.relative_to(place) for path in place.rglob("[!.]*.png"))
         return sorted(path.with_suffix("").as_posix() for path in paths)
-
-    def _splits(self) -> dict[str, list[str]]:
-        """Image -> the lists that it stands in."""
-        splits: dict[str, list[str]] = {}
-        for path in sorted(self.root.glob("*2*_*.json")):
-            with well_formed(path, "paths of images and masks"):
-                table = read_json(path)
-                for image in table if path.name.startswith("image2label") else table.values():
-                    split = path.stem.rpartition("_")[2]
-                    splits.setdefault(base.from_part(image, "images"), []).append(split)
-        return splits
 
     def study(self, key: str) -> Study:
         start = f"masks/{key.removeprefix('images/').removesuffix('.png')}_"
