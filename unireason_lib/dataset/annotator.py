@@ -1,8 +1,8 @@
 """Rationales written by a language model behind any OpenAI-style chat endpoint.
 
-The model refers to structures by tags, ``[[left kidney]]``, and never writes coordinates: those are
-put in by :func:`~unireason_lib.dataset.rationales.anchor`. A text that cannot be used is returned
-once with the reasons, then refused.
+The model refers to structures by tags, ``[[left kidney]]``, in whose place the true boxes are put;
+it never writes coordinates. A text that cannot be used is returned once with the reasons, then
+refused.
 
 Answers cost money, so one SQLite file holds the requests of all processes. A reply is kept as it
 came before anyone reads it: neither a kill nor a malformed reply makes us pay twice. Before a
@@ -32,7 +32,7 @@ import yaml
 
 from unireason_lib.dataset.checks import problems_of
 from unireason_lib.dataset.questions import Question
-from unireason_lib.dataset.rationales import Rationale, anchor
+from unireason_lib.dataset.rationales import Point, Rationale
 from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.study import Structure
 from unireason_lib.dataset.view import View
@@ -40,7 +40,8 @@ from unireason_lib.errors import DatasetError
 
 PROMPT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 MAX_STRUCTURES = 24  # besides the evidence, in a prompt
-LONGER = 4  # times max_tokens for the second attempt, when the first answer was cut off
+_TAG = re.compile(r"\[\[\s*([^\[\]]{1,120}?)\s*\]\]")
+_COORDINATES = re.compile(r"[\[(]\s*[-+.\d]+(?:\s*,\s*[-+.\d]+){3,5}\s*[\])]")
 STOP_AFTER = 3  # requests in a row that fail alike: the fault is not in the questions
 
 
@@ -124,27 +125,30 @@ def _get(value: Any, *path: str | int) -> Any:
 
 def read_answer(
     text: str, finish: str, question: Question, view: View
-) -> tuple[Rationale | None, list[str], list[str]]:
-    """A rationale from an answer (or None), what is wrong with it, and repaired coordinates."""
+) -> tuple[Rationale | None, list[str]]:
+    """A rationale from an answer, or None and what is wrong with it."""
     if finish == "length":
         what = "the answer ended" if text.strip() else "the model was still thinking"
-        return None, [f"cut: {what} at max_tokens; raise it, or ask for less reasoning"], []
+        return None, [f"cut: {what} at max_tokens; raise it, or ask for less reasoning"]
     try:
         values, _ = json.JSONDecoder(strict=False).raw_decode(text[text.index("{") :])
         reasoning, letter = values["reasoning"].strip(), str(values["answer"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None, ['malformed: not a JSON object with the texts "reasoning" and "answer"'], []
-    boxes = {tag: (structure.name, view.box(structure)) for tag, structure in tags_of(view).items()}
-    rationale, repairs, problems = anchor(reasoning, boxes, quotes=question.options.values())
+        return None, ['malformed: not a JSON object with the texts "reasoning" and "answer"']
+    written = [c for c in _COORDINATES.findall(reasoning) if c not in question.options.values()]
+    problems = [f"coordinates: {text!r} was written, and no tag" for text in written]
     if not re.match(rf"\W*{question.answer}(?!\w)", letter):
         problems.append(f"answer: {letter[:40]!r} where {question.answer!r} is right")
-    evidence = [(structure.name, view.box(structure)) for structure in question.evidence]
-    for point in rationale.points:  # only what is asked about is sure to be visible
-        if (point.structure, point.box) not in evidence:
-            problems.append(f"tag: {point.structure!r} is not marked with *")
+    parts, tags = [*_TAG.split(reasoning)], tags_of(view)
+    for k, tag in enumerate(parts[1::2]):
+        if (structure := tags.get(tag)) in question.evidence:
+            parts[2 * k + 1] = Point(structure.name, view.box(structure))
+        else:  # all else may be invisible
+            problems.append(f"tag: {tag!r} is no structure that is marked with *")
+    rationale = Rationale(tuple(filter(None, parts)))
     record = Record.make(view, question, rationale)
     problems += [f"{reason}: {detail}" for reason, detail in problems_of(record, view, question)]
-    return (None if problems else rationale), problems, repairs
+    return (None if problems else rationale), problems
 
 
 _TABLE = """
@@ -224,27 +228,26 @@ class LLMWriter:
     def write(self, question: Question, view: View) -> Rationale:
         """The rationale of one question; for many, :meth:`prepare` first, which raises the same.
         RationaleRefused: No usable one came for this question."""
-        messages, longer = prompt_for(question, view), 1
+        messages = prompt_for(question, view)
         for _ in range(2):
-            key, reply = self.kept(body := self.request(messages, longer))
+            key, reply = self.kept(body := self.request(messages))
             text, finish, _ = read_reply(reply or self._buy(key, body))
             self._counts = Counter(answers=1)
-            rationale, reasons, _ = read_answer(text, finish, question, view)
+            rationale, reasons = read_answer(text, finish, question, view)
             if rationale is not None:
                 return rationale
             if finish == "length":
-                longer = LONGER
-            else:
-                again = PROMPT["again"].format(reasons="\n- ".join(reasons))
-                messages.append({"role": "assistant", "content": text or "(nothing)"})
-                messages.append({"role": "user", "content": again})
+                break
+            again = PROMPT["again"].format(reasons="\n- ".join(reasons))
+            messages.append({"role": "assistant", "content": text or "(nothing)"})
+            messages.append({"role": "user", "content": again})
         do = "leave the question out, or let templates write it"
         raise RationaleRefused(question.id, "a usable rationale", "; ".join(reasons), do)
 
-    def request(self, messages: list[dict[str, Any]], longer: int = 1) -> dict[str, Any]:
-        """The body of a request, for an answer of at most ``longer * max_tokens``."""
+    def request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """The body of a request."""
         body = {"model": self.model, "messages": messages, "temperature": self.temperature}
-        body |= {self.max_tokens_name: longer * self.max_tokens, **self.parameters}
+        body |= {self.max_tokens_name: self.max_tokens, **self.parameters}
         return {name: value for name, value in body.items() if value is not None}
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
@@ -253,13 +256,12 @@ class LLMWriter:
 
     def most(self, body: Mapping[str, Any]) -> float:
         """The most that a request can cost: a token has at least one byte."""
-        return self.cost(_bytes_of(body), body[self.max_tokens_name])
+        return self.cost(_bytes_of(body), self.max_tokens)
 
     def most_for(self, items: Iterable[tuple[Question, View]]) -> float:
         """The most that these can cost. Nothing is sent, and no key is needed."""
         bodies = (self.request(prompt_for(*item)) for item in items)
-        # the second attempt repeats the first answer, or may be so much longer
-        again = self.cost(0, (LONGER - 1) * self.max_tokens) + self.cost(4 * self.max_tokens, 0)
+        again = self.cost(4 * self.max_tokens, 0)  # the second attempt repeats the first answer
         return sum(2 * self.most(b) + again for b in bodies if self.kept(b)[1] is None)
 
     @property
@@ -303,7 +305,7 @@ class LLMWriter:
             raise BudgetSpent("budget", expected, found, do)
         return reserved
 
-    def _buy(self, key: str, body: Mapping[str, Any], tries: int = 3) -> bytes:
+    def _buy(self, key: str, body: Mapping[str, Any]) -> bytes:
         """Send a request, and keep the reply before anything else."""
         create = self._openai.chat.completions.with_raw_response.create
         from openai import OpenAIError
@@ -324,10 +326,8 @@ class LLMWriter:
             code = getattr(error, "code", None) or type(error).__name__
             raise self._failure(status, f"{error} ({code})") from None
         if (reply := read_reply(data)) is None:
-            if tries > 1 and not self._stop.wait(0.5):
-                return self._buy(key, body, tries - 1)
             raise self._failure(200, f"no answer in {data[:300]!r}")
-        guesses = (_bytes_of(body) / 2, min(len(data) / 2, body[self.max_tokens_name]))
+        guesses = (_bytes_of(body) / 2, min(len(data) / 2, self.max_tokens))
         tokens = (g if n is None else n for n, g in zip(reply[2], guesses, strict=True))
         keep = "UPDATE requests SET reply = :reply, cost = :cost WHERE id = :id"
         self._sql(keep, reply=data, cost=self.cost(*tokens), id=number)

@@ -2,7 +2,9 @@
 
 Shards (:mod:`unireason_lib.dataset.shards`) are made by any number of processes in any order, and a
 build that is killed at any moment goes on with those that are missing. What needs to know *all*
-studies comes last, in one process: ids that occur twice, the split by patient, the final files::
+studies comes last, in one process and in their order, so that the rows do not depend on who made
+which shard: ids that occur twice, the split by patient, the final files
+(:mod:`unireason_lib.dataset.finalise`)::
 
     out/.build/                    settings, answer priors and shards
     out/sft/ rl/ images/ refused/  the configurations: load_dataset(out, "sft")
@@ -29,7 +31,7 @@ from unireason_lib import __version__
 from unireason_lib.dataset import shards
 from unireason_lib.dataset.finalise import finalise
 from unireason_lib.dataset.questions import FAMILIES, AnswerPrior
-from unireason_lib.dataset.shards import Run, executor, make_writer
+from unireason_lib.dataset.shards import Run
 from unireason_lib.dataset.sources.base import Entry, SourceSpec
 from unireason_lib.dataset.splits import FRACTIONS, check_fractions
 from unireason_lib.errors import DatasetError
@@ -65,10 +67,9 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
-        unknown = ", ".join(sorted(set(self.families or ()) - set(FAMILIES)))
         rules = {
-            "sources": (self.sources, "at least one, as --source phantom"),
-            "families": (not unknown, f"some of {', '.join(FAMILIES)}"),
+            "sources": (len(self.sources) > 0, "at least one, as --source phantom"),
+            "families": ({*(self.families or ())} <= {*FAMILIES}, f"some of {', '.join(FAMILIES)}"),
             "images": (self.images in ("licensed", "all", "none"), "licensed, all or none"),
             "limit": (self.limit is None or self.limit > 0, "1 or more"),
             "per_family": (self.per_family > 0, "1 or more"),
@@ -84,7 +85,7 @@ class BuildConfig:
         values = asdict(self)
         values["sources"] = [str(replace(spec, path=None)) for spec in self.sources]
         options = values.pop("writer_options")
-        options = make_writer(self).settings() if self.writer == "llm" else options
+        options = shards.make_writer(self).settings() if self.writer == "llm" else options
         values |= {f"writer {name}": value for name, value in options.items()}
         return json.loads(json.dumps(values))
 
@@ -131,7 +132,10 @@ def build(
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
-    _check_sources(run, folder)
+    for source in shards.open_run(run)[0]:
+        path = source.path and Path(source.path).resolve()
+        if path and folder.is_relative_to(path):
+            raise DatasetError(folder, "one outside of the source", path, "choose another --out")
     if folder.is_dir() and not run.work.is_dir() and any(folder.iterdir()):
         raise DatasetError(folder, "an empty folder or a build", "other files", "choose another")
     if config.writer == "llm":
@@ -152,14 +156,6 @@ def build(
                 raise BuildStopped(text) from None
         shutil.rmtree(run.work / "shards", ignore_errors=True)
         return BuildReport(folder, read_json(manifest_path), time.perf_counter() - started, built)
-
-
-def _check_sources(run: Run, folder: Path) -> None:
-    """Nothing is written into a source."""
-    for source in shards.open_run(run)[0]:
-        path = source.path and Path(source.path).resolve()
-        if path and folder.is_relative_to(path):
-            raise DatasetError(folder, "one outside of the source", path, "choose another --out")
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def _make_shards(run: Run, workers: int, ray: str | None, progress: bool) -> int
     total = sum(map(len, run.indexes()))
     if left := sum(len(shard.entries) for shard in missing()):
         with (
-            executor(min(workers, left), ray) as execute,
+            shards.executor(min(workers, left), ray) as execute,
             tqdm(total=total, initial=total - left, disable=not progress) as bar,
         ):
             _learn_priors(run, run.indexes(), execute)
@@ -224,14 +220,14 @@ def dry_run(config: BuildConfig, *, sample: int = 32) -> Estimate:
     """Estimate a build from about ``sample`` studies; nothing is written, no model is asked."""
     with tempfile.TemporaryDirectory() as aside:
         run = Run(config, Path(aside))
-        total = max(1, sum(map(len, run.indexes())))
-        step = max(1, round(total / sample))
-        few = [index[::step] for index in map(list, run.indexes())]
+        indexes = run.indexes()
+        total = max(1, sum(map(len, indexes)))
+        few = [list(index)[:: max(1, round(total / sample))] for index in indexes]
         _learn_priors(run, few, map)
         drafts = [draft for shard in run.shards(few) for draft in shards.read_shard(shard)[0]]
-        items = [(question, draft.view) for draft in drafts for question in draft.questions]
-    sampled = sum(map(len, few))
-    scale, writer = total / max(1, sampled), make_writer(config)
+    items = [(question, draft.view) for draft in drafts for question in draft.questions]
+    sampled, writer = sum(map(len, few)), shards.make_writer(config)
+    scale = total / max(1, sampled)
     cost = scale * writer.most_for(items) if config.writer == "llm" else None
     return Estimate(total, sampled, round(scale * len(items)), cost)
 
@@ -248,9 +244,7 @@ def phantom_set(
     settings: Any,
     *,
     first: int = 0,
-    seed: int = 0,
     workers: int = 1,
-    progress: bool = False,
 ) -> BuildReport:
     """The data set of the laptop experiment; runs that want the same one at once build it once. One
     slice is shown of ``patients_2d`` patients, from ``first`` on, and the volume of ``patients_3d``
@@ -265,11 +259,10 @@ def phantom_set(
         frame=frame,
         per_family=settings.per_family,
         prior_studies=settings.prior_studies,
-        seed=seed,
         images="all",
         fractions={"train": 1 - 2 * held_out, "val": held_out, "test": held_out},
     )
-    return build(config, folder, workers=workers, progress=progress, wait=True)
+    return build(config, folder, workers=workers, wait=True)
 
 
 def held_out_fraction(patients_2d: int, patients_3d: int) -> float:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unireason_lib.boxes import BOX_END, BOX_START, Box, format_box, read_box
+from unireason_lib.boxes import Box, format_box
 from unireason_lib.dataset.questions import Question
 from unireason_lib.dataset.questions.kinds import capital
 from unireason_lib.dataset.view import View
@@ -54,78 +54,23 @@ class Rationale:
 
 
 def conclusion(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the option whose words occur last in a text, or None when none does."""
-    return _last_named(text, {letter: option.rstrip(".") for letter, option in options.items()})
-
-
-def _last_named(text: str, names: Mapping[str, str]) -> str | None:
-    """The key of the name that occurs last, as whole words of any case; the longer of two there."""
+    """The letter of the option that occurs last in a text, as whole words of any case, the longer
+    of two that end there; None when none does."""
     folded, best = text.casefold(), (-1, 0, None)
-    for key, name in names.items():
-        name = name.casefold()
-        start = folded.rfind(name)
-        while name and start >= 0:
-            before, end = folded[:start][-1:], start + len(name)
-            if not (_is_word(before) or _is_word(folded[end : end + 1])):
-                best = max(best, (end, len(name), key), key=lambda place: place[:2])
+    for letter, option in options.items():
+        option = option.rstrip(".").casefold()
+        start = folded.rfind(option) if option else -1
+        while start >= 0:
+            end = start + len(option)
+            if not (_is_word(folded[:start][-1:]) or _is_word(folded[end : end + 1])):
+                best = max(best, (end, len(option), letter), key=lambda place: place[:2])
                 break
-            start = folded.rfind(name, 0, end - 1)
+            start = folded.rfind(option, 0, end - 1)
     return best[2]
 
 
-def _is_word(letter: str) -> bool:
-    return letter.isalnum() or letter == "_"
-
-
-_NUMBER = r"[+-]?\d+(?:\.\d+)?"
-_LIST = rf"{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}(?:(?:\s*,\s*{_NUMBER}){{2}})?"
-_POINTING = re.compile(
-    r"\[\[\s*(?P<tag>[^\[\]]{1,120}?)\s*\]\]"
-    rf"|{re.escape(BOX_START)}(?P<box>.{{0,200}}?){re.escape(BOX_END)}"
-    rf"|(?P<bare>[\[(]\s*{_LIST}\s*[\])])",
-    re.DOTALL,
-)
-
-
-def anchor(
-    text: str, boxes: Mapping[str, tuple[str, Box]], quotes: Collection[str] = ()
-) -> tuple[Rationale, list[str], list[str]]:
-    """Put true coordinates where a text points, so that none survive that are not true.
-
-    A tag, ``[[left kidney]]``, becomes a point. Coordinates, between box tags or bare, are replaced
-    by the true box of the structure named last before them (a repair); where none is named and they
-    are nobody's box, they are a problem. ``boxes``: what a tag may say -> (name, true box);
-    ``quotes``: texts that may hold coordinates and stay as they are, the options of the question.
-    Returns the rationale, what was repaired, and problems, each with a short name before a colon.
-    """
-    by_name = {key.casefold(): value for key, value in boxes.items()}
-    parts, repairs, problems, position = [], [], [], 0
-    for match in _POINTING.finditer(text):
-        if match["bare"] and match["bare"] in quotes:
-            continue
-        before, position = text[position : match.start()], match.end()
-        parts.append(before)
-        if match["tag"] is not None:
-            tag = re.sub(r"^(?:the|a|an)\s+", "", match["tag"].strip(), flags=re.I)
-            if (meant := by_name.get(tag.casefold())) is None:
-                problems.append(f"unknown: there is no {match['tag']!r}")
-        else:
-            written = read_box(match["box"] or match["bare"])
-            if (name := _last_named(before, {key: key for key in by_name})) is not None:
-                meant = by_name[name]
-            else:
-                meant = next((value for value in by_name.values() if value[1] == written), None)
-            if meant is None:
-                problems.append(f"invented: {match[0]!r} is nobody's box")
-            elif written != meant[1]:
-                repairs.append(f"{match[0]} -> {meant[0]} at {list(meant[1].as_tuple())}")
-        if meant is not None:
-            parts.append(Point(*meant))
-    parts.append(text[position:])
-    rest = "".join(part for part in parts if isinstance(part, str))
-    if BOX_START in rest or BOX_END in rest:
-        problems.append("tags: a box is opened or closed and not both")
-    return Rationale(tuple(filter(None, parts))), repairs, problems
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 TEMPLATES: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())

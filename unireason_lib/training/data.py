@@ -85,7 +85,7 @@ def training_records(
         rows = load_set(folder, form, split)
     else:
         released = _released(folder, split, form, m3d_root, volumes)
-        table = [one.to_row("sft") for one in released]  # perhaps none
+        table = [one.to_row() for one in released]  # perhaps none
         rows = Dataset(pa.Table.from_pylist(table, SFT_FEATURES.arrow_schema))
     dimensions = rows["dimension"][:] if len(rows) else []
     where = {d: [k for k, one in enumerate(dimensions) if one == d] for d in ("2d", "3d")}

@@ -16,7 +16,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from unireason_lib.dataset.sources import brain, m3d_seg, nifti, samed2d
+from unireason_lib.dataset.sources import m3d_seg, nifti, samed2d
 from unireason_lib.dataset.sources.base import Entry, Source, SourceSpec
 from unireason_lib.dataset.sources.brain import BrainSource
 from unireason_lib.dataset.sources.phantom import PhantomConfig, PhantomSource
