@@ -28,7 +28,7 @@ from unireason_lib.dataset.splits import HASH_BYTES, SPLITS, assign_splits, pati
 from unireason_lib.io import disk_error, write_json, write_whole
 
 MOST_LISTED = 100
-"""How many pairs or warnings a manifest lists; beyond, it only counts."""
+"""How many studies with warnings a manifest lists; beyond, it only counts."""
 
 
 def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
@@ -109,7 +109,6 @@ def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
     studies["split"] = ""
     studies.loc[kept, "split"] = np.array(SPLITS, object)[assigned.splits]
     patients = {s: len(np.unique(keys[(studies["split"] == s).to_numpy()])) for s in SPLITS}
-    pairs = studies["id"].to_numpy()[kept][assigned.pairs[:MOST_LISTED]]
     warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
     rows = zip(studies["split"][kept], studies["digest"][kept], strict=True)
     content = b"".join(sorted(split.encode() + digest for split, digest in rows))
@@ -119,7 +118,6 @@ def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
             **{"read": int(kept.sum()), "patients": sum(patients.values())},
             **{"patients_by_split": patients},
             "near_duplicates": sum(patients.values()) - assigned.groups,
-            "near_duplicate_pairs": pairs.tolist(),
         },
         "warnings": {
             "studies": len(warned),

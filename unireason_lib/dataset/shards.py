@@ -199,7 +199,6 @@ def _read(
         scan = study.scan
         array = scan.array if isinstance(scan, Volume) else scan
         row = {"perceptual_hash": perceptual_hash(array), "voxel_hash": voxel_hash(array)}
-        texts.append(study.details.get("warning"))
         texts += slice_order_report(array).messages if study.dimension == "3d" else ()
     view = View(replace(study, scan_source=scan), config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}

@@ -152,7 +152,6 @@ class Case(Entry):
     modality: str
     labels: tuple[str, ...] = ()  # paths of label maps or masks below the folder of the source
     frame: int | None = None  # which volume of a 4D scan; its key ends in "#frame"
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class FileSource(Source):
@@ -202,7 +201,7 @@ class FileSource(Source):
         self, key: str, make: Callable[..., Study], *outlines: Any, hosts: Mapping, **about: Any
     ) -> Study:
         """A study by ``Study.from_labels`` or ``from_masks``; ``hosts``: lesion -> its organ."""
-        fields = ("id", "patient", "modality", "split", "details", "key")
+        fields = ("id", "patient", "modality", "split", "key")
         known = {field: getattr(self.case(key), field) for field in fields}
         known |= {"source": self.name, "license": self.license, "scan": partial(self.scan, key)}
         study = make(*outlines, **{**known, **about})
@@ -266,8 +265,9 @@ def settle_sides(study: Study) -> Study:
     liver, spleen = x.get("liver", x.get("hepatic vessels", 0.4)), x.get("spleen", 0.6)
     if liver <= spleen or not study.directions.startswith("L"):
         return study
-    warning = "by the header liver or spleen lie on the wrong side: left and right are not used"
-    return replace(study, directions="", details={**study.details, "warning": warning})
+    text = "by the header liver or spleen lie on the wrong side: left and right are not used"
+    warnings.warn(f"{study.id}: {text}", ScanWarning, stacklevel=2)
+    return replace(study, directions="")
 
 
 def count_lesions(study: Study, hosts: Mapping[str, str]) -> Study:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ import numpy as np
 from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Case, names_table, well_formed
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import LabelError, ScanError, raising
+from unireason_lib.errors import LabelError, ScanError, ScanWarning, raising
 from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
 from unireason_lib.imaging.read import npz_headers
 from unireason_lib.io import read_json
@@ -75,9 +76,8 @@ class M3DSegSource(base.FileSource):
         cases = {}
         for key, split in base.strictest(splits, self.name).items():
             code, _, folder = PurePosixPath(key).parent.as_posix().partition("/")
-            name, details = f"{self.name}-{code}-{folder}", {"dataset": code, "warning": WARNING}
-            about = {"modality": self.modality, "labels": (masks[key],), "details": details}
-            cases[key] = Case(key, name, split, id=name, **about)
+            about = {"modality": self.modality, "labels": (masks[key],)}
+            cases[key] = Case(key, name := f"{self.name}-{code}-{folder}", split, id=name, **about)
         return cases
 
     def _names(self, code: str) -> dict[int, str | None]:
@@ -98,8 +98,9 @@ class M3DSegSource(base.FileSource):
 
     def study(self, key: str) -> Study:
         case, folder, shape = self.case(key), self.scan_file(key).parent, self.scan(key).shape
-        code, tables = case.details["dataset"], names_table(self.name)
+        code, tables = key.partition("/")[0], names_table(self.name)
         names = self._names(code)
+        warnings.warn(f"{case.id}: {WARNING}", ScanWarning, stacklevel=2)
         if (folder / "masks").is_dir():
             there, mask = _prepared_masks(folder / "masks", shape)
         else:

@@ -87,11 +87,10 @@ class NiftiSource(base.FileSource):
 
 @dataclass(frozen=True, eq=False)
 class DecathlonSource(NiftiSource):
-    """The labelled cases of one task of the Medical Segmentation Decathlon. Each chosen channel of
-    a 4D scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one patient."""
+    """The labelled cases of one task of the Medical Segmentation Decathlon. Each channel of a 4D
+    scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one patient."""
 
     path: str | Path
-    channels: str | int | None = None  # by number or name: "0+3", "FLAIR"; None: all
     flip: str = ""
 
     name = registered = "decathlon"
@@ -128,34 +127,24 @@ class DecathlonSource(NiftiSource):
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
-        """Training cases, once per chosen channel."""
-        cases, about, channels = {}, {"task": self._task}, self._channels()
-        with well_formed(self.root / "dataset.json", "training: list of image and label"):
+        """Training cases, once per channel."""
+        cases, path = {}, self.root / "dataset.json"
+        with well_formed(path, 'modality like {"0": "CT"}, training: list of image and label'):
+            table = self._about["modality"]
+            channels = [str(table[str(k)]) for k in range(len(table) or 1)]
             pairs = [(entry["image"], entry["label"]) for entry in self._about["training"]]
             scans = [(PurePosixPath(scan).as_posix(), label) for scan, label in pairs]
         for scan, label in scans:
             case = scan.removeprefix("imagesTr/").removesuffix(".gz").removesuffix(".nii")
             patient = f"{self.name}-{self._task}-{case}"
-            for k, channel in channels.items():
+            for k, channel in enumerate(channels):
                 # all other channels of the decathlon (FLAIR, T2, ADC, MRI) are MRI
                 modality = "CT" if channel.upper().startswith("CT") else "MRI"
-                files = {"id": patient, "modality": modality, "labels": (label,)}
-                one = Case(scan, patient, details=about, **files)
-                if len(self._about["modality"]) > 1:
-                    own = {"key": f"{scan}#{k}", "id": f"{patient}-{channel}", "frame": k}
-                    one = replace(one, **own, details={**about, "sequence": channel})
+                one = Case(scan, patient, id=patient, modality=modality, labels=(label,))
+                if len(channels) > 1:
+                    one = replace(one, key=f"{scan}#{k}", id=f"{patient}-{channel}", frame=k)
                 cases[one.key] = one
         return cases
-
-    def _channels(self) -> dict[int, str]:
-        """Number -> name of the chosen channels."""
-        with well_formed(self.root / "dataset.json", 'modality like {"0": "CT"}'):
-            table = self._about["modality"]
-            names = [str(table[str(k)]) for k in range(len(table) or 1)]
-        numbers = {text: k for k, name in enumerate(names) for text in (str(k), name.lower())}
-        chosen = names if self.channels is None else str(self.channels).split("+")
-        with well_formed("channels", f"some of {', '.join(names)}"):
-            return {(k := numbers[text.lower()]): names[k] for text in chosen}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,13 @@ The large set (arXiv 2311.11969; 3.7 million images) is one folder::
 
 Slices were cut from arrays whose orientation differs, so **no direction in the patient is known**,
 nor any spacing; and **a class without a mask need not be absent** (very small masks were left out;
-an empty mask says so). Masks of another size are stretched with a note, or refused when the aspect
-differs. Classes called ``union_...`` and nameless ones are skipped."""
+an empty mask says so). Masks of another size are stretched with a warning, or refused when the
+aspect differs. Classes called ``union_...`` and nameless ones are skipped."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from PIL import Image
 from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Case, names_table, well_formed
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import DatasetError, LabelError
+from unireason_lib.errors import DatasetError, LabelError, ScanWarning
 from unireason_lib.imaging import load_image
 from unireason_lib.io import open_image, read_json
 
@@ -39,34 +40,32 @@ class _Images(base.FileSource):
     def scan(self, key: str) -> np.ndarray:
         return np.asarray(load_image(self.scan_file(key)))
 
-    def _study(self, key: str, names: Sequence[str], invert: bool = False) -> Study:
-        """A study of an image; ``names`` are those of the masks, not all of which mean something.
-        ``invert``: a mask that holds all four corners is 0 inside."""
-        shape, masks, notes = open_image(self.scan_file(key)).size[::-1], [], []
-        for name, path in zip(names, self.case(key).labels, strict=True):
-            if name and not _NAMELESS.fullmatch(name):
-                mask, note = _read_mask(self.file(path), shape)
-                if invert and mask[[0, 0, -1, -1], [0, -1, 0, -1]].all():
-                    mask, note = ~mask, "0 inside, turned around"
-                masks.append((base.structure_name(name), mask))
-                notes += [f"{PurePosixPath(path).name}: {note}"] if note else []
-        details = {**self.case(key).details, **({"notes": tuple(notes)} if notes else {})}
-        return self.measured(key, Study.from_masks, masks, hosts={}, details=details)
+    def _study(self, key: str, names: Sequence[str]) -> Study:
+        """A study of an image; ``names`` are those of its masks, not all of which mean anything."""
+        shape = open_image(self.scan_file(key)).size[::-1]
+        pairs = zip(names, self.case(key).labels, strict=True)
+        masks = [
+            (base.structure_name(name), _read_mask(self.file(path), shape))
+            for name, path in pairs
+            if name and not _NAMELESS.fullmatch(name)
+        ]
+        return self.measured(key, Study.from_masks, masks, hosts={})
 
 
-def _read_mask(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """(Y, X) booleans on the grid of the image, all values but 0 are inside; and a note."""
+def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """(Y, X) booleans on the grid of the image: all values but 0 are inside."""
     image = open_image(path)
     colour = image.mode in ("RGB", "RGBA", "LA", "PA", "CMYK")  # transparency says nothing
     mask = np.asarray(image.convert("RGB")).any(axis=2) if colour else np.asarray(image) != 0
     if mask.shape == shape:
-        return mask, ""
+        return mask
     (height, width), (rows, columns) = shape, mask.shape
     if abs(columns * height - rows * width) > max(shape):  # more than one pixel of the mask
         expected = f"the aspect of its image, {height} x {width}"
         raise LabelError(path, expected, f"{rows} x {columns}", "give the mask of this image")
-    stretched = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-    return np.asarray(stretched), f"stretched from {rows} x {columns} to {height} x {width}"
+    text = f"{path.name}: stretched from {rows} x {columns} to {height} x {width}"
+    warnings.warn(text, ScanWarning, stacklevel=2)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,31 +111,21 @@ class SAMed2DSource(_Images):
         """What the name ``modality_sub--dataset--case--axis_slice`` of an image says."""
         if key not in self._masks:
             raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
-        prefix, _, rest = PurePosixPath(key).stem.partition("--")
-        dataset, _, rest = rest.partition("--")
-        case, _, plane = rest.rpartition("--")
-        axis, _, number = plane.rpartition("_")
-        table = names_table(self.name)["modalities"]
-        kind = next((kind for kind in table if f"{prefix}_".startswith(f"{kind}_")), "")
-        details = {"dataset": dataset}
-        if (sequence := prefix.removeprefix(kind).strip("_")) not in ("", "00"):
-            details["sequence"] = sequence
-        if number.isdecimal():
-            details |= {"axis": axis, "slice": int(number)}
+        prefix, dataset, rest = [*PurePosixPath(key).stem.split("--", 2), "", ""][:3]
+        kinds = names_table(self.name)["modalities"].items()
+        modality = next((m for kind, m in kinds if f"{prefix}_".startswith(kind)), "medical")
         name = f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}"
-        about = {"modality": table.get(kind, "medical"), "details": details}
         labels = tuple(dict.fromkeys(map(str, self._masks[key])))
-        return Case(key, f"{self.name}-{dataset}--{case}", id=name, labels=labels, **about)
+        patient = f"{self.name}-{dataset}--{rest.rpartition('--')[0]}"
+        return Case(key, patient, id=name, modality=modality, labels=labels)
 
     def study(self, key: str) -> Study:
-        case = self.case(key)
-        classes = self._classes.get(case.details["dataset"], {})
-        ids = [mask.rpartition("--")[2].partition("_")[0] for mask in case.labels]
+        classes = self._classes.get(key.partition("--")[2].partition("--")[0], {})
+        ids = [mask.rpartition("--")[2].partition("_")[0] for mask in self.case(key).labels]
         if unknown := sorted(set(ids) - set(classes)):
             found, do = f"unknown class ids {unknown}", "use lists of one release"
             raise LabelError(f"masks of {key}", "classes of the mapping", found, do)
-        invert = case.details["dataset"] in names_table(self.name)["inverted"]
-        return self._study(key, [classes[number] for number in ids], invert)
+        return self._study(key, [classes[number] for number in ids])
 
 
 @dataclass(frozen=True, eq=False)
