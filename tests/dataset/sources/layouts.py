@@ -181,18 +181,10 @@ def save_mask(path: Path, box=None, shape=(40, 60), value=255) -> None:
     Image.fromarray(values).save(path)
 
 
-_NAMES = (
-    "liver",
-    "right_kidney",
-    "kidney_tumor",
-    "union_kidney_tumor_right_kidney",
-    "class4",
-    "spleen",
-)
+_NAMES = ("liver", "right_kidney", "kidney_tumor", "union_kidney_tumor_right_kidney", "class4")
 CLASSES = {
     "FLARE22": {name: f"{k:04d}" for k, name in enumerate(_NAMES)},
     "CRASS": {"union_all": "0000", "clavicle": "0000"},
-    "ichallenge_adam_task2": {"optic_disc": "0000"},
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from tests.dataset.sources import layouts
 from tests.dataset.sources.layouts import (
     M3D_CYST,
     M3D_KIDNEY,
@@ -17,14 +18,17 @@ from tests.dataset.sources.layouts import (
     channels,
     list_m3d,
     make_m3d,
-    prepare_m3d,
 )
 from unireason_lib.dataset.sources import open_source
-from unireason_lib.errors import DatasetError, LabelError, ScanError, UniReasonError
+from unireason_lib.errors import DatasetError, LabelError, ScanError, ScanWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
 
 
 def test_raw(tmp_path):
-    first, second = source = open_source("m3d-seg", make_m3d(tmp_path))
+    source = open_source("m3d-seg", make_m3d(tmp_path))
+    with pytest.warns(ScanWarning, match="left and right"):
+        first, second = source
     assert not source.redistributable and source.modality == "CT"
     assert first.id == first.patient == "m3d-seg-0004-case_0"
     whole = (1, 1, 0, 12, 10, 5)  # the kidney with both lesions, which are holes in its mask
@@ -34,7 +38,7 @@ def test_raw(tmp_path):
     assert (first.mask(first.find("kidney")) == expected).all()
     assert first.find("kidney tumour").attributes == {"host": "kidney", "components": 1}
     assert first.shape == M3D_SHAPE[::-1] and first.directions == "" and first.spacing is None
-    assert "left and right" in first.details["warning"] and not first.scan.has_affine
+    assert not first.scan.has_affine
     assert second.absent == ("kidney tumour", "kidney cyst")
     assert (first.split, second.split) == ("train", "test")
 
@@ -42,7 +46,7 @@ def test_raw(tmp_path):
 @pytest.mark.parametrize("zeros, prefix", [(True, ""), (False, "/another/machine/M3D_Seg_npy/")])
 def test_prepared(tmp_path, zeros, prefix):
     raw = make_m3d(tmp_path / "raw")
-    source = open_source("m3d-seg", prepare_m3d(raw, tmp_path / "npy", zeros, prefix))
+    source = open_source("m3d-seg", layouts.prepare_m3d(raw, tmp_path / "npy", zeros, prefix))
     for study, old in zip(source, open_source("m3d-seg", raw), strict=True):
         assert (study.id, study.key, study.split) == (old.id, old.key, old.split)
         assert study.structures == old.structures and (study.labels == old.labels).all()
@@ -56,20 +60,17 @@ def one(root, *boxes, labels=("spleen", "liver")):
 
 
 def test_what_is_wrong_with_one_case_costs_no_other(tmp_path):
-    names = ("ok", "gone", "broken", "shape", "many", "turned", "flat", "named")
+    names = ("ok", "gone", "broken", "shape", "turned", "named")
     entries = [add_m3d(tmp_path, f"0008/{name}", channels(M3D_CYST)) for name in names]
     folder = tmp_path / "0008"
     (folder / "gone/image.npy").unlink()
     (mask,) = (folder / "broken").glob("mask_*")
     mask.write_bytes(mask.read_bytes()[:-60])
     np.save(folder / "shape/image.npy", np.zeros((1, 12, 10, 7), np.float32))
-    two = add_m3d(tmp_path, "0008/two", channels(M3D_CYST, M3D_KIDNEY))
-    entries[4]["label"] = two["label"]
     (mask,) = (folder / "turned").glob("mask_*")
     mask.rename(folder / "turned/mask_(1, 10, 12, 6).npz")
-    entries[5]["label"] = "0008/turned/mask_(1, 10, 12, 6).npz"
-    np.save(folder / "flat/image.npy", np.zeros((12, 10, 6), np.float32))
-    entries[7]["image"] = "../elsewhere/image.npy"
+    entries[4]["label"] = "0008/turned/mask_(1, 10, 12, 6).npz"
+    entries[5]["image"] = "../elsewhere/image.npy"
     list_m3d(tmp_path, "0008", ["pancreas"], entries)
     stream = iter(open_source("m3d-seg", tmp_path, codes=8))
     assert next(stream).structures
@@ -77,9 +78,7 @@ def test_what_is_wrong_with_one_case_costs_no_other(tmp_path):
         "gone/image.npy": ScanError,
         "broken/mask_": ScanError,
         "shape/mask_": LabelError,
-        "mask": UniReasonError,
         "turned/mask_": LabelError,
-        "flat/image.npy": ScanError,
         "elsewhere/image.npy": DatasetError,
     }.items():
         with pytest.raises(kind, match=words):
@@ -98,13 +97,9 @@ def write_csr(path, **changes) -> None:
     "changes",
     [
         {"indices": np.array([10**6] * 136)},
-        {"indices": np.array([-1] * 136)},
         {"indptr": np.array([0, 500, 136])},
-        {"indptr": np.array([0, 136])},
         {"format": np.array(b"csc")},
         {"shape": np.array([2, 700])},
-        {"shape": np.array(3)},
-        {"shape": np.array([2.5, 720])},
         {"data": np.array([{}], dtype=object)},
     ],
 )
