@@ -6,8 +6,8 @@ refused.
 
 Answers cost money, so one SQLite file holds the requests of all processes. A reply is kept as it
 came before anyone reads it: neither a kill nor a malformed reply makes us pay twice. Before a
-request is sent, the most that it can cost is set aside, so that a budget is never exceeded (a kill
-or time-out may be billed), and it says when the next one may start: limits hold for all processes.
+request is sent, the most that it can cost is set aside, so that a budget, which holds for all
+processes together, is never exceeded (a kill or time-out may be billed).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import os
 import re
 import sqlite3
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -153,18 +152,14 @@ def read_answer(
 
 _TABLE = """
 BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS requests
-    (id INTEGER PRIMARY KEY, key TEXT, place TEXT, reply BLOB, cost REAL, next REAL);
+CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, key TEXT, reply BLOB, cost REAL);
 CREATE INDEX IF NOT EXISTS by_key ON requests (key);
-CREATE INDEX IF NOT EXISTS by_place ON requests (place, next);
 CREATE INDEX IF NOT EXISTS by_cost ON requests (cost);
 COMMIT;
 """
 _RESERVE = """
-INSERT INTO requests (key, place, cost, next)
-SELECT :key, :place, :most, max(:now, ifnull(max(next), 0)) + :pause FROM requests
-WHERE place = :place HAVING (SELECT total(cost) FROM requests) + :most <= :budget
-RETURNING id, next - :pause
+INSERT INTO requests (key, cost) SELECT :key, :most
+WHERE (SELECT total(cost) FROM requests) + :most <= :budget RETURNING id
 """
 
 
@@ -180,7 +175,6 @@ class LLMWriter:
     price_out: float = 0.0  # of a million tokens written
     budget: float = math.inf  # for all runs with this cache together
     concurrency: int = 8  # requests at a time, of each process
-    requests_per_minute: float = math.inf  # of all processes together
     timeout: float = 60.0  # seconds until a request counts as lost
     retries: int = 5  # after errors that may pass
     max_tokens: int = 400  # of an answer with its thinking
@@ -189,13 +183,13 @@ class LLMWriter:
     parameters: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
 
     def __post_init__(self) -> None:
-        least = min(self.concurrency, self.max_tokens, self.requests_per_minute, self.timeout)
+        least = min(self.concurrency, self.max_tokens, self.timeout)
         priced = self.budget == math.inf or self.cost(1, 1) > 0
         own = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n"}
         if least <= 0 or not priced or own & {*self.parameters} or re.search("[@?]", self.base_url):
             rules = "limits above 0, prices for a budget, a plain base_url, no setting as parameter"
             raise DatasetError("LLM writer", rules, self, "correct it")
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._lock = threading.Lock()
         self._counts = Counter()  # of failures in a row, and whether there was an answer
 
     @property
@@ -213,7 +207,6 @@ class LLMWriter:
         """Ask about all of these, several at a time; :meth:`write` then reads the answers kept.
         However this ends, also by Ctrl-C, requests under way are waited for. ``BudgetSpent``: the
         next answer could cost more than is left; ``EndpointError``: it fails whatever is asked."""
-        self._stop.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             for future in as_completed([pool.submit(self.write, *item) for item in items]):
@@ -221,9 +214,7 @@ class LLMWriter:
                 if error is not None and not isinstance(error, RationaleRefused):
                     raise error
         finally:
-            self._stop.set()
             pool.shutdown(cancel_futures=True)
-            self._stop.clear()
 
     def write(self, question: Question, view: View) -> Rationale:
         """The rationale of one question; for many, :meth:`prepare` first, which raises the same.
@@ -293,28 +284,17 @@ class LLMWriter:
             do = "free space, or give another folder as cache"
             raise DatasetError(self.cache, "a cache of answers", error, do) from error
 
-    def _reserve(self, key: str, body: Mapping[str, Any]) -> tuple[int, float]:
-        """Set money aside: the number of the request, and when it may be sent."""
-        about = {"key": key, "place": f"{self.base_url} {self.model}", "most": self.most(body)}
-        about |= {"budget": self.budget, "pause": 60 / self.requests_per_minute}
-        reserved = self._sql(_RESERVE, now=time.time(), **about)
-        if reserved is None:
-            expected = f"{about['most']:.4g} for the next answer"
-            found = f"{self.spent:.4g} of {self.budget:.4g} spent or set aside"
-            do = "go on with a larger budget; all answers are kept"
-            raise BudgetSpent("budget", expected, found, do)
-        return reserved
-
     def _buy(self, key: str, body: Mapping[str, Any]) -> bytes:
         """Send a request, and keep the reply before anything else."""
         create = self._openai.chat.completions.with_raw_response.create
         from openai import OpenAIError
 
-        number, start = self._reserve(key, body)
-        forget = "DELETE FROM requests WHERE id = :id"
-        if self._stop.wait(max(0, start - time.time())):
-            self._sql(forget, id=number)
-            raise RationaleRefused("request", "to be sent", "the run ended", "run it again")
+        reserved = self._sql(_RESERVE, key=key, most=self.most(body), budget=self.budget)
+        if reserved is None:
+            expected = f"{self.most(body):.4g} for the next answer"
+            found = f"{self.spent:.4g} of {self.budget:.4g} spent or set aside"
+            do = "go on with a larger budget; all answers are kept"
+            raise BudgetSpent("budget", expected, found, do)
         try:
             fields = {name: body[name] for name in body.keys() - {"model", "messages"}}
             data = create(model=self.model, messages=body["messages"], extra_body=fields).content
@@ -322,7 +302,7 @@ class LLMWriter:
             status = getattr(error, "status_code", 0)
             unsent = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
             if status or unsent:  # else nobody knows whether it costs something
-                self._sql(forget, id=number)
+                self._sql("DELETE FROM requests WHERE id = :id", id=reserved[0])
             code = getattr(error, "code", None) or type(error).__name__
             raise self._failure(status, f"{error} ({code})") from None
         if (reply := read_reply(data)) is None:
@@ -330,7 +310,7 @@ class LLMWriter:
         guesses = (_bytes_of(body) / 2, min(len(data) / 2, self.max_tokens))
         tokens = (g if n is None else n for n, g in zip(reply[2], guesses, strict=True))
         keep = "UPDATE requests SET reply = :reply, cost = :cost WHERE id = :id"
-        self._sql(keep, reply=data, cost=self.cost(*tokens), id=number)
+        self._sql(keep, reply=data, cost=self.cost(*tokens), id=reserved[0])
         return data
 
     @cached_property

@@ -52,8 +52,7 @@ class ImageTable(Mapping):
     def __init__(self, where: str | Path) -> None:
         self.where = where
         if files := sorted(map(str, Path(where).glob("images/*.parquet"))):
-            options = {"split": "train", "features": IMAGE_FEATURES}
-            dataset = load_dataset("parquet", data_files=files, **options)
+            dataset = Dataset.from_parquet(files, features=IMAGE_FEATURES)
         elif Path(where).is_dir():
             dataset = Dataset.from_dict({name: [] for name in IMAGE_FEATURES}, IMAGE_FEATURES)
         else:

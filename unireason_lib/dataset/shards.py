@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -25,7 +24,7 @@ import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -50,7 +49,7 @@ from unireason_lib.dataset.sources import open_source
 from unireason_lib.dataset.sources.base import Entry, Source
 from unireason_lib.dataset.splits import perceptual_hash, voxel_hash
 from unireason_lib.dataset.view import View
-from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError
+from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError, raising
 from unireason_lib.imaging import Volume, slice_order_report
 from unireason_lib.io import disk_error
 
@@ -261,15 +260,10 @@ def _refusal(*values: str) -> dict[str, str]:
 
 def make_writer(config: BuildConfig) -> Any:
     """The rationale writer of the settings."""
-    kinds = {"template": TemplateWriter, "llm": LLMWriter}
-    if config.writer not in kinds:
-        raise DatasetError("writer", "template or llm", repr(config.writer), "choose one")
-    kind, usual = kinds[config.writer], {"seed": config.seed} if config.writer == "template" else {}
-    try:
-        return kind(**{**usual, **config.writer_options})
-    except TypeError as error:
-        allowed = f"options of {', '.join(inspect.signature(kind).parameters)}"
-        raise DatasetError(f"writer {config.writer}", allowed, error, "correct them") from error
+    options = {"seed": config.seed} if config.writer == "template" else {}
+    with raising(DatasetError, "writer", "template or llm, and options of it", "correct them"):
+        kind = {"template": TemplateWriter, "llm": LLMWriter}[config.writer]
+        return kind(**{**options, **config.writer_options})
 
 
 def image_row(image_id: str, pixels: np.ndarray) -> dict[str, Any]:
@@ -334,25 +328,22 @@ def executor(workers: int, ray: str | None = None) -> Iterator[Execute]:
         return
 
     def execute(function: Callable[[Shard], Any], shards: Iterable[Shard]) -> Iterator[Any]:
-        waiting = iter(shards)  # a bounded number runs: memory does not grow with the shards
-        running = {submit(function, shard) for shard in islice(waiting, most)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {submit(function, shard) for shard in islice(waiting, len(done))}
-            yield from (future.result() for future in done)
+        waiting = iter(shards)  # in portions: memory does not grow with the shards
+        while portion := list(islice(waiting, 16 * max(4, workers))):
+            yield from run(function, portion)
 
-    with _pool(workers) if ray is None else _ray(workers, ray) as (submit, most):
+    with _pool(workers) if ray is None else _ray(workers, ray) as run:
         yield execute
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[tuple[Callable[..., Future], int]]:
+def _pool(workers: int) -> Iterator[Execute]:
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__])
     held, alive = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _become_worker, (held,))
     try:
-        yield pool.submit, 2 * workers
+        yield pool.map
         pool.shutdown()
     except BrokenProcessPool as error:
         do = "use fewer, go on, and in a script build below `if __name__ == '__main__':`"
@@ -377,18 +368,14 @@ def _become_worker(held: Any) -> None:
 
 
 @contextlib.contextmanager
-def _ray(workers: int, address: str) -> Iterator[tuple[Callable[..., Future], int]]:
+def _ray(workers: int, address: str) -> Iterator[Execute]:
     """The same shards as plain Ray tasks."""
-    try:
+    with raising(DatasetError, "--ray", "the package ray", "pip install -e '.[ray]'"):
         import ray
-    except ImportError as error:
-        do = "pip install -e '.[ray]'"
-        raise DatasetError("--ray", "the package ray", "none", do) from error
     own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     ray.init(address, log_to_driver=False, **own)
-    remote = ray.remote(num_cpus=1, max_retries=2)
+    task = ray.remote(num_cpus=1, max_retries=2)
     try:
-        most = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
-        yield lambda function, shard: remote(function).remote(shard).future(), most
+        yield lambda function, shards: ray.get([task(function).remote(s) for s in shards])
     finally:
         ray.shutdown()

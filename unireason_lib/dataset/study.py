@@ -114,7 +114,6 @@ class Study:
         masks: Iterable[tuple[str, np.ndarray]],
         *,
         scan: ScanSource,
-        attributes: Mapping[int, Mapping[str, Any]] | None = None,
         **about: Any,
     ) -> Study:
         """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
@@ -140,7 +139,7 @@ class Study:
             label: (label, *(code for code in owners if code != label and label in owners[code]))
             for label in names
         }
-        return cls._measured(codes, names, values, scan, attributes or {}, about)
+        return cls._measured(codes, names, values, scan, {}, about)
 
     @classmethod
     def _measured(cls, labels, names, values, scan, attributes, about) -> Study:
@@ -188,18 +187,14 @@ class Study:
     def _repr_html_(self) -> str:
         """A notebook shows what is known, the structures, and a scan that is in memory."""
         scan = self.scan_source.array if isinstance(self.scan_source, Volume) else self.scan_source
-        found = [
-            f"{s.name} ({s.kind}, {s.voxels} voxels, {list(s.box.as_tuple())})"
-            for s in self.structures[:MAX_LISTED]
-        ]
-        if more := len(self.structures) - len(found):
-            found.append(f"and {more} more")
+        shown, more = self.structures[:MAX_LISTED], len(self.structures) - MAX_LISTED
+        found = [f"{s.name} ({s.kind}, {s.voxels} voxels, {[*s.box.as_tuple()]})" for s in shown]
         rows = {
             "patient, source": f"{self.patient}, {self.source} ({self.license or 'no licence'})",
             "scan": f"{self.modality}, {self.dimension}, shape {self.shape}",
             "spacing, mm": " x ".join(f"{mm:.3g}" for mm in self.spacing or ()) or "unknown",
             "directions": self.directions or "unknown",
-            "structures": "\n".join(found) or "none",
+            "structures": "\n".join([*found, *[f"and {more} more"] * (more > 0)]) or "none",
             "absent": ", ".join(self.absent[:MAX_LISTED]) or "nothing that was looked for",
         }
         if self.dimension == "3d" and isinstance(scan, np.ndarray):

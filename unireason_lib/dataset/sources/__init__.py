@@ -20,7 +20,7 @@ from unireason_lib.dataset.sources import m3d_seg, nifti, samed2d
 from unireason_lib.dataset.sources.base import Entry, Source, SourceSpec
 from unireason_lib.dataset.sources.brain import BrainSource
 from unireason_lib.dataset.sources.phantom import PhantomConfig, PhantomSource
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 
 __all__ = ["SOURCES", "BrainSource", "Entry", "PhantomConfig", "PhantomSource", "Source"]
 __all__ += ["SourceSpec", "open_source"]
@@ -42,9 +42,6 @@ def open_source(name_or_spec: str, path: str | Path | None = None, **options: An
     source, options = SOURCES[spec.name], {**spec.options, **options}
     if (path := path or spec.path) is not None:
         options["path"] = path
-    try:
-        inspect.signature(source).bind(**options)
-    except TypeError as error:
-        expected = f"what it needs of {', '.join(inspect.signature(source).parameters)}"
-        raise DatasetError(spec.name, expected, error, "give those alone") from error
-    return source(**options)
+    needed = ", ".join(inspect.signature(source).parameters)
+    with raising(DatasetError, spec.name, f"what it needs of {needed}", "give those alone"):
+        return source(**options)

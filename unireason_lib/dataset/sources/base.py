@@ -40,6 +40,11 @@ class Entry:
     key: str  # its name inside the source
     patient: str
     split: str | None = None  # "train", "val" or "test" when the source has its own
+    # and what a source of files knows besides
+    id: str = ""  # of the study
+    modality: str = ""
+    labels: tuple[str, ...] = ()  # paths of label maps or masks below the folder of the source
+    frame: int | None = None  # which volume of a 4D scan; its key ends in "#frame"
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,9 @@ class Source(ABC):
         options = {k: v for k, v in _changes(self).items() if k not in ("path", *self.chooses)}
         return str(SourceSpec(self.registered, None, options))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """The options alone: what was read of the folder does not travel between processes."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        return type(self), tuple(getattr(self, option.name) for option in fields(self))
 
     def __len__(self) -> int:
         return len(self.index())
@@ -144,21 +149,11 @@ class Source(ABC):
         return map(self.__getitem__, range(len(self)))  # goes on after an error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case(Entry):
-    """What a source of files knows of a study before it opens a file."""
-
-    id: str
-    modality: str
-    labels: tuple[str, ...] = ()  # paths of label maps or masks below the folder of the source
-    frame: int | None = None  # which volume of a 4D scan; its key ends in "#frame"
-
-
 class FileSource(Source):
     """A source of files in a folder; a key is the path of a scan below it."""
 
     path: str | Path
-    cases: Mapping[str, Case]  # by key, in order; each subclass finds them in its own way
+    cases: Mapping[str, Entry]  # by key, in order; each subclass finds them in its own way
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -183,7 +178,7 @@ class FileSource(Source):
     def index(self) -> Sequence[Entry]:
         return self._index
 
-    def case(self, key: str) -> Case:
+    def case(self, key: str) -> Entry:
         """The case of a key; raises :class:`DatasetError` when there is none."""
         if key not in self.cases:
             raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from unireason_lib.dataset.sources import base
-from unireason_lib.dataset.sources.base import Case, names_table, well_formed
+from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import LabelError, ScanError, ScanWarning, raising
 from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
@@ -63,7 +63,7 @@ class M3DSegSource(base.FileSource):
         return {code: read_json(self.root / code / f"{code}.json") for code in codes}
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         masks: dict[str, str] = {}
         splits: dict[str, list[str]] = {}
         for code, table in self._tables.items():
@@ -77,7 +77,7 @@ class M3DSegSource(base.FileSource):
         for key, split in base.strictest(splits, self.name).items():
             code, _, folder = PurePosixPath(key).parent.as_posix().partition("/")
             about = {"modality": self.modality, "labels": (masks[key],)}
-            cases[key] = Case(key, name := f"{self.name}-{code}-{folder}", split, id=name, **about)
+            cases[key] = Entry(key, name := f"{self.name}-{code}-{folder}", split, id=name, **about)
         return cases
 
     def _names(self, code: str) -> dict[int, str | None]:

@@ -24,13 +24,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from unireason_lib.dataset.sources import base
-from unireason_lib.dataset.sources.base import Case, names_table, value_names, well_formed
+from unireason_lib.dataset.sources.base import Entry, names_table, value_names, well_formed
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
 from unireason_lib.errors import DatasetError, ScanError, raising
@@ -47,12 +46,13 @@ Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of 
 class NiftiSource(base.FileSource):
     """A source of NIfTI scans; subclasses say where cases are and what label values mean."""
 
+    meaning: Names  # of all label maps, unless a subclass reads it for each
     flip: str = ""  # world axes along which headers are wrong; "xy": L-P-S written as R-A-S
 
     def names_of(self, labels: Path) -> Names:
         """What the values of a label map mean (None: left out), and which lesion is of which
         organ."""
-        raise NotImplementedError
+        return self.meaning
 
     def scan(self, key: str) -> Volume:
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
@@ -85,7 +85,7 @@ class NiftiSource(base.FileSource):
         return orient(volume.array.T, signs @ volume.affine, volume.source, **about)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DecathlonSource(NiftiSource):
     """The labelled cases of one task of the Medical Segmentation Decathlon. Each channel of a 4D
     scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one patient."""
@@ -98,49 +98,32 @@ class DecathlonSource(NiftiSource):
     def __post_init__(self) -> None:
         if not set(self.flip) <= set("xyz"):
             raise DatasetError("flip", "letters of x, y, z", repr(self.flip), "correct it")
-        super().__post_init__()
-        self.names_of()
-
-    @cached_property
-    def _about(self) -> dict[str, Any]:
-        return read_json(self.root / "dataset.json")
-
-    @property
-    def license(self) -> str:
-        about = self._about
-        return str(about.get("licence") or about.get("license") or "not stated in dataset.json")
-
-    @property
-    def redistributable(self) -> bool:
-        """Whether that licence is CC BY, CC BY-SA or CC0."""
-        return _FREE.fullmatch(self.license.strip()) is not None
-
-    @property
-    def _task(self) -> str:
-        return str(self._about.get("name") or self.root.resolve().name)
-
-    def names_of(self, labels: Path | None = None) -> Names:
-        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self._task.lower())
+        about = self.about = read_json(self.root / "dataset.json")
+        self.license = str(about.get("licence") or about.get("license") or "not stated")
+        self.redistributable = _FREE.fullmatch(self.license.strip()) is not None
+        self.task = str(about.get("name") or self.root.resolve().name)
+        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self.task.lower())
         known = table["names"].get(task, {})
-        names = value_names(self._about.get("labels"), self.root / "dataset.json", known)
-        return names, base.parts_of(names, table["hosts"].get(task, {}))
+        names = value_names(about.get("labels"), self.root / "dataset.json", known)
+        self.meaning = names, base.parts_of(names, table["hosts"].get(task, {}))
+        super().__post_init__()
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         """Training cases, once per channel."""
         cases, path = {}, self.root / "dataset.json"
         with well_formed(path, 'modality like {"0": "CT"}, training: list of image and label'):
-            table = self._about["modality"]
+            table = self.about["modality"]
             channels = [str(table[str(k)]) for k in range(len(table) or 1)]
-            pairs = [(entry["image"], entry["label"]) for entry in self._about["training"]]
+            pairs = [(entry["image"], entry["label"]) for entry in self.about["training"]]
             scans = [(PurePosixPath(scan).as_posix(), label) for scan, label in pairs]
         for scan, label in scans:
             case = scan.removeprefix("imagesTr/").removesuffix(".gz").removesuffix(".nii")
-            patient = f"{self.name}-{self._task}-{case}"
+            patient = f"{self.name}-{self.task}-{case}"
             for k, channel in enumerate(channels):
                 # all other channels of the decathlon (FLAIR, T2, ADC, MRI) are MRI
                 modality = "CT" if channel.upper().startswith("CT") else "MRI"
-                one = Case(scan, patient, id=patient, modality=modality, labels=(label,))
+                one = Entry(scan, patient, id=patient, modality=modality, labels=(label,))
                 if len(channels) > 1:
                     one = replace(one, key=f"{scan}#{k}", id=f"{patient}-{channel}", frame=k)
                 cases[one.key] = one
@@ -160,7 +143,7 @@ class TotalSegmentatorSource(NiftiSource):
     chooses = frozenset({"names"})
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         """Scans with the split of ``meta.csv``, if it is there."""
         cases, splits, path = {}, {}, self.root / "meta.csv"
         if path.exists():
@@ -174,7 +157,7 @@ class TotalSegmentatorSource(NiftiSource):
             outlines += "" if (self.root / outlines).is_dir() else ".nii.gz"
             about = {"modality": "CT" if scan.name[0] == "c" else "MRI", "labels": (outlines,)}
             key, split = f"{folder}/{scan.name}", split if split in SPLITS else None
-            cases[key] = Case(key, name, split, id=name, **about)
+            cases[key] = Entry(key, name, split, id=name, **about)
         return cases
 
     def study(self, key: str) -> Study:
@@ -208,7 +191,7 @@ class TotalSegmentatorSource(NiftiSource):
         return {int(key): base.structure_name(name.decode()) for key, name in pairs}, {}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class FolderOfScans(NiftiSource):
     """Scans and label maps of one's own. ``names.json`` names every value of the label maps (null
     leaves one out), or says more: ``{"names": {...}, "inside": {"2": 1}, "modality": "CT",
@@ -222,35 +205,20 @@ class FolderOfScans(NiftiSource):
     chooses = frozenset({"patient"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.names_of()
-
-    @property
-    def name(self) -> str:
-        return str(self.title or Path(self.path).resolve().name)
-
-    @property
-    def license(self) -> str:
-        return str(self._about.get("license") or "not stated in names.json")
-
-    @property
-    def redistributable(self) -> bool:
-        return self._about.get("redistributable") is True
-
-    @cached_property
-    def _about(self) -> dict[str, Any]:
         table = read_json(self.root / "names.json")
-        return table if isinstance(table.get("names"), dict) else {"names": table}
-
-    def names_of(self, labels: Path | None = None) -> Names:
+        about = self.about = table if isinstance(table.get("names"), dict) else {"names": table}
+        self.name = str(self.title or self.root.resolve().name)
+        self.license = str(about.get("license") or "not stated in names.json")
+        self.redistributable = about.get("redistributable") is True
         with well_formed("names.json", 'inside like {"2": 1}'):
-            inside = {int(p): int(around) for p, around in self._about.get("inside", {}).items()}
-            return value_names(self._about["names"], "names.json"), inside
+            inside = {int(p): int(around) for p, around in about.get("inside", {}).items()}
+        self.meaning = value_names(about["names"], "names.json"), inside
+        super().__post_init__()
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         """Scans by path; one without a label map is an error of its own."""
-        cases, modality = {}, str(self._about.get("modality") or "medical")
+        cases, modality = {}, str(self.about.get("modality") or "medical")
         for path in sorted(self.root.glob("images/[!.]*.nii*")):
             case = path.name.removesuffix(".gz").removesuffix(".nii")
             with well_formed("patient", f"a regular expression with a group that fits {case}"):
@@ -259,5 +227,5 @@ class FolderOfScans(NiftiSource):
             label = plain if (self.root / plain).exists() else f"{plain}.gz"
             about = {"id": f"{self.name}-{case}", "modality": modality, "labels": (label,)}
             key = f"images/{path.name}"
-            cases[key] = Case(key, patient, **about)
+            cases[key] = Entry(key, patient, **about)
         return cases

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from unireason_lib.dataset.sources import base
-from unireason_lib.dataset.sources.base import Case, names_table, well_formed
+from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import DatasetError, LabelError, ScanWarning
 from unireason_lib.imaging import load_image
@@ -103,11 +103,11 @@ class SAMed2DSource(_Images):
             }
 
     @cached_property
-    def _index(self) -> Sequence[base.Entry]:
+    def _index(self) -> Sequence[Entry]:
         keys = list(self._masks)  # millions, so their entries are made on access
         return base.LazyIndex(len(keys), lambda k: self.case(keys[k]))
 
-    def case(self, key: str) -> Case:
+    def case(self, key: str) -> Entry:
         """What the name ``modality_sub--dataset--case--axis_slice`` of an image says."""
         if key not in self._masks:
             raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
@@ -117,7 +117,7 @@ class SAMed2DSource(_Images):
         name = f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}"
         labels = tuple(dict.fromkeys(map(str, self._masks[key])))
         patient = f"{self.name}-{dataset}--{rest.rpartition('--')[0]}"
-        return Case(key, patient, id=name, modality=modality, labels=labels)
+        return Entry(key, patient, id=name, modality=modality, labels=labels)
 
     def study(self, key: str) -> Study:
         classes = self._classes.get(key.partition("--")[2].partition("--")[0], {})
@@ -141,7 +141,7 @@ class SAMMed2DSource(_Images):
     license = "those of the data sets that the slices are of; see the SAM-Med2D repository"
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         """Images with their masks."""
         masks: dict[str, list[str]] = {image: [] for image in self._names_in("images")}
         for mask in self._names_in("masks"):
@@ -154,7 +154,7 @@ class SAMMed2DSource(_Images):
         for image, own in masks.items():
             key, name = f"images/{image}.png", f"{self.name}-{image}"
             about = {"id": name, "modality": "medical", "labels": tuple(own)}
-            cases[key] = Case(key, re.sub(r"_[0-9]+$", "", name), **about)
+            cases[key] = Entry(key, re.sub(r"_[0-9]+$", "", name), **about)
         return cases
 
     def _names_in(self, folder: str) -> list[str]:
