@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
 import numpy as np
@@ -105,7 +104,7 @@ class Study:
             **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required."""
         if isinstance(labels, Volume) and isinstance(scan, Volume):
             check_same_grid(scan, labels)
-        values = _values_of(tuple(names), tuple((inside or {}).items()))
+        values = _values_of(names, inside or {})
         return cls._measured(whole_labels(labels), names, values, scan, attributes or {}, about)
 
     @classmethod
@@ -153,22 +152,13 @@ class Study:
             raise LabelError(subject, "a name for every label value", found, do)
         if isinstance(scan, Volume | np.ndarray):
             _check_shape(f"labels of {subject}", labels.shape, scan.shape[: labels.ndim])
-        if isinstance(scan, Volume):
-            about = {**space_of(scan), **about}
+        space = space_of(scan) if isinstance(scan, Volume) else {}
         names = {label: name for label, name in names.items() if name is not None}
-        structures = (
-            _structure(label, name, values[label], measured, about, attributes.get(label, {}))
-            for label, name in names.items()
-        )
-        about = {"vocabulary": tuple(dict.fromkeys(names.values())), **about}
-        return cls(
-            dimension=f"{labels.ndim}d",
-            shape=labels.shape,
-            scan_source=scan,
-            labels=labels,
-            structures=tuple(filter(None, structures)),
-            **about,
-        )
+        rows = [(k, name, values[k], attributes.get(k, {})) for k, name in names.items()]
+        about = {"vocabulary": tuple(dict.fromkeys(names.values())), **space, **about}
+        structures = _structures(measured, rows, about.get("spacing"))
+        space = {"dimension": f"{labels.ndim}d", "shape": labels.shape}
+        return cls(scan_source=scan, labels=labels, structures=structures, **space, **about)
 
     @property
     def scan(self) -> Volume | np.ndarray:
@@ -227,12 +217,10 @@ class Study:
         if self.dimension != "3d" or self.labels is None or not 0 <= z < self.shape[0]:
             found = f"slice {z} of a {self.dimension} study of shape {self.shape}"
             raise DatasetError(self.id, "a slice of a labelled volume", found, "choose another z")
-        plane = np.ascontiguousarray(self.labels[z])
-        measured, space = _measure(plane), {"spacing": self.spacing and self.spacing[1:]}
-        structures = (
-            _structure(s.label, s.name, s.values, measured, space, {**s.attributes, "kind": s.kind})
-            for s in self.structures
-        )
+        plane, spacing = np.ascontiguousarray(self.labels[z]), self.spacing and self.spacing[1:]
+        rows = [
+            (s.label, s.name, s.values, {**s.attributes, "kind": s.kind}) for s in self.structures
+        ]
         scan = partial(_plane_of, replace(self, labels=None), z)  # can be sent to a process
         return replace(
             self,
@@ -241,11 +229,11 @@ class Study:
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
             labels=plane,
-            structures=tuple(filter(None, structures)),
+            structures=_structures(_measure(plane), rows, spacing),
+            spacing=spacing,
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},
             key="",  # the source knows the volume only
-            **space,
         )
 
 
@@ -308,37 +296,41 @@ def _measure(labels: np.ndarray) -> dict[int, tuple]:
     return measured
 
 
-def _structure(label, name, values, measured, space, attributes) -> Structure | None:
-    """Add up what was measured of a structure's values; None when it is not there."""
-    if not (parts := [measured[value] for value in values if value in measured]):
-        return None
-    low, high, voxels, total = zip(*parts, strict=True)
-    low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
-    voxels, spacing, attributes = sum(voxels), space.get("spacing"), dict(attributes)
-    kind = attributes.pop("kind", None) or kind_of(name)
-    return Structure(
-        name=name,
-        label=label,
-        box=(Box2D if len(total[0]) == 2 else Box3D)(*low, *high),
-        centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
-        voxels=voxels,
-        size=voxels * math.prod(spacing) if spacing else None,
-        kind=kind,
-        attributes=attributes,
-        values=values,
-    )
+def _structures(measured, rows: Iterable[tuple], spacing) -> tuple[Structure, ...]:
+    """Structures of what was measured of their values; ``rows``: label, name, values, attributes.
+    Those that are not there are left out."""
+    structures = []
+    for label, name, values, attributes in rows:
+        if not (parts := [measured[value] for value in values if value in measured]):
+            continue
+        low, high, voxels, total = zip(*parts, strict=True)
+        low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
+        voxels, attributes = sum(voxels), dict(attributes)
+        structure = Structure(
+            name=name,
+            label=label,
+            box=(Box2D if len(total[0]) == 2 else Box3D)(*low, *high),
+            centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
+            voxels=voxels,
+            size=voxels * math.prod(spacing) if spacing else None,
+            kind=attributes.pop("kind", None) or kind_of(name),
+            attributes=attributes,
+            values=values,
+        )
+        structures.append(structure)
+    return tuple(structures)
 
 
-@lru_cache(maxsize=64)
-def _values_of(labels: tuple[int, ...], pairs: tuple[tuple, ...]) -> dict[int, tuple[int, ...]]:
+def _values_of(labels: Iterable[int], inside: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     """For every label its own value and those of the parts inside it, however deep."""
-    values, inside = {label: (label,) for label in labels}, dict(pairs)
-    try:
-        outer_first = [*TopologicalSorter({p: [inside[p]] for p in inside}).static_order()]
-        for part in filter(inside.get, reversed(outer_first)):
-            values[inside[part]] += values.get(part, (part,))
-    except (CycleError, KeyError) as error:
-        raise LabelError("inside", "named parts without circles", inside, "correct it") from error
+    values = {label: (label,) for label in labels}
+    for part in inside:
+        around, passed = part, set()
+        while (around := inside.get(around)) is not None:
+            if around in passed or around not in values:
+                raise LabelError("inside", "named parts without circles", inside, "correct it")
+            passed.add(around)
+            values[around] += (part,)
     return values
 
 
