@@ -9,15 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unireason_lib.dataset import questions as asking
 from unireason_lib.dataset.checks import leaked
-from unireason_lib.dataset.questions import (
-    FAMILIES,
-    WORDS,
-    AnswerPrior,
-    ask,
-    learn_prior,
-    question_only_baseline,
-)
+from unireason_lib.dataset.questions import FAMILIES, WORDS, AnswerPrior, ask, learn_prior
 from unireason_lib.dataset.sources.phantom import PhantomConfig, phantom, phantom_slice
 from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import View
@@ -303,10 +297,10 @@ def test_a_prior_balances_a_lopsided_fact():
 def test_a_reader_who_never_looks_stays_near_chance_only_with_a_prior(views, priors):
     halves = {d: some[len(some) // 2 :] for d, some in views.items()}
     plain = [q for some in halves.values() for v in some[:60] for q in ask(v)]
-    assert question_only_baseline(plain, epochs=3)["all"].interval[0] > 0.37
+    assert asking.question_only_baseline(plain, epochs=3)["all"].interval[0] > 0.37
     how = {d: {"prior": priors[d], "per_family": 2} for d in priors}
     kept = [q for d, some in halves.items() for v in some for q in ask(v, **how[d])]
-    scores = question_only_baseline(kept, epochs=3)
+    scores = asking.question_only_baseline(kept, epochs=3)
     assert scores["all"].questions > 1000 and scores["all"].chance == 0.25
     assert scores["all"].accuracy < 0.32 and set(scores) <= {"all", *FAMILIES}
     assert all(s.interval[0] < 0.3 for s in scores.values() if s.questions > 60), scores
@@ -316,6 +310,8 @@ def test_the_baseline_finds_a_planted_shortcut(views):
     questions = [q for v in views["2d"] for q in ask(v, families=["lesion analysis"])]
     clear = [{**q.options, q.answer: f"{q.truth} clearly"} for q in questions]
     marked = [replace(q, options=o) for q, o in zip(questions, clear, strict=True)]
-    assert question_only_baseline(marked, epochs=3)["all"].accuracy > 0.9
-    always = question_only_baseline([replace(q, answer="A") for q in questions], epochs=3)["all"]
+    assert asking.question_only_baseline(marked, epochs=3)["all"].accuracy > 0.9
+    always = asking.question_only_baseline([replace(q, answer="A") for q in questions], epochs=3)[
+        "all"
+    ]
     assert always.accuracy > 0.9
