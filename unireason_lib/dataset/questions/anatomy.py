@@ -8,6 +8,7 @@ near-tie: no question has an answer on which two readers could differ.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import zlib
 from collections import Counter
@@ -23,13 +24,13 @@ from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, kind_of
 from unireason_lib.dataset.view import View
 
 # What is clear: two centres are apart along an axis when they differ by APART of the structures'
-# mean extent, a lesion is off the centre of its host by OFF_CENTRE of the host's extent, extents
-# differ by LONGER of the longer one; and each by MIN_SHIFT of width, height or depth of the grid.
-APART, OFF_CENTRE, LONGER, MIN_SHIFT = 0.3, 0.12, 0.2, (0.03, 0.03, 0.04)
+# mean extent, a lesion is off the centre of its host by OFF_CENTRE of the host's extent; and each
+# by MIN_SHIFT of width, height or depth of the grid.
+APART, OFF_CENTRE, MIN_SHIFT = 0.3, 0.12, (0.03, 0.03, 0.04)
 
 WORDS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("phrasings.yaml").read_bytes())
 """All words of questions: families with phrasings, attributes, options, what fills the braces."""
-MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host")
+MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "ratio", "distance")
 """Kinds of facts that have a value; what a prior counts."""
 TRIES = 12
 """Facts along the same axes that are tried for one question. If one tried until one is kept, what
@@ -144,9 +145,8 @@ class Anatomy:
 
     def axes(self, kind: str) -> list[Axes]:
         """The axes, or pairs of axes, along which facts of a kind are measured."""
-        known = len(self.directions) if kind in ("quadrant", "relation", "place") else self.dims
-        if kind in ("quadrant", "relation", "place", "dimensions"):
-            return list(itertools.combinations(range(known), 2))
+        if kind in ("quadrant", "relation", "place"):
+            return list(itertools.combinations(range(len(self.directions)), 2))
         return [()]
 
     @cached_property
@@ -155,10 +155,14 @@ class Anatomy:
         combinations, hosted = itertools.combinations, [(p, h) for p, h in self.hosts.items() if h]
         phrases, lesions = [(p,) for p in self.phrases], [(p,) for p in self.hosts]
         pairs = list(combinations(sorted(self.phrases), 2))
+        # of lesions with anything, and of what there is on both sides: other sizes and distances
+        # hardly differ between patients, and many structures have very many pairs
+        compared = [p for p in pairs if not self.hosts.keys().isdisjoint(p) or _opposite(*p)]
         return {
             **dict.fromkeys(("box", "structure", "quadrant", "level", "extent"), phrases),
             **dict.fromkeys(("texture", "density"), lesions),
-            **dict.fromkeys(("relation", "dimensions"), pairs),
+            **dict.fromkeys(("ratio", "distance"), compared),
+            "relation": pairs,
             "place": [(p, f"the {host.name}") for p, host in hosted],
             "host": [(p,) for p, _ in hosted],
             "count": [()],
@@ -179,6 +183,8 @@ class Anatomy:
         if kind == "host":
             return self.hosts[names[0]].name
         s = self.phrases[names[0]]
+        if kind in ("ratio", "distance"):
+            return self._compared(kind, names)
         if kind == "box":
             return tuple([round(edge, 4) for edge in s.corners])
         if kind == "level":
@@ -192,20 +198,25 @@ class Anatomy:
     def _sides(self, kind: str, names: Names) -> Sequence[str]:
         """On which side along every axis: ``"+"``, ``"-"``, or ``""`` if that is unclear."""
         a, b = self.phrases[names[0]], self.phrases[names[-1]]
-        if kind in ("relation", "dimensions") and a.overlaps(b):
+        if kind == "relation" and a.overlaps(b):
             return [""] * self.dims
         rows = zip(a.centre, a.size, b.centre, b.size, self._least, strict=True)
         if kind == "quadrant":
             gaps = [(ca - 0.5, APART / 2 * sa, least) for ca, sa, _, _, least in rows]
         elif kind == "place":
             gaps = [(ca - cb, OFF_CENTRE * sb, least) for ca, _, cb, sb, least in rows]
-        elif kind == "dimensions":
-            if a.cut_off or b.cut_off:
-                return [""] * self.dims
-            gaps = [(sa - sb, LONGER * max(sa, sb), least) for _, sa, _, sb, least in rows]
         else:
             gaps = [(ca - cb, APART / 2 * (sa + sb), least) for ca, sa, cb, sb, least in rows]
         return ["" if abs(g) < max(c, least) else "+" if g > 0 else "-" for g, c, least in gaps]
+
+    def _compared(self, kind: str, names: Names) -> Value | None:
+        """Width of one structure by that of another, or mm between their centres."""
+        a, b = (self.phrases[name] for name in names)
+        if kind == "ratio" and not (a.cut_off or b.cut_off or a.overlaps(b)):
+            return (round(a.size[0] / b.size[0], 4),)
+        if kind == "distance" and self.mm and not a.overlaps(b):
+            return (round(math.hypot(*self.gap_in_mm(*names)), 2),)
+        return None
 
     def _level(self, s: Placed) -> str | None:
         """Which quarter of the slices, from 0, holds the centre; None for long structures."""
@@ -224,6 +235,11 @@ class Anatomy:
         """Fractions of the grid along x, y (and z) in mm."""
         return [f * n * mm for f, n, mm in zip(fractions, self.grid, self.mm, strict=True)]
 
+    def gap_in_mm(self, a: str, b: str) -> list[float]:
+        """From the centre of one structure to that of another, along x, y (and z)."""
+        pairs = zip(self.phrases[a].centre, self.phrases[b].centre, strict=True)
+        return self.in_mm([one - other for one, other in pairs])
+
     def structure(self, name: str) -> Structure:
         """The structure that a phrase means, or that has a name, with its article."""
         placed = self.phrases.get(name)
@@ -238,6 +254,11 @@ class Anatomy:
     def dice(self, fact: Fact) -> random.Random:
         """Random numbers that follow from :meth:`chance`: a fact has one set of wrong options."""
         return random.Random(int(self.chance(fact) * 2**32))
+
+
+def _opposite(a: str, b: str) -> bool:
+    """Whether two names differ in their side only."""
+    return "left" in a and a.replace("left", "right") == b
 
 
 def is_single(lesion: Structure) -> bool:

@@ -1,4 +1,4 @@
-"""The thirteen kinds of questions: each makes a :class:`Draft` of a fact and its value.
+"""The fourteen kinds of questions: each makes a :class:`Draft` of a fact and its value.
 
 Options come with the true one first; of kinds whose options are not simply the four values of their
 fact, with what each option claims, so that the answer prior can judge them.
@@ -150,42 +150,62 @@ def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
     return Draft(options, names, facts, words=dict(zip("ab", searched, strict=True)))
 
 
-def dimensions(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft:
-    """Which of two boxes is longer along each of two axes."""
-    flip = rng.random() < 0.5
-    pairs = [WORDS["options"]["dimensions"][axis] for axis in fact.axes]
-    cases = [_four(signs)[flip] for signs in _four(value)]  # [1] is the other way round
-    texts = [" and ".join(p[sign == "-"] for p, sign in zip(pairs, c, strict=True)) for c in cases]
-    names, facts = fact.names[:: -1 if flip else 1], {}
-    for key, name in zip("ab", names, strict=True):
-        corners = anatomy.view.box(anatomy.structure(name)).as_tuple()
-        sides = (corners[axis + anatomy.dims] - corners[axis] for axis in fact.axes)
-        facts[f"size_{key}"] = " by ".join(str(int(side)) for side in sides)
-    return Draft([capital(text) for text in texts], names, facts)
+def ratio(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """How many times as wide as another a structure is, in the plane of the images."""
+    a, b = (anatomy.phrases[name].structure for name in fact.names)
+    if (values := _measures(anatomy, fact, value, step=1 / b.box.width)) is None:
+        return None
+    widths = {f"width_{k}": int(anatomy.view.box(s).width) for k, s in (("a", a), ("b", b))}
+    texts = [f"About {rounded(number)} times as wide" for number in values]
+    return Draft(texts, fact.names, widths)
 
 
 def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """The longer side of a box in mm, and that of three other patients; without a prior lengths on
-    a ladder. All are multiples of the voxel, as the true one is: else its digits tell."""
-    placed, dice = anatomy.phrases[fact.names[0]], anatomy.dice(fact)
+    """The longer side of a box in mm."""
+    wide, high = anatomy.in_mm(anatomy.phrases[fact.names[0]].size)[:2]
+    axis, side = (1, "height") if high > wide else (0, "width")
+    if (values := _measures(anatomy, fact, value, step=anatomy.mm[axis])) is None:
+        return None
+    spans = _spans(anatomy)
+    percent = round(100 * value[0] / spans[side])
+    facts = {"side": side, "span": spans[side], "mm": rounded(value[0]), "percent": percent}
+    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=spans)
+
+
+def distance(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """How far the centres of two structures are apart, in mm."""
+    if (values := _measures(anatomy, fact, value)) is None:
+        return None
+    spans, gaps = _spans(anatomy), map(abs, anatomy.gap_in_mm(*fact.names))
+    apart = [f"{rounded(gap)} mm along the {side}" for gap, side in zip(gaps, spans, strict=True)]
+    size = " by ".join(f"{mm} mm" for mm in spans.values())
+    facts = {"mm": rounded(value[0]), "apart": f"{', '.join(apart[:-1])} and {apart[-1]}"}
+    words = {"size": f"{size} ({' by '.join(spans)})"}
+    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=words)
+
+
+def _spans(anatomy: Anatomy) -> dict[str, int]:
+    """What the images cover, in mm."""
+    lengths = zip(anatomy.grid, anatomy.mm, strict=True)
+    return dict(
+        zip(("width", "height", "depth"), (round(n * mm) for n, mm in lengths), strict=False)
+    )
+
+
+def _measures(anatomy: Anatomy, fact: Fact, value: Value, step: float = 0) -> list[float] | None:
+    """The true measurement and those of three other patients, without a prior on a ladder.
+
+    The true one is a multiple of ``step`` (of voxels): so are the others, else its digits tell.
+    """
     elsewhere = anatomy.prior.elsewhere(fact, _lengths_apart)
     if anatomy.prior.studies and elsewhere is None:
         return None
-    wide, high = anatomy.in_mm(placed.size)[:2]
-    axis, side = (1, "height") if high > wide else (0, "width")
-    factor, rung, step = dice.uniform(1.25, 1.5), dice.randrange(4), anatomy.mm[axis]
+    dice = anatomy.dice(fact)
+    factor, rung = dice.uniform(1.25, 1.5), dice.randrange(4)
     others = [(value[0] * factor ** (k - rung),) for k in range(4) if k != rung]
-    others = others if elsewhere is None else _shaken(*elsewhere, dice)
-    values = [value[0], *(round(other / step) * step for (other,) in others)]
-    if min(values) <= 0 or not _lengths_apart([(v,) for v in values]):
-        return None
-    spans = [round(n * mm) for n, mm in zip(anatomy.grid[:2], anatomy.mm[:2], strict=True)]
-    corners, n = anatomy.view.box(placed.structure).as_tuple(), anatomy.dims
-    facts = {"side": side, "span": spans[axis], "mm": rounded(value[0])}
-    facts |= {"pixels": int(corners[axis + n] - corners[axis])}
-    facts |= {"all": anatomy.view.frame.size(*anatomy.view.image_size)[1 - axis]}
-    words = dict(zip(("width", "height"), spans, strict=True))
-    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=words)
+    others = [other for (other,) in (others if elsewhere is None else _shaken(*elsewhere, dice))]
+    values = [value[0], *(round(other / step) * step if step else other for other in others)]
+    return values if min(values) > 0 and _lengths_apart([(v,) for v in values]) else None
 
 
 def _lengths_apart(rows: Sequence[Sequence[float]]) -> bool:
@@ -236,7 +256,7 @@ def host(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
     return Draft([f"The {organ}" for organ in organs], names, {"host": value}, claims)
 
 
-_MAKERS = (box, structure, pair, dimensions, extent, texture, density, host)
+_MAKERS = (box, structure, pair, ratio, extent, distance, texture, density, host)
 KINDS: Mapping[str, Callable[[Anatomy, Fact, Any, random.Random], Draft | None]] = {
     **dict.fromkeys(("quadrant", "relation", "place"), directions),
     **dict.fromkeys(("level", "count"), numbered),

@@ -31,7 +31,7 @@ from unireason_lib.io import read_json, write_json
 CERTAIN = 0.02  # relative to the most likely option: below this the answer is as good as known
 ENOUGH = 20  # with fewer counts nothing is drawn from what was counted
 FOUR_VALUES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("quadrant", "relation", "place", "dimensions"), ("++", "+-", "-+", "--")),
+    **dict.fromkeys(("quadrant", "relation", "place"), ("++", "+-", "-+", "--")),
     **dict.fromkeys(("level", "count"), ("0", "1", "2", "3")),
     "pair": ("yy", "yn", "ny", "nn"),
 }
