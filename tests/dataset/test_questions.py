@@ -114,11 +114,10 @@ class Oracle:
             return states[2 * self.there(one[4:]) + self.there(two[4:])] == said
         if q.kind == "count":
             return ("none", "one", "two", "three")[len(self.study.lesions)] == said
-        if q.kind in ("ratio", "extent", "distance"):
-            mm = np.array(self.study.spacing[::-1])
-            other = self.measure(names[-1])
-            true = {"ratio": size[0] / other[2][0], "extent": max(size[:2] * mm[:2])}
-            true["distance"] = np.linalg.norm((centre - other[0]) * mm)
+        if q.kind in ("span", "offset", "extent"):
+            mm, other = np.array(self.study.spacing[::-1]), self.measure(names[-1])[0]
+            true = {"span": 100 * size[0] / self.grid[0], "extent": max(size[:2] * mm[:2])}
+            true["offset"] = 100 * abs(centre - other)[0] / self.grid[0]
             return abs(float(re.findall(r"[\d.]+", said)[0]) / true[q.kind] - 1) < 0.06
         attributes = self.structure(names[0]).attributes
         if q.kind == "host":
@@ -161,7 +160,7 @@ def test_every_question_is_well_formed(views, priors, d):
             assert all(s in view.study.structures and view.visible(s) for s in q.evidence)
             if re.search(r"\bmm\b", str(q.options)):  # a measure needs the spacing in the question
                 spacing = zip(view.study.shape[::-1], view.study.spacing[::-1], strict=True)
-                spans = [round(n * mm) for n, mm in spacing][: 2 if q.kind == "extent" else 3]
+                spans = [round(n * mm) for n, mm in spacing][:2]
                 assert all(f"{span} mm" in q.text for span in spans)
             letters[q.answer] += 1
     total = sum(letters.values())
@@ -206,7 +205,7 @@ def test_b13_answers_do_not_depend_on_the_spacing_or_shape_of_voxels():
 def test_without_orientation_or_spacing_there_are_no_sides_and_no_millimetres():
     study = masks_study(*FIVE, names=ORGANS)
     questions = many(view_of(study), 40, per_family=3)
-    assert {q.kind for q in questions} == {"box", "structure"}
+    assert {q.kind for q in questions} == {"box", "structure", "span"}
     assert not re.search(r"\b(left|right|anterior|posterior|mm|patient)\b", words_of(questions))
     anisotropic = view_of(replace(study, spacing=(2.0, 0.5)))
     questions = many(anisotropic, 40, families=["size comparison"])

@@ -5,8 +5,8 @@ structure localization   ``box`` (which box encloses it), ``structure`` (which o
 spatial localization     ``quadrant`` (patient directions), ``level`` (quarter of the slices),
                          ``host`` (organ around a lesion), ``place`` (of a lesion in its host)
 existence verification   ``pair`` (which of two), ``count`` (of lesions)
-size comparison          ``ratio`` (width of one to that of another), ``extent`` (mm)
-spatial relationship     ``relation`` (patient directions), ``distance`` (mm between centres)
+size comparison          ``span`` (percent of the image's width), ``extent`` (mm)
+spatial relationship     ``relation`` (patient directions), ``offset`` (left to right, percent)
 lesion analysis          ``texture``, ``density``
 =======================  ========================================================================
 

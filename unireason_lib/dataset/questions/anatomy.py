@@ -8,7 +8,6 @@ near-tie: no question has an answer on which two readers could differ.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import zlib
 from collections import Counter
@@ -30,7 +29,7 @@ APART, OFF_CENTRE, MIN_SHIFT = 0.3, 0.12, (0.03, 0.03, 0.04)
 
 WORDS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("phrasings.yaml").read_bytes())
 """All words of questions: families with phrasings, attributes, options, what fills the braces."""
-MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "ratio", "distance")
+MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "span", "offset")
 """Kinds of facts that have a value; what a prior counts."""
 TRIES = 12
 """Facts along the same axes that are tried for one question. If one tried until one is kept, what
@@ -155,13 +154,13 @@ class Anatomy:
         combinations, hosted = itertools.combinations, [(p, h) for p, h in self.hosts.items() if h]
         phrases, lesions = [(p,) for p in self.phrases], [(p,) for p in self.hosts]
         pairs = list(combinations(sorted(self.phrases), 2))
-        # of lesions with anything, and of what there is on both sides: other sizes and distances
-        # hardly differ between patients, and many structures have very many pairs
+        # of lesions with anything, and of what there is on both sides: other distances hardly
+        # differ between patients, and many structures have very many pairs
         compared = [p for p in pairs if not self.hosts.keys().isdisjoint(p) or _opposite(*p)]
         return {
-            **dict.fromkeys(("box", "structure", "quadrant", "level", "extent"), phrases),
+            **dict.fromkeys(("box", "structure", "quadrant", "level", "extent", "span"), phrases),
             **dict.fromkeys(("texture", "density"), lesions),
-            **dict.fromkeys(("ratio", "distance"), compared),
+            "offset": compared,
             "relation": pairs,
             "place": [(p, f"the {host.name}") for p, host in hosted],
             "host": [(p,) for p, _ in hosted],
@@ -183,8 +182,10 @@ class Anatomy:
         if kind == "host":
             return self.hosts[names[0]].name
         s = self.phrases[names[0]]
-        if kind in ("ratio", "distance"):
-            return self._compared(kind, names)
+        if kind == "offset":
+            return self._offset(*map(self.phrases.get, names))
+        if kind == "span":
+            return None if s.cut_off else (round(100 * s.size[0], 2),)
         if kind == "box":
             return tuple([round(edge, 4) for edge in s.corners])
         if kind == "level":
@@ -209,14 +210,11 @@ class Anatomy:
             gaps = [(ca - cb, APART / 2 * (sa + sb), least) for ca, sa, cb, sb, least in rows]
         return ["" if abs(g) < max(c, least) else "+" if g > 0 else "-" for g, c, least in gaps]
 
-    def _compared(self, kind: str, names: Names) -> Value | None:
-        """Width of one structure by that of another, or mm between their centres."""
-        a, b = (self.phrases[name] for name in names)
-        if kind == "ratio" and not (a.cut_off or b.cut_off or a.overlaps(b)):
-            return (round(a.size[0] / b.size[0], 4),)
-        if kind == "distance" and self.mm and not a.overlaps(b):
-            return (round(math.hypot(*self.gap_in_mm(*names)), 2),)
-        return None
+    def _offset(self, a: Placed, b: Placed) -> Value | None:
+        """How far two centres are apart from left to right, in percent of the width."""
+        percent = 100 * abs(a.centre[0] - b.centre[0])
+        clear = percent >= 100 * max(APART / 2 * (a.size[0] + b.size[0]), self._least[0])
+        return (round(percent, 2),) if clear and not a.overlaps(b) else None
 
     def _level(self, s: Placed) -> str | None:
         """Which quarter of the slices, from 0, holds the centre; None for long structures."""
@@ -234,11 +232,6 @@ class Anatomy:
     def in_mm(self, fractions: Sequence[float]) -> list[float]:
         """Fractions of the grid along x, y (and z) in mm."""
         return [f * n * mm for f, n, mm in zip(fractions, self.grid, self.mm, strict=True)]
-
-    def gap_in_mm(self, a: str, b: str) -> list[float]:
-        """From the centre of one structure to that of another, along x, y (and z)."""
-        pairs = zip(self.phrases[a].centre, self.phrases[b].centre, strict=True)
-        return self.in_mm([one - other for one, other in pairs])
 
     def structure(self, name: str) -> Structure:
         """The structure that a phrase means, or that has a name, with its article."""
