@@ -109,13 +109,8 @@ def test_sources_by_name(tmp_path):
     ]:
         with pytest.raises(DatasetError, match=words):
             open_source(name, path, **options)
-    with pytest.raises(DatasetError, match="number of a patient"):
-        open_source("phantom").study("x")
-    with pytest.raises(IndexError):
-        open_source("phantom", count=3)[3]
 
 
-@pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
 def test_two_folders_of_one_base_name_have_two_ids(tmp_path):
     """B15, in every source whose files can lie deeper than one level."""
     msd, m3d, demo = (tmp_path / name for name in ("d", "m", "s"))
