@@ -129,16 +129,11 @@ def build(
     wait: bool = False,
     override: bool = False,
 ) -> BuildReport:
-    """Build a data set, or go on with one.
+    """Build a data set in ``out``, or go on with one of the same settings there.
 
-    Args:
-        config: What to build.
-        out: Its folder: new, empty, or with a build of the same settings and sources.
-        workers: Processes; the rows do not depend on it. An LLM writer works in this one.
-        ray: Address of a Ray cluster that shares the folder, or ``"local"``.
-        progress: Whether to show a bar.
-        wait: Whether another process that builds there is waited for; else it is an error.
-        override: Go on although settings, sources or version differ.
+    ``workers``: processes; ``ray``: address of a cluster that shares the folder, or ``"local"``. The
+    rows do not depend on it, and an LLM writer works in this one. ``wait``: another process that
+    builds there is waited for. ``override``: go on although settings, sources or version differ.
 
     Raises:
         DatasetError: Another folder, settings, sources or version; a full disk; a killed worker.

@@ -61,7 +61,7 @@ def test_what_is_wrong_with_one_case_costs_no_other(tmp_path):
     entries[4]["label"] = "0008/turned/mask_(1, 10, 12, 6).npz"
     entries[5]["image"] = "../elsewhere/image.npy"
     made.list_m3d(tmp_path, "0008", ["pancreas"], entries)
-    stream = iter(open_source("m3d-seg", tmp_path, codes=8))
+    stream = iter(open_source("m3d-seg", tmp_path))
     assert next(stream).structures
     for words, kind in {
         "gone/image.npy": ScanError,

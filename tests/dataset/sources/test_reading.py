@@ -111,6 +111,7 @@ def test_sources_by_name(tmp_path):
             open_source(name, path, **options)
 
 
+@pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
 def test_two_folders_of_one_base_name_have_two_ids(tmp_path):
     """B15, in every source whose files can lie deeper than one level."""
     msd, m3d, demo = (tmp_path / name for name in ("d", "m", "s"))

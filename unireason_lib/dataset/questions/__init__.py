@@ -1,20 +1,9 @@
 """Questions of six families, with four options each, about what is outlined in a study and visible.
 
-=======================  ========================================================================
-structure localization   ``box`` (which box encloses it), ``structure`` (which one a box marks)
-spatial localization     ``quadrant`` (patient directions), ``level`` (quarter of the slices),
-                         ``host`` (organ around a lesion), ``place`` (of a lesion in its host)
-existence verification   ``pair`` (which of two), ``count`` (of lesions)
-size comparison          ``ratio`` (width of one to that of another), ``extent`` (mm)
-spatial relationship     ``relation`` (patient directions), ``distance`` (mm between centres)
-lesion analysis          ``texture``, ``density``
-=======================  ========================================================================
-
 Exactly one option is true by measurement. Left and right are the patient's, and millimetres are
 those of the scan, where it states them. What the images do not show (:meth:`View.visible`) is never
-asked about, and absent are only names that the source looked for and did not find. Where the answer
-is a measurement, the wrong options are those of other patients: nothing tells them apart but the
-images.
+asked about, and absent are only names that the source looked for. The kinds of each family and
+their words are in ``phrasings.yaml``.
 
 Anatomy answers many questions by itself: :func:`learn_prior` learns what can be known without
 looking; with it :func:`ask` keeps questions such that this knowledge is worth nothing, and
@@ -76,17 +65,9 @@ def ask(
     seed: int = 0,
     prior: AnswerPrior | None = None,
 ) -> list[Question]:
-    """Ask about a study.
-
-    Args:
-        view: The study as it is shown; its label map says what is visible.
-        families: Which of :data:`FAMILIES`; None means all, another name a :class:`DatasetError`.
-        per_family: Questions of each family, or as many as there are to ask.
-        seed: Another seed gives other questions.
-        prior: What can be known without looking, see :func:`learn_prior`; None keeps all.
-
-    Returns:
-        Questions with unique ids; all follows from (seed, study, family, number)."""
+    """Ask about a study as it is shown. ``families``: which, None means all; ``per_family``
+    questions of each, or as many as there are; another ``seed`` gives other questions; ``prior``:
+    see :func:`learn_prior`, None keeps all. All follows from (seed, study, family, number)."""
     families = tuple(FAMILIES if families is None else families)
     if unknown := ", ".join(sorted(set(families) - set(FAMILIES))):
         raise DatasetError("families", f"some of {', '.join(FAMILIES)}", unknown, "correct it")
