@@ -131,9 +131,9 @@ def build(
 ) -> BuildReport:
     """Build a data set in ``out``, or go on with one of the same settings there.
 
-    ``workers``: processes; ``ray``: address of a cluster that shares the folder, or ``"local"``. The
-    rows do not depend on it, and an LLM writer works in this one. ``wait``: another process that
-    builds there is waited for. ``override``: go on although settings, sources or version differ.
+    ``workers``: processes; ``ray``: address of a cluster that has the folder, or ``"local"``; the
+    rows do not depend on them, and an LLM writer works in this one. ``wait``: for another process
+    that builds there. ``override``: go on although settings, sources or version differ.
 
     Raises:
         DatasetError: Another folder, settings, sources or version; a full disk; a killed worker.
