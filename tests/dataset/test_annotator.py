@@ -1,7 +1,6 @@
 """Rationales by a language model, against a server here that answers well, badly, late or never."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from unireason_lib.dataset import annotator
 from unireason_lib.dataset.annotator import BudgetSpent, EndpointError, LLMWriter, RationaleRefused
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
 from unireason_lib.dataset.checks import problems_of
@@ -122,20 +120,6 @@ def test_good_answers_are_true_rationales_paid_for_once(writer_for, items, tmp_p
     assert all(KEY.encode() not in path.read_bytes() for path in (tmp_path / "cache").iterdir())
     writer_for(server, temperature=0.2).write(*items[0])
     assert len(server.bodies) == len(items) + 1  # it is another request
-    (tmp_path / "cache" / "requests.sqlite").write_bytes(os.urandom(9999))
-    with pytest.raises(DatasetError, match="another folder as cache"):
-        writer_for(server).write(*items[0])
-
-
-def test_prompts_state_what_is_known(item):
-    question, view = item
-    text = annotator.prompt_for(question, view)[1]["content"]
-    assert text.startswith("CT: 8 axial slices of 64 x 64 pixels, voxels of ")
-    boxes = [(s.name, ",".join(map(str, view.box(s).as_tuple()))) for s in question.evidence]
-    lines = [f"* {name}: [{numbers}]" for name, numbers in boxes]
-    lines += [f"{letter}. {option}" for letter, option in question.options.items()]
-    lines += [question.text, f"Right answer: {question.answer}. {question.truth}"]
-    assert all(line in text for line in lines)
 
 
 BAD = {
@@ -191,10 +175,8 @@ def test_report_10_replies_that_say_nothing_are_kept_and_refused(writer_for, ite
 def test_report_12_an_answer_cut_while_thinking_says_what_to_raise(writer_for, item):
     message = {"content": None, "reasoning_content": "Let me think about it."}
     cut = {"choices": [{"message": message, "finish_reason": "length"}]}
-    server = Server(lambda body, nth: cut)
     with pytest.raises(RationaleRefused, match="still thinking at max_tokens; raise it"):
-        writer_for(server).write(*item)
-    assert len(server.bodies) == 1
+        writer_for(Server(lambda body, nth: cut)).write(*item)
 
 
 ALWAYS = {
@@ -225,16 +207,11 @@ def test_failures_that_may_pass_are_repeated(writer_for, item, failure):
     assert len(server.bodies) == 2
 
 
-def test_nobody_there_costs_nothing_and_stops_the_run(writer_for, items, monkeypatch):
+def test_nobody_there_costs_nothing_and_stops_the_run(writer_for, items):
     writer = writer_for(Server, retries=0, **PRICES, budget=100)
-    with pytest.raises(RationaleRefused, match="Connection"):
-        writer.write(*items[0])
     with pytest.raises(EndpointError, match=r"Connection.* start the server"):
         writer.prepare(items)
     assert writer.spent == 0
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(DatasetError, match=r"pip install -e '\.\[llm\]'"):
-        writer_for(Server).write(*items[0])
 
 
 def test_b5_a_budget_holds_for_all_writers_of_a_cache(writer_for, items):
@@ -320,11 +297,9 @@ def test_b3_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(config_fo
     assert KEY not in (text := (folder / "manifest.json").read_text()) and str(tmp_path) not in text
 
 
-BAD_SETTINGS = [{"concurrency": 0}, {"budget": 5.0}, {"timeout": 0.0}]
-BAD_SETTINGS += [{"base_url": "http://me:secret@host/v1"}, {"parameters": {"max_tokens": 5}}]
-
-
-@pytest.mark.parametrize("bad", BAD_SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"concurrency": 0}, {"budget": 5.0}, {"base_url": "http://me@host"}]
+)
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(DatasetError, match="LLM writer: expected limits above 0"):
         LLMWriter("tester", **bad)

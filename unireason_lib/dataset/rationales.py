@@ -83,7 +83,7 @@ class TemplateWriter:
 
     seed: int = 0  # another one chooses other parts
 
-    name = "template-short"  # stored with every record
+    name = "template"  # stored with every record
 
     def write(self, question: Question, view: View) -> Rationale:
         """The rationale of a question of :func:`unireason_lib.dataset.questions.ask`."""

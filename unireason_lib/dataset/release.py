@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -53,7 +52,6 @@ class Release:
     folder: Path  # with sft/, rl/, images/
     m3d_root: Path | None = None  # folder of the M3D volumes that the user holds
     volumes: Mapping[str, str] = field(default_factory=dict)  # id of a row -> path below m3d_root
-    counts: Counter[str] = field(default_factory=Counter, init=False)  # what was read, and attached
 
     def records(self, form: Literal["sft", "rl"] = "sft") -> Iterator[Record]:
         """All rows of one folder as records; an ``rl`` row has an empty reply."""
@@ -117,19 +115,16 @@ class Release:
             split=str(info.get("split") or ""),
             asked=asked,
         )
-        self.counts[record.dimension] += 1
         return record if record.dimension == "2d" else self._with_volume(record, volume)
 
     def _with_volume(self, record: Record, volume: str) -> Record:
-        state = "missing"
+        slices = 0
         if self.m3d_root is not None and volume:
             try:
                 if safe_path(self.m3d_root, volume, record.id).exists():
-                    state = "attached"
+                    slices = PAPER_SIZE[0]
             except DatasetError:
-                state, volume = "refused", ""
-        self.counts[f"volume {state}"] += 1
-        slices = PAPER_SIZE[0] if state == "attached" else 0
+                volume = ""
         return replace(
             record,
             serialization={"size": list(PAPER_SIZE), "window": "percentile"},

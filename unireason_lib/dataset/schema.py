@@ -1,12 +1,9 @@
 """What a record is, and the typed columns in which a data set stores it.
 
 A record is one question with its grounded answer: *text and references*, never pixels. Its reply is
-what the model shall write itself, ``<think>The mass at <|box_start|>[98,107,153,154]<|box_end|>
-...</think>A. Anterior``; the crops follow from the boxes (:mod:`unireason_lib.imaging.crops`).
-
-A row has the columns of the released UniMed-CoT (``messages`` or ``prompt``, ``image_ids``,
-``reward_model``, ...), so that scripts made for it run on our sets, and typed columns with all that
-makes up a :class:`Record`: what one filters by is a column, never JSON in a text.
+what the model shall write itself; the crops follow from the boxes. A row has the columns of the
+released UniMed-CoT (``messages`` or ``prompt``, ``image_ids``, ``reward_model``, ...), so that
+scripts made for it run on our sets, and typed columns with all that makes up a :class:`Record`.
 """
 
 from __future__ import annotations

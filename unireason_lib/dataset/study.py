@@ -1,12 +1,9 @@
 """One scan with its ground truth: what every source delivers and every question is asked about.
 
-The structures that somebody (an annotator, an atlas, a generator) outlined in a volume or image are
-one **label map**, integers on the scan's grid. A voxel can belong to several structures (a tumour
-*is* also liver), so a structure owns a *set* of values: with tumour 41 inside liver 5, liver =
-{5, 41}, and its box, volume and centroid are those of the whole organ. ``inside={41: 5}`` says so
-to :meth:`Study.from_labels`; :meth:`Study.from_masks` gives every overlap a value of its own.
-
-Arrays are (z, y, x) or (y, x), boxes half open in voxels; the middle of voxel 3 is 3.5.
+The outlined structures are one **label map**, integers on the scan's grid. A voxel can belong to
+several (a tumour *is* also liver), so a structure owns a *set* of values: with tumour 41 inside
+liver 5, liver = {5, 41}, and its box, volume and centroid are those of the whole organ. Arrays are
+(z, y, x) or (y, x), boxes half open in voxels; the middle of voxel 3 is 3.5.
 """
 
 from __future__ import annotations

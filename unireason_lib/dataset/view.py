@@ -1,10 +1,7 @@
 """How a study is laid out for the model: which images, and where its structures lie in them.
 
 A :class:`View` is one choice of slices and size, and the only place where a structure's box in
-voxels becomes the box that is *written*:
-
-    voxels  --serialization-->  pixels of the slices  --processor-->  pixels of the frame
-
+voxels becomes the box that is *written*: voxels -> pixels of the slices -> pixels of the processor.
 With 300 slices laid out as 32, most planes are left out: what no image shows must not be asked
 about (:meth:`View.visible`).
 """

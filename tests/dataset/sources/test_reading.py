@@ -109,10 +109,6 @@ def test_sources_by_name(tmp_path):
     ]:
         with pytest.raises(DatasetError, match=words):
             open_source(name, path, **options)
-    with pytest.raises(DatasetError, match="number of a patient"):
-        open_source("phantom").study("x")
-    with pytest.raises(IndexError):
-        open_source("phantom", count=3)[3]
 
 
 @pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")

@@ -52,16 +52,11 @@ class Placed(NamedTuple):
 
 
 class Anatomy:
-    """The structures of one study that questions may be about.
-
-    Left out are structures that the images do not show, that share their name with another, or that
-    contain most of the others, as the body does: they are neither called present nor absent.
-
-    Attributes:
-        phrases: What a sentence calls a structure -> the structure; a lesion may have several.
-        hosts: The phrases of lesions -> the organ around each.
-        sorts: Of organs and of lesions: names of those that are there, and absent names.
-    """
+    """The structures of one study that questions may be about. Left out are those that the images
+    do not show, that share their name with another, or that contain most of the others, as the body
+    does: they are neither called present nor absent. ``phrases``: what a sentence calls a structure
+    -> the structure (a lesion may have several); ``hosts``: phrases of lesions -> the organ around;
+    ``sorts``: of organs and of lesions, the names of those that are there, and absent names."""
 
     def __init__(self, view: View, prior: AnswerPrior | None = None, seed: int = 0) -> None:
         study = view.study

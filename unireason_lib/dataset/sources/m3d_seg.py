@@ -47,19 +47,15 @@ class M3DSegSource(base.FileSource):
     """Cases of M3D-Seg; a key begins with the code of the data set."""
 
     path: str | Path
-    codes: str | int | None = None  # only these data sets: "0003+0013"
 
     name = registered = "m3d-seg"
     license = "those of the 25 data sets that it is made of; see the card of M3D-Seg"
     modality = "CT"
-    chooses = frozenset({"codes"})
 
     @cached_property
     def _tables(self) -> dict[str, dict[str, Any]]:
         """Code -> content of its JSON file."""
         codes = sorted(folder.name for folder in self.root.glob("[0-9]" * 4))
-        if self.codes is not None:
-            codes = [code.zfill(4) for code in str(self.codes).split("+")]
         return {code: read_json(self.root / code / f"{code}.json") for code in codes}
 
     @cached_property

@@ -7,7 +7,7 @@
 
     s0011/ct.nii.gz                      TotalSegmentator: or mri.nii.gz
     s0011/segmentations/kidney_left.nii.gz    one file a structure, empty when it is absent, or
-    s0011/segmentations.nii.gz           (--ml) one label map; names in its header or labels.json
+    s0011/segmentations.nii.gz           (--ml) one label map; its names in names=labels.json
     meta.csv                             image_id;age;gender;...;split;... (and a BOM)
 
     mine/names.json                      data of one's own: {"1": "liver", "2": "liver tumour"}
@@ -38,7 +38,6 @@ from unireason_lib.imaging.read import to_mm
 from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
-_LABEL = re.compile(rb'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', re.DOTALL)
 
 Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of lesion -> of organ
 
@@ -136,7 +135,7 @@ class TotalSegmentatorSource(NiftiSource):
     between versions, so names are never guessed."""
 
     path: str | Path
-    names: str | None = None  # table of label names below it; None reads each label map's header
+    names: str | None = None  # table of label names below it, for label maps
 
     name = registered = "totalsegmentator"
     license = "CC BY 4.0, or CC BY-NC-SA in earlier versions; see where it was downloaded from"
@@ -177,18 +176,10 @@ class TotalSegmentatorSource(NiftiSource):
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
     def names_of(self, labels: Path) -> Names:
-        """The table ``names``, or what ``TotalSegmentator --ml`` writes behind the NIfTI header."""
-        if self.names:
-            return value_names(read_json(self.file(self.names)), self.names), {}
-        import nibabel as nib
-
-        with well_formed(labels, "a NIfTI file"):
-            texts = [e.get_content() for e in nib.load(labels).header.extensions]
-        pairs = [pair for text in texts if isinstance(text, bytes) for pair in _LABEL.findall(text)]
-        if not pairs:
+        if self.names is None:
             do = "give names=labels.json"
-            raise DatasetError(labels, "label names in the header", "none", do)
-        return {int(key): base.structure_name(name.decode()) for key, name in pairs}, {}
+            raise DatasetError(labels, "a table of its label names", "none", do)
+        return value_names(read_json(self.file(self.names)), self.names), {}
 
 
 @dataclass(eq=False)

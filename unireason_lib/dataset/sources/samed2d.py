@@ -73,12 +73,10 @@ class SAMed2DSource(_Images):
     """Images of SA-Med2D-20M."""
 
     path: str | Path  # of SAMed2Dv1
-    datasets: str | None = None  # only these: "CAD_PE+FLARE22"
 
     name = registered = "sa-med2d"
     license = "CC BY-NC-SA 4.0; parts keep the terms of their sources"
     modality = "mixed"
-    chooses = frozenset({"datasets"})
 
     @cached_property
     def _masks(self) -> dict[str, list[str]]:
@@ -87,10 +85,7 @@ class SAMed2DSource(_Images):
         masks = read_json(path)
         if not all(isinstance(own, list) for own in masks.values()):
             raise DatasetError(path, "lists of masks", "other values", "download it again")
-        if self.datasets is None:
-            return masks
-        chosen = tuple(f"{dataset}--" for dataset in self.datasets.split("+"))
-        return {k: own for k, own in masks.items() if k.partition("--")[2].startswith(chosen)}
+        return masks
 
     @cached_property
     def _classes(self) -> dict[str, dict[str, str]]:
