@@ -51,7 +51,7 @@ def image_record(box):
             "question": "Which structure fills the box [4,4,40,30]?",
             "options": {"A": "the spleen", "B": "the liver", "C": "the heart", "D": "the stomach"},
             "answer": "B",
-            "reply": f"<think>Here {first} I see it, beside {second}.</think>B. the liver",
+            "reply": f"<think>Here {first}, beside {second}: the liver.</think>B. the liver",
             "image_ids": ("aa00",),
             "evidence": (("liver", (4, 4, 40, 30)), ("heart", (30, 2, 48, 20))),
             "image_size": (64, 48),
@@ -73,7 +73,7 @@ def volume_record(box, image_record):
     """Makes a question about six slices of 64 x 64, answered with one cuboid over three of them."""
 
     def make(**changes) -> Record:
-        thought = f"It spans {box(2, 8, 1, 30, 40, 4)}: low and behind."
+        thought = f"It spans {box(2, 8, 1, 30, 40, 4)}: right, back."
         sides = ("Left, front", "Right, front", "Left, back", "Right, back")
         values = {
             "id": "v1/spatial-localization/0",

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from unireason_lib.dataset.build import BuildConfig, SourceSpec
-from unireason_lib.dataset.checks import REASONS, check_record, check_truth
+from unireason_lib.dataset.checks import problems_of
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.rationales import TemplateWriter
-from unireason_lib.dataset.shards import draft_of, finish
+from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 
 OPTIONS = {"A": "the spleen", "B": "the liver", "C": "the heart", "D": "the stomach"}
@@ -18,14 +17,12 @@ def box(*coordinates):
     return f"<|box_start|>[{','.join(map(str, coordinates))}]<|box_end|>"
 
 
+def replied(thought):
+    return f"<think>{thought}: the liver.</think>B. the liver"
+
+
 FAR = box(4, 4, 40, 300)
-
-
-def replied(thought, ending="B. the liver"):
-    return f"<think>{thought}</think>{ending}"
-
-
-GOOD = replied(f"Here {box(4, 4, 40, 30)} I see it, beside {box(30, 2, 48, 20)}.")
+GOOD = replied(f"Here {box(4, 4, 40, 30)}, beside {box(30, 2, 48, 20)}")
 BAD = {
     "answer that is no option": ({"answer": "E"}, "options"),
     "one option": ({"options": {"B": "the liver"}}, "options"),
@@ -35,9 +32,9 @@ BAD = {
     "placeholder in the question": ({"question": "What <image> is it?"}, "control token"),
     "answer in the question": ({"question": "Is it the liver?"}, "answer leak"),
     "no thought": ({"reply": "B. the liver"}, "format"),
-    "empty thought": ({"reply": replied(" ")}, "format"),
+    "empty thought": ({"reply": "<think> </think>B. the liver"}, "format"),
     "two thoughts": ({"reply": "<think>a</think><think>b</think>B. the liver"}, "format"),
-    "other letter at the end": ({"reply": GOOD.replace("B. the", "A. the")}, "format"),
+    "other letter at the end": ({"reply": GOOD.replace(">B. the", ">A. the")}, "format"),
     "other text at the end": ({"reply": GOOD + "!"}, "format"),
     "box not closed": ({"reply": replied("Here <|box_start|>[4,4,40,30] it is.")}, "tags"),
     "box not opened": ({"reply": replied("Here [4,4,40,30]<|box_end|> it is.")}, "tags"),
@@ -58,18 +55,26 @@ BAD = {
         "rounds",
     ),
     "box outside": ({"reply": replied(FAR), "evidence": (("liver", (4, 4, 40, 300)),)}, "crop"),
+    "a letter": ({"reply": GOOD.replace("</think>", " The answer is C.</think>")}, "letter"),
+    "a letter in brackets": ({"reply": GOOD.replace(": the", ": (B) the")}, "letter"),
     "concludes otherwise": (
-        {"reply": GOOD.replace("</think>", " The answer is C.</think>")},
+        {"reply": GOOD.replace(".</think>", ", or the heart.</think>")},
         "contradiction",
     ),
+    "no conclusion": ({"reply": GOOD.replace(": the liver", "")}, "contradiction"),
 }
 
 
 @pytest.mark.parametrize("changes, reason", BAD.values(), ids=BAD)
 def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
-    assert image_record().reply == GOOD and check_record(image_record()) is None
-    found = check_record(image_record(**changes))
-    assert found is not None and found[0] == reason and reason in REASONS and found[1]
+    assert image_record().reply == GOOD and problems_of(image_record()) == []
+    (found, detail), *_ = problems_of(image_record(**changes))
+    assert found == reason and detail
+
+
+def test_letters_that_are_no_answers_pass(image_record):
+    for words in ("vitamin D, vertebra C3 and grade B", "It is not the heart"):
+        assert problems_of(image_record(reply=GOOD.replace("Here", f"{words}: here"))) == []
 
 
 @pytest.mark.parametrize(
@@ -78,45 +83,34 @@ def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
     ids=["one slice too deep", "beyond the slices", "rectangle"],
 )
 def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason, volume_record):
-    assert check_record(volume_record()) is None
-    bad = volume_record(
-        reply=f"<think>There {box(*cuboid)}.</think>D. Right, back", evidence=(("liver", cuboid),)
-    )
-    assert check_record(bad)[0] == reason
+    assert problems_of(volume_record()) == []
+    reply = f"<think>There {box(*cuboid)}: right, back.</think>D. Right, back"
+    bad = volume_record(reply=reply, evidence=(("liver", cuboid),))
+    assert problems_of(bad)[0][0] == reason
 
 
 @pytest.fixture(params=[phantom, phantom_slice], ids=["3d", "2d"])
-def made(request, view_of, frame):
+def made(request, view_of):
     """A study's view, its questions and their records."""
-    study = request.param(3)
-    config = BuildConfig((SourceSpec("phantom"),), size=(8, 64, 64), frame=frame)
-    view = view_of(study)
-    questions = {question.id: question for question in ask(view)}
-    records, _ = finish(draft_of(config, study), TemplateWriter())
-    assert len(records) >= 4
-    return view, questions, records
+    view = view_of(request.param(3))
+    pairs = [(q, Record.make(view, q, TemplateWriter().write(q, view))) for q in ask(view)]
+    assert len(pairs) >= 4 and not any(problems_of(record, view, q) for q, record in pairs)
+    return view, pairs
 
 
-def test_a_box_moved_by_one_pixel_or_given_to_another_structure_is_noticed(made):
-    view, questions, records = made
+def test_untrue_boxes_and_evidence_without_a_box_are_noticed(made):
+    view, pairs = made
     tried = 0
-    for record in records:
-        question = questions[record.id]
+    for question, record in pairs:
         for k, (name, coordinates) in enumerate(record.evidence):
             moved = (coordinates[0] + 1, *coordinates[1:])
             other = next(s.name for s in view.study.structures if s.name != name)
             for entry in ((name, moved), (other, coordinates)):
                 evidence = (*record.evidence[:k], entry, *record.evidence[k + 1 :])
-                problem = check_truth(replace(record, evidence=evidence), view, question)
-                assert problem[0] == "untrue box"
+                lied = replace(record, evidence=evidence)
+                assert "untrue box" in dict(problems_of(lied, view, question))
                 tried += 1
+        if question.evidence:
+            silent = replace(record, evidence=())
+            assert "evidence" in dict(problems_of(silent, view, question))
     assert tried >= 8
-
-
-def test_evidence_without_a_box_is_noticed(made):
-    view, questions, records = made
-    pointing = [record for record in records if questions[record.id].evidence]
-    assert pointing
-    for record in pointing:
-        problem = check_truth(replace(record, evidence=()), view, questions[record.id])
-        assert problem[0] == "evidence"

@@ -16,7 +16,6 @@ from unireason_lib.dataset.splits import (
     perceptual_hash,
     voxel_hash,
 )
-from unireason_lib.errors import DatasetError
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -58,8 +57,6 @@ def test_look_alikes_under_different_names_stay_together_even_through_a_third():
     assert {(i, i + 40) for i in range(40)} <= set(map(tuple, made.pairs.tolist()))
     assert (made.splits[:40] == made.splits[40:]).all() and made.groups == 40
     assert 5 < (made.splits[:40] == 0).sum() < 35
-    alone = [assigned([name], fractions=HALVES).splits[0] for name in names]
-    assert all(made.splits[i] in (alone[i], alone[i + 40]) for i in range(40))  # and no third's
     names[1] = names[0]  # a patient with two scans ties both of their copies together
     tied = assigned(names, scans + copies, fractions=HALVES)
     assert len(set(tied.splits[[0, 1, 40, 41]].tolist())) == 1 and tied.groups == 39
@@ -102,17 +99,15 @@ def smaller(scan):
 @pytest.mark.parametrize(
     "change, least",
     [
-        (lambda scan: scan.astype(np.float64), 60),
-        (lambda scan: scan * 3 - 100, 60),
-        (jpeg, 54),
-        (smaller, 48),
-        (lambda scan: scan + np.random.default_rng(0).normal(0, 10, scan.shape), 54),
-        (lambda scan: np.stack([jpeg(scan, 80)] * 3, axis=-1), 54),
+        (lambda scan: scan.astype(np.float64) * 3 - 100, 30),
+        (smaller, 24),
+        (lambda scan: scan + np.random.default_rng(0).normal(0, 10, scan.shape), 27),
+        (lambda scan: np.stack([jpeg(scan)] * 3, axis=-1), 27),
     ],
-    ids=["type", "linear", "jpeg", "smaller", "noise", "colour"],
+    ids=["linear", "smaller", "noise", "jpeg in colour"],
 )
 def test_the_same_image_in_another_form_is_recognised(change, least):
-    scans = [phantom_slice(seed, 256).scan for seed in range(60)]
+    scans = [phantom_slice(seed, 256).scan for seed in range(30)]
     assert sum(alike(scan, change(scan)) for scan in scans) >= least
 
 
@@ -128,11 +123,3 @@ def test_all_pairs_within_the_tolerance_are_found_as_brute_force_finds_them():
     keys = np.arange(120, dtype=np.uint64) << np.uint64(40)
     pairs = assign_splits(keys, both, np.zeros(120, np.uint64), np.full(120, -1, np.int8)).pairs
     assert 15 < len(expected) < 45 and list(map(tuple, pairs.tolist())) == expected
-
-
-@pytest.mark.parametrize(
-    "fractions", [{"train": 0.5}, {"train": 1.2, "test": -0.2}, {"training": 1.0}]
-)
-def test_impossible_fractions_are_refused(fractions):
-    with pytest.raises(DatasetError, match="add up to 1"):
-        assigned(["p"], fractions=fractions)

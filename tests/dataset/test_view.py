@@ -25,7 +25,7 @@ def block_study(shape, box, spacing=(4.0, 1.0, 1.0)) -> Study:
     return Study.from_labels(labels, {1: "block"}, scan=scan, **ABOUT)
 
 
-@pytest.mark.parametrize("size", [(8, 64, 64), (5, 96, 48), (32, 256, 256)])
+@pytest.mark.parametrize("size", [(5, 96, 48), (32, 256, 256)])
 @pytest.mark.parametrize(
     "shape, box", [((20, 90, 120), (30, 12, 5, 75, 60, 16)), ((10, 50, 50), (0, 0, 0, 20, 50, 10))]
 )
@@ -82,9 +82,8 @@ def test_labels_on_constant_padding_are_not_visible(dimension):
     padding = np.zeros(labels.shape, bool)
     padding[:, :, :21], padding[:, 10 : 10 + MIN_PIXELS, 20] = True, False
     study = noisy_study(labels, padding=padding)
-    study = study if dimension == 3 else study.slice(1)
-    view = View(study, (4, 40, 40))
-    assert not view.visible(study.find("a")) and view.visible(study.find("c"))
+    view = View(study if dimension == 3 else study.slice(1), (4, 40, 40))
+    assert {s.name for s in study.structures if s.label in view.visible_labels} == {"c"}
 
 
 def test_visible_needs_labels_and_agrees_with_a_slow_count():
@@ -115,11 +114,8 @@ def test_bytes_and_colour_are_shown_as_they_are_and_other_values_through_the_win
     assert shown(grey, window=(60, 160))[..., 0].tolist() == [[0, 0], [128, 255]]
     hounsfield = np.array([[-1000, 0], [50, 3000]], np.int16)
     assert shown(hounsfield, window="brain")[..., 1].tolist() == [[0, 0], [159, 255]]
-    other = Study.from_labels(labels, {1: "all"}, scan=hounsfield, window=(0, 100), **ABOUT)
-    assert View(other).pixels.tolist() == [[0, 0], [128, 255]]
     deep = np.array([[0, 4096], [32768, 65535]], np.uint16)
     assert shown(deep, window="minmax")[..., 0].tolist() == [[0, 16], [128, 255]]
     assert shown(labels.astype(bool))[..., 0].tolist() == [[255, 255], [255, 255]]
-    assert not shown(np.full((2, 2), 7.0)).any()  # one value everywhere is black
     with pytest.raises(ScanError, match="finite"):
         shown(np.full((2, 2), np.nan))

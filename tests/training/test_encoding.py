@@ -53,7 +53,8 @@ def test_loss_is_on_model_generated_tokens_only(study, tiny_model, dimension, bo
         inside = inside and token != "<|vision_end|>"
     expected[-1] = False
     assert one.loss_mask.tolist() == expected
-    crops = [part for part in record.messages[1]["content"] if part["type"] == "image"]
+    reply = record.load(study.images(record))[1]["content"]
+    crops = [part for part in reply if part["type"] == "image"]
     assert tokens[start:].count("<|vision_start|>") == len(crops)
 
 

@@ -1,31 +1,24 @@
 """Rationales written by a language model behind any OpenAI-style chat endpoint.
 
-The model refers to structures by tags, ``[[left kidney]]``, and never writes coordinates: those are
-put in by :func:`~unireason_lib.dataset.rationales.anchor`. A text that cannot be used is returned
-once with the reasons, then refused.
-
-Answers cost money, so one SQLite file holds the requests of all processes. A reply is kept as it
-came before anyone reads it: neither a kill nor a malformed reply makes us pay twice. Before a
-request is sent, the most that it can cost is set aside, so that a budget is never exceeded (a kill
-or time-out may be billed), and it says when the next one may start: limits hold for all processes.
+The model refers to structures by tags, ``[[left kidney]]``, in whose place the true boxes are put.
+A text that cannot be used is returned once with the reasons, then refused. Answers cost money, so
+one SQLite file holds the requests of all processes. A reply is kept as it came before anyone reads
+it, and before a request is sent, the most that it can cost is set aside: nothing is paid for twice,
+and a budget is never exceeded (a kill or time-out may be billed).
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import math
 import os
 import re
 import sqlite3
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,16 +26,18 @@ from typing import Any
 
 import yaml
 
+from unireason_lib.dataset.checks import problems_of
 from unireason_lib.dataset.questions import Question
-from unireason_lib.dataset.rationales import Rationale, anchor, verify
+from unireason_lib.dataset.rationales import Point, Rationale
+from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.study import Structure
 from unireason_lib.dataset.view import View
 from unireason_lib.errors import DatasetError
 
 PROMPT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 MAX_STRUCTURES = 24  # besides the evidence, in a prompt
-LONGER = 4  # times max_tokens for the second attempt, when the first answer was cut off
-IMAGE_TOKENS = 1500  # that an image counts as until the endpoint has counted them
+_TAG = re.compile(r"\[\[\s*([^\[\]]{1,120}?)\s*\]\]")
+_COORDINATES = re.compile(r"[\[(]\s*[-+.\d]+(?:\s*,\s*[-+.\d]+){3,5}\s*[\])]")
 STOP_AFTER = 3  # requests in a row that fail alike: the fault is not in the questions
 
 
@@ -67,8 +62,8 @@ def tags_of(view: View) -> dict[str, Structure]:
     return tags
 
 
-def prompt_for(question: Question, view: View, images: bool = False) -> list[dict[str, Any]]:
-    """The messages of a request: text, and with ``images`` all images of the view as PNG."""
+def prompt_for(question: Question, view: View) -> list[dict[str, Any]]:
+    """The messages of a request. They are text: no pixel leaves this machine."""
     marked = {structure.label for structure in question.evidence}
     rows = {"*": [], " ": []}
     for tag, structure in tags_of(view).items():
@@ -90,13 +85,8 @@ def prompt_for(question: Question, view: View, images: bool = False) -> list[dic
         answer=f"{question.answer}. {question.truth}",
         facts=json.dumps(dict(question.facts), sort_keys=True, ensure_ascii=False, default=str),
     )
-    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    for image in view.images()[::-1] if images else ():
-        image.save(png := io.BytesIO(), "PNG")
-        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-        parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
-    system = {"role": "system", "content": PROMPT["system"]}
-    return [system, {"role": "user", "content": parts if images else text}]
+    turns = {"system": PROMPT["system"], "user": text}
+    return [{"role": role, "content": content} for role, content in turns.items()]
 
 
 def read_reply(data: bytes) -> tuple[str, str, list[float | None]] | None:
@@ -131,102 +121,148 @@ def _get(value: Any, *path: str | int) -> Any:
 
 def read_answer(
     text: str, finish: str, question: Question, view: View
-) -> tuple[Rationale | None, list[str], tuple[str, ...]]:
-    """A rationale from an answer (or None), what is wrong with it, and repaired coordinates."""
+) -> tuple[Rationale | None, list[str]]:
+    """A rationale from an answer, or None and what is wrong with it."""
     if finish == "length":
         what = "the answer ended" if text.strip() else "the model was still thinking"
-        return None, [f"cut: {what} at max_tokens; raise it, or ask for less reasoning"], ()
+        return None, [f"cut: {what} at max_tokens; raise it, or ask for less reasoning"]
     try:
         values, _ = json.JSONDecoder(strict=False).raw_decode(text[text.index("{") :])
         reasoning, letter = values["reasoning"].strip(), str(values["answer"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None, ['malformed: not a JSON object with the texts "reasoning" and "answer"'], ()
-    boxes = {tag: (structure.name, view.box(structure)) for tag, structure in tags_of(view).items()}
-    anchored = anchor(reasoning, boxes, quotes=question.options.values())
-    rationale, problems = Rationale(anchored.parts), list(anchored.problems)
+        return None, ['malformed: not a JSON object with the texts "reasoning" and "answer"']
+    written = [c for c in _COORDINATES.findall(reasoning) if c not in question.options.values()]
+    problems = [f"coordinates: {text!r} was written, and no tag" for text in written]
     if not re.match(rf"\W*{question.answer}(?!\w)", letter):
         problems.append(f"answer: {letter[:40]!r} where {question.answer!r} is right")
-    evidence = [(structure.name, view.box(structure)) for structure in question.evidence]
-    for point in rationale.points:  # only what is asked about is sure to be visible
-        if (point.structure, point.box) not in evidence:
-            problems.append(f"tag: {point.structure!r} is not marked with *")
-    problems += verify(rationale, question, view)
-    return (None if problems else rationale), problems, anchored.repairs
+    parts, tags = [*_TAG.split(reasoning)], tags_of(view)
+    for k, tag in enumerate(parts[1::2]):
+        if (structure := tags.get(tag)) in question.evidence:
+            parts[2 * k + 1] = Point(structure.name, view.box(structure))
+        else:  # all else may be invisible
+            problems.append(f"tag: {tag!r} is no structure that is marked with *")
+    rationale = Rationale(tuple(filter(None, parts)))
+    record = Record.make(view, question, rationale)
+    problems += [f"{reason}: {detail}" for reason, detail in problems_of(record, view, question)]
+    return (None if problems else rationale), problems
 
 
 _TABLE = """
 BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS requests
-    (id INTEGER PRIMARY KEY, key TEXT, place TEXT, reply BLOB, cost REAL, next REAL);
+CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, key TEXT, reply BLOB, cost REAL);
 CREATE INDEX IF NOT EXISTS by_key ON requests (key);
-CREATE INDEX IF NOT EXISTS by_place ON requests (place, next);
 CREATE INDEX IF NOT EXISTS by_cost ON requests (cost);
 COMMIT;
+"""
+_RESERVE = """
+INSERT INTO requests (key, cost) SELECT :key, :most
+WHERE (SELECT total(cost) FROM requests) + :most <= :budget RETURNING id
 """
 
 
 @dataclass(eq=False)
 class LLMWriter:
     """Writes rationales with an endpoint whose answers are paid for once. Threads may share it,
-    processes its cache."""
+    processes its cache. The API key is in the environment variable ``OPENAI_API_KEY``."""
 
     model: str
     base_url: str = "https://api.openai.com/v1"
-    key_variable: str = "OPENAI_API_KEY"  # environment variable with the API key
     cache: str | Path = "~/.cache/unireason-lab/rationales"  # folder of the answers
     price_in: float = 0.0  # of a million tokens read, in any currency
     price_out: float = 0.0  # of a million tokens written
     budget: float = math.inf  # for all runs with this cache together
     concurrency: int = 8  # requests at a time, of each process
-    requests_per_minute: float = math.inf  # of all processes together
     timeout: float = 60.0  # seconds until a request counts as lost
     retries: int = 5  # after errors that may pass
     max_tokens: int = 400  # of an answer with its thinking
     max_tokens_name: str = "max_tokens"  # what the model calls that
     temperature: float | None = 0.7  # None leaves it out, as some models demand
     parameters: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
-    images: bool = False  # whether images are sent; otherwise no pixel leaves this machine
 
     def __post_init__(self) -> None:
-        least = min(self.concurrency, self.max_tokens, self.requests_per_minute, self.timeout)
+        least = min(self.concurrency, self.max_tokens, self.timeout)
         priced = self.budget == math.inf or self.cost(1, 1) > 0
         own = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n"}
         if least <= 0 or not priced or own & {*self.parameters} or re.search("[@?]", self.base_url):
             rules = "limits above 0, prices for a budget, a plain base_url, no setting as parameter"
             raise DatasetError("LLM writer", rules, self, "correct it")
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._lock = threading.Lock()
         self._counts = Counter()  # of failures in a row, and whether there was an answer
 
-    def request(self, messages: list[dict[str, Any]], longer: int = 1) -> dict[str, Any]:
-        """The body of a request, for an answer of at most ``longer * max_tokens``."""
+    @property
+    def name(self) -> str:
+        """``"llm:<model>"``, stored with every record."""
+        return f"llm:{self.model}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides an answer, in plain values; nothing secret."""
+        names = "model base_url temperature max_tokens max_tokens_name parameters".split()
+        prompt = [PROMPT[part] for part in ("system", "user", "again")]
+        return {"prompt": prompt, **{name: getattr(self, name) for name in names}}
+
+    def prepare(self, items: Iterable[tuple[Question, View]]) -> None:
+        """Ask about all of these, several at a time; :meth:`write` then reads the answers kept.
+        However this ends, also by Ctrl-C, requests under way are waited for. ``BudgetSpent``: the
+        next answer could cost more than is left; ``EndpointError``: it fails whatever is asked."""
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            for future in as_completed([pool.submit(self.write, *item) for item in items]):
+                error = future.exception()
+                if error is not None and not isinstance(error, RationaleRefused):
+                    raise error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def write(self, question: Question, view: View) -> Rationale:
+        """The rationale of one question; for many, :meth:`prepare` first, which raises the same.
+        RationaleRefused: No usable one came for this question."""
+        messages = prompt_for(question, view)
+        for _ in range(2):
+            key, reply = self.kept(body := self.request(messages))
+            text, finish, _ = read_reply(reply or self._buy(key, body))
+            self._counts = Counter(answers=1)
+            rationale, reasons = read_answer(text, finish, question, view)
+            if rationale is not None:
+                return rationale
+            if finish == "length":
+                break
+            again = PROMPT["again"].format(reasons="\n- ".join(reasons))
+            messages.append({"role": "assistant", "content": text or "(nothing)"})
+            messages.append({"role": "user", "content": again})
+        do = "leave the question out, or let templates write it"
+        raise RationaleRefused(question.id, "a usable rationale", "; ".join(reasons), do)
+
+    def request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """The body of a request."""
         body = {"model": self.model, "messages": messages, "temperature": self.temperature}
-        body |= {self.max_tokens_name: longer * self.max_tokens, **self.parameters}
+        body |= {self.max_tokens_name: self.max_tokens, **self.parameters}
         return {name: value for name, value in body.items() if value is not None}
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
         """Price of one answer."""
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
-    def prompt_tokens(self, body: Mapping[str, Any], bytes_per_token: int) -> int:
-        """Tokens of a request: one has 4 bytes of text as a rule, and never less than 1."""
-        text = json.dumps(body["messages"], ensure_ascii=False)
-        text, images = re.subn(r'"data:image/[^"]*"', "", text)
-        return math.ceil(len(text.encode()) / bytes_per_token) + images * IMAGE_TOKENS
-
     def most(self, body: Mapping[str, Any]) -> float:
-        """The most that a request can cost."""
-        return self.cost(self.prompt_tokens(body, 1), body[self.max_tokens_name])
+        """The most that a request can cost: a token has at least one byte."""
+        return self.cost(_bytes_of(body), self.max_tokens)
+
+    def most_for(self, items: Iterable[tuple[Question, View]]) -> float:
+        """The most that these can cost. Nothing is sent, and no key is needed."""
+        bodies = (self.request(prompt_for(*item)) for item in items)
+        again = self.cost(4 * self.max_tokens, 0)  # the second attempt repeats the first answer
+        return sum(2 * self.most(b) + again for b in bodies if self.kept(b)[1] is None)
 
     @property
     def spent(self) -> float:
         """Cost of all answers, and the most that requests without an answer can have cost."""
-        return self._run("SELECT total(cost) FROM requests")
+        return self._sql("SELECT total(cost) FROM requests")[0]
 
     def kept(self, body: Mapping[str, Any]) -> tuple[str, bytes | None]:
         """The hash of a request, and the reply to it when that has been paid for."""
         text = json.dumps([self.base_url, body], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
-        return key, self._run("SELECT reply FROM requests WHERE key = ? AND reply NOT NULL", key)
+        found = "SELECT reply FROM requests WHERE key = :key AND reply NOT NULL"
+        return key, (self._sql(found, key=key) or [None])[0]
 
     @cached_property
     def _database(self) -> sqlite3.Connection:
@@ -236,47 +272,26 @@ class LLMWriter:
         database.executescript(_TABLE)
         return database
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Nobody else writes meanwhile; all that is done here is kept, or nothing."""
+    def _sql(self, statement: str, **values: Any) -> tuple | None:
+        """The first row that an SQL statement gives; each is a transaction of its own."""
         try:
-            with self._lock, self._database as database:
-                database.execute("BEGIN IMMEDIATE")
-                yield database
+            with self._lock:
+                return next(iter(self._database.execute(statement, values).fetchall()), None)
         except sqlite3.Error as error:
             do = "free space, or give another folder as cache"
             raise DatasetError(self.cache, "a cache of answers", error, do) from error
 
-    def _run(self, statement: str, *values: Any) -> Any:
-        """The first value that an SQL statement gives."""
-        with self._transaction() as database:
-            return next(database.execute(statement, values), [None])[0]
-
-    def _reserve(self, key: str, body: Mapping[str, Any]) -> tuple[int, float]:
-        """Set money aside: the number of the request, and seconds until it may be sent."""
-        now, most, place = time.time(), self.most(body), f"{self.base_url} {self.model}"
-        pause = 60 / self.requests_per_minute
-        with self._transaction() as database:
-            spent = database.execute("SELECT total(cost) FROM requests").fetchone()[0]
-            if spent + most > self.budget:
-                found = f"{spent:.4g} of {self.budget:.4g} spent or set aside"
-                do = "go on with a larger budget; all answers are kept"
-                raise BudgetSpent("budget", f"{most:.4g} for the next answer", found, do)
-            last = database.execute("SELECT max(next) FROM requests WHERE place = ?", [place])
-            start = max(now, last.fetchone()[0] or 0)
-            insert = "INSERT INTO requests (key, place, cost, next) VALUES (?, ?, ?, ?)"
-            values = (key, place, most, start + pause)
-            return database.execute(insert, values).lastrowid, start - now
-
-    def _buy(self, key: str, body: Mapping[str, Any], tries: int = 3) -> bytes:
+    def _buy(self, key: str, body: Mapping[str, Any]) -> bytes:
         """Send a request, and keep the reply before anything else."""
         create = self._openai.chat.completions.with_raw_response.create
         from openai import OpenAIError
 
-        number, seconds = self._reserve(key, body)
-        if self._stop.wait(seconds):
-            self._run("DELETE FROM requests WHERE id = ?", number)
-            raise RationaleRefused("request", "to be sent", "the run ended", "run it again")
+        reserved = self._sql(_RESERVE, key=key, most=self.most(body), budget=self.budget)
+        if reserved is None:
+            expected = f"{self.most(body):.4g} for the next answer"
+            found = f"{self.spent:.4g} of {self.budget:.4g} spent or set aside"
+            do = "go on with a larger budget; all answers are kept"
+            raise BudgetSpent("budget", expected, found, do)
         try:
             fields = {name: body[name] for name in body.keys() - {"model", "messages"}}
             data = create(model=self.model, messages=body["messages"], extra_body=fields).content
@@ -284,17 +299,15 @@ class LLMWriter:
             status = getattr(error, "status_code", 0)
             unsent = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
             if status or unsent:  # else nobody knows whether it costs something
-                self._run("DELETE FROM requests WHERE id = ?", number)
+                self._sql("DELETE FROM requests WHERE id = :id", id=reserved[0])
             code = getattr(error, "code", None) or type(error).__name__
             raise self._failure(status, f"{error} ({code})") from None
         if (reply := read_reply(data)) is None:
-            if tries > 1 and not self._stop.wait(0.5):
-                return self._buy(key, body, tries - 1)
             raise self._failure(200, f"no answer in {data[:300]!r}")
-        guesses = (self.prompt_tokens(body, 2), min(len(data) / 2, body[self.max_tokens_name]))
+        guesses = (_bytes_of(body) / 2, min(len(data) / 2, self.max_tokens))
         tokens = (g if n is None else n for n, g in zip(reply[2], guesses, strict=True))
-        keep = "UPDATE requests SET reply = ?, cost = ? WHERE id = ?"
-        self._run(keep, data, self.cost(*tokens), number)
+        keep = "UPDATE requests SET reply = :reply, cost = :cost WHERE id = :id"
+        self._sql(keep, reply=data, cost=self.cost(*tokens), id=reserved[0])
         return data
 
     @cached_property
@@ -304,73 +317,23 @@ class LLMWriter:
         except ImportError:
             do = "pip install -e '.[llm]'"
             raise DatasetError("LLM writer", "the package openai", "no such package", do) from None
-        key = os.environ.get(self.key_variable) or "none"  # a server of one's own may need none
+        key = os.environ.get("OPENAI_API_KEY") or "none"  # a server of one's own may need none
         settings = {"timeout": self.timeout, "max_retries": self.retries}
         return OpenAI(api_key=key, base_url=self.base_url, **settings)
 
     def _failure(self, status: int, message: str) -> DatasetError:
         """What a failed request means: one question without an answer, or the end of the run."""
-        message = message.replace(os.environ.get(self.key_variable) or "\0", "***")[:400]
+        message = message.replace(os.environ.get("OPENAI_API_KEY") or "\0", "***")[:400]
         rejected = 400 <= status < 500 and status not in (408, 409, 429)
         self._counts[rejected] += 1
         # once anything was answered, the parameters are good, and a rejection is about a question
         alike = self._counts[rejected] >= STOP_AFTER and not (rejected and self._counts["answers"])
         if alike or status in (401, 402, 403, 404) or "insufficient_quota" in message:
             advice = next(text for word, text in PROMPT["advice"].items() if word in message)
-            expected = f"answers of {self.model} with {self.key_variable}"
+            expected = f"answers of {self.model} with the API key of OPENAI_API_KEY"
             return EndpointError(self.base_url, expected, message, advice)
         return RationaleRefused("request", "an answer", message, "ask again later")
 
-    @property
-    def name(self) -> str:
-        """``"llm:<model>"``, stored with every record."""
-        return f"llm:{self.model}"
 
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides an answer, in plain values; nothing secret."""
-        names = "model base_url temperature max_tokens max_tokens_name parameters images".split()
-        prompt = [PROMPT[part] for part in ("system", "user", "again")]
-        return {"prompt": prompt, **{name: getattr(self, name) for name in names}}
-
-    def prepare(self, items: Iterable[tuple[Question, View]]) -> None:
-        """Ask about all of these, several at a time; :meth:`write` then reads the answers kept.
-        However this ends, also by Ctrl-C, requests under way are waited for. ``BudgetSpent``: the
-        next answer could cost more than is left; ``EndpointError``: it fails whatever is asked."""
-        self._stop.clear()
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            for future in as_completed([pool.submit(self.write, *item) for item in items]):
-                error = future.exception()
-                if error is not None and not isinstance(error, RationaleRefused):
-                    raise error
-        finally:
-            self._stop.set()
-            pool.shutdown(cancel_futures=True)
-            self._stop.clear()
-
-    def write(self, question: Question, view: View) -> Rationale:
-        """The rationale of one question; for many, :meth:`prepare` first, which raises the same.
-        RationaleRefused: No usable one came for this question."""
-        messages, longer = prompt_for(question, view, self.images), 1
-        for _ in range(2):
-            key, reply = self.kept(body := self.request(messages, longer))
-            text, finish, _ = read_reply(reply or self._buy(key, body))
-            self._counts = Counter(answers=1)
-            rationale, reasons, _ = read_answer(text, finish, question, view)
-            if rationale is not None:
-                return rationale
-            if finish == "length":
-                longer = LONGER
-            else:
-                again = PROMPT["again"].format(reasons="\n- ".join(reasons))
-                messages.append({"role": "assistant", "content": text or "(nothing)"})
-                messages.append({"role": "user", "content": again})
-        do = "leave the question out, or let templates write it"
-        raise RationaleRefused(question.id, "a usable rationale", "; ".join(reasons), do)
-
-    def most_for(self, items: Iterable[tuple[Question, View]]) -> float:
-        """The most that these can cost. Nothing is sent, and no key is needed."""
-        bodies = (self.request(prompt_for(*item, self.images)) for item in items)
-        # the second attempt repeats the first answer, or may be so much longer
-        again = self.cost(0, (LONGER - 1) * self.max_tokens) + self.cost(4 * self.max_tokens, 0)
-        return sum(2 * self.most(b) + again for b in bodies if self.kept(b)[1] is None)
+def _bytes_of(body: Mapping[str, Any]) -> int:
+    return len(json.dumps(body["messages"], ensure_ascii=False).encode())

@@ -2,7 +2,8 @@
 
 Shards (:mod:`unireason_lib.dataset.shards`) are made by any number of processes in any order, and a
 build that is killed at any moment goes on with those that are missing. What needs to know *all*
-studies comes last, in one process: ids that occur twice, the split by patient, the final files::
+studies comes last, in one process and in their order, so that the rows do not depend on who made
+which shard (:func:`finalise`): ids that occur twice, the split by patient, the final files::
 
     out/.build/                    settings, answer priors and shards
     out/sft/ rl/ images/ refused/  the configurations: load_dataset(out, "sft")
@@ -16,26 +17,41 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from datasets import Features
 from tqdm import tqdm
 
 from unireason_lib import __version__
-from unireason_lib.dataset import shards
-from unireason_lib.dataset.finalise import finalise
+from unireason_lib.dataset import schema, shards
+from unireason_lib.dataset.hub import CONFIGS, dataset_card
 from unireason_lib.dataset.questions import FAMILIES, AnswerPrior
-from unireason_lib.dataset.shards import Run, executor, make_writer
+from unireason_lib.dataset.shards import Run
 from unireason_lib.dataset.sources.base import Entry, SourceSpec
-from unireason_lib.dataset.splits import FRACTIONS, check_fractions
+from unireason_lib.dataset.splits import (
+    FRACTIONS,
+    HASH_BYTES,
+    SPLITS,
+    assign_splits,
+    check_fractions,
+    patient_key,
+)
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 from unireason_lib.imaging.window import Window
-from unireason_lib.io import locked, read_json, write_json
+from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
+
+MOST_LISTED = 100
+"""How many studies with warnings a manifest lists; beyond, it only counts."""
 
 
 class BuildStopped(DatasetError):
@@ -60,16 +76,14 @@ class BuildConfig:
     writer: Literal["template", "llm"] = "template"
     writer_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the writer
     fractions: Mapping[str, float] = field(default_factory=lambda: dict(FRACTIONS))  # of patients
-    near_duplicates: bool = True  # whether one scan under two names stays in one split
     # Whether images are stored: where the licence of the source allows; all, for my own use; never.
     images: Literal["licensed", "all", "none"] = "licensed"
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
-        unknown = ", ".join(sorted(set(self.families or ()) - set(FAMILIES)))
         rules = {
-            "sources": (self.sources, "at least one, as --source phantom"),
-            "families": (not unknown, f"some of {', '.join(FAMILIES)}"),
+            "sources": (len(self.sources) > 0, "at least one, as --source phantom"),
+            "families": ({*(self.families or ())} <= {*FAMILIES}, f"some of {', '.join(FAMILIES)}"),
             "images": (self.images in ("licensed", "all", "none"), "licensed, all or none"),
             "limit": (self.limit is None or self.limit > 0, "1 or more"),
             "per_family": (self.per_family > 0, "1 or more"),
@@ -84,8 +98,9 @@ class BuildConfig:
         what decides its answers: a budget, prices or limits may change while a build goes on."""
         values = asdict(self)
         values["sources"] = [str(replace(spec, path=None)) for spec in self.sources]
-        if self.writer == "llm":
-            values["writer_options"] = make_writer(self).settings()
+        options = values.pop("writer_options")
+        options = shards.make_writer(self).settings() if self.writer == "llm" else options
+        values |= {f"writer {name}": value for name, value in options.items()}
         return json.loads(json.dumps(values))
 
 
@@ -114,16 +129,11 @@ def build(
     wait: bool = False,
     override: bool = False,
 ) -> BuildReport:
-    """Build a data set, or go on with one.
+    """Build a data set in ``out``, or go on with one of the same settings there.
 
-    Args:
-        config: What to build.
-        out: Its folder: new, empty, or with a build of the same settings and sources.
-        workers: Processes; the rows do not depend on it. An LLM writer works in this one.
-        ray: Address of a Ray cluster that shares the folder, or ``"local"``.
-        progress: Whether to show a bar.
-        wait: Whether another process that builds there is waited for; else it is an error.
-        override: Go on although settings, sources or version differ.
+    ``workers``: processes; ``ray``: address of a cluster that has the folder, or ``"local"``; the
+    rows do not depend on them, and an LLM writer works in this one. ``wait``: for another process
+    that builds there. ``override``: go on although settings, sources or version differ.
 
     Raises:
         DatasetError: Another folder, settings, sources or version; a full disk; a killed worker.
@@ -131,7 +141,10 @@ def build(
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
-    _check_sources(run, folder)
+    for source in shards.open_run(run)[0]:
+        path = source.path and Path(source.path).resolve()
+        if path and folder.is_relative_to(path):
+            raise DatasetError(folder, "one outside of the source", path, "choose another --out")
     if folder.is_dir() and not run.work.is_dir() and any(folder.iterdir()):
         raise DatasetError(folder, "an empty folder or a build", "other files", "choose another")
     if config.writer == "llm":
@@ -154,14 +167,6 @@ def build(
         return BuildReport(folder, read_json(manifest_path), time.perf_counter() - started, built)
 
 
-def _check_sources(run: Run, folder: Path) -> None:
-    """Nothing is written into a source."""
-    for source in shards.open_run(run)[0]:
-        path = source.path and Path(source.path).resolve()
-        if path and folder.is_relative_to(path):
-            raise DatasetError(folder, "one outside of the source", path, "choose another --out")
-
-
 def _fingerprint(run: Run) -> dict[str, Any]:
     """What must be the same when a build is gone on with: settings, version, lists of studies."""
     lists = []
@@ -177,14 +182,11 @@ def _differences(path: Path, now: Mapping[str, Any]) -> list[str]:
     """Write down what a build is made from, or say what differs from what is written there."""
     if not path.exists():
         write_json(path, now)
-    pairs = {name: (value, now.get(name)) for name, value in read_json(path).items()}
-    options = [options or {} for options in pairs.pop("writer_options")]
-    for name in sorted(set().union(*options)):
-        pairs[f"writer {name}"] = tuple(values.get(name) for values in options)
+    before = read_json(path)
     return [
-        f"{name} was {json.dumps(before)[:80]} and is {json.dumps(after)[:80]}"
-        for name, (before, after) in pairs.items()
-        if before != after
+        f"{name} was {json.dumps(before.get(name))[:80]} and is {json.dumps(now.get(name))[:80]}"
+        for name in before | now
+        if before.get(name) != now.get(name)
     ]
 
 
@@ -197,7 +199,7 @@ def _make_shards(run: Run, workers: int, ray: str | None, progress: bool) -> int
     total = sum(map(len, run.indexes()))
     if left := sum(len(shard.entries) for shard in missing()):
         with (
-            executor(min(workers, left), ray) as execute,
+            shards.executor(min(workers, left), ray) as execute,
             tqdm(total=total, initial=total - left, disable=not progress) as bar,
         ):
             _learn_priors(run, run.indexes(), execute)
@@ -214,6 +216,127 @@ def _learn_priors(run: Run, indexes: Sequence[Sequence[Entry]], execute: shards.
             AnswerPrior.merged(parts).save(run.prior_path(source))
 
 
+def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
+    """Write the configurations, the card and last the manifest of a run whose shards are all there;
+    ``overridden`` are differences in settings that were accepted."""
+    final, folders = run.work / "final", [shard.folder for shard in run.shards()]
+    shutil.rmtree(final, ignore_errors=True)
+    parts = [pq.read_table(part / "studies.parquet").to_pandas() for part in folders]
+    starts = np.cumsum([0, *map(len, parts)])[:-1]
+    studies = pd.concat(parts, ignore_index=True)
+    about = _assign(studies, run)
+
+    def tables(name: str, split: str | None = None) -> Iterator[pa.Table]:
+        """The tables of all shards, with the splits filled in: rows of one split, or of all."""
+        for part, start in zip(folders, starts, strict=True):
+            table = pq.read_table(part / f"{name}.parquet")
+            splits = studies["split"].to_numpy()[table["study_number"].to_numpy() + start]
+            if split is not None:
+                place = table.column_names.index("split")
+                table = table.set_column(place, "split", pa.array(splits, pa.string()))
+            yield table.filter(pa.array(splits == split if split else splits != ""))
+
+    def refused() -> Iterator[pa.Table]:
+        """What shards refused, and the studies whose id an earlier one has."""
+        yield from (pq.read_table(part / "refused.parquet") for part in folders)
+        again = studies[studies["split"] == ""]
+        details = [f"{number} records" for number in again["records"]]
+        known = {"reason": "duplicate id", "detail": details, "record": "", "text": ""}
+        rows = again.assign(study=again["id"], **known)[list(schema.REFUSED_FEATURES)]
+        yield pa.Table.from_pandas(rows, preserve_index=False)
+
+    try:
+        for split in SPLITS:
+            _write(final / "sft", split, schema.SFT_FEATURES, tables("records", split))
+            rl = map(schema.rl_table, tables("records", split))
+            _write(final / "rl", split, schema.RL_FEATURES, rl)
+        _write(final / "images", "part", schema.IMAGE_FEATURES, tables("images"), 5_000)
+        _write(final / "refused", "part", schema.REFUSED_FEATURES, refused())
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    columns = ["split", "source", "dimension", "family", "kind", "answer"]
+    rows = _columns(final / "sft", schema.SFT_FEATURES, columns)
+    rows["family and dimension"] = rows["family"] + ", " + rows["dimension"]
+    refusals = _columns(final / "refused", schema.REFUSED_FEATURES, ["reason"])
+    images = _columns(final / "images", schema.IMAGE_FEATURES, ["image_id"])
+    manifest = {
+        **{"format": 2, "version": __version__, "overridden": list(overridden)},
+        **{"seed": run.config.seed, "settings": run.config.public()},
+        **{"records": len(rows), "images": len(images)},
+        "refused": refusals["reason"].value_counts().sort_index().to_dict(),
+        "counts": {name: rows[name].value_counts().sort_index().to_dict() for name in rows},
+        "sources": [
+            {name: getattr(source, name) for name in ("name", "spec", "license", "modality")}
+            | {"studies": len(source), "used": len(index)}
+            for source, index in zip(shards.open_run(run)[0], run.indexes(), strict=True)
+        ],
+        **about,
+    }
+    for name in CONFIGS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        if (final / name).is_dir():  # it has rows
+            (final / name).rename(folder / name)
+    write_whole(folder / "README.md", dataset_card(manifest))
+    write_json(folder / "manifest.json", manifest)
+
+
+def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
+    """Decide the split of each study, ``""`` for one whose id an earlier one has; returns what the
+    manifest says about studies, and the hash of all rows."""
+    kept = ~studies["id"].duplicated().to_numpy()
+    keys = [patient_key(name, str(run.config.seed)) for name in studies["patient"]]
+    keys = np.array(keys, np.uint64)
+    own = np.array([SPLITS.index(s) if s in SPLITS else -1 for s in studies["split"]], np.int8)
+    perceptual = np.frombuffer(b"".join(studies["perceptual_hash"]), np.uint8)
+    perceptual = perceptual.reshape(-1, HASH_BYTES)[kept]
+    voxels = np.frombuffer(b"".join(studies["voxel_hash"]), np.uint64)[::2][kept]
+    assigned = assign_splits(keys[kept], perceptual, voxels, own[kept], run.config.fractions)
+    studies["split"] = ""
+    studies.loc[kept, "split"] = np.array(SPLITS, object)[assigned.splits]
+    patients = {s: len(np.unique(keys[(studies["split"] == s).to_numpy()])) for s in SPLITS}
+    warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
+    rows = zip(studies["split"][kept], studies["digest"][kept], strict=True)
+    content = b"".join(sorted(split.encode() + digest for split, digest in rows))
+    return {
+        "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest(),
+        "studies": {
+            **{"read": int(kept.sum()), "patients": sum(patients.values())},
+            **{"patients_by_split": patients},
+            "near_duplicates": sum(patients.values()) - assigned.groups,
+        },
+        "warnings": {
+            "studies": len(warned),
+            "listed": {study: list(texts) for study, texts in warned[:MOST_LISTED].to_numpy()},
+        },
+    }
+
+
+def _columns(folder: Path, features: Features, names: list[str]) -> pd.DataFrame:
+    """Columns of what was written there, which may be nothing."""
+    paths = sorted(map(str, folder.glob("*.parquet")))
+    return pads.dataset(paths, features.arrow_schema, format="parquet").to_table(names).to_pandas()
+
+
+def _write(
+    folder: Path, name: str, features: Features, tables: Iterable[pa.Table], most: int = 50_000
+) -> None:
+    """Write tables as ``name-0.parquet`` ... of at most so many rows; none for no rows."""
+    schema = features.arrow_schema
+    chosen = (table.select(schema.names).cast(schema) for table in tables)
+    pads.write_dataset(
+        (batch for table in chosen for batch in table.to_batches() if len(batch)),
+        folder,
+        basename_template=f"{name}-{{i}}.parquet",
+        schema=schema,
+        format="parquet",
+        file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
+        use_threads=False,  # in order
+        max_rows_per_file=most,
+        **{"min_rows_per_group": most // 50, "max_rows_per_group": most // 50},
+        existing_data_behavior="overwrite_or_ignore",
+    )
+
+
 class Estimate(NamedTuple):
     """What a build would make, from a few studies that were asked about."""
 
@@ -227,13 +350,14 @@ def dry_run(config: BuildConfig, *, sample: int = 32) -> Estimate:
     """Estimate a build from about ``sample`` studies; nothing is written, no model is asked."""
     with tempfile.TemporaryDirectory() as aside:
         run = Run(config, Path(aside))
-        total = max(1, sum(map(len, run.indexes())))
-        step = max(1, round(total / sample))
-        few = [index[::step] for index in map(list, run.indexes())]
+        indexes = run.indexes()
+        total = max(1, sum(map(len, indexes)))
+        few = [list(index)[:: max(1, round(total / sample))] for index in indexes]
         _learn_priors(run, few, map)
-        items = shards.items_of(d for shard in run.shards(few) for d in shards.drafts_of(shard))
-    sampled = sum(map(len, few))
-    scale, writer = total / max(1, sampled), make_writer(config)
+        drafts = [draft for shard in run.shards(few) for draft in shards.read_shard(shard)[0]]
+    items = [(question, draft.view) for draft in drafts for question in draft.questions]
+    sampled, writer = sum(map(len, few)), shards.make_writer(config)
+    scale = total / max(1, sampled)
     cost = scale * writer.most_for(items) if config.writer == "llm" else None
     return Estimate(total, sampled, round(scale * len(items)), cost)
 
@@ -250,9 +374,7 @@ def phantom_set(
     settings: Any,
     *,
     first: int = 0,
-    seed: int = 0,
     workers: int = 1,
-    progress: bool = False,
 ) -> BuildReport:
     """The data set of the laptop experiment; runs that want the same one at once build it once. One
     slice is shown of ``patients_2d`` patients, from ``first`` on, and the volume of ``patients_3d``
@@ -267,11 +389,10 @@ def phantom_set(
         frame=frame,
         per_family=settings.per_family,
         prior_studies=settings.prior_studies,
-        seed=seed,
         images="all",
         fractions={"train": 1 - 2 * held_out, "val": held_out, "test": held_out},
     )
-    return build(config, folder, workers=workers, progress=progress, wait=True)
+    return build(config, folder, workers=workers, wait=True)
 
 
 def held_out_fraction(patients_2d: int, patients_3d: int) -> float:

@@ -23,7 +23,7 @@ from unireason_lib.dataset.sources import open_source
 from unireason_lib.dataset.sources.base import Source, SourceSpec
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.view import scan_images
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import load_image
 
 CONFIGS = ("sft", "rl", "images", "refused")
@@ -40,23 +40,19 @@ def load_set(
     folder = Path(where)
     if folder.exists() and not (folder / "README.md").is_file():
         raise DatasetError(where, "a finished data set", "no README.md", "run the build to its end")
-    try:
+    expected = f"the configuration {config!r}, split {split!r}"
+    with raising(DatasetError, where, expected, "check the name, or build it again"):
         return load_dataset(str(where), config, split=split)
-    except Exception as error:  # of the hub, of Parquet, of the cache: all kinds
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        expected = f"the configuration {config!r}, split {split!r}"
-        raise DatasetError(where, expected, found, "check the name, or build it again") from error
 
 
 class ImageTable(Mapping):
-    """The images of a data set by id: ``table(image_id)`` or ``table[image_id]``, RGB. ``where``
-    is a folder with ``images/`` (a set without one has no images), or an id on the hub."""
+    """The images of a data set by id, RGB. ``where`` is a folder with ``images/`` (a set without
+    one has no images), or an id on the hub."""
 
     def __init__(self, where: str | Path) -> None:
         self.where = where
         if files := sorted(map(str, Path(where).glob("images/*.parquet"))):
-            options = {"split": "train", "features": IMAGE_FEATURES}
-            dataset = load_dataset("parquet", data_files=files, **options)
+            dataset = Dataset.from_parquet(files, features=IMAGE_FEATURES)
         elif Path(where).is_dir():
             dataset = Dataset.from_dict({name: [] for name in IMAGE_FEATURES}, IMAGE_FEATURES)
         else:
@@ -80,8 +76,6 @@ class ImageTable(Mapping):
     def __getitem__(self, image_id: str) -> Image.Image:
         return load_image(self.encoded(image_id), name=f"image {image_id}")
 
-    __call__ = __getitem__
-
     def encoded(self, image_id: str) -> bytes:
         """The file of an image, as it is stored."""
         return self._bytes[self._rows[image_id]].as_py()
@@ -104,11 +98,11 @@ def record_images(
         raise DatasetError(record.id, "images, or where the scan is", found, do)
     names, roots = (record.source, SourceSpec.parse(record.scan.spec).name, ""), roots or {}
     root = next((roots[name] for name in names if name in roots), None)
+    expected = f"its {len(record.image_ids)} images, or the folder of {record.source}"
+    do = f"obtain these scans and give their folder (roots={{{record.source!r}: FOLDER}})"
     try:
         source = root if hasattr(root, "scan") else _opened(record.scan.spec, root and str(root))
     except DatasetError as error:
-        expected = f"its {len(record.image_ids)} images, or the folder of {record.source}"
-        do = f"obtain these scans and give their folder (roots={{{record.source!r}: FOLDER}})"
         raise DatasetError(record.id, expected, error, do) from error
     layout = record.serialization
     pixels = scan_images(source.scan(record.scan.key), layout["size"], layout["window"], record.id)
@@ -145,8 +139,8 @@ def dataset_card(manifest: Mapping[str, Any]) -> str:
     # all, a set would be taken for another of its name that lies elsewhere or was there before.
     identity = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).digest()
     version = ".".join(map(str, struct.unpack("3I", identity[:12])))
-    splits = {s: f"{s}-*.parquet" for s in SPLITS if manifest["counts"]["split"].get(s)}
-    files = dict.fromkeys(("sft", "rl"), splits)
+    splits = [s for s in SPLITS if manifest["counts"]["split"].get(s)]
+    files = {name: {split: f"{split}-*.parquet" for split in splits} for name in ("sft", "rl")}
     files |= {name: {"train": "*.parquet"} for name in ("images", "refused") if manifest[name]}
     configs = []
     for name, parts in files.items():

@@ -5,23 +5,21 @@ from the :class:`~unireason_lib.dataset.view.View` and from nowhere else, whoeve
 Writers share one interface (``name``, ``write(question, view)``): :class:`TemplateWriter`, here,
 composes short reports from the parts in ``rationales.yaml``; another asks a language model.
 
-What both must keep to is in :func:`verify`: every box is the true box of the structure named, all
-evidence has a box, and the text concludes with the right option and says no letter.
+What a rationale must keep to is checked with its record: :mod:`unireason_lib.dataset.checks`.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from unireason_lib.answers import CONTROL_TOKEN
-from unireason_lib.boxes import BOX_END, BOX_START, Box, format_box, read_box
+from unireason_lib.boxes import Box, format_box
 from unireason_lib.dataset.questions import Question
 from unireason_lib.dataset.questions.kinds import capital
 from unireason_lib.dataset.view import View
@@ -50,131 +48,29 @@ class Rationale:
         return "".join(p if isinstance(p, str) else format_box(p.box) for p in self.parts)
 
     @property
-    def words(self) -> str:
-        """The text without its boxes."""
-        return "".join(part for part in self.parts if isinstance(part, str))
-
-    @property
     def points(self) -> tuple[Point, ...]:
         """The points in order."""
         return tuple(part for part in self.parts if isinstance(part, Point))
 
 
-# --- checks --------------------------------------------------------------------------------------
-
-_LETTER = re.compile(
-    r"(?i:\b(?:answer|option|choice|letter)s?\b(?:\s+(?:is|are|would be|must be))?)"
-    r"\s*[:=]?\s*\(?\"?[A-D]\b(?!\w|'|-)"
-    r"|(?<![\w(])\(?[A-D]\)"
-)
-STEERING = re.compile(rf"{CONTROL_TOKEN.pattern}|<image>|<video>")
-"""What steers a model, placeholders of images included: in no question, option or reasoning."""
-
-
-def verify(rationale: Rationale, question: Question, view: View) -> list[str]:
-    """What is wrong with a rationale: reasons, each beginning with a short name and a colon."""
-    words, problems = rationale.words, []
-    if not words.strip():
-        problems.append("empty: no text")
-    for point in rationale.points:
-        named = (s for s in view.study.structures if s.name == point.structure)
-        if not any(view.box(structure) == point.box for structure in named):
-            problems.append(f"box: {point.box.as_tuple()} is not where {point.structure!r} is")
-    pointed = {point.structure for point in rationale.points}
-    missing = (s.name for s in question.evidence if s.name not in pointed)
-    problems += [f"evidence: no box on {name!r}" for name in missing]
-    if len(rationale.points) > MAX_ROUNDS:
-        problems.append(f"points: {len(rationale.points)}, more than {MAX_ROUNDS}")
-    if control := STEERING.search(words):
-        problems.append(f"token: {control[0]} in the text")
-    if letter := _LETTER.search(words):
-        problems.append(f"letter: the text says {letter[0].strip()!r}")
-    if (concluded := conclusion(words, question.options)) != question.answer:
-        option = "no option" if concluded is None else repr(question.options[concluded])
-        problems.append(f"conclusion: the text concludes with {option}, not {question.truth!r}")
-    return problems
-
-
 def conclusion(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the option whose words occur last in a text, or None when none does."""
-    return _last_named(text, {letter: option.rstrip(".") for letter, option in options.items()})
-
-
-def _last_named(text: str, names: Mapping[str, str]) -> str | None:
-    """The key of the name that occurs last, as whole words of any case; the longer of two there."""
+    """The letter of the option that occurs last in a text, as whole words of any case, the longer
+    of two that end there; None when none does."""
     folded, best = text.casefold(), (-1, 0, None)
-    for key, name in names.items():
-        pattern = rf"(?<!\w){re.escape(name.casefold())}(?!\w)"
-        ends = [match.end() for match in re.finditer(pattern, folded)]
-        if ends and (ends[-1], len(name)) > best[:2]:
-            best = (ends[-1], len(name), key)
+    for letter, option in options.items():
+        option = option.rstrip(".").casefold()
+        start = folded.rfind(option) if option else -1
+        while start >= 0:
+            end = start + len(option)
+            if not (_is_word(folded[:start][-1:]) or _is_word(folded[end : end + 1])):
+                best = max(best, (end, len(option), letter), key=lambda place: place[:2])
+                break
+            start = folded.rfind(option, 0, end - 1)
     return best[2]
 
 
-@dataclass(frozen=True)
-class Anchored:
-    """A text from outside with its points made true."""
-
-    parts: tuple[str | Point, ...]
-    repairs: tuple[str, ...] = ()  # what was corrected
-    problems: tuple[str, ...] = ()  # what could not be, with a short name and a colon before it
-
-
-_NUMBER = r"[+-]?\d+(?:\.\d+)?"
-_LIST = rf"{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}(?:(?:\s*,\s*{_NUMBER}){{2}})?"
-_POINTING = re.compile(
-    r"\[\[\s*(?P<tag>[^\[\]]{1,120}?)\s*\]\]"
-    rf"|{re.escape(BOX_START)}(?P<box>.{{0,200}}?){re.escape(BOX_END)}"
-    rf"|(?P<bare>[\[(]\s*{_LIST}\s*[\])])",
-    re.DOTALL,
-)
-
-
-def anchor(
-    text: str, boxes: Mapping[str, tuple[str, Box]], quotes: Collection[str] = ()
-) -> Anchored:
-    """Put true coordinates where a text points, so that none survive that are not true.
-
-    A tag, ``[[left kidney]]``, becomes a point. Coordinates, between box tags or bare, are replaced
-    by the true box of the structure named last before them (a repair); where none is named and they
-    are nobody's box, they are a problem. ``boxes``: what a tag may say -> (name, true box);
-    ``quotes``: texts that may hold coordinates and stay as they are, the options of the question.
-    """
-    by_name = {key.casefold(): value for key, value in boxes.items()}
-    parts, repairs, problems, position = [], [], [], 0
-    for match in _POINTING.finditer(text):
-        if match["bare"] and match["bare"] in quotes:
-            continue
-        before, position = text[position : match.start()], match.end()
-        parts.append(before)
-        if match["tag"] is not None:
-            tag = re.sub(r"^(?:the|a|an)\s+", "", match["tag"].strip(), flags=re.I)
-            meant = by_name.get(tag.casefold())
-            if meant is None:
-                problems.append(f"unknown: there is no {match['tag']!r}")
-        else:
-            meant, written = _meant(match["box"] or match["bare"], before, by_name)
-            if meant is None:
-                problems.append(f"invented: {match[0]!r} is nobody's box")
-            elif written != meant[1]:
-                repairs.append(f"{match[0]} -> {meant[0]} at {list(meant[1].as_tuple())}")
-        if meant is not None:
-            parts.append(Point(*meant))
-    parts.append(text[position:])
-    rest = "".join(part for part in parts if isinstance(part, str))
-    if BOX_START in rest or BOX_END in rest:
-        problems.append("tags: a box is opened or closed and not both")
-    return Anchored(tuple(part for part in parts if part), tuple(repairs), tuple(problems))
-
-
-def _meant(
-    coordinates: str, before: str, boxes: Mapping[str, tuple[str, Box]]
-) -> tuple[tuple[str, Box] | None, Box | None]:
-    """The structure that is meant: named last before, else whose box it is; and what is written."""
-    written, name = read_box(coordinates), _last_named(before, {key: key for key in boxes})
-    if name is not None:
-        return boxes[name], written
-    return next((value for value in boxes.values() if value[1] == written), None), written
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 TEMPLATES: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
@@ -185,21 +81,14 @@ TEMPLATES: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml"
 class TemplateWriter:
     """Composes rationales from many small parts, chosen by the question's id."""
 
-    length: Literal["short", "long"] = "short"  # 20 to 60 tokens besides the boxes; long ones also
-    # open with a sentence and weigh the other options
     seed: int = 0  # another one chooses other parts
 
-    @property
-    def name(self) -> str:
-        """``"template-short"`` or ``"template-long"``."""
-        return f"template-{self.length}"
+    name = "template"  # stored with every record
 
     def write(self, question: Question, view: View) -> Rationale:
         """The rationale of a question of :func:`unireason_lib.dataset.questions.ask`."""
         rng, known = random.Random(f"{self.seed}/{question.id}"), TEMPLATES
-        sentences = [rng.choice(known["openings"][self.length]), *_findings(question, rng)]
-        if self.length == "long":
-            sentences.append(rng.choice(known["comparisons"]))
+        sentences = [rng.choice(known["openings"]), *_findings(question, rng)]
         conclusions = known["conclusions"]
         sentences.append(rng.choice(conclusions[question.kind] + conclusions["any"]))
         text = " ".join(filter(None, sentences)).format(*_MARKS, **_words(question, view, rng))

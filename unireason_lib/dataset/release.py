@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,9 +25,15 @@ import pyarrow.parquet as pq
 from unireason_lib.answers import extract_choice
 from unireason_lib.boxes import Box3D, parse_boxes
 from unireason_lib.dataset.hub import ImageTable, load_set
-from unireason_lib.dataset.schema import PLACEHOLDER, Record, ScanReference
+from unireason_lib.dataset.schema import (
+    PLACEHOLDER,
+    SFT_FEATURES,
+    Record,
+    ScanReference,
+    rl_table,
+)
 from unireason_lib.dataset.shards import whole_folder
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import PAPER_SIZE, Volume, load_volume
 from unireason_lib.io import safe_path
 
@@ -38,7 +43,6 @@ HELD_OUT = 50
 
 _OPTION = re.compile(r"^\s*\(?([A-H])[.):]\s*(\S.*?)\s*$")
 _VOLUME_SUFFIXES = (".npy", ".npz", ".nii", ".nii.gz")
-_VOLUME_KEYS = ("volume", "volume_path", "image_path", "image", "path", "images", "volumes")
 
 
 @dataclass
@@ -48,7 +52,6 @@ class Release:
     folder: Path  # with sft/, rl/, images/
     m3d_root: Path | None = None  # folder of the M3D volumes that the user holds
     volumes: Mapping[str, str] = field(default_factory=dict)  # id of a row -> path below m3d_root
-    counts: Counter[str] = field(default_factory=Counter, init=False)  # what was read, and attached
 
     def records(self, form: Literal["sft", "rl"] = "sft") -> Iterator[Record]:
         """All rows of one folder as records; an ``rl`` row has an empty reply."""
@@ -62,14 +65,12 @@ class Release:
         is ``sft-00000012``: the row's number over all files in the order of their names."""
         number, paths = 0, sorted((self.folder / form).glob("*.parquet"))
         for path in [p for p in paths if p.name.startswith(f"{split}-")] or paths:
-            try:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(256):
-                        for row in batch.to_pylist():
-                            yield f"{form}-{number:08d}", row
-                            number += 1
-            except (pa.ArrowException, OSError) as error:
-                raise DatasetError(path, "a Parquet file", error, "download it again") from error
+            with raising(DatasetError, path, "a Parquet file", "download it again"):
+                file = pq.ParquetFile(path)
+            for batch in file.iter_batches(256):
+                for row in batch.to_pylist():
+                    yield f"{form}-{number:08d}", row
+                    number += 1
         if not number:
             do = "give the folder with sft/, rl/ and images/"
             raise DatasetError(self.folder / form, "Parquet files", "none", do)
@@ -80,8 +81,7 @@ class Release:
             return Record.from_row(row)
         info = _as_dict(row.get("extra_info"), row_id, "extra_info")
         truth = _as_dict(row.get("reward_model"), row_id, "reward_model").get("ground_truth", "")
-        turns = row.get("messages") or row.get("prompt")
-        if not turns:
+        if not (turns := row.get("messages") or row.get("prompt")):
             found, do = f"columns {', '.join(row)}", "check that this is the released data set"
             raise DatasetError(row_id, "a column messages or prompt with turns", found, do)
         content = {turn["role"]: turn["content"] for turn in turns}
@@ -90,25 +90,19 @@ class Release:
         reply, asked = (text.replace(PLACEHOLDER, "").strip() for text in (reply, user))
         question, options = _question_and_options(asked)
         letters = (extract_choice(text, options or None) for text in (str(truth), reply))
-        source = row.get("data_source") or row.get("source_dataset") or info.get("data_source")
+        source = row.get("data_source") or row.get("source_dataset")
         volume = self.volumes.get(row_id) or _volume_path(info, image_ids)
-
-        def stated(*names: str, usual: Any = "") -> str:
-            return str(next(filter(None, map(info.get, names)), usual) or "")
-
         image_ids = () if volume in image_ids else image_ids
         boxes = parse_boxes(reply)  # only 3D rows of the release have no images
         deep = isinstance(boxes[0], Box3D) if boxes else volume or len(image_ids) != 1
-        shown = (image_ids and image_ids[0]) or volume or row_id
-        dimension = stated("dimension").lower()
         record = Record(
             id=row_id,
-            study=stated("study", "case_id", usual=shown),
-            patient=stated("patient", "patient_id"),
+            study=next(iter(image_ids), volume or row_id),
+            patient="",
             source=str(source or "unireason-med"),
-            modality=stated("modality", "modality_type"),
-            dimension=dimension if dimension in ("2d", "3d") else "3d" if deep else "2d",
-            family=stated("family", "question_type", usual=row.get("ability")),
+            modality="",
+            dimension="3d" if deep else "2d",
+            family=str(row.get("ability") or ""),
             question=question,
             options=options,
             answer=next(filter(None, letters), ""),
@@ -118,22 +112,19 @@ class Release:
             evidence=tuple(("", tuple(box.as_tuple())) for box in boxes),
             license="see the release and its sources",
             writer="release",
-            split=stated("split"),
+            split=str(info.get("split") or ""),
             asked=asked,
         )
-        self.counts[record.dimension] += 1
         return record if record.dimension == "2d" else self._with_volume(record, volume)
 
     def _with_volume(self, record: Record, volume: str) -> Record:
-        state = "volume missing"
+        slices = 0
         if self.m3d_root is not None and volume:
             try:
                 if safe_path(self.m3d_root, volume, record.id).exists():
-                    state = "volume attached"
+                    slices = PAPER_SIZE[0]
             except DatasetError:
-                state, volume = "volume refused", ""
-        self.counts[state] += 1
-        slices = PAPER_SIZE[0] if state == "volume attached" else 0
+                volume = ""
         return replace(
             record,
             serialization={"size": list(PAPER_SIZE), "window": "percentile"},
@@ -153,31 +144,22 @@ def open_release(
     *,
     m3d_root: str | Path | None = None,
     volumes: str | Path | None = None,
-    download: bool = False,
-    revision: str = "main",
 ) -> Release:
-    """Open the released data: a folder, or the id of a repository on the hub, which is downloaded
-    only with ``download``. ``m3d_root`` is a folder with M3D volumes, ``volumes`` a table of those
-    of the rows: CSV with the columns ``id`` and ``volume``."""
+    """Open the released data: a folder, or the id of a repository on the hub that was downloaded
+    before. ``m3d_root`` is a folder with M3D volumes, ``volumes`` a table of those of the rows: CSV
+    with the columns ``id`` and ``volume``."""
     from huggingface_hub import snapshot_download
 
     if m3d_root is not None and not Path(m3d_root).is_dir():
         raise DatasetError(m3d_root, "the folder of M3D", "no folder", "correct --m3d-root")
     if not Path(where).is_dir():
-        patterns = [f"{name}/*.parquet" for name in ("sft", "rl", "images")]
-        options = {"revision": revision, "allow_patterns": patterns, "repo_type": "dataset"}
-        try:
-            where = snapshot_download(str(where), local_files_only=not download, **options)
-        except (OSError, ValueError) as error:  # of the hub: no such id, no connection, no cache
-            do = f"check the name, or download it: hf download --repo-type dataset {where}"
-            raise DatasetError(where, "a folder, or a cached data set", "neither", do) from error
+        do = f"check the name, or download it: hf download --repo-type dataset {where}"
+        with raising(DatasetError, where, "a folder, or a cached data set", do):
+            where = snapshot_download(str(where), repo_type="dataset", local_files_only=True)
     table: Mapping[str, str] = {}
     if volumes:
-        try:
+        with raising(DatasetError, volumes, "CSV with the columns id and volume", "correct it"):
             table = pd.read_csv(volumes, dtype=str).set_index("id")["volume"].to_dict()
-        except (OSError, ValueError, KeyError) as error:
-            expected = "CSV with the columns id and volume"
-            raise DatasetError(volumes, expected, repr(error), "correct the table") from error
     return Release(Path(where), Path(m3d_root) if m3d_root else None, table)
 
 
@@ -221,43 +203,37 @@ def _of_the_user(image_ids: tuple[str, ...], user: str, reply: str) -> tuple[str
 
 def _volume_path(info: Mapping[str, Any], image_ids: tuple[str, ...]) -> str:
     """The path of a volume that a row names somewhere; empty when it names none."""
-    values = [info.get(key) for key in _VOLUME_KEYS]
-    named = [value[0] if isinstance(value, list) and value else value for value in values]
-    paths = (text for text in (*named, *image_ids) if isinstance(text, str))
-    return next((path for path in paths if path.lower().endswith(_VOLUME_SUFFIXES)), "")
+    texts = (text for text in (*info.values(), *image_ids) if isinstance(text, str))
+    return next((text for text in texts if text.lower().endswith(_VOLUME_SUFFIXES)), "")
 
 
 def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> Path:
-    """Write a set of ours in the exact form of the release, to try what reads that, to ``out``.
-    Volumes go to ``m3d_root`` as M3D arrays, (1, slices, rows, columns) float32 in [0, 1]."""
-    out, root, table = Path(out), Path(m3d_root), ImageTable(folder)
-    for new in (out, root):
-        if new.exists():
-            raise DatasetError(new, "no such folder", "one", "choose another name")
-    sft, rl, shown, volumes = [], [], {}, {}
-    for record in (Record.from_row(row) for part in load_set(folder).values() for row in part):
-        info: dict[str, Any] = {"index": len(sft)}
-        if record.dimension == "3d":
-            info["volume"] = f"ct/{record.image_ids[0]}/volume.npy"
-            volumes[info["volume"]] = record.image_ids
-            record = replace(record, stored=False)
-        row, rewarded = record.to_row("sft"), record.to_row("rl")
-        shown |= dict.fromkeys(row["image_ids"])
-        shared = {"image_ids": row["image_ids"], "extra_info": json.dumps(info)}
-        sft.append({"messages": row["messages"], **shared})
-        columns = ("prompt", "data_source", "agent_name", "ability")
-        truth = {"reward_model": json.dumps(rewarded["reward_model"])}
-        rl.append({**{name: rewarded[name] for name in columns}, **truth, **shared})
-    for name, image_ids in volumes.items():
-        (root / name).parent.mkdir(parents=True)
-        slices = [np.asarray(table[image_id].convert("L")) for image_id in image_ids]
-        np.save(root / name, np.stack(slices)[None].astype(np.float32) / 255)
-    images = [
-        {"image_id": name, "path": f"images/{name}.png", "bytes": table.encoded(name)}
-        for name in shown
-    ]
-    with whole_folder(out) as temporary:
-        for name, rows in {"sft": sft, "rl": rl, "images": images}.items():
+    """Write a set of ours in the form of the release, to try what reads that, to the new folder
+    ``out``, and its volumes to ``m3d_root`` as M3D arrays, (1, slices, rows, columns) float32."""
+    table, infos, rows = ImageTable(folder), [], []
+    if Path(out).exists():
+        raise DatasetError(out, "no such folder", "one", "choose another name")
+    with whole_folder(Path(out)) as temporary:
+        for row in (row for part in load_set(folder).values() for row in part):
+            record, info = Record.from_row(row), {"index": len(rows)}
+            if record.dimension == "3d":
+                info["volume"] = f"ct/{record.image_ids[0]}/volume.npy"
+                path = Path(m3d_root) / info["volume"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                slices = [np.asarray(table[name].convert("L")) for name in record.image_ids]
+                np.save(path, np.stack(slices)[None].astype(np.float32) / 255)
+                record = replace(record, stored=False)
+            rows.append(record.to_row())
+            infos.append(json.dumps(info))
+        sft = pa.Table.from_pylist(rows, SFT_FEATURES.arrow_schema)
+        shown = dict.fromkeys(name for row in rows for name in row["image_ids"])
+        images = [
+            {"image_id": n, "path": f"images/{n}.png", "bytes": table.encoded(n)} for n in shown
+        ]
+        columns = ["prompt", "image_ids", "data_source", "agent_name", "ability", "reward_model"]
+        parts = {"sft": sft.select(["messages", "image_ids"]), "rl": rl_table(sft).select(columns)}
+        parts = {n: part.append_column("extra_info", pa.array(infos)) for n, part in parts.items()}
+        for name, part in (parts | {"images": pa.Table.from_pylist(images)}).items():
             (temporary / name).mkdir()
-            pq.write_table(pa.Table.from_pylist(rows), temporary / name / "part-00000.parquet")
-    return out
+            pq.write_table(part, temporary / name / "part-00000.parquet")
+    return Path(out)

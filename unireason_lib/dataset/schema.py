@@ -1,19 +1,16 @@
 """What a record is, and the typed columns in which a data set stores it.
 
 A record is one question with its grounded answer: *text and references*, never pixels. Its reply is
-what the model shall write itself, ``<think>The mass at <|box_start|>[98,107,153,154]<|box_end|>
-...</think>A. Anterior``; the crops follow from the boxes (:mod:`unireason_lib.imaging.crops`).
-
-A row has the columns of the released UniMed-CoT (``messages`` or ``prompt``, ``image_ids``,
-``reward_model``, ...), so that scripts made for it run on our sets, and typed columns with all that
-makes up a :class:`Record`: what one filters by is a column, never JSON in a text.
+what the model shall write itself; the crops follow from the boxes. A row has the columns of the
+released UniMed-CoT (``messages`` or ``prompt``, ``image_ids``, ``reward_model``, ...), so that
+scripts made for it run on our sets, and typed columns with all that makes up a :class:`Record`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +22,7 @@ from unireason_lib.answers import THINK_END, THINK_START
 from unireason_lib.boxes import Box, Box2D, Box3D, parse_boxes, scan_boxes
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.imaging.crops import crop_region, slice_range
+from unireason_lib.imaging.crops import crop_region
 from unireason_lib.prompts import question_text
 
 if TYPE_CHECKING:
@@ -124,16 +121,17 @@ class Record:
     ) -> Record:
         """Put a question about a study and its rationale together; nothing is checked here.
         ``spec`` is that of the source, ``more`` are other fields: writer, seed, stored ..."""
-        thought, points = rationale.text, rationale.points
         shared = {name: getattr(view.study, name) for name in _OF_THE_STUDY}
         shared |= {name: getattr(question, name) for name in _OF_THE_QUESTION}
+        ending = f"{THINK_END}{question.answer}. {question.truth}"
+        evidence = ((p.structure, tuple(map(int, p.box.as_tuple()))) for p in rationale.points)
         values = {
             "image_ids": image_ids_of(view),
             "question": question.text,
             "options": dict(question.options),
             "names": tuple(question.names),
-            "reply": f"{THINK_START}{thought}{THINK_END}{question.answer}. {question.truth}",
-            "evidence": tuple((p.structure, tuple(map(int, p.box.as_tuple()))) for p in points),
+            "reply": f"{THINK_START}{rationale.text}{ending}",
+            "evidence": tuple(evidence),
             "image_size": tuple(map(int, view.image_size)),
             "serialization": view.serialization,
             "scan": ScanReference(spec, view.study.key) if spec else None,
@@ -163,49 +161,33 @@ class Record:
             raise DatasetError(self.id, "the frame of its boxes", "none", "pass the frame")
         return ProcessorFrame(**self.serialization["frame"])
 
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The conversation in chat form, images as references: image ids in the user's turn, and
-        behind every box of the reply ``{"crop": {"box": [...], "slice": z}}`` for each slice."""
-
-        def crops(box: Box) -> list[dict[str, Any]]:
-            numbers = [int(n) for n in box.as_tuple()]
-            spanned = slice_range(box, len(self.image_ids))
-            return [{"crop": {"box": numbers, "slice": z}} for z in spanned]
-
-        return self._conversation(self.image_ids, crops)
-
     def load(
         self, images: Sequence[Image.Image], frame: ProcessorFrame | None = None
     ) -> list[dict[str, Any]]:
-        """The conversation with images, one an image id, as the model is shown them: aligned to the
-        processor's ``frame``; None takes the one in which the boxes are written."""
+        """The conversation in chat form with images, one an image id, and behind every box of the
+        reply its crops. They are as the model is shown them: aligned to the processor's ``frame``;
+        None takes the one in which the boxes are written."""
         if len(images) != len(self.image_ids):
             do, expected = "load those of its image_ids", f"{len(self.image_ids)} images"
             raise DatasetError(self.id, expected, len(images), do)
         aligned = [(frame or self.frame).aligned(image) for image in images]
-        return self._conversation(
-            aligned, lambda box: [{"image": crop} for crop in crop_region(aligned, box)]
-        )
-
-    def _conversation(
-        self, images: Sequence[Any], crops_of: Callable[[Box], list[dict[str, Any]]]
-    ) -> list[dict[str, Any]]:
-        user = [{"type": "image", "image": image} for image in images]
+        user = [{"type": "image", "image": image} for image in aligned]
         reply: list[dict[str, Any]] = []
         for text, box in split_reply(self.reply):
             reply.append({"type": "text", "text": text})
-            reply += [{"type": "image", **crop} for crop in (crops_of(box) if box else ())]
+            crops = crop_region(aligned, box) if box else ()
+            reply += [{"type": "image", "image": crop} for crop in crops]
         turns = {"user": [*user, {"type": "text", "text": self.user_text}], "assistant": reply}
         return [{"role": role, "content": content} for role, content in turns.items()]
 
-    def to_row(self, form: Literal["sft", "rl"] = "sft") -> dict[str, Any]:
-        """The record as a row; the ids of images that are not stored are left out of it."""
+    def to_row(self) -> dict[str, Any]:
+        """The record as a row of ``sft``, which :func:`rl_table` makes one of ``rl``; the ids of
+        images that are not stored are left out of it."""
         image_ids = list(self.image_ids) if self.stored else []
         turns = {"user": PLACEHOLDER * len(image_ids) + self.user_text, "assistant": self.reply}
         window = self.serialization.get("window")
         low, high = (None, None) if window is None or isinstance(window, str) else window
-        row = {
+        return {
             "messages": [{"role": role, "content": text} for role, text in turns.items()],
             "image_ids": image_ids,
             **{name: getattr(self, name) for name in (*_PLAIN, "seed")},
@@ -219,9 +201,6 @@ class Record:
             },
             "scan": self.scan and asdict(self.scan),
         }
-        if form == "sft":
-            return row
-        return rl_table(pa.Table.from_pylist([row], SFT_FEATURES.arrow_schema)).to_pylist()[0]
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Record:

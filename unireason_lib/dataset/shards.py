@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -25,14 +24,14 @@ import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, zip_longest
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,18 +41,17 @@ from PIL import Image
 
 from unireason_lib.dataset import schema
 from unireason_lib.dataset.annotator import LLMWriter, RationaleRefused
-from unireason_lib.dataset.checks import Refusal, check_record, check_truth
+from unireason_lib.dataset.checks import problems_of
 from unireason_lib.dataset.questions import AnswerPrior, Question, ask, learn_prior
 from unireason_lib.dataset.rationales import TemplateWriter
 from unireason_lib.dataset.schema import Record, image_ids_of
 from unireason_lib.dataset.sources import open_source
 from unireason_lib.dataset.sources.base import Entry, Source
-from unireason_lib.dataset.splits import HASH_BYTES, perceptual_hash, voxel_hash
-from unireason_lib.dataset.study import Study
+from unireason_lib.dataset.splits import perceptual_hash, voxel_hash
 from unireason_lib.dataset.view import View
-from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError
+from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError, raising
 from unireason_lib.imaging import Volume, slice_order_report
-from unireason_lib.io import whole_file
+from unireason_lib.io import disk_error
 
 if TYPE_CHECKING:
     from unireason_lib.dataset.build import BuildConfig
@@ -61,19 +59,19 @@ if TYPE_CHECKING:
 SHARD = 64
 """Most studies in a shard: what is lost when a worker is killed, and what one holds in memory."""
 
-_ROW = {"study_number": Value("int32"), "digest": Value("binary")}
 _STUDY = {
     **dict.fromkeys(("id", "patient", "split", "source"), Value("string")),
-    **dict.fromkeys(("perceptual_hash", "voxel_hash"), Value("binary")),
+    **dict.fromkeys(("perceptual_hash", "voxel_hash", "digest"), Value("binary")),
     **{"records": Value("int64"), "warnings": List(Value("string"))},
 }
+_NUMBER = {"study_number": Value("int32")}
 TABLES: Mapping[str, pa.Schema] = {
-    "records": Features({**_ROW, **schema.SFT_FEATURES}).arrow_schema,
-    "images": Features({**_ROW, **schema.IMAGE_FEATURES}).arrow_schema,
+    "records": Features({**_NUMBER, **schema.SFT_FEATURES}).arrow_schema,
+    "images": Features({**_NUMBER, **schema.IMAGE_FEATURES}).arrow_schema,
     "studies": Features(_STUDY).arrow_schema,
     "refused": schema.REFUSED_FEATURES.arrow_schema,
 }
-"""Tables of a shard. ``study_number`` counts its ``studies``; digests make the content hash."""
+"""Tables of a shard. ``study_number`` counts its ``studies``; ``digest`` is of all rows of one."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +120,12 @@ class Shard:
         return self.run.work / f"shards/{self.source:02d}/{self.start:08d}-{digest}"
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """A study that was read and asked about; the scan is gone, the reasoning is to come."""
 
     view: View
-    questions: tuple[Question, ...]
-    images: tuple[Mapping[str, Any], ...]  # rows of the table
+    questions: Sequence[Question]
+    images: Sequence[Mapping[str, Any]]  # rows of the table
     study: Mapping[str, Any]  # its row
     shared: Mapping[str, Any]  # fields that all its records have in common
 
@@ -138,26 +135,23 @@ def process_shard(shard: Shard) -> Path:
     writer that cannot go on come through; answers that were paid for are kept."""
     if shard.folder.is_dir():
         return shard.folder
-    writer, drafts = open_run(shard.run)[1], drafts_of(shard)
+    writer = open_run(shard.run)[1]
+    drafts, refused = read_shard(shard)
     if hasattr(writer, "prepare"):  # it asks many questions at a time, and keeps the answers
-        writer.prepare(items_of(drafts))
+        writer.prepare((question, draft.view) for draft in drafts for question in draft.questions)
     tables: dict[str, list[Mapping[str, Any]]] = {name: [] for name in TABLES}
-    for draft in drafts:
-        if isinstance(draft, Refusal):
-            tables["refused"].append(asdict(draft))
-            continue
-        (made, refused), number = finish(draft, writer), len(tables["studies"])
-        records = [record.to_row() for record in made]
-        rows = {"records": records, "images": draft.images if records else []}
+    for number, draft in enumerate(drafts):
+        records, bad = finish(draft, writer)
+        rows = {"records": [r.to_row() for r in records], "images": draft.images if records else []}
         for name, those in rows.items():
-            tables[name] += [{"study_number": number, "digest": _digest(r), **r} for r in those]
-        tables["studies"].append({**draft.study, "records": len(records)})
-        tables["refused"] += map(asdict, refused)
+            tables[name] += [{"study_number": number, **row} for row in those]
+        about = {"records": len(records), "digest": _digest(rows)}
+        tables["studies"].append({**draft.study, **about})
+        refused += bad
     with whole_folder(shard.folder) as temporary:
-        for name, rows in tables.items():
+        for name, rows in (tables | {"refused": refused}).items():
             table = pa.Table.from_pylist(rows, TABLES[name])
-            with whole_file(temporary / f"{name}.parquet") as file:
-                pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, temporary / f"{name}.parquet", compression="zstd")
     return shard.folder
 
 
@@ -176,77 +170,55 @@ def learn_shard(shard: Shard) -> AnswerPrior:
         return learn_prior(views(), seed=config.seed)
 
 
-def drafts_of(shard: Shard) -> list[Draft | Refusal]:
-    """Read the studies of a shard and ask about them; those that cannot be read are refused."""
-    run, config = shard.run, shard.run.config
+def read_shard(shard: Shard) -> tuple[list[Draft], list[dict[str, str]]]:
+    """Read the studies of a shard and ask about them; and rows about those that are unreadable."""
+    run, drafts, refused = shard.run, [], []
     source = open_run(run)[0][shard.source]
-    prior = _prior(run, shard.source) if config.prior_studies else None
-    stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
-    drafts: list[Draft | Refusal] = []
+    prior = _prior(run, shard.source) if run.config.prior_studies else None
     for entry in shard.entries:
-        place = f"{source.name}[{entry.key}]"
+        place = [f"{source.name}[{entry.key}]"]
         try:
-            with _reading() as texts:
-                study = source.study(entry.key)
-            place = study.id
-            about = {"spec": source.spec, "stored": stored, "warned": texts}
-            drafts.append(draft_of(config, study, prior, **about))
+            drafts.append(_read(run.config, source, entry.key, prior, place))
         except UniReasonError as error:
             text = " ".join(str(error).split())
             if source.path is not None:  # the same words on every machine
                 for root in (os.path.realpath(source.path), str(source.path)):
                     text = text.replace(root.rstrip("/") + "/", "")
-            drafts.append(Refusal("unreadable", text[:500], source.name, place))
-    return drafts
+            refused.append(_refusal("unreadable", text[:500], source.name, place[-1]))
+    return drafts, refused
 
 
-def draft_of(
-    config: BuildConfig,
-    study: Study,
-    prior: AnswerPrior | None = None,
-    *,
-    spec: str = "",
-    stored: bool = True,
-    warned: Sequence[str] = (),
+def _read(
+    config: BuildConfig, source: Source, key: str, prior: AnswerPrior | None, place: list[str]
 ) -> Draft:
-    """Read a study's scan, and ask about it; ``warned`` was of its labels."""
+    """Read one study with its scan, and ask about it; ``place`` gets its id once that is known."""
     with _reading() as texts:
+        study = source.study(key)
+        place.append(study.id)
         scan = study.scan
         array = scan.array if isinstance(scan, Volume) else scan
-        hashes = bytes(HASH_BYTES), bytes(16)
-        if config.near_duplicates:
-            hashes = perceptual_hash(array), voxel_hash(array)
-        if study.dimension == "3d":
-            texts += ["; ".join(slice_order_report(array).messages)]
+        row = {"perceptual_hash": perceptual_hash(array), "voxel_hash": voxel_hash(array)}
+        texts += slice_order_report(array).messages if study.dimension == "3d" else ()
     view = View(replace(study, scan_source=scan), config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
-    questions = ask(view, prior=prior, **numbers)
-    shown = replace(view, study=replace(study, scan_source="", labels=None))
-    image_ids, images = image_ids_of(view), ()
-    if questions and (stored or config.writer_options.get("images")):
-        with _reading() as more:
-            vars(shown)["pixels"] = view.pixels  # which a writer may send
-        planes = [view.pixels] if study.dimension == "2d" else view.pixels
-        images = tuple(map(image_row, image_ids, planes)) if stored else ()
-        texts += more
-    row = {name: getattr(study, name) for name in ("id", "patient", "split", "source")}
-    row |= {"perceptual_hash": hashes[0], "voxel_hash": hashes[1]}
-    known = [study.details["warning"]] if "warning" in study.details else []
-    row["warnings"] = list(dict.fromkeys(filter(None, [*warned, *known, *texts])))
-    shared = {"spec": spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
-    return Draft(shown, tuple(questions), images, row, shared)
-
-
-def items_of(drafts: Iterable[Draft | Refusal]) -> list[tuple[Question, View]]:
-    """What a writer is asked."""
-    return [(q, d.view) for d in drafts if isinstance(d, Draft) for q in d.questions]
+    questions, image_ids, images = ask(view, prior=prior, **numbers), image_ids_of(view), ()
+    stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
+    if questions and stored:
+        with _reading(texts):
+            planes = [view.pixels] if study.dimension == "2d" else view.pixels
+            images = tuple(map(image_row, image_ids, planes))
+    row |= {name: getattr(study, name) for name in ("id", "patient", "split", "source")}
+    row["warnings"] = list(dict.fromkeys(filter(None, texts)))
+    shared = {"spec": source.spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
+    shown = replace(view, study=replace(study, scan_source=None, labels=None))
+    return Draft(shown, questions, images, row, shared)
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[list[str]]:
+def _reading(texts: list[str] | None = None) -> Iterator[list[str]]:
     """Collect what is warned of, and make of whatever a decoder raises about a broken file our
     error, which costs one study."""
-    texts: list[str] = []
+    texts = [] if texts is None else texts
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScanWarning)
         try:
@@ -258,7 +230,7 @@ def _reading() -> Iterator[list[str]]:
     texts += [str(w.message) for w in caught if issubclass(w.category, ScanWarning)]
 
 
-def finish(draft: Draft, writer: Any) -> tuple[list[Record], list[Refusal]]:
+def finish(draft: Draft, writer: Any) -> tuple[list[Record], list[dict[str, str]]]:
     """Write the reasoning of a draft's questions: what passes all checks, and what does not."""
     records, refused, seen = [], [], set()
     place = draft.view.study.source, draft.view.study.id
@@ -266,32 +238,32 @@ def finish(draft: Draft, writer: Any) -> tuple[list[Record], list[Refusal]]:
         try:
             rationale = writer.write(question, draft.view)
         except RationaleRefused as error:  # a spent budget is none: it stops the build
-            refused.append(Refusal("unwritable", str(error), *place, question.id))
+            refused.append(_refusal("unwritable", str(error), *place, question.id))
             continue
         record = Record.make(draft.view, question, rationale, writer=writer.name, **draft.shared)
         wording = (record.question, *sorted(record.options.values()))
-        problem = check_record(record) or check_truth(record, draft.view, question)
-        if problem is None and wording in seen:
-            problem = "duplicate question", record.question
-        if problem is None:
+        problems = problems_of(record, draft.view, question)
+        if wording in seen:
+            problems.append(("duplicate question", record.question))
+        if problems:
+            refused.append(_refusal(*problems[0], *place, record.id, record.reply))
+        else:
             seen.add(wording)
             records.append(record)
-        else:
-            refused.append(Refusal(*problem, *place, record.id, record.reply))
     return records, refused
+
+
+def _refusal(*values: str) -> dict[str, str]:
+    """What was left out, as a row: reason, what was found, source, study, perhaps record, reply."""
+    return dict(zip_longest(schema.REFUSED_FEATURES, values, fillvalue=""))
 
 
 def make_writer(config: BuildConfig) -> Any:
     """The rationale writer of the settings."""
-    kinds = {"template": TemplateWriter, "llm": LLMWriter}
-    if config.writer not in kinds:
-        raise DatasetError("writer", "template or llm", repr(config.writer), "choose one")
-    kind, usual = kinds[config.writer], {"seed": config.seed} if config.writer == "template" else {}
-    try:
-        return kind(**{**usual, **config.writer_options})
-    except TypeError as error:
-        allowed = f"options of {', '.join(inspect.signature(kind).parameters)}"
-        raise DatasetError(f"writer {config.writer}", allowed, error, "correct them") from error
+    options = {"seed": config.seed} if config.writer == "template" else {}
+    with raising(DatasetError, "writer", "template or llm, and options of it", "correct them"):
+        kind = {"template": TemplateWriter, "llm": LLMWriter}[config.writer]
+        return kind(**{**options, **config.writer_options})
 
 
 def image_row(image_id: str, pixels: np.ndarray) -> dict[str, Any]:
@@ -309,6 +281,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         if not folder.is_dir():  # else another worker was first, with the same rows
             temporary.rename(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -334,9 +308,9 @@ def _prior(run: Run, source: int) -> AnswerPrior:
     return AnswerPrior.load(run.prior_path(source))
 
 
-def _digest(row: Mapping[str, Any]) -> bytes:
-    """A hash of a row, the same for the same content."""
-    text = json.dumps(row, sort_keys=True, default=lambda data: hashlib.sha1(data).hexdigest())
+def _digest(rows: Mapping[str, Any]) -> bytes:
+    """A hash of all rows of a study, the same for the same content."""
+    text = json.dumps(rows, sort_keys=True, default=lambda data: hashlib.sha1(data).hexdigest())
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -354,25 +328,22 @@ def executor(workers: int, ray: str | None = None) -> Iterator[Execute]:
         return
 
     def execute(function: Callable[[Shard], Any], shards: Iterable[Shard]) -> Iterator[Any]:
-        waiting = iter(shards)  # a bounded number runs: memory does not grow with the shards
-        running = {submit(function, shard) for shard in islice(waiting, most)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {submit(function, shard) for shard in islice(waiting, len(done))}
-            yield from (future.result() for future in done)
+        waiting = iter(shards)  # in portions: memory does not grow with the shards
+        while portion := list(islice(waiting, 16 * max(4, workers))):
+            yield from run(function, portion)
 
-    with _pool(workers) if ray is None else _ray(workers, ray) as (submit, most):
+    with _pool(workers) if ray is None else _ray(workers, ray) as run:
         yield execute
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[tuple[Callable[..., Future], int]]:
+def _pool(workers: int) -> Iterator[Execute]:
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__])
     held, alive = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _become_worker, (held,))
     try:
-        yield pool.submit, 2 * workers
+        yield pool.map
         pool.shutdown()
     except BrokenProcessPool as error:
         do = "use fewer, go on, and in a script build below `if __name__ == '__main__':`"
@@ -397,18 +368,14 @@ def _become_worker(held: Any) -> None:
 
 
 @contextlib.contextmanager
-def _ray(workers: int, address: str) -> Iterator[tuple[Callable[..., Future], int]]:
+def _ray(workers: int, address: str) -> Iterator[Execute]:
     """The same shards as plain Ray tasks."""
-    try:
+    with raising(DatasetError, "--ray", "the package ray", "pip install -e '.[ray]'"):
         import ray
-    except ImportError as error:
-        do = "pip install -e '.[ray]'"
-        raise DatasetError("--ray", "the package ray", "none", do) from error
     own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     ray.init(address, log_to_driver=False, **own)
-    remote = ray.remote(num_cpus=1, max_retries=2)
+    task = ray.remote(num_cpus=1, max_retries=2)
     try:
-        most = max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
-        yield lambda function, shard: remote(function).remote(shard).future(), most
+        yield lambda function, shards: ray.get([task(function).remote(s) for s in shards])
     finally:
         ray.shutdown()

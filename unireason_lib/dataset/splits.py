@@ -1,13 +1,10 @@
 """Who is learnt from and who is tested on: splits by patient, near-duplicate scans together.
 
 A patient's split is a number computed from the patient's name, so it depends on nobody else. The
-same scan is often found under two names, though. So every scan gets two hashes:
-
-* a **perceptual hash** (dHash: "is this block brighter than the one before?"). It survives another
-  number type, linear changes of intensity, noise, JPEG and resampling; not cropping or rotation;
-* a **voxel hash** of the exact values, for scans with too little content for the first.
-
-Patients whose scans agree in one of them share a split.
+same scan is often found under two names, though, so patients whose scans agree in one of two hashes
+share a split: a **perceptual hash** (dHash: "is this block brighter than the one before?"), which
+survives linear changes of intensity, noise, JPEG and resampling, not cropping or rotation; and a
+**voxel hash** of the exact values, for scans with too little content for the first.
 """
 
 from __future__ import annotations

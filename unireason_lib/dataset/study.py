@@ -1,12 +1,9 @@
 """One scan with its ground truth: what every source delivers and every question is asked about.
 
-The structures that somebody (an annotator, an atlas, a generator) outlined in a volume or image are
-one **label map**, integers on the scan's grid. A voxel can belong to several structures (a tumour
-*is* also liver), so a structure owns a *set* of values: with tumour 41 inside liver 5, liver =
-{5, 41}, and its box, volume and centroid are those of the whole organ. ``inside={41: 5}`` says so
-to :meth:`Study.from_labels`; :meth:`Study.from_masks` gives every overlap a value of its own.
-
-Arrays are (z, y, x) or (y, x), boxes half open in voxels; the middle of voxel 3 is 3.5.
+The outlined structures are one **label map**, integers on the scan's grid. A voxel can belong to
+several (a tumour *is* also liver), so a structure owns a *set* of values: with tumour 41 inside
+liver 5, liver = {5, 41}, and its box, volume and centroid are those of the whole organ. Arrays are
+(z, y, x) or (y, x), boxes half open in voxels; the middle of voxel 3 is 3.5.
 """
 
 from __future__ import annotations
@@ -16,21 +13,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import DatasetError, LabelError
-from unireason_lib.imaging import Volume, check_same_grid, load_image, load_volume
+from unireason_lib.imaging import Volume, check_same_grid
 from unireason_lib.imaging.labels import label_places, whole_labels
 from unireason_lib.imaging.summary import table_html, thumbnails
 from unireason_lib.imaging.window import Window
 
 Kind = Literal["organ", "lesion"]
-ScanSource = Volume | np.ndarray | str | Path | Callable[[], Any]
+ScanSource = Volume | np.ndarray | Callable[[], Any]
 
 _PAIRS = {"L": ("left", "right"), "P": ("posterior", "anterior"), "S": ("superior", "inferior")}
 DIRECTION_WORDS = {**_PAIRS, **{pair[1][0].upper(): pair[::-1] for pair in _PAIRS.values()}}
@@ -71,7 +66,7 @@ class Study:
     modality: str  # as a question says it: "CT", "MRI", "X-ray" ...
     dimension: Literal["2d", "3d"]
     shape: tuple[int, ...]  # (Z, Y, X) or (Y, X) of scan and labels
-    scan_source: ScanSource  # the scan, or what gives it; that is not kept, to save memory
+    scan_source: ScanSource | None  # the scan, or what gives it; that is not kept
     labels: np.ndarray | None = None  # (Z, Y, X) or (Y, X) integers; None: none (any more)
     structures: tuple[Structure, ...] = ()  # what is there
     vocabulary: tuple[str, ...] = ()  # what was looked for; what has no structure is truly absent
@@ -100,13 +95,13 @@ class Study:
         Args:
             labels: (Z, Y, X) or (Y, X) whole numbers, 0 is background; else a LabelError.
             names: Value -> readable name, or None to leave it out. What does not occur is absent.
-            scan: The scan, or a path or callable that gives it.
+            scan: The scan, or a callable that gives it.
             inside: Value of a part -> value of the structure around it (tumour -> organ).
             attributes: Value -> what is known of it; ``"kind"`` overrides the guess from the name.
             **about: Other fields; ``id``, ``patient``, ``source``, ``modality`` are required."""
         if isinstance(labels, Volume) and isinstance(scan, Volume):
             check_same_grid(scan, labels)
-        values = _values_of(tuple(names), tuple((inside or {}).items()))
+        values = _values_of(names, inside or {})
         return cls._measured(whole_labels(labels), names, values, scan, attributes or {}, about)
 
     @classmethod
@@ -115,7 +110,6 @@ class Study:
         masks: Iterable[tuple[str, np.ndarray]],
         *,
         scan: ScanSource,
-        attributes: Mapping[int, Mapping[str, Any]] | None = None,
         **about: Any,
     ) -> Study:
         """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
@@ -141,7 +135,7 @@ class Study:
             label: (label, *(code for code in owners if code != label and label in owners[code]))
             for label in names
         }
-        return cls._measured(codes, names, values, scan, attributes or {}, about)
+        return cls._measured(codes, names, values, scan, {}, about)
 
     @classmethod
     def _measured(cls, labels, names, values, scan, attributes, about) -> Study:
@@ -155,31 +149,18 @@ class Study:
             raise LabelError(subject, "a name for every label value", found, do)
         if isinstance(scan, Volume | np.ndarray):
             _check_shape(f"labels of {subject}", labels.shape, scan.shape[: labels.ndim])
-        if isinstance(scan, Volume):
-            about = {**space_of(scan), **about}
+        space = space_of(scan) if isinstance(scan, Volume) else {}
         names = {label: name for label, name in names.items() if name is not None}
-        structures = (
-            _structure(label, name, values[label], measured, about, attributes.get(label, {}))
-            for label, name in names.items()
-            if not measured.keys().isdisjoint(values[label])
-        )
-        about = {"vocabulary": tuple(dict.fromkeys(names.values())), **about}
-        return cls(
-            dimension=f"{labels.ndim}d",
-            shape=labels.shape,
-            scan_source=scan,
-            labels=labels,
-            structures=tuple(structures),
-            **about,
-        )
+        rows = [(k, name, values[k], attributes.get(k, {})) for k, name in names.items()]
+        about = {"vocabulary": tuple(dict.fromkeys(names.values())), **space, **about}
+        structures = _structures(measured, rows, about.get("spacing"))
+        space = {"dimension": f"{labels.ndim}d", "shape": labels.shape}
+        return cls(scan_source=scan, labels=labels, structures=structures, **space, **about)
 
     @property
     def scan(self) -> Volume | np.ndarray:
         """The scan, read now unless it is in memory: a Volume, or (Y, X) or (Y, X, 3) in 2D."""
-        scan = self.scan_source
-        if isinstance(scan, str | Path):
-            scan = (load_volume if self.dimension == "3d" else load_image)(scan)
-        scan = scan() if callable(scan) else scan
+        scan = self.scan_source() if callable(self.scan_source) else self.scan_source
         scan = scan if isinstance(scan, Volume) else np.asarray(scan)
         _check_shape(f"scan of {self.id}", scan.shape[: len(self.shape)], self.shape)
         return scan
@@ -193,17 +174,14 @@ class Study:
     def _repr_html_(self) -> str:
         """A notebook shows what is known, the structures, and a scan that is in memory."""
         scan = self.scan_source.array if isinstance(self.scan_source, Volume) else self.scan_source
-        found = [
-            f"{s.name} ({s.kind}, {s.voxels} voxels, {list(s.box.as_tuple())})"
-            for s in self.structures[:MAX_LISTED]
-        ]
-        more = len(self.structures) - len(found)
+        shown, more = self.structures[:MAX_LISTED], len(self.structures) - MAX_LISTED
+        found = [f"{s.name} ({s.kind}, {s.voxels} voxels, {[*s.box.as_tuple()]})" for s in shown]
         rows = {
             "patient, source": f"{self.patient}, {self.source} ({self.license or 'no licence'})",
             "scan": f"{self.modality}, {self.dimension}, shape {self.shape}",
             "spacing, mm": " x ".join(f"{mm:.3g}" for mm in self.spacing or ()) or "unknown",
             "directions": self.directions or "unknown",
-            "structures": "\n".join([*found, f"and {more} more"] if more else found) or "none",
+            "structures": "\n".join([*found, *[f"and {more} more"] * (more > 0)]) or "none",
             "absent": ", ".join(self.absent[:MAX_LISTED]) or "nothing that was looked for",
         }
         if self.dimension == "3d" and isinstance(scan, np.ndarray):
@@ -236,13 +214,10 @@ class Study:
         if self.dimension != "3d" or self.labels is None or not 0 <= z < self.shape[0]:
             found = f"slice {z} of a {self.dimension} study of shape {self.shape}"
             raise DatasetError(self.id, "a slice of a labelled volume", found, "choose another z")
-        plane = np.ascontiguousarray(self.labels[z])
-        measured, space = _measure(plane), {"spacing": self.spacing and self.spacing[1:]}
-        structures = (
-            _structure(s.label, s.name, s.values, measured, space, {**s.attributes, "kind": s.kind})
-            for s in self.structures
-            if not measured.keys().isdisjoint(s.values)
-        )
+        plane, spacing = np.ascontiguousarray(self.labels[z]), self.spacing and self.spacing[1:]
+        rows = [
+            (s.label, s.name, s.values, {**s.attributes, "kind": s.kind}) for s in self.structures
+        ]
         scan = partial(_plane_of, replace(self, labels=None), z)  # can be sent to a process
         return replace(
             self,
@@ -251,11 +226,11 @@ class Study:
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
             labels=plane,
-            structures=tuple(structures),
+            structures=_structures(_measure(plane), rows, spacing),
+            spacing=spacing,
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},
             key="",  # the source knows the volume only
-            **space,
         )
 
 
@@ -318,35 +293,41 @@ def _measure(labels: np.ndarray) -> dict[int, tuple]:
     return measured
 
 
-def _structure(label, name, values, measured, space, attributes) -> Structure:
-    """Add up what was measured of a structure's values."""
-    parts = [measured[value] for value in values if value in measured]
-    low, high, voxels, total = zip(*parts, strict=True)
-    low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
-    voxels, spacing, attributes = sum(voxels), space.get("spacing"), dict(attributes)
-    return Structure(
-        name=name,
-        label=label,
-        box=(Box2D if len(total[0]) == 2 else Box3D)(*low, *high),
-        centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
-        voxels=voxels,
-        size=voxels * math.prod(spacing) if spacing else None,
-        kind=attributes.pop("kind", None) or kind_of(name),
-        attributes=attributes,
-        values=values,
-    )
+def _structures(measured, rows: Iterable[tuple], spacing) -> tuple[Structure, ...]:
+    """Structures of what was measured of their values; ``rows``: label, name, values, attributes.
+    Those that are not there are left out."""
+    structures = []
+    for label, name, values, attributes in rows:
+        if not (parts := [measured[value] for value in values if value in measured]):
+            continue
+        low, high, voxels, total = zip(*parts, strict=True)
+        low, high = map(min, zip(*low, strict=True)), map(max, zip(*high, strict=True))
+        voxels, attributes = sum(voxels), dict(attributes)
+        structure = Structure(
+            name=name,
+            label=label,
+            box=(Box2D if len(total[0]) == 2 else Box3D)(*low, *high),
+            centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
+            voxels=voxels,
+            size=voxels * math.prod(spacing) if spacing else None,
+            kind=attributes.pop("kind", None) or kind_of(name),
+            attributes=attributes,
+            values=values,
+        )
+        structures.append(structure)
+    return tuple(structures)
 
 
-@lru_cache(maxsize=64)
-def _values_of(labels: tuple[int, ...], pairs: tuple[tuple, ...]) -> dict[int, tuple[int, ...]]:
+def _values_of(labels: Iterable[int], inside: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     """For every label its own value and those of the parts inside it, however deep."""
-    values, inside = {label: (label,) for label in labels}, dict(pairs)
-    try:
-        outer_first = [*TopologicalSorter({p: [inside[p]] for p in inside}).static_order()]
-        for part in filter(inside.get, reversed(outer_first)):
-            values[inside[part]] += values.get(part, (part,))
-    except (CycleError, KeyError) as error:
-        raise LabelError("inside", "named parts without circles", inside, "correct it") from error
+    values = {label: (label,) for label in labels}
+    for part in inside:
+        around, passed = part, set()
+        while (around := inside.get(around)) is not None:
+            if around in passed or around not in values:
+                raise LabelError("inside", "named parts without circles", inside, "correct it")
+            passed.add(around)
+            values[around] += (part,)
     return values
 
 

@@ -1,19 +1,18 @@
 """How a study is laid out for the model: which images, and where its structures lie in them.
 
 A :class:`View` is one choice of slices and size, and the only place where a structure's box in
-voxels becomes the box that is *written*:
-
-    voxels  --serialization-->  pixels of the slices  --processor-->  pixels of the frame
-
+voxels becomes the box that is *written*: voxels -> pixels of the slices -> pixels of the processor.
 With 300 slices laid out as 32, most planes are left out: what no image shows must not be asked
 about (:meth:`View.visible`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -97,25 +96,38 @@ class View:
     def visible(self, structure: Structure) -> bool:
         """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane. Labels
         and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does; pixels
-        at the lowest value of the whole scan are padding and do not count. A :class:`DatasetError`
+        at the lowest value of the scan are padding and do not count. A :class:`DatasetError`
         without a label map."""
-        rows = [self._shown[value] for value in structure.values if value < len(self._shown)]
-        return bool(rows) and sum(rows).max() >= MIN_PIXELS
+        labels, scan, lowest = self._sampled
+        corners, n, part = structure.box.as_tuple(), len(self._grid), []
+        for k, (new, old) in enumerate(zip(self._grid[::-1], self.study.shape[::-1], strict=True)):
+            low, high = corners[k] * new / old, corners[k + n] * new / old
+            part.insert(0, slice(int(low), math.ceil(high)))
+        labels, scan = (array[tuple(part)] for array in (labels, scan))
+        planes = [(labels, scan)] if n == 2 else list(zip(labels, scan, strict=True))
+        middle = len(planes) // 2  # where a structure is large as a rule, so one look is enough
+        for plane, values in planes[middle:] + planes[:middle]:
+            inside = reduce(or_, (plane == value for value in structure.values))
+            if np.count_nonzero(inside & (values > lowest)) >= MIN_PIXELS:
+                return True
+        return False
 
     @cached_property
-    def _shown(self) -> np.ndarray:
-        """(labels, Z): how many pixels of every plane show a label."""
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Labels and scan at the middle of each pixel, and the lowest value of the scan."""
         if (labels := self.study.labels) is None:
             raise DatasetError(self.study.id, "a label map", "boxes only", "keep its labels")
         scan = self._scan.array if isinstance(self._scan, Volume) else self._scan
         if self.depth is None:
-            labels, scan = labels[None], (scan if scan.ndim == 2 else scan.max(axis=2))[None]
+            scan = scan if scan.ndim == 2 else scan.max(axis=2)
         elif self._grid != labels.shape:
             labels, scan = (imaging.serialize_labels(array, self._grid) for array in (labels, scan))
-        shown, values = scan > scan.min(), int(labels.max()) + 1
-        pairs = zip(labels, shown, strict=True)
-        counts = [np.bincount(plane[seen], minlength=values) for plane, seen in pairs]
-        return np.stack(counts, axis=1)
+        return labels, scan, scan.min()
+
+    @cached_property
+    def visible_labels(self) -> frozenset[int]:
+        """The labels of all structures that are visible."""
+        return frozenset(s.label for s in self.study.structures if self.visible(s))
 
 
 def scan_images(

@@ -76,7 +76,7 @@ def training_records(
     if _is_built(folder):
         rows = load_set(folder, form, split)
     else:
-        table = [one.to_row("sft") for one in _released(folder, split, form, release)]
+        table = [one.to_row() for one in _released(folder, split, form, release)]
         rows = Dataset(pa.Table.from_pylist(table, SFT_FEATURES.arrow_schema))
     dimensions = rows["dimension"][:] if len(rows) else []
     where = {d: [k for k, one in enumerate(dimensions) if one == d] for d in ("2d", "3d")}

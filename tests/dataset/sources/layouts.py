@@ -94,16 +94,10 @@ def make_totalsegmentator(root):
 
 
 def make_multilabel(root):
-    """An MRI with a label map, and a CT with one that carries names in its header."""
-    names = {1: "spleen", 3: "kidney_left", 5: "liver"}
-    for scan in ("a/mri", "b/ct"):
-        save_nifti(root / f"{scan}.nii.gz", ramp(*SHAPE))
-        path = save_nifti(root / scan[0] / "segmentations.nii.gz", painted({5: LIVER, 3: KIDNEY}))
-    table = "".join(f'<Label Key="{k}"><![CDATA[{name}]]></Label>' for k, name in names.items())
-    image = nib.load(path)
-    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, table.encode()))
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
-    (root / "labels.json").write_text(json.dumps({str(k): name for k, name in names.items()}))
+    """An MRI with a label map, and the table of its names."""
+    save_nifti(root / "a/mri.nii.gz", ramp(*SHAPE))
+    save_nifti(root / "a/segmentations.nii.gz", painted({5: LIVER, 3: KIDNEY}))
+    (root / "labels.json").write_text('{"1": "spleen", "3": "kidney_left", "5": "liver"}')
     return root
 
 
@@ -181,18 +175,10 @@ def save_mask(path: Path, box=None, shape=(40, 60), value=255) -> None:
     Image.fromarray(values).save(path)
 
 
-_NAMES = (
-    "liver",
-    "right_kidney",
-    "kidney_tumor",
-    "union_kidney_tumor_right_kidney",
-    "class4",
-    "spleen",
-)
+_NAMES = ("liver", "right_kidney", "kidney_tumor", "union_kidney_tumor_right_kidney", "class4")
 CLASSES = {
     "FLARE22": {name: f"{k:04d}" for k, name in enumerate(_NAMES)},
     "CRASS": {"union_all": "0000", "clavicle": "0000"},
-    "ichallenge_adam_task2": {"optic_disc": "0000"},
 }
 
 

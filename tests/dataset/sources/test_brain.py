@@ -39,7 +39,7 @@ def test_regions_are_at_known_places_and_left_is_left():
 @needs_files
 def test_slices_are_planes_of_the_volume():
     study, cut = brain_study(), brain_slice(8)
-    assert cut.details["z_mm"] == 8 and cut.details["z"] == 80 and cut.patient == "mni152"
+    assert cut.patient == "mni152" and cut.key == "8"
     assert (cut.scan == study.scan.array[80]).all() and (cut.labels == study.labels[80]).all()
     assert {"left thalamus", "right putamen"} <= {s.name for s in cut.structures}
     slices = BrainSource("2d", every_mm=20)

@@ -1,48 +1,41 @@
 """M3D-Seg in its two layouts: as it is downloaded, and as its authors' script prepares it."""
 
 import tracemalloc
-import zipfile
 
 import numpy as np
 import pytest
 from scipy import sparse
 
-from tests.dataset.sources.layouts import (
-    M3D_CYST,
-    M3D_KIDNEY,
-    M3D_SHAPE,
-    M3D_TUMOUR,
-    add_m3d,
-    boxes_of,
-    channels,
-    list_m3d,
-    make_m3d,
-    prepare_m3d,
-)
+from tests.dataset.sources import layouts as made
+from tests.dataset.sources.layouts import M3D_CYST, M3D_KIDNEY, M3D_TUMOUR, channels
 from unireason_lib.dataset.sources import open_source
-from unireason_lib.errors import DatasetError, LabelError, ScanError, UniReasonError
+from unireason_lib.errors import DatasetError, LabelError, ScanError, ScanWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
 
 
 def test_raw(tmp_path):
-    first, second = source = open_source("m3d-seg", make_m3d(tmp_path))
+    source = open_source("m3d-seg", made.make_m3d(tmp_path))
+    with pytest.warns(ScanWarning, match="left and right"):
+        first, second = source
     assert not source.redistributable and source.modality == "CT"
     assert first.id == first.patient == "m3d-seg-0004-case_0"
     whole = (1, 1, 0, 12, 10, 5)  # the kidney with both lesions, which are holes in its mask
     boxes = {"kidney": whole, "kidney tumour": M3D_TUMOUR, "kidney cyst": M3D_CYST}
-    assert boxes_of(first) == boxes
+    assert made.boxes_of(first) == boxes
     expected = channels(M3D_KIDNEY, M3D_TUMOUR, M3D_CYST).any(axis=0).T
     assert (first.mask(first.find("kidney")) == expected).all()
     assert first.find("kidney tumour").attributes == {"host": "kidney", "components": 1}
-    assert first.shape == M3D_SHAPE[::-1] and first.directions == "" and first.spacing is None
-    assert "left and right" in first.details["warning"] and not first.scan.has_affine
+    assert first.shape == made.M3D_SHAPE[::-1] and first.directions == "" and first.spacing is None
+    assert not first.scan.has_affine
     assert second.absent == ("kidney tumour", "kidney cyst")
     assert (first.split, second.split) == ("train", "test")
 
 
 @pytest.mark.parametrize("zeros, prefix", [(True, ""), (False, "/another/machine/M3D_Seg_npy/")])
 def test_prepared(tmp_path, zeros, prefix):
-    raw = make_m3d(tmp_path / "raw")
-    source = open_source("m3d-seg", prepare_m3d(raw, tmp_path / "npy", zeros, prefix))
+    raw = made.make_m3d(tmp_path / "raw")
+    source = open_source("m3d-seg", made.prepare_m3d(raw, tmp_path / "npy", zeros, prefix))
     for study, old in zip(source, open_source("m3d-seg", raw), strict=True):
         assert (study.id, study.key, study.split) == (old.id, old.key, old.split)
         assert study.structures == old.structures and (study.labels == old.labels).all()
@@ -50,36 +43,31 @@ def test_prepared(tmp_path, zeros, prefix):
 
 
 def one(root, *boxes, labels=("spleen", "liver")):
-    entry = add_m3d(root, "0007/one", channels(*boxes))
-    list_m3d(root, "0007", labels, [entry])
+    entry = made.add_m3d(root, "0007/one", channels(*boxes))
+    made.list_m3d(root, "0007", labels, [entry])
     return root / entry["label"]
 
 
 def test_what_is_wrong_with_one_case_costs_no_other(tmp_path):
-    names = ("ok", "gone", "broken", "shape", "many", "turned", "flat", "named")
-    entries = [add_m3d(tmp_path, f"0008/{name}", channels(M3D_CYST)) for name in names]
+    names = ("ok", "gone", "broken", "shape", "turned", "named")
+    entries = [made.add_m3d(tmp_path, f"0008/{name}", channels(M3D_CYST)) for name in names]
     folder = tmp_path / "0008"
     (folder / "gone/image.npy").unlink()
     (mask,) = (folder / "broken").glob("mask_*")
     mask.write_bytes(mask.read_bytes()[:-60])
     np.save(folder / "shape/image.npy", np.zeros((1, 12, 10, 7), np.float32))
-    two = add_m3d(tmp_path, "0008/two", channels(M3D_CYST, M3D_KIDNEY))
-    entries[4]["label"] = two["label"]
     (mask,) = (folder / "turned").glob("mask_*")
     mask.rename(folder / "turned/mask_(1, 10, 12, 6).npz")
-    entries[5]["label"] = "0008/turned/mask_(1, 10, 12, 6).npz"
-    np.save(folder / "flat/image.npy", np.zeros((12, 10, 6), np.float32))
-    entries[7]["image"] = "../elsewhere/image.npy"
-    list_m3d(tmp_path, "0008", ["pancreas"], entries)
-    stream = iter(open_source("m3d-seg", tmp_path, codes=8))
+    entries[4]["label"] = "0008/turned/mask_(1, 10, 12, 6).npz"
+    entries[5]["image"] = "../elsewhere/image.npy"
+    made.list_m3d(tmp_path, "0008", ["pancreas"], entries)
+    stream = iter(open_source("m3d-seg", tmp_path))
     assert next(stream).structures
     for words, kind in {
         "gone/image.npy": ScanError,
         "broken/mask_": ScanError,
         "shape/mask_": LabelError,
-        "mask": UniReasonError,
         "turned/mask_": LabelError,
-        "flat/image.npy": ScanError,
         "elsewhere/image.npy": DatasetError,
     }.items():
         with pytest.raises(kind, match=words):
@@ -98,13 +86,9 @@ def write_csr(path, **changes) -> None:
     "changes",
     [
         {"indices": np.array([10**6] * 136)},
-        {"indices": np.array([-1] * 136)},
         {"indptr": np.array([0, 500, 136])},
-        {"indptr": np.array([0, 136])},
         {"format": np.array(b"csc")},
         {"shape": np.array([2, 700])},
-        {"shape": np.array(3)},
-        {"shape": np.array([2.5, 720])},
         {"data": np.array([{}], dtype=object)},
     ],
 )
@@ -112,7 +96,7 @@ def test_unsound_matrices_and_pickles_are_refused(tmp_path, changes):
     path = one(tmp_path, M3D_CYST, M3D_KIDNEY)
     write_csr(path)
     boxes = {"spleen": M3D_CYST, "liver": M3D_KIDNEY}
-    assert boxes_of(open_source("m3d-seg", tmp_path)[0]) == boxes
+    assert made.boxes_of(open_source("m3d-seg", tmp_path)[0]) == boxes
     write_csr(path, **changes)
     with pytest.raises((ScanError, LabelError), match=r"one/mask_\(2, 12, 10, 6\)\.npz"):
         open_source("m3d-seg", tmp_path)[0]
@@ -131,13 +115,6 @@ def test_a_small_archive_cannot_make_us_allocate_gigabytes(tmp_path):
         data=np.ones(10_000_000, np.int32),
     )
     assert path.stat().st_size < 200_000
-    lying = one(tmp_path / "lying", M3D_CYST, M3D_KIDNEY)
-    write_csr(lying)
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(lying, "a") as other:
-        # the archive says a few bytes, the array's own header ten million numbers
-        other.writestr("more.npy", archive.read("indices.npy")[:128])
-    with pytest.raises(ScanError, match="bytes promised"):
-        open_source("m3d-seg", tmp_path / "lying")[0]
     source = open_source("m3d-seg", tmp_path)
     tracemalloc.start()
     with pytest.raises(ScanError, match="bytes promised for 2 masks"):
@@ -150,6 +127,6 @@ def test_a_small_archive_cannot_make_us_allocate_gigabytes(tmp_path):
 def test_names_and_sets_that_need_care(tmp_path):
     one(tmp_path / "a", M3D_CYST, M3D_KIDNEY, M3D_TUMOUR, labels=["L1", "L1", "L3"])
     assert open_source("m3d-seg", tmp_path / "a")[0].vocabulary == ("L3",)  # two of one name
-    entry = add_m3d(tmp_path / "b", "0009/one", channels(M3D_CYST, None))
-    list_m3d(tmp_path / "b", "0009", ["liver cyst", "spleen"], [entry])
+    entry = made.add_m3d(tmp_path / "b", "0009/one", channels(M3D_CYST, None))
+    made.list_m3d(tmp_path / "b", "0009", ["liver cyst", "spleen"], [entry])
     assert open_source("m3d-seg", tmp_path / "b")[0].vocabulary == ("liver cyst",)  # partial

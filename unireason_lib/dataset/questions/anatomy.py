@@ -8,7 +8,6 @@ near-tie: no question has an answer on which two readers could differ.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import zlib
 from collections import Counter
@@ -16,12 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import yaml
 
 from unireason_lib.dataset.questions.prior import FOUR_VALUES, AnswerPrior, Axes, Fact, Names, Value
-from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, Study, kind_of
+from unireason_lib.dataset.study import DIRECTION_WORDS, Structure, kind_of
 from unireason_lib.dataset.view import View
 
 # What is clear: two centres are apart along an axis when they differ by APART of the structures'
@@ -31,13 +29,11 @@ APART, OFF_CENTRE, MIN_SHIFT = 0.3, 0.12, (0.03, 0.03, 0.04)
 
 WORDS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("phrasings.yaml").read_bytes())
 """All words of questions: families with phrasings, attributes, options, what fills the braces."""
-MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "ratio", "distance")
+MEASURED = (*FOUR_VALUES, *WORDS["attributes"], "box", "extent", "host", "span", "offset")
 """Kinds of facts that have a value; what a prior counts."""
 TRIES = 12
 """Facts along the same axes that are tried for one question. If one tried until one is kept, what
 the prior takes out of the facts would come back as a lopsided choice of studies."""
-_SHOWN: WeakKeyDictionary[Study, dict[tuple, frozenset[int]]] = WeakKeyDictionary()
-"""Labels that are visible at each size: finding out is slow, and a study is asked many times."""
 
 
 class Placed(NamedTuple):
@@ -56,16 +52,11 @@ class Placed(NamedTuple):
 
 
 class Anatomy:
-    """The structures of one study that questions may be about.
-
-    Left out are structures that the images do not show, that share their name with another, or that
-    contain most of the others, as the body does: they are neither called present nor absent.
-
-    Attributes:
-        phrases: What a sentence calls a structure -> the structure; a lesion may have several.
-        hosts: The phrases of lesions -> the organ around each.
-        sorts: Of organs and of lesions: names of those that are there, and absent names.
-    """
+    """The structures of one study that questions may be about. Left out are those that the images
+    do not show, that share their name with another, or that contain most of the others, as the body
+    does: they are neither called present nor absent. ``phrases``: what a sentence calls a structure
+    -> the structure (a lesion may have several); ``hosts``: phrases of lesions -> the organ around;
+    ``sorts``: of organs and of lesions, the names of those that are there, and absent names."""
 
     def __init__(self, view: View, prior: AnswerPrior | None = None, seed: int = 0) -> None:
         study = view.study
@@ -81,10 +72,7 @@ class Anatomy:
         most = max(2, len(organs) / 2)
         parts = [s for s in study.structures if len(self._values[s.label] & organs) <= most]
         named = Counter(s.name for s in study.structures)
-        shown, size = _SHOWN.setdefault(study, {}), (view.depth, *view.image_size)
-        if size not in shown:
-            shown[size] = frozenset(s.label for s in parts if view.visible(s))
-        seen = [s for s in parts if s.label in shown[size]]
+        seen = [s for s in parts if s.label in view.visible_labels]
         unique = [s for s in seen if named[s.name] == 1]
         self.organs = [s for s in unique if s.kind == "organ"]
         self.lesions = [s for s in seen if s.kind == "lesion"]
@@ -161,13 +149,13 @@ class Anatomy:
         combinations, hosted = itertools.combinations, [(p, h) for p, h in self.hosts.items() if h]
         phrases, lesions = [(p,) for p in self.phrases], [(p,) for p in self.hosts]
         pairs = list(combinations(sorted(self.phrases), 2))
-        # of lesions with anything, and of what there is on both sides: other sizes and distances
-        # hardly differ between patients, and many structures have very many pairs
+        # of lesions with anything, and of what there is on both sides: other distances hardly
+        # differ between patients, and many structures have very many pairs
         compared = [p for p in pairs if not self.hosts.keys().isdisjoint(p) or _opposite(*p)]
         return {
-            **dict.fromkeys(("box", "structure", "quadrant", "level", "extent"), phrases),
+            **dict.fromkeys(("box", "structure", "quadrant", "level", "extent", "span"), phrases),
             **dict.fromkeys(("texture", "density"), lesions),
-            **dict.fromkeys(("ratio", "distance"), compared),
+            "offset": compared,
             "relation": pairs,
             "place": [(p, f"the {host.name}") for p, host in hosted],
             "host": [(p,) for p, _ in hosted],
@@ -189,8 +177,10 @@ class Anatomy:
         if kind == "host":
             return self.hosts[names[0]].name
         s = self.phrases[names[0]]
-        if kind in ("ratio", "distance"):
-            return self._compared(kind, names)
+        if kind == "offset":
+            return self._offset(*map(self.phrases.get, names))
+        if kind == "span":
+            return None if s.cut_off else (round(100 * s.size[0], 2),)
         if kind == "box":
             return tuple([round(edge, 4) for edge in s.corners])
         if kind == "level":
@@ -215,14 +205,11 @@ class Anatomy:
             gaps = [(ca - cb, APART / 2 * (sa + sb), least) for ca, sa, cb, sb, least in rows]
         return ["" if abs(g) < max(c, least) else "+" if g > 0 else "-" for g, c, least in gaps]
 
-    def _compared(self, kind: str, names: Names) -> Value | None:
-        """Width of one structure by that of another, or mm between their centres."""
-        a, b = (self.phrases[name] for name in names)
-        if kind == "ratio" and not (a.cut_off or b.cut_off or a.overlaps(b)):
-            return (round(a.size[0] / b.size[0], 4),)
-        if kind == "distance" and self.mm and not a.overlaps(b):
-            return (round(math.hypot(*self.gap_in_mm(*names)), 2),)
-        return None
+    def _offset(self, a: Placed, b: Placed) -> Value | None:
+        """How far two centres are apart from left to right, in percent of the width."""
+        percent = 100 * abs(a.centre[0] - b.centre[0])
+        clear = percent >= 100 * max(APART / 2 * (a.size[0] + b.size[0]), self._least[0])
+        return (round(percent, 2),) if clear and not a.overlaps(b) else None
 
     def _level(self, s: Placed) -> str | None:
         """Which quarter of the slices, from 0, holds the centre; None for long structures."""
@@ -240,11 +227,6 @@ class Anatomy:
     def in_mm(self, fractions: Sequence[float]) -> list[float]:
         """Fractions of the grid along x, y (and z) in mm."""
         return [f * n * mm for f, n, mm in zip(fractions, self.grid, self.mm, strict=True)]
-
-    def gap_in_mm(self, a: str, b: str) -> list[float]:
-        """From the centre of one structure to that of another, along x, y (and z)."""
-        pairs = zip(self.phrases[a].centre, self.phrases[b].centre, strict=True)
-        return self.in_mm([one - other for one, other in pairs])
 
     def structure(self, name: str) -> Structure:
         """The structure that a phrase means, or that has a name, with its article."""

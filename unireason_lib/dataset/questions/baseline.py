@@ -1,8 +1,8 @@
 """The question-only baseline: how well does a reader do who never sees an image?
 
-The reader scores every option by its words, by those of the question in combination with it, and by
-the options beside it: a conditional logit over hashed features, learnt from some patients and
-tested on the others. When it stays near chance, what a model reaches above that is from the images.
+It scores every option by its words, by those of the question in combination with it, and by the
+options beside it: a conditional logit over hashed features, learnt from some patients and tested on
+the others. When it stays near chance, what a model reaches above that is from the images.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +26,15 @@ class BaselineScore:
 
     questions: int
     accuracy: float
-    chance: float  # accuracy of guessing
-    majority: float  # accuracy of the letter that is right most often
+    chance: float = 0.25  # accuracy of guessing
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the accuracy (Wilson 1927), as if all questions were independent."""
-        n, p, z = self.questions, self.accuracy, 1.959964
-        middle, scale = p * n + z * z / 2, n + z * z
-        half = z * (n * p * (1 - p) + z * z / 4) ** 0.5
-        return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+        from scipy.stats import binomtest
+
+        right = round(self.accuracy * self.questions)
+        return tuple(binomtest(right, self.questions).proportion_ci(method="wilson"))
 
 
 def question_only_baseline(
@@ -61,17 +59,10 @@ def question_only_baseline(
     members = {"all": list(range(len(questions)))}
     for k, question in enumerate(questions):
         members.setdefault(question.family, []).append(k)
-    return {name: _score([questions[k] for k in ks], right[ks]) for name, ks in members.items()}
+    return {name: BaselineScore(len(ks), float(right[ks].mean())) for name, ks in members.items()}
 
 
-def _score(questions: Sequence[Any], right: np.ndarray) -> BaselineScore:
-    letters, n = Counter(q.answer for q in questions), max(1, len(questions))
-    chance = sum(1 / len(q.options) for q in questions) / n
-    majority = max(letters.values(), default=0) / n
-    return BaselineScore(len(questions), float(right.sum() / n), chance, majority)
-
-
-def _features(text: str, options: Mapping[str, str]) -> list[np.ndarray]:
+def _features(text: str, options: dict[str, str]) -> list[np.ndarray]:
     """For every option the hashed numbers of its features."""
     asked, terms = _terms(text), [_terms(option) for option in options.values()]
     numbers = [[float(n) for n in re.findall(r"\d+(?:\.\d+)?", o)] for o in options.values()]

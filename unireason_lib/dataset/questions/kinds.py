@@ -150,14 +150,22 @@ def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
     return Draft(options, names, facts, words=dict(zip("ab", searched, strict=True)))
 
 
-def ratio(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """How many times as wide as another a structure is, in the plane of the images."""
-    a, b = (anatomy.phrases[name].structure for name in fact.names)
-    if (values := _measures(anatomy, fact, value, step=1 / b.box.width)) is None:
+def span(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """The width of a structure in percent of that of the image."""
+    if (values := _measures(anatomy, fact, value, 100 / anatomy.grid[0])) is None:
         return None
-    widths = {f"width_{k}": int(anatomy.view.box(s).width) for k, s in (("a", a), ("b", b))}
-    texts = [f"About {rounded(number)} times as wide" for number in values]
-    return Draft(texts, fact.names, widths)
+    pixels, all_of = _pixels(anatomy, fact.names[0], 0)
+    facts = {"pixels": pixels[1] - pixels[0], "all": all_of}
+    return Draft([f"About {rounded(percent)} %" for percent in values], fact.names, facts)
+
+
+def offset(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
+    """How far two centres are apart from left to right, in percent of the width."""
+    if (values := _measures(anatomy, fact, value)) is None:
+        return None
+    (one, all_of), (two, _) = (_pixels(anatomy, name, 0) for name in fact.names)
+    facts = {"x_a": sum(one) // 2, "x_b": sum(two) // 2, "all": all_of}
+    return Draft([f"About {rounded(percent)} %" for percent in values], fact.names, facts)
 
 
 def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
@@ -166,30 +174,19 @@ def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Dr
     axis, side = (1, "height") if high > wide else (0, "width")
     if (values := _measures(anatomy, fact, value, step=anatomy.mm[axis])) is None:
         return None
-    spans = _spans(anatomy)
-    percent = round(100 * value[0] / spans[side])
-    facts = {"side": side, "span": spans[side], "mm": rounded(value[0]), "percent": percent}
-    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=spans)
-
-
-def distance(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """How far the centres of two structures are apart, in mm."""
-    if (values := _measures(anatomy, fact, value)) is None:
-        return None
-    spans, gaps = _spans(anatomy), map(abs, anatomy.gap_in_mm(*fact.names))
-    apart = [f"{rounded(gap)} mm along the {side}" for gap, side in zip(gaps, spans, strict=True)]
-    size = " by ".join(f"{mm} mm" for mm in spans.values())
-    facts = {"mm": rounded(value[0]), "apart": f"{', '.join(apart[:-1])} and {apart[-1]}"}
-    words = {"size": f"{size} ({' by '.join(spans)})"}
+    spans = [round(n * mm) for n, mm in zip(anatomy.grid[:2], anatomy.mm[:2], strict=True)]
+    pixels, all_of = _pixels(anatomy, fact.names[0], axis)
+    facts = {"side": side, "span": spans[axis], "mm": rounded(value[0])}
+    facts |= {"pixels": pixels[1] - pixels[0], "all": all_of}
+    words = dict(zip(("width", "height"), spans, strict=True))
     return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=words)
 
 
-def _spans(anatomy: Anatomy) -> dict[str, int]:
-    """What the images cover, in mm."""
-    lengths = zip(anatomy.grid, anatomy.mm, strict=True)
-    return dict(
-        zip(("width", "height", "depth"), (round(n * mm) for n, mm in lengths), strict=False)
-    )
+def _pixels(anatomy: Anatomy, name: str, axis: int) -> tuple[tuple[int, int], int]:
+    """Both edges of a box along an axis, and the pixels of the image along it, as written."""
+    corners = anatomy.view.box(anatomy.structure(name)).as_tuple()
+    size = anatomy.view.frame.size(*anatomy.view.image_size)
+    return (int(corners[axis]), int(corners[axis + anatomy.dims])), size[1 - axis]
 
 
 def _measures(anatomy: Anatomy, fact: Fact, value: Value, step: float = 0) -> list[float] | None:
@@ -256,7 +253,7 @@ def host(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
     return Draft([f"The {organ}" for organ in organs], names, {"host": value}, claims)
 
 
-_MAKERS = (box, structure, pair, ratio, extent, distance, texture, density, host)
+_MAKERS = (box, structure, pair, span, extent, offset, texture, density, host)
 KINDS: Mapping[str, Callable[[Anatomy, Fact, Any, random.Random], Draft | None]] = {
     **dict.fromkeys(("quadrant", "relation", "place"), directions),
     **dict.fromkeys(("level", "count"), numbered),

@@ -6,10 +6,9 @@ The liver lies on the right: whoever learns to answer that has not learnt to loo
     Fact("relation", "3d", (0, 2), ("the aorta", "the lesion"))     "+-": 61, "--": 40 ...
 
 Every option claims such facts. With probabilities P1 ... P4, P1 that of the truth, a question is
-kept with probability ``min(P) / P1``: among those that are left every option is right equally
-often, *given the words*. Where an option can be anything (a length, a box) the wrong ones are
-those of *other patients*. Several claims are multiplied as if independent;
-:mod:`unireason_lib.dataset.questions.baseline` measures what remains.
+kept with probability ``min(P) / P1``: then every option is right equally often, *given the words*.
+Where an option can be anything (a length, a box) the wrong ones are those of *other patients*.
+Several claims are multiplied as if independent; the question-only baseline measures what remains.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 from unireason_lib.io import read_json, write_json
 
 CERTAIN = 0.02  # relative to the most likely option: below this the answer is as good as known
@@ -79,11 +78,6 @@ class AnswerPrior:
                 counts[fact].update(values)
         return cls(dict(counts), studies)
 
-    def probability(self, fact: Fact, value: Value) -> float:
-        """Probability that a fact has a value, before looking."""
-        counted = self.counts.get(fact, {})
-        return (counted.get(value, 0) + _PSEUDO) / (sum(counted.values()) + _PSEUDO * _VALUES)
-
     def keep_value(self, fact: Fact, value: Value) -> float:
         """Probability to keep a question whose options are the :data:`FOUR_VALUES` of a fact."""
         counted, others = self.counts.get(fact, {}), set(FOUR_VALUES[fact.kind]) - {value}
@@ -91,8 +85,12 @@ class AnswerPrior:
 
     def keep(self, options: Sequence[Sequence[Claim]]) -> float:
         """Probability to keep a question whose options make these claims, the true one first."""
-        products = [math.prod(itertools.starmap(self.probability, o)) for o in options]
-        return keep_probability(products)
+
+        def probability(fact: Fact, value: Value) -> float:
+            counted = self.counts.get(fact, {})
+            return (counted.get(value, 0) + _PSEUDO) / (sum(counted.values()) + _PSEUDO * _VALUES)
+
+        return keep_probability([math.prod(itertools.starmap(probability, o)) for o in options])
 
     def open_names(self, kind: str, dimension: str, axes: tuple[int, ...] = ()) -> frozenset:
         """Names of the facts about which one has to look: met, and no value nearly certain."""
@@ -128,19 +126,15 @@ class AnswerPrior:
     def save(self, path: str | Path) -> None:
         """Write it as JSON: one record a fact, in a fixed order."""
         table = sorted(self.counts.items())
-        facts = [{**fact._asdict(), "counts": sorted(values.items())} for fact, values in table]
+        facts = [[*fact, sorted(values.items())] for fact, values in table]
         write_json(path, {"studies": self.studies, "facts": facts})
 
     @classmethod
     def load(cls, path: str | Path) -> AnswerPrior:
         """Read what :meth:`save` wrote; :class:`DatasetError` when it is something else."""
         saved, counts = read_json(path), {}
-        try:
-            for row in saved["facts"]:
-                fact = Fact(row["kind"], row["dimension"], tuple(row["axes"]), tuple(row["names"]))
-                pairs = ((v if isinstance(v, str) else tuple(v), int(n)) for v, n in row["counts"])
-                counts[fact] = dict(pairs)
+        with raising(DatasetError, path, "a saved answer prior", "learn the prior again"):
+            for kind, dimension, axes, names, values in saved["facts"]:
+                pairs = ((v if isinstance(v, str) else tuple(v), int(n)) for v, n in values)
+                counts[Fact(kind, dimension, tuple(axes), tuple(names))] = dict(pairs)
             return cls(counts, int(saved["studies"]))
-        except (KeyError, TypeError, ValueError) as error:
-            expected, do = "a saved answer prior", "learn the prior again"
-            raise DatasetError(path, expected, repr(error), do) from error

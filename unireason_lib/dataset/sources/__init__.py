@@ -16,24 +16,19 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from unireason_lib.dataset.sources import m3d_seg, nifti, samed2d
 from unireason_lib.dataset.sources.base import Entry, Source, SourceSpec
 from unireason_lib.dataset.sources.brain import BrainSource
-from unireason_lib.dataset.sources.m3d_seg import M3DSegSource
-from unireason_lib.dataset.sources.nifti import (
-    DecathlonSource,
-    FolderOfScans,
-    TotalSegmentatorSource,
-)
 from unireason_lib.dataset.sources.phantom import PhantomConfig, PhantomSource
-from unireason_lib.dataset.sources.samed2d import SAMed2DSource, SAMMed2DSource
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 
 __all__ = ["SOURCES", "BrainSource", "Entry", "PhantomConfig", "PhantomSource", "Source"]
 __all__ += ["SourceSpec", "open_source"]
 
-_FILES = (TotalSegmentatorSource, DecathlonSource, FolderOfScans)
-_ALL = (PhantomSource, BrainSource, SAMed2DSource, SAMMed2DSource, M3DSegSource, *_FILES)
+_ALL = (PhantomSource, BrainSource, samed2d.SAMed2DSource, samed2d.SAMMed2DSource)
+_ALL += (m3d_seg.M3DSegSource, nifti.TotalSegmentatorSource, nifti.DecathlonSource)
 SOURCES: dict[str, type[Source]] = {source.registered: source for source in _ALL}
+SOURCES["folder"] = nifti.FolderOfScans
 
 
 def open_source(name_or_spec: str, path: str | Path | None = None, **options: Any) -> Source:
@@ -47,9 +42,6 @@ def open_source(name_or_spec: str, path: str | Path | None = None, **options: An
     source, options = SOURCES[spec.name], {**spec.options, **options}
     if (path := path or spec.path) is not None:
         options["path"] = path
-    try:
-        inspect.signature(source).bind(**options)
-    except TypeError as error:
-        expected = f"what it needs of {', '.join(inspect.signature(source).parameters)}"
-        raise DatasetError(spec.name, expected, error, "give those alone") from error
-    return source(**options)
+    needed = ", ".join(inspect.signature(source).parameters)
+    with raising(DatasetError, spec.name, f"what it needs of {needed}", "give those alone"):
+        return source(**options)

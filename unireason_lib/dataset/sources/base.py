@@ -11,7 +11,6 @@ Two things that files say are doubted. **Sides**: a header can be mirrored again
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import warnings
@@ -27,9 +26,12 @@ import yaml
 from scipy.ndimage import label
 
 from unireason_lib.dataset.study import Structure, Study, readable_name, slices_of
-from unireason_lib.errors import DatasetError, ScanWarning, UniReasonError
+from unireason_lib.errors import DatasetError, ScanWarning, raising
 from unireason_lib.imaging import Volume
 from unireason_lib.io import safe_path
+
+well_formed = partial(raising, DatasetError, do="correct it, or download it again")
+"""``well_formed(file, expected)``: whatever goes wrong in taking a file apart is our error."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Entry:
     key: str  # its name inside the source
     patient: str
     split: str | None = None  # "train", "val" or "test" when the source has its own
+    # and what a source of files knows besides
+    id: str = ""  # of the study
+    modality: str = ""
+    labels: tuple[str, ...] = ()  # paths of label maps or masks below the folder of the source
+    frame: int | None = None  # which volume of a 4D scan; its key ends in "#frame"
 
 
 @dataclass(frozen=True)
@@ -124,14 +131,12 @@ class Source(ABC):
     @property
     def spec(self) -> str:
         """The source with the options that decide how it reads, without its folder."""
-        options = _changes(self)
-        for name in ("path", *self.chooses):
-            options.pop(name, None)
+        options = {k: v for k, v in _changes(self).items() if k not in ("path", *self.chooses)}
         return str(SourceSpec(self.registered, None, options))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """The options alone: what was read of the folder does not travel between processes."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        return type(self), tuple(getattr(self, option.name) for option in fields(self))
 
     def __len__(self) -> int:
         return len(self.index())
@@ -145,22 +150,11 @@ class Source(ABC):
         return map(self.__getitem__, range(len(self)))  # goes on after an error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case(Entry):
-    """What a source of files knows of a study before it opens a file."""
-
-    id: str
-    modality: str
-    labels: tuple[str, ...] = ()  # paths of label maps or masks below the folder of the source
-    frame: int | None = None  # which volume of a 4D scan; its key ends in "#frame"
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
 class FileSource(Source):
     """A source of files in a folder; a key is the path of a scan below it."""
 
     path: str | Path
-    cases: Mapping[str, Case]  # by key, in order; each subclass finds them in its own way
+    cases: Mapping[str, Entry]  # by key, in order; each subclass finds them in its own way
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -185,7 +179,7 @@ class FileSource(Source):
     def index(self) -> Sequence[Entry]:
         return self._index
 
-    def case(self, key: str) -> Case:
+    def case(self, key: str) -> Entry:
         """The case of a key; raises :class:`DatasetError` when there is none."""
         if key not in self.cases:
             raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
@@ -203,7 +197,7 @@ class FileSource(Source):
         self, key: str, make: Callable[..., Study], *outlines: Any, hosts: Mapping, **about: Any
     ) -> Study:
         """A study by ``Study.from_labels`` or ``from_masks``; ``hosts``: lesion -> its organ."""
-        fields = ("id", "patient", "modality", "split", "details", "key")
+        fields = ("id", "patient", "modality", "split", "key")
         known = {field: getattr(self.case(key), field) for field in fields}
         known |= {"source": self.name, "license": self.license, "scan": partial(self.scan, key)}
         study = make(*outlines, **{**known, **about})
@@ -214,20 +208,6 @@ def from_part(written: str, part: str) -> str:
     """A path of a list from the folder ``part`` on; some begin with folders of other machines."""
     _, there, rest = ("/" + written).rpartition(f"/{part}/")
     return f"{part}/{rest}" if there else written
-
-
-@contextlib.contextmanager
-def well_formed(
-    where: object, expected: str, kind: type[UniReasonError] = DatasetError
-) -> Iterator[None]:
-    """Whatever goes wrong while a file is taken apart becomes one error that says which file."""
-    try:
-        yield
-    except UniReasonError:
-        raise
-    except Exception as error:  # parsers of damaged files raise many kinds
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise kind(where, expected, found, "correct it, or download it again") from error
 
 
 def strictest(splits: Mapping[str, Sequence[str]], source: str) -> dict[str, str | None]:
@@ -243,8 +223,7 @@ def strictest(splits: Mapping[str, Sequence[str]], source: str) -> dict[str, str
 @cache
 def names_table(section: str) -> dict[str, Any]:
     """A section of ``names.yaml``: what data sets call things, and what they are called here."""
-    text = Path(__file__).with_name("names.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)[section]
+    return yaml.safe_load(Path(__file__).with_name("names.yaml").read_bytes())[section]
 
 
 def structure_name(name: str) -> str:
@@ -257,9 +236,7 @@ def structure_name(name: str) -> str:
 
 def value_names(table: Any, where: object, known: Mapping[str, str] = {}) -> dict[int, str | None]:
     """Label value -> name, of ``{"1": "liver"}`` or ``{"liver": 1}``, without 0, the background.
-
-    ``known`` says what names in lower case are called here, others go by :func:`structure_name`.
-    """
+    ``known`` says what names in lower case are called here, others go by :func:`structure_name`."""
     names: dict[int, str | None] = {}
     with well_formed(where, 'a table of label names like {"1": "liver"}'):
         for key, value in table.items():
@@ -267,8 +244,7 @@ def value_names(table: Any, where: object, known: Mapping[str, str] = {}) -> dic
             if number in names or number < 0 or name == "":
                 raise ValueError(f"{key!r}: {value!r}")
             names[number] = name and (known.get(name.lower()) or structure_name(name))
-    names.pop(0, None)
-    return names
+    return {number: name for number, name in names.items() if number}
 
 
 def parts_of(names: Mapping[int, str | None], hosts: Mapping[str, str]) -> dict[int, int]:
@@ -285,8 +261,9 @@ def settle_sides(study: Study) -> Study:
     liver, spleen = x.get("liver", x.get("hepatic vessels", 0.4)), x.get("spleen", 0.6)
     if liver <= spleen or not study.directions.startswith("L"):
         return study
-    warning = "by the header liver or spleen lie on the wrong side: left and right are not used"
-    return replace(study, directions="", details={**study.details, "warning": warning})
+    text = "by the header liver or spleen lie on the wrong side: left and right are not used"
+    warnings.warn(f"{study.id}: {text}", ScanWarning, stacklevel=2)
+    return replace(study, directions="")
 
 
 def count_lesions(study: Study, hosts: Mapping[str, str]) -> Study:

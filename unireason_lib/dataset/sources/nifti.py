@@ -7,7 +7,7 @@
 
     s0011/ct.nii.gz                      TotalSegmentator: or mri.nii.gz
     s0011/segmentations/kidney_left.nii.gz    one file a structure, empty when it is absent, or
-    s0011/segmentations.nii.gz           (--ml) one label map; names in its header or labels.json
+    s0011/segmentations.nii.gz           (--ml) one label map; its names in names=labels.json
     meta.csv                             image_id;age;gender;...;split;... (and a BOM)
 
     mine/names.json                      data of one's own: {"1": "liver", "2": "liver tumour"}
@@ -19,49 +19,39 @@ R-A-S where the anatomy lies L-P-S (MONAI model-zoo issue 766): ``flip="xy"`` pu
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from unireason_lib.dataset.sources.base import (
-    Case,
-    FileSource,
-    names_table,
-    parts_of,
-    structure_name,
-    value_names,
-    well_formed,
-)
+from unireason_lib.dataset.sources import base
+from unireason_lib.dataset.sources.base import Entry, names_table, value_names, well_formed
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
-from unireason_lib.errors import DatasetError, ScanError
+from unireason_lib.errors import DatasetError, ScanError, raising
 from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
 from unireason_lib.imaging.read import to_mm
 from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
-_LABEL = re.compile(rb'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', re.DOTALL)
-META = ("age", "gender", "study_type", "pathology", "pathology_location")
-"""Columns of TotalSegmentator's ``meta.csv`` among the details: they are not seen in an image."""
 
 Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of lesion -> of organ
 
 
-class NiftiSource(FileSource):
+class NiftiSource(base.FileSource):
     """A source of NIfTI scans; subclasses say where cases are and what label values mean."""
 
+    meaning: Names  # of all label maps, unless a subclass reads it for each
     flip: str = ""  # world axes along which headers are wrong; "xy": L-P-S written as R-A-S
 
     def names_of(self, labels: Path) -> Names:
         """What the values of a label map mean (None: left out), and which lesion is of which
         organ."""
-        raise NotImplementedError
+        return self.meaning
 
     def scan(self, key: str) -> Volume:
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
@@ -80,7 +70,7 @@ class NiftiSource(FileSource):
         import nibabel as nib
 
         path = self.scan_file(key)
-        with well_formed(path, "a NIfTI file", ScanError):
+        with raising(ScanError, path, "a NIfTI file", "download it again"):
             image = nib.load(path)
             header, zeros = image.header, np.broadcast_to(np.uint8(0), image.shape[:3])
             named = (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0])
@@ -94,13 +84,12 @@ class NiftiSource(FileSource):
         return orient(volume.array.T, signs @ volume.affine, volume.source, **about)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DecathlonSource(NiftiSource):
-    """The labelled cases of one task of the Medical Segmentation Decathlon. Each chosen channel of
-    a 4D scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one patient."""
+    """The labelled cases of one task of the Medical Segmentation Decathlon. Each channel of a 4D
+    scan (BRATS: FLAIR, T1w, t1gd, T2w) is a study of its own, all of one patient."""
 
     path: str | Path
-    channels: str | int | None = None  # by number or name: "0+3", "FLAIR"; None: all
     flip: str = ""
 
     name = registered = "decathlon"
@@ -108,63 +97,36 @@ class DecathlonSource(NiftiSource):
     def __post_init__(self) -> None:
         if not set(self.flip) <= set("xyz"):
             raise DatasetError("flip", "letters of x, y, z", repr(self.flip), "correct it")
-        super().__post_init__()
-        self.names_of()
-
-    @cached_property
-    def _about(self) -> dict[str, Any]:
-        return read_json(self.root / "dataset.json")
-
-    @property
-    def license(self) -> str:
-        about = self._about
-        return str(about.get("licence") or about.get("license") or "not stated in dataset.json")
-
-    @property
-    def redistributable(self) -> bool:
-        """Whether that licence is CC BY, CC BY-SA or CC0."""
-        return _FREE.fullmatch(self.license.strip()) is not None
-
-    @property
-    def _task(self) -> str:
-        return str(self._about.get("name") or self.root.resolve().name)
-
-    def names_of(self, labels: Path | None = None) -> Names:
-        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self._task.lower())
+        about = self.about = read_json(self.root / "dataset.json")
+        self.license = str(about.get("licence") or about.get("license") or "not stated")
+        self.redistributable = _FREE.fullmatch(self.license.strip()) is not None
+        self.task = str(about.get("name") or self.root.resolve().name)
+        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self.task.lower())
         known = table["names"].get(task, {})
-        names = value_names(self._about.get("labels"), self.root / "dataset.json", known)
-        return names, parts_of(names, table["hosts"].get(task, {}))
+        names = value_names(about.get("labels"), self.root / "dataset.json", known)
+        self.meaning = names, base.parts_of(names, table["hosts"].get(task, {}))
+        super().__post_init__()
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
-        """Training cases, once per chosen channel."""
-        cases, about, channels = {}, {"task": self._task}, self._channels()
-        with well_formed(self.root / "dataset.json", "training: list of image and label"):
-            pairs = [(entry["image"], entry["label"]) for entry in self._about["training"]]
+    def cases(self) -> Mapping[str, Entry]:
+        """Training cases, once per channel."""
+        cases, path = {}, self.root / "dataset.json"
+        with well_formed(path, 'modality like {"0": "CT"}, training: list of image and label'):
+            table = self.about["modality"]
+            channels = [str(table[str(k)]) for k in range(len(table) or 1)]
+            pairs = [(entry["image"], entry["label"]) for entry in self.about["training"]]
             scans = [(PurePosixPath(scan).as_posix(), label) for scan, label in pairs]
         for scan, label in scans:
             case = scan.removeprefix("imagesTr/").removesuffix(".gz").removesuffix(".nii")
-            patient = f"{self.name}-{self._task}-{case}"
-            for k, channel in channels.items():
+            patient = f"{self.name}-{self.task}-{case}"
+            for k, channel in enumerate(channels):
                 # all other channels of the decathlon (FLAIR, T2, ADC, MRI) are MRI
                 modality = "CT" if channel.upper().startswith("CT") else "MRI"
-                files = {"id": patient, "modality": modality, "labels": (label,)}
-                one = Case(scan, patient, details=about, **files)
-                if len(self._about["modality"]) > 1:
-                    own = {"key": f"{scan}#{k}", "id": f"{patient}-{channel}", "frame": k}
-                    one = replace(one, **own, details={**about, "sequence": channel})
+                one = Entry(scan, patient, id=patient, modality=modality, labels=(label,))
+                if len(channels) > 1:
+                    one = replace(one, key=f"{scan}#{k}", id=f"{patient}-{channel}", frame=k)
                 cases[one.key] = one
         return cases
-
-    def _channels(self) -> dict[int, str]:
-        """Number -> name of the chosen channels."""
-        with well_formed(self.root / "dataset.json", 'modality like {"0": "CT"}'):
-            table = self._about["modality"]
-            names = [str(table[str(k)]) for k in range(len(table) or 1)]
-        numbers = {text: k for k, name in enumerate(names) for text in (str(k), name.lower())}
-        chosen = names if self.channels is None else str(self.channels).split("+")
-        with well_formed("channels", f"some of {', '.join(names)}"):
-            return {(k := numbers[text.lower()]): names[k] for text in chosen}
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,30 +135,28 @@ class TotalSegmentatorSource(NiftiSource):
     between versions, so names are never guessed."""
 
     path: str | Path
-    names: str | None = None  # table of label names below it; None reads each label map's header
+    names: str | None = None  # table of label names below it, for label maps
 
     name = registered = "totalsegmentator"
     license = "CC BY 4.0, or CC BY-NC-SA in earlier versions; see where it was downloaded from"
     chooses = frozenset({"names"})
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
-        """Scans with what ``meta.csv`` says about them, if it is there."""
-        cases, meta, path = {}, {}, self.root / "meta.csv"
-        with well_formed(path, "a table with image_id, separated by semicolons"):
-            if path.exists():
-                rows = csv.DictReader(path.read_text("utf-8-sig").splitlines(), delimiter=";")
-                meta = {row["image_id"]: row for row in rows}
+    def cases(self) -> Mapping[str, Entry]:
+        """Scans with the split of ``meta.csv``, if it is there."""
+        cases, splits, path = {}, {}, self.root / "meta.csv"
+        if path.exists():
+            with well_formed(path, "a table with image_id, separated by semicolons"):
+                table = pd.read_csv(path, sep=";", dtype=str, encoding="utf-8-sig")
+                splits = table.set_index("image_id").get("split", pd.Series()).to_dict()
         for scan in sorted([*self.root.glob("*/ct.nii.gz"), *self.root.glob("*/mri.nii.gz")]):
             folder = scan.parent.name
-            name, row = f"{self.name}-{folder}", meta.get(folder, {})
-            split = row.get("split") if row.get("split") in SPLITS else None
+            name, split = f"{self.name}-{folder}", splits.get(folder)
             outlines = f"{folder}/segmentations"
             outlines += "" if (self.root / outlines).is_dir() else ".nii.gz"
             about = {"modality": "CT" if scan.name[0] == "c" else "MRI", "labels": (outlines,)}
-            about["details"] = {column: row[column] for column in META if row.get(column)}
-            key = f"{folder}/{scan.name}"
-            cases[key] = Case(key, name, split, id=name, **about)
+            key, split = f"{folder}/{scan.name}", split if split in SPLITS else None
+            cases[key] = Entry(key, name, split, id=name, **about)
         return cases
 
     def study(self, key: str) -> Study:
@@ -210,88 +170,53 @@ class TotalSegmentatorSource(NiftiSource):
             for name in sorted(file.name for file in self.file(outlines).glob("[!.]*.nii.gz")):
                 volume = load_volume(self.file(f"{outlines}/{name}"))
                 check_same_grid(grid, volume)
-                yield structure_name(name.removesuffix(".nii.gz")), volume.array
+                yield base.structure_name(name.removesuffix(".nii.gz")), volume.array
 
         hosts = names_table(self.name)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
     def names_of(self, labels: Path) -> Names:
-        """The table ``names``, or what ``TotalSegmentator --ml`` writes behind the NIfTI header."""
-        if self.names:
-            return value_names(read_json(self.file(self.names)), self.names), {}
-        import nibabel as nib
-
-        with well_formed(labels, "a NIfTI file"):
-            texts = [e.get_content() for e in nib.load(labels).header.extensions]
-        pairs = [pair for text in texts if isinstance(text, bytes) for pair in _LABEL.findall(text)]
-        if not pairs:
+        if self.names is None:
             do = "give names=labels.json"
-            raise DatasetError(labels, "label names in the header", "none", do)
-        return {int(key): structure_name(name.decode()) for key, name in pairs}, {}
+            raise DatasetError(labels, "a table of its label names", "none", do)
+        return value_names(read_json(self.file(self.names)), self.names), {}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class FolderOfScans(NiftiSource):
     """Scans and label maps of one's own. ``names.json`` names every value of the label maps (null
     leaves one out), or says more: ``{"names": {...}, "inside": {"2": 1}, "modality": "CT",
     "license": "CC BY 4.0", "redistributable": true}``; 2 is then a part of 1."""
 
     path: str | Path
-    names: str = "names.json"  # table of label names below the folder
-    image: str = "images/*"  # paths of scans, with one * for the name of the case
-    label: str = "labels/*"  # and of label maps
-    patient: str = "(.+)"  # regular expression: its first group is the patient in that name
+    patient: str = "(.+)"  # regular expression: its first group is the patient in a file's name
     title: str | None = None  # of the data set; None: the folder's name. Two folders need two
-    modality: str | None = None  # of all scans; None goes by names.json, or says "medical"
 
     registered = "folder"
-    chooses = frozenset({"patient", "modality"})
+    chooses = frozenset({"patient"})
 
     def __post_init__(self) -> None:
-        modality = self.modality or str(self._about.get("modality") or "medical")
-        object.__setattr__(self, "modality", modality)
+        table = read_json(self.root / "names.json")
+        about = self.about = table if isinstance(table.get("names"), dict) else {"names": table}
+        self.name = str(self.title or self.root.resolve().name)
+        self.license = str(about.get("license") or "not stated in names.json")
+        self.redistributable = about.get("redistributable") is True
+        with well_formed("names.json", 'inside like {"2": 1}'):
+            inside = {int(p): int(around) for p, around in about.get("inside", {}).items()}
+        self.meaning = value_names(about["names"], "names.json"), inside
         super().__post_init__()
-        self.names_of()
-
-    @property
-    def name(self) -> str:
-        return str(self.title or Path(self.path).resolve().name)
-
-    @property
-    def license(self) -> str:
-        return str(self._about.get("license") or "not stated in names.json")
-
-    @property
-    def redistributable(self) -> bool:
-        return self._about.get("redistributable") is True
 
     @cached_property
-    def _about(self) -> dict[str, Any]:
-        table = read_json(self.file(self.names))
-        return table if isinstance(table.get("names"), dict) else {"names": table}
-
-    def names_of(self, labels: Path | None = None) -> Names:
-        with well_formed(self.names, 'inside like {"2": 1}'):
-            inside = {int(p): int(around) for p, around in self._about.get("inside", {}).items()}
-            return value_names(self._about["names"], self.names), inside
-
-    @cached_property
-    def cases(self) -> Mapping[str, Case]:
+    def cases(self) -> Mapping[str, Entry]:
         """Scans by path; one without a label map is an error of its own."""
-        cases, labels = {}, self._files(self.label)
-        for case, scan in self._files(self.image).items():
+        cases, modality = {}, str(self.about.get("modality") or "medical")
+        for path in sorted(self.root.glob("images/[!.]*.nii*")):
+            case = path.name.removesuffix(".gz").removesuffix(".nii")
             with well_formed("patient", f"a regular expression with a group that fits {case}"):
                 patient = f"{self.name}-{re.match(self.patient, case)[1]}"
-            label = labels.get(case, self.label.replace("*", f"{case}.nii.gz"))
-            about = {"id": f"{self.name}-{case}", "modality": self.modality, "labels": (label,)}
-            cases[scan] = Case(scan, patient, **about)
+            plain = f"labels/{case}.nii"
+            label = plain if (self.root / plain).exists() else f"{plain}.gz"
+            about = {"id": f"{self.name}-{case}", "modality": modality, "labels": (label,)}
+            key = f"images/{path.name}"
+            cases[key] = Entry(key, patient, **about)
         return cases
-
-    def _files(self, pattern: str) -> dict[str, str]:
-        """What ``*`` stands for -> path of the NIfTI file."""
-        self.file(pattern)  # is inside
-        start, _, end = pattern.rpartition("*")
-        paths = sorted(self.root.glob(f"{start}*{end}.nii*"))
-        paths = [path.relative_to(self.root).as_posix() for path in paths if path.name[0] != "."]
-        matches = ((re.fullmatch(r"(.+?)\.nii(\.gz)?", path), path) for path in paths)
-        return {m[1][len(start) : len(m[1]) - len(end)]: path for m, path in matches if m}

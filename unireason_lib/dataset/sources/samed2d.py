@@ -9,12 +9,13 @@ The large set (arXiv 2311.11969; 3.7 million images) is one folder::
 
 Slices were cut from arrays whose orientation differs, so **no direction in the patient is known**,
 nor any spacing; and **a class without a mask need not be absent** (very small masks were left out;
-an empty mask says so). Masks of another size are stretched with a note, or refused when the aspect
-differs. Classes called ``union_...`` and nameless ones are skipped."""
+an empty mask says so). Masks of another size are stretched with a warning, or refused when the
+aspect differs. Classes called ``union_...`` and nameless ones are skipped."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from unireason_lib.dataset.sources import base
-from unireason_lib.dataset.sources.base import Case, Entry, names_table, well_formed
+from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import DatasetError, LabelError
+from unireason_lib.errors import DatasetError, LabelError, ScanWarning
 from unireason_lib.imaging import load_image
 from unireason_lib.io import open_image, read_json
 
@@ -39,34 +40,32 @@ class _Images(base.FileSource):
     def scan(self, key: str) -> np.ndarray:
         return np.asarray(load_image(self.scan_file(key)))
 
-    def _study(self, key: str, names: Sequence[str], invert: bool = False) -> Study:
-        """A study of an image; ``names`` are those of the masks, not all of which mean something.
-        ``invert``: a mask that holds all four corners is 0 inside."""
-        shape, masks, notes = open_image(self.scan_file(key)).size[::-1], [], []
-        for name, path in zip(names, self.case(key).labels, strict=True):
-            if name and not _NAMELESS.fullmatch(name):
-                mask, note = _read_mask(self.file(path), shape)
-                if invert and mask[[0, 0, -1, -1], [0, -1, 0, -1]].all():
-                    mask, note = ~mask, "0 inside, turned around"
-                masks.append((base.structure_name(name), mask))
-                notes += [f"{PurePosixPath(path).name}: {note}"] if note else []
-        details = {**self.case(key).details, **({"notes": tuple(notes)} if notes else {})}
-        return self.measured(key, Study.from_masks, masks, hosts={}, details=details)
+    def _study(self, key: str, names: Sequence[str]) -> Study:
+        """A study of an image; ``names`` are those of its masks, not all of which mean anything."""
+        shape = open_image(self.scan_file(key)).size[::-1]
+        pairs = zip(names, self.case(key).labels, strict=True)
+        masks = [
+            (base.structure_name(name), _read_mask(self.file(path), shape))
+            for name, path in pairs
+            if name and not _NAMELESS.fullmatch(name)
+        ]
+        return self.measured(key, Study.from_masks, masks, hosts={})
 
 
-def _read_mask(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """(Y, X) booleans on the grid of the image, all values but 0 are inside; and a note."""
+def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """(Y, X) booleans on the grid of the image: all values but 0 are inside."""
     image = open_image(path)
     colour = image.mode in ("RGB", "RGBA", "LA", "PA", "CMYK")  # transparency says nothing
     mask = np.asarray(image.convert("RGB")).any(axis=2) if colour else np.asarray(image) != 0
     if mask.shape == shape:
-        return mask, ""
+        return mask
     (height, width), (rows, columns) = shape, mask.shape
     if abs(columns * height - rows * width) > max(shape):  # more than one pixel of the mask
         expected = f"the aspect of its image, {height} x {width}"
         raise LabelError(path, expected, f"{rows} x {columns}", "give the mask of this image")
-    stretched = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-    return np.asarray(stretched), f"stretched from {rows} x {columns} to {height} x {width}"
+    text = f"{path.name}: stretched from {rows} x {columns} to {height} x {width}"
+    warnings.warn(text, ScanWarning, stacklevel=2)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +73,10 @@ class SAMed2DSource(_Images):
     """Images of SA-Med2D-20M."""
 
     path: str | Path  # of SAMed2Dv1
-    datasets: str | None = None  # only these: "CAD_PE+FLARE22"
 
     name = registered = "sa-med2d"
     license = "CC BY-NC-SA 4.0; parts keep the terms of their sources"
     modality = "mixed"
-    chooses = frozenset({"datasets"})
 
     @cached_property
     def _masks(self) -> dict[str, list[str]]:
@@ -88,10 +85,7 @@ class SAMed2DSource(_Images):
         masks = read_json(path)
         if not all(isinstance(own, list) for own in masks.values()):
             raise DatasetError(path, "lists of masks", "other values", "download it again")
-        if self.datasets is None:
-            return masks
-        chosen = tuple(f"{dataset}--" for dataset in self.datasets.split("+"))
-        return {k: own for k, own in masks.items() if k.partition("--")[2].startswith(chosen)}
+        return masks
 
     @cached_property
     def _classes(self) -> dict[str, dict[str, str]]:
@@ -108,58 +102,42 @@ class SAMed2DSource(_Images):
         keys = list(self._masks)  # millions, so their entries are made on access
         return base.LazyIndex(len(keys), lambda k: self.case(keys[k]))
 
-    def case(self, key: str) -> Case:
+    def case(self, key: str) -> Entry:
         """What the name ``modality_sub--dataset--case--axis_slice`` of an image says."""
         if key not in self._masks:
             raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
-        prefix, _, rest = PurePosixPath(key).stem.partition("--")
-        dataset, _, rest = rest.partition("--")
-        case, _, plane = rest.rpartition("--")
-        axis, _, number = plane.rpartition("_")
-        table = names_table(self.name)["modalities"]
-        kind = next((kind for kind in table if f"{prefix}_".startswith(f"{kind}_")), "")
-        details = {"dataset": dataset}
-        if (sequence := prefix.removeprefix(kind).strip("_")) not in ("", "00"):
-            details["sequence"] = sequence
-        if number.isdecimal():
-            details |= {"axis": axis, "slice": int(number)}
+        prefix, dataset, rest = [*PurePosixPath(key).stem.split("--", 2), "", ""][:3]
+        kinds = names_table(self.name)["modalities"].items()
+        modality = next((m for kind, m in kinds if f"{prefix}_".startswith(kind)), "medical")
         name = f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}"
-        about = {"modality": table.get(kind, "medical"), "details": details}
         labels = tuple(dict.fromkeys(map(str, self._masks[key])))
-        return Case(key, f"{self.name}-{dataset}--{case}", id=name, labels=labels, **about)
+        patient = f"{self.name}-{dataset}--{rest.rpartition('--')[0]}"
+        return Entry(key, patient, id=name, modality=modality, labels=labels)
 
     def study(self, key: str) -> Study:
-        case = self.case(key)
-        classes = self._classes.get(case.details["dataset"], {})
-        ids = [mask.rpartition("--")[2].partition("_")[0] for mask in case.labels]
+        classes = self._classes.get(key.partition("--")[2].partition("--")[0], {})
+        ids = [mask.rpartition("--")[2].partition("_")[0] for mask in self.case(key).labels]
         if unknown := sorted(set(ids) - set(classes)):
             found, do = f"unknown class ids {unknown}", "use lists of one release"
             raise LabelError(f"masks of {key}", "classes of the mapping", found, do)
-        invert = case.details["dataset"] in names_table(self.name)["inverted"]
-        return self._study(key, [classes[number] for number in ids], invert)
+        return self._study(key, [classes[number] for number in ids])
 
 
 @dataclass(frozen=True, eq=False)
 class SAMMed2DSource(_Images):
-    """Images in the layout of the SAM-Med2D demo::
-
-        images/amos_0507_31.png         masks/<image>_<class name>_<instance>.png
-        image2label_train.json          {"data_demo/images/a.png": ["data_demo/masks/a_..."]}
-
-    A mask belongs to the image with the longest name that it begins with; the lists, if there, say
-    the splits. The patient is the image's name without its last number. Nothing is known to be
-    absent."""
+    """Images in the layout of the SAM-Med2D demo: ``images/amos_0507_31.png`` with masks
+    ``masks/<image>_<class name>_<instance>.png``. A mask belongs to the image with the longest name
+    that it begins with; the patient is that name without its last number. Nothing is known to be
+    absent, and the lists of the demo, which name no patients, are not read."""
 
     path: str | Path
-    modality: str = "medical"
 
     name = registered = "sam-med2d"
     license = "those of the data sets that the slices are of; see the SAM-Med2D repository"
-    chooses = frozenset({"modality"})
 
     @cached_property
-    def cases(self) -> Mapping[str, Case]:
-        """Images with the names of their masks."""
+    def cases(self) -> Mapping[str, Entry]:
+        """Images with their masks."""
         masks: dict[str, list[str]] = {image: [] for image in self._names_in("images")}
         for mask in self._names_in("masks"):
             image = mask
@@ -167,28 +145,17 @@ class SAMMed2DSource(_Images):
                 image = image.rpartition("_")[0]
             if image:
                 masks[image].append(f"masks/{mask}.png")
-        cases, splits = {}, base.strictest(self._splits(), self.name)
+        cases = {}
         for image, own in masks.items():
             key, name = f"images/{image}.png", f"{self.name}-{image}"
-            about = {"id": name, "modality": self.modality, "labels": tuple(own)}
-            cases[key] = Case(key, re.sub(r"_[0-9]+$", "", name), splits.get(key), **about)
+            about = {"id": name, "modality": "medical", "labels": tuple(own)}
+            cases[key] = Entry(key, re.sub(r"_[0-9]+$", "", name), **about)
         return cases
 
     def _names_in(self, folder: str) -> list[str]:
         place = self.root / folder
         paths = (path.relative_to(place) for path in place.rglob("[!.]*.png"))
         return sorted(path.with_suffix("").as_posix() for path in paths)
-
-    def _splits(self) -> dict[str, list[str]]:
-        """Image -> the lists that it stands in."""
-        splits: dict[str, list[str]] = {}
-        for path in sorted(self.root.glob("*2*_*.json")):
-            with well_formed(path, "paths of images and masks"):
-                table = read_json(path)
-                for image in table if path.name.startswith("image2label") else table.values():
-                    split = path.stem.rpartition("_")[2]
-                    splits.setdefault(base.from_part(image, "images"), []).append(split)
-        return splits
 
     def study(self, key: str) -> Study:
         start = f"masks/{key.removeprefix('images/').removesuffix('.png')}_"
