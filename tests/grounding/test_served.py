@@ -17,7 +17,7 @@ from unireason_lib.grounding import GroundedGenerator, Script, load_model
 from unireason_lib.grounding.served import ServedGenerator, connect
 
 SFT = Path(__file__).parents[2] / "data" / "tiny-sft"
-HOW = {"max_new_tokens": 120, "max_rounds": 3}
+HOW = {"max_new_tokens": 100, "max_rounds": 3}
 # fields of vLLM 0.31 (scale_out/token_in_token_out/protocol.py, sampling_params.py); what a server
 # does not know it passes over unnoticed
 BODY = {"request_id", "model", "token_ids", "features", "sampling_params"}

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from unireason_lib.boxes import Box3D
 from unireason_lib.errors import ScanError, ScanWarning
-from unireason_lib.imaging import Serialization, Volume, label_boxes, serialize, serialize_labels
+from unireason_lib.imaging import Serialization, Volume, serialize, serialize_labels
 from unireason_lib.imaging.window import percentiles, to_grey, window_range
 
 RNG = np.random.default_rng(0)
@@ -54,19 +53,6 @@ def test_resampling_is_torchs(old, size, dtype):
     labels = RNG.integers(0, 50, old).astype(np.uint8)
     nearest = resize(torch.from_numpy(labels)[None, None].float(), size, mode="nearest-exact")[0, 0]
     assert np.array_equal(serialize_labels(labels, size), nearest.numpy())
-
-
-def test_boxes_and_spacing_follow_the_structure():
-    array = np.zeros((20, 40, 60), np.int16)
-    array[5:10, 8:24, 15:45] = 1
-    stack = serialize(volume(array), size=(40, 80, 120), window="minmax")
-    (box,) = label_boxes(array).values()
-    assert stack.from_voxel(box) == Box3D(30, 16, 10, 90, 48, 20)
-    assert label_boxes(stack.values > 0.5) == {1: Box3D(30, 16, 10, 90, 48, 20)}
-    labels = serialize_labels(volume(array), (40, 80, 120))
-    assert label_boxes(labels) == label_boxes(stack.values > 0.5)
-    corners = stack.to_mm(Box3D(0, 0, 0, 1, 1, 1))
-    assert np.abs(corners[1] - corners[0]) == pytest.approx((0.5, 1, 1.5))
 
 
 WRONG = ["lungs", "", "12", (0, 1e-40), (-1.7e308, 1.7e308), (1,), (1, 2, 3), (2, 1), (np.nan, 1)]
