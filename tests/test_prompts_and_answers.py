@@ -1,15 +1,16 @@
 """The wording of questions, and what counts as an answer."""
 
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from unireason_lib.answers import extract_choice, final_answer
 from unireason_lib.errors import RequestError
 from unireason_lib.prompts import chat, question_text
 
-OPTIONS = {"A": "Anterior", "B": "Posterior", "C": "Left", "D": "Left lung"}
-LIST = "A. Anterior\nB. Posterior\nC. Left\nD. Left lung\n"
+REPLIES = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
 
 
 def test_images_come_first_then_the_words_that_models_were_trained_on():
@@ -32,70 +33,13 @@ def test_unusable_questions_and_options_are_refused(options):
             question_text(question)
 
 
-CHOSEN = {
-    "A": ["A. Anterior", "A Anterior", "(A)", "A.", "the answer is a."],
-    "B": [
-        *("(B)", "B", "b", "（B）", "(b) behind", "b. posterior", "B, because it lies behind."),
-        *("the answer is B.", "The answer is (B).", "This shows a mass, so the answer is B."),
-        *("Reasoning first.\nB", "Reasoning first.\nB. Posterior", "Reasoning first. (B)"),
-        *("<think>first</think>x<think>second</think>B.", "**Answer:** B", "The answer is “B”."),
-        *(
-            "The answer is \\boxed{B}.",
-            "$\\boxed{\\text{B}}$",
-            "B is correct.",
-            "I would choose B.",
-        ),
-        *("Option B is the best answer, A is not.", "Therefore, B.", "I think it's B"),
-        "Not option A. The answer is B.",
-        *("Posterior, I have no doubt", LIST + "The answer is B.", "B. Behind the heart"),
-        # missed before (report 13)
-        *('{"answer": "B"}', '```json\n{"answer": "B. Posterior"}\n```', "\\boxed{\\mathrm{B}}"),
-        *(
-            "\\boxed{\\textbf{(B) Posterior}}",
-            "答案是B",
-            "答案：B。",
-            "正确答案是选项B，因为",
-            "选B",
-        ),
-    ],
-    "C": ["**C**", "C: Left", "Answer: C", "answer: c", LIST + "\nC"],
-    "D": ["D - Left lung", "The correct option is D because of it", "It lies in the left lung."],
-    None: [
-        *("", "A mass is seen", "a mass", "A-scan of the eye", "<think>A. Anterior", "no idea"),
-        *("I think A or B", "The answer is A. The answer is B.", "anterior and posterior", "F"),
-        "a. mass",
-        *("the answer is a mass", "the answer is a", "A is right of the cord", "The HEAD is right"),
-        *(
-            "The mass is in segment B.",
-            "A, B or C",
-            "The answer is A, B or C.",
-            "It isn't posterior",
-        ),
-        *("It is not option B.", "It is not in the left lung.", LIST, "A. Anterior\nB. Posterior"),
-        *("I cannot tell whether it is posterior", "Unlike option A, option B fits."),
-        # the letter of one option with the text of another
-        *("C. Anterior", "C Anterior", "The answer is C. Anterior", "(b) anterior", "C. Left lung"),
-        *("Reasoning.\nC. Anterior", '{"answer": "C. Anterior"}'),
-    ],
-}
-
-
-@pytest.mark.parametrize("letter", CHOSEN)
+@pytest.mark.parametrize("letter", REPLIES["chosen"])
 def test_what_counts_as_a_choice(letter):
-    for reply in CHOSEN[letter]:
-        assert extract_choice(reply, OPTIONS) == letter, reply
+    for reply in REPLIES["chosen"][letter]:
+        assert str(extract_choice(reply, REPLIES["options"])).lower() == letter.lower(), reply
 
 
-MM, YES_NO = ["5 mm", "1.5 mm", "15 mm"], ["Yes", "No"]
-OTHERS = [
-    *(("It measures 1.5 mm.", MM, "B"), ("It measures 2.5 mm.", MM, None)),
-    *(("肝脏", ["脾脏", "肝脏"], "B"), ("ein Ödem", ["Udem", "Ödem"], "B")),
-    *(("No, there is no effusion.", YES_NO, "B"), ("Yes, it is not normal.", YES_NO, "A")),
-    *(("I do not know.", YES_NO, None), ("Left lung", [], None), ("B. Posterior", [], "B")),
-]
-
-
-@pytest.mark.parametrize(("reply", "options", "letter"), OTHERS)
+@pytest.mark.parametrize(("reply", "options", "letter"), REPLIES["others"])
 def test_numbers_scripts_yes_and_no(reply, options, letter):
     assert extract_choice(reply, dict(zip("ABC", options, strict=False))) == letter
 
@@ -108,8 +52,8 @@ SLOW = "answer |answer is B. |A,|(|\\boxed{|A. Anterior\n|not |left lung |exclud
 def test_reading_an_answer_takes_linear_time_B12(pattern, length):
     """8,000 characters of ". . ." took two seconds."""
     started, text = time.perf_counter(), pattern * (length // len(pattern))
-    extract_choice(text, OPTIONS)
-    extract_choice(f"answer{text}x", OPTIONS)
+    extract_choice(text, REPLIES["options"])
+    extract_choice(f"answer{text}x", REPLIES["options"])
     assert time.perf_counter() - started < 2
 
 

@@ -59,13 +59,13 @@ def write(generator, request, *parts, **settings):
 
 def test_batched_cached_and_encoded_again_write_the_same(generator, tiny_model, mixed):
     requests, scripts = mixed
-    how = {"scripts": scripts, "max_new_tokens": 90}
+    how = {"scripts": scripts, "max_new_tokens": 76, "max_rounds": 99}
     together = generator.generate(requests, **how)
     slow = GroundedGenerator(*tiny_model, reuse_cache=False)
-    others = [slow.generate(requests, **how)]
-    for settings in ({"batch_size": 1}, {"batch_size": 2}):
-        others.append(generator.generate(requests, max_rounds=99, **settings, **how))
-    for traces in others:
+    for traces in (
+        slow.generate(requests, **how),
+        generator.generate(requests, batch_size=1, **how),
+    ):
         for a, b in zip(together, traces, strict=True):
             assert (a.token_ids, a.own_mask, a.text) == (b.token_ids, b.own_mask, b.text)
             assert a.boxes == b.boxes and np.allclose(a.logprobs, b.logprobs, atol=1e-4)
@@ -92,23 +92,22 @@ def one_pass(generator, trace):
 def test_free_tokens_are_the_best_ones_of_a_single_pass(generator, mixed):
     requests, scripts = mixed
     ends = [*generator.ends, generator.box_start, generator.box_end]
-    traces = generator.generate(requests, scripts=scripts, max_new_tokens=90)
-    for trace, plan in zip(traces, scripts, strict=True):
+    traces = generator.generate(requests, scripts=scripts, max_new_tokens=60)
+    for trace, script in zip(traces, scripts, strict=True):
         tokens, logprobs = torch.tensor(trace.token_ids), torch.tensor(trace.logprobs)
         own = torch.tensor(trace.own_mask, dtype=torch.bool)
         forbidden = torch.tensor(generator.never_written)
         logits = one_pass(generator, trace).index_fill(1, forbidden, -torch.inf)
         expected = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         assert torch.allclose(logprobs[own], expected[own], atol=1e-3) and not logprobs[~own].any()
-        free = [
-            step for step in range(len(tokens[own])) if plan.plan[step : step + 1] in ([], [None])
-        ]
+        plan = [*script.plan, *[None] * len(tokens)]
+        free = [step for step in range(int(own.sum())) if plan[step] is None]
         for step in free:
             scores = logits[own][step].clone()
-            if step < len(plan):
+            if step < len(script):
                 scores[ends] = -torch.inf
             assert scores[tokens[own][step]] > scores.max() - 1e-4
-        assert len(free) >= 15
+        assert len(free) >= 9
 
 
 def test_what_is_injected_is_counted_in_tokens(generator):
@@ -175,12 +174,11 @@ def test_budgets_hold_and_cut_no_answer(generator):
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(generator):
     requests = [GroundedRequest(f"Where is {i}?", [image(seed=i)], id=f"r{i}") for i in range(4)]
-    for how in ({"top_p": 0.95}, {"top_p": 1.0}):
-        how |= {"temperature": 1.0, "max_new_tokens": 24}
-        first = [trace.token_ids for trace in generator.generate(requests, seed=7, **how)]
-        alone = [generator.generate([r], seed=7, **how)[0].token_ids for r in requests]
-        other = [trace.token_ids for trace in generator.generate(requests, seed=8, **how)]
-        assert first == alone and first != other and len(set(first)) == 4
+    how = {"top_p": 0.95, "temperature": 1.0, "max_new_tokens": 12}
+    first = [trace.token_ids for trace in generator.generate(requests, seed=7, **how)]
+    alone = [generator.generate([r], seed=7, **how)[0].token_ids for r in requests]
+    other = [trace.token_ids for trace in generator.generate(requests, seed=8, **how)]
+    assert first == alone and first != other and len(set(first)) == 4
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.85])
@@ -226,22 +224,19 @@ def test_samples_of_one_request_share_the_prompt_and_differ(generator, monkeypat
     assert sum(encoded) == 8  # every slice once
     assert len({trace.token_ids for trace in traces}) == 6
     greedy = generator.generate(requests, samples=2, **how)
-    assert greedy[2].token_ids == greedy[3].token_ids
-    assert greedy[2].token_ids == generator.generate(requests[1:], **how)[0].token_ids
-
+    alone = generator.generate(requests[1:], **how)[0]
+    assert greedy[2].token_ids == greedy[3].token_ids == alone.token_ids
     # control tokens are never sampled
-    request = GroundedRequest("Where?", [image()])
-    how = {"samples": 8, "temperature": 50.0, "max_new_tokens": 60, "max_rounds": 0}
-    written = {t for trace in generator.generate([request], **how) for t in trace.token_ids}
+    hot = generator.generate(requests[:1], samples=8, temperature=50.0, max_new_tokens=40)
+    pairs = [pair for trace in hot for pair in zip(trace.token_ids, trace.own_mask, strict=True)]
+    written = {token for token, own in pairs if own}
     assert written.isdisjoint(generator.never_written) and len(written) > 100
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_new_tokens": 0}, "positive token budgets"),
-        ({"temperature": -1}, "temperature >= 0"),
-        ({"top_p": 1.5}, "top_p"),
+        ({"max_new_tokens": 0, "temperature": -1, "top_p": 1.5}, "positive token budgets"),
         ({"samples": 0}, "samples >= 1"),
         ({"images": []}, "at least one image"),
         ({"images": ["scan.png"]}, "load_image"),

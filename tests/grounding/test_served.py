@@ -17,7 +17,7 @@ from unireason_lib.grounding import GroundedGenerator, Script, load_model
 from unireason_lib.grounding.served import ServedGenerator, connect
 
 SFT = Path(__file__).parents[2] / "data" / "tiny-sft"
-HOW = {"max_new_tokens": 120, "max_rounds": 3}
+HOW = {"max_new_tokens": 100, "max_rounds": 3}
 # fields of vLLM 0.31 (scale_out/token_in_token_out/protocol.py, sampling_params.py); what a server
 # does not know it passes over unnoticed
 BODY = {"request_id", "model", "token_ids", "features", "sampling_params"}
@@ -68,11 +68,12 @@ class StandIn:
     def continuation(self, ids, params, pixels, sample):
         draw = torch.Generator().manual_seed(len(self.requests) * 100 + sample)
         written, logprobs, cache, now = [], [], None, torch.tensor([ids])
-        inputs = {**pixels, "mm_token_type_ids": (now == self.model.config.image_token_id).int()}
+        kinds = {"mm_token_type_ids": (now == self.model.config.image_token_id).int()}
+        grids, inputs = pixels["image_grid_thw"], {**pixels, **kinds}
+        places, _ = self.model.model.get_rope_index(now, image_grid_thw=grids, **kinds)
         while len(written) < params["max_tokens"]:
-            mask = torch.ones(1, len(ids) + len(written), dtype=torch.long)
-            how = {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **inputs}
-            output = self.model(now, **how)
+            how = {"position_ids": places, "past_key_values": cache, "use_cache": True}
+            output = self.model(now, **how, **inputs)
             cache, logits = output.past_key_values, output.logits[0, -1].float().clone()
             for name, bias in params["logit_bias"].items():
                 logits[int(name)] += bias
@@ -82,7 +83,7 @@ class StandIn:
             if params["temperature"]:
                 choice = int(torch.multinomial(scores.exp(), 1, generator=draw))
             written.append(choice)
-            now, inputs = torch.tensor([[choice]]), {}
+            now, inputs, places = torch.tensor([[choice]]), {}, places.max().expand(3, 1, 1) + 1
             about = {"token": f"token_id:{choice}", "logprob": float(scores[choice])}
             logprobs.append(about | {"top_logprobs": []})
             if choice in params["stop_token_ids"]:

@@ -113,18 +113,9 @@ def test_scan_units(tmp_path):
         (tmp_path / "pet").mkdir(exist_ok=True)
         write(tmp_path / "pet" / f"{i}.dcm", np.full((4, 6), 20000), **at)
     assert load_volume(tmp_path / "pet").array[:, 0, 0].tolist() == [20000, 40000, 5000]
-    wide = (np.arange(24, dtype=np.uint32) + 2**31).tobytes()
-    bits = dict(zip(BITS, (32, 32, 31, 0), strict=True))
-    path = write(tmp_path / "wide.dcm", RescaleIntercept=0, PixelData=wide, **bits)
-    assert load_volume(path).array.ravel().tolist() == list(range(2**31, 2**31 + 24))
     # inverted grey is turned round within the whole series
-    folder = tmp_path / "inverted"
-    for i in range(3):
-        at = {"ImagePositionPatient": [0, 0, 5 * i], **MONOCHROME1}
-        folder.mkdir(exist_ok=True)
-        write(folder / f"{i}.dcm", RAMP * (i + 1), **at)
-    array = load_volume(folder).array + 1024
-    assert array[:, 0, 0].tolist() == [69, 69, 69] and array[:, 3, 5].tolist() == [46, 23, 0]
+    array = load_volume(series(tmp_path / "inverted", **MONOCHROME1)).array
+    assert array[:, 0, 0].tolist() == [-21, -22, -23, -24]
 
 
 def test_two_scales_in_one_series_report_16(tmp_path):
@@ -168,7 +159,6 @@ def test_nothing_in_a_folder_is_left_out_in_silence_report_1(tmp_path):
 
 def test_series_that_would_give_a_wrong_volume(tmp_path):
     refuse(series(tmp_path / "gap", (0, 5, 10, 20, 25)), "6.25 mm apart", "slice 2 of them 2.5 mm")
-    refuse(series(tmp_path / "end", (0, *range(10, 200, 5))), "from its place")
     refuse(series(tmp_path / "twice", (0, 5, 5, 10)), "from its place")
     refuse(series(tmp_path / "same", (5, 5)), "0 mm apart")
     assert load_volume(series(tmp_path / "rounded", (0, 5.01, 10, 15.02))).shape[0] == 4

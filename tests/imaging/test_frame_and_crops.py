@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D
-from unireason_lib.errors import BoxError, ScanError
+from unireason_lib.errors import ScanError
 from unireason_lib.imaging import ProcessorFrame, crop_rectangle, crop_region
 from unireason_lib.imaging.crops import MAX_ASPECT, MIN_SIDE
 
@@ -93,5 +93,3 @@ def test_a_box_fetches_its_rectangle_from_its_slices_in_order(z1, z2, count, sli
     crops = crop_region(images, Box3D(5, 5, z1, 15, 25, z2))
     cut = [(crop.size, crop.getpixel((0, 0))[0] // 10) for crop in crops]
     assert cut == [((10, 20), i) for i in slices]
-    with pytest.raises(BoxError, match="parse"):
-        crop_region(images, (1, 2, 3, 4))

@@ -1,7 +1,5 @@
 """Label maps to boxes, grids that must agree, and slices out of order."""
 
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,30 +21,16 @@ def one_by_one(array):
     return boxes
 
 
+KINDS = st.sampled_from([np.uint8, np.int16, np.int64, np.float32, bool])
+SHAPES, ZERO_OR_ONE = hnp.array_shapes(min_dims=2, max_dims=3, max_side=7), st.integers(0, 1)
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(
-        st.sampled_from([np.uint8, np.int16, np.int64, np.float32, bool]),
-        hnp.array_shapes(min_dims=2, max_dims=3, max_side=7),
-        elements=st.sampled_from([0, 0, 1]) | st.integers(0, 1),
-    ),
-    st.sampled_from([1, 7, 100]),
-)
+@given(hnp.arrays(KINDS, SHAPES, elements=ZERO_OR_ONE), st.sampled_from([1, 7, 100_000, -1]))
 def test_boxes_are_those_of_a_loop_over_labels(array, factor):
-    array = array if array.dtype == bool else array * array.dtype.type(factor)
+    if array.dtype in (np.int64, np.float32):
+        array = array * array.dtype.type(factor)
     assert label_boxes(array) == one_by_one(array)
-
-
-def test_components_largest_first(monkeypatch):
-    array = np.zeros((6, 8, 9), np.uint8)
-    array[0, 0, 0], array[2:5, 2:5, 2:5], array[5, 7, 8] = 4, 4, 7
-    fours = [Box3D(2, 2, 2, 5, 5, 5), Box3D(0, 0, 0, 1, 1, 1)]
-    assert label_boxes(array, components=True) == {4: fours, 7: [Box3D(8, 7, 5, 9, 8, 6)]}
-    noise = np.random.default_rng(0).choice([0, 0, 0, 1, 2], (12, 13, 14)).astype(np.uint8)
-    both = label_boxes(noise, components=True), label_boxes(np.eye(3, dtype=int), components=True)
-    assert len(both[1][1]) == 1  # diagonal neighbours belong together
-    monkeypatch.setitem(sys.modules, "cc3d", None)  # as if it were not installed
-    assert label_boxes(noise, components=True) == both[0]
 
 
 @pytest.mark.parametrize("array", [[[0.5] * 2] * 2, [[np.nan] * 2] * 2, [0.0] * 4, [["a"]]])
@@ -56,20 +40,16 @@ def test_what_is_no_label_map(array):
 
 
 def test_labels_with_a_slope_in_the_header_report_2():
-    """Stored 0, 85, 170, 255 with slope 3/255; or stored 0, 1, 2 with a slope that means nothing."""
-    slope = 3 / 255
+    """Stored 0, 85, 170, 255 with slope 3/255."""
     stored = np.array([0, 85, 170, 255], np.float32).reshape(1, 2, 2)
-    about = {"source": "seg.nii", "scaling": (slope, 0.0)}
-    scaled = Volume((stored * np.float32(slope)).astype(np.float32), np.eye(4), **about)
+    about = {"source": "seg.nii", "scaling": (3 / 255, 0.0)}
+    scaled = Volume((stored * np.float32(3 / 255)).astype(np.float32), np.eye(4), **about)
     assert whole_labels(scaled).ravel().tolist() == [0, 1, 2, 3]
     noisy = Volume(scaled.array + np.float32(1e-4), np.eye(4), **about)
     with pytest.warns(ScanWarning, match=r"seg.nii.*slope 0.0117647"):
         assert label_boxes(noisy).keys() == {1, 2, 3}
-    kept = Volume(np.array([0, 1, 2, 2]).reshape(1, 2, 2) * slope, np.eye(4), **about)
-    with pytest.warns(ScanWarning, match=r"as stored, without slope 0.0117647"):
-        assert whole_labels(kept).ravel().tolist() == [0, 1, 2, 2]
     chances = Volume(np.arange(256).reshape(1, 16, 16) / 255, np.eye(4), scaling=(1 / 255, 0.0))
-    with pytest.raises(LabelError, match=r"slope 0.00392157"):
+    with pytest.raises(LabelError, match=r"slope 0.00392157.*without slope"):
         whole_labels(chances)
 
 
@@ -106,19 +86,16 @@ def test_slices_in_order_raise_no_suspicion():
     padded = np.pad(body(), ((4, 4), (0, 0), (0, 0)))
     for array in (body(), np.zeros((8, 9, 9)), body(3), padded, damaged):
         report = slice_order_report(Volume(array, np.eye(4)))
-        assert not report.suspicious and np.isfinite(report.correlations).all()
+        assert not report.messages and np.isfinite(report.correlations).all()
 
 
 def test_repeated_swapped_shuffled_and_missing_slices():
     array = body()
+    assert slice_order_report(np.concatenate([array[12:], array[:12]])).breaks == (11,)
+    assert slice_order_report(np.random.default_rng(0).permutation(array)).looks_shuffled
     array[11] = array[10]
     assert slice_order_report(array).duplicates == (11,)
-    array = body()
-    assert slice_order_report(np.concatenate([array[12:], array[:12]])).breaks == (11,)
-    for seed in range(5):
-        order = np.random.default_rng(seed).permutation(len(array))
-        assert slice_order_report(array[order]).looks_shuffled
     y, x = np.mgrid[-1:1:48j, -1:1:48j]
     fine = np.stack([np.exp(-((x - z / 60 + 0.8) ** 2 + y**2) * 6) for z in range(96)])
-    assert not slice_order_report(fine).suspicious
+    assert not slice_order_report(fine).messages
     assert slice_order_report(np.concatenate([fine[:40], fine[52:]])).breaks == (39,)

@@ -23,4 +23,4 @@ def test_a_real_ct_and_its_labels(real_scans):
     assert 30 < np.median(scan.array[labels.array == code]) < 180
     stack = serialize(scan, window="abdomen")
     assert stack.from_voxel(liver).clip(256, 256, 32) == stack.from_voxel(liver)
-    assert not slice_order_report(scan).suspicious
+    assert not slice_order_report(scan).messages

@@ -1,8 +1,6 @@
 """The file of results: whole lines, once each, whatever happens in between."""
 
-import errno
 import json
-import os
 
 import pytest
 
@@ -42,24 +40,18 @@ def test_goes_on_where_it_was_without_a_torn_line_and_failed_ones(out, torn):
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "c", "b"]
 
 
-def test_another_run_is_refused_and_told_what_differs(out):
+def test_results_of_another_run_and_files_of_others_are_left_alone(out, tmp_path):
     other = {"model": {"sha256": "xyz"}, "settings": RUN["settings"]}
+    (tmp_path / "notes.txt").write_text("mine\n")
     message = r'model\.sha256 was "abc" and is now "xyz"'
-    with pytest.raises(RequestError, match=message), ResultsFile(out, other):
-        pass
-    assert ids(out) == ["a"]
+    taken = {out: message, tmp_path / "notes.txt": "results without", tmp_path: "a folder"}
+    for path, message in taken.items():
+        with pytest.raises(RequestError, match=message), ResultsFile(path, other):
+            pass
+    assert ids(out) == ["a"] and (tmp_path / "notes.txt").read_text() == "mine\n"
     out.unlink()
     with ResultsFile(out, other) as results:  # nothing to mix with
         results.append({"id": "a"})
-
-
-def test_files_of_others_are_left_alone(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("mine\n")
-    for taken, message in ((path, "results without"), (tmp_path, "a folder")):
-        with pytest.raises(RequestError, match=message), ResultsFile(taken, RUN):
-            pass
-    assert path.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize(("line", "message"), [("rubbish\n", "line 2"), ('{"id": "a"}\n', "twice")])
@@ -80,17 +72,3 @@ def test_one_writer_at_a_time(out):
         pass
     with ResultsFile(out, RUN) as results:  # the lock file that is left means nothing
         results.append({"id": "b"})
-
-
-def test_a_full_disk_names_the_file_and_leaves_whole_lines(out, monkeypatch):
-    def full(handle):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with ResultsFile(out, RUN) as results:
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(DatasetError, match=r"out\.jsonl: expected space on the disk"):
-            results.append({"id": "b", "text": "x" * 100})
-        monkeypatch.undo()
-        assert results.done == {"a"} and ids(out) == ["a"]
-        results.append({"id": "b"})
-    assert ids(out) == ["a", "b"]
