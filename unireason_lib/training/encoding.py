@@ -131,18 +131,6 @@ class Encoder:
         return Encoded(np.repeat(ids, repeats), np.repeat(loss_mask, repeats), images)
 
 
-def cut(encoded: Encoded, length: int, vision_end: int) -> Encoded | None:
-    """The beginning of a longer conversation, of at most ``length`` tokens and up to its last token
-    with loss; None without any. No image is cut, and none is left that nothing follows, because its
-    tokens carry no loss. ``vision_end`` is the id of the token behind an image."""
-    kept = np.flatnonzero(encoded.loss_mask[:length])
-    if not len(kept):
-        return None
-    end = int(kept[-1]) + 1
-    images = int((encoded.ids[:end] == vision_end).sum())
-    return Encoded(encoded.ids[:end], encoded.loss_mask[:end], encoded.images[:images])
-
-
 def with_features(
     examples: Sequence[Encoded], processor: Any, model: Any, progress: bool = False
 ) -> list[Encoded]:

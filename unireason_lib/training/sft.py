@@ -52,7 +52,7 @@ def train_sft(
         model, processor: Of :func:`~unireason_lib.grounding.load_model`; the model is changed.
         records, images: What to learn from, and what gives the images of a record.
         out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``too_long.jsonl``
-            when records were cut or left out.
+            when records were left out.
         profile: All settings: sections ``sft`` and ``grounding``.
         callbacks, progress: Of the trainer; whether to show bars.
 
