@@ -56,9 +56,8 @@ def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
 
 def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **fixed: Any) -> Any:
     """The configuration of a trainer (``SFTConfig`` or ``GRPOConfig``) from a section of a profile
-    and arguments that no profile may change; a :class:`TrainingError` when they do not fit
-    together. With ``bf16: null``, training and rollouts autocast where the machine is fast in it.
-    """
+    and arguments that no profile may change; a :class:`TrainingError` when they contradict. With
+    ``bf16: null``, training and rollouts autocast where the machine is fast in it."""
     fast = fast_bfloat16() and not section.fp16
     arguments = {
         **section.model_dump(),
@@ -127,8 +126,8 @@ def raised_by_all() -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """In the block, a full disk becomes an error that names the folder, whichever library met it:
-    PyTorch and safetensors say so in words of their own."""
+    """In the block, a full disk becomes an error that names the folder; PyTorch and safetensors say
+    so in words of their own."""
     try:
         yield
     except UniReasonError:
@@ -171,15 +170,12 @@ def _flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _keep_full_precision(trainer: Any) -> None:
     """Keep what learns in float32, and multiply in 16 bits under autocast: small updates would be
-    lost in the rounding of a bfloat16 weight, and the loss scale of float16 takes no other type. Of
-    a fully trained model that is all of it, so that FSDP finds one type. DeepSpeed keeps a copy
-    itself. TRL makes adapters of 4-bit weights bfloat16, which is undone here."""
-    if not trainer.is_deepspeed_enabled:
-        if base_model(trainer.model) is trainer.model:
-            trainer.model.float()
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    lost in the rounding of a bfloat16 weight, and the loss scale of float16 takes no other type.
+    FSDP wants one type for a fully trained model. DeepSpeed keeps a copy itself."""
+    whole = base_model(trainer.model) is trainer.model
+    for parameter in () if trainer.is_deepspeed_enabled else trainer.model.parameters():
+        if whole or parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 class ExactResume:
@@ -254,8 +250,8 @@ def _clean_generation_config(model: Any, processor: Any) -> None:
 
 
 def serialization_of(records: Sequence[Record]) -> Serialization | None:
-    """How scans became the images of some records: the commonest layout of their volumes, and the
-    size of their 2D images where all have one. It is the default of whatever asks the model."""
+    """How scans became the images of some records, the default of whatever asks the model: the
+    commonest layout of their volumes, and the size of their 2D images where all have one."""
     how = [r.serialization for r in records if r.dimension == "3d" and r.serialization.get("size")]
     layouts = Counter(json.dumps([one["size"], one["window"]]) for one in how)
     sizes = {record.image_size for record in records if record.dimension == "2d"}

@@ -89,8 +89,8 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes conversations for one ``Qwen2_5_VLProcessor``. A processor whose template has no
-    generation marks, as Qwen's own has none, gets ours, which renders the same text with marks."""
+    """Encodes conversations for one ``Qwen2_5_VLProcessor``. A template without generation marks,
+    as Qwen's own, is replaced by ours, which renders the same text with marks."""
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
@@ -170,8 +170,8 @@ class Collator:
         self.image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
-        """The keyword arguments of the model's forward pass, ``labels`` included: images as pixels,
-        or as features (``mm_encoder_outputs``) if the examples carry them."""
+        """The arguments of the model's forward pass, ``labels`` included: images as pixels, or as
+        features (``mm_encoder_outputs``) if the examples carry them."""
         shape = len(examples), -(-max(map(len, examples)) // 8) * 8
         ids, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
         labels = np.full(shape, IGNORED, np.int64)
