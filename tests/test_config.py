@@ -8,17 +8,11 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from unireason_lib.config import load_profile, parse_overrides, parse_value, profile_names
+from unireason_lib.config import NAMES, load_profile, parse_overrides, parse_value
 from unireason_lib.errors import ProfileError
 
-PROFILES = ["smoke", "laptop", "t4", "gpu"]
 
-
-def test_profiles_come_smallest_first():
-    assert profile_names() == PROFILES
-
-
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_sft_and_grpo_are_arguments_of_trl(name):
     from trl import GRPOConfig, SFTConfig
 
@@ -53,9 +47,11 @@ def test_overrides_as_text_as_mapping_and_by_keyword_agree():
 
 
 def test_any_argument_of_trl_may_be_set():
-    profile = load_profile("smoke", "sft.adam_beta2=0.95, grpo.top_k=20, grounding.sft_lora_r=none")
+    profile = load_profile(
+        "smoke", "sft.adam_beta2=0.95, grpo.epsilon_high=0.3, grounding.sft_lora_r=none"
+    )
     assert profile.sft.model_dump()["adam_beta2"] == 0.95
-    assert profile.grpo.top_k == 20 and profile.grounding.sft_lora_r is None
+    assert profile.grpo.epsilon_high == 0.3 and profile.grounding.sft_lora_r is None
 
 
 @pytest.mark.parametrize(
@@ -89,6 +85,13 @@ def test_any_argument_of_trl_may_be_set():
         ("laptop", "sft.max_lenght=3", "perhaps 'max_length'"),
         ("laptop", "sft.learning_rate=fast", "sft.learning_rate.*number, found 'fast'"),
         ("laptop", "sft.adam_beta2=high", "adam_beta2: .*number"),
+        # arguments that would have no effect, or break a run
+        ("laptop", "sft.output_dir=elsewhere", "sft.output_dir.*'elsewhere'.*--out"),
+        ("laptop", "sft.packing=true", "sft.packing.*encoded before"),
+        ("laptop", "sft.eval_strategy=steps", "sft.eval_strategy.*free_running_steps"),
+        ("laptop", "grpo.top_p=0.9", "top_p.*plain sampling"),
+        ("laptop", "grpo.vllm_mode=colocate", "vllm_mode.*vLLM server"),
+        ("laptop", "grpo.reward_weights=[1.0]", "reward_weights.*iou_weight"),
     ],
 )
 def test_wrong_names_and_types_are_refused_with_help(name, overrides, says):

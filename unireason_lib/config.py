@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import (
@@ -69,30 +69,22 @@ class _TRLSection(Section):
     or break a run: ``configs/refused.yaml`` lists them."""
 
     model_config = ConfigDict(extra="allow")
-    config_class: ClassVar[str]
 
     @model_validator(mode="after")
     def _known_to_trl(self) -> _TRLSection:
+        config_class = f"{type(self).__name__.upper()}Config"
         for name, value in (self.model_extra or {}).items():
-            types = _trl_types(self.config_class)
+            types = _trl_types(config_class)
             if name not in types:
                 hint = near(name, [*Grounding.model_fields, *types])
-                raise ValueError(f"{name}: no argument of {self.config_class}; {hint}")
-            if do := _refused(self.config_class).get(name):
+                raise ValueError(f"{name}: no argument of {config_class}; {hint}")
+            if do := _refused(config_class).get(name):
                 raise ValueError(f"{name}: {value!r}, which has no effect here; {do}")
             try:
                 TypeAdapter(types[name]).validate_python(value, strict=True)
             except ValidationError as error:
                 raise ValueError(f"{name}: {error.errors()[0]['msg']}, not {value!r}") from None
         return self
-
-
-class _SFT(_TRLSection):
-    config_class = "SFTConfig"
-
-
-class _GRPO(_TRLSection):
-    config_class = "GRPOConfig"
 
 
 @cache
@@ -125,7 +117,9 @@ def _read(name: str) -> dict[str, dict[str, Any]]:
 def _section(name: str, settings: Mapping[str, Any]) -> type[Section]:
     kinds = {n: _Sizes if type(v) is list else type(v) for n, v in settings.items()}
     fields: Any = {n: (_TYPES.get(n, kind), ...) for n, kind in kinds.items()}
-    return create_model(name, __base__={"sft": _SFT, "grpo": _GRPO}.get(name, Section), **fields)
+    return create_model(
+        name, __base__=_TRLSection if name in ("sft", "grpo") else Section, **fields
+    )
 
 
 class _Named(Section):
@@ -150,16 +144,11 @@ def load_profile(
 ) -> Profile:
     """Read a profile and change single values of it.
 
-    Args:
-        name: ``"smoke"``, ``"laptop"``, ``"t4"`` or ``"gpu"``.
-        overrides: ``{"sft.max_steps": 3}``, or the same as text, as a papermill parameter has it:
-            ``"sft.max_steps=3, serialization.size=[8,64,64]"``.
-        more: The same by keyword; the section may be left out where only one section has the name
-            (``max_rounds=3``).
-
-    Raises:
-        ProfileError: There is no such profile or setting (the message names similar ones), a value
-            has another type than the setting, or the text cannot be read.
+    ``overrides`` are ``{"sft.max_steps": 3}``, or text as a papermill parameter has it:
+    ``"sft.max_steps=3, serialization.size=[8,64,64]"``; ``more`` are the same by keyword. The
+    section may be left out where only one has the name (``max_rounds=3``). A :class:`ProfileError`
+    when there is no such profile or setting (it names similar ones), a value has another type than
+    the setting, or the text cannot be read.
     """
     values = _read(name)
     changes = parse_overrides(overrides) if isinstance(overrides, str) else dict(overrides)
@@ -173,11 +162,8 @@ def load_profile(
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """``"a.b=3, c=[1,2]"`` -> ``{"a.b": 3, "c": [1, 2]}``; semicolons and newlines separate too.
-
-    Raises:
-        ProfileError: A part has no ``=``.
-    """
+    """``"a.b=3, c=[1,2]"`` -> ``{"a.b": 3, "c": [1, 2]}``; semicolons and newlines separate too. A
+    :class:`ProfileError` when a part has no ``=``."""
     changes = {}
     for part in re.split(r"[,;\n](?![^\[({]*[\])}])", text):
         key, equals, value = part.partition("=")

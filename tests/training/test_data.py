@@ -10,7 +10,7 @@ import pytest
 
 from unireason_lib.dataset.build import BuildConfig, build
 from unireason_lib.dataset.hub import load_set
-from unireason_lib.dataset.release import release_split, write_release
+from unireason_lib.dataset.release import write_release
 from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources import SourceSpec
 from unireason_lib.errors import DatasetError
@@ -52,26 +52,18 @@ def test_a_folder_that_is_not_there_is_no_hub_id(read, name):
     assert "download" not in str(refused.value)
 
 
-def test_what_does_not_fit_is_cut_or_left_out_and_listed(study, tiny_model, tmp_path):
-    processor = tiny_model[1]
-    lengths = Examples(study.records, study.images, processor).lengths
+def test_what_does_not_fit_is_left_out_and_listed(study, tiny_model, tmp_path):
+    lengths = Examples(study.records, study.images, tiny_model[1]).lengths
     most = int(np.median(lengths))
-    some = Examples(
-        study.records, study.images, processor, max_length=most, too_long=tmp_path / "kept"
-    )
-    listed = {line["id"]: line["kept"] for line in read_lines(tmp_path / "kept")}
-    assert max(some.lengths) <= most
-    assert len(listed) == sum(n > most for n in lengths)
-    assert len(some) == len(lengths) - list(listed.values()).count(0)
-    lazy = Examples(
-        *(study.records, study.images, processor),
-        **{"max_length": most, "keep": False, "too_long": tmp_path / "lazy"},
-    )
-    assert not read_lines(tmp_path / "lazy")
-    for _ in range(2):  # listed when met, once
-        assert all(len(lazy[k]) <= most for k in range(len(lazy)))
-    lines = read_lines(tmp_path / "lazy")
-    assert {line["id"]: line["kept"] for line in lines} == listed and len(lines) == len(listed)
+    too_long = {r.id: n for r, n in zip(study.records, lengths, strict=True) if n > most}
+    for keep in (True, False):
+        how = {"max_length": most, "keep": keep, "too_long": tmp_path / str(keep)}
+        some = Examples(study.records, study.images, tiny_model[1], **how)
+        assert all(len(some[k]) <= most for k in [*range(len(some)), *range(len(some))])
+        listed = read_lines(tmp_path / str(keep))
+        assert {line["id"]: line["tokens"] for line in listed} == too_long
+        assert len(listed) == len(too_long)  # each once
+        assert len(some) == len(lengths) - len(too_long) * keep
 
 
 def test_estimated_lengths_order_examples_as_true_ones_do(study, tiny_model):
@@ -142,12 +134,6 @@ def test_a_model_learns_the_same_from_the_release(ours, release, tmp_path):
         assert np.array_equal(theirs.loss_mask, expected.loss_mask)
         for a, b in zip(theirs.images, expected.images, strict=True):
             assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98  # windowed twice, for a volume
-
-
-def test_splits_of_released_rows_follow_from_their_patients(release):
-    folder, m3d = release
-    learnt = {record.id for record in released(folder, m3d) if release_split(record) == "train"}
-    assert learnt == {record.id for record in training_records(folder, m3d_root=m3d)}
 
 
 def test_volumes_that_nobody_holds_are_left_out_and_counted(release):

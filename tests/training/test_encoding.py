@@ -16,7 +16,6 @@ from unireason_lib.training.encoding import (
     Collator,
     Encoder,
     conversation,
-    cut,
     injects,
     with_features,
 )
@@ -93,24 +92,6 @@ def test_a_batch_is_padded_on_the_right_without_loss_there(study, tiny_model):
         assert (labels[n:] == IGNORED).all()
     tokens = sum(int(t * h * w) // 4 for t, h, w in batch["image_grid_thw"].tolist())
     assert int(batch["mm_token_type_ids"].sum()) == tokens
-
-
-@pytest.mark.parametrize("dimension, boxes", [("2d", 2), ("3d", 2)])
-def test_a_cut_conversation_is_a_beginning_with_whole_images(study, tiny_model, dimension, boxes):
-    processor = tiny_model[1]
-    whole = encoded(study, processor, dimension, boxes)
-    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-    start, end, pad = processor.tokenizer.convert_tokens_to_ids(names)
-    positions = np.flatnonzero(whole.loss_mask)
-    for length in range(int(positions[0]) + 1, len(whole)):
-        short = cut(whole, length, end)
-        n = len(short)
-        assert n <= length and (short.ids == whole.ids[:n]).all() and short.loss_mask[-1]
-        assert n == length or not whole.loss_mask[n:length].any()  # no token that fits is lost
-        assert (short.ids == start).sum() == (short.ids == end).sum() == len(short.images)
-        sizes = sum(image.shape[0] * image.shape[1] // 256 for image in short.images)
-        assert (short.ids == pad).sum() == sizes
-    assert cut(whole, int(positions[0]), end) is None
 
 
 def test_cached_features_are_what_the_tower_makes_and_can_be_learnt_from(study, fresh_model):

@@ -206,34 +206,6 @@ def test_injected_positions_have_no_gradient(
     assert (~own & output["completion_mask"].bool()).any()  # there are injected ones
 
 
-def test_a_known_preference_is_learnt(study, fresh_model, monkeypatch, paid, tmp_path):
-    """A bandit of two arms: only two tokens can be written, and one of them is paid."""
-    model, processor = fresh_model
-    arms = [processor.tokenizer(letter).input_ids[0] for letter in "AB"]
-    plain = GroundedGenerator.__init__
-
-    def init(self, *args, **kwargs):
-        plain(self, *args, **kwargs)
-        vocabulary = range(model.config.text_config.vocab_size)
-        self.never_written = [k for k in vocabulary if k not in arms]
-
-    monkeypatch.setattr(GroundedGenerator, "__init__", init)
-    paid(lambda ids: ids[0] == arms[0])
-    settings = profile(
-        max_steps=8,
-        beta=0.0,
-        learning_rate=2e-3,
-        max_completion_length=1,
-        num_generations=8,
-        generation_batch_size=16,
-        per_device_train_batch_size=8,
-        save_steps=50,
-    )
-    train_grpo(model, processor, some(study, 4), study.images, tmp_path, settings)
-    earned = [line["reward"] for line in read_log(tmp_path / "log.jsonl", "reward")]
-    assert 0.1 < earned[0] < 0.9 and sum(earned[-3:]) / 3 > 0.9, earned
-
-
 def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     start = {name: weight.clone() for name, weight in fresh_model[0].state_dict().items()}
     out = train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
@@ -335,44 +307,6 @@ def test_the_feature_cache_changes_nothing(study, tiny_checkpoint, scripted, mon
     assert cache.features and not any(one.is_inference() for one in cache.features.values())
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
-    study, fresh_model, scripted, monkeypatch, tmp_path
-):
-    plain = GroundedGRPOTrainer._compute_loss
-    monkeypatch.setattr(
-        GroundedGRPOTrainer,
-        "_compute_loss",
-        lambda self, *a: plain(self, *a) * (float("nan") if self.state.global_step == 1 else 1.0),
-    )
-    with pytest.raises(TrainingError, match=r"step 1.*finite.*last checkpoint"):
-        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
-    assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "model").exists()
-
-
-@pytest.mark.parametrize(
-    "reply", ["", "<think>Look" + "<|box_start|>[8,8,24,40]<|box_end|>" * 20 + "</think>B. "]
-)
-def test_an_empty_reply_and_one_of_twenty_boxes_are_replies(
-    study, fresh_model, monkeypatch, tmp_path, reply
-):
-    """The one ends at once, the other gets four regions and earns nothing for its boxes."""
-    plain = GroundedGenerator.generate
-
-    def generate(self, requests, **how):
-        script = Script(self.tokenizer, (reply + self.tokenizer.eos_token,))
-        how |= {"max_new_tokens": 1000, "scripts": [script] * len(requests)}
-        return plain(self, requests, **how)
-
-    monkeypatch.setattr(GroundedGenerator, "generate", generate)
-    flat = [record for record in study.records if record.dimension == "2d"][:4]
-    with pytest.warns(UserWarning, match="nothing is learnt"):  # all replies are the same
-        train_grpo(*fresh_model, flat, study.images, tmp_path, profile(max_steps=1))
-    for line in rollouts(tmp_path):
-        assert line["stop"] == "end" and line["reward format"] == (0 if not reply else 0.5)
-        assert len(line["boxes"]) == (20 if reply else 0)
-        assert line["statuses"].count("injected") == (4 if reply else 0)
-
-
 def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path):
     """A missing or too long one for good; one that could not be read just then is asked later."""
     records, generator = some(study), GroundedGenerator(*fresh_model)
@@ -420,32 +354,25 @@ def test_questions_are_what_the_records_say(study, fresh_model):
 
 
 def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):
-    train_grpo(*fresh_model, some(study, 1) * 4, study.images, tmp_path, profile(max_steps=1))
+    with pytest.warns(UserWarning, match="nothing is learnt"):  # all of them earn nothing
+        train_grpo(*fresh_model, some(study, 1) * 4, study.images, tmp_path, profile(max_steps=1))
     lines = rollouts(tmp_path)
     groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 8, 4)}
     assert len({line["id"] for line in lines}) == 1 and len(groups) == 2
 
 
-def test_when_nothing_can_be_asked_it_says_so(study, fresh_model, tmp_path):
-    settings = profile({"grounding.max_prompt_length": 3})
-    with pytest.raises(TrainingError, match=r"left_out\.jsonl.*a hundred"):
-        train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
-    with pytest.raises(TrainingError, match=r"2 questions or more.*found 0"):
-        train_grpo(*fresh_model, [], study.images, tmp_path / "other", profile())
-
-
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"num_generations": 1}, "at least 2"),
-        ({"num_generations": 3}, "divisible"),
-        ({"per_device_train_batch_size": 5}, "divisible"),
-        ({"gradient_accumulation_steps": 4}, "whole optimizer steps"),
+        ({"grpo.num_generations": 3}, "divisible"),
+        ({"grpo.gradient_accumulation_steps": 4}, "whole optimizer steps"),
+        ({"grpo.generation_batch_size": 40}, "10 questions or more"),
+        ({"grounding.max_prompt_length": 3}, r"left_out\.jsonl.*a hundred"),
     ],
 )
-def test_batches_that_do_not_divide_are_refused(change, name, tmp_path):
+def test_runs_that_cannot_be_are_refused(study, fresh_model, tmp_path, change, name):
     with pytest.raises(TrainingError, match=name):
-        train_grpo(None, None, [], None, tmp_path, profile(**change))
+        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile(change))
 
 
 def test_metrics_of_rollouts_are_there_when_nobody_points():

@@ -6,7 +6,6 @@ import pytest
 
 from unireason_lib.errors import RequestError
 from unireason_lib.training.rewards import (
-    WEIGHTS,
     answer_reward,
     format_reward,
     reward_functions,
@@ -126,18 +125,6 @@ def test_unknown_modes_are_refused():
     for reward in (lambda: answer_reward("B", "B", mode="x"), lambda: format_reward("B", mode="x")):
         with pytest.raises(RequestError, match="strict or paper"):
             reward()
-
-
-def test_exploits_pay_in_the_released_arithmetic_and_not_in_ours():
-    def total(text, mode):
-        form = format_reward(text, mode, dimension="2d", frame=(64, 64, 1))
-        answer = answer_reward(text, "B", mode, OPTIONS)
-        return WEIGHTS["answer"] * answer + WEIGHTS["format"] * form
-
-    assert total(GOOD, "strict") == total(GOOD, "paper") == pytest.approx(1.0)
-    exploits = ["B", "B B B", "b a c", "</think>B<think>", "<think></think>B", f"{BOX} B"]
-    for text in exploits:
-        assert total(text, "paper") == pytest.approx(1.0) and total(text, "strict") < 0.95
 
 
 def test_rewards_have_the_signature_of_trl():

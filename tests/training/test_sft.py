@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from contextlib import nullcontext
 
 import pytest
@@ -16,7 +15,7 @@ from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.grounding.tiny import SPECIAL_TOKENS
 from unireason_lib.training import checkpoints, sft
 from unireason_lib.training.callbacks import read_log
-from unireason_lib.training.data import Examples, images_from, training_records
+from unireason_lib.training.data import Examples
 from unireason_lib.training.encoding import Collator
 from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, token_scores
 from unireason_lib.training.sft import add_think_tokens, freeze, train_sft
@@ -101,15 +100,6 @@ def test_only_the_language_model_learns(tune, fresh_model, tmp_path):
     assert {name for name in before if "language_model.layers" in name} <= moved
 
 
-def test_it_learns_a_few_records_by_heart(tune, study):
-    more = {"sft__per_device_train_batch_size": 4, "sft__save_steps": 100}
-    losses = tune(
-        records=study.records[:4],
-        **(SINGLE | more | {"sft__max_steps": 30, "sft__learning_rate": 5e-3}),
-    )
-    assert losses[-1] < 0.5 * losses[0]
-
-
 def test_checkpointed_activations_are_computed_twice_and_change_nothing(tune):
     plain, checkpointed = Watch(), Watch()
     more = {**SINGLE, "grounding__sft_lora_r": 4}
@@ -136,12 +126,6 @@ def test_bfloat16_is_for_the_matrices_only(tune, fresh_model, monkeypatch):
     monkeypatch.setattr(checkpoints, "fast_bfloat16", lambda: True)
     assert tune(callbacks=[chosen], sft__bf16=None, **SINGLE) == losses
     assert set(chosen.types) == {torch.bfloat16}
-
-
-def test_loader_processes_bring_the_same_batches(tune, data):
-    lean = {"records": training_records(data)[:12], "images": images_from(data)}
-    lean |= {"grounding__feature_cache": False, **SINGLE}
-    assert tune(**lean, sft__dataloader_num_workers=2) == tune(**lean)
 
 
 def test_images_are_read_and_encoded_once(tune, study, fresh_model):
@@ -209,16 +193,6 @@ def test_think_tokens_are_added_without_harm(monkeypatch, tmp_path, padding):
     assert model.lm_head.weight.data_ptr() == embedding.data_ptr()
     assert processor.tokenizer.encode("<think>") == [size]
     assert add_think_tokens(model, processor) == []
-
-
-def test_adapters_touch_the_language_model_only_and_load_again(tune, tiny_checkpoint, tmp_path):
-    tune(folder="run", grounding__sft_lora_r=4, grounding__lora_alpha=8, **SINGLE)
-    made = tmp_path / "run" / "model"
-    config = json.loads((made / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["r"], config["lora_alpha"]) == (4, 8)
-    model, _ = load_model(tiny_checkpoint, adapter=made, device="cpu")
-    adapters = [name for name, _ in model.named_parameters() if "lora_" in name]
-    assert adapters and all("language_model" in n and "visual" not in n for n in adapters)
 
 
 def test_adapters_are_learnt_on_4_bit_weights(tune, tiny_checkpoint, study, tmp_path):

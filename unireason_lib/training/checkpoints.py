@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from importlib.metadata import version
@@ -56,9 +56,8 @@ def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
 
 def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **fixed: Any) -> Any:
     """The configuration of a trainer (``SFTConfig`` or ``GRPOConfig``) from a section of a profile
-    and arguments that no profile may change; a :class:`TrainingError` when they do not fit
-    together. With ``bf16: null``, training and rollouts autocast where the machine is fast in it.
-    """
+    and arguments that no profile may change; a :class:`TrainingError` when they contradict. With
+    ``bf16: null``, training and rollouts autocast where the machine is fast in it."""
     fast = fast_bfloat16() and not section.fp16
     arguments = {
         **section.model_dump(),
@@ -79,24 +78,14 @@ def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **f
         raise TrainingError(config.__name__, expected, error, "correct them") from error
 
 
-def run(
-    stage: str,
-    profile: Profile,
-    out: Path,
-    model: Any,
-    processor: Any,
-    records: Sequence[Record],
-    trainer_of: Callable[[], Any],
-    every: int = 1,
-) -> Path:
-    """Train to the end, from the last checkpoint of the run in a folder if there is one; gives
-    ``out/model``. A finished run is taken as it is. ``trainer_of`` makes the trainer, which is an
-    :class:`ExactResume`; checkpoints are saved after every ``every`` steps or a multiple only.
+def run(stage, profile, out, model, processor, records, trainer_of, every=1) -> Path:
+    """Train to the end, from the last checkpoint of the run in the folder ``out`` if there is one;
+    gives ``out/model``. A finished run is taken as it is. ``trainer_of()`` makes the trainer, an
+    :class:`ExactResume`; checkpoints are saved after ``every`` steps or a multiple only.
 
     A :class:`DatasetError` when another process holds the folder, it belongs to a run with other
     settings, records or another base model, or the disk is full; a ``KeyboardInterrupt`` at Ctrl-C,
-    when a checkpoint is saved.
-    """
+    when a checkpoint is saved."""
     with ExitStack() as stack:
         with raised_by_all():
             if PartialState().is_main_process:
@@ -125,23 +114,20 @@ def run(
 def raised_by_all() -> Iterator[None]:
     """Processes meet at the end of the block. What one raised in it all raise, because the others
     would wait for it for ever."""
-    error: Exception | None = None
+    error = sent = None
     try:
         yield
-    except Exception as raised:
-        error = raised
-    # others than our own perhaps cannot be pickled
-    ours = error is None or isinstance(error, UniReasonError)
-    sent = error if ours else TrainingError(f"in another process: {error!r}")
-    for one in gather_object([sent]):
-        if one is not None:
-            raise error or one
+    except Exception as raised:  # others than our own perhaps cannot be pickled
+        ours = isinstance(raised, UniReasonError)
+        error, sent = raised, raised if ours else TrainingError(f"in another process: {raised!r}")
+    for other in filter(None, gather_object([sent])):
+        raise error or other
 
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """In the block, a full disk becomes an error that names the folder, whichever library met it:
-    PyTorch and safetensors say so in words of their own."""
+    """In the block, a full disk becomes an error that names the folder; PyTorch and safetensors say
+    so in words of their own."""
     try:
         yield
     except UniReasonError:
@@ -184,15 +170,12 @@ def _flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _keep_full_precision(trainer: Any) -> None:
     """Keep what learns in float32, and multiply in 16 bits under autocast: small updates would be
-    lost in the rounding of a bfloat16 weight, and the loss scale of float16 takes no other type. Of
-    a fully trained model that is all of it, so that FSDP finds one type. DeepSpeed keeps a copy
-    itself. TRL makes adapters of 4-bit weights bfloat16, which is undone here."""
-    if not trainer.is_deepspeed_enabled:
-        if base_model(trainer.model) is trainer.model:
-            trainer.model.float()
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    lost in the rounding of a bfloat16 weight, and the loss scale of float16 takes no other type.
+    FSDP wants one type for a fully trained model. DeepSpeed keeps a copy itself."""
+    whole = base_model(trainer.model) is trainer.model
+    for parameter in () if trainer.is_deepspeed_enabled else trainer.model.parameters():
+        if whole or parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 class ExactResume:
@@ -241,8 +224,7 @@ class ExactResume:
 
 def _save(trainer: Any, processor: Any, folder: Path, records: Sequence[Record]) -> Path:
     """Save model (or adapter), processor, serialization and card whole: under another name first.
-    The trainer saves, because it can gather weights that are sharded over processes; one process
-    writes, and all go on when the folder is there."""
+    The trainer can gather weights that are sharded; all processes go on when one has written."""
     temporary, main = folder.with_name(folder.name + ".partial"), trainer.is_world_process_zero()
     with raised_by_all():
         if main:
@@ -268,8 +250,8 @@ def _clean_generation_config(model: Any, processor: Any) -> None:
 
 
 def serialization_of(records: Sequence[Record]) -> Serialization | None:
-    """How scans became the images of some records: the commonest layout of their volumes, and the
-    size of their 2D images where all have one. It is the default of whatever asks the model."""
+    """How scans became the images of some records, the default of whatever asks the model: the
+    commonest layout of their volumes, and the size of their 2D images where all have one."""
     how = [r.serialization for r in records if r.dimension == "3d" and r.serialization.get("size")]
     layouts = Counter(json.dumps([one["size"], one["window"]]) for one in how)
     sizes = {record.image_size for record in records if record.dimension == "2d"}
@@ -281,21 +263,15 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
 
 def _card(out: Path, model: Any) -> str:
     """The card of a finished run, Markdown with the header of the hub: from its ``settings.json``,
-    and what the model says (of a folder that it was loaded from only the name is shown)."""
+    and what the model says."""
     kept, base = read_json(out / "settings.json"), base_model(model)
-    name = Path(base.name_or_path).name if Path(base.name_or_path).is_dir() else base.name_or_path
-    tags = ["medical", "grounded-reasoning", "unireason-lab"]
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
-    values = {
-        "name": out.name,
-        "stage": "Supervised fine-tuning" if "sft" in kept["settings"] else "Outcome RL (GRPO)",
-        "base": name,
-        "learn": f"{base.num_parameters(only_trainable=True):,} of {base.num_parameters():,}",
-        "rows": {**_flat(kept["settings"]), **packages},
-    }
-    header = ModelCardData(pipeline_tag="image-text-to-text", tags=tags)
+    kept |= {"name": out.name, "base": kept["base"]["name"]}  # of a folder without its path
+    kept["learn"] = f"{base.num_parameters(only_trainable=True):,} of {base.num_parameters():,}"
+    kept["rows"] = {**_flat(kept["settings"]), **packages}
+    header = ModelCardData(pipeline_tag="image-text-to-text", tags=["medical", "unireason-lab"])
     template = str(Path(__file__).with_name("card.jinja"))
-    return str(ModelCard.from_template(header, template, **{**kept, **values}))
+    return str(ModelCard.from_template(header, template, **kept))
 
 
 def merge_adapter(
@@ -304,14 +280,13 @@ def merge_adapter(
     """Save a model with its PEFT adapter (folders or hub ids) as one checkpoint in a new folder;
     ``dtype`` is that of the merged weights, without quantization, as they would be rounded again. A
     :class:`TrainingError` when the folder exists, or there is no adapter in the other."""
-    out, adapter = Path(out), str(adapter)
+    out, adapter, temporary = Path(out), str(adapter), Path(f"{out}.partial")
     if out.exists():
         raise TrainingError(out, "no such folder", "a folder", "choose another name")
     if Path(adapter).is_dir() and adapter_base(adapter) is None:
         do = "give the adapter's folder"
         raise TrainingError(adapter, "a PEFT adapter", "no adapter_config.json", do)
     model, processor = load_model(base, adapter=adapter, dtype=dtype, device="cpu")
-    temporary = out.with_name(out.name + ".partial")
     with full_disk_named(out):
         shutil.rmtree(temporary, ignore_errors=True)
         _clean_generation_config(model, processor)

@@ -25,7 +25,7 @@ from unireason_lib.dataset.schema import SFT_FEATURES, Record
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.io import append_lines
-from unireason_lib.training.encoding import Encoded, Encoder, conversation, cut
+from unireason_lib.training.encoding import Encoded, Encoder, conversation
 
 Images = Callable[[Record], Sequence[Image.Image]]  # gives the images of a record
 
@@ -150,8 +150,8 @@ class Examples(Sequence):
     longer than a training step of a small model. At paper scale, where they do not fit into memory,
     each is encoded when it is asked for, in the loader's worker processes; lengths are estimates.
 
-    The end of a reply beyond ``max_length`` tokens is cut off where no image is cut; a record whose
-    prompt is too long is left out. Each process adds both to the JSON lines ``too_long``.
+    Records of more than ``max_length`` tokens are left out: a reply without its answer teaches to
+    write none. Each process adds those that it meets to the JSON lines ``too_long``.
     """
 
     def __init__(
@@ -168,7 +168,6 @@ class Examples(Sequence):
     ) -> None:
         self.records, self.images, self.max_length = records, images, max_length
         self.components, self.encoder = components, Encoder(processor)
-        self.vision_end = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
         self.too_long, self._listed, self.kept = too_long, set(), None
         if keep:
             encode = tqdm(range(len(records)), "tokenizing", disable=not progress, unit=" records")
@@ -194,12 +193,10 @@ class Examples(Sequence):
         encoded = self.encoder(conversation(record, self.images(record), self.components, frame))
         if len(encoded) <= self.max_length:
             return encoded
-        short = cut(encoded, self.max_length, self.vision_end)
         if self.too_long is not None and record.id not in self._listed:
             self._listed.add(record.id)
-            line = {"id": record.id, "tokens": len(encoded), "kept": len(short) if short else 0}
-            append_lines(self.too_long, [line])
-        return short
+            append_lines(self.too_long, [{"id": record.id, "tokens": len(encoded)}])
+        return None
 
 
 def estimated_length(record: Record, frame: ProcessorFrame) -> int:

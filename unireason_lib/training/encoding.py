@@ -89,8 +89,8 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes conversations for one ``Qwen2_5_VLProcessor``. A processor whose template has no
-    generation marks, as Qwen's own has none, gets ours, which renders the same text with marks."""
+    """Encodes conversations for one ``Qwen2_5_VLProcessor``. A template without generation marks,
+    as Qwen's own, is replaced by ours, which renders the same text with marks."""
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
@@ -129,18 +129,6 @@ class Encoder:
         repeats, factor = np.ones(len(ids), int), self.frame.factor
         repeats[placeholder] = [(i.shape[0] // factor) * (i.shape[1] // factor) for i in images]
         return Encoded(np.repeat(ids, repeats), np.repeat(loss_mask, repeats), images)
-
-
-def cut(encoded: Encoded, length: int, vision_end: int) -> Encoded | None:
-    """The beginning of a longer conversation, of at most ``length`` tokens and up to its last token
-    with loss; None without any. No image is cut, and none is left that nothing follows, because its
-    tokens carry no loss. ``vision_end`` is the id of the token behind an image."""
-    kept = np.flatnonzero(encoded.loss_mask[:length])
-    if not len(kept):
-        return None
-    end = int(kept[-1]) + 1
-    images = int((encoded.ids[:end] == vision_end).sum())
-    return Encoded(encoded.ids[:end], encoded.loss_mask[:end], encoded.images[:images])
 
 
 def with_features(
@@ -182,8 +170,8 @@ class Collator:
         self.image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
-        """The keyword arguments of the model's forward pass, ``labels`` included: images as pixels,
-        or as features (``mm_encoder_outputs``) if the examples carry them."""
+        """The arguments of the model's forward pass, ``labels`` included: images as pixels, or as
+        features (``mm_encoder_outputs``) if the examples carry them."""
         shape = len(examples), -(-max(map(len, examples)) // 8) * 8
         ids, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
         labels = np.full(shape, IGNORED, np.int64)

@@ -107,12 +107,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        *,
-        lr: float,
         muon_lr: float,
         weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
         bf16: bool | None = None,
+        **adamw: Any,
     ) -> None:
         output = model.get_output_embeddings()
         linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
@@ -120,11 +118,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         taken = set(map(id, matrices))
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
         muon = torch.optim.Muon if (fast_bfloat16() if bf16 is None else bf16) else FloatMuon
-        decayed = {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay}
         vectors = {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}
+        groups, decay = [{"params": [p for p in rest if p.ndim > 1]}, vectors], weight_decay
         self.parts: tuple[torch.optim.Optimizer, ...] = (
-            muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([decayed, vectors], lr=lr, betas=betas),
+            muon(matrices, lr=muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups, weight_decay=decay, **adamw),
         )
         super().__init__([{"params": group["params"]} for group in self._groups()], {})
         self.param_groups = self._groups()  # the parts' own: a schedule writes where they read

@@ -1,9 +1,8 @@
 """Supervised fine-tuning: TRL's ``SFTTrainer`` on grounded conversations.
 
 What is ours is little: which parameters learn (the language model; vision tower and merger are
-frozen, as in the paper), and batches of similar length. Optimizer, schedule, accumulation,
-checkpoints, mixed precision, DeepSpeed, FSDP and trackers are the trainer's, configured by the
-section ``sft`` of a profile.
+frozen, as in the paper), and batches of similar length. All else is the trainer's, configured by
+the section ``sft`` of a profile.
 
     records -> Examples -> [features of the frozen tower] -> SFTTrainer -> model/, log.jsonl
 """
@@ -30,9 +29,8 @@ from unireason_lib.training.data import Examples, Images
 from unireason_lib.training.encoding import Collator, with_features
 from unireason_lib.training.optim import MuonWithAdamW, token_scores
 
+# linear layers of the language model; plain names would also fit the vision tower
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""Linear layers of the language model. A regular expression, because plain names would also fit the
-vision tower."""
 
 
 def train_sft(
@@ -52,16 +50,13 @@ def train_sft(
         model, processor: Of :func:`~unireason_lib.grounding.load_model`; the model is changed.
         records, images: What to learn from, and what gives the images of a record.
         out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``too_long.jsonl``
-            when records were cut or left out.
+            when records were left out.
         profile: All settings: sections ``sft`` and ``grounding``.
         callbacks, progress: Of the trainer; whether to show bars.
 
-    Returns:
-        ``out/model``: a checkpoint in plain transformers form, or a PEFT adapter.
-
-    Raises:
-        DatasetError: No record is left to train on, or as :func:`~.checkpoints.run` says.
-        TrainingError: Settings that do not fit together, or a loss that is not finite.
+    Gives ``out/model``, a checkpoint in plain transformers form, or a PEFT adapter. A
+    :class:`TrainingError` for settings that do not fit together and a loss that is not finite, a
+    :class:`DatasetError` when no record is left, or as :func:`~.checkpoints.run` says.
     """
     out, ours = Path(out), profile.grounding
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}}
@@ -129,20 +124,15 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
 
 def add_think_tokens(model: Any, processor: Any) -> list[int]:
     """Add ``<think>`` and ``</think>`` as special tokens where the tokenizer lacks them; gives the
-    ids of those that were added.
-
-    The embedding grows only when the tokenizer is longer than it: checkpoints are padded, and
-    ``resize_token_embeddings(len(tokenizer))`` would cut them. The rows of the new tokens, grown or
-    padding that nobody trained, begin as the mean of the old ones.
-    """
-    tokenizer = processor.tokenizer
+    ids of those that were added. The embedding only ever grows, because checkpoints are padded. The
+    rows of the new tokens, which nobody trained, begin as the mean of the old ones."""
+    tokenizer, rows = processor.tokenizer, model.get_input_embeddings().num_embeddings
     vocabulary, known = tokenizer.get_vocab(), len(tokenizer)
-    if missing := [token for token in ("<think>", "</think>") if token not in vocabulary]:
-        new = {"additional_special_tokens": missing}
-        tokenizer.add_special_tokens(new, replace_extra_special_tokens=False)
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model.tie_weights()
+    missing = [token for token in ("<think>", "</think>") if token not in vocabulary]
+    new = {"additional_special_tokens": missing}
+    tokenizer.add_special_tokens(new, replace_extra_special_tokens=False)
+    if missing:
+        model.resize_token_embeddings(max(rows, len(tokenizer)), mean_resizing=False)
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 layer.weight[known : len(tokenizer)] = layer.weight[:known].mean(0)
