@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from unireason_lib.evaluation import open_benchmark
@@ -45,10 +42,10 @@ def scripted(monkeypatch, generator):
 
 
 @pytest.fixture
-def line() -> Callable[..., dict[str, Any]]:
+def line():
     """A function that makes a line of results; ``line("q1", "p1", right=True)``."""
 
-    def make(name: str, patient: str = "p", right: bool | None = True, **more: Any) -> dict:
+    def make(name, patient="p", right=True, **more):
         plain = {
             "id": name,
             "patient": patient,
@@ -75,10 +72,10 @@ def line() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def failed(line) -> Callable[..., dict[str, Any]]:
+def failed(line):
     """A function that makes the line of a question that could not be asked."""
 
-    def make(name: str, patient: str = "p") -> dict[str, Any]:
+    def make(name, patient="p"):
         asked = ("id", "patient", "source", "dimension", "family", "kind", "question", "options")
         whole = line(name, patient)
         kept = {key: whole[key] for key in (*asked, "truth")}
@@ -92,7 +89,7 @@ def write(tmp_path):
     """A function that writes a file of results; ``write("r.jsonl", lines, control="blank")``."""
 
     def to_file(name, lines, **run):
-        run = {"benchmark": {"benchmark": "made"}, "control": "none"} | run
+        run = {"benchmark": {"name": "made"}, "control": "none"} | run
         with ResultsFile(tmp_path / name, run) as file:
             for one in lines:
                 file.append(one)

@@ -11,7 +11,7 @@ import torch
 
 from unireason_lib.config import load_profile
 from unireason_lib.errors import DatasetError, TrainingError
-from unireason_lib.evaluation.parquet import record_item
+from unireason_lib.evaluation.benchmarks import record_item
 from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.grounding.replies import Script
 from unireason_lib.io import locked, read_lines

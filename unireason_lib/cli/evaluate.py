@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,8 +87,7 @@ def _ask(checkpoint, how, out, profile, controls, slices, quiet) -> None:
     """Open the benchmark for the model's frame, load the model once, ask."""
     from unireason_lib.evaluation import evaluate as ask
     from unireason_lib.evaluation import open_benchmark, slice_benchmark
-    from unireason_lib.evaluation.consistency import slices_file
-    from unireason_lib.evaluation.report import blank_file
+    from unireason_lib.evaluation.table import beside
     from unireason_lib.grounding import Settings
     from unireason_lib.inference import read_results
 
@@ -100,7 +100,7 @@ def _ask(checkpoint, how, out, profile, controls, slices, quiet) -> None:
             typer.echo(f"  {row.name}: {row.reason[:300]}", err=True)
     asking: dict[str, Any] = {"settings": Settings(**profile.generation.model_dump())}
     asking |= {"batch_size": profile.evaluation.batch_size, "quiet": quiet}
-    for control, path in zip(controls, (out, blank_file(out)), strict=False):
+    for control, path in zip(controls, (out, beside(out, "blank")), strict=False):
         ask(questions, path, checkpoint, control=control, **asking)
     if slices:
         try:
@@ -108,37 +108,48 @@ def _ask(checkpoint, how, out, profile, controls, slices, quiet) -> None:
         except DatasetError as nothing:  # no error: a model may not write boxes at all
             typer.echo(str(nothing), err=True)
         else:
-            ask(raised, slices_file(out), checkpoint, **asking)
+            ask(raised, beside(out, "slices"), checkpoint, **asking)
 
 
 def _print(out: Path, others: list[Path], also: list[Path], paired_seeds: bool, table) -> None:
     """The report of what there is now; exit code 1 when questions failed."""
-    from unireason_lib.evaluation import Report, read_consistency
-    from unireason_lib.evaluation.consistency import slices_file
+    import pandas as pd
 
-    report = Report.from_file(out)
-    typer.echo(printable(report.to_markdown()))
-    content = report.to_dict()
-    if slices_file(out).is_file():
-        agreement = read_consistency(out)
-        typer.echo(f"slice-volume consistency: {agreement.text()}")
-        content["consistency"] = agreement.to_dict()
+    from unireason_lib.evaluation import compare, consistency, mean, read_table, report
+    from unireason_lib.evaluation.table import beside
+    from unireason_lib.inference import read_results
+    from unireason_lib.io import write_json
+
+    rows, words = report(out)
+    typer.echo(printable(words))
+    content = {"name": out.name, "rows": json.loads(rows.to_json(orient="records"))}
+    if beside(out, "slices").is_file():
+        cuboids = consistency(read_results(beside(out, "slices")))
+        overlap = mean(cuboids, "overlap")
+        found = f"IoU {overlap.text(1)} over {len(cuboids)} cuboids" if overlap else "cannot tell"
+        typer.echo(f"slice-volume consistency: {found}")
+        content["consistency"] = overlap and overlap.to_dict()
     if others:
-        theirs, ours = ([Report.from_file(path) for path in paths] for paths in (others, also))
+        ours, theirs = (
+            pd.concat([read_table(path).assign(seed=k) for k, path in enumerate(paths)])
+            for paths in ([out, *also], others)
+        )
         content["comparison"] = {}
-        words = {"correct": ("accuracy", 100, " points")}
-        words |= {"iou_first": ("IoU first", 1, ""), "iou_best": ("IoU best", 1, "")}
-        for value, scale in words.items():
-            if report.results[value].notna().any():
-                found = report.compare(theirs, value, also=ours, paired_seeds=paired_seeds)
-                typer.echo(printable(found.to_markdown(*scale)))
+        for value, name in {
+            "correct": "accuracy",
+            "iou_first": "IoU",
+            "iou_best": "IoU best",
+        }.items():
+            if ours[value].notna().any():
+                found = compare(ours, theirs, value, paired_seeds)
+                typer.echo(printable(f"- {found.text(name, 100 if value == 'correct' else 1)}"))
                 content["comparison"][value] = found.to_dict()
     if table is not None:
-        from unireason_lib.io import write_json
-
         write_json(table, content)
-    if len(report.failed):
-        first = report.failed.iloc[0]
-        words = f"{len(report.failed)} questions could not be asked; first {first['id']}"
+    results = read_table(out)
+    failed = results[results["failed"] == 1]
+    if len(failed):
+        first = failed.iloc[0]
+        words = f"{len(failed)} questions could not be asked; first {first['id']}"
         typer.echo(printable(f"{words}: {first['error']['message']}"[:400]), err=True)
         raise typer.Exit(1)

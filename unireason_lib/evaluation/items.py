@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unireason_lib.boxes import Box
 from unireason_lib.errors import DatasetError, UniReasonError
@@ -53,9 +53,8 @@ class Item:
             content = [{"type": "image", "image": image} for image in images]
             content.append({"type": "text", "text": self.asked})
             messages = [{"role": "user", "content": content}]
-        return GroundedRequest(
-            self.question, images, dict(self.options), self.dimension, self.id, messages
-        )
+        options = dict(self.options)
+        return GroundedRequest(self.question, images, options, self.dimension, self.id, messages)
 
     def boxes_in(
         self, frame: ProcessorFrame, height: int, width: int
@@ -84,8 +83,7 @@ class Item:
         return record | ({"about": dict(self.about)} if self.about else {})
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A row of a benchmark that cannot be a question: its file and row, and why."""
 
     name: str
@@ -135,24 +133,16 @@ def items_of(
         yield from items
 
 
-def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> tuple[Item, ...]:
-    """Give every item its guess: of its options, the one that was right most often in training.
-
-    Counts are kept by dimension and kind of question (the family where no kind is known): the
-    question-only baseline, which knows the training answers and never looks at an image.
-    """
+def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> Iterator[Item]:
+    """Give every item its guess: of its options, the one that was right most often in training, by
+    dimension and kind of question (the family where no kind is known). This is the question-only
+    baseline, which knows the training answers and never looks at an image."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for item in training:
         if item.answer in item.options:
             known = counts.setdefault((item.dimension, item.kind or item.family), Counter())
             known[item.options[item.answer].casefold()] += 1
-    return tuple(
-        replace(i, guess=best_option(i.options, counts.get((i.dimension, i.kind or i.family), {})))
-        for i in items
-    )
-
-
-def best_option(options: Mapping[str, str], counts: Mapping[str, int]) -> str | None:
-    """The letter whose text was right most often; None when none of them ever was."""
-    known = {letter: counts.get(text.casefold(), 0) for letter, text in options.items()}
-    return max(known, key=lambda letter: known[letter]) if any(known.values()) else None
+    for item in items:
+        known = counts.get((item.dimension, item.kind or item.family), Counter())
+        right = {letter: known[text.casefold()] for letter, text in item.options.items()}
+        yield replace(item, guess=max(right, key=right.get) if any(right.values()) else None)

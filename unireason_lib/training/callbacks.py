@@ -85,7 +85,7 @@ class FreeRunning(TrainerCallback):
         settings: Any = None,
         batch_size: int = 32,
     ) -> None:
-        from unireason_lib.evaluation.parquet import record_item
+        from unireason_lib.evaluation.benchmarks import record_item
         from unireason_lib.grounding import Settings
 
         self.items = [record_item(record, images) for record in questions]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from unireason_lib.errors import DatasetError, ScanError
-from unireason_lib.evaluation import open_benchmark, tables
+from unireason_lib.evaluation import open_benchmark, public
 
 
 def scan(path: Path) -> None:
@@ -200,11 +200,11 @@ def test_each_benchmark_is_read_as_it_is_handed_out(tmp_path, name):
 
 def test_splits_languages_and_open_questions(tmp_path):
     rad = table(tmp_path / "VQA_RAD.json", [VQA_RAD])
-    assert len(open_benchmark("vqa-rad", rad, split="train")) == 1
+    assert len(open_benchmark("vqa-rad", rad, split="all")) == 1
     chinese = SLAKE | {"q_lang": "zh", "answer": "没有"}
     table(tmp_path / "slake" / "train.json", [])
     table(tmp_path / "slake" / "test.json", [SLAKE, chinese])
-    every = open_benchmark("slake", tmp_path / "slake", language=None)
+    every = open_benchmark("slake", tmp_path / "slake", split="all")
     assert [item.answer for item in every] == ["B", "没有"]
     (item,) = open_benchmark("m3d-vqa", table(tmp_path / "m3d.csv", [M3D]), open=True)
     assert item.options == {} and item.answer == "Nierenödem – größer"
@@ -219,8 +219,8 @@ def m3d(tmp_path) -> Path:
 
 
 def test_a_scan_is_read_once_for_all_its_questions(m3d, monkeypatch):
-    read, paths = tables.read_scan, []
-    monkeypatch.setattr(tables, "read_scan", lambda *a: paths.append(a[0]) or read(*a))
+    read, paths = public.read_scan, []
+    monkeypatch.setattr(public, "read_scan", lambda *a: paths.append(a[0]) or read(*a))
     volumes = m3d.parents[1] / "M3D_Cap_npy"  # a root that the rows' paths name themselves
     for how in ({}, {"root": volumes}):
         items = by_row(open_benchmark("m3d-vqa", m3d, size=(4, 32, 32), **how))
