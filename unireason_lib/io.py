@@ -66,16 +66,25 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def append_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add JSON lines to a file in one piece; a line that a kill tore off before is ended first. A
-    :class:`DatasetError` when the disk is full."""
+    """Add JSON lines to a file, in one piece and synced: all of them, or none. A line that a kill
+    tore off before is ended first. A :class:`DatasetError` when the disk is full."""
     path = Path(path)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b") as file:
-            file.seek(max(0, file.seek(0, 2) - 1))
-            torn = file.read() not in (b"", b"\n")
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            file.write(b"\n" * torn + text.encode())
+        with contextlib.ExitStack() as stack:
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            stack.callback(os.close, file)
+            size = os.fstat(file).st_size
+            torn = os.pread(file, 1, max(0, size - 1)) not in (b"", b"\n")
+            left = memoryview(b"\n" * torn + text.encode("utf-8", "backslashreplace"))
+            try:
+                while left:  # half a surrogate pair, as some models write, became its escape
+                    left = left[os.write(file, left) :]
+                os.fsync(file)
+            except OSError:
+                os.ftruncate(file, size)
+                raise
     except OSError as error:
         raise disk_error(path, error) from error
 

@@ -6,14 +6,13 @@ that differs is refused. A sample that failed has ``error`` instead of a reply.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from unireason_lib.errors import RequestError
-from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
+from unireason_lib.io import append_lines, locked, read_json, write_json, write_whole
 
 
 class ResultsFile:
@@ -43,11 +42,7 @@ class ResultsFile:
             stack.enter_context(locked(lock, str(self.path)))
             self._check_run()
             self._take_out()
-            try:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            except OSError as error:
-                raise disk_error(self.path, error) from error
-            stack.callback(os.close, self._file)
+            append_lines(self.path, [])  # it is there, or cannot be written
             self._held = stack.pop_all()
         return self
 
@@ -56,16 +51,7 @@ class ResultsFile:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one result with its ``id``: wholly on the disk, or nothing of it."""
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        size = os.fstat(self._file).st_size
-        try:
-            left = memoryview(text.encode("utf-8", "backslashreplace"))  # lone surrogates: escapes
-            while left:
-                left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, size)
-            raise disk_error(self.path, error) from error
+        append_lines(self.path, [record])
         self.done.add(record["id"])
 
     def _check_run(self) -> None:
