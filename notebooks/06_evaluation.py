@@ -507,7 +507,8 @@ by_dimension[columns].T.round(3)
 
 # %%
 from unireason_lib.errors import DatasetError
-from unireason_lib.evaluation import consistency, slice_benchmark
+from unireason_lib.evaluation import slice_benchmark
+from unireason_lib.evaluation.table import consistency
 
 
 def first(count):
@@ -621,7 +622,7 @@ own = texture_runs["its crops"]
 compared |= {
     f"textures, {words}": compare(one, own) for words, one in texture_runs.items() if one is not own
 }
-tests = pd.DataFrame([c.to_dict() for c in compared.values()], index=list(compared))
+tests = pd.DataFrame([vars(c) for c in compared.values()], index=list(compared))
 tests["p_holm"] = holm([c.p for c in compared.values()])
 tests["points (95 %)"] = [c.difference.text(sign="+") for c in compared.values()]
 tests[["questions", "points (95 %)", "standard_error", "df", "p", "p_holm"]].round(4)

@@ -9,6 +9,10 @@ from unireason_lib.grounding import GroundedGenerator, Script
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import ResultsFile
 
+OVERLAPS = ("iou_first", "iou_best", "iou_all", "crop_fraction")
+LINE = {"dimension": "2d", "family": "lesion analysis", "kind": "texture", "boxes": []}
+LINE |= {"options": {"A": "liver", "B": "spleen"}, "frame": [64, 64, 1], "seconds": 0.1}
+LINE |= {"rounds": 1, "own_tokens": 10, "injected_tokens": 0}
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
 
@@ -46,27 +50,10 @@ def line():
     """A function that makes a line of results; ``line("q1", "p1", right=True)``."""
 
     def make(name, patient="p", right=True, **more):
-        plain = {
-            "id": name,
-            "patient": patient,
-            "source": "made",
-            "dimension": "2d",
-            "family": "lesion analysis",
-            "kind": "texture",
-            "question": "What is it?",
-            "options": {"A": "liver", "B": "spleen"},
-            "truth": "A",
-            "prediction": None if right is None else "A" if right else "B",
-            "correct": bool(right),
-            "text": "",
-            "answer": "",
-            "boxes": [],
-            "frame": [64, 64, 1],
-            **dict.fromkeys(("iou_first", "iou_best", "iou_all", "crop_fraction")),
-            "in_format": True,
-            **{"rounds": 1, "own_tokens": 10, "injected_tokens": 0, "seconds": 0.1},
-        }
-        return plain | more
+        prediction = None if right is None else "A" if right else "B"
+        asked = {"id": name, "patient": patient, "question": "What is it?", "truth": "A"}
+        reply = {"prediction": prediction, "correct": bool(right), "text": "", "in_format": True}
+        return LINE | asked | reply | dict.fromkeys(OVERLAPS) | more
 
     return make
 
@@ -76,9 +63,8 @@ def failed(line):
     """A function that makes the line of a question that could not be asked."""
 
     def make(name, patient="p"):
-        asked = ("id", "patient", "source", "dimension", "family", "kind", "question", "options")
-        whole = line(name, patient)
-        kept = {key: whole[key] for key in (*asked, "truth")}
+        asked = ("id", "patient", "dimension", "family", "kind", "question", "options", "truth")
+        kept = {key: value for key, value in line(name, patient).items() if key in asked}
         return kept | {"error": {"type": "ScanError", "message": "scan.png: not there"}}
 
     return make

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from unireason_lib.errors import DatasetError, ScanError
@@ -47,164 +48,39 @@ def skipped(benchmark) -> dict[int, str]:
     return {int(row.name.rpartition(" ")[2]): row.reason for row in benchmark.skipped}
 
 
-def choices(*texts, name="Choice {}"):
-    return {name.format(letter): text for letter, text in zip("ABCD", texts, strict=False)}
-
-
-M3D = {
-    "Image Path": "M3D_Cap_npy/ct_quizze/0001/Axial.npy",
-    "Question Type": 3,
-    "Question": "Which organ?",
-    **choices("Liver", "Spleen", "NA", "Nierenödem – größer"),
-    "Answer": "Nierenödem – größer",
-    "Answer Choice": "D",
-}
-RAD = {
-    "VolumeName": "valid_1_a_1.npy",
-    "Question": "Is there effusion?",
-    "Answer": "Yes",
-    "QuestionType": "existence detection",
-    "AnswerChoice": "A",
-    **choices("Yes", "No", "-", "-"),
-}
-VQA_RAD = {
-    "phrase_type": "freeform",
-    "image_name": "synpic1.jpg",
-    "question": "Are the lungs clear?",
-    "answer": "Yes",
-    "answer_type": "CLOSED",
-    "question_type": "ABN",
-}
-TEST = {"phrase_type": "test_para", "answer_type": "OPEN ", "question": "Where?"}
-SLAKE = {
-    "img_name": "xmlab1/source.jpg",
-    "question": "Does the picture contain liver?",
-    "answer": "No",
-    "q_lang": "en",
-    "answer_type": "CLOSED",
-    "content_type": "Organ",
-}
-PMC = {
-    "Figure_path": "PMC1_Fig1.jpg",
-    "Question": "What imaging was used?",
-    "Answer": "CT",
-    **choices(" A:MRI ", " B:CT", " C:PET ", ""),
-    "Answer_label": "B",
-}
-OMNI = {
-    "question_type": "Modality Recognition",
-    "question": "What is the modality?",
-    "gt_answer": "ct (computed tomography)",
-    "image_path": "Images/a/1.png",
-    **choices("MRI", "CT (computed tomography)", name="option_{}"),
-    "modality_type": "CT",
-}
-YES = {"A": "Yes", "B": "No"}
-ORGANS = {"A": "Liver", "B": "Spleen", "C": "Nierenödem – größer"}
-# name -> table, scan, rows, and of each what is asked: options, truth, family, kind, patient (None:
-# another split or language; text: why it is skipped)
-BENCHMARKS = {
-    "m3d-vqa": (
-        "M3D_VQA_test.csv",
-        "M3D_Cap_npy/ct_quizze/0001/Axial.npy",
-        [
-            (M3D, (ORGANS, "C", "organ", "", "M3D_Cap_npy/ct_quizze/0001")),
-            (M3D | {"Answer Choice": "C"}, "found C"),
-            (M3D | {"Image Path": "../outside.npy"}, "../outside"),
-            (M3D | {"Question": ""}, "text under question"),
-            (M3D | {"Question": "What is <|image_pad|>?"}, "image_pad"),
-        ],
-    ),
-    "3d-rad": (
-        "test.csv",
-        "valid/valid_1/valid_1_a/valid_1_a_1.npy",
-        [
-            (RAD, (YES, "A", "existence detection", "", "valid_1")),
-            (
-                RAD | choices("-", "-") | {"AnswerChoice": "-", "Answer": "3.1 cm"},
-                ({}, "3.1 cm", "existence detection", "", "valid_1"),
-            ),
-        ],
-    ),
-    "vqa-rad": (
-        "VQA_RAD.json",
-        "VQA_RAD Image Folder/synpic1.jpg",
-        [
-            (
-                VQA_RAD | {"phrase_type": "test_freeform"},
-                (YES, "A", "closed", "ABN", "synpic1.jpg"),
-            ),
-            (VQA_RAD, None),
-            (VQA_RAD | TEST | {"answer": 3}, ({}, "3", "open", "ABN", "synpic1.jpg")),
-            ("no row", "expected an object"),
-        ],
-    ),
-    "slake": (
-        "test.json",
-        "imgs/xmlab1/source.jpg",
-        [
-            (SLAKE, (YES, "B", "closed", "Organ", "xmlab1")),
-            (SLAKE | {"q_lang": "zh", "question": "图中有肝脏吗？", "answer": "没有"}, None),
-        ],
-    ),
-    "pmc-vqa": (
-        "test.csv",
-        "images/PMC1_Fig1.jpg",
-        [
-            (PMC, ({"A": "MRI", "B": "CT", "C": "PET"}, "B", "closed", "", "PMC1_Fig1.jpg")),
-            (PMC | {"Answer_label": "F"}, "found F"),
-        ],
-    ),
-    "omnimedvqa": (  # as it is handed out: the table two folders below that of the images
-        "QA_information/Open-access/A.json",
-        "Images/a/1.png",
-        [
-            (
-                OMNI,
-                (
-                    {"A": "MRI", "B": OMNI["option_B"]},
-                    "B",
-                    "CT",
-                    "Modality Recognition",
-                    "Images/a/1.png",
-                ),
-            ),
-            (OMNI | {"gt_answer": "ultrasound"}, "ultrasound"),
-        ],
-    ),
-}
+BENCHMARKS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text(encoding="utf-8"))
+M3D, SLAKE, CHINESE = (
+    BENCHMARKS[name]["rows"][k]["row"] for name, k in (("m3d-vqa", 0), ("slake", 0), ("slake", 1))
+)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_each_benchmark_is_read_as_it_is_handed_out(tmp_path, name):
-    file, image, rows = BENCHMARKS[name]
-    scan(tmp_path / image)
-    path = table(tmp_path / file, [row for row, _ in rows])
+    image, rows = tmp_path / BENCHMARKS[name]["scan"], BENCHMARKS[name]["rows"]
+    scan(image)
+    path = table(tmp_path / BENCHMARKS[name]["table"], [one["row"] for one in rows])
     found = open_benchmark(name, path.parent, size=(4, 32, 32))
     items, reasons = by_row(found), skipped(found)
-    for number, (_, expected) in enumerate(rows, 1):
-        if isinstance(expected, tuple):
+    for number, one in enumerate(rows, 1):
+        if asked := one.get("asked"):
             item = items.pop(number)
-            got = item.options, item.answer, item.family, item.kind, item.patient
-            assert got == expected and item.id == f"{name}/{path.stem}/{number}"
-            assert [i.size for i in item.load()] == (
-                [(32, 32)] * 4 if item.dimension == "3d" else [(40, 32)]
-            )
-        elif expected is not None:
-            assert expected in reasons.pop(number)
+            assert {name: getattr(item, name) for name in asked} == asked
+            assert item.id == f"{name}/{path.stem}/{number}"
+            volume = item.dimension == "3d"
+            assert [i.size for i in item.load()] == ([(32, 32)] * 4 if volume else [(40, 32)])
+        elif "skipped" in one:
+            assert one["skipped"] in reasons.pop(number)
     assert not items and not reasons
-    (tmp_path / image).unlink()  # a scan that is not there fails when it is asked
-    with pytest.raises(ScanError, match=Path(image).name):
+    image.unlink()  # a scan that is not there fails when it is asked
+    with pytest.raises(ScanError, match=image.name):
         open_benchmark(name, path).items[0].load()
 
 
 def test_splits_languages_and_open_questions(tmp_path):
-    rad = table(tmp_path / "VQA_RAD.json", [VQA_RAD])
-    assert len(open_benchmark("vqa-rad", rad, split="all")) == 1
-    chinese = SLAKE | {"q_lang": "zh", "answer": "没有"}
     table(tmp_path / "slake" / "train.json", [])
-    table(tmp_path / "slake" / "test.json", [SLAKE, chinese])
-    every = open_benchmark("slake", tmp_path / "slake", split="all")
+    table(tmp_path / "slake" / "test.json", [SLAKE, CHINESE])
+    assert len(open_benchmark("slake", tmp_path / "slake")) == 1
+    every = open_benchmark("slake", tmp_path / "slake" / "test.json", split="all")
     assert [item.answer for item in every] == ["B", "没有"]
     (item,) = open_benchmark("m3d-vqa", table(tmp_path / "m3d.csv", [M3D]), open=True)
     assert item.options == {} and item.answer == "Nierenödem – größer"
@@ -244,12 +120,9 @@ def test_pathvqa_with_images_in_parquet(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (24, 20), (200, 20, 90)).save(stream, "JPEG")
     image = {"bytes": stream.getvalue(), "path": None}
-    rows = [
-        {"image": image, "question": "Is it benign?", "answer": "no"},
-        {"image": image, "question": "What is shown?", "answer": "gland"},
-        {"image": image | {"bytes": b"no image"}, "question": "What else?", "answer": "stroma"},
-        {"image": image, "question": None, "answer": "stroma"},
-    ]
+    asked = [("Is it benign?", "no"), ("What is it?", "gland"), ("And?", "no"), (None, "no")]
+    rows = [{"image": image, "question": question, "answer": answer} for question, answer in asked]
+    rows[2]["image"] = image | {"bytes": b"no image"}
     path = tmp_path / "test-00000-of-00001.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
     found = open_benchmark("pathvqa", tmp_path)
@@ -273,13 +146,11 @@ def test_pathvqa_with_images_in_parquet(tmp_path):
         ("m3d-vqa", {"path": "t.csv", "opn": True}, "opn"),
         ("m3d-vqa", {"path": "t.csv", "limit": 0}, "1 or more"),
         ("pmc-vqa", {"path": "t.csv"}, "expected text under image"),
-        ("slake", {"path": "empty.json"}, "found none"),
     ],
 )
 def test_what_is_no_benchmark_says_so(tmp_path, monkeypatch, name, options, message):
     monkeypatch.chdir(tmp_path)
     table(tmp_path / "t.csv", [{"a": 1, "b": 2}])
-    table(tmp_path / "empty.json", [])
     with pytest.raises(DatasetError, match=message):
         open_benchmark(name, **options)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -32,14 +30,9 @@ def image(value: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 def item(name: str, patient: str = "p", images: int = 1, value: int = 50, **more) -> Item:
-    plain = {
-        "dimension": "3d" if images > 1 else "2d",
-        "family": "lesion analysis",
-        "question": "Where is it?",
-        "options": {"A": "Left", "B": "Right"},
-        "answer": "B",
-        "load": lambda: [image(value + k) for k in range(images)],
-    }
+    plain = {"dimension": "3d" if images > 1 else "2d", "family": "lesion analysis", "answer": "B"}
+    plain |= {"question": "Where is it?", "options": {"A": "Left", "B": "Right"}}
+    plain["load"] = lambda: [image(value + k) for k in range(images)]
     return Item(name, patient, **(plain | more))
 
 
@@ -75,15 +68,6 @@ def test_boxes_in_the_json_of_stock_qwen_are_counted(scripted, write):
     assert "other_syntax" not in lines[1]
     text = report(write("r.jsonl", lines))[1]
     assert "1 boxes in 1 replies are JSON (bbox_2d)" in text
-
-
-def test_a_volume_is_measured_in_three_dimensions(scripted):
-    box = format_box(Box3D(0, 0, 1, 64, 32, 3))
-    generator = scripted(lambda _: ("<think>", box, "</think>", "A. Left"))
-    truth = (("lesion", Box3D(0, 0, 0, 64, 32, 4)),)
-    line = only_line(generator, item("q", images=4, truth_boxes=truth))
-    assert line["iou_first"] == 0.5 and line["crop_fraction"] == 0.25
-    assert line["correct"] is False and line["frame"] == [64, 64, 4]
 
 
 def test_truth_boxes_follow_the_image_into_the_frame_of_the_model(scripted):
@@ -127,11 +111,9 @@ def test_batches_keep_like_with_like():
     words = ["Where?" + " x" * (k % 7) for k in range(40)]
     items = [item(f"{k}", images=1 + 3 * (k % 2), question=words[k]) for k in range(40)]
     order = list(by_length(items, 4))
-    assert sorted(i.id for i in order) == sorted(i.id for i in items)
-    batches = [order[first : first + 4] for first in range(0, 40, 4)]
-    assert all(len({i.dimension for i in batch}) == 1 for batch in batches)
+    assert {i.id for i in order} == {i.id for i in items} and len(order) == 40
     lengths = [len(i.question) for i in order if i.dimension == "2d"]
-    assert lengths == sorted(lengths)
+    assert lengths == sorted(lengths) and {i.dimension for i in order[:20]} == {"2d"}
     volumes = [i.id for i in order if i.dimension == "3d"]  # those of one scan stay together
     assert volumes == [i.id for i in items if i.dimension == "3d"]
 
@@ -188,8 +170,6 @@ def test_a_full_disk_is_named_with_its_file(tmp_path, phantoms, generator, monke
         QUICK(phantoms, out, generator)
     monkeypatch.undo()
     assert out.read_bytes() == before  # whole lines only
-    QUICK(phantoms, out, generator)
-    assert len(list(read_results(out))) == 12
 
 
 # --- controls ----------------------------------------------------------------------------------
@@ -262,8 +242,8 @@ def test_a_box_elsewhere_has_its_size_and_overlaps_it_little():
 def test_without_crops_boxes_are_written_and_fetch_nothing(tmp_path, scripted):
     box = format_box(Box2D(0, 0, 32, 32))
     generator = scripted(lambda _: ("<think>", box, "</think>", "B. Right"))
-    asked = Benchmark("b", (item("q"),))
-    out = QUICK(asked, tmp_path / "r.jsonl", generator, settings=LONG, control="no-crop")
+    how = {"settings": LONG, "control": "no-crop"}
+    out = QUICK(Benchmark("b", (item("q"),)), tmp_path / "r.jsonl", generator, **how)
     line = next(read_results(out))
     assert line["boxes"] == [[0, 0, 32, 32]] and line["injected_tokens"] == 0
     assert line["crop_fraction"] is None
@@ -278,10 +258,3 @@ def test_impossible_requests_are_refused(tmp_path, phantoms, generator):
         Benchmark("b", (item("q"), item("q")))
     with pytest.raises(DatasetError, match="found none"):
         Benchmark("b", ())
-
-
-def test_reading_results_does_not_wait_for_torch():
-    program = "import sys, unireason_lib.evaluation; print('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program]
-    assert b"False" in subprocess.run(command, capture_output=True, env=environment).stdout

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, t
 
-from unireason_lib.evaluation.statistics import difference, holm, interval, power, wilson
+from unireason_lib.evaluation.statistics import difference, holm, interval, plain, power, wilson
 
 TRIALS = 300
 
@@ -91,7 +91,7 @@ def test_where_nothing_varies_nobody_can_tell(step):
     a = np.outer([0.0, 0.3, 0.6], [1, 1]) * (step < 1)
     found = difference(a, a + step, ["p1", "p2"], paired_seeds=True)
     assert found.difference.value == pytest.approx(step) and math.isnan(found.p)
-    assert math.isnan(found.difference.low) and found.to_dict()["p"] is None
+    assert math.isnan(found.difference.low) and plain(found)["p"] is None
     assert found.text().count("cannot tell") == 2 and "nan" not in found.text()
     assert math.isnan(difference(a, a + step, ["one patient"] * 2).p)
     assert math.isnan(interval(np.array([[0.3, 0.5]]), ["p", "p"]).low)

@@ -27,8 +27,16 @@ from unireason_lib.ablation.claims import judge, table_of_claims, table_of_condi
 from unireason_lib.ablation.grid import STAGES, Grid, Job, plan
 from unireason_lib.config import load_profile
 from unireason_lib.errors import GridError
-from unireason_lib.evaluation.consistency import consistency
-from unireason_lib.evaluation.table import POOLED, beside, mean, pooled, read_pooled, write_pooled
+from unireason_lib.evaluation.statistics import plain
+from unireason_lib.evaluation.table import (
+    POOLED,
+    beside,
+    consistency,
+    mean,
+    pooled,
+    read_pooled,
+    write_pooled,
+)
 from unireason_lib.inference import read_results
 from unireason_lib.io import locked, read_json, write_json
 from unireason_lib.notebooks import execute
@@ -155,7 +163,7 @@ class _Record:
             self.table = pd.concat([*([self.table] if len(self.table) else []), pooled(files)])
             if (slices := beside(replies, "slices")).exists():
                 overlap = mean(consistency(read_results(slices)), "overlap")
-                self.runs[job.key]["consistency"] = {"overlap": overlap and overlap.to_dict()}
+                self.runs[job.key]["consistency"] = {"overlap": plain(overlap)}
         self.write()
 
     def write(self, verdicts: Sequence[dict[str, Any]] = ()) -> None:

@@ -115,8 +115,9 @@ def _print(out: Path, others: list[Path], also: list[Path], paired_seeds: bool, 
     """The report of what there is now; exit code 1 when questions failed."""
     import pandas as pd
 
-    from unireason_lib.evaluation import compare, consistency, mean, read_table, report
-    from unireason_lib.evaluation.table import beside
+    from unireason_lib.evaluation import compare, mean, read_table, report
+    from unireason_lib.evaluation.statistics import plain
+    from unireason_lib.evaluation.table import beside, consistency
     from unireason_lib.inference import read_results
     from unireason_lib.io import write_json
 
@@ -128,7 +129,7 @@ def _print(out: Path, others: list[Path], also: list[Path], paired_seeds: bool, 
         overlap = mean(cuboids, "overlap")
         found = f"IoU {overlap.text(1)} over {len(cuboids)} cuboids" if overlap else "cannot tell"
         typer.echo(f"slice-volume consistency: {found}")
-        content["consistency"] = overlap and overlap.to_dict()
+        content["consistency"] = plain(overlap)
     if others:
         ours, theirs = (
             pd.concat([read_table(path).assign(seed=k) for k, path in enumerate(paths)])
@@ -143,7 +144,7 @@ def _print(out: Path, others: list[Path], also: list[Path], paired_seeds: bool, 
             if ours[value].notna().any():
                 found = compare(ours, theirs, value, paired_seeds)
                 typer.echo(printable(f"- {found.text(name, 100 if value == 'correct' else 1)}"))
-                content["comparison"][value] = found.to_dict()
+                content["comparison"][value] = plain(found)
     if table is not None:
         write_json(table, content)
     results = read_table(out)

@@ -1,14 +1,10 @@
 """Benchmarks by name.
 
-===================  ===========================================================================
-``phantom``          held-out phantom patients, made when they are asked about
-any source           of :mod:`unireason_lib.dataset.sources`: questions about its structures
-``parquet``          a data set as our build or the authors' release has it (``sft/``, ``rl/``)
-``m3d-vqa``          M3D-VQA, volumes held by the user; ``open=True`` asks without the choices
-``3d-rad``           3D-RAD, volumes of CT-RATE held by the user
-``vqa-rad``          VQA-RAD, ``slake`` SLAKE, ``pathvqa`` PathVQA: open and yes-or-no questions
-``pmc-vqa``          PMC-VQA, ``omnimedvqa`` OmniMedVQA: multiple choice about images
-===================  ===========================================================================
+- ``phantom``: held-out phantom patients, made when they are asked about; any other source of
+  :mod:`unireason_lib.dataset.sources`: questions about its structures;
+- ``parquet``: a data set as our build or the authors' release has it (``sft/``, ``rl/``);
+- ``m3d-vqa``, ``3d-rad`` (volumes), ``vqa-rad``, ``slake``, ``pathvqa`` (open and yes-or-no
+  questions), ``pmc-vqa``, ``omnimedvqa`` (multiple choice): files held by the user.
 
 Training counts phantom patients from 0 upwards; those of ``test`` begin at 1,000,000 and those of
 ``val`` at 2,000,000, so no split meets another whatever is built.
@@ -18,15 +14,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unireason_lib.boxes import Box3D
 from unireason_lib.dataset.hub import ImageTable, record_images
-from unireason_lib.dataset.questions import FAMILIES, Question, ask, learn_prior
+from unireason_lib.dataset.questions import FAMILIES, WORDS, Question, ask, learn_prior
 from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import Record, box_of
 from unireason_lib.dataset.sources import SOURCES, open_source
@@ -35,6 +32,7 @@ from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.items import Benchmark, Item, items_of, most_likely_answers
 from unireason_lib.evaluation.public import LAYOUTS, public_items
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Serialization
+from unireason_lib.imaging.crops import slice_range
 from unireason_lib.inference import Reading
 from unireason_lib.io import sha256_of
 from unireason_lib.prompts import question_text
@@ -47,6 +45,7 @@ FIRST_PATIENT: Mapping[str, int] = {"train": 0, "test": 1_000_000, "val": 2_000_
 
 FIRST_3D = 500_000  # within a split: nobody is asked about both in a slice and in a volume
 PATIENTS = 400_000  # of a split and dimension, at most
+QUADRANTS = ("Left and anterior", "Right and anterior", "Left and posterior", "Right and posterior")
 TRAINING = 20_000  # rows of Parquet from which is learnt what is most often right
 
 
@@ -68,15 +67,12 @@ def open_benchmark(
         name: See the module; ``name:path`` gives the path as well, and the folder of a data set
             (with ``sft/`` or ``rl/``) alone is enough.
         path: Its file or folder, where it has one.
-        split: Of those that know splits; of phantoms ``"test"``, ``"val"``, or ``"train"`` (what
-            was learnt by heart); of Parquet also ``"all"``.
+        split: ``"test"``; of phantoms also ``"val"`` or ``"train"`` (what was learnt by heart), of
+            Parquet ``"all"``.
         limit: At most so many questions, the first ones; None: all, of phantoms 500.
         frame: Processor of the model that will be asked; generated boxes are written for it.
-        size: Slices, rows and columns of a volume; None: the benchmark's own, else the paper's.
-        window: How scans are shown; None: the benchmark's own.
-        serialization: Of the checkpoint that will be asked: the default of ``size`` and ``window``.
-            Another one given by hand is a :class:`~unireason_lib.errors.ScanWarning`; Parquet says
-            itself how it is shown.
+        size, window: How volumes are laid out and shown; None: the benchmark's own, else that of
+            ``serialization``, the checkpoint's (another one is a ``ScanWarning``).
         options: Of :func:`study_items` (``seed``, ``dimension``, ...), :func:`parquet_items` or
             :func:`~.public.public_items`.
 
@@ -130,21 +126,15 @@ def study_items(
     prior_studies: int | None = None,
     **options: Any,
 ) -> tuple[str, Iterator[Item], dict[str, Any]]:
-    """Questions about the studies of a source, by the rules of the training data; studies that
-    cannot be read are skipped. A longer benchmark begins with a shorter one.
+    """Questions about the studies of a source, by the rules of the training data, which ``seed``
+    chooses: ``per_family`` of some ``families`` about each study, of which ``a_patient`` (of
+    phantoms 2) are asked in turn. Studies that cannot be read are skipped.
 
-    Args:
-        seed: Of the questions.
-        families: Which are asked.
-        a_patient: Families asked of a patient, in turn; None: all, of phantoms 2 (more patients
-            with few questions each say more than few with many).
-        per_family: Questions of a family about each study.
-        prior_studies: Studies from which the answer prior is learnt, and which option is the most
-            likely one: of phantoms 300 training patients, of another source its first ones (None:
-            no prior; of a single scan all is known, so anatomy alone answers some questions).
-        options: As for :func:`unireason_lib.dataset.sources.open_source`. ``phantom`` makes a slice
-            of one patient, the volume of the next, and so on; only one of them with
-            ``dimension="2d"`` or ``"3d"``.
+    ``prior_studies``: from so many the answer prior is learnt, and which option is the most likely
+    one: of phantoms 300 training patients, of another source its first ones (None: no prior; of a
+    single scan all is known, so anatomy alone answers some questions). ``options`` as for
+    :func:`~unireason_lib.dataset.sources.open_source`; phantoms are a slice of one patient, the
+    volume of the next, and so on, or only one of them with ``dimension="2d"`` or ``"3d"``.
     """
     if name == "phantom":
         if split not in FIRST_PATIENT or path:
@@ -213,16 +203,9 @@ def parquet_items(
     dimension: str | None = None,
 ) -> tuple[str, Iterator[Item], dict[str, Any]]:
     """The questions of a data set: of ``sft/`` where it is (its replies hold true boxes), else of
-    ``rl/``. Released rows name no split: theirs is that of
-    :func:`~unireason_lib.dataset.release.release_split`, as in training.
-
-    Args:
-        path: Folder with ``sft/`` or ``rl/``, and ``images/``.
-        shown: Without size and window: rows say themselves how their volumes are laid out.
-        roots: Folder of the scans of rows without images, or source -> folder.
-        m3d_root, volumes: See :func:`unireason_lib.dataset.release.open_release`.
-        dimension: Only ``"2d"`` or ``"3d"``.
-    """
+    ``rl/``. Released rows name no split: theirs is that of ``release_split``, as in training. Rows
+    say themselves how they are shown. ``roots``: folder of the scans of rows without images, or
+    source -> folder; ``m3d_root`` and ``volumes`` as for ``open_release``."""
     if path is None or not Path(path).is_dir():
         raise DatasetError(path, "the folder of a data set", "none", "give it: parquet:FOLDER")
     if shown["size"] or shown["window"]:
@@ -269,3 +252,36 @@ def record_item(record: Record, images: Callable[[Record], list[Image.Image]]) -
         frame=record.frame if record.serialization.get("frame") else QWEN_FRAME,
         about={"names": list(record.names)} if record.names else {},
     )
+
+
+def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) -> Benchmark:
+    """Does a model refer to the same place in a volume and in its slices? Each slice that a cuboid
+    spans, the first box in a reply (``lines``) to a question about one structure, is asked about
+    alone, as an image: the rectangle of the cuboid should be the box that is written there.
+
+    ``about`` of these items holds ``parent`` (the question about the volume), ``slice`` and
+    ``cuboid``; which option is right is not known. A ``DatasetError`` when there is no such reply.
+    """
+    volumes = {item.id: item for item in benchmark if item.dimension == "3d"}
+    items: list[Item] = []
+    words = WORDS["families"]["spatial localization"]["quadrant"][3]
+    for line in (line for line in lines if line.get("boxes") and line["id"] in volumes):
+        parent, box = volumes[line["id"]], box_of(line["boxes"][0])
+        if not isinstance(box, Box3D) or len(parent.truth_boxes) != 1:
+            continue
+        name = next(iter(parent.about.get("names", ())), f"the {parent.truth_boxes[0][0]}")
+        asked = {"dimension": "2d", "question": words.format(a=name, it="image"), "answer": None}
+        asked |= {"kind": "quadrant", "options": dict(zip("ABCD", QUADRANTS, strict=True))}
+        load = lru_cache(maxsize=1)(parent.load)  # slices of one volume are asked together
+        for z in slice_range(box, line["frame"][2]):
+            about = {"parent": parent.id, "slice": z, "cuboid": list(box.as_tuple())}
+            show = partial(lambda load, z: [load()[z]], load, z)
+            own = {"id": f"{parent.id}#z{z:03d}", "load": show, "about": about, "truth_boxes": ()}
+            items.append(replace(parent, guess=None, **asked, **own))
+    name = f"slices of {benchmark.name}"
+    if not items:
+        expected = "replies about one structure of a volume that begin with a cuboid"
+        do = "ask a model that writes boxes in volumes, or more questions"
+        raise DatasetError(name, expected, "none", do)
+    identity = {**benchmark.identity, "mode": "slices"}
+    return Benchmark(name, tuple(items), identity, opened=benchmark.opened)

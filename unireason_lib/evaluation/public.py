@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -31,21 +32,16 @@ from unireason_lib.prompts import LETTERS
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What is particular about a benchmark, see ``public.yaml``."""
-
-    dimension: str
-    family: Sequence[str] = ()
-    kind: Sequence[str] = ()
-    rows: Mapping[str, str] = field(default_factory=dict)
-    folder: str = ""
-    path: str = "(?P<patient>.*)"
-    places: Sequence[str] = (r"\g<0>",)
-
-
 _FILE = Path(__file__).with_name("public.yaml").read_text(encoding="utf-8")
-LAYOUTS = {name: Layout(**layout) for name, layout in yaml.safe_load(_FILE).items()}
+_USUAL = {
+    "family": [],
+    "kind": [],
+    "rows": {},
+    "path": "(?P<patient>.*)",
+    "places": [r"\g<0>"],
+    "folder": ".",
+}
+LAYOUTS = {name: SimpleNamespace(**_USUAL | one) for name, one in yaml.safe_load(_FILE).items()}
 M3D_TYPES = {"1": "plane", "2": "phase", "3": "organ", "4": "abnormality", "5": "location"}
 
 
@@ -60,19 +56,14 @@ def public_items(
     root: str | Path | None = None,
     open: bool = False,
 ) -> tuple[str, Iterator[Item], dict[str, Any]]:
-    """A public benchmark.
-
-    Args:
-        path: Its table, or a folder of them, of which those named after the split are taken.
-        split: One other than ``"test"`` takes all rows of the table.
-        image_size: See :class:`unireason_lib.inference.Reading`.
-        root: Folder of the scans.
-        open: Ask multiple-choice questions without their options; answers are compared in words.
-    """
+    """The questions of a table, or of those tables in a folder that are named after the split (of
+    their rows a split other than ``"test"`` takes all). ``root``: folder of the scans;
+    ``image_size`` as for ``inference.Reading``; ``open``: multiple-choice questions are asked
+    without their options, and answers compared in words."""
     layout, tables = LAYOUTS[name], _tables(name, path, split)
-    folder = tables[0].parent
-    above = (folder, *folder.resolve().parents[:2]) if layout.folder else ()
-    root = Path(root or next((one for one in above if (one / layout.folder).is_dir()), folder))
+    folder = tables[0].parent.resolve()
+    above = [one for one in (folder, *folder.parents[:2]) if (one / layout.folder).is_dir()]
+    root = Path(root or (above or [folder])[0])
     reading = Reading(shown["size"] or PAPER_SIZE, shown["window"], image_size)
 
     @lru_cache(maxsize=4)  # questions about one scan come together
@@ -83,15 +74,12 @@ def public_items(
         row_id, row = numbered
         if isinstance(row, Exception):
             raise row
-        wanted = layout.rows if split == "test" else {}
-        if all(re.match(form, str(row.get(column) or "")) for column, form in wanted.items()):
+        wanted = layout.rows.items() if split == "test" else ()
+        if all(re.match(form, str(row.get(column) or "")) for column, form in wanted):
             yield _item(row_id, row, layout, root, read, open)
 
-    rows = (
-        (f"{table.name}, row {number}", (f"{name}/{table.stem}/{number}", row))
-        for table in tables
-        for number, row in enumerate(_rows(table), 1)
-    )
+    numbered = ((one, number, row) for one in tables for number, row in enumerate(_rows(one), 1))
+    rows = ((f"{t.name}, row {n}", (f"{name}/{t.stem}/{n}", row)) for t, n, row in numbered)
     content = {"tables": {table.name: sha256_of(table) for table in tables}}
     return name, items_of(rows, make, skipped), content
 
@@ -100,11 +88,10 @@ def _tables(name: str, path: str | Path | None, split: str) -> list[Path]:
     """The files behind a path; in a folder those named after the split, if any are."""
     if path and Path(path).is_file():
         return [Path(path)]
-    files = sorted(Path(path).glob("*.*") if path else ())
-    files = [p for p in files if p.suffix in (".csv", ".json", ".jsonl", ".tsv", ".parquet")]
+    known = (".csv", ".json", ".jsonl", ".tsv", ".parquet")
+    files = [p for p in sorted(Path(path).glob("*.*") if path else ()) if p.suffix in known]
     if not files:
-        expected = "its table (.csv, .json, .jsonl, .tsv or .parquet), or a folder of them"
-        found = f"{path}, which has none" if path else "no path"
+        expected, found = f"a table ({', '.join(known)}) or a folder of them", path or "no path"
         raise DatasetError(f"benchmark {name}", expected, found, f"give it: {name}:FILE")
     return [p for p in files if re.search(rf"(?<![a-z]){split}", p.stem.lower())] or files
 
@@ -117,7 +104,7 @@ def _rows(table: Path) -> Iterator[Row | Exception]:
 
 
 def _item(
-    name: str, row: Row, layout: Layout, root: Path, read: Callable, without_options: bool
+    name: str, row: Row, layout: SimpleNamespace, root: Path, read: Callable, without_options: bool
 ) -> Item:
     image = row.get("image") or row.get("img_name")
     embedded = image.get("bytes") if isinstance(image, Mapping) else None
@@ -131,6 +118,7 @@ def _item(
     else:  # paths that lead out of the folder are refused here
         places = [parts.expand(place) for place in layout.places] if parts else [scan]
         scan = next((place for place in places if scan_below(root, place).exists()), places[0])
+    load = (lambda: [load_image(embedded, name=name)]) if embedded else partial(read, scan)
     family = _first(row, layout.family) or ("closed" if sample.options else "open")
     return Item(
         id=name,
@@ -140,17 +128,16 @@ def _item(
         question=sample.question,
         options=dict(sample.options),
         answer=sample.truth,
-        load=(lambda: [load_image(embedded, name=name)]) if embedded else partial(read, scan),
+        load=load,
         kind=_first(row, layout.kind),
         source=name.split("/")[0],
         about={"scan": sample.scan},
     )
 
 
-def _sample(row: Row, layout: Layout, without_options: bool) -> Sample:
-    """A row as :mod:`unireason_lib.inference.samples` reads it, or what is wrong with it. Missing
-    options are closed up first, labels ("A: liver") taken off, and the letter of the truth moves
-    along."""
+def _sample(row: Row, layout: SimpleNamespace, without_options: bool) -> Sample:
+    """A row as ``inference.samples`` reads it. Gaps between options are closed first, labels ("A:
+    liver") taken off, and the letter of the truth moves along."""
     texts = {}
     for letter in LETTERS:
         text = row.get(f"choice_{letter}".lower()) or row.get(f"option_{letter}".lower()) or ""

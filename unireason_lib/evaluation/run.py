@@ -43,17 +43,14 @@ def evaluate(
     """Ask a benchmark and keep the replies.
 
     Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    The benchmark may be longer then, and batch size and device others; anything else that shapes
-    replies may not change.
+    The benchmark may be longer or shorter then (lines of other questions stay), and batch size and
+    device others; anything else that shapes replies may not change.
 
     Args:
-        benchmark: The questions.
         out: File of JSON lines (:func:`line_of`), which is returned.
         checkpoint: What to load once something is left to do, or a generator at hand.
-        settings: How replies are generated.
         batch_size: Questions generated together.
         control: One of :data:`~.controls.CONTROLS`.
-        quiet: No progress bar.
 
     Raises:
         RequestError: An unknown control or batch size, or the file belongs to another run.
@@ -76,8 +73,7 @@ def evaluate(
     }
     names = [item.id for item in benchmark]
     with ResultsFile(out, run, retry=names, opened=benchmark.opened) as results:
-        todo = [item for item in benchmark if item.id not in results.done]
-        if todo:
+        if todo := [item for item in benchmark if item.id not in results.done]:
             generator = checkpoint.generator() if load else checkpoint
             generator = other_crops(generator, control, benchmark)
             images = shown_images(benchmark, control)
@@ -98,37 +94,28 @@ def ask_items(
     order in which they are done; ``images`` gives what is shown of an item."""
     from unireason_lib.grounding import Settings
 
-    def prepare(item: Item) -> tuple[Layout, GroundedRequest]:
+    def prepare(item: Item) -> tuple[tuple, GroundedRequest]:
         shown = list(images(item))
         width, height = shown[0].size
         frame = *generator.frame.size(height, width), len(shown)
         return (item.boxes_in(generator.frame, height, width), frame), item.request(shown)
 
+    how = {"settings": asdict(settings or Settings()), "batch_size": batch_size}
+    how |= {"failure": lambda item, error: {**item.to_dict(), **error_of(error)}}
     return answer_stream(
-        generator,
-        by_length(items, batch_size),
-        prepare=prepare,
-        line=line_of,
-        failure=lambda item, error: {**item.to_dict(), **error_of(error)},
-        settings=asdict(settings or Settings()),
-        batch_size=batch_size,
+        generator, by_length(items, batch_size), prepare=prepare, line=line_of, **how
     )
 
 
-Layout = tuple[tuple[tuple[str, Box], ...], tuple[int, int, int]]
-"""The truth boxes in the frame of the model, and the frame: height, width, number of images."""
+def line_of(item: Item, layout: tuple, trace: Trace, seconds: float) -> dict[str, Any]:
+    """One line of results. ``layout``: the truth boxes in the frame of the model, and the frame
+    (height, width, number of images).
 
-
-def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[str, Any]:
-    """One line of results.
-
-    Returns:
-        The item (:meth:`Item.to_dict`), the reply (:meth:`unireason_lib.grounding.Trace.to_dict`)
-        and: ``prediction`` (letter, or the words of an open answer; None is an abstention),
-        ``correct`` (None when the truth is unknown), ``truth_boxes``, ``frame`` (height, width,
-        images), ``iou_first``, ``iou_best``, ``iou_all`` (see :func:`overlaps`), ``crop_fraction``
-        (mean fraction of the image, or volume, that an injected box fetched; None: no box did),
-        ``seconds`` (the reply's part of those of its batch).
+    The line is the item (:meth:`Item.to_dict`), the reply (``Trace.to_dict``) and: ``prediction``
+    (letter, or the words of an open answer; None is an abstention), ``correct`` (None when the
+    truth is unknown), ``truth_boxes``, ``frame``, those of :func:`overlaps`, ``crop_fraction``
+    (mean fraction of the image, or volume, that an injected box fetched; None: no box did) and
+    ``seconds`` (the reply's part of those of its batch).
     """
     truth, frame = layout
     prediction = trace.choice if item.options else trace.answer or None
@@ -151,14 +138,10 @@ def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[st
 
 
 def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | None]:
-    """How well the boxes of a reply, in its order, fit those of what the answer rests on.
-
-    Returns:
-        Intersection over union, in 3D of volumes; a rectangle never overlaps a cuboid.
-        ``iou_first``: of the first box with the true one that it fits best; ``iou_best``: of the
-        best pair; ``iou_all``: mean over the true boxes of their best. 0 when nothing was written;
-        None when there is no truth.
-    """
+    """How well the boxes of a reply, in its order, fit those of what the answer rests on, by
+    intersection over union (a rectangle never overlaps a cuboid). ``iou_first``: of the first box
+    with the true one that it fits best; ``iou_best``: of the best pair; ``iou_all``: mean over the
+    true boxes of their best. 0 when nothing was written; None when there is no truth."""
     if not truth:
         return {"iou_first": None, "iou_best": None, "iou_all": None}
     table = [

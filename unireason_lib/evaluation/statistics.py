@@ -1,10 +1,9 @@
 """How sure are we? Intervals, paired comparisons, and what many comparisons cost.
 
-Two kinds of luck are in every accuracy. Other **patients** would give another number, and questions
-about one patient are right or wrong together. Another **seed** would give another checkpoint. All
-checkpoints of a condition are asked the same questions, so seeds cross patients, and the variance
-of the mean over both is that of a two-way analysis of variance with random effects (Searle, Casella
-and McCulloch 1992, ch. 4):
+Other **patients** would give another accuracy, and questions about one patient are right or wrong
+together. Another **seed** would give another checkpoint. All checkpoints of a condition are asked
+the same questions, so seeds cross patients, and the variance of the mean over both is that of a
+two-way analysis of variance with random effects (Searle, Casella and McCulloch 1992, ch. 4):
 
     variance = V(patients) + max(0, V(seeds) - V(residual)),   at least V(seeds)
 
@@ -42,10 +41,6 @@ class Interval:
         value, low, high = (format(scale * x, form) for x in (self.value, self.low, self.high))
         return f"{value} (cannot tell)" if math.isnan(self.low) else f"{value} ({low} to {high})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; NaN becomes None."""
-        return _plain(asdict(self))
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -60,10 +55,6 @@ class Comparison:
     seeds: tuple[int, int]  # runs of a and of b
     questions: int  # that all runs were asked
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; NaN becomes None."""
-        return _plain(asdict(self)) | {"difference": self.difference.to_dict()}
-
     def text(self, name: str = "accuracy", scale: float = 100) -> str:
         """One line: ``name``, the difference times ``scale``, and how sure it is."""
         d, (a, b) = self.difference, self.seeds
@@ -76,18 +67,25 @@ class Comparison:
         )
 
 
+def plain(found: Interval | Comparison | None) -> dict[str, Any] | None:
+    """Ready for JSON, which has no NaN and no infinity: both become None."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(one) for name, one in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return found and finite(asdict(found))
+
+
 def interval(values: np.ndarray, patients: Sequence[Hashable]) -> Interval:
-    """The mean over seeds and questions, with its interval.
+    """The mean over ``(seeds, questions)`` values of one condition with its interval; ``patients``
+    are those of the questions.
 
-    Args:
-        values: (seeds, questions), of one condition.
-        patients: (questions,) whom they are about.
-
-    Returns:
-        Student's interval; of rights and wrongs Wilson's, for as many independent questions as
-        would have this standard error, or for as many as there are patients where these do not
-        differ (all right, all wrong, or one proportion). Of other measures without ends where
-        nothing varies or there is one patient only.
+    Student's interval; of rights and wrongs Wilson's, for as many independent questions as would
+    have this standard error, or for as many as there are patients where these do not differ (all
+    right, all wrong, or one proportion). Of other measures without ends where nothing varies or
+    there is one patient only.
     """
     _, code, counts = np.unique(patients, return_inverse=True, return_counts=True)
     value, k = float(values.mean()), len(counts)
@@ -104,14 +102,9 @@ def interval(values: np.ndarray, patients: Sequence[Hashable]) -> Interval:
 def difference(
     a: np.ndarray, b: np.ndarray, patients: Sequence[Hashable], paired_seeds: bool = False
 ) -> Comparison:
-    """How much better is b than a on the same questions?
-
-    Args:
-        a, b: (seeds, questions) of each condition.
-        patients: (questions,) whom they are about.
-        paired_seeds: Whether the k-th seeds of both share what their seed decides (base, records
-            and their order), so that differences are taken seed by seed.
-    """
+    """How much better is b than a? Both are ``(seeds, questions)``, ``patients`` those of the
+    questions; with ``paired_seeds`` the k-th seeds of both share what their seed decides (base,
+    records and their order), so that differences are taken seed by seed."""
     _, code, counts = np.unique(patients, return_inverse=True, return_counts=True)
     parts = [_sums(b - a, code)] if paired_seeds else [-_sums(a, code), _sums(b, code)]
     value, (error, df) = float(b.mean() - a.mean()), _standard_error(parts, counts)
@@ -139,14 +132,9 @@ def wilson(successes: float, n: float, df: float = math.inf) -> tuple[float, flo
 
 
 def power(standard_error: float, df: float, effect: float, level: float = 0.05) -> float:
-    """How often a study finds an effect: two-sided at a level, and in its own direction, by the
-    noncentral t (Johnson, Kotz and Balakrishnan 1995, ch. 31).
-
-    Args:
-        standard_error: Of the difference in such a study; several know it better than one.
-        df: Degrees of freedom that it knows it with; seeds - 1 is the cautious choice.
-        effect: True difference, in the unit of the error.
-    """
+    """How often a study finds a true ``effect``: two-sided at a level, and in its own direction, by
+    the noncentral t (Johnson, Kotz and Balakrishnan 1995, ch. 31). ``standard_error`` of the
+    difference in such a study, known with ``df``; seeds - 1 is the cautious choice."""
     return float(nct.sf(_quantile(df, level), df, effect / standard_error))
 
 
@@ -166,16 +154,10 @@ def _sums(table: np.ndarray, code: np.ndarray) -> np.ndarray:
 
 
 def _standard_error(parts: Sequence[np.ndarray], counts: np.ndarray) -> tuple[float, float]:
-    """Standard error of a sum of means over seeds and patients, and its degrees of freedom.
-
-    Args:
-        parts: Sums ``(seeds, patients)``, with their sign: one for each condition whose seeds are
-            its own, or one of differences.
-        counts: ``(patients,)`` questions.
-
-    Returns:
-        (0, inf) where nothing varies or there is one patient only.
-    """
+    """Standard error of a sum of means, and its degrees of freedom; (0, inf) where nothing varies
+    or there is one patient only. ``parts``: sums ``(seeds, patients)`` with their sign, one for
+    each condition whose seeds are its own, or one of differences; ``counts``: questions of each
+    patient."""
     n, k = counts.sum(), len(counts)
     if k < 2:
         return 0.0, math.inf
@@ -210,11 +192,3 @@ def _ends(
     bounded = values.min() >= 0 and values.max() <= 1
     low, high = np.clip([value - half, value + half], *((least, 1) if bounded else (None, None)))
     return float(low), float(high)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: both become None."""
-    return {
-        name: None if isinstance(v, float) and not math.isfinite(v) else v
-        for name, v in values.items()
-    }
