@@ -321,7 +321,7 @@ figure
 # %%
 import json
 
-from unireason_lib.evaluation.studies import FIRST_PATIENT
+from unireason_lib.evaluation.benchmarks import FIRST_PATIENT
 
 assert json.loads((out / "reply.json").read_text(encoding="utf-8"))["text"] == trace_3d.text
 assert all(sum(trace.own_mask) <= limits["max_new_tokens"] for trace in traces)

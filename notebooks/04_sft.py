@@ -649,13 +649,13 @@ show_trace(traces["fine-tuned"][1], shown["3d"].load(), frame=frame)
 
 # %%
 from unireason_lib.display import plot_intervals
-from unireason_lib.evaluation import Report, evaluate
+from unireason_lib.evaluation import evaluate, read_table, summary
 
 tables = {}
 for name, model in models.items():
     file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
     evaluate(test, file, model, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
-    table = Report.from_file(file).table()
+    table = summary(read_table(file))
     tables[name] = table[table["family"] == "all"].set_index("dimension")
 by_chance = sum(1 / len(item.options) for item in test) / len(test)
 

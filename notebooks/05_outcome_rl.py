@@ -380,7 +380,7 @@ print(f"{looking:.0%} of the time went into rollouts, the rest into rewards and 
 
 # %%
 from unireason_lib.display import plot_intervals
-from unireason_lib.evaluation import Report, evaluate, open_benchmark
+from unireason_lib.evaluation import compare, evaluate, open_benchmark, read_table, summary
 from unireason_lib.grounding import Settings
 from unireason_lib.inference import Checkpoint
 
@@ -404,13 +404,13 @@ reports, files = {}, {}
 for name, checkpoint in models.items():
     files[name] = file = out / f"test-{name}-{short_hash(asdict(how))}.jsonl"
     evaluate(test, file, checkpoint, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
-    reports[name] = Report.from_file(file)
+    reports[name] = read_table(file)
 chance = sum(1 / len(item.options) for item in test) / len(test)
 
 
 def measured(name, measure, scale=1):
     """Dimension -> value and interval of a measure, where it applies."""
-    table = reports[name].table()
+    table = summary(reports[name])
     cells = table[(table["family"] == "all") & (table["dimension"] != "all")].set_index("dimension")
     columns = [measure, f"{measure}_low", f"{measure}_high"]
     known = cells[columns].dropna() if measure in cells else cells.iloc[:0]
@@ -425,7 +425,7 @@ overlaps = {name: measured(name, "iou_first") for name in reports}
 plot_intervals(overlaps, "IoU of the first box")
 
 # %%
-gain = reports["before"].compare(reports["after"])
+gain = compare(reports["before"], reports["after"])
 d = gain.difference
 publish(
     "RL: after against before",
@@ -458,8 +458,7 @@ for name in overlaps["after"]:
 # %%
 from itertools import product
 
-from unireason_lib.evaluation.statistics import compare
-from unireason_lib.evaluation.table import markdown, read_pooled, runs
+from unireason_lib.evaluation.table import read_pooled, select
 
 kept = root / "data" / "results" / "rl-laptop.csv.gz"
 rows = read_pooled(kept) if kept.exists() else pd.DataFrame({"id": []})
@@ -469,9 +468,9 @@ comparable = len(rows) > 0 and first <= set(rows["id"]) and not MODEL
 
 def over_seeds(rows, value, d, **where):
     """Before and after over all seeds, paired."""
-    before, whose = runs(rows, "SFT", value, dimension=d, **where)
-    rewarded, _ = runs(rows, "SFT+RL", value, dimension=d, **where)
-    return compare(before * len(rewarded), rewarded, whose, paired_seeds=True)
+    before, rewarded = (select(rows, name, dimension=d, **where) for name in ("SFT", "SFT+RL"))
+    start = pd.concat([before.assign(seed=seed) for seed in rewarded["seed"].unique()])
+    return compare(start, rewarded, value, paired_seeds=True)
 
 
 # %%
@@ -492,7 +491,7 @@ for which, d, name in product(sets if comparable else (), ("2d", "3d"), MEASURES
     line = {"questions": f"{which}, {gain.questions} in {d.upper()}", "measure": name, "seeds": gain.seeds[1]}
     line |= {"before": scale * gain.a, "after": scale * gain.b}
     lines.append(line | {"change (95 %)": f"{mean:+.3g} ({low:+.3g} to {high:+.3g})", "verdict": verdict})
-print(markdown(pd.DataFrame(lines)) if lines else "no comparison: another model or other questions than kept")
+pd.DataFrame(lines).round(3) if lines else "no comparison: another model or other questions than kept"
 
 # %%
 for (which, d, name), gain in gains.items():
@@ -521,7 +520,7 @@ if comparable:
 # a result; p-values are corrected (Holm) for the number of kinds looked at, those with 100 questions or more.
 
 # %%
-from unireason_lib.evaluation.statistics import holm
+from unireason_lib.evaluation import holm
 
 asked_often = rows[rows["condition"] == "SFT"].groupby(["dimension", "kind"]).size() if comparable else {}
 kinds = sorted(key for key, n in dict(asked_often).items() if n >= 100)
@@ -537,7 +536,7 @@ lines = [
     }
     for (d, kind), gain in by_kind.items()
 ]
-print(markdown(pd.DataFrame(lines)) if lines else "no comparison")
+pd.DataFrame(lines).round(3) if lines else "no comparison"
 
 # %%
 if comparable:

@@ -50,7 +50,7 @@ from IPython.display import Markdown, display
 from unireason_lib.ablation import judge, load_grid, plan
 from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
-from unireason_lib.evaluation.table import paired_runs, read_pooled, runs
+from unireason_lib.evaluation.table import compare, mean, read_pooled, select
 from unireason_lib.io import read_json
 from unireason_lib.notebooks import project_root, publish
 
@@ -174,8 +174,10 @@ if len(versions) > 1:
 
 # %%
 name, claim = next(iter(grid.claims.items()))
-worse, better, patients, seeds = paired_runs(table, claim.worse, claim.better, claim.value, **claim.where)
-differences = pd.DataFrame(better, index=seeds) - pd.DataFrame(worse, index=seeds)  # seeds x questions
+worse, better = (select(table, side, **claim.where) for side in (claim.worse, claim.better))
+differences = better.pivot(index="seed", columns="id", values=claim.value)  # seeds x questions
+differences -= worse.pivot(index="seed", columns="id", values=claim.value)
+patients = worse.drop_duplicates("id").set_index("id")["patient"]
 print(f"{name}: {claim.better} against {claim.worse}, {differences.shape[1]} questions")
 pd.DataFrame(
     {
@@ -192,7 +194,7 @@ pd.DataFrame(
 
 # %%
 of_patient = differences.T.groupby(patients).sum().T.to_numpy()  # sums, seeds x patients
-counts = pd.Series(patients)[differences.columns].value_counts().sort_index().to_numpy()  # questions
+counts = patients[differences.columns].value_counts().sort_index().to_numpy()  # questions
 S, P, n = *of_patient.shape, counts.sum()
 draw, value, resampled = np.random.default_rng(SEED), of_patient.sum() / S / n, []
 for _ in range(4000):
@@ -212,7 +214,7 @@ print(f"{100 * value:+.1f} points, bootstrap over seeds and patients {low:+.1f} 
 # %%
 from scipy.stats import t
 
-from unireason_lib.evaluation.statistics import compare, holm, power
+from unireason_lib.evaluation.statistics import holm, power
 
 means = of_patient.sum(1) / n  # of each seed
 off = of_patient.mean(0) - value * counts
@@ -225,7 +227,7 @@ df = variance**2 / (V_patients**2 / (P - 1) + V_seeds**2 / (S - 1))
 half, p = t.ppf(0.975, df) * variance**0.5, 2 * t.sf(abs(value) / variance**0.5, df)
 
 # %%
-found = compare(worse, better, patients, paired_seeds=True)
+found = compare(worse, better, claim.value, paired_seeds=True)
 d = found.difference
 print(
     f"by hand      {100 * (value - half):+.1f} to {100 * (value + half):+.1f}, p {p:.3f}, {df:.1f} degrees of freedom"
@@ -251,7 +253,7 @@ ordered = sorted(p_values, key=p_values.get)
 by_hand = np.maximum.accumulate(
     [min(1, (len(ordered) - k) * p_values[name]) for k, name in enumerate(ordered)]
 )
-corrected = holm(p_values)
+corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
 assert np.allclose(by_hand, [corrected[name] for name in ordered])
 pd.DataFrame({"p": p_values, "p, Holm": corrected}).round(4)
 
@@ -355,8 +357,7 @@ pd.DataFrame(unseeing).round(1)
 # Means over seeds and questions, with 95 % intervals, and the same models when all images are blank:
 
 # %%
-from unireason_lib.ablation.claims import means as means_of
-from unireason_lib.ablation.claims import shown, table_of_claims, table_of_conditions
+from unireason_lib.ablation.claims import VALUES, table_of_claims, table_of_conditions
 
 display(table_of_conditions(table, names), table_of_conditions(table, names, control="blank"))
 
@@ -371,9 +372,17 @@ def ends(interval, scale=100):
 
 def by_seed(condition, value="correct", of=table, **where):
     """Mean of a column for each seed of a condition, in percent."""
-    return [100 * float(np.mean(list(run.values()))) for run in runs(of, condition, value, **where)[0]]
+    return (100 * select(of, condition, **where).groupby("seed")[value].mean()).tolist()
 
 
+def means_of(of, condition, control="none"):
+    """"2D %", "3D IoU", ... -> mean of a condition with its interval, as far as it is measured."""
+    rows = of[(of["condition"] == condition) & (of["control"] == control)].groupby("dimension")
+    found = {f"{d.upper()} {VALUES[v]}": mean(part, v) for d, part in rows for v in VALUES}
+    return {heading: one for heading, one in found.items() if one}
+
+
+# %%
 measured = {name: means_of(table, name) for name in names}
 blank = {name: means_of(table, name, control="blank") for name in names}
 for dimension, without in unseeing.items():
@@ -401,8 +410,8 @@ for dimension, without in unseeing.items():
 # %%
 def points(better, worse, value="correct", of=table, **where):
     """Difference of two conditions with its interval, in points."""
-    a, b, whose, _ = paired_runs(of, worse, better, value, **where)
-    return ends(compare(a, b, whose, paired_seeds=True).difference)
+    a, b = (select(of, side, **where) for side in (worse, better))
+    return ends(compare(a, b, value, paired_seeds=True).difference)
 
 
 NONE = ("no difference", 0)
@@ -481,7 +490,7 @@ if len(mixture) == 2:
 # that option's (of replies that name one), the rationale-answer consistency.
 
 # %%
-unsure = max(judged, key=lambda one: one.comparison.difference.half_width)
+unsure = max(judged, key=lambda one: one.comparison.difference.high - one.comparison.difference.low)
 columns = {"right answers": "correct", "conclusion right": "concluded", "letter follows": "followed"}
 reasons = {name: bool(plain.loc[plain["condition"] == name, "followed"].notna().any()) for name in names}
 print(unsure.name)
@@ -717,7 +726,9 @@ for one in verdicts:
         {
             "claim": one.claim.says or one.name,
             "verdict": f"**{one.verdict}**",
-            "points (95 %)": shown(one.comparison.difference, percent, "+") if one.comparison else "",
+            "points (95 %)": one.comparison.difference.text(100 if percent else 1, "+")
+            if one.comparison
+            else "cannot tell",
             "explored: letter looked up": "{:+.1f} ({:+.1f} to {:+.1f})".format(*looked_up)
             if looked_up
             else "",
@@ -856,7 +867,7 @@ print("all checks passed")
 # 1. **Two seeds.** Keep two seeds of the table and judge again. Which verdicts change, and to what?
 # 2. **Unpaired.** Call `compare` with `paired_seeds=False` for a claim of each part. Which intervals change, and which way?
 # 3. **Your claim.** Boxes seem to help 2D more than 3D. That is a difference of differences: compute it with an interval. Begin with
-#    `paired_runs(table, "no boxes", "no regions", dimension=...)` for both dimensions, and draw seeds together, patients apart.
+#    `select(table, "no regions", dimension=...)` less "no boxes" for both dimensions, and draw seeds together, patients apart.
 # 4. **Lost letters.** Does a seed that lost its letters find them in 2,000 steps? Add the condition and run that seed alone.
 # 5. **Answer only.** No claim compares it. What would you have to do before you add one now?
 #

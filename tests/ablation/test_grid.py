@@ -97,9 +97,11 @@ def test_a_stage_is_planned_once_for_all_that_share_it(tmp_path):
     assert "tutorial 05 --profile smoke" in rl.command()
     assert {job.parameters["SEED"] for job in jobs if job.stage == "test"} == {0}
     assert [job.name for job in plan(grid)] == [job.name for job in jobs]
-    assert {job.seed for job in plan(grid, seeds=[7], only=["RL"])} == {7}
+    assert {job.seed for job in plan(grid, seeds=1, only=["RL"])} == {0}
     with pytest.raises(GridError, match="perhaps 'joint'"):
         plan(grid, only=["jont"])
+    with pytest.raises(GridError, match=r"seeds: expected 1 to 2.*found 3"):  # it ran two
+        plan(grid, seeds=3)
 
 
 def test_another_profile_is_another_study(tmp_path):
@@ -120,5 +122,5 @@ def test_another_profile_is_another_study(tmp_path):
 def test_the_grids_that_ship_can_be_run(path):
     grid = load_grid(path)
     assert len(grid.seeds) >= 3 and set(grid.minutes) == {job.stage for job in plan(grid)}
-    small = plan(grid.at("smoke"), seeds=[0])
+    small = plan(grid.at("smoke"), seeds=1)
     assert len(small) <= 6 and {job.stage for job in small} == set(grid.minutes) <= set(STAGES)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from unireason_lib.evaluation import open_benchmark
@@ -12,6 +9,10 @@ from unireason_lib.grounding import GroundedGenerator, Script
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import ResultsFile
 
+OVERLAPS = ("iou_first", "iou_best", "iou_all", "crop_fraction")
+LINE = {"dimension": "2d", "family": "lesion analysis", "kind": "texture", "boxes": []}
+LINE |= {"options": {"A": "liver", "B": "spleen"}, "frame": [64, 64, 1], "seconds": 0.1}
+LINE |= {"rounds": 1, "own_tokens": 10, "injected_tokens": 0}
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
 
@@ -45,43 +46,25 @@ def scripted(monkeypatch, generator):
 
 
 @pytest.fixture
-def line() -> Callable[..., dict[str, Any]]:
+def line():
     """A function that makes a line of results; ``line("q1", "p1", right=True)``."""
 
-    def make(name: str, patient: str = "p", right: bool | None = True, **more: Any) -> dict:
-        plain = {
-            "id": name,
-            "patient": patient,
-            "source": "made",
-            "dimension": "2d",
-            "family": "lesion analysis",
-            "kind": "texture",
-            "question": "What is it?",
-            "options": {"A": "liver", "B": "spleen"},
-            "truth": "A",
-            "prediction": None if right is None else "A" if right else "B",
-            "correct": bool(right),
-            "text": "",
-            "answer": "",
-            "boxes": [],
-            "frame": [64, 64, 1],
-            **dict.fromkeys(("iou_first", "iou_best", "iou_all", "crop_fraction")),
-            "in_format": True,
-            **{"rounds": 1, "own_tokens": 10, "injected_tokens": 0, "seconds": 0.1},
-        }
-        return plain | more
+    def make(name, patient="p", right=True, **more):
+        prediction = None if right is None else "A" if right else "B"
+        asked = {"id": name, "patient": patient, "question": "What is it?", "truth": "A"}
+        reply = {"prediction": prediction, "correct": bool(right), "text": "", "in_format": True}
+        return LINE | asked | reply | dict.fromkeys(OVERLAPS) | more
 
     return make
 
 
 @pytest.fixture
-def failed(line) -> Callable[..., dict[str, Any]]:
+def failed(line):
     """A function that makes the line of a question that could not be asked."""
 
-    def make(name: str, patient: str = "p") -> dict[str, Any]:
-        asked = ("id", "patient", "source", "dimension", "family", "kind", "question", "options")
-        whole = line(name, patient)
-        kept = {key: whole[key] for key in (*asked, "truth")}
+    def make(name, patient="p"):
+        asked = ("id", "patient", "dimension", "family", "kind", "question", "options", "truth")
+        kept = {key: value for key, value in line(name, patient).items() if key in asked}
         return kept | {"error": {"type": "ScanError", "message": "scan.png: not there"}}
 
     return make
@@ -92,7 +75,7 @@ def write(tmp_path):
     """A function that writes a file of results; ``write("r.jsonl", lines, control="blank")``."""
 
     def to_file(name, lines, **run):
-        run = {"benchmark": {"benchmark": "made"}, "control": "none"} | run
+        run = {"benchmark": {"name": "made"}, "control": "none"} | run
         with ResultsFile(tmp_path / name, run) as file:
             for one in lines:
                 file.append(one)

@@ -1,4 +1,4 @@
-"""Replies as tables, the pooled table of a study, and the tables that are kept."""
+"""Replies as a table, what is computed from it, the pooled table, and slices against volumes."""
 
 from __future__ import annotations
 
@@ -10,59 +10,88 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from unireason_lib.errors import DatasetError
-from unireason_lib.evaluation import Report, as_table, markdown, read_results
-from unireason_lib.evaluation.statistics import compare, holm
-from unireason_lib.evaluation.table import (
-    POOLED,
-    paired_runs,
-    pooled,
-    read_pooled,
-    runs,
-    write_pooled,
+from unireason_lib.ablation import load_grid
+from unireason_lib.boxes import Box2D, Box3D, format_box
+from unireason_lib.errors import DatasetError, RequestError
+from unireason_lib.evaluation import (
+    as_table,
+    compare,
+    evaluate,
+    holm,
+    mean,
+    read_table,
+    report,
+    slice_benchmark,
+    summary,
 )
+from unireason_lib.evaluation import table as tables
+from unireason_lib.evaluation.table import beside, consistency, pooled, read_pooled, select
+from unireason_lib.grounding import Settings
+from unireason_lib.inference import read_results
 
-KEPT = Path(__file__).parents[2] / "data" / "results"
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "data" / "results"
+
+
+# --- a run -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def files(write, line):
-    """One run of the condition "before", two of "RL", and one of them with blank images."""
-    right = {("before", 0): {0}, ("RL", 0): {0, 1, 3}, ("RL", 1): {0, 1}, ("RL", 1, "blank"): {2}}
-    return {
-        key: write(
-            f"{n}.jsonl",
-            [
-                line(
-                    f"q{k}",
-                    f"p{k // 2}",
-                    k in rights,
-                    dimension="3d" if k == 3 else "2d",
-                    family="size, comparison",
-                    iou_first=None if k == 3 else 0.25,
-                )
-                for k in (3, 0, 1, 2)
-            ],
-        )
-        for n, (key, rights) in enumerate(right.items())
-    }
+def results(write, line):
+    """Forty replies about twenty patients, three in four right, boxes better where right."""
+    lines = []
+    for k in range(40):
+        about = dict.fromkeys(("iou_first", "iou_best", "iou_all"), 0.6 if k % 4 else 0.2)
+        about |= {"family": "lesion analysis" if k < 20 else "size comparison"}
+        about |= {"dimension": "3d" if k % 2 else "2d"}
+        lines.append(line(f"q{k}", f"p{k // 2}", k % 4 > 0, **about))
+    return write("r.jsonl", lines)
 
 
-def test_the_pooled_table_comes_back(files, tmp_path):
-    table = pooled(files)
-    assert list(table.columns) == list(POOLED) and list(table["id"][:4]) == ["q0", "q1", "q2", "q3"]
-    plain, packed = tmp_path / "t.csv", tmp_path / "t.csv.gz"
-    write_pooled(table, plain)
-    write_pooled(table, packed)
-    pd.testing.assert_frame_equal(read_pooled(plain), table, check_dtype=False)
-    pd.testing.assert_frame_equal(read_pooled(packed), table, check_dtype=False)
-    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
-    first = packed.read_bytes()
-    write_pooled(read_pooled(packed), packed)
-    assert packed.read_bytes() == first
-    packed.write_bytes(first[:-20])
-    with pytest.raises(DatasetError, match=r"t\.csv\.gz: expected a pooled table"):
-        read_pooled(packed)
+def test_the_summary_has_every_measure_with_its_interval(results):
+    table, text = report(results)
+    families = ["lesion analysis", "size comparison"]
+    assert list(zip(table["dimension"], table["family"], strict=True)) == [
+        (d, family) for family in ("all", *families) for d in ("all", "2d", "3d")
+    ]
+    first = table.iloc[0]
+    assert (first["n"], first["failed"], first["patients"]) == (40, 0, 20)
+    assert first["accuracy"] == first["hit"] == 0.75 and first["chance"] == 0.5
+    assert first["accuracy_low"] < 0.75 < first["accuracy_high"]
+    assert first["iou_best"] == pytest.approx(0.5) and math.isnan(first["blank"])
+    assert table.iloc[1]["accuracy"] == 0.5 and table.iloc[2]["accuracy"] == 1.0
+    assert "75.0 (" in text and "chance" in text and "0 failed (counted as wrong)" in text
+    assert "no run with blank images yet" in text and "Student's t" in text and "nan" not in text
+
+
+def test_baselines_stand_beside(write, line):
+    letters = ["A", "A", "A", "B"]
+    lines = [
+        line(f"{k}", f"p{k}", letter == "A", truth=letter, guess="B" if k else None)
+        for k, letter in enumerate(letters)
+    ]
+    path = write("r.jsonl", lines)
+    blank = [line(f"{k}", f"p{k}", k == 0) for k in range(4)] + [line("other", "x")]
+    write(beside(path, "blank").name, blank, control="blank")
+    first = report(path)[0].iloc[0]
+    assert first["majority"] == 0.75 and first["chance"] == 0.5 and first["abstained"] == 0
+    assert first["question_only"] == pytest.approx(1 / 3)  # where nothing is known, no guess
+    assert first["blank"] == 0.25  # of the same questions only
+    (row,) = summary(as_table([line("n", right=None)])).iloc[:1].itertuples()
+    assert (row.accuracy, row.abstained) == (0, 1) and math.isnan(row.followed)
+    path = write("s.jsonl", lines)  # blank images of another benchmark are not taken
+    write(beside(path, "blank").name, blank, control="blank", benchmark={"name": "b"})
+    assert "no run with blank images" in report(path)[1]
+
+
+def test_other_files_are_refused(tmp_path, write):
+    with pytest.raises(RequestError, match="lines of an evaluation, found none"):
+        read_table(write("empty.jsonl", []))
+    (tmp_path / "x.jsonl").write_text('{"id": "a", "choice": "B"}\n', encoding="utf-8")
+    with pytest.raises(RequestError, match="lines of an evaluation"):
+        report(tmp_path / "x.jsonl")
+    with pytest.raises(RequestError, match="no such file"):
+        read_table(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +103,6 @@ def test_the_pooled_table_comes_back(files, tmp_path):
         ("<think>Hence that.</think>B. The right one", "B", 0, None),
         ("<think>Hence the right one", None, 0, None),  # cut off
         ("B. The right one", "B", 0, None),
-        ("", None, 0, None),
     ],
 )
 def test_rationale_answer_consistency_is_told_apart_from_accuracy(
@@ -86,13 +114,8 @@ def test_rationale_answer_consistency_is_told_apart_from_accuracy(
     row = as_table([one, other]).iloc[0]
     assert row["concluded"] == concluded and row["correct"] == (letter == "B")
     assert row["followed"] == followed or (followed is None and math.isnan(row["followed"]))
-    whole = Report(as_table([one, other])).table().iloc[0]
+    whole = summary(as_table([one, other])).iloc[0]
     assert {"concluded", "followed", "followed_low"} <= {*whole.index}  # beside every accuracy
-
-
-def test_who_does_not_reason_comes_to_no_conclusion(line):
-    table = as_table([line("q0"), line("q1", options={}, truth="liver")])
-    assert table[["concluded", "followed"]].isna().all(axis=None)
 
 
 def test_failed_replies_count_as_wrong_in_every_table(write, line, failed):
@@ -101,50 +124,82 @@ def test_failed_replies_count_as_wrong_in_every_table(write, line, failed):
     lines = [line("q0", "p0", text=text), line("q1", "p1", text=text), failed("q2", "p2")]
     unknown = {**failed("q3", "p2"), "truth": None}  # never scored
     path = write("r.jsonl", [*lines, unknown])
-    whole = Report.from_file(path).table().iloc[0]
-    table = pooled({("x", 0): path})
+    whole, table = report(path)[0].iloc[0], pooled({("x", 0): path})
     assert whole["accuracy"] == table["correct"].mean() == pytest.approx(2 / 3)
     assert whole["concluded"] == table["concluded"].mean() == pytest.approx(2 / 3)
     assert (whole["n"], whole["failed"]) == (4, 2) and table["failed"].sum() == 2
     assert whole["format"] == table["format"].mean() == 1  # no reply, no format
     good = write("good.jsonl", [line(f"q{k}", f"p{k}", text=text) for k in range(3)])
-    report = Report.from_file(path).compare(Report.from_file(good))
-    a, b = (pooled({("x", 0): p}) for p in (path, good))
-    (left, whose), (right, _) = runs(a, "x"), runs(b, "x")
-    assert report.difference.value == compare(left, right, whose).difference.value > 0
-    assert Report.from_file(write("n.jsonl", [failed("q0")])).table().iloc[0]["accuracy"] == 0
+    assert compare(read_table(path), read_table(good)).difference.value == pytest.approx(1 / 3)
 
 
-def test_runs_are_chosen_by_condition_control_and_more(files):
+def test_two_runs_are_compared_question_by_question(results, write, line):
+    better = [line(f"q{k}", f"p{k // 2}", k % 4 > 0 or k < 30) for k in range(44)]
+    one, other = read_table(results), read_table(write("b.jsonl", better))
+    found = compare(one, other)
+    assert found.questions == 40 and found.a == 0.75 and found.b == pytest.approx(38 / 40)
+    assert found.difference.low > 0 and "+20.0 (+" in found.text()
+    a, b = (pd.concat([run, run.assign(seed=k)]) for k, run in ((1, one), (2, other)))
+    assert compare(a, b).seeds == (2, 2) and compare(a, b, paired_seeds=True).seeds == (1, 1)
+    turned = as_table([line(f"q{k}", f"p{k // 2}", truth="B") for k in range(40)])
+    with pytest.raises(DatasetError, match=r"q0 with the right answers 'A' and 'B'"):
+        compare(one, turned)
+    with pytest.raises(DatasetError, match="questions that all runs share"):
+        compare(one, other.assign(id=other["id"] + "x"))
+
+
+# --- the pooled table --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(write, line):
+    """One run of the condition "before", two of "RL", and one of them with blank images."""
+    right = {("before", 0): {0}, ("RL", 0): {0, 1, 3}, ("RL", 1): {0, 1}, ("RL", 1, "blank"): {2}}
+
+    def lines(rights):
+        about = {"family": "size, comparison"}
+        for k in (3, 0, 1, 2):
+            flat = {"dimension": "3d" if k == 3 else "2d", "iou_first": None if k == 3 else 0.25}
+            yield line(f"q{k}", f"p{k // 2}", k in rights, **about, **flat)
+
+    return {key: write(f"{n}.jsonl", lines(r)) for n, (key, r) in enumerate(right.items())}
+
+
+def test_the_pooled_table_comes_back(files, tmp_path):
     table = pooled(files)
-    after, patients = runs(table, "RL")
-    assert len(after) == 2 and patients["q3"] == "p1"
-    assert runs(table, "RL", control="blank")[0] == [{"q0": 0, "q1": 0, "q2": 1, "q3": 0}]
-    assert runs(table, "RL", dimension="3d")[0] == [{"q3": 1.0}, {"q3": 0.0}]
-    assert set(runs(table, "RL", "iou_first")[0][0]) == {"q0", "q1", "q2"}
-    before, same, patients, seeds = paired_runs(table, "before", "RL", dimension="2d")
-    assert seeds == [0] and patients == {"q0": "p0", "q1": "p0", "q2": "p1"}
-    assert before == [{"q0": 1, "q1": 0, "q2": 0}] and same == [{"q0": 1, "q1": 1, "q2": 0}]
+    assert list(table.columns) == list(tables.POOLED) and list(table["id"][:4]) == [
+        "q0",
+        "q1",
+        "q2",
+        "q3",
+    ]
+    packed = tmp_path / "t.csv.gz"
+    tables.write_pooled(table, packed)
+    pd.testing.assert_frame_equal(read_pooled(packed), table, check_dtype=False)
+    first = packed.read_bytes()
+    assert b'"size, comparison"' in gzip.decompress(first)
+    tables.write_pooled(read_pooled(packed), packed)
+    assert packed.read_bytes() == first
+    packed.write_bytes(first[:-20])
+    with pytest.raises(DatasetError, match=r"t\.csv\.gz: expected a pooled table"):
+        read_pooled(packed)
 
 
-def test_what_is_not_there_is_named(files, write, tmp_path):
+def test_rows_are_chosen_by_condition_control_and_more(files, tmp_path):
     table = pooled(files)
+    assert len(select(table, "RL")) == 8
+    blank = select(table, "RL", control="blank")
+    assert blank.set_index("id")["correct"].to_dict() == {"q0": 0, "q1": 0, "q2": 1, "q3": 0}
+    assert select(table, "RL", dimension="3d")["correct"].tolist() == [1.0, 0.0]
+    before, after = (select(table, name, dimension="2d") for name in ("before", "RL"))
+    found = compare(before, after, paired_seeds=True)  # seed 0 only
+    assert found.seeds == (1, 1) and found.difference.value == pytest.approx(1 / 3)
+    assert mean(select(table, "RL"), "iou_first").n == 6
     with pytest.raises(DatasetError, match=r"rows of 'SFT'.*choose one of RL, before"):
-        runs(table, "SFT")
-    with pytest.raises(DatasetError, match="none where"):
-        runs(table, "RL", "iou_first", dimension="3d")
-    apart = table[(table["condition"] != "RL") | (table["seed"] != 0)]
-    with pytest.raises(DatasetError, match=r"'before' and 'RL' have.*\[0\] and \[1\]"):
-        paired_runs(apart, "before", "RL")
-    with pytest.raises(DatasetError, match=r"empty\.jsonl.*evaluate"):
-        pooled({("a", 0): write("empty.jsonl", [])})
-    for content, found in (
-        ("condition,seed\n", "not in index"),
-        ("condition,seed\nx,y\n", "invalid"),
-    ):
-        (tmp_path / "t.csv").write_text(content)
-        with pytest.raises(DatasetError, match=found):
-            read_pooled(tmp_path / "t.csv")
+        select(table, "SFT")
+    (tmp_path / "t.csv").write_text("condition,seed\nx,y\n")
+    with pytest.raises(DatasetError, match="invalid"):
+        read_pooled(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("study", ["claims", "efficiency"])
@@ -152,11 +207,13 @@ def test_the_kept_studies_can_be_computed_again(study):
     """Their verdicts stand on the closed form as they did on the bootstrap."""
     kept = json.loads((KEPT / f"{study}.json").read_text(encoding="utf-8"))["verdicts"]
     table, comparisons = read_pooled(KEPT / f"{study}.csv.gz"), []
-    assert set(table["control"]) == {"none", "blank", "other", "random-crop", "no-crop"}
+    assert set(load_grid(ROOT / "data" / "ablations" / f"{study}.yaml").conditions) >= {
+        one[side] for one in kept for side in ("better", "worse")
+    }
     for one in kept:
         where = {key: one[key] for key in ("dimension", "kind") if one.get(key)}
-        a, b, whose, _ = paired_runs(table, one["worse"], one["better"], one["value"], **where)
-        comparisons.append(compare(a, b, whose, paired_seeds=True))
+        sides = [select(table, one[side], **where) for side in ("worse", "better")]
+        comparisons.append(compare(*sides, one["value"], paired_seeds=True))
         before = one["comparison"]
         assert comparisons[-1].difference.value == pytest.approx(
             before["difference"]["value"], abs=1e-6
@@ -167,18 +224,57 @@ def test_the_kept_studies_can_be_computed_again(study):
     assert [p < 0.05 for p in corrected] == significant
 
 
-def test_a_table_without_reasoning_has_no_conclusions():
+def test_the_other_kept_tables_can_be_read():
     table = read_pooled(KEPT / "rl-laptop.csv.gz")
     assert table["concluded"].isna().all() and set(table["control"]) == {"none"}
-    assert [len(runs(table, name)[0]) for name in ("SFT", "SFT+RL")] == [1, 3]
-    lines = read_results(KEPT / "textures-no-regions.jsonl")
+    seeds = [select(table, name)["seed"].nunique() for name in ("SFT", "SFT+RL")]
+    assert seeds == [1, 3] and len(read_pooled(KEPT / "pilot.csv.gz"))
+    lines = read_table(KEPT / "textures-no-regions.jsonl")
     assert 0 < lines["correct"].mean() < 0.5 and lines["followed"].notna().any()
 
 
-def test_markdown():
-    table = pd.DataFrame({"name": ["a|b", "c"], "n": [3, 4], "p": [0.12345, math.nan]})
-    head, _, one, other = (
-        [c.strip() for c in x.split(" | ")] for x in markdown(table).splitlines()
-    )
-    assert head == ["| name", "n", "p     |"] and one[2] == "0.123 |" and other[2] == "-     |"
-    assert one[:2] == ["| a\\|b", "3"]
+# --- slices and volumes ------------------------------------------------------------------------
+
+
+def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, scripted):
+    """A model that writes one place in volumes and, in images, its upper half."""
+    cuboid, rectangle = Box3D(0, 0, 1, 32, 32, 3), Box2D(0, 0, 32, 16)
+
+    def parts(request):
+        box = format_box(cuboid if request.dimension == "3d" else rectangle)
+        return "<think>", box, "</think>A. Left"
+
+    generator, out = scripted(parts), tmp_path / "r.jsonl"
+    how = {"settings": Settings(max_new_tokens=60), "quiet": True}
+    evaluate(phantoms, out, generator, **how)
+    slices = slice_benchmark(phantoms, read_results(out))
+    single = [i for i in phantoms if i.dimension == "3d" and len(i.truth_boxes) == 1]
+    assert single and len(slices) == 2 * len(single)
+    first = slices.items[0]
+    assert first.dimension == "2d" and first.about["slice"] == 1 and "image" in first.question
+    parent = next(i for i in single if i.id == first.about["parent"])
+    assert parent.about["names"][0] in first.question
+    assert first.load()[0].tobytes() == parent.load()[1].tobytes()
+    evaluate(slices, beside(out, "slices"), generator, **how)
+    cuboids = consistency(read_results(beside(out, "slices")))
+    assert set(cuboids["id"]) == {item.id for item in single} and (cuboids["boxed"] == 1).all()
+    assert mean(cuboids, "overlap").value == pytest.approx(0.5)
+
+
+def test_slices_without_boxes_count_as_disagreement(line, failed):
+    def about(z, cuboid=(0, 0, 1, 10, 10, 3)):
+        return {"about": {"parent": "v", "slice": z, "cuboid": list(cuboid)}}
+
+    lines = [line("v#1", **about(1), boxes=[[0, 0, 10, 10]]), line("v#2", **about(2))]
+    (row,) = consistency(lines).itertuples()
+    assert (row.id, row.overlap, row.boxed) == ("v", 0.5, 0.5)
+    assert mean(consistency([lines[0], failed("v#2") | about(2)]), "overlap") is None
+    paper = line("v", **about(5, (96, 105, 5, 147, 152, 6)), boxes=[[98, 107, 153, 154]])
+    overlap = consistency([paper])["overlap"][0]
+    assert overlap == pytest.approx(0.7940, abs=5e-5)  # its second case
+
+
+def test_replies_without_a_cuboid_raise_no_slices(phantoms, line):
+    lines = [line(i.id, boxes=[[0, 0, 5, 5]], frame=[64, 64, 4]) for i in phantoms]
+    with pytest.raises(DatasetError, match="begin with a cuboid"):
+        slice_benchmark(phantoms, lines)

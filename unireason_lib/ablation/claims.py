@@ -6,20 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from unireason_lib.ablation.grid import Claim, Grid
 from unireason_lib.errors import UniReasonError
-from unireason_lib.evaluation.statistics import Comparison, Interval, compare, holm, mean_over_runs
-from unireason_lib.evaluation.table import paired_runs, runs
+from unireason_lib.evaluation.statistics import Comparison, holm
+from unireason_lib.evaluation.table import compare, mean, select
 
-LEAST_SEEDS = 3
-"""Fewer say something about checkpoints and nothing about conditions."""
-
-LEVEL = 0.05
-"""Of all claims together, after Holm's correction."""
+LEAST_SEEDS = 3  # fewer say something about checkpoints and nothing about conditions
+LEVEL = 0.05  # of all claims together, after Holm's correction
 
 VALUES = {"correct": "%", "iou_first": "IoU", "format": "format %", "followed": "consistency %"}
 """Column of the table of replies -> heading in the table of conditions, behind the dimension."""
@@ -60,10 +58,8 @@ def _compared(one: Verdict, table: pd.DataFrame) -> Verdict:
     """With its comparison; ``why`` says what stands against judging it, if anything does."""
     claim, why = one.claim, ""
     try:
-        worse, better, patients, _ = paired_runs(
-            table, claim.worse, claim.better, claim.value, **claim.where
-        )
-        comparison = compare(worse, better, patients, paired_seeds=True)
+        sides = [select(table, name, **claim.where) for name in (claim.worse, claim.better)]
+        comparison = compare(*sides, claim.value, paired_seeds=True)
     except UniReasonError as error:
         return replace(one, why=str(error))
     if min(comparison.seeds) < LEAST_SEEDS:
@@ -75,37 +71,29 @@ def _compared(one: Verdict, table: pd.DataFrame) -> Verdict:
 
 def _judged(one: Verdict, p: float) -> Verdict:
     low, high = one.comparison.difference.low, one.comparison.difference.high
-    side = "includes" if low <= 0 <= high else "lies above" if low > 0 else "lies below"
-    if p < LEVEL and side != "includes":
-        verdict = "supported at this scale" if low > 0 else "contradicted"
-        return replace(one, p=p, verdict=verdict, why=f"the interval {side} zero")
-    why = "the interval includes zero"
-    if side != "includes":
+    if low <= 0 <= high:
+        return replace(one, p=p, verdict="inconclusive", why="the interval includes zero")
+    if p >= LEVEL:
         why = "its own interval excludes zero, but p is 5 % or more after the correction"
-    return replace(one, p=p, verdict="inconclusive", why=why)
+        return replace(one, p=p, verdict="inconclusive", why=why)
+    verdict, side = ("supported at this scale", "above") if low > 0 else ("contradicted", "below")
+    return replace(one, p=p, verdict=verdict, why=f"the interval lies {side} zero")
 
 
-def means(table: pd.DataFrame, condition: str, **where: str) -> dict[str, Interval]:
-    """``"2D %"``, ``"3D IoU"``, ... -> mean of a condition over seeds and questions, with its 95 %
-    interval; what is not measured is left out. ``where``: as for ``evaluation.table.runs``."""
-    found = {}
-    for value, heading in VALUES.items():
-        for dimension in ("2d", "3d"):
-            try:
-                chosen = runs(table, condition, value, dimension=dimension, **where)
-                found[f"{dimension.upper()} {heading}"] = mean_over_runs(*chosen)
-            except UniReasonError:  # no such replies, or no question that all seeds have
-                continue
-    return found
-
-
-def table_of_conditions(table: pd.DataFrame, names: Iterable[str], **where: str) -> pd.DataFrame:
-    """Means of some conditions with their intervals, as text."""
+def table_of_conditions(
+    table: pd.DataFrame, names: Iterable[str], control: str = "none"
+) -> pd.DataFrame:
+    """Means of some conditions over seeds and questions, as text with their 95 % intervals, by
+    dimension; what is not measured is left out."""
     rows = []
     for name in names:
-        seeds = table.loc[table["condition"] == name, "seed"].nunique()
-        cells = {h: shown(i, "%" in h) for h, i in means(table, name, **where).items()}
-        rows += [{"condition": name, "seeds": seeds, **cells}] if cells else []
+        mine = table[(table["condition"] == name) & (table["control"] == control)]
+        row = {"condition": name, "seeds": mine["seed"].nunique()}
+        for value, dimension in product(VALUES, ("2d", "3d")):
+            scale = 100 if "%" in VALUES[value] else 1
+            if found := mean(mine[mine["dimension"] == dimension], value):
+                row[f"{dimension.upper()} {VALUES[value]}"] = found.text(scale)
+        rows += [row] if len(row) > 2 else []
     return pd.DataFrame(rows).fillna("")
 
 
@@ -116,15 +104,8 @@ def table_of_claims(verdicts: Iterable[Verdict]) -> pd.DataFrame:
         claim, found = one.claim, one.comparison
         row = {"claim": one.name, "better": claim.better, "worse": claim.worse}
         row["on"] = ", ".join(filter(None, (claim.dimension, claim.kind, claim.value)))
-        percent = not claim.value.startswith("iou")
-        row["difference (95 %)"] = shown(found.difference, percent, "+") if found else ""
-        row["p, Holm"] = "" if one.p is None else f"{one.p:.3f}" if one.p >= 0.001 else "<0.001"
+        scale = 1 if claim.value.startswith("iou") else 100
+        row["difference (95 %)"] = found.difference.text(scale, "+") if found else "cannot tell"
+        row["p, Holm"] = "cannot tell" if one.p is None else f"{one.p:.3f}"
         rows.append({**row, "verdict": one.verdict})
     return pd.DataFrame(rows)
-
-
-def shown(interval: Interval, percent: bool = True, sign: str = "") -> str:
-    """``"53.1 (50.2 to 56.0)"``, in percent or as it is."""
-    scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.3f")
-    ends = (interval.value, interval.low, interval.high)
-    return "{} ({} to {})".format(*(format(scale * x, form) for x in ends))

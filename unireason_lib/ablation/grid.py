@@ -50,11 +50,12 @@ def _overrides(given: Any) -> Any:
 
 def _parameters(given: Any) -> Any:
     """Parameters of a notebook, from text to literals; a stage without any is an empty text."""
-    if not isinstance(given or {}, Mapping) or set(given or {}) & set(PLANNED):
-        found, do = repr(given), f"leave out {', '.join(PLANNED)}, which the study sets"
-        raise GridError("parameters", "NAME: VALUE", found, do)
-    values = {k: parse_value(v) if isinstance(v, str) else v for k, v in (given or {}).items()}
-    return {k: _overrides(given[k]) if k == "OVERRIDES" else v for k, v in values.items()}
+    given = given or {}
+    if not isinstance(given, Mapping) or set(given) & set(PLANNED):
+        do = f"leave out {', '.join(PLANNED)}, which the study sets"
+        raise GridError("parameters", "NAME: VALUE", repr(given), do)
+    values = {k: parse_value(v) if isinstance(v, str) else v for k, v in given.items()}
+    return values | ({"OVERRIDES": _overrides(given["OVERRIDES"])} if "OVERRIDES" in given else {})
 
 
 def _seeds(given: Any) -> Any:
@@ -118,14 +119,18 @@ class Grid(_Strict):
         """Seeds differ, conditions that are named exist, and the profile has all settings."""
         if len(set(self.seeds)) < len(self.seeds):
             raise GridError("seeds", "different numbers", self.seeds, "correct the file")
-        for name in [*self.smoke, *(n for c in self.claims.values() for n in (c.better, c.worse))]:
-            if name not in self.conditions:
-                hint = near(name, self.conditions)
-                raise GridError("smoke or a claim", "a condition", repr(name), hint)
+        self.refuse_unknown(self.smoke, "smoke")
+        for claim in self.claims.values():
+            self.refuse_unknown((claim.better, claim.worse), "a claim")
         for condition in self.conditions.values():
             for given in condition.stages.values():
                 load_profile(self.profile, joined(self.overrides, given.get("OVERRIDES", "")))
         return self
+
+    def refuse_unknown(self, names: Iterable[str], where: str) -> None:
+        """A ``GridError`` for a name that no condition has."""
+        for name in set(names) - set(self.conditions):
+            raise GridError(where, "a condition", repr(name), near(name, self.conditions))
 
     def at(self, profile: str | None = None, overrides: str = "") -> Grid:
         """The same study with more overrides or, with another profile, under a name of its own.
@@ -159,8 +164,8 @@ def load_grid(path: str | Path) -> Grid:
             known = {**Grid.model_fields, **Condition.model_fields, **Claim.model_fields}
             name = str(first["loc"][-1])
             raise GridError(where, "a name of the schema", name, near(name, known)) from None
-        expected, found = first["msg"].removeprefix("Input should be "), repr(first["input"])[:200]
-        raise GridError(where, expected, found, "correct the file") from None
+        found = repr(first["input"])[:200]
+        raise GridError(where, first["msg"], found, "correct the file") from None
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise GridError(path, "a grid in YAML", error, "see data/ablations") from error
 
@@ -190,15 +195,15 @@ class Job:
         return f"python -m unireason_lib {shlex.join([*words, *sum(given, ())])}"
 
 
-def plan(
-    grid: Grid, *, seeds: Iterable[int] | None = None, only: Collection[str] = ()
-) -> list[Job]:
-    """The runs of a grid, seed by seed, each behind the run it builds on; of some ``seeds``, in
-    place of the grid's, or ``only`` of some conditions."""
-    for name in set(only) - set(grid.conditions):
-        raise GridError("--only", "a condition", repr(name), near(name, grid.conditions))
+def plan(grid: Grid, *, seeds: int | None = None, only: Collection[str] = ()) -> list[Job]:
+    """The runs of a grid, seed by seed, each behind the run it builds on; of the first so many
+    ``seeds``, or ``only`` of some conditions. A ``GridError`` for more seeds than the grid has."""
+    grid.refuse_unknown(only, "--only")
+    if seeds is not None and not 1 <= seeds <= len(grid.seeds):
+        expected, do = f"1 to {len(grid.seeds)}, as the grid has", "name more seeds in the grid"
+        raise GridError("--seeds", expected, seeds, do)
     jobs: dict[str, Job] = {}
-    for seed in grid.seeds if seeds is None else seeds:
+    for seed in grid.seeds[:seeds]:
         for name in (name for name in grid.conditions if not only or name in only):
             before: Job | None = None
             for stage, given in grid.conditions[name].stages.items():

@@ -109,31 +109,36 @@ def evaluate(given: Any) -> None:
     Whatever stops a run, the same command goes on with it. Exit code 1: some questions could not be
     asked; their lines say why, and the same command tries them again.
     """
+    import pandas as pd
+
     from unireason_lib.config import load_profile
-    from unireason_lib.evaluation import Report
-    from unireason_lib.evaluation.report import blank_file
+    from unireason_lib.evaluation import compare, read_table, report
+    from unireason_lib.evaluation.statistics import plain
+    from unireason_lib.evaluation.table import beside
     from unireason_lib.io import write_json
 
     profile = load_profile(given.profile, "\n".join(given.set or ()))
     if given.model:
-        blank = {"blank": blank_file(given.out)} if given.with_blank else {}
+        blank = {"blank": beside(given.out, "blank")} if given.with_blank else {}
         _ask(given, profile, blank | {given.control: given.out})
     elif not given.out.is_file():
         do = f"name one, or give results as --out, not {given.out}"
         raise RequestError("--model", "a checkpoint", "none", do)
-    report = Report.from_file(given.out)
-    typer.echo(printable(report.to_markdown()))
-    content, others = report.to_dict(), [Report.from_file(path) for path in given.compare or ()]
-    for value, scale in (("correct", ("accuracy", 100, " points")), ("iou_first", ("IoU", 1, ""))):
-        if others and report.results[value].notna().any():
-            found = report.compare(others, value)
-            typer.echo(printable(found.to_markdown(*scale)))
-            content.setdefault("comparison", {})[value] = found.to_dict()
+    rows, words = report(given.out)
+    typer.echo(printable(words))
+    content = {"name": given.out.name, "rows": json.loads(rows.to_json(orient="records"))}
+    ours = read_table(given.out).assign(seed=0)
+    for value, name in (("correct", "accuracy"), ("iou_first", "IoU")):
+        if given.compare and ours[value].notna().any():
+            theirs = pd.concat([read_table(p).assign(seed=k) for k, p in enumerate(given.compare)])
+            found = compare(ours, theirs, value)
+            typer.echo(printable(f"- {found.text(name, 100 if value == 'correct' else 1)}"))
+            content.setdefault("comparison", {})[value] = plain(found)
     if given.json:
         write_json(given.json, content)
-    if len(report.failed):
-        first = report.failed.iloc[0]
-        words = f"{len(report.failed)} questions could not be asked; first {first['id']}"
+    if len(failed := ours[ours["failed"] == 1]):
+        first = failed.iloc[0]
+        words = f"{len(failed)} questions could not be asked; first {first['id']}"
         typer.echo(printable(f"{words}: {first['error']['message']}"[:400]), err=True)
         raise typer.Exit(1)
 

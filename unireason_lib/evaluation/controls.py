@@ -1,15 +1,15 @@
 """Controls ask whether the model looks: something is taken away, and the questions asked again.
 
 A model that answers as well when its images are blanked has learnt the answers of the questions;
-one that answers as well when its crops come from a random place does not use its crops.
+one that answers as well when its crops come from elsewhere does not use its crops.
 """
 
 from __future__ import annotations
 
 import copy
-import random
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,8 @@ CONTROLS = {
     "noise": "all images random pixels",
     "other": "the images of another patient, in the same size",
     "random-crop": "the images as they are, but a box fetches a random region of its size",
+    "shifted-crop": "likewise, but the region beside the box",
+    "swapped-crop": "likewise, but the same region of another patient",
     "no-crop": "the images as they are, and boxes fetch nothing",
 }
 
@@ -47,8 +49,12 @@ def shown_images(benchmark: Benchmark, control: str) -> Callable[[Item], Sequenc
 
 
 def _noise(image: Image.Image, seed: str) -> Image.Image:
-    draw = np.random.default_rng(zlib.crc32(seed.encode()))
-    return Image.fromarray(draw.integers(0, 256, image.size[::-1], dtype=np.uint8)).convert("RGB")
+    pixels = _draw(seed).integers(0, 256, image.size[::-1], dtype=np.uint8)
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _draw(seed: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(seed.encode()))
 
 
 def partners(items: Sequence[Item]) -> dict[str, Item]:
@@ -58,14 +64,13 @@ def partners(items: Sequence[Item]) -> dict[str, Item]:
     partner: dict[str, Item] = {}
     for dimension in {item.dimension for item in items}:
         same = [item for item in items if item.dimension == dimension]
-        before = next((item for item in same if item.patient != same[0].patient), None)
+        last = same[0]
+        before = next((item for item in same if item.patient != last.patient), None)
         if before is None:
             do = "ask a longer benchmark, or take another control"
-            raise RequestError("control 'other'", f"two patients in {dimension}", "one", do)
-        last = same[0]
+            raise RequestError("another patient", f"two patients in {dimension}", "one", do)
         for item in same:
-            if item.patient != last.patient:
-                before = last
+            before = last if item.patient != last.patient else before
             partner[item.id], last = before, item
     return partner
 
@@ -73,45 +78,51 @@ def partners(items: Sequence[Item]) -> dict[str, Item]:
 def fitted(images: Sequence[Image.Image], like: Sequence[Image.Image]) -> list[Image.Image]:
     """Images in the number and sizes of others."""
     rows = np.linspace(0, len(images), len(like), endpoint=False).astype(int)
-    return [
-        images[row].convert("RGB").resize(other.size) for row, other in zip(rows, like, strict=True)
-    ]
+    return [images[k].convert("RGB").resize(o.size) for k, o in zip(rows, like, strict=True)]
 
 
-def random_crops(generator: GroundedGenerator) -> GroundedGenerator:
-    """The generator with boxes that fetch another region, the same for the same request and box."""
+def other_crops(
+    generator: GroundedGenerator, control: str, benchmark: Benchmark
+) -> GroundedGenerator:
+    """The generator with boxes that fetch what the control says, always the same for the same
+    request and box; as it is under any other control."""
+    if control not in ("random-crop", "shifted-crop", "swapped-crop"):
+        return generator
+    partner = partners(benchmark.items) if control == "swapped-crop" else {}
 
     def crops_for(request: GroundedRequest, box: Box) -> list[Image.Image]:
+        if partner:
+            images = fitted(partner[request.id].load(), request.images)
+            return generator.crops_for(replace(request, images=images), box)
         width, height = request.images[0].size
         height, width = generator.frame.size(height, width)
         limits = (width, height, len(request.images))[: len(box.as_tuple()) // 2]
-        return generator.crops_for(
-            request, elsewhere(box, limits, f"{request.id}/{box.as_tuple()}")
-        )
+        seed = f"{request.id}/{box.as_tuple()}" if control == "random-crop" else None
+        return generator.crops_for(request, elsewhere(box, limits, seed))
 
-    control = copy.copy(generator)
-    control.crops_for = crops_for
-    return control
+    under_control = copy.copy(generator)
+    under_control.crops_for = crops_for
+    return under_control
 
 
-def elsewhere(box: Box, limits: Sequence[int], seed: str) -> Box:
-    """A random box of the same size that overlaps the given one little: the first of :data:`TRIES`
-    places whose IoU is below :data:`LOW_OVERLAP`, else the least.
+def elsewhere(box: Box, limits: Sequence[int], seed: str | None = None) -> Box:
+    """A box of the same size that overlaps the given one little: the first of :data:`TRIES` random
+    places whose IoU is below :data:`LOW_OVERLAP`, or without ``seed`` of the four places beside it;
+    if there is none, the one that overlaps least.
 
     Args:
         box: In pixels and slices; clipped to the limits first, and returned as it is outside them.
         limits: Width and height, and for a cuboid the number of slices.
-        seed: Decides the place.
     """
-    inside, places = box.clip(*limits), []
+    inside = box.clip(*limits)
     if inside.is_empty:
         return box
-    draw, corners = random.Random(seed), inside.as_tuple()
-    sides = [high - low for low, high in zip(corners, corners[len(limits) :], strict=False)]
-    for _ in range(TRIES):
-        start = [draw.randint(0, int(a - b)) for a, b in zip(limits, sides, strict=True)]
-        stop = [low + side for low, side in zip(start, sides, strict=True)]
-        places.append(type(inside)(*start, *stop))
-        if places[-1].iou(inside) < LOW_OVERLAP:
-            break
-    return min(places, key=inside.iou)
+    start, stop = np.split(np.array(inside.as_tuple(), int), 2)
+    side, steps = stop - start, np.eye(len(start), dtype=int)[:2]
+    room = np.array(limits, int) - side
+    if seed is None:
+        places = np.clip(start + np.concatenate([steps, -steps]) * side, 0, room)
+    else:
+        places = _draw(seed).integers(0, room + 1, (TRIES, len(start)))
+    boxes = [type(inside)(*map(int, (*place, *(place + side)))) for place in places]
+    return next((b for b in boxes if b.iou(inside) < LOW_OVERLAP), min(boxes, key=inside.iou))

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unireason_lib.boxes import Box
 from unireason_lib.errors import DatasetError, UniReasonError
@@ -48,32 +48,26 @@ class Item:
         """The question as it is put to a model."""
         from unireason_lib.grounding import GroundedRequest
 
-        messages = None
-        if self.asked:
-            content = [{"type": "image", "image": image} for image in images]
-            content.append({"type": "text", "text": self.asked})
-            messages = [{"role": "user", "content": content}]
-        return GroundedRequest(
-            self.question, images, dict(self.options), self.dimension, self.id, messages
-        )
+        content = [{"type": "image", "image": image} for image in images]
+        content.append({"type": "text", "text": self.asked})
+        messages = [{"role": "user", "content": content}] if self.asked else None
+        options = dict(self.options)
+        return GroundedRequest(self.question, images, options, self.dimension, self.id, messages)
 
     def boxes_in(
         self, frame: ProcessorFrame, height: int, width: int
     ) -> tuple[tuple[str, Box], ...]:
-        """The truth boxes in the pixels of the frame of the model that is asked; ``height`` and
-        ``width`` are of the images before any processor. A ``DatasetError`` when the question has
-        boxes in its words, written for another frame."""
-        if self.frame is None or self.frame.size(height, width) == frame.size(height, width):
+        """The truth boxes in the frame of the model that is asked, for images of ``height`` and
+        ``width``. A ``DatasetError`` when the question has boxes of another frame in its words."""
+        size = height, width
+        if self.frame is None or self.frame.size(*size) == frame.size(*size):
             return self.truth_boxes
         if _WRITTEN_BOX.search(" ".join([self.question, *self.options.values()])):
-            expected = f"boxes in the question for images of {frame.size(height, width)}"
-            found = f"boxes for images of {self.frame.size(height, width)}"
+            expected, found = f"boxes for images of {frame.size(*size)}", self.frame.size(*size)
             do = "build the data set for this model's processor (build --model)"
             raise DatasetError(self.id, expected, found, do)
-        return tuple(
-            (name, frame.to_frame(self.frame.from_frame(box, height, width), height, width))
-            for name, box in self.truth_boxes
-        )
+        moved = ((name, self.frame.from_frame(box, *size)) for name, box in self.truth_boxes)
+        return tuple((name, frame.to_frame(box, *size)) for name, box in moved)
 
     def to_dict(self) -> dict[str, Any]:
         """The item without images and boxes, ready for JSON; the answer is its ``truth``."""
@@ -84,8 +78,7 @@ class Item:
         return record | ({"about": dict(self.about)} if self.about else {})
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A row of a benchmark that cannot be a question: its file and row, and why."""
 
     name: str
@@ -104,13 +97,15 @@ class Benchmark:
     opened: Mapping[str, Any] = field(default_factory=dict)  # arguments of open_benchmark
 
     def __post_init__(self) -> None:
-        found, do = "none", "check path, split and limit"
-        if self.items:
-            (name, count), do = Counter(i.id for i in self).most_common(1)[0], "correct the file"
-            found = f"{name!r} twice" if count > 1 else ""
-        elif self.skipped:
-            found = f"none ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
-        if found:
+        twice = [name for name, count in Counter(i.id for i in self).items() if count > 1]
+        if not self.items or twice:
+            reasons = "".join(
+                f" ({len(self.skipped)} rows skipped: {r})" for _, r in self.skipped[:1]
+            )
+            found, do = (
+                f"{twice[0]!r} twice" if twice else f"none{reasons}",
+                "check path, split, limit",
+            )
             raise DatasetError(f"benchmark {self.name}", "questions with different ids", found, do)
 
     def __iter__(self) -> Iterator[Item]:
@@ -121,38 +116,25 @@ class Benchmark:
 
 
 def items_of(
-    rows: Iterable[tuple[str, Any]],
-    make: Callable[[Any], Iterable[Item]],
-    skipped: list[Skipped],
+    rows: Iterable[tuple[str, Any]], make: Callable[[Any], Iterable[Item]], skipped: list[Skipped]
 ) -> Iterator[Item]:
     """What ``make`` gives for each row (name, content); rows that raise an error are noted."""
     for name, row in rows:
         try:
-            items = list(make(row))
+            yield from list(make(row))
         except UniReasonError as error:
             skipped.append(Skipped(name, str(error)))
-            continue
-        yield from items
 
 
-def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> tuple[Item, ...]:
-    """Give every item its guess: of its options, the one that was right most often in training.
-
-    Counts are kept by dimension and kind of question (the family where no kind is known): the
-    question-only baseline, which knows the training answers and never looks at an image.
-    """
-    counts: dict[tuple[str, str], Counter[str]] = {}
+def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> Iterator[Item]:
+    """Give every item its guess: of its options, the one that was right most often in training, by
+    dimension and kind of question (the family where no kind is known). This is the question-only
+    baseline, which knows the training answers and never looks at an image."""
+    counts: Counter[tuple[str, str, str]] = Counter()
     for item in training:
-        if item.answer in item.options:
-            known = counts.setdefault((item.dimension, item.kind or item.family), Counter())
-            known[item.options[item.answer].casefold()] += 1
-    return tuple(
-        replace(i, guess=best_option(i.options, counts.get((i.dimension, i.kind or i.family), {})))
-        for i in items
-    )
-
-
-def best_option(options: Mapping[str, str], counts: Mapping[str, int]) -> str | None:
-    """The letter whose text was right most often; None when none of them ever was."""
-    known = {letter: counts.get(text.casefold(), 0) for letter, text in options.items()}
-    return max(known, key=lambda letter: known[letter]) if any(known.values()) else None
+        text = item.options.get(item.answer, "")
+        counts[item.dimension, item.kind or item.family, text.casefold()] += 1
+    for item in items:
+        of_kind = item.dimension, item.kind or item.family
+        right = {name: counts[*of_kind, text.casefold()] for name, text in item.options.items()}
+        yield replace(item, guess=max(right, key=right.get) if any(right.values()) else None)

@@ -7,17 +7,18 @@ It survives being killed, and the same call goes on with it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unireason_lib import __version__
+from unireason_lib.answers import plain_words
 from unireason_lib.boxes import Box
 from unireason_lib.errors import RequestError
-from unireason_lib.evaluation.controls import CONTROLS, random_crops, shown_images
+from unireason_lib.evaluation.controls import CONTROLS, other_crops, shown_images
 from unireason_lib.evaluation.items import Benchmark, Item
-from unireason_lib.evaluation.metrics import crop_fraction, overlaps, same_words
 from unireason_lib.inference import Checkpoint, ResultsFile, answer_stream, write_all
 from unireason_lib.inference.batch import error_of
 
@@ -42,17 +43,14 @@ def evaluate(
     """Ask a benchmark and keep the replies.
 
     Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    The benchmark may be longer then, and batch size and device others; anything else that shapes
-    replies may not change.
+    The benchmark may be longer or shorter then (lines of other questions stay), and batch size and
+    device others; anything else that shapes replies may not change.
 
     Args:
-        benchmark: The questions.
         out: File of JSON lines (:func:`line_of`), which is returned.
         checkpoint: What to load once something is left to do, or a generator at hand.
-        settings: How replies are generated.
         batch_size: Questions generated together.
         control: One of :data:`~.controls.CONTROLS`.
-        quiet: No progress bar.
 
     Raises:
         RequestError: An unknown control or batch size, or the file belongs to another run.
@@ -77,8 +75,7 @@ def evaluate(
         todo = [item for item in benchmark if item.id not in results.done]
         if todo:
             generator = checkpoint.generator() if load else checkpoint
-            if control == "random-crop":
-                generator = random_crops(generator)
+            generator = other_crops(generator, control, benchmark)
             images = shown_images(benchmark, control)
             lines = ask_items(generator, todo, images, settings=settings, batch_size=batch_size)
             write_all(lines, results, len(benchmark), len(benchmark) - len(todo), quiet)
@@ -97,44 +94,36 @@ def ask_items(
     order in which they are done; ``images`` gives what is shown of an item."""
     from unireason_lib.grounding import Settings
 
-    def prepare(item: Item) -> tuple[Layout, GroundedRequest]:
+    def prepare(item: Item) -> tuple[tuple, GroundedRequest]:
         shown = list(images(item))
         width, height = shown[0].size
         frame = *generator.frame.size(height, width), len(shown)
         return (item.boxes_in(generator.frame, height, width), frame), item.request(shown)
 
+    how = {"settings": asdict(settings or Settings()), "batch_size": batch_size}
+    how |= {"failure": lambda item, error: {**item.to_dict(), **error_of(error)}}
     return answer_stream(
-        generator,
-        by_length(items, batch_size),
-        prepare=prepare,
-        line=line_of,
-        failure=lambda item, error: {**item.to_dict(), **error_of(error)},
-        settings=asdict(settings or Settings()),
-        batch_size=batch_size,
+        generator, by_length(items, batch_size), prepare=prepare, line=line_of, **how
     )
 
 
-Layout = tuple[tuple[tuple[str, Box], ...], tuple[int, int, int]]
-"""The truth boxes in the frame of the model, and the frame: height, width, number of images."""
+def line_of(item: Item, layout: tuple, trace: Trace, seconds: float) -> dict[str, Any]:
+    """One line of results. ``layout``: the truth boxes in the frame of the model, and the frame
+    (height, width, number of images).
 
-
-def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[str, Any]:
-    """One line of results.
-
-    Returns:
-        The item (:meth:`Item.to_dict`), the reply (:meth:`unireason_lib.grounding.Trace.to_dict`)
-        and: ``prediction`` (letter, or the words of an open answer; None is an abstention),
-        ``correct`` (None when the truth is unknown), ``truth_boxes``, ``frame`` (height, width,
-        images), ``iou_first``, ``iou_best``, ``iou_all`` (see :func:`~.metrics.overlaps`; None
-        without truth), ``crop_fraction``, ``seconds`` (the reply's part of those of its batch).
+    The line is the item (:meth:`Item.to_dict`), the reply (``Trace.to_dict``) and: ``prediction``
+    (letter, or the words of an open answer; None is an abstention), ``correct`` (None when the
+    truth is unknown), ``truth_boxes``, ``frame``, those of :func:`overlaps`, ``crop_fraction``
+    (mean fraction of the image, or volume, that an injected box fetched; None: no box did) and
+    ``seconds`` (the reply's part of those of its batch).
     """
     truth, frame = layout
     prediction = trace.choice if item.options else trace.answer or None
-    right = prediction == item.answer if item.options else None
-    if right is None and item.answer is not None:
-        right = same_words(prediction or "", item.answer)
+    right = prediction == item.answer
+    if not item.options and item.answer is not None:
+        right = plain_words(prediction or "") == plain_words(item.answer) != ""
     fetched = [pointing.crops for pointing in trace.pointings if pointing.crops]
-    sizes = [crop.size for crops in fetched for crop in crops]
+    pixels = sum(math.prod(crop.size) for crops in fetched for crop in crops)
     return {
         **trace.to_dict(),
         **item.to_dict(),
@@ -143,23 +132,35 @@ def line_of(item: Item, layout: Layout, trace: Trace, seconds: float) -> dict[st
         "truth_boxes": [[name, [round(float(n), 2) for n in b.as_tuple()]] for name, b in truth],
         "frame": list(frame),
         **overlaps(trace.boxes, [box for _, box in truth]),
-        "crop_fraction": crop_fraction(sizes, len(fetched), frame),
+        "crop_fraction": round(pixels / math.prod(frame) / len(fetched), 6) if fetched else None,
         "seconds": round(seconds, 4),
     }
 
 
+def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | None]:
+    """How well the boxes of a reply, in its order, fit those of what the answer rests on, by
+    intersection over union (a rectangle never overlaps a cuboid). ``iou_first``: of the first box
+    with the true one that it fits best; ``iou_best``: of the best pair; ``iou_all``: mean over the
+    true boxes of their best. 0 when nothing was written; None when there is no truth."""
+    if not truth:
+        return {"iou_first": None, "iou_best": None, "iou_all": None}
+    table = [
+        [one.iou(true) if type(one) is type(true) else 0.0 for true in truth] for one in written
+    ] or [[0.0] * len(truth)]
+    best_of_each = [max(column) for column in zip(*table, strict=True)]
+    values = {"iou_first": max(table[0]), "iou_best": max(best_of_each)}
+    values["iou_all"] = sum(best_of_each) / len(truth)
+    return {name: round(value, 6) for name, value in values.items()}
+
+
 def by_length(items: Sequence[Item], batch_size: int) -> Iterator[Item]:
     """Items in an order that puts those of like length into one batch, which is padded to its
-    longest prompt. Stretches of whole batches in 2D and in 3D take turns, so what is finished when
-    a run is stopped is a fair sample. Questions about volumes keep their order, so that those about
-    one scan, which is slow to read, come together."""
+    longest prompt, some batches at a time, so that what is finished when a run is stopped is a fair
+    sample. Questions about one volume, which is slow to read, stay together."""
 
-    def length(item: Item) -> int:
+    def length(item: Item) -> tuple[str, int]:
         words = len(item.asked or item.question) + sum(map(len, item.options.values()))
-        return words if item.dimension == "2d" else 0
+        return item.dimension, words if item.dimension == "2d" else 0
 
-    parts = [[item for item in items if item.dimension == d] for d in ("2d", "3d")]
-    step = batch_size * _GROUPED
-    for first in range(0, max(map(len, parts)), step):
-        for part in parts:
-            yield from sorted(part[first : first + step], key=length)
+    for first in range(0, len(items), batch_size * _GROUPED):
+        yield from sorted(items[first : first + batch_size * _GROUPED], key=length)

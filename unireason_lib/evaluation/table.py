@@ -1,4 +1,5 @@
-"""Replies as a table (pandas): one row a reply, with the same columns and rules everywhere.
+"""Replies as one table (pandas): a row a reply, with the same columns and rules everywhere. What is
+said of them is a group-by of it.
 
 A question that could not be asked, or whose reply was lost, has **failed**: it counts as wrong
 (``correct`` and ``concluded`` 0), and has no boxes, no format and no letter (NaN). A reply that
@@ -9,19 +10,22 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from unireason_lib import inference
+from unireason_lib.boxes import Box2D
 from unireason_lib.dataset.rationales import conclusion
-from unireason_lib.errors import DatasetError
-from unireason_lib.evaluation.metrics import HIT, word_f1
-from unireason_lib.evaluation.statistics import Run
-from unireason_lib.io import write_whole
+from unireason_lib.dataset.schema import box_of
+from unireason_lib.errors import DatasetError, RequestError, raising
+from unireason_lib.evaluation.statistics import Comparison, Interval, difference, interval
+from unireason_lib.inference import read_results
+from unireason_lib.inference.results import run_file
+from unireason_lib.io import read_json, write_whole
 
 WORDS = ("control", "id", "patient", "dimension", "family", "kind")
 NUMBERS = ("correct", "iou_first", "iou_all", "format", "concluded", "followed", "failed")
@@ -31,24 +35,31 @@ names last is the right one, whichever letter is then given (none named: wrong; 
 in this file). ``followed``: the letter is that of the option named last (NaN: none was named), the
 rationale-answer consistency."""
 
+PERCENT = ("accuracy", "blank", "question_only", "majority", "concluded", "followed")
+PERCENT += ("abstained", "format", "hit")
+TITLES = {"blank": "blank images, %", "followed": "rationale-answer consistency, %"}
+OTHERS = ("iou_first", "iou_best", "iou_all", "crop_fraction")
+ALONE = ("chance", "rounds", "own_tokens", "injected_tokens", "seconds")  # without intervals
 
-def read_results(path: str | Path) -> pd.DataFrame:
-    """A file of results as :func:`as_table` has it."""
-    return as_table(inference.read_results(path))
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A file of results as :func:`as_table` has it; a ``RequestError`` when it is missing or holds
+    no replies to a benchmark."""
+    table = as_table(read_results(path))
+    if table.empty or not {"truth", "dimension"} <= {*table} or table["dimension"].isna().any():
+        found = "none" if table.empty else "no truth or dimension in some"
+        raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
+    return table
 
 
 def as_table(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row for each line of results (:func:`unireason_lib.evaluation.run.line_of`).
-
-    Returns:
-        The keys of the lines, and as numbers: ``failed``, ``correct``, ``format``, ``concluded``,
-        ``followed`` (see :data:`POOLED`), ``abstained``, ``hit`` (best box with an IoU of 0.5 or
-        more), ``word_f1`` (open answers), and what is reached without looking: ``chance``,
-        ``question_only`` (the option that was most often right in training).
-    """
+    """One row for each line of results (:func:`~.run.line_of`): its keys, ``seed`` (0), and as
+    numbers ``failed``, ``correct``, ``format``, ``concluded``, ``followed`` (see :data:`POOLED`),
+    ``abstained``, ``hit`` (best box with an IoU of 0.5 or more), ``chance`` and ``question_only``
+    (the option that was most often right in training is right)."""
     lines = list(lines)
     reasons = any("</think>" in (line.get("text") or "") for line in lines)
-    table = pd.DataFrame([{**line, **_measures(line, reasons)} for line in lines])
+    table = pd.DataFrame([{**line, "seed": 0, **_measures(line, reasons)} for line in lines])
     for name in ("iou_first", "iou_best", "iou_all", "crop_fraction", "seconds"):
         table[name] = pd.to_numeric(table.get(name, math.nan))
     return table
@@ -68,32 +79,140 @@ def _measures(line: Mapping[str, Any], reasons: bool) -> dict[str, float]:
         "concluded": float(letter == truth) if reasons and scored else math.nan,
         "followed": math.nan if letter is None else float(letter == prediction),
         "abstained": reply * (prediction is None) if options else math.nan,
-        "hit": math.nan if best is None else float(best >= HIT),
-        "word_f1": math.nan if options or truth is None else word_f1(line.get("answer", ""), truth),
+        "hit": math.nan if best is None else float(best >= 0.5),
         "chance": 1 / len(options) if scored else math.nan,
         "question_only": math.nan if guess is None else float(guess == truth),
     }
 
 
+def mean(table: pd.DataFrame, value: str = "correct") -> Interval | None:
+    """Mean of a column over the seeds and questions of one condition, with its interval, for the
+    questions that all seeds have and where it applies; None when there is none."""
+    wide = _wide(table, value)
+    return interval(wide.to_numpy(), _patients(table, wide)) if wide.size else None
+
+
+def compare(
+    a: pd.DataFrame, b: pd.DataFrame, value: str = "correct", paired_seeds: bool = False
+) -> Comparison:
+    """How much better is b than a, rows of one condition each, on the questions that all their runs
+    were asked? With ``paired_seeds`` equal seeds share what a seed decides (base, records, their
+    order), and those that both have are compared seed by seed. A ``DatasetError`` when no question
+    or seed is common, or a question has another right answer elsewhere."""
+    if paired_seeds:
+        a, b = a[a["seed"].isin(b["seed"])], b[b["seed"].isin(a["seed"])]
+    left, right = _wide(a, value), _wide(b, value)
+    shared = left.columns.intersection(right.columns)
+    if shared.empty:
+        found = f"none with {value} in {len(left)} and {len(right)} runs"
+        raise DatasetError("table", "questions that all runs share", found, "ask all the same")
+    if "truth" in a and "truth" in b:
+        truths = pd.concat([a, b]).dropna(subset="truth").groupby("id")["truth"].unique()
+        for name, found in truths[truths.map(len) > 1].items():
+            do = "ask both the same questions: same split, seed, size and options"
+            found = f"{name} with the right answers {' and '.join(map(repr, found))}"
+            raise DatasetError("comparison", "runs of one benchmark", found, do)
+    return difference(
+        left[shared].to_numpy(), right[shared].to_numpy(), _patients(a, left[shared]), paired_seeds
+    )
+
+
+def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Seeds x questions, of those questions that all seeds have."""
+    known = table.dropna(subset=value)
+    return known.pivot(index="seed", columns="id", values=value).dropna(axis=1).astype(float)
+
+
+def _patients(table: pd.DataFrame, wide: pd.DataFrame) -> np.ndarray:
+    """Whom the questions of a wide table are about."""
+    patients = table.drop_duplicates("id").set_index("id")["patient"]
+    return patients[wide.columns].astype(str).to_numpy()
+
+
+def summary(results: pd.DataFrame, blank: pd.DataFrame | None = None) -> pd.DataFrame:
+    """All replies of a run, by dimension, by family (``"all"`` for sums), and by both: ``n``
+    questions, ``failed`` of them, ``patients``; means of ``accuracy``, of what is reached without
+    looking (``blank``: replies to blank images; ``question_only``; ``majority``: always the letter
+    that is right most often; ``chance``) and of the other columns of :func:`as_table`, and the ends
+    ``<measure>_low``, ``<measure>_high`` of their intervals. NaN where a measure does not apply."""
+    scored = results["chance"].notna()
+    letters = results[scored].groupby("dimension")["truth"].agg(lambda truth: truth.mode()[0])
+    majority = results["truth"] == results["dimension"].map(letters)
+    seen = {} if blank is None else blank.set_index("id")["correct"]
+    results = results.assign(
+        accuracy=results["correct"],
+        majority=majority.astype(float).where(scored),
+        blank=results["id"].map(seen).astype(float),
+    )
+    rows, costs = [], [name for name in ALONE if name in results]
+    families, dimensions = (["all", *sorted({*results[k]})] for k in ("family", "dimension"))
+    for family, dimension in product(families, dimensions):
+        part = results[results["family"].eq(family) | (family == "all")]
+        part = part[part["dimension"].eq(dimension) | (dimension == "all")]
+        row = {"dimension": dimension, "family": family, "n": len(part)}
+        row |= {"failed": int(part["failed"].sum()), "patients": part["patient"].nunique()}
+        for name in (*PERCENT, *OTHERS):
+            found = mean(part, name)
+            ends = (found.value, found.low, found.high) if found else [math.nan] * 3
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        rows += [row | part[costs].mean().to_dict()] if len(part) else []
+    return pd.DataFrame(rows)
+
+
+def report(path: str | Path) -> tuple[pd.DataFrame, str]:
+    """The :func:`summary` of a file of results, with the blank images :func:`beside` it if they are
+    of the same benchmark; and the same in Markdown, with notes."""
+    path, blank = Path(path), beside(path, "blank")
+    results, run, of_blank = read_table(path), _run(path), _run(blank)
+    same = blank.is_file() and of_blank.get("benchmark") == run.get("benchmark")
+    table = summary(results, read_table(blank) if same else None)
+    shown, whole = table[["dimension", "family", "n", "failed"]].copy(), table.iloc[0]
+    for name in (name for name in (*PERCENT, *OTHERS) if table[name].notna().any()):
+        ends = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+        scale, title = (100, f"{name}, %") if name in PERCENT else (1, name)
+        cells = [Interval(*row, 0, 0).text(scale) if row[0] == row[0] else "-" for row in ends]
+        shown[TITLES.get(name, title.replace("_", " "))] = cells
+    notes = [
+        f"{path.name}, control {run.get('control')}"
+        + "; no run with blank images yet" * (not same),
+        f"{whole['n']} questions about {whole['patients']} patients, {whole['failed']} failed"
+        " (counted as wrong); 95 % intervals over patients: Student's t, Wilson's of proportions",
+        "per reply: " + ", ".join(f"{name} {whole[name]:.3g}" for name in ALONE if name in whole),
+    ]
+    if "other_syntax" in results:  # of replies that have such boxes
+        other = results["other_syntax"].dropna()
+        written = f"{other.sum():.0f} boxes in {len(other)} replies"
+        notes.append(f"{written} are JSON (bbox_2d), as stock Qwen writes, and fetch nothing")
+    return table, "\n".join([shown.to_markdown(index=False), "", *(f"- {n}" for n in notes)])
+
+
+def beside(path: str | Path, what: str) -> Path:
+    """Where replies to ``"blank"`` images or about single ``"slices"`` are kept: ``result.jsonl``
+    -> ``result.blank.jsonl``."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.{what}{path.suffix}")
+
+
+def _run(path: Path) -> Mapping[str, Any]:
+    """What made a file of results; empty when nobody noted it."""
+    note = run_file(path)
+    return (read_json(note, RequestError).get("run") or {}) if note.is_file() else {}
+
+
 def pooled(files: Mapping[Sequence[Any], str | Path]) -> pd.DataFrame:
     """The table (:data:`POOLED`) of many files of results, given by (condition, seed) or by
-    (condition, seed, control); a ``DatasetError`` when one holds no replies."""
+    (condition, seed, control)."""
     parts = []
     for (condition, seed, *control), path in files.items():
-        table = read_results(path)
-        if table.empty:
-            raise DatasetError(path, "replies to a benchmark", "none", "evaluate that run first")
         run = {"condition": condition, "seed": seed, "control": "".join(control) or "none"}
-        parts.append(table.assign(**run).reindex(columns=POOLED).sort_values("id"))
+        parts.append(read_table(path).assign(**run).reindex(columns=POOLED).sort_values("id"))
     return pd.concat(parts, ignore_index=True)
 
 
 def write_pooled(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a pooled table, whole, compressed where the name ends in ``.gz``; the same rows give
-    the same bytes (with the same zlib)."""
+    """Write a pooled table, whole and compressed; the same rows give the same bytes."""
     text = table.to_csv(columns=list(POOLED), index=False, float_format="%g", lineterminator="\n")
-    packed = Path(path).suffix == ".gz"
-    write_whole(path, gzip.compress(text.encode(), mtime=0) if packed else text)
+    write_whole(path, gzip.compress(text.encode(), mtime=0))
 
 
 def read_pooled(path: str | Path) -> pd.DataFrame:
@@ -101,68 +220,36 @@ def read_pooled(path: str | Path) -> pd.DataFrame:
     kinds = {"condition": str, "seed": int, **dict.fromkeys(WORDS, str)}
     kinds |= dict.fromkeys(NUMBERS, float)
     missing = {name: [""] for name in NUMBERS}
-    try:
+    do = "make it again from the files of results"
+    with raising(DatasetError, path, "a pooled table of results", do):
         table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=missing)
         return table[list(POOLED)]
-    except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
-        expected, do = "a pooled table of results", "make it again from the files of results"
-        raise DatasetError(path, expected, str(error)[:160], do) from error
 
 
-def runs(
-    table: pd.DataFrame, condition: str, value: str = "correct", **where: str
-) -> tuple[list[Run], dict[str, str]]:
-    """The runs of a condition, one a seed, as :mod:`~.statistics` takes them.
-
-    Args:
-        table: Pooled.
-        value: Column that is compared; rows where it is NaN are left out.
-        where: Columns and what they must hold (``dimension="3d"``, ``control="blank"``); without
-            ``control`` the runs without any.
-
-    Returns:
-        The runs in order of seeds, and the patient of every question.
-
-    Raises:
-        DatasetError: There are no such rows.
-    """
-    rows = _where(table[table["condition"] == condition], value, where)
-    if rows.empty:
-        found = f"none where {where}" if where else "none"
-        do = f"choose one of {', '.join(sorted(table['condition'].unique()))}"
-        raise DatasetError("table", f"rows of {condition!r} with {value}", found, do)
-    by_seed = [part.set_index("id")[value].to_dict() for _, part in rows.groupby("seed")]
-    return by_seed, rows.set_index("id")["patient"].to_dict()
-
-
-def paired_runs(
-    table: pd.DataFrame, a: str, b: str, value: str = "correct", **where: str
-) -> tuple[list[Run], list[Run], dict[str, str], list[int]]:
-    """The runs of two conditions for the seeds that both have (arguments and errors: :func:`runs`),
-    the patient of every question, and the seeds."""
-    rows = _where(table, value, where)
-    left, right = ({*rows.loc[rows["condition"] == name, "seed"]} for name in (a, b))
-    seeds = sorted(map(int, left & right))
-    if left and right and not seeds:
-        expected, do = f"a seed that both {a!r} and {b!r} have", "run both with the same seeds"
-        raise DatasetError("table", expected, f"{sorted(left)} and {sorted(right)}", do)
-    both = rows[rows["seed"].isin(seeds)] if seeds else rows
-    (of_a, patients), (of_b, others) = (runs(both, name, value, **where) for name in (a, b))
-    return of_a, of_b, patients | others, seeds
-
-
-def _where(table: pd.DataFrame, value: str, where: Mapping[str, str]) -> pd.DataFrame:
-    rows = table[table[value].notna()]
+def select(table: pd.DataFrame, condition: str, **where: str) -> pd.DataFrame:
+    """The rows of a condition; ``where``: columns and what they must hold (``dimension="3d"``,
+    ``control="blank"``), without ``control`` those without any. A ``DatasetError`` for none."""
+    rows = table[table["condition"] == condition]
     for name, wanted in {"control": "none", **where}.items():
         rows = rows[rows[name] == wanted]
+    if rows.empty:
+        do = f"choose one of {', '.join(sorted(table['condition'].unique()))}"
+        raise DatasetError("table", f"rows of {condition!r}", f"none where {where}", do)
     return rows
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown; numbers with three digits, NaN as ``-``."""
-
-    def words(value: Any) -> str:
-        text = f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-        return "-" if text in ("nan", "None") else text
-
-    return table.map(words).to_markdown(index=False, disable_numparse=True)
+def consistency(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The replies to a :func:`~.benchmarks.slice_benchmark`, a row for each cuboid without failed
+    slices: ``id`` (of the question about the volume), ``seed`` (0), ``patient``, ``boxed``
+    (proportion of its slices with a box) and ``overlap``, the mean over its slices of the IoU of
+    its rectangle with the slice's first box, 0 without one (the paper shows 0.7601 to 0.8342)."""
+    rows = []
+    for line in lines:
+        boxes = [box_of(box) for box in (line.get("boxes") or ())[:1]]
+        across, boxes = box_of(line["about"]["cuboid"]).xy, [b for b in boxes if type(b) is Box2D]
+        row = {"id": line["about"]["parent"], "patient": line["patient"], "boxed": len(boxes)}
+        overlap = across.iou(boxes[0]) if boxes else 0.0
+        rows.append({**row, "overlap": overlap, "failed": "error" in line})
+    columns = {"patient": "first", "boxed": "mean", "overlap": "mean", "failed": "any"}
+    table = pd.DataFrame(rows).groupby("id", as_index=False).agg(columns)
+    return table[~table.pop("failed")].assign(seed=0)

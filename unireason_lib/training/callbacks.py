@@ -10,7 +10,7 @@ import ctypes
 import json
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from unireason_lib.dataset.schema import Record
 from unireason_lib.evaluation import as_table, ask_items
-from unireason_lib.evaluation.parquet import Images, record_item
+from unireason_lib.evaluation.benchmarks import record_item
 from unireason_lib.grounding import GroundedGenerator, Settings
 from unireason_lib.io import append_lines, read_lines, write_whole
 
@@ -67,7 +67,11 @@ class FreeRunning(TrainerCallback):
     """
 
     def __init__(
-        self, questions: Sequence[Record], every: int, images: Images, settings: Settings
+        self,
+        questions: Sequence[Record],
+        every: int,
+        images: Callable[[Record], Sequence[Any]],
+        settings: Settings,
     ) -> None:
         self.items = [record_item(record, images) for record in questions]
         self.every, self.settings = every, settings

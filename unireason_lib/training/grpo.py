@@ -35,7 +35,7 @@ from trl.models import unwrap_model_for_generation
 from unireason_lib.config import Profile
 from unireason_lib.dataset.schema import Record
 from unireason_lib.errors import TrainingError, UniReasonError
-from unireason_lib.evaluation.parquet import record_item
+from unireason_lib.evaluation.benchmarks import record_item
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Trace
 from unireason_lib.grounding.generate import end_tokens
 from unireason_lib.grounding.model import base_model

@@ -1,0 +1,166 @@
+"""Public benchmarks, each on a fixture in its own form, with the rows that go wrong in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from unireason_lib.errors import DatasetError, ScanError
+from unireason_lib.evaluation import open_benchmark, public
+
+
+def scan(path: Path) -> None:
+    """A small image, or a volume in the form of M3D."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, np.linspace(0, 1, 6 * 16 * 16, dtype=np.float32).reshape(1, 6, 16, 16))
+    else:
+        Image.new("RGB", (40, 32), (90,) * 3).save(path)
+
+
+def table(path: Path, rows: list) -> Path:
+    """A table of questions as CSV or JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+        return path
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def by_row(benchmark) -> dict[int, object]:
+    return {int(item.id.rpartition("/")[2]): item for item in benchmark}
+
+
+def skipped(benchmark) -> dict[int, str]:
+    return {int(row.name.rpartition(" ")[2]): row.reason for row in benchmark.skipped}
+
+
+BENCHMARKS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text(encoding="utf-8"))
+M3D, SLAKE, CHINESE = (
+    BENCHMARKS[name]["rows"][k]["row"] for name, k in (("m3d-vqa", 0), ("slake", 0), ("slake", 1))
+)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_is_read_as_it_is_handed_out(tmp_path, name):
+    image, rows = tmp_path / BENCHMARKS[name]["scan"], BENCHMARKS[name]["rows"]
+    scan(image)
+    path = table(tmp_path / BENCHMARKS[name]["table"], [one["row"] for one in rows])
+    found = open_benchmark(name, path.parent, size=(4, 32, 32))
+    items, reasons = by_row(found), skipped(found)
+    for number, one in enumerate(rows, 1):
+        if asked := one.get("asked"):
+            item = items.pop(number)
+            assert {name: getattr(item, name) for name in asked} == asked
+            assert item.id == f"{name}/{path.stem}/{number}"
+            volume = item.dimension == "3d"
+            assert [i.size for i in item.load()] == ([(32, 32)] * 4 if volume else [(40, 32)])
+        elif "skipped" in one:
+            assert one["skipped"] in reasons.pop(number)
+    assert not items and not reasons
+    image.unlink()  # a scan that is not there fails when it is asked
+    with pytest.raises(ScanError, match=image.name):
+        open_benchmark(name, path).items[0].load()
+
+
+def test_splits_languages_and_open_questions(tmp_path):
+    table(tmp_path / "slake" / "train.json", [])
+    table(tmp_path / "slake" / "test.json", [SLAKE, CHINESE])
+    assert len(open_benchmark("slake", tmp_path / "slake")) == 1
+    every = open_benchmark("slake", tmp_path / "slake" / "test.json", split="all")
+    assert [item.answer for item in every] == ["B", "没有"]
+    (item,) = open_benchmark("m3d-vqa", table(tmp_path / "m3d.csv", [M3D]), open=True)
+    assert item.options == {} and item.answer == "Nierenödem – größer"
+
+
+@pytest.fixture
+def m3d(tmp_path) -> Path:
+    """Two questions about one volume, beside which the table lies, and one whose volume is gone."""
+    scan(tmp_path / "M3D_Cap_npy" / "ct_quizze" / "0001" / "Axial.npy")
+    missing = M3D | {"Image Path": "M3D_Cap_npy/ct_quizze/0002/Axial.npy"}
+    return table(tmp_path / "M3D_VQA" / "M3D_VQA_test.csv", [M3D, M3D, missing])
+
+
+def test_a_scan_is_read_once_for_all_its_questions(m3d, monkeypatch):
+    read, paths = public.read_scan, []
+    monkeypatch.setattr(public, "read_scan", lambda *a: paths.append(a[0]) or read(*a))
+    volumes = m3d.parents[1] / "M3D_Cap_npy"  # a root that the rows' paths name themselves
+    for how in ({}, {"root": volumes}):
+        items = by_row(open_benchmark("m3d-vqa", m3d, size=(4, 32, 32), **how))
+        assert items[1].load() is items[2].load() and len(paths) == 1
+        for _ in range(2):  # what fails is tried again
+            with pytest.raises(ScanError, match="0002"):
+                items[3].load()
+        assert len(paths) == 3
+        paths.clear()
+
+
+def test_limit_and_identity(m3d):
+    short, long = open_benchmark("m3d-vqa", m3d, limit=1), open_benchmark("m3d-vqa", m3d)
+    assert len(short) == 1 and short.identity == long.identity
+    assert open_benchmark("m3d-vqa", m3d, size=(4, 32, 32)).identity != long.identity
+    m3d.write_text(m3d.read_text(encoding="utf-8").replace("Which", "What"), encoding="utf-8")
+    assert open_benchmark("m3d-vqa", m3d).identity != long.identity
+
+
+def test_pathvqa_with_images_in_parquet(tmp_path):
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 20), (200, 20, 90)).save(stream, "JPEG")
+    image = {"bytes": stream.getvalue(), "path": None}
+    asked = [("Is it benign?", "no"), ("What is it?", "gland"), ("And?", "no"), (None, "no")]
+    rows = [{"image": image, "question": question, "answer": answer} for question, answer in asked]
+    rows[2]["image"] = image | {"bytes": b"no image"}
+    path = tmp_path / "test-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = open_benchmark("pathvqa", tmp_path)
+    items = by_row(found)
+    assert [(i.answer, i.family) for i in found][:2] == [("B", "closed"), ("gland", "open")]
+    assert items[1].load()[0].size == (24, 20) and items[2].patient == items[1].patient
+    with pytest.raises(ScanError, match="expected an image"):
+        items[3].load()
+    assert list(skipped(found)) == [4]
+    path.write_bytes(b"PAR1 torn")
+    with pytest.raises(DatasetError, match="a whole Parquet file"):
+        open_benchmark("pathvqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("m4d", {}, "found 'm4d'"),
+        ("slake", {}, "found no path"),
+        ("phantom:/x", {}, "expected no path"),
+        ("m3d-vqa", {"path": "t.csv", "opn": True}, "opn"),
+        ("m3d-vqa", {"path": "t.csv", "limit": 0}, "1 or more"),
+        ("pmc-vqa", {"path": "t.csv"}, "expected text under image"),
+    ],
+)
+def test_what_is_no_benchmark_says_so(tmp_path, monkeypatch, name, options, message):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "t.csv", [{"a": 1, "b": 2}])
+    with pytest.raises(DatasetError, match=message):
+        open_benchmark(name, **options)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    inner, outer = tmp_path / "data", tmp_path / "secret.png"
+    scan(outer)
+    inner.mkdir()
+    (inner / "x.png").symlink_to(outer)
+    row = {"image": "x.png", "question": "What?", "answer": "it"}
+    path = table(inner / "q.json", [row, row | {"image": str(outer)}])
+    with pytest.raises(DatasetError, match="2 rows skipped"):
+        open_benchmark("pathvqa", path)
