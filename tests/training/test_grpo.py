@@ -81,22 +81,6 @@ def generations(monkeypatch):
     return seen
 
 
-@pytest.fixture
-def paid(monkeypatch):
-    """Give the answer reward another rule, from the ids of a reply's tokens."""
-
-    def rule(measure):
-        def functions(*settings):
-            def answer(completion_ids, **columns):
-                return [float(measure(ids)) for ids in completion_ids]
-
-            return {answer: 1.0}
-
-        monkeypatch.setattr(grpo, "reward_functions", functions)
-
-    return rule
-
-
 def some(study, count=8):
     """Records of both dimensions by turns."""
     parts = [[r for r in study.records if r.dimension == d] for d in ("2d", "3d")]
@@ -404,7 +388,7 @@ def test_adapters_learn_against_their_base(study, fresh_model, scripted, tmp_pat
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
 
 
-def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
+def test_rollouts_of_a_server(study, fresh_model, monkeypatch, tmp_path):
     """What a server would have to do is asked of the trainer's own model: weights go over before
     every generation, and replies come back with processed log-probabilities."""
     model, processor = fresh_model
@@ -429,7 +413,7 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, paid, tmp_path):
             asked.append(len(requests))
             return super().generate(requests, **how)
 
-    paid(lambda ids: ids[0] % 2)
+    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Generation)
     monkeypatch.setattr(grpo, "connect", lambda address: f"client of {address}")
     monkeypatch.setattr(grpo, "ServedGenerator", Served)

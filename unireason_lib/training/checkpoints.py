@@ -91,6 +91,7 @@ def run(stage, profile, out, model, processor, records, trainer_of, every=1) -> 
             if PartialState().is_main_process:
                 stack.enter_context(locked(out / "run.lock", str(out)))
                 _check_settings(out / "settings.json", run_settings(profile, stage), model, records)
+                shutil.rmtree(out / "model.partial", ignore_errors=True)
         if (out / "model").is_dir():
             return out / "model"
         trainer = trainer_of()
@@ -225,13 +226,10 @@ class ExactResume:
 def _save(trainer: Any, processor: Any, folder: Path, records: Sequence[Record]) -> Path:
     """Save model (or adapter), processor, serialization and card whole: under another name first.
     The trainer can gather weights that are sharded; all processes go on when one has written."""
-    temporary, main = folder.with_name(folder.name + ".partial"), trainer.is_world_process_zero()
-    with raised_by_all():
-        if main:
-            shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(folder.name + ".partial")
     with raised_by_all(), full_disk_named(folder):
         trainer.save_model(str(temporary))
-        if main:
+        if trainer.is_world_process_zero():
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
             processor.save_pretrained(temporary)
             if (serialization := serialization_of(records)) is not None:
@@ -313,10 +311,7 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     with locked(merged.with_name(f"{merged.name}.lock"), str(merged), wait=True):
         note = merged / "source.json"
         if not note.is_file() or read_json(note) != source:
-            fresh = merged.with_name(f"{merged.name}.new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            merge_adapter(base, path, fresh, dtype)
-            write_json(fresh / note.name, source)
             shutil.rmtree(merged, ignore_errors=True)
-            fresh.rename(merged)
+            merge_adapter(base, path, merged, dtype)
+            write_json(note, source)  # last: without it, the next call makes all again
     return str(merged)

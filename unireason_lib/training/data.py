@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -76,8 +76,14 @@ def training_records(
     if _is_built(folder):
         rows = load_set(folder, form, split)
     else:
-        table = [one.to_row() for one in _released(folder, split, form, release)]
-        rows = Dataset(pa.Table.from_pylist(table, SFT_FEATURES.arrow_schema))
+        opened = _open_release(folder, **release).records(form)
+        ours = [record for record in opened if release_split(record) == split]
+        held = [one.to_row() for one in ours if one.dimension == "2d" or one.image_ids]
+        if left_out := len(ours) - len(held):
+            do = "give the folder of those that you hold (m3d_root), and a table of rows (volumes)"
+            text = f"{left_out:,} rows about volumes are left out, which the release has not; {do}"
+            warnings.warn(f"{folder}: {text}", stacklevel=2)
+        rows = Dataset(pa.Table.from_pylist(held, SFT_FEATURES.arrow_schema))
     dimensions = rows["dimension"][:] if len(rows) else []
     where = {d: [k for k, one in enumerate(dimensions) if one == d] for d in ("2d", "3d")}
     wanted = dict.fromkeys(where) if records is None else records
@@ -116,22 +122,6 @@ def _open_release(name: str | Path, **more: Any) -> Any:
         do = "check the path; build makes a data set, and a hub id reads owner/name"
         raise DatasetError(name, "the folder of a data set", "no such folder", do)
     return open_release(name, **more)
-
-
-def _released(
-    folder: str | Path, split: str, form: Literal["sft", "rl"], release: Mapping[str, Any]
-) -> Iterator[Record]:
-    left_out = 0
-    for record in _open_release(folder, **release).records(form):
-        if release_split(record) == split:
-            if record.dimension == "3d" and not record.image_ids:
-                left_out += 1
-            else:
-                yield record
-    if left_out:
-        do = "give the folder of those that you hold (m3d_root), and a table of rows (volumes)"
-        text = f"{left_out:,} rows about volumes are left out: the release has no volumes; {do}"
-        warnings.warn(f"{folder}: {text}", stacklevel=3)
 
 
 def images_from(folder: str | Path, *, m3d_root: str | Path | None = None) -> Images:

@@ -24,9 +24,9 @@ FORBIDDEN_LOGIT = -1e4  # added for tokens that are never sampled: probability 0
 @contextmanager
 def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
     """Within it, TRL's log-probabilities and entropies are of a distribution without some tokens,
-    and on a CPU of labelled tokens only: TRL's fused function of hidden states and output layer,
-    which takes a bias, scores prompt and images too there, and everything twice. In a small model
-    the output layer costs as much as all layers."""
+    and on a CPU of labelled tokens only, made once: TRL's fused function of hidden states and
+    output layer, which takes a bias, scores prompt and images too there, and everything twice. In a
+    small model the output layer costs as much as all layers."""
     module = trl.trainer.utils
     fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
 
@@ -35,7 +35,7 @@ def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
             bias = weight.new_zeros(weight.shape[0], requires_grad=False)
             bias[list(forbidden)] = FORBIDDEN_LOGIT
             bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
-        if hidden.device.type != "cpu":
+        if hidden.device.type != "cpu" or len(targets) > 4096:  # TRL's needs less memory
             return fused.apply(hidden, weight, bias, targets, temperature, *rest)
         scores = functional.linear(hidden, weight, bias).float() / temperature
         scores = scores.log_softmax(-1)

@@ -62,6 +62,13 @@ def train_sft(
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     fixed |= {"train_sampling_strategy": "group_by_length", "length_column_name": "tokens"}
     arguments = trainer_arguments(SFTConfig, profile.sft, out, progress, **fixed)
+    muon = None  # beside AdamW where a full model learns in one piece
+    in_pieces = ours.sft_lora_r is not None or arguments.deepspeed or sharding()
+    if ours.muon_learning_rate and not in_pieces:
+        rates = {"lr": arguments.learning_rate, "muon_lr": ours.muon_learning_rate}
+        rates |= {"weight_decay": arguments.weight_decay, "bf16": arguments.bf16}
+        rates["betas"] = (arguments.adam_beta1, arguments.adam_beta2)
+        muon = (lambda: MuonWithAdamW), rates  # a factory: it is given the model
 
     def trainer() -> GroundedSFTTrainer:
         added = add_think_tokens(model, processor)
@@ -84,7 +91,7 @@ def train_sft(
             processing_class=processor,
             peft_config=lora_config(ours.sft_lora_r, model, ours, added),
             callbacks=[RunLog(out / LOG), *callbacks],
-            optimizer_cls_and_kwargs=_muon(profile, arguments),
+            optimizer_cls_and_kwargs=muon,
         )
         # transformers says no for this architecture; then every forward pass of a step would weigh
         # the same, however few words it holds. TRL's losses divide by the tokens of the step.
@@ -154,17 +161,3 @@ def lora_config(r: int | None, model: Any, grounding: Grounding, added: Sequence
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
     )
-
-
-def _muon(profile: Profile, arguments: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
-    """Muon beside AdamW where a full model learns in one piece; None leaves it to the trainer."""
-    ours, sharded = profile.grounding, arguments.deepspeed or sharding()
-    if not ours.muon_learning_rate or ours.sft_lora_r is not None or sharded:
-        return None
-    return lambda: MuonWithAdamW, {  # a factory, because it is given the model, not parameters
-        "lr": arguments.learning_rate,
-        "muon_lr": ours.muon_learning_rate,
-        "weight_decay": arguments.weight_decay,
-        "betas": (arguments.adam_beta1, arguments.adam_beta2),
-        "bf16": arguments.bf16,
-    }
