@@ -219,7 +219,7 @@ for depth, side in ((8, 64), (16, 128), (32, 256), (32, 512)):
 # %% [markdown]
 # ## 6 · Are the slices in order?
 #
-# A common fault of collected data: shuffled, repeated or missing slices. Neighbours in a body look alike, so the
+# A common fault of collected data: shuffled or repeated slices. Neighbours in a body look alike, so the
 # correlation of each slice with the next shows it.
 
 # %%

@@ -3,8 +3,10 @@
 import math
 import pickle
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from unireason_lib.boxes import (
 )
 from unireason_lib.errors import BoxError
 
+CASES = yaml.safe_load(Path(__file__).with_name("boxes.yaml").read_text(encoding="utf-8"))
 coordinate, length = st.integers(-5000, 5000), st.integers(1, 5000)
 sides = coordinate, coordinate, length, length
 rectangles = st.builds(lambda x, y, w, h: Box2D(x, y, x + w, y + h), *sides)
@@ -37,34 +40,14 @@ def test_format_then_parse_gives_the_boxes_back(written, between):
     assert [text[a:b] for a, b in scan.spans] == [format_box(box) for box in written]
 
 
-WRITTEN = {
-    (1, 2, 3, 4): ["[1,2,3,4]", "(1,2,3,4)", " [ 1 , 2 , 3 , 4 ] ", "[1.4,1.5,3.0,3.6]"],
-    (-5, -6, 3, 4): ["[-5,-6,3,4]"],
-    (0, 0, 1, 1): ["[0,0,1,1]"],
-    (1, 2, 0, 4, 5, 6): ["(1,2,0,4,5,6)", "(1,2,0),(4,5,6)"],
-    # as stock Qwen models write them (report 14)
-    (9, 20, 15, 26): ["(9,20),(15,26)", "[[9,20,15,26]]", "[(9,20), (15,26)]"],
-}
-
-
-@pytest.mark.parametrize("numbers", WRITTEN)
-def test_what_is_read(numbers):
-    for inside in WRITTEN[numbers]:
+@pytest.mark.parametrize("case", CASES["written"])
+def test_what_is_read(case):
+    for inside in case["texts"]:
         (box,) = parse_boxes(f"see {BOX_START}{inside}{BOX_END} here")
-        assert box.as_tuple() == numbers
+        assert list(box.as_tuple()) == case["numbers"]
 
 
-MALFORMED = """
-|[]|[1,2,3]|[1,2,3,4,5]|[1,2,3,4,5,6,7]|[1e999,0,1,1]|[1e3,0,2000,1]|[NaN,0,1,1]|[inf,0,1,1]
-|[5,5,1,1]|[1,1,1,5]|[1,2,5,4,5,5]|[1,2,3,4)|1,2,3,4|[99999999,0,199999999,4]|[1,2,3,4]]|[a,b,c,d]
-|[1,,2,3,4]|[١,٢,٣,٤]|[[1,2,3,4],[5,6,7,8]]|(1,2),(3,4,5)|(1,2)(3,4)|[0.1,0.2,0.5,0.6]|[0.0,0,1.0,1]
-|[[0.1,0.2,0.5,0.6]]|{"bbox_2d":[1,2,3,4]}|nothing
-"""
-
-
-@pytest.mark.parametrize(
-    "inside", [*MALFORMED.replace("\n", "").split("|"), "[" + "9" * 5000 + "]"]
-)
+@pytest.mark.parametrize("inside", [*CASES["malformed"], "[" + "9" * 5000 + "]"])
 def test_malformed_boxes_are_skipped_and_counted(inside):
     """Fractions of the image were read as the box of one pixel [0,0,1,1] (report 14)."""
     scan = scan_boxes(f"{BOX_START}{inside}{BOX_END} then {format_box(Box2D(1, 2, 3, 4))}")

@@ -4,12 +4,13 @@ import base64
 import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from requests import Response
+from requests.adapters import HTTPAdapter
 
 from unireason_lib.errors import RequestError
 from unireason_lib.evaluation import open_benchmark
@@ -96,36 +97,28 @@ class StandIn:
 def served():
     """``(stand-in, client of TRL, model, processor)``."""
     model, processor = load_model(SFT, device="cpu")
-    stand_in = StandIn(model, processor)
-    paths = {"/v1/chat/completions/render": stand_in.render}
-    paths["/inference/v1/generate"] = stand_in.generate
+    stand_in, send = StandIn(model, processor), HTTPAdapter.send
+    answers = {
+        "/health": lambda body: {},
+        "/v1/models": lambda body: {"data": [{"id": "tiny"}]},
+        "/v1/chat/completions/render": stand_in.render,
+        "/inference/v1/generate": stand_in.generate,
+    }
 
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self, value):
-            data = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(adapter, request, **how):
+        if not request.url.startswith("http://vllm/"):
+            return send(adapter, request, **how)
+        response = Response()
+        with stand_in.lock:
+            content = answers[request.path_url](json.loads(request.body or "{}"))
+        response.status_code, response._content = 200, json.dumps(content).encode()
+        return response
 
-        def do_GET(self):
-            self.answer({"data": [{"id": "tiny"}]} if self.path == "/v1/models" else {})
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with stand_in.lock:  # an assertion that fails closes the connection
-                self.answer(paths[self.path](body))
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
         # the client asks for vLLM to be installed, but over HTTP needs none of it
         patch.setattr("trl.generation.vllm_client.is_vllm_available", lambda *a, **k: True)
-        yield stand_in, connect(f"http://127.0.0.1:{server.server_port}", 5), model, processor
-    server.shutdown()
+        patch.setattr(HTTPAdapter, "send", answer)
+        yield stand_in, connect("http://vllm", 5), model, processor
 
 
 @pytest.fixture(scope="module")

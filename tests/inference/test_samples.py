@@ -2,20 +2,15 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+import yaml
 
 from unireason_lib.errors import RequestError
 from unireason_lib.inference import read_samples, scan_below
 
-M3D = """\ufeffImage Path,Question Type,Question,Choice A,Choice B,Choice C,Answer,Answer Choice
-a/0.npy,3,Which?,liver,spleen,NA,spleen,B"""
-PMC = """Figure_path,Question,Answer,Choice A,Choice B,Answer_label
-x.jpg,What?,lung,heart,lung,B"""
-OMNI = """question_id,image_path,question,option_A,option_B,gt_answer
-q7,i.png,What?,Cyst,Mass,mass"""
-RAD = """VolumeName,Question,Choice A,Choice B,Choice C,AnswerChoice
-v.nii.gz,Where?,left,right,-,A"""
+CASES = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8"))
 GOOD = {"image": "0.png", "question": "What?", "options": ["left", "right"]}
 
 
@@ -27,19 +22,13 @@ def samples(tmp_path, content, name="questions.csv", dimension="2d"):
     return read_samples(path, dimension)
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "scan", "truth"),
-    [
-        (M3D, "row-1", "a/0.npy", "B"),
-        (PMC, "row-1", "x.jpg", "B"),
-        (OMNI, "q7", "i.png", "B"),  # a truth in words is the letter of that option
-        (RAD, "row-1", "v.nii.gz", "A"),
-    ],
-)
-def test_public_layouts(tmp_path, text, name, scan, truth):
-    (sample,) = samples(tmp_path, text, dimension="3d" if text in (M3D, RAD) else "2d")
-    assert (sample.id, sample.scan, sample.truth, sample.problem) == (name, scan, truth, None)
-    assert list(sample.options) == ["A", "B"]
+@pytest.mark.parametrize("case", CASES["layouts"])
+def test_public_layouts(tmp_path, case):
+    three = "Path" in case["table"] or "Volume" in case["table"]
+    (sample,) = samples(tmp_path, "\ufeff" + case["table"], dimension="3d" if three else "2d")
+    expected = case["id"], case["scan"], case["truth"], None, ["A", "B"]
+    found = sample.id, sample.scan, sample.truth, sample.problem, list(sample.options)
+    assert found == expected
 
 
 def test_json_forms(tmp_path):
@@ -57,46 +46,23 @@ def test_json_forms(tmp_path):
     assert samples(tmp_path, rows, "q.jsonl") == found
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({**GOOD, "options": ["left", "</think>"]}, "option B.*control token"),
-        ({**GOOD, "options": {"A": "left", "C": "right"}}, "A, C"),
-        ({**GOOD, "options": "left or right"}, "a list of at most 8"),
-        ({**GOOD, "options": [["nested"], "right"]}, "options: expected a list.*nested"),
-        ({**GOOD, "answer": "C"}, "letters A, B"),
-        ({**GOOD, "question": " "}, "text under question"),
-        ({**GOOD, "image": 5}, "text under image.*found 5"),
-        ([1, 2], "expected an object, found list"),
-        ("TORN", "row 2"),
-    ],
-)
-def test_a_bad_row_carries_its_problem_and_spoils_no_other(tmp_path, row, message):
-    lines = [json.dumps(GOOD), "{torn" if row == "TORN" else json.dumps(row), json.dumps(GOOD)]
+@pytest.mark.parametrize("case", CASES["bad_rows"])
+def test_a_bad_row_carries_its_problem_and_spoils_no_other(tmp_path, case):
+    row = "{torn" if case["row"] == "TORN" else json.dumps(case["row"])
+    lines = [json.dumps(GOOD), row, json.dumps(GOOD)]
     before, bad, after = samples(tmp_path, "\n\n".join(lines), "q.jsonl")
     assert before.problem is None and after.problem is None
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError, match=case["message"]):
         raise bad.problem
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("q.csv", b"name,question\nx,y\n", "text under image"),
-        ("q.jsonl", b"\n", "at least one row"),
-        ("q.json", b'{"a": 1}', "a list of objects"),
-        ("q.json", b'{"a": 1}\n{"a": 2}', r"\.jsonl"),
-        ("q.txt", b"x", r"\.jsonl, .*found a file \.txt"),
-        ("q.csv", "image,question\n0.png,Où?\n".encode("latin-1"), "UTF-8"),
-        ("q.json", json.dumps([{**GOOD, "id": i} for i in ("a", 1, "1")]).encode(), "'1' in 2"),
-        ("q.csv", None, "no such file"),
-    ],
-)
-def test_files_that_are_no_table(tmp_path, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(RequestError, match=message):
-        read_samples(tmp_path / name, "2d")
+@pytest.mark.parametrize("case", CASES["bad_files"])
+def test_files_that_are_no_table(tmp_path, case):
+    path = tmp_path / case["name"]
+    if case["content"] is not None:
+        path.write_text(case["content"], encoding="latin-1")
+    with pytest.raises(RequestError, match=case["message"]):
+        read_samples(path, "2d")
 
 
 def test_links_and_devices_are_followed_only_below_the_root(tmp_path):

@@ -119,19 +119,13 @@ class Trace:
         """The trace without images, ready for JSON: the one form of a reply in all results. Perhaps
         with ``other_syntax``, how many boxes are stock Qwen's JSON and fetch nothing."""
         other = len(scan_boxes(self.text).other_syntax)
+        request, names = self.request, ("text", "answer", "choice", "in_format", "stop", "rounds")
         return {
-            "id": self.request.id,
-            "dimension": self.request.dimension,
-            "question": self.request.question,
-            "options": dict(self.request.options),
-            "text": self.text,
-            "answer": self.answer,
-            "choice": self.choice,
-            "in_format": self.in_format,
+            **{name: getattr(request, name) for name in ("id", "dimension", "question")},
+            "options": dict(request.options),
+            **{name: getattr(self, name) for name in names},
             "boxes": [list(box.as_tuple()) for box in self.boxes],
             "pointings": [pointing.to_dict() for pointing in self.pointings],
-            "stop": self.stop,
-            "rounds": self.rounds,
             "own_tokens": sum(self.own_mask),
             "injected_tokens": self.own_mask.count(0),
             "prompt_tokens": len(self.prompt_ids),

@@ -19,8 +19,7 @@ def crop_rectangle(box: Box2D, width: int, height: int) -> Box2D | None:
     """The whole pixels that are really cut, None when the box does not overlap the image.
 
     The box is clamped to the image, widened around its centre to :data:`MIN_SIDE` pixels a side and
-    an aspect ratio of at most :data:`MAX_ASPECT`, and moved back inside. In an image that is too
-    narrow for that, its long side is shortened."""
+    an aspect ratio of at most :data:`MAX_ASPECT`, as far as the image is wide, and moved inside."""
     inside = box.clip(width, height).round(outward=True)
     if inside.is_empty:
         return None
@@ -28,8 +27,6 @@ def crop_rectangle(box: Box2D, width: int, height: int) -> Box2D | None:
     need_height = max(MIN_SIDE, math.ceil(inside.width / MAX_ASPECT))
     x1, x2 = _widen(int(inside.x1), int(inside.x2), need_width, width)
     y1, y2 = _widen(int(inside.y1), int(inside.y2), need_height, height)
-    x1, x2 = _shorten(x1, x2, MAX_ASPECT * (y2 - y1))
-    y1, y2 = _shorten(y1, y2, MAX_ASPECT * (x2 - x1))
     return Box2D(x1, y1, x2, y2)
 
 
@@ -38,11 +35,6 @@ def _widen(low: int, high: int, need: int, limit: int) -> tuple[int, int]:
         return low, high
     low = max(0, min(low - (need - (high - low)) // 2, limit - need))
     return low, min(low + need, limit)
-
-
-def _shorten(low: int, high: int, most: int) -> tuple[int, int]:
-    surplus = max(0, high - low - most)
-    return low + surplus // 2, high - (surplus - surplus // 2)
 
 
 def slice_range(box: Box, count: int) -> range:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -43,8 +42,11 @@ def whole_labels(labels: Volume | np.ndarray) -> np.ndarray:
 
 def label_boxes(labels: Volume | np.ndarray) -> dict[int, Box]:
     """The smallest half-open box around every label of :func:`whole_labels`, 0 being background."""
-    places = label_places(whole_labels(labels))
-    return {label: _box(place) for label, place in places.items()}
+    boxes, places = {}, label_places(whole_labels(labels))
+    for label, place in places.items():
+        starts, stops = [axis.start for axis in place], [axis.stop for axis in place]
+        boxes[label] = (Box2D if len(place) == 2 else Box3D)(*starts[::-1], *stops[::-1])
+    return boxes
 
 
 def check_same_grid(scan: Volume, labels: Volume, tolerance: float = 0.25) -> None:
@@ -78,9 +80,3 @@ def label_places(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
     places = zip(labels, ndimage.find_objects(array.transpose(order), len(labels)), strict=True)
     back = np.argsort(order)
     return {k: tuple(place[axis] for axis in back) for k, place in places if place and k}
-
-
-def _box(place: Sequence[slice]) -> Box:
-    """The box of a place in an array."""
-    starts, stops = [axis.start for axis in place], [axis.stop for axis in place]
-    return (Box2D if len(place) == 2 else Box3D)(*starts[::-1], *stops[::-1])
