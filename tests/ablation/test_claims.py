@@ -54,13 +54,13 @@ def test_a_known_effect_gets_its_verdict(old, new, verdict):
 
 
 def test_without_effects_false_verdicts_are_rare():
-    """Forty studies of nine claims about nothing; in two a false one is expected."""
+    """Twenty studies of nine claims about nothing; in one a false one is expected."""
     names = [f"c{k}" for k in range(10)]
     nothing = grid(*((b, a) for a, b in pairwise(names)), conditions=names)
     tables = (
-        table(dict.fromkeys(names, 0.5), questions=60, draw=n, spread=0.05) for n in range(40)
+        table(dict.fromkeys(names, 0.5), questions=60, draw=n, spread=0.05) for n in range(20)
     )
-    assert sum(any(v.verdict != "inconclusive" for v in judge(nothing, t)) for t in tables) <= 5
+    assert sum(any(v.verdict != "inconclusive" for v in judge(nothing, t)) for t in tables) <= 4
 
 
 def test_all_claims_count_in_the_correction_judged_or_not():
@@ -85,15 +85,6 @@ def test_nothing_that_varies_cannot_tell():
     assert found.verdict == "cannot tell" and found.p is None and "varies" in found.why
     (row,) = table_of_claims([found]).to_dict("records")
     assert "nan" not in str(row) and row["difference (95 %)"] == "+100.0 (cannot tell)"
-
-
-def test_seeds_are_paired_and_unpaired_ones_left_out():
-    """Seeds differ by more than the conditions do, but alike."""
-    replies = table({"old": 0.45, "new": 0.57}, common=0.25, questions=400)
-    assert judge(ONE, replies)[0].verdict == "supported at this scale"
-    lost = (replies["condition"] == "new") & (replies["seed"] == 1)
-    (less,) = judge(ONE, replies[~lost])
-    assert less.verdict == "supported at this scale" and less.comparison.seeds == (4, 4)
 
 
 def test_only_the_replies_of_the_claim_count():

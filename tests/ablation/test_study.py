@@ -191,6 +191,8 @@ def test_another_machine_goes_on_from_what_was_kept(grid, root, executed, tmp_pa
 
 def test_a_dry_run_only_shows_cost_and_commands(grid, root, executed):
     grid = grid.model_copy(update={"minutes": {"sft": 4, "rl": 6, "test": 1}})
+    with locked(root / "runs/ablation/mine/.lock", "x"), pytest.raises(DatasetError, match="mine"):
+        run(grid, root)  # two processes do not run one study
     _, said = run(grid, root, dry_run=True, workers=2)
     assert "16 to be made; about 22 min" in said and not executed[0]
     assert said.count("python -m unireason_lib tutorial 06") == 8
@@ -210,17 +212,12 @@ def test_edited_code_warns_and_stops_nothing(grid, root, executed):
     assert len({one["commit"] for one in kept["runs"]}) == 2
 
 
-def test_two_processes_do_not_run_one_study(grid, root, executed):
-    with locked(root / "runs/ablation/mine/.lock", "x"), pytest.raises(DatasetError, match="mine"):
-        run(grid, root)
-
-
 def test_errors_of_notebooks_are_named_and_kept(grid, root):
-    """With kernels: one condition fails in its second cell, the other one passes."""
-    made, said = run(grid, root, seeds=1, only=["answer only", "joint"], workers=2)
+    """With a kernel: the condition fails in its second cell."""
+    made, said = run(grid, root, seeds=1, only=["answer only"])
     (name,) = made.failed
     assert name.startswith("sft-answer-only") and made.failed[name].endswith("no such luck")
-    assert "AssertionError" in said and len(made.table) == 3 * 8
+    assert "AssertionError" in said and stages(made.skipped) == ["test"]
     executed = nbformat.read(root / "runs/ablation/mine" / f"{name}.ipynb", 4)
     assert any(cell.source.startswith("# Parameters") for cell in executed.cells)
 
@@ -228,7 +225,7 @@ def test_errors_of_notebooks_are_named_and_kept(grid, root):
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_study_goes_on(grid, root, ending):
     """kill -9 or Ctrl-C in the middle: no finished run is repeated, none is lost, none goes on."""
-    part = {"seeds": 1, "only": ["joint", "RL"]}
+    part = {"seeds": 1, "only": ["joint"]}
     program = (
         "from pathlib import Path; from unireason_lib.ablation import *;"
         f"run_study(load_grid('{root}/mine.yaml'), Path('{root}'), **{part})"
@@ -248,5 +245,5 @@ def test_a_stopped_study_goes_on(grid, root, ending):
     before = {path: path.stat().st_mtime for path in root.glob("runs/sft/*/model/seed")}
     done = len(json.loads(record.read_text())["runs"])
     made, said = run(grid, root, **part)
-    assert f"{4 - done} to be made" in said and not made.failed and len(made.table) == 2 * 3 * 8
+    assert f"{2 - done} to be made" in said and not made.failed and len(made.table) == 3 * 8
     assert before and all(path.stat().st_mtime == changed for path, changed in before.items())

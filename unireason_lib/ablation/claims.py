@@ -13,7 +13,7 @@ import pandas as pd
 
 from unireason_lib.ablation.grid import Claim, Grid
 from unireason_lib.errors import UniReasonError
-from unireason_lib.evaluation.statistics import Comparison, holm
+from unireason_lib.evaluation.statistics import Comparison, holm, plain
 from unireason_lib.evaluation.table import compare, mean, select
 
 LEAST_SEEDS = 3  # fewer say something about checkpoints and nothing about conditions
@@ -36,9 +36,9 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        comparison = self.comparison.to_dict() if self.comparison else None
-        about = {"claim": self.name, **self.claim.model_dump(), "verdict": self.verdict}
-        return {**about, "why": self.why, "p_holm": self.p, "comparison": comparison}
+        said = {"verdict": self.verdict, "why": self.why, "p_holm": self.p}
+        said["comparison"] = plain(self.comparison)
+        return {"claim": self.name, **self.claim.model_dump(), **said}
 
 
 def judge(grid: Grid, table: pd.DataFrame) -> list[Verdict]:
@@ -71,13 +71,13 @@ def _compared(one: Verdict, table: pd.DataFrame) -> Verdict:
 
 def _judged(one: Verdict, p: float) -> Verdict:
     low, high = one.comparison.difference.low, one.comparison.difference.high
-    if low <= 0 <= high:
-        return replace(one, p=p, verdict="inconclusive", why="the interval includes zero")
-    if p >= LEVEL:
-        why = "its own interval excludes zero, but p is 5 % or more after the correction"
-        return replace(one, p=p, verdict="inconclusive", why=why)
-    verdict, side = ("supported at this scale", "above") if low > 0 else ("contradicted", "below")
-    return replace(one, p=p, verdict=verdict, why=f"the interval lies {side} zero")
+    verdict, why = "inconclusive", "the interval includes zero"
+    if low > 0 or high < 0:
+        verdict = "supported at this scale" if low > 0 else "contradicted"
+        why = f"the interval lies {'above' if low > 0 else 'below'} zero"
+        if p >= LEVEL:
+            verdict, why = "inconclusive", f"{why}, but p is 5 % or more after the correction"
+    return replace(one, p=p, verdict=verdict, why=why)
 
 
 def table_of_conditions(

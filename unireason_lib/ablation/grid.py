@@ -21,7 +21,6 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     ValidationError,
@@ -31,11 +30,8 @@ from pydantic import (
 from unireason_lib.config import load_profile, near, parse_value
 from unireason_lib.errors import GridError, UniReasonError
 
-STAGES = {"sft": "04", "rl": "05", "test": "06"}
-"""Stage -> number of its notebook, in order."""
-
-PLANNED = ("PROFILE", "SEED", "RUN", "RESULTS", "MODEL")
-"""Parameters that the plan sets; a grid must not."""
+STAGES = {"sft": "04", "rl": "05", "test": "06"}  # -> number of its notebook, in order
+PLANNED = ("PROFILE", "SEED", "RUN", "RESULTS", "MODEL")  # parameters that the study sets
 
 
 def joined(*overrides: str) -> str:
@@ -54,17 +50,17 @@ def _parameters(given: Any) -> Any:
     if not isinstance(given, Mapping) or set(given) & set(PLANNED):
         do = f"leave out {', '.join(PLANNED)}, which the study sets"
         raise GridError("parameters", "NAME: VALUE", repr(given), do)
-    values = {k: parse_value(v) if isinstance(v, str) else v for k, v in given.items()}
-    return values | ({"OVERRIDES": _overrides(given["OVERRIDES"])} if "OVERRIDES" in given else {})
+    literal = {k: parse_value(v) if isinstance(v, str) else v for k, v in given.items()}
+    return {k: _overrides(given[k]) if k == "OVERRIDES" else v for k, v in literal.items()}
 
 
 def _seeds(given: Any) -> Any:
     """A list of seeds, or how many."""
-    return range(int(given)) if isinstance(given, int | str) and str(given).isdigit() else given
+    return range(int(given)) if str(given).isdigit() else given
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Strict(BaseModel, frozen=True, extra="forbid"):
+    """Read-only, of exactly these names."""
 
 
 Parameters = Annotated[dict[str, Any], BeforeValidator(_parameters)]
@@ -133,11 +129,9 @@ class Grid(_Strict):
             raise GridError(where, "a condition", repr(name), near(name, self.conditions))
 
     def at(self, profile: str | None = None, overrides: str = "") -> Grid:
-        """The same study with more overrides or, with another profile, under a name of its own.
-
-        What fits the grid's own profile only is dropped: its overrides, its minutes, and conditions
-        that set ``max_steps``; ``smoke`` keeps the conditions that the grid lists for it.
-        """
+        """The same study with more overrides or, with another profile, under a name of its own and
+        without what fits its own profile only: overrides, minutes, and conditions that set
+        ``max_steps``; ``smoke`` keeps the conditions that the grid lists for it."""
         if profile in (None, self.profile):
             return self.model_copy(update={"overrides": joined(self.overrides, overrides)})
         names = self.smoke if profile == "smoke" and self.smoke else self.conditions
@@ -157,15 +151,17 @@ def load_grid(path: str | Path) -> Grid:
         return Grid.model_validate({"name": path.stem, "seeds": 5, **content})
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        where = ": ".join([str(path), *map(str, first["loc"])])
+        where, found, do = (
+            ": ".join([str(path), *map(str, first["loc"])]),
+            first["input"],
+            "mend it",
+        )
         if isinstance(own := first.get("ctx", {}).get("error"), UniReasonError):
             raise GridError(f"{where}: {own.subject}", own.expected, own.found, own.do) from None
         if first["type"] == "extra_forbidden":
             known = {**Grid.model_fields, **Condition.model_fields, **Claim.model_fields}
-            name = str(first["loc"][-1])
-            raise GridError(where, "a name of the schema", name, near(name, known)) from None
-        found = repr(first["input"])[:200]
-        raise GridError(where, first["msg"], found, "correct the file") from None
+            found, do = first["loc"][-1], near(str(first["loc"][-1]), known)
+        raise GridError(where, first["msg"], repr(found)[:200], do) from None
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise GridError(path, "a grid in YAML", error, "see data/ablations") from error
 
@@ -217,13 +213,12 @@ def plan(grid: Grid, *, seeds: int | None = None, only: Collection[str] = ()) ->
                 decides = json.dumps([grid.name, stage, sorted(parameters.items()), needs])
                 key = hashlib.blake2b(decides.encode(), digest_size=5).hexdigest()
                 run = f"{grid.name}-{key}"
-                if before:
-                    parameters["MODEL"] = before.makes
+                parameters |= {"MODEL": before.makes} if before else {}
                 if stage == "test":
                     parameters["RESULTS"] = f"runs/evaluation/{run}"
                     makes = f"runs/evaluation/{run}/replies.jsonl"
                 else:
                     makes, parameters["RUN"] = f"runs/{stage}/{run}/model", run
-                sharing = (*(jobs[key].conditions if key in jobs else ()), name)
+                sharing = *(jobs[key].conditions if key in jobs else ()), name
                 before = jobs[key] = Job(key, stage, parameters, makes, needs, seed, sharing)
     return list(jobs.values())
