@@ -39,6 +39,7 @@ class ResultsFile:
             stack.enter_context(locked(lock, str(self.path)))
             self._check_run()
             self._take_out()
+            self.path.touch()
             self._held = stack.pop_all()
         return self
 
