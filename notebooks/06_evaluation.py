@@ -295,14 +295,14 @@ import tempfile
 
 with tempfile.TemporaryDirectory() as place:
     file = Path(place, "replies.jsonl")
-    for end in ("", ".run.json"):
-        shutil.copy(folder / f"replies.jsonl{end}", f"{file}{end}")
-    file.write_bytes(file.read_bytes()[:-40])  # killed while the last line was written
+    shutil.copy(folder / "replies.jsonl.run.json", f"{file}.run.json")
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    file.write_text(whole[:-40], encoding="utf-8")  # killed while the last line was written
     left = len(list(read_results(file)))
     evaluate(benchmark, file, checkpoint, **how)
     after = list(read_results(file))
 print(f"{left} whole lines were left; now there are {len(after)}")
-assert after[:left] == list(read_results(folder / "replies.jsonl"))[:left] and len(after) == left + 1
+assert after[:left] == lines[:left] and len(after) == left + 1 == len(lines)
 
 # %% [markdown]
 # ## 4 · How good, and how sure?
