@@ -296,14 +296,14 @@ import tempfile
 
 with tempfile.TemporaryDirectory() as place:
     file = Path(place, "replies.jsonl")
-    for end in ("", ".run.json"):
-        shutil.copy(folder / f"replies.jsonl{end}", f"{file}{end}")
-    file.write_bytes(file.read_bytes()[:-40])  # killed while the last line was written
+    shutil.copy(folder / "replies.jsonl.run.json", f"{file}.run.json")
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    file.write_text(whole[:-40], encoding="utf-8")  # killed while the last line was written
     left = len(list(read_results(file)))
     evaluate(benchmark, file, checkpoint, **how)
     after = list(read_results(file))
 print(f"{left} whole lines were left; now there are {len(after)}")
-assert after[:left] == list(read_results(folder / "replies.jsonl"))[:left] and len(after) == left + 1
+assert after[:left] == lines[:left] and len(after) == left + 1 == len(lines)
 
 # %% [markdown]
 # ## 4 · How good, and how sure?
@@ -590,7 +590,12 @@ textures = replace(closely, items=of_texture, identity={**closely.identity, "kin
 print(f"{len(textures)} of {len(closely)} questions about lesions are about texture")
 
 # %%
-looks = {"its crops": "none", "random crops": "random-crop", "of another": "swapped-crop", "no crops": "no-crop"}
+looks = {
+    "its crops": "none",
+    "random crops": "random-crop",
+    "of another": "swapped-crop",
+    "no crops": "no-crop",
+}
 texture_runs = {
     words: as_table(run(textures, f"textures.{control}.jsonl", control=control))
     for words, control in looks.items()
@@ -620,9 +625,7 @@ plot_intervals(by_look, "textures answered right, %", reference=("chance", by_ch
 from unireason_lib.evaluation import holm
 
 own = texture_runs["its crops"]
-compared |= {
-    f"textures, {words}": compare(one, own) for words, one in texture_runs.items() if one is not own
-}
+compared |= {f"textures, {words}": compare(one, own) for words, one in texture_runs.items() if one is not own}
 tests = pd.DataFrame([vars(c) for c in compared.values()], index=list(compared))
 tests["p_holm"] = holm([c.p for c in compared.values()])
 tests["points (95 %)"] = [c.difference.text(sign="+") for c in compared.values()]
@@ -830,7 +833,9 @@ def word_f1(answer, truth):
 
 asked = [*closed.items, *(replace(item, id=f"open {item.id}") for item in freely)]
 said = as_table(ask_items(generator, asked, settings=settings))
-said["word F1"] = [word_f1(answer, truth) for answer, truth in zip(said["answer"], said["truth"], strict=True)]
+said["word F1"] = [
+    word_f1(answer, truth) for answer, truth in zip(said["answer"], said["truth"], strict=True)
+]
 said[["id", "truth", "answer", "correct", "word F1"]].round(2)
 
 # %% [markdown]

@@ -376,7 +376,7 @@ def by_seed(condition, value="correct", of=table, **where):
 
 
 def means_of(of, condition, control="none"):
-    """"2D %", "3D IoU", ... -> mean of a condition with its interval, as far as it is measured."""
+    """Heading ("2D %", "3D IoU") -> mean of a condition with its interval, as far as it is measured."""
     rows = of[(of["condition"] == condition) & (of["control"] == control)].groupby("dimension")
     found = {f"{d.upper()} {VALUES[v]}": mean(part, v) for d, part in rows for v in VALUES}
     return {heading: one for heading, one in found.items() if one}

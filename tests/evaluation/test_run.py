@@ -132,6 +132,8 @@ def test_a_run_is_gone_on_with_and_may_grow(tmp_path, phantoms, generator):
     assert sorted(line["id"] for line in lines) == sorted(i.id for i in phantoms)
     again = {line["id"]: line for line in lines if line["id"] in before}
     assert again == before  # seconds too: not asked again
+    shorter = Benchmark("p", phantoms.items[2:4], phantoms.identity)
+    assert list(read_results(QUICK(shorter, out, generator))) == lines  # those of others stay
     with pytest.raises(RequestError, match="max_new_tokens was 4 and is now 80"):
         QUICK(phantoms, out, generator, settings=LONG)
     with pytest.raises(RequestError, match=r'control was "none" and is now "blank"'):
