@@ -41,11 +41,11 @@ print(check_versions())
 import pandas as pd
 from IPython.display import Markdown
 
-from unireason_lib.config import load_profile, profile_names
+from unireason_lib.config import load_profile
 from unireason_lib.display import pipeline_figure
 from unireason_lib.notebooks import project_root, publish
 
-profiles = {name: load_profile(name, OVERRIDES) for name in profile_names()}
+profiles = {name: load_profile(name, OVERRIDES) for name in ("smoke", "laptop", "t4", "gpu")}
 root = project_root()
 pipeline_figure()
 
