@@ -87,11 +87,7 @@ def test_bytes_and_colour_are_shown_as_they_are_and_other_values_through_the_win
     assert (shown(grey)[..., 0] == grey).all()
     colour = np.stack([grey, grey + 1, grey + 2], axis=-1)
     assert (shown(colour) == colour).all()
-    assert shown(grey, window=(60, 160))[..., 0].tolist() == [[0, 0], [128, 255]]
     hounsfield = np.array([[-1000, 0], [50, 3000]], np.int16)
     assert shown(hounsfield, window="brain")[..., 1].tolist() == [[0, 0], [159, 255]]
-    deep = np.array([[0, 4096], [32768, 65535]], np.uint16)
-    assert shown(deep, window="minmax")[..., 0].tolist() == [[0, 16], [128, 255]]
-    assert shown(labels.astype(bool))[..., 0].tolist() == [[255, 255], [255, 255]]
     with pytest.raises(ScanError, match="finite"):
         shown(np.full((2, 2), np.nan))

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from unireason_lib.dataset.sources.brain import brain_slice, brain_study
+from unireason_lib.dataset.sources.brain import BrainSource, brain_study
 
 
 def world(study, structure) -> np.ndarray:
@@ -31,5 +31,5 @@ def test_regions_are_at_known_places_and_left_is_left():
         "left putamen": (-24, 2, 1),
     }.items():
         np.testing.assert_allclose(world(study, study.find(name)), known, atol=7, err_msg=name)
-    cut = brain_slice(8)
+    cut = BrainSource("2d").study("8")  # mm; passes through thalamus and putamen
     assert (cut.scan == study.scan.array[80]).all() and (cut.labels == study.labels[80]).all()
