@@ -12,6 +12,7 @@ from unireason_lib.dataset.view import View
 from unireason_lib.imaging import ProcessorFrame
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=512 * 512)
+FRAMED = asdict(FRAME)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,7 +56,7 @@ def image_record(box):
             "image_ids": ("aa00",),
             "evidence": (("liver", (4, 4, 40, 30)), ("heart", (30, 2, 48, 20))),
             "image_size": (64, 48),
-            "serialization": {"size": None, "window": "percentile", "frame": asdict(FRAME)},
+            "serialization": {"size": None, "window": "percentile", "frame": FRAMED},
             "scan": ScanReference("made:flip=xy", "s1"),
             "license": "none",
             "writer": "hand",
@@ -89,11 +90,7 @@ def volume_record(box, image_record):
             "image_ids": tuple(f"bb00-{z:03d}" for z in range(6)),
             "evidence": (("liver", (2, 8, 1, 30, 40, 4)),),
             "image_size": (64, 64),
-            "serialization": {
-                "size": [6, 64, 64],
-                "window": [-200.0, 300.0],
-                "frame": asdict(FRAME),
-            },
+            "serialization": {"size": [6, 64, 64], "window": [-200.0, 300.0], "frame": FRAMED},
             "split": "test",
             "names": ("the liver",),
         }

@@ -127,7 +127,6 @@ BAD = {
     "invented box": lambda body: re.sub("I see the .*? Hence", "At [1,2,9,9]. Hence", good(body)),
     "unknown structure": lambda body: good(body, extra=" Also a unicorn [[unicorn]]."),
     "no conclusion": lambda body: good(body).replace(f"Hence: {known(body)[2]}", ""),
-    "half a surrogate pair": lambda body: "\ud83d",
 }
 
 
@@ -147,7 +146,6 @@ def test_bad_answers_are_returned_once_with_reasons_then_refused(writer_for, ite
 
 ODD = {
     "tokens null": {"usage": {"prompt_tokens": None, "completion_tokens": None}},
-    "tokens of other types": {"usage": {"prompt_tokens": "many", "completion_tokens": -1}},
     "list of parts": lambda body: [{"type": "text", "text": s} for s in good(body).partition(" ")],
     "thoughts in the text": lambda body: f"<think>{{so}}</think>{good(body)}",
 }
@@ -162,21 +160,18 @@ def test_reports_10_and_12_odd_replies_are_read(writer_for, item, name):
     assert 0 < writer.spent < writer.most(server.bodies[0]) and len(server.bodies) == 1
 
 
-@pytest.mark.parametrize("choices", ([{"message": None}], [], {"0": 1}, None), ids=repr)
+THOUGHTS = {"content": None, "reasoning_content": "Let me think about it."}
+CUT = [{"message": THOUGHTS, "finish_reason": "length"}]  # report 12
+
+
+@pytest.mark.parametrize("choices", ([{"message": None}], [], {"0": 1}, None, CUT), ids=repr)
 def test_report_10_replies_that_say_nothing_are_kept_and_refused(writer_for, item, choices):
     server = Server(lambda body, nth: reply(None, choices=choices))
     writer = writer_for(server, **PRICES)
     for _ in range(2):
-        with pytest.raises(RationaleRefused, match="malformed"):
+        with pytest.raises(RationaleRefused, match=r"malformed|still thinking.*; raise it"):
             writer.write(*item)
-    assert len(server.bodies) == 2 and writer.spent == 2
-
-
-def test_report_12_an_answer_cut_while_thinking_says_what_to_raise(writer_for, item):
-    message = {"content": None, "reasoning_content": "Let me think about it."}
-    cut = {"choices": [{"message": message, "finish_reason": "length"}]}
-    with pytest.raises(RationaleRefused, match="still thinking at max_tokens; raise it"):
-        writer_for(Server(lambda body, nth: cut)).write(*item)
+    assert len(server.bodies) == writer.spent == 2 - (choices == CUT)
 
 
 ALWAYS = {
@@ -184,7 +179,6 @@ ALWAYS = {
     "Unsupported value: 'temperature' does not support 0.7.": (400, "temperature to null"),
     "unknown field: fast": (400, "parameters"),
     f"no access for {KEY}": (401, "the API key"),
-    "insufficient_quota": (429, "the account"),
 }
 
 
@@ -207,13 +201,6 @@ def test_failures_that_may_pass_are_repeated(writer_for, item, failure):
     assert len(server.bodies) == 2
 
 
-def test_nobody_there_costs_nothing_and_stops_the_run(writer_for, items):
-    writer = writer_for(Server, retries=0, **PRICES, budget=100)
-    with pytest.raises(EndpointError, match=r"Connection.* start the server"):
-        writer.prepare(items)
-    assert writer.spent == 0
-
-
 def test_b5_a_budget_holds_for_all_writers_of_a_cache(writer_for, items):
     server = Server()
     limits = {**PRICES, "budget": 30.0, "concurrency": 2}
@@ -222,19 +209,10 @@ def test_b5_a_budget_holds_for_all_writers_of_a_cache(writer_for, items):
         runs = pool.submit(one.prepare, items[::2]), pool.submit(other.prepare, items[1::2])
     assert any(isinstance(run.exception(), BudgetSpent) for run in runs)
     assert 5 < len(server.bodies) == one.spent <= 30
-
-
-def test_b6_b7_a_spent_budget_stops_the_run_and_keeps_what_was_paid_for(writer_for, items):
-    server = Server()
-    writer = writer_for(server, **PRICES, budget=25.0, concurrency=2)
-    with pytest.raises(BudgetSpent, match="of 25"):
-        writer.prepare(items)
-    assert 10 <= writer.spent == len(server.bodies) <= 25
-    with pytest.raises(BudgetSpent):  # out of `write` as well, and what other runs spent counts
-        for item in items:
-            writer_for(server, **PRICES, budget=25.0).write(*item)
-    writer_for(server, **PRICES, budget=1000.0).prepare(items)
-    assert len(server.bodies) == len(items)
+    nobody = writer_for(Server, retries=0, **PRICES, budget=100)
+    with pytest.raises(EndpointError, match=r"Connection.* start the server"):
+        nobody.prepare(items)
+    assert nobody.spent == one.spent  # where nobody is, nothing is spent
 
 
 SCRIPT = """
@@ -266,21 +244,16 @@ def test_b6_an_end_at_any_moment_loses_no_answer_that_had_come(writer_for, tmp_p
         assert len(server.bodies) == len(kept) and error.endswith("KeyboardInterrupt\n")
 
 
-@pytest.fixture
-def config_for(writer_for, tmp_path):
-    """Settings of a build with this writer; images are not stored."""
+def test_b3_b6_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server, folder = Server(), tmp_path / "set"
 
-    def make(server, cache="cache", **options):
+    def config_for(server, cache="cache", **options):
         usual = {"model": "tester", "base_url": server.url, "cache": str(tmp_path / cache)}
         source = SourceSpec("phantom", None, {"dimension": "2d", "count": 8})
         settings = {"frame": FRAME, "prior_studies": 0, "images": "none", "writer": "llm"}
         return BuildConfig((source,), writer_options={**usual, **PRICES, **options}, **settings)
 
-    return make
-
-
-def test_b3_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(config_for, tmp_path):
-    server, folder = Server(), tmp_path / "set"
     with pytest.raises(BudgetSpent, match="larger budget"):
         build(config_for(server, budget=25.0), folder)
     assert 5 < len(server.bodies) <= 25 and not (folder / "manifest.json").exists()
@@ -295,11 +268,3 @@ def test_b3_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(config_fo
             build(config_for(server, **changes), folder)
     assert made.manifest["records"] == len(server.bodies) and not made.manifest["refused"]
     assert KEY not in (text := (folder / "manifest.json").read_text()) and str(tmp_path) not in text
-
-
-@pytest.mark.parametrize(
-    "bad", [{"concurrency": 0}, {"budget": 5.0}, {"base_url": "http://me@host"}]
-)
-def test_impossible_settings_are_refused(bad):
-    with pytest.raises(DatasetError, match="LLM writer: expected limits above 0"):
-        LLMWriter("tester", **bad)

@@ -25,19 +25,14 @@ FAR = box(4, 4, 40, 300)
 GOOD = replied(f"Here {box(4, 4, 40, 30)}, beside {box(30, 2, 48, 20)}")
 BAD = {
     "answer that is no option": ({"answer": "E"}, "options"),
-    "one option": ({"options": {"B": "the liver"}}, "options"),
     "two options alike": ({"options": {**OPTIONS, "C": "The  Liver"}}, "options"),
     "letters with a gap": ({"options": {"A": "x", "B": "the liver", "D": "y"}}, "options"),
     "control token in the question": ({"question": "What <|image_pad|> is it?"}, "control token"),
-    "placeholder in the question": ({"question": "What <image> is it?"}, "control token"),
     "answer in the question": ({"question": "Is it the liver?"}, "answer leak"),
     "no thought": ({"reply": "B. the liver"}, "format"),
-    "empty thought": ({"reply": "<think> </think>B. the liver"}, "format"),
     "two thoughts": ({"reply": "<think>a</think><think>b</think>B. the liver"}, "format"),
     "other letter at the end": ({"reply": GOOD.replace(">B. the", ">A. the")}, "format"),
-    "other text at the end": ({"reply": GOOD + "!"}, "format"),
     "box not closed": ({"reply": replied("Here <|box_start|>[4,4,40,30] it is.")}, "tags"),
-    "box not opened": ({"reply": replied("Here [4,4,40,30]<|box_end|> it is.")}, "tags"),
     "reversed box": ({"reply": replied(f"Here {box(40, 4, 4, 30)} it is.")}, "tags"),
     "vision token": (
         {"reply": replied("Here <|vision_start|> it is."), "evidence": ()},
@@ -50,13 +45,8 @@ BAD = {
         {"reply": replied(box(1, 1, 0, 9, 9, 1)), "evidence": (("liver", (1, 1, 0, 9, 9, 1)),)},
         "rounds",
     ),
-    "too many boxes": (
-        {"reply": replied(box(1, 1, 9, 9) * 11), "evidence": (("liver", (1, 1, 9, 9)),) * 11},
-        "rounds",
-    ),
     "box outside": ({"reply": replied(FAR), "evidence": (("liver", (4, 4, 40, 300)),)}, "crop"),
     "a letter": ({"reply": GOOD.replace("</think>", " The answer is C.</think>")}, "letter"),
-    "a letter in brackets": ({"reply": GOOD.replace(": the", ": (B) the")}, "letter"),
     "concludes otherwise": (
         {"reply": GOOD.replace(".</think>", ", or the heart.</think>")},
         "contradiction",
@@ -70,11 +60,6 @@ def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
     assert image_record().reply == GOOD and problems_of(image_record()) == []
     (found, detail), *_ = problems_of(image_record(**changes))
     assert found == reason and detail
-
-
-def test_letters_that_are_no_answers_pass(image_record):
-    for words in ("vitamin D, vertebra C3 and grade B", "It is not the heart"):
-        assert problems_of(image_record(reply=GOOD.replace("Here", f"{words}: here"))) == []
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,6 @@ def test_datasets_loads_every_configuration_with_typed_columns(phantoms):
     sft, rl = (datasets.load_dataset(str(phantoms), name) for name in ("sft", "rl"))
     assert set(sft) == set(rl) == {"train", "val", "test"}
     assert sft["train"].features == SFT_FEATURES and rl["val"].features == RL_FEATURES
-    left = sft["train"].filter(lambda row: row["family"] == "lesion analysis")
-    assert 0 < len(left) < len(sft["train"]) and set(left["split"]) == {"train"}
     images = load_set(phantoms, "images", "train")
     assert images.features == IMAGE_FEATURES and len(images) == 15 * 8
     assert sft["test"].cache_files  # memory-mapped
@@ -65,24 +63,17 @@ def test_a_set_is_published_as_it_lies_here(phantoms, monkeypatch):
 
 
 def test_images_come_back_exactly_in_any_order(tmp_path):
-    rng = np.random.default_rng(0)
-    shapes = {"grey": (9, 7), "colour": (9, 7, 3)}
-    pixels = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
-    rows = [image_row(name, array) for name, array in pixels.items()]
-    Image.fromarray(np.linspace(1000, 40000, 63).astype(np.uint16).reshape(9, 7)).save(
-        tmp_path / "deep.png"
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    rows = [image_row("colour", pixels)]
+    deep = Image.fromarray(np.linspace(1000, 40000, 63).astype(np.uint16).reshape(9, 7))
+    deep.save(tmp_path / "deep.png")
     deep = {"image_id": "deep", "path": "", "bytes": (tmp_path / "deep.png").read_bytes()}
     (tmp_path / "images").mkdir()
-    # the same one twice is no conflict
     table = pa.Table.from_pylist([*rows, rows[0], deep], IMAGE_FEATURES.arrow_schema)
     pq.write_table(table, tmp_path / "images/part-0.parquet")
     table = ImageTable(tmp_path)
     for one in (table, pickle.loads(pickle.dumps(table))):
-        assert set(one) == {"grey", "colour", "deep"} and "other" not in one
-        for name in ("colour", "grey"):
-            expected = Image.fromarray(pixels[name]).convert("RGB")
-            assert one[name].mode == "RGB" and one[name].tobytes() == expected.tobytes()
+        assert set(one) == {"colour", "deep"} and (np.asarray(one["colour"]) == pixels).all()
     grey = np.asarray(table["deep"])[..., 0]  # report 7: a 16-bit row came out white
     assert grey.min() == 0 and grey.max() == 255 and len(np.unique(grey)) == 63
     assert len(ImageTable(tmp_path / "images")) == 0

@@ -41,7 +41,6 @@ def test_templates_are_true_and_come_to_the_answer(view_of):
         ("left kidney, or rather the kidney", "B"),
         ("So: ABOUT 62 MM!", "D"),
         ("nonetheless about 162 mm", None),
-        ("", None),
     ],
 )
 def test_conclusion_is_the_option_named_last(text, letter):

@@ -1,7 +1,5 @@
 """Studies: measured structures, overlaps, slices, names and sides, laziness."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -79,11 +77,8 @@ def test_slice_is_a_2d_study_of_the_same_patient():
     assert cyst.box == Box2D(3, 2, 4, 3) and cyst.attributes == {"host": "kidney_left"}
     assert [s.name for s in study.slice(0).structures] == ["kidney_left"]
     assert study.slice(2).structures == () and study.slice(2).absent == ("kidney_left", "cyst")
-    for bad in (-1, 3):
-        with pytest.raises(DatasetError, match="slice"):
-            study.slice(bad)
-    with pytest.raises(DatasetError, match="2d"):
-        cut.slice(0)
+    with pytest.raises(DatasetError, match="slice"):
+        study.slice(3)
 
 
 @pytest.mark.parametrize(
@@ -91,41 +86,14 @@ def test_slice_is_a_2d_study_of_the_same_patient():
     [
         (np.full((4, 4), 9, np.uint8), {}, "values without one: .9"),
         (np.full((4, 4), 1.5), {}, "whole numbers"),
-        (np.full((4, 4), -1, np.int8), {}, "0 and more"),
         (np.full((4, 4), 1e12), {}, "below 1048576"),
-        (np.ones((0, 4), int), {}, "shape .0, 4."),
         (np.ones((3, 4), int), {}, "shape"),
         (np.ones((4, 4), int), {"inside": {1: 2, 2: 1}}, "circles"),
-        (np.ones((4, 4), int), {"inside": {1: 8}}, "1: 8"),
     ],
 )
 def test_bad_label_maps_are_refused(labels, more, message):
     with pytest.raises(LabelError, match=message):
         Study.from_labels(labels, {1: "a", 2: "b"}, scan=np.zeros((4, 4)), **more, **ABOUT)
-
-
-def test_bad_masks_and_labels_on_another_grid_are_refused():
-    masks = [("a", np.ones((2, 2))), ("b", np.ones((2, 3)))]
-    with pytest.raises(LabelError, match="mask of b"):
-        Study.from_masks(masks, scan=np.zeros((2, 2)), **ABOUT)
-    labels, elsewhere = np.ones((2, 3, 4), np.uint8), LPS.copy()
-    elsewhere[2, 3] = 40
-    with pytest.raises(LabelError, match="apart"):
-        Study.from_labels(Volume(labels, elsewhere), {1: "a"}, scan=volume_like(labels), **ABOUT)
-
-
-def test_directions_and_spacing_only_where_the_volume_knows_them():
-    """Report 9: no questions about sides where a header contradicts itself."""
-    labels = np.ones((2, 3, 4), np.uint8)
-
-    def known(volume):
-        study = Study.from_labels(labels, {1: "one"}, scan=volume, **ABOUT)
-        return study.directions, study.spacing
-
-    volume = volume_like(labels)
-    assert known(volume) == ("LPS", (5.0, 2.0, 2.0))
-    assert known(replace(volume, has_affine=False)) == ("", None)
-    assert known(replace(volume, sides_certain=False)) == ("", (5.0, 2.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -141,9 +109,4 @@ def test_directions_and_spacing_only_where_the_volume_knows_them():
 )
 def test_names_and_sides(name, readable):
     assert readable_name(name) == readable
-
-
-def test_lesions_are_known_by_their_names():
-    for name in ("liver tumour", "Lung nodule", "kidney_cyst", "brain metastases"):
-        assert kind_of(name) == "lesion"
-    assert {kind_of(name) for name in ("liver", "urinary_bladder", "cystic duct")} == {"organ"}
+    assert kind_of(f"{name}_cyst") == "lesion" != kind_of(name)

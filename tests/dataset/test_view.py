@@ -49,30 +49,6 @@ def noisy_study(labels, padding=None) -> Study:
     return Study.from_labels(labels, {1: "a", 2: "b", 3: "c"}, scan=scan, **ABOUT)
 
 
-def test_a_lesion_between_the_shown_planes_is_not_visible():
-    """B2: 300 slices are laid out as 32; a bright lesion of 5 slices falls between two of them."""
-    labels = np.zeros((300, 40, 40), np.uint8)
-    labels[99:104, 10:20, 10:20] = 2  # planes 98 and 107 are shown
-    labels[196:206, 10:20, 10:20] = 1
-    view = View(noisy_study(labels), (32, 40, 40), None, FRAME)
-    shown = serialize_labels(Volume(labels, np.eye(4)), (32, 40, 40))
-    assert not (shown == 2).any() and (shown == 1).any()
-    assert view.visible(view.study.find("a")) and not view.visible(view.study.find("b"))
-    assert View(view.study, (300, 40, 40)).visible(view.study.find("b"))
-
-
-@pytest.mark.parametrize("dimension", [2, 3])
-def test_a_structure_needs_some_pixels_on_one_plane(dimension):
-    labels = np.zeros((6, 30, 30), np.uint8)
-    labels[2, 5, :MIN_PIXELS] = 1
-    labels[2, 7, : MIN_PIXELS - 1] = 2
-    labels[3:5, 9, : MIN_PIXELS - 1] = 3  # enough over two planes, not on one
-    study = noisy_study(labels)
-    study = study if dimension == 3 else study.slice(2)
-    seen = {s.name for s in study.structures if View(study, (6, 30, 30)).visible(s)}
-    assert seen == {"a"}
-
-
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_labels_on_constant_padding_are_not_visible(dimension):
     """Report 3: an outline that runs into padding counts by its part on real values."""
@@ -111,11 +87,7 @@ def test_bytes_and_colour_are_shown_as_they_are_and_other_values_through_the_win
     assert (shown(grey)[..., 0] == grey).all()
     colour = np.stack([grey, grey + 1, grey + 2], axis=-1)
     assert (shown(colour) == colour).all()
-    assert shown(grey, window=(60, 160))[..., 0].tolist() == [[0, 0], [128, 255]]
     hounsfield = np.array([[-1000, 0], [50, 3000]], np.int16)
     assert shown(hounsfield, window="brain")[..., 1].tolist() == [[0, 0], [159, 255]]
-    deep = np.array([[0, 4096], [32768, 65535]], np.uint16)
-    assert shown(deep, window="minmax")[..., 0].tolist() == [[0, 16], [128, 255]]
-    assert shown(labels.astype(bool))[..., 0].tolist() == [[255, 255], [255, 255]]
     with pytest.raises(ScanError, match="finite"):
         shown(np.full((2, 2), np.nan))

@@ -141,7 +141,7 @@ def build(
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
-    for source in shards.open_run(run)[0]:
+    for source in shards.open_run(run).sources:
         path = source.path and Path(source.path).resolve()
         if path and folder.is_relative_to(path):
             raise DatasetError(folder, "one outside of the source", path, "choose another --out")
@@ -150,7 +150,7 @@ def build(
     if config.writer == "llm":
         workers, ray = 1, None
     with locked(run.work / "lock", folder.name, wait):
-        differences = _differences(run.work / "settings.json", _fingerprint(run))
+        differences = _differences(run)
         if differences and not override:
             do = "undo the change, build elsewhere, or go on all the same with --override"
             raise DatasetError(folder, "the settings it was begun with", "; ".join(differences), do)
@@ -167,19 +167,16 @@ def build(
         return BuildReport(folder, read_json(manifest_path), time.perf_counter() - started, built)
 
 
-def _fingerprint(run: Run) -> dict[str, Any]:
-    """What must be the same when a build is gone on with: settings, version, lists of studies."""
-    lists = []
-    for index in run.indexes():
+def _differences(run: Run) -> list[str]:
+    """Write down what a build is made from (settings, version, lists of studies), or say what
+    differs from what is written there."""
+    now, path = {**run.config.public(), "version": __version__}, run.work / "settings.json"
+    now["indexes"] = []
+    for index in shards.open_run(run).indexes:
         digest = hashlib.blake2b(digest_size=16)
         for entry in index:
             digest.update(repr((entry.key, entry.patient, entry.split)).encode())
-        lists.append(f"{len(index)} studies, {digest.hexdigest()}")
-    return {**run.config.public(), "version": __version__, "indexes": lists}
-
-
-def _differences(path: Path, now: Mapping[str, Any]) -> list[str]:
-    """Write down what a build is made from, or say what differs from what is written there."""
+        now["indexes"].append(f"{len(index)} studies, {digest.hexdigest()}")
     if not path.exists():
         write_json(path, now)
     before = read_json(path)
@@ -192,18 +189,16 @@ def _differences(path: Path, now: Mapping[str, Any]) -> list[str]:
 
 def _make_shards(run: Run, workers: int, ray: str | None, progress: bool) -> int:
     """Learn the answer priors, then make the shards that are missing; returns how many studies."""
-
-    def missing() -> Iterator[shards.Shard]:
-        return (shard for shard in run.shards() if not shard.folder.is_dir())
-
-    total = sum(map(len, run.indexes()))
-    if left := sum(len(shard.entries) for shard in missing()):
+    total, left = sum(map(len, shards.open_run(run).indexes)), 0
+    left = sum(len(shard.entries) for shard in run.shards() if not shard.folder.is_dir())
+    if left:
+        missing = (shard for shard in run.shards() if not shard.folder.is_dir())
         with (
             shards.executor(min(workers, left), ray) as execute,
             tqdm(total=total, initial=total - left, disable=not progress) as bar,
         ):
-            _learn_priors(run, run.indexes(), execute)
-            for folder in execute(shards.process_shard, missing()):
+            _learn_priors(run, shards.open_run(run).indexes, execute)
+            for folder in execute(shards.process_shard, missing):
                 bar.update(pq.read_metadata(folder / "studies.parquet").num_rows)
     return left
 
@@ -219,7 +214,8 @@ def _learn_priors(run: Run, indexes: Sequence[Sequence[Entry]], execute: shards.
 def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
     """Write the configurations, the card and last the manifest of a run whose shards are all there;
     ``overridden`` are differences in settings that were accepted."""
-    final, folders = run.work / "final", [shard.folder for shard in run.shards()]
+    final, opened = run.work / "final", shards.open_run(run)
+    folders = [shard.folder for shard in run.shards()]
     shutil.rmtree(final, ignore_errors=True)
     parts = [pq.read_table(part / "studies.parquet").to_pandas() for part in folders]
     starts = np.cumsum([0, *map(len, parts)])[:-1]
@@ -268,7 +264,7 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
         "sources": [
             {name: getattr(source, name) for name in ("name", "spec", "license", "modality")}
             | {"studies": len(source), "used": len(index)}
-            for source, index in zip(shards.open_run(run)[0], run.indexes(), strict=True)
+            for source, index in zip(opened.sources, opened.indexes, strict=True)
         ],
         **about,
     }
@@ -283,24 +279,24 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
 def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
     """Decide the split of each study, ``""`` for one whose id an earlier one has; returns what the
     manifest says about studies, and the hash of all rows."""
-    kept = ~studies["id"].duplicated().to_numpy()
-    keys = [patient_key(name, str(run.config.seed)) for name in studies["patient"]]
+    first = studies[~studies["id"].duplicated()]
+    keys = [patient_key(name, str(run.config.seed)) for name in first["patient"]]
     keys = np.array(keys, np.uint64)
-    own = np.array([SPLITS.index(s) if s in SPLITS else -1 for s in studies["split"]], np.int8)
-    perceptual = np.frombuffer(b"".join(studies["perceptual_hash"]), np.uint8)
-    perceptual = perceptual.reshape(-1, HASH_BYTES)[kept]
-    voxels = np.frombuffer(b"".join(studies["voxel_hash"]), np.uint64)[::2][kept]
-    assigned = assign_splits(keys[kept], perceptual, voxels, own[kept], run.config.fractions)
-    studies["split"] = ""
-    studies.loc[kept, "split"] = np.array(SPLITS, object)[assigned.splits]
-    patients = {s: len(np.unique(keys[(studies["split"] == s).to_numpy()])) for s in SPLITS}
+    own = np.array([SPLITS.index(s) if s in SPLITS else -1 for s in first["split"]], np.int8)
+    perceptual = np.frombuffer(b"".join(first["perceptual_hash"]), np.uint8)
+    voxels = np.frombuffer(b"".join(first["voxel_hash"]), np.uint64)[::2]
+    hashes = perceptual.reshape(-1, HASH_BYTES), voxels
+    assigned = assign_splits(keys, *hashes, own, run.config.fractions)
+    splits = np.array(SPLITS, object)[assigned.splits]
+    studies["split"] = pd.Series(splits, first.index).reindex(studies.index, fill_value="")
+    patients = {split: len(np.unique(keys[splits == split])) for split in SPLITS}
     warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
-    rows = zip(studies["split"][kept], studies["digest"][kept], strict=True)
+    rows = zip(splits, first["digest"], strict=True)
     content = b"".join(sorted(split.encode() + digest for split, digest in rows))
     return {
         "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest(),
         "studies": {
-            **{"read": int(kept.sum()), "patients": sum(patients.values())},
+            **{"read": len(first), "patients": sum(patients.values())},
             **{"patients_by_split": patients},
             "near_duplicates": sum(patients.values()) - assigned.groups,
         },
@@ -350,7 +346,7 @@ def dry_run(config: BuildConfig, *, sample: int = 32) -> Estimate:
     """Estimate a build from about ``sample`` studies; nothing is written, no model is asked."""
     with tempfile.TemporaryDirectory() as aside:
         run = Run(config, Path(aside))
-        indexes = run.indexes()
+        indexes = shards.open_run(run).indexes
         total = max(1, sum(map(len, indexes)))
         few = [list(index)[:: max(1, round(total / sample))] for index in indexes]
         _learn_priors(run, few, map)

@@ -115,21 +115,20 @@ class Release:
             split=str(info.get("split") or ""),
             asked=asked,
         )
-        return record if record.dimension == "2d" else self._with_volume(record, volume)
-
-    def _with_volume(self, record: Record, volume: str) -> Record:
-        slices = 0
-        if self.m3d_root is not None and volume:
-            try:
-                if safe_path(self.m3d_root, volume, record.id).exists():
-                    slices = PAPER_SIZE[0]
-            except DatasetError:
-                volume = ""
+        if record.dimension == "2d":
+            return record
+        there = False
+        try:
+            if self.m3d_root is not None and volume:
+                there = safe_path(self.m3d_root, volume, record.id).exists()
+        except DatasetError:  # it leads out of the folder
+            volume = ""
+        slices = range(PAPER_SIZE[0] if there else 0)
         return replace(
             record,
             serialization={"size": list(PAPER_SIZE), "window": "percentile"},
             scan=ScanReference("release", volume) if volume else None,
-            image_ids=tuple(f"{record.id}-{z:03d}" for z in range(slices)),
+            image_ids=tuple(f"{record.id}-{z:03d}" for z in slices),
         )
 
     def scan(self, key: str) -> Volume:

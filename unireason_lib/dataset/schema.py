@@ -12,10 +12,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 from datasets import Features, List, Value
 
 from unireason_lib.answers import THINK_END, THINK_START
@@ -35,47 +37,28 @@ if TYPE_CHECKING:
 PLACEHOLDER = "<image>"
 """Stands in a text for each image of the user's turn (released form)."""
 
-_TEXT, _INT = Value("string"), Value("int64")
-_TURNS = List({"role": _TEXT, "content": _TEXT})
-_FRAME = ("patch_size", "merge_size", "min_pixels", "max_pixels", "resample")
-_PLAIN = (
-    "id study patient split source modality dimension family kind question answer license "
-    "writer asked"
-).split()
+_COLUMNS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+
+
+def _typed(written: Any) -> Any:
+    """Types of columns as ``datasets`` has them: names of types, lists of one item, structures."""
+    if isinstance(written, list):
+        return List(_typed(written[0]))
+    if isinstance(written, dict):
+        return {name: _typed(part) for name, part in written.items()}
+    return Value(written)
+
+
+SFT_FEATURES, RL_FEATURES = (
+    Features(_typed(_COLUMNS[table] | _COLUMNS["typed"])) for table in ("sft", "rl")
+)
+IMAGE_FEATURES, REFUSED_FEATURES, STUDY_FEATURES = (
+    Features(_typed(_COLUMNS[table])) for table in ("images", "refused", "studies")
+)
+"""Columns of the configurations of a set, and of the studies of a shard: see ``schema.yaml``."""
 _OF_THE_STUDY = ("patient", "source", "modality", "license")
 _OF_THE_QUESTION = ("id", "study", "dimension", "family", "kind", "answer")
-_TYPED = {
-    **dict.fromkeys(_PLAIN, _TEXT),
-    "seed": _INT,
-    "options": List({"letter": _TEXT, "text": _TEXT}),
-    "names": List(_TEXT),
-    "boxes": List({"name": _TEXT, "box": List(Value("int32"))}),
-    "image_size": List(Value("int32")),
-    "serialization": {
-        "size": List(Value("int32")),
-        "window": _TEXT,  # a name; null when the window is low ... high
-        "low": Value("float64"),
-        "high": Value("float64"),
-        "frame": dict.fromkeys(_FRAME, _INT),
-    },
-    "scan": {"spec": _TEXT, "key": _TEXT},
-}
-SFT_FEATURES = Features({"messages": _TURNS, "image_ids": List(_TEXT), **_TYPED})
-"""Columns of ``sft``: conversations with the reply to learn."""
-RL_FEATURES = Features(
-    {
-        **{"prompt": _TURNS, "image_ids": List(_TEXT)},
-        **{"data_source": _TEXT, "agent_name": _TEXT, "ability": _TEXT},
-        "reward_model": {"style": _TEXT, "ground_truth": _TEXT},
-        "extra_info": {"id": _TEXT, "split": _TEXT},  # verl wants a dictionary here
-        **_TYPED,
-    }
-)
-"""Columns of ``rl``: the same questions without the reply, with the letter that is rewarded."""
-IMAGE_FEATURES = Features({"image_id": _TEXT, "path": _TEXT, "bytes": Value("binary")})
-"""Columns of ``images``: every image once, as PNG."""
-REFUSED_FEATURES = Features(dict.fromkeys("reason detail source study record text".split(), _TEXT))
-"""Columns of ``refused``: what was left out, and why."""
+_PLAIN = [name for name, kind in _COLUMNS["typed"].items() if isinstance(kind, str)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +173,7 @@ class Record:
         return {
             "messages": [{"role": role, "content": text} for role, text in turns.items()],
             "image_ids": image_ids,
-            **{name: getattr(self, name) for name in (*_PLAIN, "seed")},
+            **{name: getattr(self, name) for name in _PLAIN},
             "options": [{"letter": k, "text": text} for k, text in self.options.items()],
             "names": list(self.names),
             "boxes": [{"name": name, "box": list(box)} for name, box in self.evidence],
@@ -205,7 +188,7 @@ class Record:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Record:
         """A row of ``sft`` or ``rl`` as a record; the reply of an ``rl`` row is empty."""
-        if missing := [name for name in _TYPED if name not in row]:
+        if missing := [name for name in _COLUMNS["typed"] if name not in row]:
             do = "read the authors' release with unireason_lib.dataset.release"
             raise DatasetError("row", "typed columns", f"no {', '.join(missing)}", do)
         turns = row.get("messages") or row["prompt"]
@@ -217,7 +200,7 @@ class Record:
         if layout and not image_ids:
             image_ids = _image_names(row["source"], row["study"], layout)
         return cls(
-            **{name: row[name] for name in (*_PLAIN, "seed")},
+            **{name: row[name] for name in _PLAIN},
             options={option["letter"]: option["text"] for option in row["options"]},
             names=tuple(row["names"]),
             reply=turns[1]["content"] if len(turns) > 1 else "",

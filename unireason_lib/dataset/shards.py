@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, List, Value
+from datasets import Features, Value
 from PIL import Image
 
 from unireason_lib.dataset import schema
@@ -48,6 +48,7 @@ from unireason_lib.dataset.schema import Record, image_ids_of
 from unireason_lib.dataset.sources import open_source
 from unireason_lib.dataset.sources.base import Entry, Source
 from unireason_lib.dataset.splits import perceptual_hash, voxel_hash
+from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import View
 from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError, raising
 from unireason_lib.imaging import Volume, slice_order_report
@@ -59,19 +60,14 @@ if TYPE_CHECKING:
 SHARD = 64
 """Most studies in a shard: what is lost when a worker is killed, and what one holds in memory."""
 
-_STUDY = {
-    **dict.fromkeys(("id", "patient", "split", "source"), Value("string")),
-    **dict.fromkeys(("perceptual_hash", "voxel_hash", "digest"), Value("binary")),
-    **{"records": Value("int64"), "warnings": List(Value("string"))},
-}
 _NUMBER = {"study_number": Value("int32")}
 TABLES: Mapping[str, pa.Schema] = {
     "records": Features({**_NUMBER, **schema.SFT_FEATURES}).arrow_schema,
     "images": Features({**_NUMBER, **schema.IMAGE_FEATURES}).arrow_schema,
-    "studies": Features(_STUDY).arrow_schema,
+    "studies": schema.STUDY_FEATURES.arrow_schema,
     "refused": schema.REFUSED_FEATURES.arrow_schema,
 }
-"""Tables of a shard. ``study_number`` counts its ``studies``; ``digest`` is of all rows of one."""
+"""Tables of a shard. ``study_number`` counts its ``studies``."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +78,11 @@ class Run:
     work: Path
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def indexes(self) -> list[Sequence[Entry]]:
-        """The entries of every source that are used."""
-        indexes, limit = [source.index() for source in open_run(self)[0]], self.config.limit
-        return indexes if limit is None else [list(islice(index, limit)) for index in indexes]
-
     def shards(
         self, indexes: Sequence[Sequence[Entry]] | None = None, parts: int = 32
     ) -> Iterator[Shard]:
         """All studies in shards, in order, and in several ``parts``, so that no process is idle."""
-        indexes = self.indexes() if indexes is None else indexes
+        indexes = open_run(self).indexes if indexes is None else indexes
         size = max(1, min(SHARD, sum(map(len, indexes)) // parts))
         for source, index in enumerate(indexes):
             for start in range(0, len(index), size):
@@ -101,6 +92,41 @@ class Run:
     def prior_path(self, source: int) -> Path:
         """Where the answer prior of a source is."""
         return self.work / "priors" / f"{source:02d}.json"
+
+
+class Opened(NamedTuple):
+    """What the settings of a run name."""
+
+    sources: list[Source]
+    indexes: list[Sequence[Entry]]  # the studies of each that are used
+    writer: Any
+
+
+@lru_cache(maxsize=1)
+def open_run(run: Run) -> Opened:
+    """Sources and writer of a run, opened once a process. Of several folders with one name, the
+    second is called ``name-2`` and so on: their studies would have the same ids."""
+    sources, places, limit = [], defaultdict(list), run.config.limit
+    for spec in run.config.sources:
+        source = open_source(spec.name, spec.path, **spec.options)
+        paths, path = places[source.name], source.path and Path(source.path).resolve()
+        if path not in paths:
+            paths.append(path)
+        if (number := paths.index(path)) and source.registered == "folder":
+            source = replace(source, title=f"{source.name}-{number + 1}")
+        sources.append(source)
+    indexes = [source.index() for source in sources]
+    if limit is not None:
+        indexes = [list(islice(index, limit)) for index in indexes]
+    return Opened(sources, indexes, make_writer(run.config))
+
+
+def make_writer(config: BuildConfig) -> Any:
+    """The rationale writer of the settings."""
+    options = {"seed": config.seed} if config.writer == "template" else {}
+    with raising(DatasetError, "writer", "template or llm, and options of it", "correct them"):
+        kind = {"template": TemplateWriter, "llm": LLMWriter}[config.writer]
+        return kind(**{**options, **config.writer_options})
 
 
 @dataclass(frozen=True)
@@ -135,21 +161,21 @@ def process_shard(shard: Shard) -> Path:
     writer that cannot go on come through; answers that were paid for are kept."""
     if shard.folder.is_dir():
         return shard.folder
-    writer = open_run(shard.run)[1]
+    writer = open_run(shard.run).writer
     drafts, refused = read_shard(shard)
     if hasattr(writer, "prepare"):  # it asks many questions at a time, and keeps the answers
         writer.prepare((question, draft.view) for draft in drafts for question in draft.questions)
-    tables: dict[str, list[Mapping[str, Any]]] = {name: [] for name in TABLES}
+    tables: dict[str, list[Any]] = {**{name: [] for name in TABLES}, "refused": refused}
     for number, draft in enumerate(drafts):
-        records, bad = finish(draft, writer)
-        rows = {"records": [r.to_row() for r in records], "images": draft.images if records else []}
+        records = [record.to_row() for record in _records(draft, writer, refused)]
+        rows = {"records": records, "images": draft.images if records else []}
+        text = json.dumps(rows, sort_keys=True, default=lambda data: hashlib.sha1(data).hexdigest())
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        tables["studies"].append({**draft.study, "records": len(records), "digest": digest})
         for name, those in rows.items():
             tables[name] += [{"study_number": number, **row} for row in those]
-        about = {"records": len(records), "digest": _digest(rows)}
-        tables["studies"].append({**draft.study, **about})
-        refused += bad
     with whole_folder(shard.folder) as temporary:
-        for name, rows in (tables | {"refused": refused}).items():
+        for name, rows in tables.items():
             table = pa.Table.from_pylist(rows, TABLES[name])
             pq.write_table(table, temporary / f"{name}.parquet", compression="zstd")
     return shard.folder
@@ -157,13 +183,13 @@ def process_shard(shard: Shard) -> Path:
 
 def learn_shard(shard: Shard) -> AnswerPrior:
     """The answer prior of one shard's studies, those that can be read."""
-    config = shard.run.config
+    config, source = shard.run.config, open_run(shard.run).sources[shard.source]
 
     def views() -> Iterator[View]:
         for entry in shard.entries:
             with contextlib.suppress(UniReasonError):  # counted when its records are due
-                with _reading():
-                    study = open_run(shard.run)[0][shard.source].study(entry.key)
+                with _reading([]):
+                    study = source.study(entry.key)
                 yield View(study, config.size, config.window, config.frame)
 
     with warnings.catch_warnings(action="ignore", category=ScanWarning):
@@ -173,56 +199,57 @@ def learn_shard(shard: Shard) -> AnswerPrior:
 def read_shard(shard: Shard) -> tuple[list[Draft], list[dict[str, str]]]:
     """Read the studies of a shard and ask about them; and rows about those that are unreadable."""
     run, drafts, refused = shard.run, [], []
-    source = open_run(run)[0][shard.source]
+    source = open_run(run).sources[shard.source]
     prior = _prior(run, shard.source) if run.config.prior_studies else None
     for entry in shard.entries:
-        place = [f"{source.name}[{entry.key}]"]
+        name, texts = f"{source.name}[{entry.key}]", []
         try:
-            drafts.append(_read(run.config, source, entry.key, prior, place))
+            with _reading(texts):
+                study = source.study(entry.key)
+                name = study.id
+                study = replace(study, scan_source=study.scan)
+            drafts.append(_draft(run.config, source, study, prior, texts))
         except UniReasonError as error:
             text = " ".join(str(error).split())
             if source.path is not None:  # the same words on every machine
                 for root in (os.path.realpath(source.path), str(source.path)):
                     text = text.replace(root.rstrip("/") + "/", "")
-            refused.append(_refusal("unreadable", text[:500], source.name, place[-1]))
+            refused.append(_refusal("unreadable", text[:500], source.name, name))
+        else:
+            drafts[-1].study["warnings"] += dict.fromkeys(filter(None, texts))
     return drafts, refused
 
 
-def _read(
-    config: BuildConfig, source: Source, key: str, prior: AnswerPrior | None, place: list[str]
+def _draft(
+    config: BuildConfig, source: Source, study: Study, prior: AnswerPrior | None, texts: list[str]
 ) -> Draft:
-    """Read one study with its scan, and ask about it; ``place`` gets its id once that is known."""
-    with _reading() as texts:
-        study = source.study(key)
-        place.append(study.id)
-        scan = study.scan
-        array = scan.array if isinstance(scan, Volume) else scan
-        row = {"perceptual_hash": perceptual_hash(array), "voxel_hash": voxel_hash(array)}
+    """Ask about a study whose scan was read, and encode its images; ``texts`` gets warnings."""
+    array = study.scan.array if isinstance(study.scan, Volume) else study.scan
+    row = {name: getattr(study, name) for name in ("id", "patient", "split", "source")}
+    with _reading(texts):
+        row |= {"perceptual_hash": perceptual_hash(array), "voxel_hash": voxel_hash(array)}
         texts += slice_order_report(array).messages if study.dimension == "3d" else ()
-    view = View(replace(study, scan_source=scan), config.size, config.window, config.frame)
+    view = View(study, config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
     questions, image_ids, images = ask(view, prior=prior, **numbers), image_ids_of(view), ()
     stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
     if questions and stored:
         with _reading(texts):
             planes = [view.pixels] if study.dimension == "2d" else view.pixels
-            images = tuple(map(image_row, image_ids, planes))
-    row |= {name: getattr(study, name) for name in ("id", "patient", "split", "source")}
-    row["warnings"] = list(dict.fromkeys(filter(None, texts)))
+        images = tuple(map(image_row, image_ids, planes))
     shared = {"spec": source.spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
     shown = replace(view, study=replace(study, scan_source=None, labels=None))
-    return Draft(shown, questions, images, row, shared)
+    return Draft(shown, questions, images, {**row, "warnings": []}, shared)
 
 
 @contextlib.contextmanager
-def _reading(texts: list[str] | None = None) -> Iterator[list[str]]:
+def _reading(texts: list[str]) -> Iterator[None]:
     """Collect what is warned of, and make of whatever a decoder raises about a broken file our
     error, which costs one study."""
-    texts = [] if texts is None else texts
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScanWarning)
         try:
-            yield texts
+            yield
         except (UniReasonError, MemoryError, RecursionError):
             raise
         except Exception as error:
@@ -230,10 +257,9 @@ def _reading(texts: list[str] | None = None) -> Iterator[list[str]]:
     texts += [str(w.message) for w in caught if issubclass(w.category, ScanWarning)]
 
 
-def finish(draft: Draft, writer: Any) -> tuple[list[Record], list[dict[str, str]]]:
-    """Write the reasoning of a draft's questions: what passes all checks, and what does not."""
-    records, refused, seen = [], [], set()
-    place = draft.view.study.source, draft.view.study.id
+def _records(draft: Draft, writer: Any, refused: list[dict[str, str]]) -> Iterator[Record]:
+    """Write the reasoning of a draft's questions: what passes all checks; the rest is refused."""
+    place, seen = (draft.view.study.source, draft.view.study.id), set()
     for question in draft.questions:
         try:
             rationale = writer.write(question, draft.view)
@@ -249,21 +275,12 @@ def finish(draft: Draft, writer: Any) -> tuple[list[Record], list[dict[str, str]
             refused.append(_refusal(*problems[0], *place, record.id, record.reply))
         else:
             seen.add(wording)
-            records.append(record)
-    return records, refused
+            yield record
 
 
 def _refusal(*values: str) -> dict[str, str]:
     """What was left out, as a row: reason, what was found, source, study, perhaps record, reply."""
     return dict(zip_longest(schema.REFUSED_FEATURES, values, fillvalue=""))
-
-
-def make_writer(config: BuildConfig) -> Any:
-    """The rationale writer of the settings."""
-    options = {"seed": config.seed} if config.writer == "template" else {}
-    with raising(DatasetError, "writer", "template or llm, and options of it", "correct them"):
-        kind = {"template": TemplateWriter, "llm": LLMWriter}[config.writer]
-        return kind(**{**options, **config.writer_options})
 
 
 def image_row(image_id: str, pixels: np.ndarray) -> dict[str, Any]:
@@ -288,30 +305,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=1)
-def open_run(run: Run) -> tuple[list[Source], Any]:
-    """Sources and writer of a run, opened once a process. Of several folders with one name, the
-    second is called ``name-2`` and so on: their studies would have the same ids."""
-    sources, places = [], defaultdict(list)
-    for spec in run.config.sources:
-        source = open_source(spec.name, spec.path, **spec.options)
-        paths, path = places[source.name], source.path and Path(source.path).resolve()
-        if path not in paths:
-            paths.append(path)
-        if (number := paths.index(path)) and source.registered == "folder":
-            source = replace(source, title=f"{source.name}-{number + 1}")
-        sources.append(source)
-    return sources, make_writer(run.config)
-
-
-@lru_cache(maxsize=1)
 def _prior(run: Run, source: int) -> AnswerPrior:
     return AnswerPrior.load(run.prior_path(source))
-
-
-def _digest(rows: Mapping[str, Any]) -> bytes:
-    """A hash of all rows of a study, the same for the same content."""
-    text = json.dumps(rows, sort_keys=True, default=lambda data: hashlib.sha1(data).hexdigest())
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 # --- who works ---------------------------------------------------------------------------------

@@ -40,37 +40,6 @@ def test_mirrored_headers_are_noticed_and_put_right(tmp_path):
     assert boxes_of(study) == {"liver": LIVER, "liver tumour": TUMOUR}
     assert study.directions == "LPS"
     assert np.allclose(np.diag(study.scan.affine), [-1, -2, 3, 1])
-    with pytest.raises(DatasetError, match="flip"):
-        open_source("decathlon", root, flip="left")
-
-
-def test_the_grid_of_a_scan_in_micron_is_in_mm(tmp_path):
-    """The source and load_volume take the unit of a header from one place."""
-    root = made.make_decathlon(tmp_path)
-    for kind in ("imagesTr", "labelsTr"):
-        image = nib.load(path := root / kind / "case_0.nii.gz")
-        image = nib.Nifti1Image(np.asarray(image.dataobj), made.LPS @ np.diag([1e3, 2e3, 3e3, 1]))
-        image.header.set_xyzt_units("micron")
-        nib.save(image, path)
-    source = open_source("decathlon", root)
-    study, volume = source[0], source.scan("imagesTr/case_0.nii.gz")
-    assert study.spacing == pytest.approx((3, 2, 1)) == volume.spacing
-    assert study.find("liver").size == pytest.approx(source[1].find("liver").size)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "boxes, settled",
-    [
-        ({1: (2, 2, 1, 6, 6, 4)}, False),  # a spleen on the right
-        ({1: (8, 2, 1, 11, 6, 4)}, True),
-        ({1: (8, 2, 1, 11, 6, 4), 2: (12, 2, 1, 14, 6, 4)}, False),  # with a liver left of it
-    ],
-)
-def test_the_spleen_is_on_the_left(tmp_path, boxes, settled):
-    root = made.make_decathlon(tmp_path, "Spleen", ("spleen", "liver"))
-    made.save_nifti(root / "labelsTr/case_0.nii.gz", painted(boxes))
-    assert (open_source("decathlon", root)[0].directions == "LPS") == settled
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -163,9 +132,8 @@ def test_folder_with_a_table_of_names(tmp_path):
     assert study.absent == ("left kidney",) and study.find("liver").voxels == 382
     people = {s.patient for s in open_source("folder", root, patient="(.+)-visit", title="own")}
     assert people == {"own-anna", "own-ben"}
-    for wrong in ("(", "anna", "(x+)"):
-        with pytest.raises(DatasetError, match="patient"):
-            open_source("folder", root, patient=wrong)
+    with pytest.raises(DatasetError, match="patient"):
+        open_source("folder", root, patient="(x+)")
 
 
 def test_folder_with_a_longer_description(tmp_path):
@@ -176,6 +144,5 @@ def test_folder_with_a_longer_description(tmp_path):
     assert source.redistributable and study.license == "CC BY 4.0" and study.modality == "CT"
     assert study.find("liver").voxels == 400
     assert study.find("liver tumour").attributes == {"host": "liver", "components": 1}
-    for wrong in ({"inside": ["2"]}, {"inside": {"b": 1}}, {"names": {"1": ""}}):
-        with pytest.raises(DatasetError, match=r"names\.json"):
-            open_source("folder", made.make_folder(tmp_path, {**about, **wrong}))
+    with pytest.raises(DatasetError, match=r"names\.json"):
+        open_source("folder", made.make_folder(tmp_path, {**about, "names": {"1": ""}}))

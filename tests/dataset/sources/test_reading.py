@@ -103,7 +103,6 @@ def test_specifications_are_read_and_written(text, spec):
 def test_sources_by_name(tmp_path):
     for name, path, options, words in [
         ("nowhere", None, {}, "totalsegmentator"),
-        ("decathlon", None, {}, "path"),
         ("phantom", None, {"colour": 1}, "start, count.*colour"),
         ("m3d-seg", tmp_path / "none", {}, "folder with cases of m3d-seg"),
     ]:

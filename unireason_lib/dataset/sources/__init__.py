@@ -1,14 +1,5 @@
-"""Where studies come from.
-
-- ``phantom``: torso phantoms, made when asked for.
-- ``brain``: the MNI152 template, installed with a package.
-- ``sa-med2d``: SA-Med2D-20M, images with one mask per structure.
-- ``sam-med2d``: images in the layout of the SAM-Med2D demo.
-- ``m3d-seg``: M3D-Seg, raw or prepared arrays.
-- ``totalsegmentator``: one mask per structure, or a label map.
-- ``decathlon``: one task of the Medical Segmentation Decathlon.
-- ``folder``: any folder of NIfTI scans and label maps.
-"""
+"""Where studies come from: phantoms, made when asked for, the brain template that a package
+installs, and folders of published data sets or of one's own (``LAYOUTS.md``)."""
 
 from __future__ import annotations
 

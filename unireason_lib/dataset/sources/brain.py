@@ -34,11 +34,6 @@ def brain_study() -> Study:
     return Study.from_labels(*_harvard_oxford(), scan=_template(), **about)
 
 
-def brain_slice(z_mm: float = 8.0) -> Study:
-    """The axial slice at a height in MNI coordinates: 8 mm passes through thalamus and putamen."""
-    return replace(brain_study().slice(_plane(z_mm)), key=f"{z_mm:g}")
-
-
 @dataclass(frozen=True)
 class BrainSource(Source):
     """The volume, or axial slices from 50 mm below to 70 mm above the anterior commissure."""
@@ -59,7 +54,8 @@ class BrainSource(Source):
         return [Entry(str(key), "mni152") for key in keys]
 
     def study(self, key: str) -> Study:
-        study = brain_study() if key == "volume" else brain_slice(float(key))
+        with well_formed("brain", "volume, or a height in mm"):
+            study = brain_study() if key == "volume" else brain_study().slice(_plane(float(key)))
         return replace(study, key=key, scan_source=partial(self.scan, key))
 
     def scan(self, key: str) -> Volume | np.ndarray:

@@ -1,15 +1,7 @@
 """M3D-Seg: CT volumes of 25 public data sets with their masks, as arrays without geometry.
 
-Raw, as it is downloaded, and prepared, what the authors' script makes of it (``M3D_Seg_npy``)::
-
-    0004/0004.json                               labels; lists of {image, label} for train and test
-    0004/case_00000/image.npy                    (1, X, Y, Z), foreground of mean 0 and deviation 1
-    0004/case_00000/mask_(3, 512, 512, 611).npz  SciPy CSR (C, X*Y*Z); channel i is label i + 1
-
-    0004/case_00000/image.npy                    (1, 32, 256, 256) as (Z, Y, X), 0 to 1
-    0004/case_00000/masks/mask_0.npy             of label 1; if empty, (1, 1, 1, 1) or no file
-
-Each case shows which of the two it is. Lost are **spacing, Hounsfield units and directions** (some
+Raw, as it is downloaded, or prepared, as the authors' script writes it (see ``LAYOUTS.md``); each
+case shows which of the two it is. Lost are **spacing, Hounsfield units and directions** (some
 sets are mirrored against others), so nothing is asked about sides; that z is the last axis of a raw
 array is assumed. Masks are never read as pickles, and what they promise is compared with the scan
 before anything is allocated."""

@@ -1,17 +1,4 @@
-"""NIfTI scans with label maps on the same grid, in the three layouts that are common.
-
-::
-
-    Task03_Liver/dataset.json            Medical Segmentation Decathlon: licence, modality of each
-    Task03_Liver/imagesTr/liver_0.nii.gz channel, label names, cases; labelsTr/liver_0.nii.gz
-
-    s0011/ct.nii.gz                      TotalSegmentator: or mri.nii.gz
-    s0011/segmentations/kidney_left.nii.gz    one file a structure, empty when it is absent, or
-    s0011/segmentations.nii.gz           (--ml) one label map; its names in names=labels.json
-    meta.csv                             image_id;age;gender;...;split;... (and a BOM)
-
-    mine/names.json                      data of one's own: {"1": "liver", "2": "liver tumour"}
-    mine/images/anna.nii.gz              labels/anna.nii.gz: the same name and grid, whole numbers
+"""NIfTI scans with label maps on the same grid, in the three layouts of ``LAYOUTS.md``.
 
 To make a study, of the scan only the header is read. Some decathlon headers are reported to say
 R-A-S where the anatomy lies L-P-S (MONAI model-zoo issue 766): ``flip="xy"`` puts them right.

@@ -1,16 +1,10 @@
 """SA-Med2D-20M: images of ten modalities with one mask per structure, and the demo of SAM-Med2D.
 
-The large set (arXiv 2311.11969; 3.7 million images) is one folder::
-
-    SAMed2Dv1/images/ct_00--CAD_PE--001--x_0125.png     modality_sub--dataset--case--axis_slice
-    SAMed2Dv1/masks/ct_00--CAD_PE--001--x_0125--0003_000.png        ... --class_instance
-    SAMed2Dv1/SAMed2D_v1.json                    {"images/....png": ["masks/....png", ...], ...}
-    SAMed2Dv1/SAMed2D_v1_class_mapping_id.json   {"CAD_PE": {"pulmonary_embolism": "0003", ...}}
-
-Slices were cut from arrays whose orientation differs, so **no direction in the patient is known**,
-nor any spacing; and **a class without a mask need not be absent** (very small masks were left out;
-an empty mask says so). Masks of another size are stretched with a warning, or refused when the
-aspect differs. Classes called ``union_...`` and nameless ones are skipped."""
+The large set (arXiv 2311.11969; 3.7 million images) is one folder, as in ``LAYOUTS.md``. Slices
+were cut from arrays whose orientation differs, so **no direction in the patient is known**, nor any
+spacing; and **a class without a mask need not be absent** (very small masks were left out; an empty
+mask says so). Masks of another size are stretched with a warning, or refused when the aspect
+differs. Classes called ``union_...`` and nameless ones are skipped."""
 
 from __future__ import annotations
 
