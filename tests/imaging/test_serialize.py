@@ -39,8 +39,8 @@ def test_percentiles_are_numpys(array):
     assert percentiles(array, ranks) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("old", [(5, 7, 9), (32, 20, 24), (1, 1, 1), (96, 33, 17)])
-@pytest.mark.parametrize("size", [(8, 16, 12), (5, 7, 9), (1, 1, 1)])
+@pytest.mark.parametrize("old", [(5, 7, 9), (1, 1, 1), (96, 33, 17)])
+@pytest.mark.parametrize("size", [(8, 16, 12), (1, 1, 1)])
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_resampling_is_torchs(old, size, dtype):
     array = RNG.normal(100, 300, old).astype(dtype)

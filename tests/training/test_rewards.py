@@ -58,9 +58,7 @@ def test_the_paper_mode_is_the_released_arithmetic():
     ("text", "strict", "paper"),
     [
         (GOOD, 1, 1),
-        ("B", 1, 1),
         ("This shows a mass, so the answer is B.", 1, 0),  # an article is read as A
-        ("<think>a b c d</think>The answer is B.", 1, 1),
         ("<think>It is B.</think>I cannot tell.", 0, 0),
         ("<think>It is B.", 0, 1),
         ("B <think>or not</think>", 0, 1),  # text before a thought counts
@@ -71,7 +69,6 @@ def test_the_paper_mode_is_the_released_arithmetic():
         ("", 0, 0),
         ("liver", 1, 0),
         ("B. Heart", 0, 1),  # a letter with the text of another option
-        ("<think>It beats.</think>B. Heart", 0, 1),
     ],
 )
 def test_answers(text, strict, paper):
@@ -80,6 +77,8 @@ def test_answers(text, strict, paper):
     assert answer_reward(text, "B. Liver", options=OPTIONS) == strict
     assert answer_reward(text, "B. Liver", mode="paper") == paper
     assert answer_reward(text, "", "paper") == answer_reward(text, "", "strict") == 0
+    with pytest.raises(RequestError, match="strict or paper"):
+        answer_reward(text, "B", mode="x")
 
 
 @pytest.mark.parametrize(
@@ -95,11 +94,8 @@ def test_answers(text, strict, paper):
         (f"<think>I look at {BOX}.</think>", 0.0, 1.0),  # no answer after it
         (f"<think>I look at {BOX}.</think>B {BOX}", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,30,40].</think>B", 0.5, 0.5),
-        ("<think>I look at [8,8,30,40]<|box_end|>.</think>B", 0.5, 0.5),
         ("<think>One.</think><think>Two.</think>B", 0.0, 1.0),
-        ("</think>B<think>", 0.0, 1.0),
         ("B<think>late</think>B", 0.0, 1.0),
-        ("<think>I look at <|box_start|>[8,8,8,40]<|box_end|>.</think>B", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,9,40]<|box_end|>.</think>B", 0.5, 1.0),  # a line
         ("<think>I look at <|box_start|>[60,8,70,40]<|box_end|>.</think>B", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,0,30,40,2]<|box_end|>.</think>B", 0.5, 1.0),
@@ -119,12 +115,6 @@ def test_cuboids_must_lie_in_the_volume():
 
     assert form("8,8,0,30,40,8") == 1.0
     assert form("8,8,0,30,40,9") == form("8,8,30,40") == form("8,8,3,30,40,3") == 0.5
-
-
-def test_unknown_modes_are_refused():
-    for reward in (lambda: answer_reward("B", "B", mode="x"), lambda: format_reward("B", mode="x")):
-        with pytest.raises(RequestError, match="strict or paper"):
-            reward()
 
 
 def test_rewards_have_the_signature_of_trl():
