@@ -49,20 +49,24 @@ def pointing(tokenizer, dimension, boxes):
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    """Replies hold no, one or three boxes by turns; what they are paid differs within a group."""
+def paid(monkeypatch):
+    """What replies are paid differs within a group."""
+    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
+
+
+@pytest.fixture
+def scripted(paid, monkeypatch):
+    """Replies hold no, one or three boxes by turns."""
     plain = GroundedGenerator.generate
 
-    def generate(self, requests, scripts=None, **how):
-        scripts = scripts or [
-            pointing(self.tokenizer, request.dimension, (0, 1, 3)[k % 3])
-            for k, request in enumerate(requests)
-        ]
+    def generate(self, requests, **how):
+        boxes = ((0, 1, 3)[k % 3] for k in range(len(requests)))
+        plans = zip(requests, boxes, strict=True)
+        scripts = [pointing(self.tokenizer, one.dimension, count) for one, count in plans]
         how["max_new_tokens"] = 200  # enough for all of it
         return plain(self, requests, scripts=scripts, **how)
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
-    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
 
 
 @pytest.fixture
@@ -190,7 +194,7 @@ def test_injected_positions_have_no_gradient(
     assert (~own & output["completion_mask"].bool()).any()  # there are injected ones
 
 
-def test_a_run_leaves_what_it_should(train, fresh_model, scripted):
+def test_a_run_leaves_what_it_should(train, fresh_model, paid):
     start = {name: weight.clone() for name, weight in fresh_model[0].state_dict().items()}
     out = train(profile(), model=fresh_model)
     lines = read_log(out / "log.jsonl", "reward")
@@ -218,13 +222,11 @@ def test_a_run_leaves_what_it_should(train, fresh_model, scripted):
         train(profile(beta=0.5))
 
 
-TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 6, "learning_rate": 1e-3}
+TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 6, "max_completion_length": 8}
 """Two optimizer steps a generation, three generations, two epochs."""
 
 
-def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
-    train, study, scripted, monkeypatch
-):
+def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(train, study, paid, monkeypatch):
     """It is saved at the next boundary, and kills go back to one; no line of a log comes twice."""
     plain = GroundedGRPOTrainer.training_step
 
@@ -365,7 +367,7 @@ def test_metrics_of_rollouts_are_there_when_nobody_points():
     }
 
 
-def test_adapters_learn_against_their_base(train, scripted):
+def test_adapters_learn_against_their_base(train, paid):
     settings = profile({"grounding.grpo_lora_r": 4}, beta=0.1, learning_rate=1e-2)
     out = train(settings)
     made = out / "model"
@@ -374,7 +376,7 @@ def test_adapters_learn_against_their_base(train, scripted):
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
 
 
-def test_rollouts_of_a_server(train, fresh_model, monkeypatch):
+def test_rollouts_of_a_server(train, fresh_model, paid, monkeypatch):
     """What a server would have to do is asked of the trainer's own model: weights go over before
     every generation, and replies come back with processed log-probabilities."""
     model = fresh_model[0]
@@ -399,7 +401,6 @@ def test_rollouts_of_a_server(train, fresh_model, monkeypatch):
             asked.append(len(requests))
             return super().generate(requests, **how)
 
-    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Generation)
     monkeypatch.setattr(grpo, "connect", lambda address: f"client of {address}")
     monkeypatch.setattr(grpo, "ServedGenerator", Served)

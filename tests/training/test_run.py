@@ -25,13 +25,13 @@ from unireason_lib.training.sft import train_sft
 from .conftest import quick
 
 SHORT = Settings(max_new_tokens=8)
-EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}  # of three steps
+EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}  # of two steps
 LORA = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.2}
 CASES = {
-    "adapters with dropout, within the second epoch": {**EPOCHS, **LORA, "sft__save_steps": 4},
+    "adapters with dropout, within the second epoch": {**EPOCHS, **LORA, "sft__save_steps": 3},
     "muon, at the end of an epoch": {
         **EPOCHS,
-        **{"sft__save_steps": 3, "grounding__muon_learning_rate": 1e-2},
+        **{"sft__save_steps": 2, "grounding__muon_learning_rate": 1e-2},
         "grounding__feature_cache": False,
     },
 }
