@@ -363,7 +363,7 @@ import random
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-lengths = Examples(records, images, processor, components=components, keep=False).lengths  # estimates
+lengths = examples.lengths
 rows = profile.sft.per_device_train_batch_size
 
 

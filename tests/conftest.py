@@ -13,19 +13,6 @@ def pytest_configure():
 
 
 @pytest.fixture(scope="session")
-def real_scans() -> Path:
-    """A folder with a CT (``abdomen_ct.nii.gz``), its label map (``abdomen_seg.nii.gz``) and the names of
-    its labels (``abdomen_seg_labels.json``); the test is skipped where there is none.
-
-    It is ``data/private``, which git ignores.
-    """
-    folder = Path(__file__).resolve().parents[1] / "data" / "private"
-    if not all((folder / name).is_file() for name in ("abdomen_ct.nii.gz", "abdomen_seg.nii.gz")):
-        pytest.skip("no real scans in data/private")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """The folder of a tiny checkpoint with random weights."""
     from unireason_lib.grounding import build_tiny

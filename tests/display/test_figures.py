@@ -120,6 +120,5 @@ def test_a_figure_of_a_reply_shows_boxes_crops_and_text(volume_trace, image_trac
 def test_a_record_is_shown_as_the_reply_to_learn(clean):
     view = View(phantom_slice(3), frame=ProcessorFrame(8, 2, 32**2, 128**2))
     question = next(question for question in ask(view, seed=0) if question.evidence)
-    rationale = TemplateWriter(seed=0).write(question, view)
-    record = Record.make(view, question, rationale, writer="templates", seed=0)
+    record = Record.make(view, question, TemplateWriter().write(question, view), writer="template")
     assert question.text in clean(show_record(record, view.images())).alt

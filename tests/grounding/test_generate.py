@@ -10,8 +10,6 @@ from PIL import Image
 from unireason_lib.boxes import Box3D
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script
-from unireason_lib.imaging import Volume, serialize
-from unireason_lib.imaging.volume import UNKNOWN_AFFINE
 
 OPTIONS = {"A": "liver", "B": "left lung"}
 
@@ -72,44 +70,6 @@ def test_batched_cached_and_encoded_again_write_the_same(generator, tiny_model, 
     assert [len(crops) for trace in together for crops in trace.crops] == [1, 3, 2, 1, 3]
 
 
-def one_pass(generator, trace):
-    """Logits of every token of a reply when the whole sequence is encoded at once."""
-    ids, pixels, grids = generator.encode(trace.request)
-    assert tuple(ids) == trace.prompt_ids
-    if crops := [crop for pointing in trace.pointings for crop in pointing.crops]:
-        more, shapes = generator.encode_crops(crops)
-        pixels, grids = torch.cat([pixels, more]), grids + shapes
-    full = torch.tensor([[*trace.prompt_ids, *trace.token_ids]])
-    with torch.inference_mode():
-        return generator.model(
-            input_ids=full,
-            pixel_values=pixels,
-            image_grid_thw=torch.tensor(grids),
-            mm_token_type_ids=(full == generator.image_token).int(),
-        ).logits[0, len(ids) - 1 : -1]
-
-
-def test_free_tokens_are_the_best_ones_of_a_single_pass(generator, mixed):
-    requests, scripts = mixed
-    ends = [*generator.ends, generator.box_start, generator.box_end]
-    traces = generator.generate(requests, scripts=scripts, max_new_tokens=60)
-    for trace, script in zip(traces, scripts, strict=True):
-        tokens, logprobs = torch.tensor(trace.token_ids), torch.tensor(trace.logprobs)
-        own = torch.tensor(trace.own_mask, dtype=torch.bool)
-        forbidden = torch.tensor(generator.never_written)
-        logits = one_pass(generator, trace).index_fill(1, forbidden, -torch.inf)
-        expected = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        assert torch.allclose(logprobs[own], expected[own], atol=1e-3) and not logprobs[~own].any()
-        plan = [*script.plan, *[None] * len(tokens)]
-        free = [step for step in range(int(own.sum())) if plan[step] is None]
-        for step in free:
-            scores = logits[own][step].clone()
-            if step < len(script):
-                scores[ends] = -torch.inf
-            assert scores[tokens[own][step]] > scores.max() - 1e-4
-        assert len(free) >= 9
-
-
 def test_what_is_injected_is_counted_in_tokens(generator):
     request = GroundedRequest("Where?", volume(8), OPTIONS, "3d")
     trace = write(generator, request, "<|box_start|>[4,4,2,44,36,5]<|box_end|>", 3)
@@ -158,13 +118,12 @@ def test_budgets_hold_and_cut_no_answer(generator):
     box, end = "<|box_start|>[0,0,64,64]<|box_end|>", "</think>A. liver<|im_end|>"
 
     def statuses(**settings):
-        trace = write(generator, request, "<think>", *[box] * 14, end, **settings)
+        trace = write(generator, request, "<think>", *[box] * 4, end, **settings)
         assert trace.choice == "A" and trace.stop == "end" and trace.in_format
         return [pointing.status for pointing in trace.pointings]
 
-    assert statuses() == ["injected"] * 10 + ["rounds used up"] * 4
-    assert statuses(max_injected_tokens=40) == ["injected"] * 2 + ["tokens used up"] * 12
-    assert statuses(max_rounds=0) == ["rounds used up"] * 14
+    assert statuses(max_rounds=2) == ["injected"] * 2 + ["rounds used up"] * 2
+    assert statuses(max_injected_tokens=40) == ["injected"] * 2 + ["tokens used up"] * 2
     length = len(Script(generator.tokenizer, (2, box)))
     for budget in (1, length, length + 9):
         trace = write(generator, request, 2, box, 50, max_new_tokens=budget)
@@ -252,12 +211,8 @@ def test_impossible_requests_and_settings_are_refused(generator, wrong, message)
         generator.generate([request], **settings)
 
 
-def test_images_of_a_request_may_be_arrays_or_a_slice_stack():
-    array = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
-    grey = (array // 16).astype(np.uint8)
-    volume = Volume(np.stack([array, array + 5]).astype(np.int16), UNKNOWN_AFFINE)
-    stack = serialize(volume, (2, 64, 64), "minmax")
+def test_images_of_a_request_may_be_arrays():
+    grey = np.zeros((64, 64), np.uint8)
     assert [i.mode for i in GroundedRequest("Which?", [grey]).images] == ["RGB"]
-    assert len(GroundedRequest("Which?", stack, dimension="3d").images) == 2
     with pytest.raises(RequestError, match="0 of 1 images"):
-        GroundedRequest("Which?", [array])
+        GroundedRequest("Which?", [grey.astype(np.uint16)])

@@ -65,8 +65,7 @@ def series(folder, places=(0, 5, 10, 15), names=None, **fields):
 def refuse(path, *words):
     with pytest.raises(ScanError) as error:
         load_volume(path)
-    for word in ("What to do", *words):
-        assert word in str(error.value)
+    assert all(word in str(error.value) for word in ("What to do", *words)), str(error.value)
 
 
 def test_slices_are_sorted_by_position_not_by_name(tmp_path):

@@ -5,9 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from unireason_lib.errors import ScanError, ScanWarning
 from unireason_lib.imaging import Serialization, Volume, serialize, serialize_labels
@@ -28,19 +25,16 @@ def ct(shape=(16, 32, 32)):
     return array
 
 
-SHAPES, VALUES = hnp.array_shapes(min_dims=3, max_dims=3), {"min_value": 0, "max_value": 100}
+@pytest.mark.parametrize("dtype", KINDS)
+def test_percentiles_are_numpys(dtype):
+    array, ranks = RNG.integers(0, 100, (3, 7, 5)).astype(dtype), (0, 1, 37.5, 99, 100)
+    assert percentiles(array, ranks) == pytest.approx(
+        np.percentile(array, ranks).tolist(), abs=1e-4
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(hnp.arrays(st.sampled_from(KINDS), SHAPES, elements=VALUES))
-def test_percentiles_are_numpys(array):
-    ranks = (0, 1, 37.5, 99, 100)
-    expected = np.percentile(array, ranks).tolist()
-    assert percentiles(array, ranks) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("old", [(5, 7, 9), (32, 20, 24), (1, 1, 1), (96, 33, 17)])
-@pytest.mark.parametrize("size", [(8, 16, 12), (5, 7, 9), (1, 1, 1)])
+@pytest.mark.parametrize("old", [(5, 7, 9), (1, 1, 1), (96, 33, 17)])
+@pytest.mark.parametrize("size", [(8, 16, 12), (1, 1, 1)])
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_resampling_is_torchs(old, size, dtype):
     array = RNG.normal(100, 300, old).astype(dtype)

@@ -7,18 +7,17 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from unireason_lib.config import load_profile
 from unireason_lib.dataset.build import BuildConfig, build
-from unireason_lib.dataset.questions import ask
-from unireason_lib.dataset.rationales import TemplateWriter
-from unireason_lib.dataset.schema import Record, image_ids_of
-from unireason_lib.dataset.sources import SourceSpec, open_source
-from unireason_lib.dataset.view import View
+from unireason_lib.dataset.schema import Record
+from unireason_lib.dataset.sources import SourceSpec
 from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.training.data import Images, images_from, training_records
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
@@ -37,15 +36,21 @@ def quick(**changes):
     return load_profile("smoke", QUICK | changed)
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A smaller one than elsewhere: what is tested here are long sequences of steps."""
+    from unireason_lib.grounding import build_tiny
+
+    sizes = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
+    return build_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", **sizes)
+
+
 @dataclass(frozen=True)
 class Study:
-    """Records and the images they are about."""
+    """Records, and what gives the images that one is about."""
 
     records: tuple[Record, ...]
-    store: dict
-
-    def images(self, record: Record) -> list:
-        return [self.store[name] for name in record.image_ids]
+    images: Images
 
     def with_boxes(self, dimension: str, boxes: int) -> Record:
         """A record with so many boxes."""
@@ -54,19 +59,11 @@ class Study:
 
 
 @pytest.fixture(scope="session")
-def study() -> Study:
-    """About 20 records each of single slices and of volumes of four slices."""
-    records, store = [], {}
-    writer = TemplateWriter()
-    for dimension in ("2d", "3d"):
-        for scan in open_source("phantom", dimension=dimension, count=6):
-            view = View(scan, (4, 64, 64), None, FRAME)
-            store.update(zip(image_ids_of(view), view.images(), strict=True))
-            for question in ask(view):
-                records.append(
-                    Record.make(view, question, writer.write(question, view), writer="template")
-                )
-    return Study(tuple(records), store)
+def study(data) -> Study:
+    """20 records each of single slices and of volumes of four slices."""
+    records = training_records(data, {"2d": 20, "3d": 20})
+    parts = [[one for one in records if one.dimension == d] for d in ("2d", "3d")]
+    return Study(tuple(chain(*parts)), images_from(data))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -20,16 +21,7 @@ from unireason_lib.training.encoding import (
     with_features,
 )
 
-BOTH = pytest.mark.parametrize("dimension, boxes", [("2d", 1), ("2d", 2), ("3d", 1), ("3d", 2)])
-
-QWEN_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-)
-"""That of Qwen2.5-VL-7B-Instruct where contents are lists of images and texts."""
+BOTH = pytest.mark.parametrize("dimension, boxes", [("2d", 1), ("3d", 2)])
 
 
 def encoded(study, processor, dimension, boxes):
@@ -127,9 +119,31 @@ def test_components_differ_in_the_reply_only(study, components):
     assert ("<think>" in words) == (components != "answer")
 
 
-def test_unknown_components_are_named(study):
+def test_what_cannot_be_encoded_is_refused(study, tiny_model):
     with pytest.raises(DatasetError, match="poem"):
         conversation(study.records[0], study.images(study.records[0]), "poem")
+    image = {"type": "image", "image": Image.new("RGB", (64, 64))}
+    content = [image, {"type": "text", "text": "<|image_pad|>"}]
+    with pytest.raises(DatasetError, match="image tokens"):
+        Encoder(tiny_model[1])([{"role": "user", "content": content}])
+
+
+def test_a_longer_conversation_is_cut_where_no_image_is_cut(study, tiny_model):
+    """The beginning stays, up to a token with loss, with as many images as it has."""
+    record, processor = study.with_boxes("3d", 2), tiny_model[1]
+    encoder, messages = Encoder(processor), conversation(record, study.images(record))
+    whole, vision_end = (
+        encoder(messages),
+        processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    question = int(np.flatnonzero(whole.loss_mask)[0])
+    for limit in range(question + 1, len(whole) + 1):
+        one = encoder(messages, limit)
+        assert question < len(one) <= limit and (one.ids == whole.ids[: len(one)]).all()
+        assert len(one.loss_mask) == len(one) and (limit == len(whole) or one.loss_mask[-1])
+        assert len(one.images) == (one.ids == vision_end).sum()
+        assert not whole.loss_mask[len(one) : limit].any()  # no more than needed
+    assert len(encoder(messages, question)) == 0
 
 
 def test_qwens_own_template_gets_marks_and_another_is_refused(study, tiny_model):
@@ -137,16 +151,10 @@ def test_qwens_own_template_gets_marks_and_another_is_refused(study, tiny_model)
     record, processor = study.with_boxes("2d", 1), copy(tiny_model[1])
     messages = conversation(record, study.images(record))
     expected = Encoder(processor)(messages)
-    processor.chat_template = QWEN_TEMPLATE
+    official = files("trl") / "chat_templates" / "qwen2_5_vl.jinja"
+    processor.chat_template = official.read_text(encoding="utf-8")
     one = Encoder(processor)(messages)
     assert (one.ids == expected.ids).all() and (one.loss_mask == expected.loss_mask).all()
     processor.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     with pytest.raises(DatasetError, match=r"processor\.chat_template"):
         Encoder(processor)
-
-
-def test_image_tokens_in_a_text_are_refused(tiny_model):
-    image = Image.new("RGB", (64, 64))
-    content = [{"type": "image", "image": image}, {"type": "text", "text": "<|image_pad|>"}]
-    with pytest.raises(DatasetError, match="image tokens"):
-        Encoder(tiny_model[1])([{"role": "user", "content": content}])

@@ -15,16 +15,14 @@ from unireason_lib.grounding.replies import Script
 from unireason_lib.io import read_lines
 from unireason_lib.training import grpo, rewards
 from unireason_lib.training.callbacks import read_log
+from unireason_lib.training.encoding import Collator, Encoder, conversation
 from unireason_lib.training.grpo import GroundedGRPOTrainer, question_of, train_grpo
 
-BATCHES = {
+SMALL = {
     "grpo.generation_batch_size": 8,  # two questions, four replies each
     "grpo.num_generations": 4,
     "grpo.per_device_train_batch_size": 4,
     "grpo.gradient_accumulation_steps": 2,
-}
-SMALL = {
-    **BATCHES,
     "grpo.max_steps": 2,
     "grpo.learning_rate": 1e-4,
     "grpo.lr_scheduler_type": "constant",
@@ -51,20 +49,24 @@ def pointing(tokenizer, dimension, boxes):
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    """Replies hold no, one or three boxes by turns; what they are paid differs within a group."""
+def paid(monkeypatch):
+    """What replies are paid differs within a group."""
+    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
+
+
+@pytest.fixture
+def scripted(paid, monkeypatch):
+    """Replies hold no, one or three boxes by turns."""
     plain = GroundedGenerator.generate
 
-    def generate(self, requests, scripts=None, **how):
-        scripts = scripts or [
-            pointing(self.tokenizer, request.dimension, (0, 1, 3)[k % 3])
-            for k, request in enumerate(requests)
-        ]
+    def generate(self, requests, **how):
+        boxes = ((0, 1, 3)[k % 3] for k in range(len(requests)))
+        plans = zip(requests, boxes, strict=True)
+        scripts = [pointing(self.tokenizer, one.dimension, count) for one, count in plans]
         how["max_new_tokens"] = 200  # enough for all of it
         return plain(self, requests, scripts=scripts, **how)
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
-    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
 
 
 @pytest.fixture
@@ -87,6 +89,18 @@ def some(study, count=8):
     return [record for pair in zip(*parts, strict=False) for record in pair][:count]
 
 
+@pytest.fixture
+def train(study, tiny_checkpoint, tmp_path):
+    """Trains a fresh model; gives the folder of the run."""
+
+    def run(settings, folder="run", model=None, records=None, images=None):
+        loaded = model or load_model(tiny_checkpoint, device="cpu")
+        given = some(study) if records is None else records, images or study.images
+        return train_grpo(*loaded, *given, tmp_path / folder, settings).parent
+
+    return run
+
+
 def rollouts(out):
     return read_lines(out / "rollouts.jsonl")
 
@@ -95,16 +109,15 @@ def weights_of(folder):
     return load_model(folder, device="cpu")[0].state_dict()
 
 
-@pytest.mark.parametrize("stress", [1, 6])
 def test_log_probabilities_are_those_of_the_sampled_distribution(
-    stress, study, tiny_checkpoint, scripted, generations, tmp_path
+    train, tiny_checkpoint, scripted, generations, tmp_path
 ):
     """2D and 3D, no, one and three boxes in one batch: of sampling, policy, old and reference.
     Tokens that may not be sampled have no probability, however likely the model finds them."""
     model, processor = load_model(tiny_checkpoint, device="cpu")
     forbidden = GroundedGenerator(model, processor).never_written
     with torch.no_grad():
-        model.get_output_embeddings().weight[forbidden] *= stress
+        model.get_output_embeddings().weight[forbidden] *= 6
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     model, processor = load_model(tmp_path / "base", device="cpu")
@@ -116,7 +129,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
         learning_rate=0.0,
         temperature=0.7,
     )
-    train_grpo(model, processor, some(study), study.images, tmp_path / "run", settings)
+    train(settings, model=(model, processor))
     (seen,) = generations
     output, traces = seen.output, seen.traces
     assert {trace.request.dimension for trace in traces} == {"2d", "3d"}
@@ -134,20 +147,14 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     logits[..., forbidden] = -torch.inf
     by_hand = (logits / 0.7).log_softmax(-1).gather(2, output["completion_ids"][..., None])[..., 0]
     own = (output["completion_mask"] * output["tool_mask"]).bool()
-    recorded = output["sampling_per_token_logps"][own]
-    others = policy, by_hand, output["old_per_token_logps"], output["ref_per_token_logps"]
-    for logps in others:
-        assert (logps[own] - recorded).abs().max() < 1e-4
-    features = (output["image_grid_thw"].prod(-1) // 4).sum()
-    assert (ids == model.config.image_token_id).sum() == features
+    for logps in policy, by_hand, output["old_per_token_logps"], output["ref_per_token_logps"]:
+        assert (logps - output["sampling_per_token_logps"])[own].abs().max() < 1e-4
     for row, trace in enumerate(traces):  # what is trained on are the model-generated tokens
         written = [t for t, mine in zip(trace.token_ids, trace.own_mask, strict=True) if mine]
         assert output["completion_ids"][row][own[row]].tolist() == written
 
 
-def test_rollouts_and_trainer_use_one_autocast(
-    study, fresh_model, monkeypatch, generations, tmp_path
-):
+def test_rollouts_and_trainer_use_one_autocast(train, monkeypatch, generations):
     """Else log-probabilities in bfloat16 differ by up to 0.1 before anything is learnt."""
     types, plain = [], GroundedGenerator.generate
 
@@ -158,7 +165,7 @@ def test_rollouts_and_trainer_use_one_autocast(
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
     settings = profile(bf16=True, max_steps=1, gradient_accumulation_steps=1, learning_rate=0.0)
-    train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
+    train(settings)
     (output,) = (one.output for one in generations)
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[own].abs()
@@ -166,16 +173,13 @@ def test_rollouts_and_trainer_use_one_autocast(
 
 
 def test_injected_positions_have_no_gradient(
-    study, fresh_model, scripted, generations, monkeypatch, tmp_path
+    train, fresh_model, scripted, generations, monkeypatch
 ):
     """The loss does not depend on what is predicted there."""
-    model, processor = fresh_model
-    settings = profile(max_steps=1, beta=0.1, learning_rate=0.0)
-    train_grpo(model, processor, some(study), study.images, tmp_path, settings)
+    train(profile(max_steps=1, beta=0.1, learning_rate=0.0), model=fresh_model)
     trainer, output = generations[0].trainer, generations[0].output
     output["advantages"] = torch.linspace(-1, 1, len(output["advantages"]))
-    kept = {}
-    plain = trainer._get_per_token_logps_and_entropies
+    kept, plain = {}, trainer._get_per_token_logps_and_entropies
 
     def watched(*args, **kwargs):
         logps, *rest = plain(*args, **kwargs)
@@ -184,22 +188,21 @@ def test_injected_positions_have_no_gradient(
 
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", watched)
     trainer.current_gradient_accumulation_steps = 1
-    trainer._compute_loss(model, output).backward()
+    trainer._compute_loss(fresh_model[0], output).backward()
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     assert (kept["logps"].grad[~own] == 0).all() and (kept["logps"].grad[own] != 0).any()
     assert (~own & output["completion_mask"].bool()).any()  # there are injected ones
 
 
-def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
+def test_a_run_leaves_what_it_should(train, fresh_model, paid):
     start = {name: weight.clone() for name, weight in fresh_model[0].state_dict().items()}
-    out = train_grpo(*fresh_model, some(study), study.images, tmp_path, profile())
-    assert out == tmp_path / "model"
-    lines = read_log(tmp_path / "log.jsonl", "reward")
+    out = train(profile(), model=fresh_model)
+    lines = read_log(out / "log.jsonl", "reward")
     assert [line["step"] for line in lines] == [1, 2]
     names = "kl entropy boxes boxes_answered answer_2d pointing_3d rewards/format/mean"
     names += " completions/clipped_ratio frac_reward_zero_std rollout_seconds"
     assert all(name in line for line in lines for name in names.split())
-    replies = rollouts(tmp_path)
+    replies = rollouts(out)
     assert len(replies) == 2 * 8
     for k in range(0, len(replies), 4):  # advantages by hand, group by group
         group = replies[k : k + 4]
@@ -210,38 +213,31 @@ def test_a_run_leaves_what_it_should(study, fresh_model, scripted, tmp_path):
     for line in replies:
         parts = 0.8 * line["reward answer"] + 0.2 * line["reward format"]
         assert line["reward"] == pytest.approx(parts, abs=1e-6)
-    now = weights_of(out)
+    now = weights_of(out / "model")
     changed = {name for name in now if not torch.equal(now[name], start[name])}
     assert changed and not any("visual" in name for name in changed)
-    # the same call finds the run finished; another process may not write there, nor other settings
-    assert train_grpo(*fresh_model, some(study), study.images, tmp_path, profile()) == out
+    # the same call finds the run finished; with other settings it is refused
+    assert train(profile()) == out and rollouts(out) == replies
     with pytest.raises(DatasetError, match="beta"):
-        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile(beta=0.5))
+        train(profile(beta=0.5))
 
 
-TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 8, "learning_rate": 1e-3}
-"""Two optimizer steps a generation, four generations, two epochs."""
+TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 6, "max_completion_length": 8}
+"""Two optimizer steps a generation, three generations, two epochs."""
 
 
-def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
-    study, tiny_checkpoint, scripted, monkeypatch, tmp_path
-):
+def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(train, study, paid, monkeypatch):
     """It is saved at the next boundary, and kills go back to one; no line of a log comes twice."""
+    plain = GroundedGRPOTrainer.training_step
 
-    def run(out, disturb=None):
-        plain = GroundedGRPOTrainer.training_step
-
+    def run(folder, disturb=lambda done: None):
         def step(self, *args, **kwargs):
             loss = plain(self, *args, **kwargs)
             disturb(self.state.global_step)
             return loss
 
-        with monkeypatch.context() as patch:
-            if disturb:
-                patch.setattr(GroundedGRPOTrainer, "training_step", step)
-            model, processor = load_model(tiny_checkpoint, device="cpu")
-            settings = profile(**TWO_STEPS)
-            return train_grpo(model, processor, some(study, 4), study.images, out, settings)
+        monkeypatch.setattr(GroundedGRPOTrainer, "training_step", step)
+        return train(profile(**TWO_STEPS), folder, records=some(study, 4))
 
     def ctrl_c(done):
         if done == 2:  # in the first step of the second generation
@@ -251,49 +247,43 @@ def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(
         if done == 5:  # in the second step of the third generation
             raise SystemExit
 
-    whole, broken = tmp_path / "a", tmp_path / "b"
-    run(whole)
     with pytest.raises(KeyboardInterrupt):
-        run(broken, ctrl_c)
-    assert {p.name for p in broken.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+        run("broken", ctrl_c)
     with pytest.raises(SystemExit):
-        run(broken, kill)
-    run(broken)
+        run("broken", kill)
+    broken, whole = run("broken"), run("whole")
+    assert {p.name for p in broken.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
     one, other = weights_of(whole / "model"), weights_of(broken / "model")
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     assert rollouts(whole) == rollouts(broken)
-    for name, steps in (("loss", range(1, 9)), ("kl", range(1, 9)), ("reward", range(1, 9, 2))):
+    for name, steps in (("loss", range(1, 7)), ("kl", range(1, 7)), ("reward", range(1, 7, 2))):
         logs = [read_log(out / "log.jsonl", name) for out in (whole, broken)]
         assert [[line["step"] for line in log] for log in logs] == [list(steps)] * 2
         one, other = ([line[name] for line in log] for log in logs)
         assert one == pytest.approx(other, abs=1e-6)
 
 
-def test_the_feature_cache_changes_nothing(study, tiny_checkpoint, scripted, monkeypatch, tmp_path):
-    """The same losses, KL and weights with and without it; what is cached can be trained on."""
-    caches, runs = [], {}
-    plain = grpo.FeatureCache.__init__
-    monkeypatch.setattr(
-        grpo.FeatureCache, "__init__", lambda self: (plain(self), caches.append(self))[0]
-    )
-    for cached in (False, True):
-        settings = profile({"grounding.feature_cache": cached}, learning_rate=1e-3, beta=0.1)
-        model, processor = load_model(tiny_checkpoint, device="cpu")
-        folder = tmp_path / str(cached)
-        out = train_grpo(model, processor, some(study), study.images, folder, settings)
-        lines = read_log(folder / "log.jsonl", "reward")
-        numbers = [line[name] for line in lines for name in ("loss", "kl", "reward")]
-        runs[cached] = numbers, weights_of(out)
-    assert runs[False][0] == pytest.approx(runs[True][0], abs=1e-6)
-    for name, weight in runs[True][1].items():
-        assert torch.allclose(weight, runs[False][1][name], atol=1e-6)
-    (cache,) = caches
-    assert cache.features and not any(one.is_inference() for one in cache.features.values())
+def test_the_feature_cache_changes_nothing(study, fresh_model):
+    """Each image is encoded once; what is cached in inference mode can be trained on."""
+    model, processor = fresh_model
+    encoded = Encoder(processor)(conversation(some(study, 2)[1], study.images(some(study, 2)[1])))
+    batch, calls = Collator(processor)([encoded, encoded]), []
+    expected = model(**batch).loss
+    cache = grpo.FeatureCache()
+    cache.attach(model)
+    model.model.visual.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
+    with torch.inference_mode():
+        model(**batch)
+    loss = model(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    different = {image.tobytes() for image in encoded.images}
+    assert len(calls) == 1 and len(cache.features) == len(different)
 
 
-def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path):
+def test_what_cannot_be_asked_is_named_and_left_out(train, study, fresh_model):
     """A missing or too long one for good; one that could not be read just then is asked later."""
-    records, generator = some(study), GroundedGenerator(*fresh_model)
+    records, generator = some(study, 4), GroundedGenerator(*fresh_model)
     lost, unlucky, failures = records[0].id, records[2].id, []
 
     def images(record):
@@ -306,18 +296,15 @@ def test_what_cannot_be_asked_is_named_and_left_out(study, fresh_model, tmp_path
 
     asked = [question_of(record, study.images, generator, 10_000)[0] for record in records]
     tokens = {r.id[2:]: len(generator.encode(r)[0]) for r in asked}
-    longest = max(tokens.values())
-    with pytest.raises(TrainingError, match=f"at most 9 tokens, found {tokens[lost]}"):
-        question_of(records[0], study.images, generator, 9)
-    settings = profile(
-        {"grounding.max_prompt_length": longest - 1}, max_steps=8, max_completion_length=2
-    )
+    longest = max(tokens, key=tokens.get)
+    limit = {"grounding.max_prompt_length": tokens[longest] - 1}
     with pytest.warns(UserWarning, match="left out this time: stale file handle"):
-        train_grpo(*fresh_model, records, images, tmp_path, settings)
-    listed = {line["id"]: line["why"] for line in read_lines(tmp_path / "left_out.jsonl")}
-    assert set(listed) == {lost} | {name for name, count in tokens.items() if count == longest}
-    assert "volume.nii.gz" in listed[lost]
-    asked = {line["id"] for line in rollouts(tmp_path)}
+        settings = profile(limit, max_steps=4, max_completion_length=2)
+        out = train(settings, model=fresh_model, records=records, images=images)
+    listed = {line["id"]: line["why"] for line in read_lines(out / "left_out.jsonl")}
+    assert set(listed) == {lost, longest} and "volume.nii.gz" in listed[lost]
+    assert f"tokens, found {tokens[longest]}" in listed[longest]
+    asked = {line["id"] for line in rollouts(out)}
     assert failures and unlucky in asked and not asked & set(listed)
 
 
@@ -337,10 +324,9 @@ def test_questions_are_what_the_records_say(study, fresh_model):
     assert released["boxes"] != questions[3][1]["boxes"]  # they were written in Qwen's own frame
 
 
-def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_model, tmp_path):
+def test_the_same_question_twice_in_a_generation_gets_two_groups(train, study):
     with pytest.warns(UserWarning, match="nothing is learnt"):  # all of them earn nothing
-        train_grpo(*fresh_model, some(study, 1) * 4, study.images, tmp_path, profile(max_steps=1))
-    lines = rollouts(tmp_path)
+        lines = rollouts(train(profile(max_steps=1), records=some(study, 1) * 4))
     groups = {tuple(line["text"] for line in lines[k : k + 4]) for k in range(0, 8, 4)}
     assert len({line["id"] for line in lines}) == 1 and len(groups) == 2
 
@@ -354,44 +340,46 @@ def test_the_same_question_twice_in_a_generation_gets_two_groups(study, fresh_mo
         ({"grounding.max_prompt_length": 3}, r"left_out\.jsonl.*a hundred"),
     ],
 )
-def test_runs_that_cannot_be_are_refused(study, fresh_model, tmp_path, change, name):
+def test_runs_that_cannot_be_are_refused(train, change, name):
     with pytest.raises(TrainingError, match=name):
-        train_grpo(*fresh_model, some(study), study.images, tmp_path, profile(change))
+        train(profile(change))
 
 
 def test_metrics_of_rollouts_are_there_when_nobody_points():
     """Malformed boxes are neither boxes of a reply nor answered; proportions are by dimension."""
 
-    def reply(dimension, boxes=0, *statuses):
-        boxes = [[0, 0, 4, 4]] * boxes
-        return {
-            **{"dimension": dimension, "boxes": boxes},
-            **{"statuses": statuses, "reward answer": float(bool(boxes))},
-        }
+    def metrics(*replies):
+        names = "dimension", "boxes", "statuses", "reward answer"
+        return grpo.rollout_metrics([dict(zip(names, reply, strict=True)) for reply in replies])
 
-    quiet = grpo.rollout_metrics([reply("2d"), reply("2d")])
+    box = [0, 0, 4, 4]
+    quiet = metrics(("2d", [], [], 0.0), ("2d", [], [], 0.0))
     assert quiet["boxes"] == quiet["boxes_answered"] == quiet["pointing_2d"] == 0.0
     assert quiet["pointing_3d"] != quiet["pointing_3d"]  # no such question: nan, null in the log
-    mixed = [reply("2d", 1, "injected", "malformed"), reply("2d", 0, "malformed")]
-    mixed += [reply("3d", 2, "injected", "outside"), reply("3d", 1, "injected")]
-    assert grpo.rollout_metrics(mixed) == {
+    assert metrics(
+        ("2d", [box], ["injected", "malformed"], 1.0),
+        ("2d", [], ["malformed"], 0.0),
+        ("3d", [box, box], ["injected", "outside"], 1.0),
+        ("3d", [box], ["injected"], 1.0),
+    ) == {
         **{"boxes": 1.0, "boxes_answered": 0.5},
         **{"pointing_2d": 0.5, "pointing_3d": 1.0, "answer_2d": 0.5, "answer_3d": 1.0},
     }
 
 
-def test_adapters_learn_against_their_base(study, fresh_model, scripted, tmp_path):
+def test_adapters_learn_against_their_base(train, paid):
     settings = profile({"grounding.grpo_lora_r": 4}, beta=0.1, learning_rate=1e-2)
-    out = train_grpo(*fresh_model, some(study), study.images, tmp_path, settings)
-    assert (out / "adapter_config.json").exists() and not list(out.glob("model*.safetensors"))
-    kl = [line["kl"] for line in read_log(tmp_path / "log.jsonl", "kl")]
+    out = train(settings)
+    made = out / "model"
+    assert (made / "adapter_config.json").exists() and not list(made.glob("model*.safetensors"))
+    kl = [line["kl"] for line in read_log(out / "log.jsonl", "kl")]
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
 
 
-def test_rollouts_of_a_server(study, fresh_model, monkeypatch, tmp_path):
+def test_rollouts_of_a_server(train, fresh_model, paid, monkeypatch):
     """What a server would have to do is asked of the trainer's own model: weights go over before
     every generation, and replies come back with processed log-probabilities."""
-    model, processor = fresh_model
+    model = fresh_model[0]
     sent, asked = [], []
 
     class Generation:
@@ -402,7 +390,7 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, tmp_path):
             return {"model_config": {"logprobs_mode": "processed_logprobs"}}
 
         def sync_weights(self):
-            sent.append({name: weight.clone() for name, weight in self.served.state_dict().items()})
+            sent.append(self.served.get_input_embeddings().weight.clone())
 
     class Served(GroundedGenerator):
         def __init__(self, client, processor, ends=()):
@@ -413,14 +401,11 @@ def test_rollouts_of_a_server(study, fresh_model, monkeypatch, tmp_path):
             asked.append(len(requests))
             return super().generate(requests, **how)
 
-    monkeypatch.setattr(rewards, "answer_reward", lambda text, *_: float(len(text) % 2))
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Generation)
     monkeypatch.setattr(grpo, "connect", lambda address: f"client of {address}")
     monkeypatch.setattr(grpo, "ServedGenerator", Served)
     server = {"use_vllm": True, "vllm_server_base_url": "http://here:8000"}
-    settings = profile(**server, learning_rate=1e-3, max_steps=3)
-    train_grpo(model, processor, some(study), study.images, tmp_path, settings)
-    assert asked == [2] * 3 and len(sent) == 3
-    assert any(not torch.equal(sent[0][name], sent[2][name]) for name in sent[0])
-    lines = read_log(tmp_path / "log.jsonl", "reward")
+    out = train(profile(**server, learning_rate=1e-3), model=fresh_model)
+    assert asked == [2] * 2 and len(sent) == 2 and not torch.equal(*sent)
+    lines = read_log(out / "log.jsonl", "reward")
     assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines)

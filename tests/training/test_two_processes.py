@@ -27,18 +27,16 @@ CHANGES |= {"grpo.gradient_accumulation_steps": 1, "grpo.max_completion_length":
 CHANGES |= {"grounding.feature_cache": True}
 
 PROGRAM = """
-import errno, itertools, json, os, signal, sys
+import itertools, json, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-import pytest
 from torch import distributed
 from transformers import TrainerCallback
 from unireason_lib.config import load_profile
-from unireason_lib.errors import TrainingError, UniReasonError
 from unireason_lib.grounding import load_model
-from unireason_lib.training import checkpoints, grpo, rewards
+from unireason_lib.training import grpo, rewards
 from unireason_lib.training.data import images_from, training_records
-from unireason_lib.training.grpo import GroundedGRPOTrainer, train_grpo
+from unireason_lib.training.grpo import train_grpo
 from unireason_lib.training.sft import train_sft
 
 data, checkpoint, out, changes = sys.argv[1:]
@@ -59,9 +57,6 @@ class Interrupt(TrainerCallback):
         if rank == 1 and state.global_step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-def full(records):
-    raise OSError(errno.ENOSPC, "no space")
-
 def note(note, name, **how):
     try:
         run(train_sft, name, **how)
@@ -71,16 +66,11 @@ def note(note, name, **how):
 note("interrupted", "sft", callbacks=[Interrupt()])
 made = run(train_sft, "sft")
 assert (made / "model.safetensors").is_file(), "every process returns when the model is there"
-note("refused", "sft", **{"sft.learning_rate": 0.5})
 note("nan", "nan", callbacks=[Poison()])
 if rank == 0:
     (out / "damaged").mkdir()
     (out / "damaged" / "settings.json").write_text('{"settings": {}}')
 note("damaged", "damaged")
-with pytest.MonkeyPatch.context() as patch:
-    if rank == 0:
-        patch.setattr(checkpoints, "serialization_of", full)
-    note("full", "full", **{"sft.max_steps": 1})
 
 rewards.answer_reward = lambda text, *_: float(len(text) % 2)  # differs within a group
 if rank == 1:  # each look at its clock takes it 1000 s
@@ -90,13 +80,7 @@ distributed.barrier()
 distributed.destroy_process_group()
 """
 
-SAID = {
-    "interrupted": "stopped at step 1",
-    "refused": "learning_rate was",
-    "nan": "finite loss",
-    "damaged": "base",
-    "full": "space on the disk",
-}
+SAID = {"interrupted": "stopped at step 1", "nan": "finite loss", "damaged": "base"}
 
 
 @pytest.fixture(scope="module")

@@ -103,11 +103,9 @@ def plot_intervals(
 ) -> AltFigure:
     """Intervals: a row for each thing measured, a mark for each way of measuring it.
 
-    Args:
-        series: Way -> row -> (value, low, high).
-        xlabel, reference: Quantity with its unit; a vertical line.
-        form: Format of the numbers beside the marks: ``"+.1f"`` for differences.
-        dots: Way -> row -> the values (one a seed) whose mean is shown, drawn pale below it.
+    ``series``: way -> row -> (value, low, high); ``reference``: a vertical line; ``form``: format
+    of the numbers beside the marks, ``"+.1f"`` for differences; ``dots``: way -> row -> the values
+    (one a seed) whose mean is shown, drawn pale below it.
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
     need(rows, "plot_intervals", "at least one value", series)

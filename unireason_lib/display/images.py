@@ -78,15 +78,8 @@ def show_images(
 
 def show_trace(trace: Any, images: Any = None, *, frame: Any = None) -> AltFigure:
     """A whole reply in one figure: its image, or slices of the volume, with the boxes; the crops
-    that came back; question and reply below.
-
-    Args:
-        trace: A :class:`unireason_lib.grounding.Trace`, or a line of results as a dictionary.
-        images, frame: See :func:`unireason_lib.display.replies.read_reply`.
-
-    Raises:
-        RequestError: No images, or not those from which the reply's crops were cut.
-    """
+    that came back; question and reply below. Arguments and errors are those of
+    :func:`unireason_lib.display.replies.read_reply`, and no images are a RequestError."""
     reply = read_reply(trace, images, frame)
     arrays, boxes = arrays_of(reply.images), [(m.number - 1, m.box) for m in reply.mentions]
     hit = [z for z in range(len(arrays)) if on_slice(boxes, z, len(arrays))]

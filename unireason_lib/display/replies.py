@@ -65,14 +65,10 @@ class Reply:
 
 
 def read_reply(trace: Any, images: Any = None, frame: Any = None) -> Reply:
-    """A reply, ready to be shown.
-
-    Args:
-        trace: A :class:`unireason_lib.grounding.Trace`, or a line of results.
-        images: As the processor shows them to the model; with ``frame`` (the model's
-            :class:`unireason_lib.imaging.ProcessorFrame`), the original ones, by default those of
-            the trace's request. A :class:`RequestError` when the crops were not cut from these.
-    """
+    """A :class:`unireason_lib.grounding.Trace`, or a line of results, ready to be shown on
+    ``images`` as the processor shows them to the model; with ``frame`` (the model's
+    :class:`unireason_lib.imaging.ProcessorFrame`), on the original ones, by default those of the
+    trace's request. A :class:`RequestError` when the crops were not cut from these."""
     line, crops = trace, []
     if not isinstance(trace, Mapping):
         line, crops = trace.to_dict(), [pointing.crops for pointing in trace.pointings]
@@ -129,16 +125,12 @@ def trace_html(
     path: str | Path | None = None,
     title: str = "Grounded replies",
 ) -> str:
-    """A page that replays replies, written to ``path`` as well.
+    """A page that replays replies (traces, or lines of results with the right letter in ``truth``),
+    written to ``path`` as well. ``images`` of each reply and ``frame`` are those of
+    :func:`read_reply`; a reply with None is shown as text.
 
-    Args:
-        traces: Of :class:`unireason_lib.grounding.Trace`, or lines of results (with the right
-            letter in ``truth``).
-        images, frame: For each reply, as for :func:`read_reply`; one with None is shown as text.
-
-    Raises:
-        RequestError: No replies, other numbers of replies and of images, or images from which a
-            reply's crops were not cut.
+    A :class:`RequestError` for no replies, other numbers of replies and of images, or images from
+    which a reply's crops were not cut.
     """
     images = [None] * len(traces) if images is None else images
     expected = "replies, and images for each reply"

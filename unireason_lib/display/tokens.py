@@ -33,10 +33,8 @@ def token_owners(one: Any, tokenizer: Any) -> tuple[list[int], list[str]]:
     and carries loss; ``"prompt"`` (question and template), ``"picture"`` (of the question) and
     ``"injected"`` (regions in the reply) do not.
 
-    Args:
-        one: A :class:`unireason_lib.grounding.Trace`, or ``ids`` and ``loss_mask`` of a
-            conversation, as :class:`unireason_lib.training.encoding.Encoded` has them.
-        tokenizer: Whatever has ``convert_tokens_to_ids(tokens)``.
+    ``one`` is a :class:`unireason_lib.grounding.Trace`, or has ``ids`` and ``loss_mask``, as
+    :class:`unireason_lib.training.encoding.Encoded`; the tokenizer has ``convert_tokens_to_ids``.
     """
     if hasattr(one, "own_mask"):
         ids = [*one.prompt_ids, *one.token_ids]

@@ -25,12 +25,10 @@ from unireason_lib.imaging.crops import slice_range
 class SliceViewer(widgets.VBox):
     """Slices with a slider (arrow keys move it), and for a volume a choice of windows.
 
-    Args:
-        images: A Volume or SliceStack of :mod:`unireason_lib.imaging`, PIL images, or (Z, Y, X)
-            uint8; a :class:`RequestError` for others.
-        boxes: In voxels of the volume or pixels of the images; a mapping names them.
-        window: Of a volume, as for :func:`unireason_lib.imaging.serialize`.
-        width: Of the image in pixels of the screen; the height follows the spacing.
+    ``images`` are a Volume or SliceStack of :mod:`unireason_lib.imaging`, PIL images, or (Z, Y, X)
+    uint8 (a :class:`RequestError` for others), ``boxes`` in voxels of the volume or pixels of the
+    images (a mapping names them), ``window`` that of a volume, as for
+    :func:`unireason_lib.imaging.serialize`, ``width`` in pixels of the screen.
     """
 
     def __init__(

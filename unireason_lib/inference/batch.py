@@ -51,29 +51,20 @@ def infer_file(
     max_samples: int | None = None,
     quiet: bool = False,
 ) -> Counter[str]:
-    """Ask a file of questions about scans below ``root`` (default: the folder of ``questions``) and
-    keep the replies in ``output``, one JSON line each.
-
-    Called again it goes on: what is answered stays, what failed is tried again; ``max_samples``
-    (the first rows), ``batch_size`` and device may be others then, nothing else that shapes
-    replies. Returns the numbers of samples ``asked, answered, failed, judged`` (truth known),
-    ``correct, in_format``."""
+    """Ask a file of questions about scans below ``root`` (default: its folder) and keep the replies
+    in ``output``, one JSON line each. Called again it goes on: what is answered stays, what failed
+    is tried again; ``max_samples`` (the first rows), ``batch_size`` and device may be others then.
+    Gives the numbers of samples ``asked, answered, failed, judged`` (truth known), ``correct,
+    in_format``."""
     root = Path(questions).parent if root is None else Path(root)
     if not root.is_dir():
         raise RequestError(root, "a folder of scans", "no folder", "check the path")
-    if batch_size < 1 or (max_samples is not None and max_samples < 1):
-        given = [batch_size, max_samples]
-        raise RequestError("batch size and samples", "at least 1", given, "correct them")
+    if batch_size < 1:
+        raise RequestError("batch size", "at least 1", batch_size, "correct it")
     samples = read_samples(questions, dimension)[:max_samples]
-    run = {
-        "dimension": dimension,
-        "questions": sha256_of(questions),
-        "root": str(root.resolve()),
-        "reading": asdict(reading),
-        "settings": asdict(settings),
-        "version": __version__,
-        **model.identity(),
-    }
+    run = {"dimension": dimension, "questions": sha256_of(questions), "root": str(root.resolve())}
+    run |= {"reading": asdict(reading), "settings": asdict(settings), "version": __version__}
+    run |= model.identity()
 
     def prepare(sample: Sample) -> tuple[Scan, GroundedRequest]:
         if sample.problem:
@@ -138,17 +129,15 @@ def answer_stream(
         yield from lines
 
     try:
-        batch = read_ahead()
-        while batch:
+        following = read_ahead()
+        while batch := following:
             ready, following = [], read_ahead()
             for one, future in batch:
                 try:
                     ready.append((one, *future.result()))
                 except Exception as error:  # whatever a reader raises is this question's only
                     yield failure(one, error)
-            if ready:
-                yield from answer(ready)
-            batch = following
+            yield from answer(ready) if ready else ()
     finally:
         reader.shutdown(cancel_futures=True)
 

@@ -17,12 +17,11 @@ from unireason_lib.io import append_lines, locked, read_json, write_json, write_
 
 class ResultsFile:
     """Append results to a file, and know by ``done`` which are there; used in ``with``. Failed ones
-    are taken out, to be tried again.
+    are taken out, to be tried again. ``run``, any JSON object, is what makes the results, and must
+    be equal when a run goes on; ``opened`` shows the images again and is not compared.
 
-    ``run``, any JSON object, is what makes the results, and must be equal when a run goes on;
-    ``opened`` shows the images again and is not compared. A :class:`RequestError` for a file of
-    another run or none, or a line that is no result; a :class:`DatasetError` while another process
-    writes it, or when the disk is full."""
+    A :class:`RequestError` for a file of another run or none, or a line that is no result; a
+    :class:`DatasetError` while another process writes it, or when the disk is full."""
 
     def __init__(
         self, path: str | Path, run: Mapping[str, Any], opened: Mapping[str, Any] | None = None
@@ -38,8 +37,8 @@ class ResultsFile:
             lock = self.path.with_name(self.path.name + ".lock")
             stack.enter_context(locked(lock, str(self.path)))
             self._check_run()
-            self._take_out()
             self.path.touch()
+            self._take_out()
             self._held = stack.pop_all()
         return self
 
@@ -58,15 +57,13 @@ class ResultsFile:
             changes = f"results without {note.name}"
             if note.exists():
                 before = read_json(note, RequestError).get("run") or {}
-                changes = "; ".join(_differences(before, self.run))
+                changes = "; ".join(differences(before, self.run))
             if changes:
                 raise RequestError(self.path, "results of the same run", changes, do)
         write_json(note, {"run": self.run, "opened": self.opened})
 
     def _take_out(self) -> None:
         """Note what is done; take out a torn last line and the failed ones."""
-        if not self.path.exists():
-            return
         kept = []
         for record, line in _records(self.path):
             if (name := record["id"]) in self.done:
@@ -115,13 +112,13 @@ def _checked(record: Any, where: object) -> dict[str, Any]:
     return record
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> list[str]:
     """What two runs do not have in common, in words."""
     changes = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            changes += _differences(old, new, f"{under}{key}.")
+            changes += differences(old, new, f"{under}{key}.")
         elif old != new:
             changes.append(f"{under}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
     return changes

@@ -20,9 +20,9 @@ from typing import Any
 from unireason_lib.errors import RequestError, raising
 from unireason_lib.prompts import LETTERS, question_text
 
-KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-SCANS = ("image", "image_path", "image_name", "figure_path")
-VOLUMES = ("volume", "volume_path", "volume_name", "volumename")
+KINDS = (".jsonl", ".json", ".csv", ".tsv")
+IMAGES = ("image", "image_path", "image_name", "figure_path")
+COLUMNS = {"2d": IMAGES, "3d": ("volume", "volume_path", "volume_name", "volumename", *IMAGES)}
 IDS = ("id", "question_id", "qid")
 TRUTH_LETTERS = ("answer_choice", "answerchoice", "answer_letter", "answer_label")
 TRUTHS = ("answer", "gt_answer", "truth")
@@ -68,19 +68,19 @@ def read_rows(path: Path) -> list[Row | Exception]:
     do = "correct it; a file with one object a line is called .jsonl"
     with raising(RequestError, path, f"a list of objects, as {kind} in UTF-8", do):
         text = path.read_text(encoding="utf-8-sig")
-        if kind in (".csv", ".tsv"):
+        if kind == ".json":
+            rows = json.loads(text)
+        elif kind == ".jsonl":
+            rows = [_row_of(line) for line in text.split("\n") if line.strip()]
+        else:
             delimiter = "\t" if kind == ".tsv" else ","
             rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-        elif kind == ".json":
-            rows = json.loads(text)
-        else:
-            rows = [_object(line) for line in text.split("\n") if line.strip()]
         if not isinstance(rows, list):
             raise TypeError(f"a {type(rows).__name__}")
     return [_plain_keys(row, number) for number, row in enumerate(rows, start=1)]
 
 
-def _object(line: str) -> Any:
+def _row_of(line: str) -> Any:
     """What a line of JSON says; a broken one is one bad row."""
     try:
         return json.loads(line)
@@ -92,8 +92,7 @@ def _plain_keys(row: Any, number: int) -> Row | Exception:
     if not isinstance(row, Mapping):
         found = str(row)[:160] if isinstance(row, Exception) else type(row).__name__
         return RequestError(f"row {number}", "an object", found, "correct the row")
-    named = {key.lower(): value for key, value in row.items() if isinstance(key, str)}
-    return {re.sub(r"[^a-z0-9]+", "_", key).strip("_"): value for key, value in named.items()}
+    return {re.sub(r"[^a-z0-9]+", "_", str(key).lower()).strip("_"): row[key] for key in row}
 
 
 def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
@@ -102,9 +101,9 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
     try:
         if isinstance(row, Exception):
             raise row
-        values["id"] = _text(row, IDS) or values["id"]
-        values["scan"] = _words(row, (*VOLUMES, *SCANS) if dimension == "3d" else SCANS)
-        values["question"] = _words(row, ("question",))
+        values["id"] = str(_first(row, IDS, values["id"])).strip()
+        for name in ("scan", "question"):
+            values[name] = _words(row, COLUMNS[dimension] if name == "scan" else (name,))
         values["options"] = _options(row)
         question_text(values["question"], values["options"])
         values["truth"] = _truth(row, values["options"])
@@ -113,13 +112,8 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
     return Sample(dimension=dimension, **values)
 
 
-def _first(row: Row, names: tuple[str, ...]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
-
-
-def _text(row: Row, names: tuple[str, ...]) -> str:
-    value = _first(row, names)
-    return "" if value is None else str(value).strip()
+def _first(row: Row, names: tuple[str, ...], default: Any = "") -> Any:
+    return next((row[name] for name in names if row.get(name) not in (None, "")), default)
 
 
 def _words(row: Row, names: tuple[str, ...]) -> str:
@@ -146,11 +140,11 @@ def _options(row: Row) -> dict[str, str]:
 
 def _truth(row: Row, options: Mapping[str, str]) -> str | None:
     """The right letter or, without options, the right words; None when the row does not say."""
-    values = (_text(row, names) for names in (TRUTH_LETTERS, TRUTHS))
+    values = [str(_first(row, names)).strip() for names in (TRUTH_LETTERS, TRUTHS)]
     letter, words = (None if value in MISSING else value for value in values)
-    truth = letter or words
-    if not options or truth is None:
+    if not options or not (letter or words):
         return words or letter
+    truth = letter or words
     named = [key for key, text in options.items() if text.casefold() == truth.casefold()]
     named = [truth.upper()] if truth.upper() in options else named
     if len(named) != 1:

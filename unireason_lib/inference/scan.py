@@ -66,9 +66,9 @@ class Scan:
         """What a line of results says of the scan, and of the ``boxes`` of a reply in it:
         ``frame``, rows and columns of the images as the model sees them, and how many;
         ``serialization``, the fields of :class:`Reading`, ``shape``, and of a volume ``range``,
-        ``spacing`` and ``affine``; where the boxes lie, clipped to the scan, None outside: in 2D
-        ``boxes_image`` (pixels of the file), in 3D ``boxes_voxel`` (L-P-S) and ``boxes_mm``, two
-        opposite corners in world mm (R-A-S). Perhaps ``warnings``."""
+        ``spacing`` and ``affine``; the boxes clipped to the scan (None outside), ``boxes_image`` in
+        pixels of the file, or ``boxes_voxel`` (L-P-S) and ``boxes_mm``, two opposite corners in
+        world mm (R-A-S). Perhaps ``warnings``."""
         width, height = self.images[0].size
         layout = {name: value for name, value in vars(self.reading).items() if value is not None}
         layout["shape"] = self.shape
@@ -101,28 +101,21 @@ class Scan:
 
 def read_scan(path: str | Path, dimension: str, reading: Reading) -> Scan:
     """Read an image (``"2d"``) or volume (``"3d"``) for a question, or raise a ``ScanError``."""
-    read = _read_image if dimension == "2d" else _read_volume
     with warnings.catch_warnings(record=True, action="always", category=ScanWarning) as caught:
-        scan = read(path, reading)
+        if dimension == "2d":
+            image = load_image(path, reading.window)
+            shape = image.height, image.width
+            if reading.image_size:
+                image.thumbnail(reading.image_size[::-1], reducing_gap=None)
+            scan, messages = Scan((image,), reading, shape), []
+        else:
+            reading = replace(reading, window=reading.window or "percentile")
+            volume = load_volume(path, key=reading.key, frame=reading.volume)
+            stack = serialize(volume, reading.size, reading.window, reading.fill)
+            images, messages = tuple(stack.images()), slice_order_report(volume).messages
+            scan = Scan(images, reading, volume.shape, stack.geometry, stack.range)
     notes = [str(one.message) for one in caught if issubclass(one.category, ScanWarning)]
-    return replace(scan, warnings=tuple(dict.fromkeys(notes)))
-
-
-def _read_image(path: str | Path, reading: Reading) -> Scan:
-    image = load_image(path, reading.window)
-    shape = image.height, image.width
-    if reading.image_size:
-        image.thumbnail(reading.image_size[::-1], reducing_gap=None)
-    return Scan((image,), reading, shape)
-
-
-def _read_volume(path: str | Path, reading: Reading) -> Scan:
-    reading = replace(reading, window=reading.window or "percentile")
-    volume = load_volume(path, key=reading.key, frame=reading.volume)
-    stack = serialize(volume, reading.size, reading.window, reading.fill)
-    for message in slice_order_report(volume).messages:
-        warnings.warn(message, ScanWarning, stacklevel=2)
-    return Scan(tuple(stack.images()), reading, volume.shape, stack.geometry, stack.range)
+    return replace(scan, warnings=tuple(dict.fromkeys([*notes, *messages])))
 
 
 def scan_below(root: str | Path, name: str, absolute: bool = False) -> Path:

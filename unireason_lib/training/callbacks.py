@@ -60,10 +60,10 @@ class FreeRunning(TrainerCallback):
     """Replies that the model generates during training, judged and logged after every ``every``
     steps and the last: the loss on given text looks fine long before the letter is right.
 
-    Logged by dimension: ``n``, ``accuracy`` (failed replies count as wrong), ``iou`` (mean over the
-    true boxes; None without any), ``format`` (proportion of compliant replies), ``followed``
-    (rationale-answer consistency) and ``failed``. ``questions`` are of held-out patients, few
-    (:func:`balanced`). Not under FSDP, whose sharded weights cannot generate in one process.
+    Logged by dimension: ``n``, ``accuracy`` (``failed`` replies count as wrong), ``iou`` (mean over
+    the true boxes; None without any), ``format`` and ``followed`` (proportions of compliant
+    replies, and of rationales that the answer follows from). Not under FSDP, whose sharded weights
+    cannot generate in one process.
     """
 
     def __init__(

@@ -34,6 +34,7 @@ from unireason_lib.grounding import checkpoint_serialization, load_model
 from unireason_lib.grounding.model import adapter_base, base_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.inference import model_identity
+from unireason_lib.inference.results import differences
 from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
 from unireason_lib.training.callbacks import SaveOnInterrupt
 from unireason_lib.training.optim import fast_bfloat16
@@ -80,12 +81,11 @@ def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **f
 
 def run(stage, profile, out, model, processor, records, trainer_of, every=1) -> Path:
     """Train to the end, from the last checkpoint of the run in the folder ``out`` if there is one;
-    gives ``out/model``. A finished run is taken as it is. ``trainer_of()`` makes the trainer, an
+    gives ``out/model``, of a finished run as it is. ``trainer_of()`` makes the trainer, an
     :class:`ExactResume`; checkpoints are saved after ``every`` steps or a multiple only.
 
-    A :class:`DatasetError` when another process holds the folder, it belongs to a run with other
-    settings, records or another base model, or the disk is full; a ``KeyboardInterrupt`` at Ctrl-C,
-    when a checkpoint is saved."""
+    A :class:`DatasetError` when another process holds the folder, it belongs to another run, or the
+    disk is full; a ``KeyboardInterrupt`` at Ctrl-C, when a checkpoint is saved."""
     with ExitStack() as stack:
         with raised_by_all():
             if PartialState().is_main_process:
@@ -131,15 +131,13 @@ def full_disk_named(path: Path) -> Iterator[None]:
     so in words of their own."""
     try:
         yield
-    except UniReasonError:
-        raise
     except Exception as error:
-        said = re.search(r"os error (\d+)|file write failed", str(error))
+        said = re.search(r"os error (\d+)|file write failed|unexpected pos", str(error))
         number = int(said[1] or errno.ENOSPC) if said else getattr(error, "errno", None)
         full = disk_error(path, OSError(number or 0, "no space left on device"))
-        if not isinstance(full, DatasetError):
-            raise
-        raise full from error
+        if isinstance(full, DatasetError):
+            raise full from error
+        raise
 
 
 def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Record]) -> None:
@@ -147,26 +145,18 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
     digest, name = blake2b(digest_size=16), base_model(model).name_or_path
     for record in records:
         digest.update(f"{record.id}\0{record.reply}\0".encode())
-    now = {"settings": settings, "base": model_identity(name), "records": len(records)}
-    now = json.loads(json.dumps({**now, "hash": digest.hexdigest()}))
+    asked = {"number": len(records), "digest": digest.hexdigest()}
+    now = {"settings": settings, "base": model_identity(name), "records": asked}
+    now = json.loads(json.dumps(now))
     if not path.exists():
         write_json(path, now)
     before = read_json(path)
-    old, new = _flat(before["settings"]), _flat(now["settings"])
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    changed = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names]
-    was, this = before["base"], now["base"]
-    if any(was.get(key) != this.get(key) for key in ("sha256", "commit")):
-        changed.append(f"another base model ({was['name']} was, {this['name']} is)")
-    changed += ["other records"] if before["hash"] != now["hash"] else []
-    if changed:
+    if before["base"] | {"name": now["base"]["name"]} == now["base"]:  # the same, moved
+        before["base"] = now["base"]
+    if changes := differences(before, now):
         expected = "the settings, base model and records that this run was begun with"
         do = "undo the change to go on, or train into another folder"
-        raise DatasetError(path.parent, expected, "; ".join(changed), do)
-
-
-def _flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()}
+        raise DatasetError(path.parent, expected, "; ".join(changes), do)
 
 
 def _keep_full_precision(trainer: Any) -> None:
@@ -262,14 +252,14 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
 def _card(out: Path, model: Any) -> str:
     """The card of a finished run, Markdown with the header of the hub: from its ``settings.json``,
     and what the model says."""
-    kept, base = read_json(out / "settings.json"), base_model(model)
-    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
-    kept |= {"name": out.name, "base": kept["base"]["name"]}  # of a folder without its path
-    kept["learn"] = f"{base.num_parameters(only_trainable=True):,} of {base.num_parameters():,}"
-    kept["rows"] = {**_flat(kept["settings"]), **packages}
+    base, packages = base_model(model), ("torch", "transformers", "trl", "peft")
+    learn = f"{base.num_parameters(only_trainable=True):,} of {base.num_parameters():,}"
+    versions = {name: version(name) for name in packages}
+    kept = {"name": out.name, "learn": learn, "versions": versions}
     header = ModelCardData(pipeline_tag="image-text-to-text", tags=["medical", "unireason-lab"])
     template = str(Path(__file__).with_name("card.jinja"))
-    return str(ModelCard.from_template(header, template, **kept))
+    made = ModelCard.from_template(header, template, **kept, **read_json(out / "settings.json"))
+    return str(made)
 
 
 def merge_adapter(
@@ -299,14 +289,12 @@ def merge_adapter(
 
 def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     """Where a model is that can be trained further: the path itself, or for the folder of an
-    adapter the checkpoint that it makes with its model. That lies beside it: as ``merged`` for the
-    adapter ``model`` of a run, as ``NAME-merged`` for another. It is made when it is not there or
-    was made of other weights, and once when several processes ask."""
+    adapter the checkpoint that it makes with its model, ``NAME-merged`` beside it. It is made when
+    it is not there or was made of other weights, and once when several processes ask."""
     path, base = str(path), adapter_base(path)
     if base is None:
         return path
-    name = Path(path).name
-    merged = Path(path).parent / ("merged" if name == "model" else f"{name}-merged")
+    merged = Path(path).with_name(f"{Path(path).name}-merged")
     source = {"base": model_identity(base), "adapter": model_identity(path), "dtype": dtype}
     with locked(merged.with_name(f"{merged.name}.lock"), str(merged), wait=True):
         note = merged / "source.json"

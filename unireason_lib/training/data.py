@@ -7,7 +7,6 @@ holds are used, without it only those about 2D images.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,8 +22,6 @@ from unireason_lib.dataset.hub import ImageTable, load_set, record_images
 from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import SFT_FEATURES, Record
 from unireason_lib.errors import DatasetError
-from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.io import append_lines
 from unireason_lib.training.encoding import Encoded, Encoder, conversation
 
 Images = Callable[[Record], Sequence[Image.Image]]  # gives the images of a record
@@ -59,19 +56,14 @@ def training_records(
     form: Literal["sft", "rl"] = "sft",
     **release: Any,
 ) -> Records:
-    """Records of a split of a data set, in the random order of a seed.
+    """Records of a split of a data set, or of the authors' release, in the random order of a seed.
 
-    Args:
-        folder: A data set, or the authors' release.
-        records: Dimension -> how many of it (None: all); None takes all of both, a dimension left
-            out none. More than there are means that some come again, each as often as any other; a
-            smaller number is part of a larger one.
-        form: ``"sft"`` with replies, ``"rl"`` without.
-        release: ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`. Rows whose
-            volume is missing are left out, with a warning that counts them.
-
-    Raises:
-        DatasetError: No such data set, or no records of a dimension that is asked for.
+    ``records``: dimension -> how many of it (None: all); None takes all of both, a dimension left
+    out none. More than there are means that some come again, each as often as any other; a smaller
+    number is part of a larger one. ``form``: ``"sft"`` with replies, ``"rl"`` without. ``release``:
+    ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`; rows whose volume is
+    missing are left out, with a warning that counts them. A :class:`DatasetError` when there is no
+    such data set, or it has no records of a dimension that is asked for.
     """
     if _is_built(folder):
         rows = load_set(folder, form, split)
@@ -134,14 +126,15 @@ def images_from(folder: str | Path, *, m3d_root: str | Path | None = None) -> Im
 
 
 class Examples(Sequence):
-    """Encoded records, with their ``lengths`` in tokens.
+    """Encoded records, with their ``lengths``, by which batches are made of similar ones.
 
     With ``keep`` all are encoded now and kept: decoding images, cutting crops and tokenizing takes
     longer than a training step of a small model. At paper scale, where they do not fit into memory,
-    each is encoded when it is asked for, in the loader's worker processes; lengths are estimates.
+    each is encoded when it is asked for, in the loader's worker processes; its length is then the
+    number of its images, else that of its tokens.
 
-    Records of more than ``max_length`` tokens are left out: a reply without its answer teaches to
-    write none. Each process adds those that it meets to the JSON lines ``too_long``.
+    Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). A
+    :class:`DatasetError` names a record whose question alone is longer.
     """
 
     def __init__(
@@ -153,47 +146,27 @@ class Examples(Sequence):
         components: str = "full",
         max_length: int = 40_960,
         keep: bool = True,
-        too_long: Path | None = None,
         progress: bool = False,
     ) -> None:
         self.records, self.images, self.max_length = records, images, max_length
-        self.components, self.encoder = components, Encoder(processor)
-        self.too_long, self._listed, self.kept = too_long, set(), None
+        self.components, self.encoder, self.kept = components, Encoder(processor), None
         if keep:
-            encode = tqdm(range(len(records)), "tokenizing", disable=not progress, unit=" records")
-            self.kept = [one for row in encode if (one := self._encode(row)) is not None]
+            rows = tqdm(range(len(records)), "tokenizing", disable=not progress, unit=" records")
+            self.kept = [self._encode(row) for row in rows]
             self.lengths = [len(one) for one in self.kept]
         else:
-            self.lengths = [estimated_length(record, self.encoder.frame) for record in records]
+            self.lengths = [len(record.image_ids) for record in records]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Encoded:
-        if self.kept is not None:
-            return self.kept[index]
-        # one that does not fit is replaced by the next that does
-        rows = (self._encode((index + step) % len(self)) for step in range(len(self)))
-        if (one := next((row for row in rows if row is not None), None)) is None:
-            raise IndexError(index)
-        return one
+        return self._encode(index) if self.kept is None else self.kept[index]
 
-    def _encode(self, row: int) -> Encoded | None:
+    def _encode(self, row: int) -> Encoded:
         record, frame = self.records[row], self.encoder.frame
-        encoded = self.encoder(conversation(record, self.images(record), self.components, frame))
-        if len(encoded) <= self.max_length:
-            return encoded
-        if self.too_long is not None and record.id not in self._listed:
-            self._listed.add(record.id)
-            append_lines(self.too_long, [{"id": record.id, "tokens": len(encoded)}])
-        return None
-
-
-def estimated_length(record: Record, frame: ProcessorFrame) -> int:
-    """About how many tokens a record has, without reading its images or tokenizing: enough to group
-    examples of similar length into batches. A word, a digit and a sign are about one each."""
-    tokens = len(re.findall(r"\d|[^\W\d]+|[^\s\w]", record.user_text + record.reply))
-    for box in record.boxes:
-        depth = int(box.z2 - box.z1) if hasattr(box, "z1") else 1
-        tokens += depth * (frame.tokens(max(4, int(box.height)), max(4, int(box.width))) + 2)
-    return tokens + len(record.image_ids) * (frame.tokens(*record.image_size or (256, 256)) + 2)
+        messages = conversation(record, self.images(record), self.components, frame)
+        if not len(encoded := self.encoder(messages, self.max_length)):
+            expected, do = f"a question of at most {self.max_length} tokens", "raise sft.max_length"
+            raise DatasetError(record.id, expected, "a longer one", do)
+        return encoded

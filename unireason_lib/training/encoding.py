@@ -108,9 +108,11 @@ class Encoder:
                 raise DatasetError("chat template", expected, "another", do)
             self.template = marked
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
+    def __call__(self, messages: Sequence[Mapping[str, Any]], limit: int | None = None) -> Encoded:
         """Encode chat messages with content lists, images as PIL images under ``"image"``, in the
-        assistant's turn too; a :class:`DatasetError` when an image token belongs to no image."""
+        assistant's turn too. More tokens than the ``limit`` are cut off behind the last one with
+        loss, so that no image is cut; nothing is left when the question alone is longer. A
+        :class:`DatasetError` when an image token belongs to no image."""
         parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
         shown = [part["image"] for part in parts if part["type"] == "image"]
         images = tuple(np.array(self.frame.aligned(image)) for image in shown)
@@ -128,7 +130,12 @@ class Encoder:
             raise DatasetError("conversation", expected, placeholder.sum(), do)
         repeats, factor = np.ones(len(ids), int), self.frame.factor
         repeats[placeholder] = [(i.shape[0] // factor) * (i.shape[1] // factor) for i in images]
-        return Encoded(np.repeat(ids, repeats), np.repeat(loss_mask, repeats), images)
+        ids, loss_mask = np.repeat(ids, repeats), np.repeat(loss_mask, repeats)
+        if limit is not None and len(ids) > limit:
+            end = np.flatnonzero(loss_mask[:limit]).max(initial=-1) + 1
+            images = images[: (np.cumsum(repeats)[placeholder] <= end).sum()]
+            ids, loss_mask = ids[:end], loss_mask[:end]
+        return Encoded(ids, loss_mask, images)
 
 
 def with_features(

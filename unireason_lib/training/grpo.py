@@ -61,11 +61,7 @@ def question_of(
     id, from which the seed of sampling follows: a question that comes twice gets two groups."""
     item, frame = record_item(record, images), generator.frame
     request = replace(item.request(item.load()), id=f"{position}/{record.id}")
-    text = generator.processor.apply_chat_template(
-        request.conversation(), tokenize=False, add_generation_prompt=True
-    )
-    tokens = sum(frame.tokens(image.height, image.width) - 1 for image in request.images)
-    if (tokens := tokens + len(generator.tokenizer(text).input_ids)) > limit:
+    if (tokens := len(generator.encode(request)[0])) > limit:
         expected = f"a prompt of at most {limit} tokens"
         raise TrainingError(record.id, expected, tokens, "raise grounding.max_prompt_length")
     height, width = request.images[0].height, request.images[0].width
@@ -197,21 +193,17 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
 
     def _record(self, inputs: Sequence[Mapping[str, Any]], seconds: float) -> None:
         """Metrics of the replies of all processes, and their lines of the rollout log."""
-        step, metrics, names = (
-            self.state.global_step,
-            self._metrics["train"],
-            self.reward_func_names,
-        )
+        step, names = self.state.global_step, self.reward_func_names
         lines = gather_object([_line(*one) for one in zip(inputs, self._traces, strict=True)])
         # TRL has gathered rewards and advantages of all processes, in the same order
-        rewards, weights = self._logs["rewards"], self.reward_weights.tolist()
-        for k, (line, advantage) in enumerate(zip(lines, self._logs["advantages"], strict=True)):
-            parts = {f"reward {name}": rewards[name][k] for name in names}
-            total = sum(w * r for w, r in zip(weights, parts.values(), strict=True))
-            line |= {"step": step, **parts, "reward": total, "advantage": advantage}
+        columns = self._logs["advantages"], *(self._logs["rewards"][name] for name in names)
+        for line, advantage, *parts in zip(lines, *columns, strict=True):
+            line |= {"step": step, "advantage": advantage}
+            line |= {f"reward {name}": part for name, part in zip(names, parts, strict=True)}
+            line["reward"] = float(np.dot(self.reward_weights.tolist(), parts))
         slowest = max(gather_object([seconds]))  # for which the others wait
         for name, value in {**rollout_metrics(lines), "rollout_seconds": slowest}.items():
-            metrics[name].append(value)
+            self._metrics["train"][name].append(value)
         if self.accelerator.is_main_process:
             if self._step == 0:  # of a resumed run: what is sampled again goes
                 cut_log(self.out / "rollouts.jsonl", step - 1)
@@ -245,8 +237,9 @@ def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 class FeatureCache:
     """What a frozen vision tower makes of each image: in outcome RL an image comes up in the
-    prompts of a whole group, in the passes of policy and reference, and again an epoch later. A
-    cache of more than 50,000 images begins anew."""
+    prompts of a whole group, in the passes of policy and reference, and again an epoch later."""
+
+    LIMIT = 50_000  # images; with more it begins anew
 
     def __init__(self) -> None:
         self.features: dict[Any, torch.Tensor] = {}
@@ -261,7 +254,7 @@ class FeatureCache:
             arrays = (one.detach().cpu().view(torch.uint8).numpy() for one in patches)
             digests = (blake2b(array, digest_size=16).digest() for array in arrays)
             keys = list(zip(map(tuple, image_grid_thw.tolist()), digests, strict=True))
-            if len(self.features) > 50_000:
+            if len(self.features) > self.LIMIT:
                 self.features.clear()
             new = {key: k for k, key in enumerate(keys) if key not in self.features}
             if rows := list(new.values()):

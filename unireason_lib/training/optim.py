@@ -7,11 +7,11 @@ at one pace. It is for the matrices of the layers; AdamW learns the rest. Both a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import trl.trainer.utils
@@ -64,31 +64,22 @@ def fast_bfloat16() -> bool:
 class FloatMuon(torch.optim.Muon):
     """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients:
     bfloat16 takes a quarter of a step of the tiny model on a CPU without such instructions, this a
-    twentieth. Steps agree within the rounding of bfloat16, and either loads the other's state.
-    Always with Nesterov's momentum and ``match_rms_adamw``."""
+    twentieth. Steps agree within the rounding of bfloat16, and either loads the other's state."""
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """A step of all matrices that have a gradient."""
-        for group in self.param_groups:
-            for weight in (one for one in group["params"] if one.grad is not None):
-                state = self.state[weight]
-                momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight.grad))
-                momentum.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(momentum, group["momentum"])
-                update = _orthogonal(update, group["ns_coefficients"], group["ns_steps"])
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
+        with patch("torch.optim._muon._zeropower_via_newtonschulz", _orthogonal):
+            super().step(closure)
 
 
 def _orthogonal(
-    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int
+    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
     """The matrix with its singular values brought near 1 by a quintic iteration."""
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    x = x / x.norm().clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

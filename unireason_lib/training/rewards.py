@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from statistics import fmean
 from typing import Literal
 
@@ -133,10 +134,8 @@ def _boxes_are_sound(text: str, dimension: str | None, frame: Frame | None) -> b
 
 
 def _is_sound(box: Box, dimension: str | None, frame: Frame | None) -> bool:
-    if dimension is not None and isinstance(box, Box3D) != (dimension == "3d"):
+    sides = 3 if isinstance(box, Box3D) else 2
+    if dimension not in (None, f"{sides}d") or box.is_empty:
         return False
-    corners, n = box.as_tuple(), 3 if isinstance(box, Box3D) else 2
-    low, high = corners[:n], corners[n:]
-    limits = frame[:n] if frame else (float("inf"),) * n
-    wide = min(b - a for a, b in zip(low[:2], high[:2], strict=True)) >= MIN_SIDE
-    return wide and min(low) >= 0 and all(b <= limit for b, limit in zip(high, limits, strict=True))
+    wide = min(box.width, box.height) >= MIN_SIDE
+    return wide and box.clip(*(frame or (inf,) * 3)[:sides]) == box

@@ -22,7 +22,6 @@ from trl import SFTConfig, SFTTrainer
 
 from unireason_lib.config import Grounding, Profile
 from unireason_lib.dataset.schema import Record
-from unireason_lib.errors import DatasetError
 from unireason_lib.training.callbacks import LOG, RunLog, sharding
 from unireason_lib.training.checkpoints import ExactResume, run, trainer_arguments
 from unireason_lib.training.data import Examples, Images
@@ -44,19 +43,14 @@ def train_sft(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> Path:
-    """Fine-tune a model on grounded records; a stopped run goes on from its last checkpoint.
+    """Fine-tune a model (which is changed) on grounded records, by the sections ``sft`` and
+    ``grounding`` of a profile; a stopped run goes on from its last checkpoint. ``images`` gives the
+    images of a record.
 
-    Args:
-        model, processor: Of :func:`~unireason_lib.grounding.load_model`; the model is changed.
-        records, images: What to learn from, and what gives the images of a record.
-        out: Folder of the run (:mod:`unireason_lib.training.checkpoints`), with ``too_long.jsonl``
-            when records were left out.
-        profile: All settings: sections ``sft`` and ``grounding``.
-        callbacks, progress: Of the trainer; whether to show bars.
-
-    Gives ``out/model``, a checkpoint in plain transformers form, or a PEFT adapter. A
-    :class:`TrainingError` for settings that do not fit together and a loss that is not finite, a
-    :class:`DatasetError` when no record is left, or as :func:`~.checkpoints.run` says.
+    Gives ``out/model``, a checkpoint in plain transformers form, or a PEFT adapter
+    (:mod:`unireason_lib.training.checkpoints`). A :class:`TrainingError` for settings that do not
+    fit together and a loss that is not finite, a :class:`DatasetError` as
+    :class:`~.data.Examples` and :func:`~.checkpoints.run` say.
     """
     out, ours = Path(out), profile.grounding
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}}
@@ -74,11 +68,8 @@ def train_sft(
         added = add_think_tokens(model, processor)
         freeze(model, ours.freeze_vision)
         how = {"components": ours.components, "max_length": profile.sft.max_length}
-        how |= {"keep": ours.feature_cache, "too_long": out / "too_long.jsonl"}
-        examples = Examples(records, images, processor, **how, progress=progress)
-        if not len(examples):
-            found, do = f"{len(records)} records, all too long", "raise sft.max_length"
-            raise DatasetError(out, "records to train on", found, do)
+        how |= {"keep": ours.feature_cache, "progress": progress}
+        examples, collator = Examples(records, images, processor, **how), Collator(processor)
         if ours.feature_cache:
             examples.kept = with_features(examples.kept, processor, model, progress)
         # TRL asks for a datasets.Dataset: it holds row numbers, workers look the examples up
@@ -87,7 +78,7 @@ def train_sft(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(rows),
-            data_collator=partial(_collate, examples, Collator(processor)),
+            data_collator=partial(_collate, examples, collator),
             processing_class=processor,
             peft_config=lora_config(ours.sft_lora_r, model, ours, added),
             callbacks=[RunLog(out / LOG), *callbacks],
