@@ -72,7 +72,7 @@ def test_results_of_an_evaluation_show_their_images(run, tiny_model, scripted, t
     page = (tmp_path / "e.html").read_text()
     assert result.exit_code == 0 and "3 replies" in result.stdout and result.stderr == ""
     assert NO_IMAGES not in page and page.count("<svg class=") == 3
-    assert ("a random region" in page) == (control == "random-crop")
+    assert ("not the region of the box" in page) == (control == "random-crop")
     (tmp_path / "e.jsonl.run.json").write_text('{"run": {"benchmark": {}}}')
     result = run("trace", out)
     assert result.exit_code == 0 and "shown without images" in result.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D, format_box
-from unireason_lib.errors import DatasetError, RequestError, ScanError
+from unireason_lib.errors import DatasetError, RequestError
 from unireason_lib.evaluation import CONTROLS, Benchmark, Item, ask_items, evaluate, report
 from unireason_lib.evaluation.controls import elsewhere, fitted, other_crops, partners, shown_images
 from unireason_lib.evaluation.run import overlaps
@@ -126,19 +125,6 @@ def test_a_run_is_gone_on_with_and_may_grow(tmp_path, phantoms, generator):
         QUICK(phantoms, out, generator, settings=LONG)
     with pytest.raises(RequestError, match=r'control was "none" and is now "blank"'):
         QUICK(phantoms, out, generator, control="blank")
-
-
-def test_an_unreadable_scan_is_one_line_and_is_tried_again(tmp_path, phantoms, generator):
-    def broken():
-        raise ScanError("scan.png: expected an image, found none.")
-
-    items = (*phantoms.items[:3], replace(phantoms.items[3], load=broken), *phantoms.items[4:6])
-    out = QUICK(Benchmark("b", items), tmp_path / "r.jsonl", generator)
-    (failed,) = [line for line in read_results(out) if "error" in line]
-    assert failed["error"]["type"] == "ScanError" and "scan.png" in failed["error"]["message"]
-    assert failed["id"] == items[3].id and failed["family"] == items[3].family
-    QUICK(Benchmark("b", phantoms.items[:6]), out, generator)
-    assert not any("error" in line for line in read_results(out))
 
 
 def test_a_full_disk_is_named_with_its_file(tmp_path, phantoms, generator, monkeypatch):

@@ -22,17 +22,10 @@ from unireason_lib.evaluation.benchmarks import open_benchmark
 from unireason_lib.evaluation.controls import CONTROLS, OTHER_CROPS, other_crops, shown_images
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference import (
-    Checkpoint,
-    Reading,
-    ResultsFile,
-    answer_stream,
-    read_scan,
-    scan_below,
-    write_all,
-)
+from unireason_lib.inference import Checkpoint, Reading, ResultsFile, answer_stream, write_all
 from unireason_lib.inference.batch import error_of
 from unireason_lib.inference.results import run_note
+from unireason_lib.inference.scan import read_scan, scan_below
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     from PIL import Image
@@ -209,7 +202,7 @@ def shown_results(
             images = _scan_of(line, root)
         rows, columns, _ = line["frame"]  # 3 is bicubic, as the processor resizes
         images = [i if i.size == (columns, rows) else i.resize((columns, rows), 3) for i in images]
-        elsewhere = {"crops": [], "status": "a random region"} if control in OTHER_CROPS else {}
+        elsewhere = {"crops": [], "status": "not the region of the box"} if control in OTHER_CROPS else {}
         boxes = [box | elsewhere if box["crops"] else box for box in line["pointings"]]
         return {**line, "pointings": boxes}, images
 
