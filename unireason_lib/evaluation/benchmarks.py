@@ -202,7 +202,8 @@ def parquet_items(
 ) -> tuple[Iterator[Item], dict[str, Any]]:
     """The questions of a data set: of ``sft/`` where it is (its replies hold true boxes), else of
     ``rl/``. Released rows name no split: theirs is that of ``release_split``, as in training. Rows
-    say themselves how they are shown. ``m3d_root`` and ``volumes`` as for ``open_release``."""
+    say themselves how they are shown. ``m3d_root`` and ``volumes`` as for ``open_release``; of a
+    data set of ours ``m3d_root`` is the folder of the scans whose images it does not store."""
     if path is None or not Path(path).is_dir():
         raise DatasetError(path, "the folder of a data set", "none", "give it: parquet:FOLDER")
     if shown["size"] or shown["window"]:
@@ -211,7 +212,7 @@ def parquet_items(
     folder = Path(path)
     form = "sft" if any((folder / "sft").glob("*.parquet")) else "rl"
     data = open_release(folder, m3d_root=m3d_root, volumes=volumes)
-    roots = {"release": data} if m3d_root else {}
+    roots = {"release": data, "": m3d_root} if m3d_root else {}
     images = partial(record_images, table=ImageTable(folder), roots=roots)
 
     def items_of_split(split: str, skipped: list) -> Iterator[Item]:

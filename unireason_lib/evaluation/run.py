@@ -202,8 +202,10 @@ def shown_results(
             images = _scan_of(line, root)
         rows, columns, _ = line["frame"]  # 3 is bicubic, as the processor resizes
         images = [i if i.size == (columns, rows) else i.resize((columns, rows), 3) for i in images]
-        elsewhere = {"crops": [], "status": "not the region of the box"} if control in OTHER_CROPS else {}
-        boxes = [box | elsewhere if box["crops"] else box for box in line["pointings"]]
+        boxes = line["pointings"]
+        if control in OTHER_CROPS:
+            elsewhere = {"crops": [], "status": "not the region of the box"}
+            boxes = [box | elsewhere if box["crops"] else box for box in boxes]
         return {**line, "pointings": boxes}, images
 
     return show
