@@ -26,3 +26,22 @@ def tiny_model(tiny_checkpoint):
     from unireason_lib.grounding import load_model
 
     return load_model(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A function that makes the model write a text, or what a function of the request gives."""
+    from unireason_lib.grounding import GroundedGenerator, Script
+
+    plain = GroundedGenerator.generate
+
+    def write(text):
+        def generate(self, requests, **settings):
+            requests = list(requests)
+            parts = [text(one) if callable(text) else (text,) for one in requests]
+            scripts = [Script(self.tokenizer, one) for one in parts]
+            return plain(self, requests, scripts=scripts, **settings)
+
+        monkeypatch.setattr(GroundedGenerator, "generate", generate)
+
+    return write

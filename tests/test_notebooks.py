@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import sys
-import types
 from importlib import metadata
 from pathlib import Path
 
@@ -78,7 +76,7 @@ def test_a_run_goes_on_after_a_failure_and_ends_with_the_results(project, capfd)
     ("arguments", "message"),
     [
         ({"names": ["07"]}, "'07'"),
-        ({"parameters": {"SED": 1}}, "perhaps SEED"),
+        ({"parameters": {"SED": 1}}, "perhaps 'SEED'"),
         ({"profile": "laptob"}, "laptop"),
     ],
 )
@@ -93,7 +91,7 @@ def test_plain_papermill_with_a_misspelt_parameter_does_not_run_the_defaults(pro
     import papermill
 
     path = project("00_a", "print('trained')")
-    with pytest.raises(papermill.PapermillExecutionError, match="perhaps PROFILE"):
+    with pytest.raises(papermill.PapermillExecutionError, match="perhaps 'PROFILE'"):
         papermill.execute_notebook(path, "out.ipynb", {"PROFIL": "smoke"}, progress_bar=False)
     assert "trained" not in text_of("out.ipynb")
 
@@ -157,13 +155,10 @@ def test_published_figures_are_finite_and_a_zero_is_one(monkeypatch):
     assert len(shown) == 2
 
 
-def test_versions_are_compared_with_what_is_declared_and_loaded(monkeypatch):
+def test_versions_are_compared_with_what_is_declared(monkeypatch):
     assert f"trl {metadata.version('trl')}" in notebooks.check_versions()
-    monkeypatch.setitem(sys.modules, "nibabel", types.SimpleNamespace(__version__="3.0.0"))
-    with pytest.raises(UniReasonError, match=r"nibabel 3\.0\.0 loaded.*restart the kernel"):
-        notebooks.check_versions()
     needs = ["trl<1", "no-such-package>=3", 'gone>=1; python_version < "3"']
     monkeypatch.setattr(notebooks.metadata, "requires", lambda name: needs)
-    with pytest.raises(UniReasonError, match=r"trl<1: 1.*no-such-package>=3: not inst") as caught:
+    with pytest.raises(UniReasonError, match=r"trl<1: 1.*no-such-package>=3: nothing") as caught:
         notebooks.check_versions()
     assert "gone" not in str(caught.value)

@@ -6,7 +6,6 @@ results, the check that committed outputs belong to the committed code, and the 
     python -m unireason_lib.notebooks sync | refresh | gate [00 03 ...]
 """
 
-import difflib
 import hashlib
 import itertools
 import math
@@ -24,7 +23,7 @@ from unittest.mock import patch
 import nbformat
 
 from unireason_lib import __version__
-from unireason_lib.config import load_profile
+from unireason_lib.config import load_profile, near
 from unireason_lib.errors import UniReasonError
 from unireason_lib.io import write_json, write_whole
 
@@ -67,12 +66,12 @@ def check_versions() -> str:
     for needed in map(Requirement, metadata.requires("unireason-lab") or ()):
         if needed.marker and not needed.marker.evaluate({"extra": ""}):
             continue
-        found = [one.version for one in metadata.distributions(name=needed.name)][:1]
-        loaded = getattr(sys.modules.get(needed.name), "__version__", *found or "-").split("+")[0]
-        if not found or not needed.specifier.contains(found[0], prereleases=True):
-            wrong.append(f"{needed}: {found[0] if found else 'not'} installed")
-        elif loaded != found[0].split("+")[0]:
-            wrong.append(f"{needed.name} {loaded} loaded, {found[0]} installed")
+        found = next((one.version for one in metadata.distributions(name=needed.name)), "nothing")
+        loaded = getattr(sys.modules.get(needed.name), "__version__", found)
+        if found == "nothing" or not needed.specifier.contains(found, prereleases=True):
+            wrong.append(f"{needed}: {found} installed")
+        elif loaded.split("+")[0] != found.split("+")[0]:
+            wrong.append(f"{needed.name} {loaded} loaded, {found} installed")
     if wrong:
         do = "run `make tutorial` or `pip install -r requirements.lock`, and restart the kernel"
         raise UniReasonError("installed packages", "those of pyproject.toml", "; ".join(wrong), do)
@@ -82,8 +81,7 @@ def check_versions() -> str:
 
 def _refuse_unknown(given: Any, known: Any, subject: str) -> None:
     for name in set(given) - set(known):
-        near = difflib.get_close_matches(name, known, 1) or sorted(known)
-        raise UniReasonError(subject, "a known one", repr(name), f"perhaps {', '.join(near)}")
+        raise UniReasonError(subject, "a known one", repr(name), near(name, sorted(known)))
 
 
 def publish(
@@ -93,14 +91,13 @@ def publish(
     notebooks ends with; an interval whose ends are not known (nan) is left out."""
     from IPython.display import display
 
-    interval = None if interval and math.isnan(interval[0] + interval[1]) else interval
-    values = [getattr(x, "item", lambda x=x: x)() for x in (value, *(interval or ()))]
-    if not all(
-        isinstance(x, str) or (isinstance(x, int | float) and math.isfinite(x)) for x in values
-    ):
-        raise UniReasonError(f"result {name!r}", "finite numbers or a text", repr(values), "fix it")
+    ends = () if interval is None or math.isnan(sum(interval)) else interval
+    values = [getattr(x, "item", lambda x=x: x)() for x in (value, *ends)]
+    for x in values:
+        if not isinstance(x, str) and not (isinstance(x, int | float) and math.isfinite(x)):
+            raise UniReasonError(f"result {name!r}", "finite numbers or a text", repr(x), "fix it")
     shown = [f"{x:.3g}" if isinstance(x, float) and abs(x) < 1000 else str(x) for x in values]
-    text = f"{shown[0]} {unit}".strip() + (f" ({shown[1]} to {shown[2]})" if interval else "")
+    text = f"{shown[0]} {unit}".strip() + (f" ({shown[1]} to {shown[2]})" if ends else "")
     row = {"result": name, "value": text, "note": note}
     display({RESULT: row, "text/plain": f"{name}: {text}" + f"  [{note}]" * bool(note)}, raw=True)
 
@@ -120,7 +117,7 @@ def execute(path: Path, out: Path, parameters: dict[str, Any], profile: Any) -> 
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    began, status, error = time.monotonic(), "passed", ""
+    began, error = time.monotonic(), ""
     how = {"kernel_name": "python3", "start_timeout": 180, "cwd": path.parent}
     how |= {"execution_timeout": profile.notebook.cell_timeout, "progress_bar": sys.stderr.isatty()}
     how["extra_arguments"] = ["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"]
@@ -128,12 +125,12 @@ def execute(path: Path, out: Path, parameters: dict[str, Any], profile: Any) -> 
         with patch.dict(os.environ, ENVIRONMENT | (OFFLINE if profile.notebook.offline else {})):
             papermill.execute_notebook(path, out, parameters, **how)
     except papermill.PapermillExecutionError as failure:
-        status, error = "failed", f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".split("\n")[0]
     except (CellTimeoutError, DeadKernelError) as failure:
-        status, error = "failed", f"{type(failure).__name__}: {failure}"
-    seconds, error = time.monotonic() - began, error.split("\n")[0]
+        error = f"{type(failure).__name__}: {failure}".split("\n")[0]
+    seconds, status = round(time.monotonic() - began, 1), "failed" if error else "passed"
     print(f"  {path.stem:<24}{seconds:8.1f} s  {status}  {error}".rstrip(), flush=True)
-    return {"notebook": path.stem, "seconds": round(seconds, 1), "status": status, "error": error}
+    return {"notebook": path.stem, "seconds": seconds, "status": status, "error": error}
 
 
 def run(
@@ -153,26 +150,21 @@ def run(
     paths, out, settings = select(names), project_root() / out, load_profile(profile)
     declared = {path: papermill.inspect_notebook(str(path)) for path in paths}
     _refuse_unknown(parameters or (), set().union(*declared.values()), "parameter")
-    jobs, results = [], []
+    jobs = {}
     for path in paths:
-        given = {k: v for k, v in (parameters or {}).items() if k in declared[path]}
+        own = {k: v for k, v in (parameters or {}).items() if k in declared[path]}
         short = not names and path.stem[:2] in TRAINING
-        jobs.append((path, out / path.name, {"PROFILE": "smoke" if short else profile, **given}))
-
-    def seconds(job: tuple) -> float:
-        """What a notebook took when its outputs were made."""
-        return nbformat.read(job[0], 4).metadata.get("unireason", {}).get("seconds", 0)
-
+        jobs[path] = {"PROFILE": "smoke" if short else profile} | own
+    # the slow ones first, by what they took when their outputs were made
+    order = sorted(paths, key=lambda p: -_stamp(p).get("seconds", 0) * (workers > 1))
     with ProcessPoolExecutor(workers) as pool:
-        slow_first = sorted(jobs, key=seconds, reverse=True) if workers > 1 else jobs
-        begun = {job[0]: pool.submit(execute, *job, settings) for job in slow_first}
+        begun = {p: pool.submit(execute, p, out / p.name, jobs[p], settings) for p in order}
         rows = [begun[path].result() for path in paths]
-    for path, executed, given in jobs:
-        if given["PROFILE"] != "smoke":  # smoke figures mean nothing
-            cells = nbformat.read(executed, 4).cells
-            outputs = [output for cell in cells for output in cell.get("outputs", ())]
-            found = [o["data"][RESULT] for o in outputs if RESULT in o.get("data", {})]
-            results += [{"notebook": path.stem, **row} for row in found]
+    results = []
+    for path in (path for path in paths if jobs[path]["PROFILE"] != "smoke"):
+        cells = nbformat.read(out / path.name, 4).cells  # smoke figures mean nothing
+        data = [o.get("data", {}) for cell in cells for o in cell.get("outputs", ())]
+        results += [{"notebook": path.stem, **one[RESULT]} for one in data if RESULT in one]
     write_json(out / "results.json", {"profile": profile, "notebooks": rows, "results": results})
     print("\n" + pd.DataFrame(results or rows).to_markdown(index=False))
     print(f"\nExecuted notebooks: {os.path.relpath(out)}")
@@ -188,6 +180,26 @@ def source_hash(notebook: Any) -> str:
     return _digest("\0".join(cell.source for cell in _code(notebook)))
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    """What a notebook says of how it was made: profile, seconds, and what it was synced with."""
+    return nbformat.read(path, 4).metadata.get("unireason", {})
+
+
+def _script(path: Path) -> str:
+    """The paired script that belongs to a notebook."""
+    import jupytext
+    from jupytext.config import load_jupytext_configuration_file
+
+    notebook = nbformat.read(path, 4)
+    pairing = load_jupytext_configuration_file(str(path.parent / "jupytext.toml"))
+    pairing.set_default_format_options(notebook.metadata.setdefault("jupytext", {}))
+    return jupytext.writes(notebook, "py:percent")
+
+
 def refresh(names: Any = ()) -> list[str]:
     """Execute notebooks with their own parameters; keep the outputs of those that pass, and return
     the names of the others."""
@@ -198,21 +210,21 @@ def refresh(names: Any = ()) -> list[str]:
     failed = []
     for path in select(names):
         with tempfile.TemporaryDirectory() as folder:
-            row = execute(path, Path(folder, path.name), {}, load_profile())
-            notebook, _ = CoalesceStreamsPreprocessor()(
-                nbformat.read(Path(folder, path.name), 4), {}
-            )
+            out = Path(folder, path.name)
+            row = execute(path, out, {}, load_profile())
+            notebook = nbformat.read(out, 4)
         if row["status"] != "passed":
             failed.append(f"{path.name} failed")
             continue
+        notebook, _ = CoalesceStreamsPreprocessor()(notebook, {})
+        for cell in notebook.cells:
+            cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+            for output in cell.get("outputs", ()):
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         profile = papermill.inspect_notebook(str(path))["PROFILE"]["default"].strip("\"'")
         stamp = {"profile": profile, "source": source_hash(notebook), "seconds": row["seconds"]}
         stamp["synced"] = _digest(_script(path))
         notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "unireason": stamp}
-        for cell in notebook.cells:
-            cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
-            for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-                data.pop("application/vnd.jupyter.widget-view+json", None)
         write_whole(path, nbformat.writes(notebook) + "\n")
     return failed
 
@@ -225,33 +237,19 @@ def sync(names: Any = ()) -> None:
     for path in select(names):
         script, paired = path.with_suffix(".py"), _script(path)
         text = script.read_text(encoding="utf-8") if script.is_file() else paired
-        last = nbformat.read(path, 4).metadata.get("unireason", {}).get("synced")
+        last = _stamp(path).get("synced")
         if last and text != paired:
-            edited = [last != _digest(one) for one in (text, paired)]
-            if all(edited):
+            contents = {script: text, path: paired}
+            edited = [one for one, content in contents.items() if _digest(content) != last]
+            if len(edited) == 2:
                 do = "rename one, sync, and take its changes over by hand"
                 raise UniReasonError(script, "one of the pair edited", f"{path.name} too", do)
-            (script if edited[0] else path).touch()  # jupytext takes the newer one
+            edited[0].touch()  # jupytext takes the newer one
         jupytext(["--quiet", "--sync", str(path)])
         notebook, now = nbformat.read(path, 4), _digest(_script(path))
         if notebook.metadata.setdefault("unireason", {}).get("synced") != now:
             notebook.metadata["unireason"]["synced"] = now
             write_whole(path, nbformat.writes(notebook) + "\n")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _script(path: Path) -> str:
-    """The paired script that belongs to a notebook."""
-    import jupytext
-    from jupytext.config import load_jupytext_configuration_file
-
-    notebook = nbformat.read(path, 4)
-    pairing = load_jupytext_configuration_file(str(path.parent / "jupytext.toml"))
-    pairing.set_default_format_options(notebook.metadata.setdefault("jupytext", {}))
-    return jupytext.writes(notebook, "py:percent")
 
 
 def gate(names: Any = ()) -> list[str]:

@@ -140,6 +140,11 @@ def _vision_flops(model: Any, sample: Any) -> tuple[float, float]:
     return images, sample.crops * image_flops(model, sample.crop_rows, sample.crop_columns)
 
 
+def _key_width(text: Any) -> int:
+    """Of the keys of a token in one layer."""
+    return text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+
+
 @dataclass(frozen=True)
 class Stage:
     """A training stage of a profile on GPUs."""
@@ -166,9 +171,8 @@ class Stage:
         each = -(-replies // self.count)
         prompts = self.profile.grounding.rollout_batch_size or each
         together = 0 if settings.use_vllm else min(each, prompts * settings.num_generations)
-        keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-        cached = 4.0 * together * self.samples.tokens.max() * text.num_hidden_layers * keys
-        return step, replies, together, cached
+        layers = text.num_hidden_layers * _key_width(text)
+        return step, replies, together, 4.0 * together * self.samples.tokens.max() * layers
 
     def memory(self) -> dict[str, float]:
         """Part -> bytes on one GPU, at most.
@@ -187,28 +191,25 @@ class Stage:
         if self.profile.model.quantization == "4bit":
             frozen -= 1.5 * sum(matrix.numel() for matrix in _matrices(self.model))
         in_use = 2.0 * learns * whole  # autocast's copies in 16 bits
+        layers = text.num_hidden_layers
         if shards > 1:  # two layers at a time; to generate in the same process, the whole model
-            two = 4.0 * language / text.num_hidden_layers
-            in_use = 2.0 * (language + vision) if cached else two
-        keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-        kept = 12 * text.hidden_size + 4 * keys + 8 * text.intermediate_size  # bytes a token, layer
-        inputs = text.num_hidden_layers * 2 * text.hidden_size
-        kept = (
-            2 * kept + inputs if settings.gradient_checkpointing else text.num_hidden_layers * kept
-        )
+            in_use = 2.0 * (language + vision) if cached else 4.0 * language / layers
+        kept = 12 * text.hidden_size + 4 * _key_width(text) + 8 * text.intermediate_size
+        inputs = 2 * layers * text.hidden_size  # bytes a token, as what a layer keeps
+        kept = 2 * kept + inputs if settings.gradient_checkpointing else layers * kept
         tokens = settings.per_device_train_batch_size * self.samples.tokens.max()
         reference = self.name == "grpo" and settings.beta and whole
+        optimizer = max(estimate_training_usage(4 * learns, "float32").values())
         return {
             "frozen weights": frozen / shards,
-            "weights, gradients, optimizer":
-                max(estimate_training_usage(4 * learns, "float32").values()) / shards,
+            "weights, gradients, optimizer": optimizer / shards,
             "reference model": 2.0 * (language + vision) / shards if reference else 0.0,
             "weights in use": in_use,
             "activations": float(tokens * kept),
             "logits": 12.0 * min(tokens, 1024) * text.vocab_size,
             "keys and values": cached,
             "CUDA context": 1.5e9,
-        }  # fmt: skip
+        }
 
     def fits(self) -> tuple[bool, float]:
         """Whether a GPU holds it, also before DeepSpeed has sharded what it loaded; usable GB."""
@@ -245,10 +246,8 @@ class Stage:
         scorings = (settings.beta > 0) + (steps > 1 or settings.use_vllm)
         prefill = scored = learnt = 0.0
         for dimension, count in counts.items():
-            sample, prompts = (
-                self.samples.loc[dimension],
-                generations * replies / group * count / total,
-            )
+            sample = self.samples.loc[dimension]
+            prompts = generations * replies / group * count / total
             images, crops = _vision_flops(model, sample)
             prompt = language_flops(model, sample.prompt)
             injected = language_flops(model, sample.prompt + sample.injected) - prompt

@@ -58,21 +58,3 @@ def run(tiny_checkpoint) -> Callable[..., Result]:
         return result
 
     return call
-
-
-@pytest.fixture
-def scripted(monkeypatch) -> Callable[..., None]:
-    """A function that makes the model write given parts in every reply."""
-    from unireason_lib.grounding import GroundedGenerator, Script
-
-    plain = GroundedGenerator.generate
-
-    def write(*parts: str | int) -> None:
-        def generate(self, requests, **settings):
-            requests = list(requests)
-            script = Script(self.tokenizer, parts)
-            return plain(self, requests, scripts=[script] * len(requests), **settings)
-
-        monkeypatch.setattr(GroundedGenerator, "generate", generate)
-
-    return write

@@ -103,38 +103,6 @@ def test_results_of_another_model_are_not_mixed(batch, questions, tiny_checkpoin
     assert out.read_bytes() == before
 
 
-def test_volumes_by_the_columns_of_m3d(run, scans, tmp_path, scripted):
-    scripted("<think><|box_start|>[16,8,2,48,24,4]<|box_end|></think>A. axial<|im_end|>")
-    text = "Image Path,Text,Question Type,Question,Choice A,Choice B,Choice C,Answer\n"
-    for name in ("0.nii.gz", "1.nii.gz", "../0.nii.gz"):
-        text += f'{name},"long, quoted",1,"Which plane, please?",axial,coronal,NA,axial\n'
-    (tmp_path / "q.csv").write_text(text)
-    out = tmp_path / "out.jsonl"
-    words = ("--input-csv", tmp_path / "q.csv", "--data-root", scans, "--output", out, "--quiet")
-    words += ("--target-size", "4x32x64", "--batch-size", 2, "--max-new-tokens", 99)
-    result = run("infer", "3d-batch", *words)
-    assert result.exit_code == 1 and "1 of 3 samples failed" in result.stderr
-    lines = sorted(lines_of(out), key=lambda line: line["id"])
-    assert [line.get("correct") for line in lines] == [True, True, None]
-    assert lines[0]["serialization"]["size"] == [4, 32, 64] and lines[0]["volume"] == "0.nii.gz"
-    assert lines[0]["boxes_voxel"] == [[5, 4, 6, 15, 12, 12]] and len(lines[0]["boxes_mm"][0]) == 2
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "Missing option '--input'"),
-        (("--input", "Q", "--image-root", "none"), "no folder"),
-        (("--input", "Q", "--batch-size", "0"), "at least 1"),
-    ],
-)
-def test_wrong_arguments(run, questions, tmp_path, words, message):
-    words = [questions(*rows(1)) if word == "Q" else word for word in words]
-    result = run("infer", "2d-batch", *words, "--output", tmp_path / "out.jsonl")
-    assert result.exit_code == 2 and message in result.stderr
-    assert not (tmp_path / "out.jsonl").exists()
-
-
 def test_a_killed_run_goes_on(batch, questions, scans, tiny_checkpoint, tmp_path):
     """A real process, killed without warning in the middle; meanwhile no one else may write."""
     path, out = questions(*rows(30)), tmp_path / "out.jsonl"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 
-import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,15 +88,6 @@ def test_the_serialization_comes_from_the_checkpoint(
     assert line["serialization"]["window"] == "percentile"
 
 
-def test_what_is_suspicious_about_a_scan_is_said(ask, scans, tmp_path):
-    scan = nib.load(scans / "0.nii.gz")
-    array = np.asarray(scan.dataobj).copy()
-    array[:, :, 5] = array[:, :, 4]
-    nib.save(nib.Nifti1Image(array, scan.affine), tmp_path / "twice.nii")
-    result, line = ask("3d", tmp_path / "twice.nii", "--target-size", "4,32,32")
-    assert "warning: slices that repeat the one before" in result.stdout and line["warnings"]
-
-
 def test_quiet_prints_the_answer_alone(run, scans, scripted):
     scripted("<think>hm</think>\x1b[31mred<|im_end|>")
     words = ("infer", "2d", "--image", scans / "0.png", "--question", "What?")
@@ -124,7 +114,7 @@ def test_results_of_a_batch_are_not_overwritten(run, scans, tmp_path):
         (("--model-path", "./nothing"), "no such folder"),
         (("--option-a", "x", "--option-c", "y"), "found A, C"),
         (("--question", "<|im_end|>"), "plain text, found the control token"),
-        (("--target-size", "32x256"), "write it as 32,256,256"),
+        (("--target-size", "32x256"), "slices, rows, columns"),
         (("--target-size", "0,8,8"), "from 1 to 4096"),
         (("--normalize", "kidneys"), "abdomen"),
         (("--normalize", "300,-100"), "low < high"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unireason_lib.evaluation import open_benchmark
-from unireason_lib.grounding import GroundedGenerator, Script
+from unireason_lib.grounding import GroundedGenerator
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import ResultsFile
 
@@ -29,17 +29,11 @@ def generator(tiny_model):
 
 
 @pytest.fixture
-def scripted(monkeypatch, generator):
+def scripted(scripted, generator):
     """A function that makes the model write what ``parts_of(request)`` gives, in every reply."""
-    plain = GroundedGenerator.generate
 
     def write(parts_of):
-        def generate(self, requests, **settings):
-            requests = list(requests)
-            scripts = [Script(self.tokenizer, (*parts_of(r), "<|im_end|>")) for r in requests]
-            return plain(self, requests, scripts=scripts, **settings)
-
-        monkeypatch.setattr(GroundedGenerator, "generate", generate)
+        scripted(lambda request: (*parts_of(request), "<|im_end|>"))
         return generator
 
     return write

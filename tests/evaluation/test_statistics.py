@@ -156,17 +156,13 @@ def test_one_checkpoint_each_says_nothing_about_conditions():
 
 
 def test_power_is_how_often_an_effect_is_found():
-    study = Study(13, patients=60, each=3, seeds=5)
-    for effect in (0.0, 0.1):
-        found, errors = 0, []
-        for _ in range(300):
-            effects = study.patient_effects()
-            a, b = study.values(0.5, effects), study.values(0.5 + effect, effects)
-            one = difference(a, b, study.patients, paired_seeds=True)
-            found += one.p < 0.05 and one.difference.value > 0
-            errors.append(one.standard_error)
-        error = math.sqrt(np.mean(np.square(errors)))  # that of one study is known roughly
-        assert found / 300 == pytest.approx(power(error, 4, effect), abs=0.07)
+    """Of normal differences with an error that each study estimates with four degrees."""
+    draw, error, df, effect = np.random.default_rng(0), 0.04, 4, 0.1
+    found = draw.normal(effect, error, 20_000)
+    errors = error * np.sqrt(draw.chisquare(df, 20_000) / df)
+    assert np.mean(found / errors > t.isf(0.025, df)) == pytest.approx(
+        power(error, df, effect), abs=0.01
+    )
     assert power(0.1, 4, 0.0) == pytest.approx(0.025)
     assert power(1, 30, 2.0, 0.01) < power(1, 30, 2.0) < power(1, 30, 3.0)
 

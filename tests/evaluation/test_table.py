@@ -167,12 +167,8 @@ def files(write, line):
 
 def test_the_pooled_table_comes_back(files, tmp_path):
     table = pooled(files)
-    assert list(table.columns) == list(tables.POOLED) and list(table["id"][:4]) == [
-        "q0",
-        "q1",
-        "q2",
-        "q3",
-    ]
+    assert list(table.columns) == list(tables.POOLED)
+    assert list(table["id"][:4]) == "q0 q1 q2 q3".split()
     packed = tmp_path / "t.csv.gz"
     tables.write_pooled(table, packed)
     pd.testing.assert_frame_equal(read_pooled(packed), table, check_dtype=False)
@@ -185,7 +181,7 @@ def test_the_pooled_table_comes_back(files, tmp_path):
         read_pooled(packed)
 
 
-def test_rows_are_chosen_by_condition_control_and_more(files, tmp_path):
+def test_rows_are_chosen_by_condition_control_and_more(files):
     table = pooled(files)
     assert len(select(table, "RL")) == 8
     blank = select(table, "RL", control="blank")
@@ -197,9 +193,6 @@ def test_rows_are_chosen_by_condition_control_and_more(files, tmp_path):
     assert mean(select(table, "RL"), "iou_first").n == 6
     with pytest.raises(DatasetError, match=r"rows of 'SFT'.*choose one of RL, before"):
         select(table, "SFT")
-    (tmp_path / "t.csv").write_text("condition,seed\nx,y\n")
-    with pytest.raises(DatasetError, match="invalid"):
-        read_pooled(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("study", ["claims", "efficiency"])
@@ -222,15 +215,6 @@ def test_the_kept_studies_can_be_computed_again(study):
     corrected = holm([found.p for found in comparisons])
     significant = [one["verdict"] == "reproduced" for one in kept]
     assert [p < 0.05 for p in corrected] == significant
-
-
-def test_the_other_kept_tables_can_be_read():
-    table = read_pooled(KEPT / "rl-laptop.csv.gz")
-    assert table["concluded"].isna().all() and set(table["control"]) == {"none"}
-    seeds = [select(table, name)["seed"].nunique() for name in ("SFT", "SFT+RL")]
-    assert seeds == [1, 3] and len(read_pooled(KEPT / "pilot.csv.gz"))
-    lines = read_table(KEPT / "textures-no-regions.jsonl")
-    assert 0 < lines["correct"].mean() < 0.5 and lines["followed"].notna().any()
 
 
 # --- slices and volumes ------------------------------------------------------------------------
@@ -272,9 +256,3 @@ def test_slices_without_boxes_count_as_disagreement(line, failed):
     paper = line("v", **about(5, (96, 105, 5, 147, 152, 6)), boxes=[[98, 107, 153, 154]])
     overlap = consistency([paper])["overlap"][0]
     assert overlap == pytest.approx(0.7940, abs=5e-5)  # its second case
-
-
-def test_replies_without_a_cuboid_raise_no_slices(phantoms, line):
-    lines = [line(i.id, boxes=[[0, 0, 5, 5]], frame=[64, 64, 4]) for i in phantoms]
-    with pytest.raises(DatasetError, match="begin with a cuboid"):
-        slice_benchmark(phantoms, lines)

@@ -36,9 +36,9 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        said = {"verdict": self.verdict, "why": self.why, "p_holm": self.p}
-        said["comparison"] = plain(self.comparison)
-        return {"claim": self.name, **self.claim.model_dump(), **said}
+        found = {"comparison": plain(self.comparison), "p_holm": self.p}
+        found |= {"verdict": self.verdict, "why": self.why}
+        return {"claim": self.name, **self.claim.model_dump(), **found}
 
 
 def judge(grid: Grid, table: pd.DataFrame) -> list[Verdict]:
@@ -49,24 +49,23 @@ def judge(grid: Grid, table: pd.DataFrame) -> list[Verdict]:
     neither; "cannot tell": fewer than :data:`LEAST_SEEDS` seeds, no spread, or no replies. A claim
     that cannot be judged still counts as one in the correction.
     """
-    verdicts = [_compared(Verdict(name, claim), table) for name, claim in grid.claims.items()]
+    verdicts = [_compared(name, claim, table) for name, claim in grid.claims.items()]
     p_values = holm([1.0 if one.why else one.comparison.p for one in verdicts])
     return [one if one.why else _judged(one, p) for one, p in zip(verdicts, p_values, strict=True)]
 
 
-def _compared(one: Verdict, table: pd.DataFrame) -> Verdict:
+def _compared(name: str, claim: Claim, table: pd.DataFrame) -> Verdict:
     """With its comparison; ``why`` says what stands against judging it, if anything does."""
-    claim, why = one.claim, ""
     try:
-        sides = [select(table, name, **claim.where) for name in (claim.worse, claim.better)]
-        comparison = compare(*sides, claim.value, paired_seeds=True)
+        sides = [select(table, side, **claim.where) for side in (claim.worse, claim.better)]
+        comparison, why = compare(*sides, claim.value, paired_seeds=True), ""
     except UniReasonError as error:
-        return replace(one, why=str(error))
+        return Verdict(name, claim, why=str(error))
     if min(comparison.seeds) < LEAST_SEEDS:
         why = f"{min(comparison.seeds)} seeds in both conditions, {LEAST_SEEDS} are needed"
     elif math.isnan(comparison.p):
         why = "nothing varies between seeds and patients, so nothing says how sure it is"
-    return replace(one, comparison=comparison, why=why)
+    return Verdict(name, claim, comparison, why=why)
 
 
 def _judged(one: Verdict, p: float) -> Verdict:
@@ -87,25 +86,29 @@ def table_of_conditions(
     dimension; what is not measured is left out."""
     rows = []
     for name in names:
-        mine = table[(table["condition"] == name) & (table["control"] == control)]
-        row = {"condition": name, "seeds": mine["seed"].nunique()}
-        for value, dimension in product(VALUES, ("2d", "3d")):
-            scale = 100 if "%" in VALUES[value] else 1
-            if found := mean(mine[mine["dimension"] == dimension], value):
-                row[f"{dimension.upper()} {VALUES[value]}"] = found.text(scale)
+        part = table[(table["condition"] == name) & (table["control"] == control)]
+        row = {"condition": name, "seeds": part["seed"].nunique()}
+        for (value, title), dimension in product(VALUES.items(), ("2d", "3d")):
+            if found := mean(part[part["dimension"] == dimension], value):
+                row[f"{dimension.upper()} {title}"] = found.text(100 if "%" in title else 1)
         rows += [row] if len(row) > 2 else []
     return pd.DataFrame(rows).fillna("")
 
 
 def table_of_claims(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """Claims, their differences and verdicts, as text."""
-    rows = []
-    for one in verdicts:
-        claim, found = one.claim, one.comparison
-        row = {"claim": one.name, "better": claim.better, "worse": claim.worse}
-        row["on"] = ", ".join(filter(None, (claim.dimension, claim.kind, claim.value)))
-        scale = 1 if claim.value.startswith("iou") else 100
-        row["difference (95 %)"] = found.difference.text(scale, "+") if found else "cannot tell"
-        row["p, Holm"] = "cannot tell" if one.p is None else f"{one.p:.3f}"
-        rows.append({**row, "verdict": one.verdict})
-    return pd.DataFrame(rows)
+
+    def row(one: Verdict) -> dict[str, str]:
+        claim, scale = one.claim, 1 if one.claim.value.startswith("iou") else 100
+        difference = one.comparison and one.comparison.difference.text(scale, "+")
+        return {
+            "claim": one.name,
+            "better": claim.better,
+            "worse": claim.worse,
+            "on": ", ".join(filter(None, (claim.dimension, claim.kind, claim.value))),
+            "difference (95 %)": difference or "cannot tell",
+            "p, Holm": "cannot tell" if one.p is None else f"{one.p:.3f}",
+            "verdict": one.verdict,
+        }
+
+    return pd.DataFrame(map(row, verdicts))

@@ -18,14 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError
+from pydantic import model_validator as validated
 
 from unireason_lib.config import load_profile, near, parse_value
 from unireason_lib.errors import GridError, UniReasonError
@@ -44,7 +38,7 @@ def _overrides(given: Any) -> Any:
     return joined(*(f"{k}={v}" for k, v in given.items())) if isinstance(given, Mapping) else given
 
 
-def _parameters(given: Any) -> Any:
+def _parameters(given: Any) -> dict[str, Any]:
     """Parameters of a notebook, from text to literals; a stage without any is an empty text."""
     given = given or {}
     if not isinstance(given, Mapping) or set(given) & set(PLANNED):
@@ -110,7 +104,7 @@ class Grid(_Strict):
     conditions: Annotated[dict[str, Condition], Field(min_length=1)]
     claims: dict[str, Claim] = {}
 
-    @model_validator(mode="after")
+    @validated(mode="after")
     def _agrees(self) -> Grid:
         """Seeds differ, conditions that are named exist, and the profile has all settings."""
         if len(set(self.seeds)) < len(self.seeds):
@@ -118,9 +112,8 @@ class Grid(_Strict):
         self.refuse_unknown(self.smoke, "smoke")
         for claim in self.claims.values():
             self.refuse_unknown((claim.better, claim.worse), "a claim")
-        for condition in self.conditions.values():
-            for given in condition.stages.values():
-                load_profile(self.profile, joined(self.overrides, given.get("OVERRIDES", "")))
+        for given in (g for one in self.conditions.values() for g in one.stages.values()):
+            load_profile(self.profile, joined(self.overrides, given.get("OVERRIDES", "")))
         return self
 
     def refuse_unknown(self, names: Iterable[str], where: str) -> None:
@@ -151,17 +144,15 @@ def load_grid(path: str | Path) -> Grid:
         return Grid.model_validate({"name": path.stem, "seeds": 5, **content})
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        where, found, do = (
-            ": ".join([str(path), *map(str, first["loc"])]),
-            first["input"],
-            "mend it",
-        )
-        if isinstance(own := first.get("ctx", {}).get("error"), UniReasonError):
-            raise GridError(f"{where}: {own.subject}", own.expected, own.found, own.do) from None
-        if first["type"] == "extra_forbidden":
-            known = {**Grid.model_fields, **Condition.model_fields, **Claim.model_fields}
-            found, do = first["loc"][-1], near(str(first["loc"][-1]), known)
-        raise GridError(where, first["msg"], repr(found)[:200], do) from None
+        where, ours = ": ".join(map(str, (path, *first["loc"]))), first.get("ctx", {}).get("error")
+        if isinstance(ours, UniReasonError):
+            raise GridError(
+                f"{where}: {ours.subject}", ours.expected, ours.found, ours.do
+            ) from None
+        known = {**Grid.model_fields, **Condition.model_fields, **Claim.model_fields}
+        unknown = first["type"] == "extra_forbidden"
+        do = near(str(first["loc"][-1]), known) if unknown else "correct it"
+        raise GridError(where, first["msg"], repr(first["input"])[:200], do) from None
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise GridError(path, "a grid in YAML", error, "see data/ablations") from error
 
@@ -203,22 +194,19 @@ def plan(grid: Grid, *, seeds: int | None = None, only: Collection[str] = ()) ->
         for name in (name for name in grid.conditions if not only or name in only):
             before: Job | None = None
             for stage, given in grid.conditions[name].stages.items():
-                parameters = {
-                    **given,
-                    "PROFILE": grid.profile,
-                    "OVERRIDES": joined(grid.overrides, given.get("OVERRIDES", "")),
-                    "SEED": 0 if stage == "test" else seed,  # all are asked the same questions
-                }
+                overrides = joined(grid.overrides, given.get("OVERRIDES", ""))
+                given = {**given, "PROFILE": grid.profile, "OVERRIDES": overrides}
+                given["SEED"] = 0 if stage == "test" else seed  # all are asked the same questions
                 needs = before.key if before else None
-                decides = json.dumps([grid.name, stage, sorted(parameters.items()), needs])
+                decides = json.dumps([grid.name, stage, sorted(given.items()), needs])
                 key = hashlib.blake2b(decides.encode(), digest_size=5).hexdigest()
                 run = f"{grid.name}-{key}"
-                parameters |= {"MODEL": before.makes} if before else {}
+                given |= {"MODEL": before.makes} if before else {}
+                makes = f"runs/{stage}/{run}/model"
                 if stage == "test":
-                    parameters["RESULTS"] = f"runs/evaluation/{run}"
-                    makes = f"runs/evaluation/{run}/replies.jsonl"
-                else:
-                    makes, parameters["RUN"] = f"runs/{stage}/{run}/model", run
+                    folder = f"runs/evaluation/{run}"
+                    makes = f"{folder}/replies.jsonl"
+                given |= {"RESULTS": folder} if stage == "test" else {"RUN": run}
                 sharing = *(jobs[key].conditions if key in jobs else ()), name
-                before = jobs[key] = Job(key, stage, parameters, makes, needs, seed, sharing)
+                before = jobs[key] = Job(key, stage, given, makes, needs, seed, sharing)
     return list(jobs.values())

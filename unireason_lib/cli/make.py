@@ -13,7 +13,7 @@ import typer
 
 from unireason_lib.errors import DatasetError
 
-from .options import named_values, size_of, window_of, with_options
+from .options import settings_of, with_options
 
 
 @with_options(
@@ -32,20 +32,16 @@ def build(given: Any) -> None:
     from unireason_lib.imaging import QWEN_FRAME
     from unireason_lib.inference import Checkpoint
 
-    try:
-        train, val, test = map(float, given.fractions.split(","))
-    except ValueError:
+    if len(given.fractions) != 3 or isinstance(given.fractions, str):
         found, do = repr(given.fractions), "write 0.9,0.05,0.05"
-        raise DatasetError("--fractions", "three numbers, by commas", found, do) from None
-    names = "limit per_family prior_studies seed writer images".split()
+        raise DatasetError("--fractions", "three numbers, by commas", found, do)
+    names = "limit per_family prior_studies seed size window writer images".split()
     config = building.BuildConfig(
         sources=tuple(map(building.SourceSpec.parse, given.source)),
         families=tuple(name.strip() for name in given.families.split(",") if name.strip()) or None,
-        size=size_of(given.size),
-        window=window_of(given.window),
         frame=Checkpoint(given.model).frame() if given.model else QWEN_FRAME,
-        writer_options=named_values(given.writer_option, "--writer-option"),
-        fractions={"train": train, "val": val, "test": test},
+        writer_options=given.writer_option,
+        fractions=dict(zip(("train", "val", "test"), given.fractions, strict=True)),
         **{name: getattr(given, name) for name in names},
     )
     if given.dry_run:
@@ -62,11 +58,8 @@ def build(given: Any) -> None:
     made = f"{report.built:,} studies processed now" if report.built else "was finished already"
     typer.echo(f"{report.folder}: {made}, {report.seconds:.1f} s\n{json.dumps(about, indent=1)}")
     if report.unreadable:
-        from unireason_lib.dataset.hub import load_set
-
-        for row in load_set(report.folder, "refused", "train"):
-            if row["reason"] == "unreadable":
-                typer.echo(f"could not be read: {row['study']}: {row['detail']}", err=True)
+        do = 'load_dataset(folder, "refused") says why'
+        typer.echo(f"{report.unreadable} studies could not be read; {do}", err=True)
         raise typer.Exit(1)
 
 
@@ -93,10 +86,7 @@ def rl(given: Any) -> None:
 
 def _train(stage: str, given: Any) -> None:
     """Records, model, training."""
-    from unireason_lib.config import load_profile
-
-    settings = load_profile(given.profile, "\n".join(given.set or ()))
-    section, ours = getattr(settings, stage), settings.grounding
+    settings = settings_of(given)  # before the seconds of importing torch
 
     from unireason_lib.grounding import Settings, load_profile_model
     from unireason_lib.training.callbacks import FreeRunning, balanced, sharding
@@ -104,9 +94,17 @@ def _train(stage: str, given: Any) -> None:
     from unireason_lib.training.data import images_from, training_records
     from unireason_lib.training.encoding import injects
 
-    wanted = getattr(settings, f"{stage}_data")
+    section, ours, limits = getattr(settings, stage), settings.grounding, settings.generation
     where = {"m3d_root": given.m3d_root, "volumes": given.volumes, "seed": section.seed}
-    where["form"] = {"sft": "sft", "grpo": "rl"}[stage]
+    if stage == "sft":
+        from unireason_lib.training.sft import train_sft as train
+
+        where["form"], limits = "sft", (limits.max_new_tokens, limits.max_rounds)
+    else:
+        from unireason_lib.training.grpo import train_grpo as train
+
+        where["form"], limits = "rl", (section.max_completion_length, ours.rollout_max_rounds)
+    wanted = getattr(settings, f"{stage}_data")
     counts = {"2d": wanted.records_2d, "3d": wanted.records_3d}
     records = training_records(given.data, counts, **where)
     try:
@@ -118,14 +116,6 @@ def _train(stage: str, given: Any) -> None:
     path = whole_checkpoint(given.model, settings.model.dtype)
     loaded = load_profile_model(settings.model, Path.cwd(), path, device=_device())
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
-    if stage == "sft":
-        from unireason_lib.training.sft import train_sft as train
-
-        limits = (settings.generation.max_new_tokens, settings.generation.max_rounds)
-    else:
-        from unireason_lib.training.grpo import train_grpo as train
-
-        limits = (section.max_completion_length, ours.rollout_max_rounds)
     how = Settings(limits[0], limits[1] * injects(ours.components))
     tests = FreeRunning(held_out, ours.free_running_steps, images, how)
     callbacks = [tests] if held_out and sharding() != "fsdp" else []
@@ -207,12 +197,11 @@ def plan(given: Any) -> None:
     config.json); the rest is assumed in configs/planning.yaml, so hours are a range. A set-up that
     cannot fit is refused, with the nearest ones that can.
     """
-    from unireason_lib.config import load_profile
     from unireason_lib.planning import STAGES, estimate
 
-    how = {"stages": given.stage or STAGES, "model": given.model, "price": given.price}
-    profile = load_profile(given.profile, "\n".join(given.set or ()))
-    typer.echo(estimate(profile, given.gpus, sharding=given.sharding, **how).to_markdown())
+    how = {name: getattr(given, name) for name in ("model", "sharding", "price")}
+    made = estimate(settings_of(given), given.gpus, stages=given.stage or STAGES, **how)
+    typer.echo(made.to_markdown())
 
 
 @with_options("notebooks profile parameter out workers", out=Path("runs/tutorial"))
@@ -220,7 +209,6 @@ def tutorial(given: Any) -> None:
     """Run the notebooks headlessly; in a run of all, 04 and 05, which train long, run as smoke."""
     from unireason_lib.notebooks import run
 
-    parameters = named_values(given.parameter, "-p")
-    rows = run(given.notebooks or (), given.profile, parameters, given.out, given.workers)
+    rows = run(given.notebooks or (), given.profile, given.parameter, given.out, given.workers)
     if any(row["status"] != "passed" for row in rows):
         raise typer.Exit(1)

@@ -1,10 +1,9 @@
-"""What commands share: their options, how they end, and how values are read."""
+"""What commands share: their options, read into values, and how they end."""
 
 from __future__ import annotations
 
 import errno
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
-from unireason_lib.errors import RequestError, ScanError, ScanWarning, UniReasonError
+from unireason_lib.errors import RequestError, ScanWarning, UniReasonError
 
 OPTIONS = yaml.safe_load((Path(__file__).parents[1] / "configs/options.yaml").read_text("utf-8"))
 TYPES = {"str": str, "path": Path, "int": int, "float": float, "bool": bool}
@@ -42,7 +41,8 @@ def with_options(names: str, **defaults: Any) -> Callable[..., Callable[..., Non
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=kind))
 
     def decorate(run: Callable[[SimpleNamespace], None]) -> Callable[..., None]:
-        def command(context: typer.Context, **values: Any) -> None:
+        def command(context: typer.Context, **words: Any) -> None:
+            values = {name: _read(name, given) for name, given in words.items()}
             run(SimpleNamespace(command=context.info_name, **values))
 
         own = inspect.Parameter("context", keyword, annotation=typer.Context)
@@ -57,19 +57,11 @@ class Command(TyperCommand):
     """A command whose errors end as a message and an exit code, never as a traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:
-        """Run it; warnings about scans become lines."""
-        plain = warnings.showwarning
-
-        def show(message: Any, category: type, *where: Any) -> None:
-            if issubclass(category, ScanWarning):
-                typer.echo(f"warning: {message}", err=True)
-            else:
-                plain(message, category, *where)
-
+        """Run it; warnings become lines."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", ScanWarning)
-                warnings.showwarning = show
+                warnings.showwarning = lambda text, *_: typer.echo(f"warning: {text}", err=True)
                 if ctx.params.get("quiet"):
                     quiet_libraries()
                 return super().invoke(ctx)
@@ -81,15 +73,14 @@ class Command(TyperCommand):
             stopped = isinstance(error.__context__, KeyboardInterrupt)
             message, code = (str(error), 130) if stopped else (f"error: {error}", 2)
         except Exception as error:
-            full = "No space left on device" in str(error)  # also by PyTorch, safetensors, Arrow
-            if not full and not isinstance(error, OSError):
-                raise
-            from unireason_lib.io import disk_error
-
-            if full:  # in words that name the file, or the output
-                place = getattr(error, "filename", None) or ctx.params.get("out")
-                error = disk_error(place, OSError(errno.ENOSPC, "No space left on device"))
             message, code = f"error: {error}", 2
+            if "No space left on device" in str(error):  # by PyTorch, safetensors, Arrow as well
+                from unireason_lib.io import disk_error
+
+                place = getattr(error, "filename", None) or ctx.params.get("out")
+                message = f"error: {disk_error(place, OSError(errno.ENOSPC, 'disk full'))}"
+            elif not isinstance(error, OSError):
+                raise
         typer.echo(message, err=True)
         raise typer.Exit(code)
 
@@ -113,33 +104,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
-def size_of(text: str | None) -> tuple[int, ...] | None:
-    """``"32,256,256"`` or ``"32x256x256"`` as numbers."""
-    if text is not None and not re.fullmatch(r"\d+([,x])\d+\1\d+", text):
-        raise ScanError("size", "slices, rows, columns", repr(text), "write it as 32,256,256")
-    return text and tuple(map(int, re.findall(r"\d+", text)))
+def settings_of(given: Any) -> Any:
+    """The profile that a command was given, with its ``--set``."""
+    from unireason_lib.config import load_profile
+
+    return load_profile(given.profile, "\n".join(given.set or ()))
 
 
-def window_of(text: str | None) -> Any:
-    """``"-150,250"`` as a pair, any other word as it is."""
-    try:
-        return tuple(map(float, text.split(","))) if text and "," in text else text
-    except ValueError:
-        do = "write it as --window=-150,250"
-        raise ScanError("window", "a name or LOW,HIGH", repr(text), do) from None
-
-
-def named_values(texts: list[str] | None, flag: str) -> dict[str, Any]:
-    """``["budget=20"]`` as names and values: what JSON or Python would read them as, else text."""
+def _read(name: str, given: Any) -> Any:
+    """What an option says: ``32x256x256`` or ``-150,250`` a tuple, another word as it is; of
+    repeated ``name=value`` a dictionary."""
     from unireason_lib.config import parse_value
 
+    how = OPTIONS[name].get("read")
+    if how == "literal" and given is not None:
+        from unireason_lib.imaging.serialize import check_size
+
+        value = parse_value(re.sub(r"(?<=\d)x(?=\d)", ",", given))
+        value = value if isinstance(value, str | tuple) else (value,)
+        return check_size(value) if name == "size" else value
+    if how != "pairs":
+        return given
     values: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise RequestError(flag, "name=value", repr(text), "correct it")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = parse_value(value)
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise RequestError(
+                f"--{name.replace('_', '-')}", "name=value", repr(text), "correct it"
+            )
+        values[key] = parse_value(value)
     return values

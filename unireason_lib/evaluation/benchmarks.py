@@ -85,11 +85,10 @@ def open_benchmark(
         name, path = "parquet", name
     elif path is None:
         name, _, path = name.partition(":")
-    if name not in makers:
+    if name not in makers or (limit is not None and limit < 1):
         do = "name one of them, as name:path where it needs files, or a folder with sft/ or rl/"
-        raise DatasetError("benchmark", f"one of {', '.join(makers)}", repr(name), do)
-    if limit is not None and limit < 1:
-        raise DatasetError("limit", "1 or more", limit, "correct it")
+        expected = f"one of {', '.join(makers)}, and a limit of 1 or more"
+        raise DatasetError("benchmark", expected, f"{name!r} and {limit}", do)
     if serialization is not None and name != "parquet":
         dimension = LAYOUTS[name].dimension if name in LAYOUTS else "3d"
         reading = Reading.like(serialization, dimension=dimension, size=size, window=window)
@@ -103,13 +102,13 @@ def open_benchmark(
     except TypeError as error:
         expected = f"options of {', '.join([*known.parameters][5:])}"
         raise DatasetError(f"benchmark {name}", expected, error, "correct or remove them") from None
-    title, items, content = makers[name](name, path or None, split, shown, skipped, **options)
+    items, content = makers[name](name, path or None, split, shown, skipped, **options)
     items = tuple(islice(items, limit or (500 if name == "phantom" else None)))
     path = str(Path(path).resolve()) if path else None
     identity = shown | {"name": name, "path": path, "split": split, "frame": asdict(frame)}
     identity = json.loads(json.dumps(identity | options, default=str))  # as a run notes it
     opened = identity | {"limit": limit}
-    return Benchmark(title, items, identity | content, tuple(skipped), opened)
+    return Benchmark(name, items, identity | content, tuple(skipped), opened)
 
 
 def study_items(
@@ -125,7 +124,7 @@ def study_items(
     per_family: int = 1,
     prior_studies: int | None = None,
     **options: Any,
-) -> tuple[str, Iterator[Item], dict[str, Any]]:
+) -> tuple[Iterator[Item], dict[str, Any]]:
     """Questions about the studies of a source, by the rules of the training data, which ``seed``
     chooses: ``per_family`` of some ``families`` about each study, of which ``a_patient`` (of
     phantoms 2) are asked in turn. Studies that cannot be read are skipped.
@@ -142,8 +141,8 @@ def study_items(
             raise DatasetError(name, expected, f"{path} and {split!r}", f"write {name} alone")
         a_patient, sources = a_patient or 2, []
         prior_studies = 300 if prior_studies is None else prior_studies
-        for d in (options["dimension"],) if options.get("dimension") else ("2d", "3d"):
-            phantoms = partial(open_source, "phantom", **{**options, "dimension": d})
+        for d in [options.pop("dimension", None)] if options.get("dimension") else ["2d", "3d"]:
+            phantoms = partial(open_source, "phantom", dimension=d, **options)
             asked = phantoms(start=FIRST_PATIENT[split] + FIRST_3D * (d == "3d"), count=PATIENTS)
             sources.append((asked, phantoms(start=0, count=prior_studies)))
         shown = {**shown, "size": shown["size"] or sources[0][0].config.shape}
@@ -169,11 +168,11 @@ def study_items(
             for question in ask(view, **how):
                 yield _item(question, view, source=source.name, load=partial(images_of, k))
 
-        rows = ((f"{source.name}[{k}]", k) for k in range(len(source)))
-        return most_likely_answers(items_of(rows, make, skipped), known)
+        rows = ((f"{source.name}[{k}]", partial(make, k)) for k in range(len(source)))
+        return most_likely_answers(items_of(rows, skipped), known)
 
     turns = zip_longest(*(stream(*pair) for pair in sources))
-    return sources[0][0].name, (item for turn in turns for item in turn if item is not None), {}
+    return (item for turn in turns for item in turn if item is not None), {}
 
 
 def _item(question: Question, view: View, load: Any = None, source: str = "") -> Item:
@@ -197,15 +196,14 @@ def parquet_items(
     shown: Mapping[str, Any],
     skipped: list,
     *,
-    roots: Mapping[str, str] | str | None = None,
     m3d_root: str | None = None,
     volumes: str | None = None,
     dimension: str | None = None,
-) -> tuple[str, Iterator[Item], dict[str, Any]]:
+) -> tuple[Iterator[Item], dict[str, Any]]:
     """The questions of a data set: of ``sft/`` where it is (its replies hold true boxes), else of
     ``rl/``. Released rows name no split: theirs is that of ``release_split``, as in training. Rows
-    say themselves how they are shown. ``roots``: folder of the scans of rows without images, or
-    source -> folder; ``m3d_root`` and ``volumes`` as for ``open_release``."""
+    say themselves how they are shown. ``m3d_root`` and ``volumes`` as for ``open_release``; of a
+    data set of ours ``m3d_root`` is the folder of the scans whose images it does not store."""
     if path is None or not Path(path).is_dir():
         raise DatasetError(path, "the folder of a data set", "none", "give it: parquet:FOLDER")
     if shown["size"] or shown["window"]:
@@ -214,25 +212,24 @@ def parquet_items(
     folder = Path(path)
     form = "sft" if any((folder / "sft").glob("*.parquet")) else "rl"
     data = open_release(folder, m3d_root=m3d_root, volumes=volumes)
-    known = {"": roots} if isinstance(roots, str) else dict(roots or {})
-    known |= {"release": data} if m3d_root else {}
-    images = partial(record_images, table=ImageTable(folder), roots=known)
+    roots = {"release": data, "": m3d_root} if m3d_root else {}
+    images = partial(record_images, table=ImageTable(folder), roots=roots)
 
     def items_of_split(split: str, skipped: list) -> Iterator[Item]:
-        def make(row: tuple[str, Any]) -> Iterator[Item]:
+        def make(*row: Any) -> Iterator[Item]:
             record = data.record(*row)
             if split in ("all", release_split(record)) and dimension in (None, record.dimension):
                 yield record_item(record, images)
 
-        return items_of(((row[0], row) for row in data.rows(form, split)), make, skipped)
+        rows = ((row[0], partial(make, *row)) for row in data.rows(form, split))
+        return items_of(rows, skipped)
 
     items = items_of_split(split, skipped)
     if split != "train" and any((folder / form).glob("train-*.parquet")):
         items = most_likely_answers(items, islice(items_of_split("train", []), TRAINING))
     manifest = folder / "manifest.json"
     files = [manifest] if manifest.is_file() else sorted((folder / form).glob("*.parquet"))
-    content = {"content": " ".join(sha256_of(file) for file in files)}
-    return f"{folder.resolve().name} {split}", items, content
+    return items, {"content": " ".join(sha256_of(file) for file in files)}
 
 
 def record_item(record: Record, images: Callable[[Record], list[Image.Image]]) -> Item:
@@ -272,16 +269,15 @@ def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) ->
         name = next(iter(parent.about.get("names", ())), f"the {parent.truth_boxes[0][0]}")
         asked = {"dimension": "2d", "question": words.format(a=name, it="image"), "answer": None}
         asked |= {"kind": "quadrant", "options": dict(zip("ABCD", QUADRANTS, strict=True))}
+        asked |= {"truth_boxes": (), "guess": None}
         load = lru_cache(maxsize=1)(parent.load)  # slices of one volume are asked together
         for z in slice_range(box, line["frame"][2]):
             about = {"parent": parent.id, "slice": z, "cuboid": list(box.as_tuple())}
-            show = partial(lambda load, z: [load()[z]], load, z)
-            own = {"id": f"{parent.id}#z{z:03d}", "load": show, "about": about, "truth_boxes": ()}
-            items.append(replace(parent, guess=None, **asked, **own))
-    name = f"slices of {benchmark.name}"
+            own = {"id": f"{parent.id}#z{z:03d}", "about": about}
+            items.append(replace(parent, **asked, **own, load=lambda z=z, load=load: [load()[z]]))
     if not items:
         expected = "replies about one structure of a volume that begin with a cuboid"
         do = "ask a model that writes boxes in volumes, or more questions"
-        raise DatasetError(name, expected, "none", do)
+        raise DatasetError(f"slices of {benchmark.name}", expected, "none", do)
     identity = {**benchmark.identity, "mode": "slices"}
-    return Benchmark(name, tuple(items), identity, opened=benchmark.opened)
+    return replace(benchmark, items=tuple(items), identity=identity, skipped=())

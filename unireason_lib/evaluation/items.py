@@ -59,14 +59,16 @@ class Item:
     ) -> tuple[tuple[str, Box], ...]:
         """The truth boxes in the frame of the model that is asked, for images of ``height`` and
         ``width``. A ``DatasetError`` when the question has boxes of another frame in its words."""
-        size = height, width
-        if self.frame is None or self.frame.size(*size) == frame.size(*size):
+        own, size = self.frame or frame, (height, width)
+        if own.size(*size) == frame.size(*size):
             return self.truth_boxes
         if _WRITTEN_BOX.search(" ".join([self.question, *self.options.values()])):
-            expected, found = f"boxes for images of {frame.size(*size)}", self.frame.size(*size)
-            do = "build the data set for this model's processor (build --model)"
-            raise DatasetError(self.id, expected, found, do)
-        moved = ((name, self.frame.from_frame(box, *size)) for name, box in self.truth_boxes)
+            expected, do = (
+                f"boxes for images of {frame.size(*size)}",
+                "build the data set for this model (build --model)",
+            )
+            raise DatasetError(self.id, expected, own.size(*size), do)
+        moved = ((name, own.from_frame(box, *size)) for name, box in self.truth_boxes)
         return tuple((name, frame.to_frame(box, *size)) for name, box in moved)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,16 +99,14 @@ class Benchmark:
     opened: Mapping[str, Any] = field(default_factory=dict)  # arguments of open_benchmark
 
     def __post_init__(self) -> None:
-        twice = [name for name, count in Counter(i.id for i in self).items() if count > 1]
+        twice = [repr(name) for name, n in Counter(i.id for i in self).items() if n > 1]
         if not self.items or twice:
-            reasons = "".join(
-                f" ({len(self.skipped)} rows skipped: {r})" for _, r in self.skipped[:1]
+            first = "".join(
+                f" ({len(self.skipped)} rows skipped: {one.reason})" for one in self.skipped[:1]
             )
-            found, do = (
-                f"{twice[0]!r} twice" if twice else f"none{reasons}",
-                "check path, split, limit",
-            )
-            raise DatasetError(f"benchmark {self.name}", "questions with different ids", found, do)
+            found = f"{twice[0]} twice" if twice else f"none{first}"
+            expected, do = "questions with different ids", "check path, split, limit"
+            raise DatasetError(f"benchmark {self.name}", expected, found, do)
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
@@ -116,12 +116,12 @@ class Benchmark:
 
 
 def items_of(
-    rows: Iterable[tuple[str, Any]], make: Callable[[Any], Iterable[Item]], skipped: list[Skipped]
+    rows: Iterable[tuple[str, Callable[[], Iterable[Item]]]], skipped: list[Skipped]
 ) -> Iterator[Item]:
-    """What ``make`` gives for each row (name, content); rows that raise an error are noted."""
-    for name, row in rows:
+    """The items of rows, each a name and what makes its items; a row that cannot is noted."""
+    for name, make in rows:
         try:
-            yield from list(make(row))
+            yield from list(make())
         except UniReasonError as error:
             skipped.append(Skipped(name, str(error)))
 

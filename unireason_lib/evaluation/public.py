@@ -31,18 +31,9 @@ from unireason_lib.prompts import LETTERS
 
 Row = Mapping[str, Any]
 
-
-_FILE = Path(__file__).with_name("public.yaml").read_text(encoding="utf-8")
-_USUAL = {
-    "family": [],
-    "kind": [],
-    "rows": {},
-    "path": "(?P<patient>.*)",
-    "places": [r"\g<0>"],
-    "folder": ".",
-}
-LAYOUTS = {name: SimpleNamespace(**_USUAL | one) for name, one in yaml.safe_load(_FILE).items()}
-M3D_TYPES = {"1": "plane", "2": "phase", "3": "organ", "4": "abnormality", "5": "location"}
+_KNOWN = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text(encoding="utf-8"))
+_USUAL = _KNOWN.pop("usual")
+LAYOUTS = {name: SimpleNamespace(**_USUAL | own) for name, own in _KNOWN.items()}
 
 
 def public_items(
@@ -55,33 +46,34 @@ def public_items(
     image_size: Sequence[int] | None = None,
     root: str | Path | None = None,
     open: bool = False,
-) -> tuple[str, Iterator[Item], dict[str, Any]]:
+) -> tuple[Iterator[Item], dict[str, Any]]:
     """The questions of a table, or of those tables in a folder that are named after the split (of
     their rows a split other than ``"test"`` takes all). ``root``: folder of the scans;
     ``image_size`` as for ``inference.Reading``; ``open``: multiple-choice questions are asked
     without their options, and answers compared in words."""
     layout, tables = LAYOUTS[name], _tables(name, path, split)
     folder = tables[0].parent.resolve()
-    above = [one for one in (folder, *folder.parents[:2]) if (one / layout.folder).is_dir()]
-    root = Path(root or (above or [folder])[0])
+    above = (one for one in (folder, *folder.parents[:2]) if (one / layout.folder).is_dir())
+    root = Path(root or next(above, folder))
     reading = Reading(shown["size"] or PAPER_SIZE, shown["window"], image_size)
 
     @lru_cache(maxsize=4)  # questions about one scan come together
     def read(where: str) -> Sequence[Any]:
         return read_scan(scan_below(root, where), layout.dimension, reading).images
 
-    def make(numbered: tuple[str, Row | Exception]) -> Iterator[Item]:
-        row_id, row = numbered
+    def make(row_id: str, row: Row | Exception) -> Iterator[Item]:
         if isinstance(row, Exception):
             raise row
         wanted = layout.rows.items() if split == "test" else ()
         if all(re.match(form, str(row.get(column) or "")) for column, form in wanted):
             yield _item(row_id, row, layout, root, read, open)
 
-    numbered = ((one, number, row) for one in tables for number, row in enumerate(_rows(one), 1))
-    rows = ((f"{t.name}, row {n}", (f"{name}/{t.stem}/{n}", row)) for t, n, row in numbered)
-    content = {"tables": {table.name: sha256_of(table) for table in tables}}
-    return name, items_of(rows, make, skipped), content
+    rows = (
+        (f"{table.name}, row {number}", partial(make, f"{name}/{table.stem}/{number}", row))
+        for table in tables
+        for number, row in enumerate(_rows(table), 1)
+    )
+    return items_of(rows, skipped), {"tables": {one.name: sha256_of(one) for one in tables}}
 
 
 def _tables(name: str, path: str | Path | None, split: str) -> list[Path]:
@@ -107,24 +99,27 @@ def _item(
     name: str, row: Row, layout: SimpleNamespace, root: Path, read: Callable, without_options: bool
 ) -> Item:
     image = row.get("image") or row.get("img_name")
-    embedded = image.get("bytes") if isinstance(image, Mapping) else None
-    image = str(image.get("path") or name) if isinstance(image, Mapping) else image
+    stored = image if isinstance(image, Mapping) else {}  # in Parquet, with its bytes
+    image = str(stored.get("path") or name) if stored else image
     sample = _sample({**row, "image": image} if image else row, layout, without_options)
     scan = sample.scan.replace("\\", "/").removeprefix("./")
     parts = re.fullmatch(layout.path, scan)
     patient = row.get("patient") or (parts["patient"] if parts else scan)
-    if embedded:
-        patient = hashlib.sha256(embedded).hexdigest()[:16]
+    if content := stored.get("bytes"):
+        patient, load = (
+            hashlib.sha256(content).hexdigest()[:16],
+            lambda: [load_image(content, name=name)],
+        )
     else:  # paths that lead out of the folder are refused here
         places = [parts.expand(place) for place in layout.places] if parts else [scan]
-        scan = next((place for place in places if scan_below(root, place).exists()), places[0])
-    load = (lambda: [load_image(embedded, name=name)]) if embedded else partial(read, scan)
+        found = (place for place in places if scan_below(root, place).exists())
+        load = partial(read, next(found, places[0]))
     family = _first(row, layout.family) or ("closed" if sample.options else "open")
     return Item(
         id=name,
         patient=str(patient),
         dimension=layout.dimension,
-        family=M3D_TYPES.get(family, family),
+        family=layout.families.get(family, family),
         question=sample.question,
         options=dict(sample.options),
         answer=sample.truth,

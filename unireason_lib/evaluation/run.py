@@ -8,8 +8,9 @@ It survives being killed, and the same call goes on with it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,14 @@ from unireason_lib import __version__
 from unireason_lib.answers import plain_words
 from unireason_lib.boxes import Box
 from unireason_lib.errors import RequestError
-from unireason_lib.evaluation.controls import CONTROLS, other_crops, shown_images
+from unireason_lib.evaluation.benchmarks import open_benchmark
+from unireason_lib.evaluation.controls import CONTROLS, OTHER_CROPS, other_crops, shown_images
 from unireason_lib.evaluation.items import Benchmark, Item
-from unireason_lib.inference import Checkpoint, ResultsFile, answer_stream, write_all
+from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.inference import Checkpoint, Reading, ResultsFile, answer_stream, write_all
 from unireason_lib.inference.batch import error_of
+from unireason_lib.inference.results import run_note
+from unireason_lib.inference.scan import read_scan, scan_below
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     from PIL import Image
@@ -164,3 +169,56 @@ def by_length(items: Sequence[Item], batch_size: int) -> Iterator[Item]:
 
     for first in range(0, len(items), batch_size * _GROUPED):
         yield from sorted(items[first : first + batch_size * _GROUPED], key=length)
+
+
+def shown_results(
+    path: str | Path, root: str | Path | None = None
+) -> Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[Image.Image]]]:
+    """A function that gives a line of a file of results, of ``infer`` or ``evaluate``, with its
+    images as the model saw them: of its benchmark, opened as for the run (at ``root``, if that is
+    given), or of the scan that the line names, which lies below ``root`` unless it was the user's
+    own question.
+
+    Crops that were not those of the boxes (a control) are left out of the line.
+    """
+    note = run_note(path)
+    run, opened = note.get("run") or {}, note.get("opened") or {}
+    control, root = run.get("control", "none"), root or run.get("root")
+
+    @cache
+    def benchmark() -> tuple[dict[str, Item], Callable[[Item], Sequence[Image.Image]]]:
+        how = _with_tuples(opened) | {"frame": ProcessorFrame(**opened["frame"])}
+        how["path"] = root or how["path"]
+        made = open_benchmark(**how)
+        return {item.id: item for item in made}, shown_images(made, control)
+
+    def show(line: Mapping[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
+        about = line.get("about") or {}
+        if "benchmark" in run:  # a question about a slice has a parent
+            items, images_of = benchmark()
+            images = images_of(items[about.get("parent", line["id"])])
+            images = [images[about["slice"]]] if "parent" in about else images
+        else:
+            images = _scan_of(line, root)
+        rows, columns, _ = line["frame"]  # 3 is bicubic, as the processor resizes
+        images = [i if i.size == (columns, rows) else i.resize((columns, rows), 3) for i in images]
+        boxes = line["pointings"]
+        if control in OTHER_CROPS:
+            elsewhere = {"crops": [], "status": "not the region of the box"}
+            boxes = [box | elsewhere if box["crops"] else box for box in boxes]
+        return {**line, "pointings": boxes}, images
+
+    return show
+
+
+def _scan_of(line: Mapping[str, Any], root: str | Path | None) -> Sequence[Image.Image]:
+    name, layout = line["image" if line["dimension"] == "2d" else "volume"], line["serialization"]
+    layout = layout | ({"window": layout["range"]} if "range" in layout else {})
+    how = {one.name: layout[one.name] for one in fields(Reading) if one.name in layout}
+    path = scan_below(Path(root), name, absolute=True) if root else Path(name)
+    return read_scan(path, line["dimension"], Reading(**_with_tuples(how))).images
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -24,8 +24,8 @@ from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import DatasetError, RequestError, raising
 from unireason_lib.evaluation.statistics import Comparison, Interval, difference, interval
 from unireason_lib.inference import read_results
-from unireason_lib.inference.results import run_file
-from unireason_lib.io import read_json, write_whole
+from unireason_lib.inference.results import run_note
+from unireason_lib.io import write_whole
 
 WORDS = ("control", "id", "patient", "dimension", "family", "kind")
 NUMBERS = ("correct", "iou_first", "iou_all", "format", "concluded", "followed", "failed")
@@ -163,7 +163,8 @@ def report(path: str | Path) -> tuple[pd.DataFrame, str]:
     """The :func:`summary` of a file of results, with the blank images :func:`beside` it if they are
     of the same benchmark; and the same in Markdown, with notes."""
     path, blank = Path(path), beside(path, "blank")
-    results, run, of_blank = read_table(path), _run(path), _run(blank)
+    results = read_table(path)
+    run, of_blank = (run_note(one).get("run") or {} for one in (path, blank))
     same = blank.is_file() and of_blank.get("benchmark") == run.get("benchmark")
     table = summary(results, read_table(blank) if same else None)
     shown, whole = table[["dimension", "family", "n", "failed"]].copy(), table.iloc[0]
@@ -191,12 +192,6 @@ def beside(path: str | Path, what: str) -> Path:
     -> ``result.blank.jsonl``."""
     path = Path(path)
     return path.with_name(f"{path.stem}.{what}{path.suffix}")
-
-
-def _run(path: Path) -> Mapping[str, Any]:
-    """What made a file of results; empty when nobody noted it."""
-    note = run_file(path)
-    return (read_json(note, RequestError).get("run") or {}) if note.is_file() else {}
 
 
 def pooled(files: Mapping[Sequence[Any], str | Path]) -> pd.DataFrame:

@@ -81,6 +81,13 @@ def run_file(path: Path) -> Path:
     return path.with_name(path.name + ".run.json")
 
 
+def run_note(path: str | Path) -> dict[str, Any]:
+    """What made a file of results (``run``) and opens its images (``opened``); empty when nobody
+    noted it."""
+    note = run_file(Path(path))
+    return read_json(note, RequestError) if note.is_file() else {}
+
+
 def read_results(path: str | Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file of results, or the one object of a ``.json`` that no batch made; a
     :class:`RequestError` when the file is missing or a line in it is no result."""
