@@ -178,7 +178,7 @@ def test_partners_are_other_patients_and_stay_when_the_benchmark_grows():
     assert [np.asarray(i)[0, 0, 0] for i in changed] == [10, 10, 90, 90]
 
 
-@pytest.mark.parametrize("control", ["random-crop", "swapped-crop"])
+@pytest.mark.parametrize("control", ["random-crop", "shifted-crop", "swapped-crop"])
 def test_other_crops_have_the_size_of_the_box_and_miss_it_and_no_crop_has_none(
     tmp_path, scripted, control
 ):
@@ -206,9 +206,10 @@ def test_other_crops_have_the_size_of_the_box_and_miss_it_and_no_crop_has_none(
 def test_a_box_elsewhere_has_its_size_and_overlaps_it_little():
     box = Box2D(4, 4, 20, 24)
     for k in range(50):
-        moved = elsewhere(box, (64, 64), str(k))
+        moved = elsewhere(box, (64, 64), str(k) if k else None)
         assert moved.iou(box) < 0.1 and (moved.width, moved.height) == (16, 20)
         assert moved.clip(64, 64) == moved
+    assert elsewhere(box, (64, 64)) == Box2D(20, 4, 36, 24)  # beside it
     cuboid = elsewhere(Box3D(0, 0, 1, 30, 30, 3), (64, 64, 4), "s")
     assert (cuboid.width, cuboid.height, cuboid.depth) == (30, 30, 2)
     assert cuboid.clip(64, 64, 4) == cuboid

@@ -28,11 +28,12 @@ CONTROLS = {
     "noise": "all images random pixels",
     "other": "the images of another patient, in the same size",
     "random-crop": "the images as they are, but a box fetches a random region of its size",
+    "shifted-crop": "likewise, but the region beside the box",
     "swapped-crop": "likewise, but the same region of another patient",
     "no-crop": "the images as they are, and boxes fetch nothing",
 }
 
-OTHER_CROPS = ("random-crop", "swapped-crop")  # what comes back is not of the box
+OTHER_CROPS = ("random-crop", "shifted-crop", "swapped-crop")  # what comes back is not of the box
 TRIES, LOW_OVERLAP = 16, 0.1
 
 
@@ -97,17 +98,18 @@ def other_crops(
         width, height = request.images[0].size
         height, width = generator.frame.size(height, width)
         limits = (width, height, len(request.images))[: len(box.as_tuple()) // 2]
-        place = elsewhere(box, limits, f"{request.id}/{box.as_tuple()}")
-        return generator.crops_for(request, place)
+        seed = f"{request.id}/{box.as_tuple()}" if control == "random-crop" else None
+        return generator.crops_for(request, elsewhere(box, limits, seed))
 
     under_control = copy.copy(generator)
     under_control.crops_for = crops_for
     return under_control
 
 
-def elsewhere(box: Box, limits: Sequence[int], seed: str) -> Box:
+def elsewhere(box: Box, limits: Sequence[int], seed: str | None = None) -> Box:
     """A box of the same size that overlaps the given one little: the first of :data:`TRIES` random
-    places whose IoU is below :data:`LOW_OVERLAP`; if there is none, the one that overlaps least.
+    places whose IoU is below :data:`LOW_OVERLAP`, or without ``seed`` of the four places beside it;
+    if there is none, the one that overlaps least.
 
     Args:
         box: In pixels and slices; clipped to the limits first, and returned as it is outside them.
@@ -117,7 +119,11 @@ def elsewhere(box: Box, limits: Sequence[int], seed: str) -> Box:
     if inside.is_empty:
         return box
     start, stop = np.split(np.array(inside.as_tuple(), int), 2)
-    room = np.array(limits, int) - (stop - start)
-    places = _draw(seed).integers(0, room + 1, (TRIES, len(start)))
-    boxes = [type(inside)(*map(int, (*place, *(place + stop - start)))) for place in places]
+    side, steps = stop - start, np.eye(len(start), dtype=int)[:2]
+    room = np.array(limits, int) - side
+    if seed is None:
+        places = np.clip(start + np.concatenate([steps, -steps]) * side, 0, room)
+    else:
+        places = _draw(seed).integers(0, room + 1, (TRIES, len(start)))
+    boxes = [type(inside)(*map(int, (*place, *(place + side)))) for place in places]
     return next((b for b in boxes if b.iou(inside) < LOW_OVERLAP), min(boxes, key=inside.iou))
