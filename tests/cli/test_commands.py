@@ -90,7 +90,7 @@ def test_training_commands_go_on_and_end_in_a_merged_model(run, data, tiny_check
     again = run(*first, "--set", "grounding.sft_lora_r=4")
     assert again.exit_code == 0 and log.read_text() == lines  # finished: nothing is done twice
     other = run(*first, "--set", "grounding.sft_lora_r=8")
-    assert other.exit_code == 2 and "sft_lora_r was 4, is 8" in other.stderr
+    assert other.exit_code == 2 and "sft_lora_r was 4 and is now 8" in other.stderr
     misspelt = run(*first, "--set", "sft.learning_rat=1")
     assert misspelt.exit_code == 2 and "learning_rate" in misspelt.stderr
     merged = tmp_path / "merged"
