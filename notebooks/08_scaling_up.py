@@ -256,7 +256,7 @@ words += [word for name, value in settings.items() for word in ("--set", f"{name
 words = [str(word) for word in words]
 print("python", shlex.join(words).replace(str(scratch), "FOLDER"))
 thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-subprocess.run([sys.executable, *words], env=thread, check=True, capture_output=True, cwd=root)
+finished = subprocess.run([sys.executable, *words], env=thread, check=True, capture_output=True, cwd=root)
 
 # %%
 two = [line["loss"] for line in read_log(out / "log.jsonl")]

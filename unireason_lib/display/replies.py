@@ -29,7 +29,8 @@ from unireason_lib.errors import RequestError
 from unireason_lib.imaging.crops import crop_region, slice_range
 from unireason_lib.io import write_whole
 
-FACTS = ("stop", "own_tokens", "injected_tokens", "prompt_tokens", "seconds", "iou_best")
+FACTS = {"stop": "stop", "own_tokens": "generated tokens", "injected_tokens": "injected tokens"}
+FACTS |= {"prompt_tokens": "prompt tokens", "seconds": "seconds", "iou_best": "best IoU"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _read(line: Mapping[str, Any], crops: Sequence[Any], images: Sequence[Image.
         choice=str(line.get("choice", line.get("prediction", ""))),
         truth=str(line.get("truth", "")),
         error=str(error["message"] if isinstance(error, Mapping) else error),
-        facts=" · ".join(f"{name.replace('_', ' ')}: {line[name]}" for name in known),
+        facts=" · ".join(f"{FACTS[name]}: {line[name]}" for name in known),
         images=images,
     )
 
