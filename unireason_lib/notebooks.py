@@ -286,6 +286,6 @@ if __name__ == "__main__":
         if action not in ("sync", "refresh", "gate"):
             sys.exit("usage: python -m unireason_lib.notebooks sync | refresh | gate [00 03 ...]")
         found = {"sync": sync, "refresh": refresh, "gate": gate}[action](wanted)
-        sys.exit("\n".join(found or ()))
+        sys.exit("\n".join(found or ()) or 0)
     except UniReasonError as error:
         sys.exit(f"error: {error}")
