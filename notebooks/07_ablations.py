@@ -683,6 +683,7 @@ if ended:
     line = (f"best without looking ({best})", unseeing["3d"][best])
     figure = plot_lines(lines, "volumes learnt from", "right in 3D, %", bands, reference=line)
     figure.axes[0].set(xscale="log", xticks=list(learnt.values()), xticklabels=learnt.values())
+    figure.axes[0].minorticks_off()
     display(figure)
 elif not curve:
     print("not run: python -m unireason_lib ablate data/ablations/efficiency.yaml --keep runs/results")
