@@ -152,6 +152,8 @@ def test_every_question_is_well_formed(views, priors, d):
             assert not re.search(r"[{}]|picture", q.text + "".join(q.options.values()))
             assert not leaked(q.text, q.options, q.answer)
             assert all(s in view.study.structures and view.visible(s) for s in q.evidence)
+            percents = re.findall(r"([\d.]+) %", " ".join(q.options.values()))
+            assert all(float(percent) <= 100 for percent in percents)
             if re.search(r"\bmm\b", str(q.options)):  # a measure needs the spacing in the question
                 spacing = zip(view.study.shape[::-1], view.study.spacing[::-1], strict=True)
                 spans = [round(n * mm) for n, mm in spacing][:2]

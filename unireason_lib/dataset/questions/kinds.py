@@ -152,7 +152,7 @@ def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
 
 def span(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
     """The width of a structure in percent of that of the image."""
-    if (values := _measures(anatomy, fact, value, 100 / anatomy.grid[0])) is None:
+    if (values := _measures(anatomy, fact, value, 100 / anatomy.grid[0], most=100)) is None:
         return None
     pixels, all_of = _pixels(anatomy, fact.names[0], 0)
     facts = {"pixels": pixels[1] - pixels[0], "all": all_of}
@@ -161,7 +161,7 @@ def span(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draf
 
 def offset(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
     """How far two centres are apart from left to right, in percent of the width."""
-    if (values := _measures(anatomy, fact, value)) is None:
+    if (values := _measures(anatomy, fact, value, most=100)) is None:
         return None
     (one, all_of), (two, _) = (_pixels(anatomy, name, 0) for name in fact.names)
     facts = {"x_a": sum(one) // 2, "x_b": sum(two) // 2, "all": all_of}
@@ -189,7 +189,9 @@ def _pixels(anatomy: Anatomy, name: str, axis: int) -> tuple[tuple[int, int], in
     return (int(corners[axis]), int(corners[axis + anatomy.dims])), size[1 - axis]
 
 
-def _measures(anatomy: Anatomy, fact: Fact, value: Value, step: float = 0) -> list[float] | None:
+def _measures(
+    anatomy: Anatomy, fact: Fact, value: Value, step: float = 0, most: float = math.inf
+) -> list[float] | None:
     """The true measurement and those of three other patients, without a prior on a ladder.
 
     The true one is a multiple of ``step`` (of voxels): so are the others, else its digits tell.
@@ -198,11 +200,14 @@ def _measures(anatomy: Anatomy, fact: Fact, value: Value, step: float = 0) -> li
     if anatomy.prior.studies and elsewhere is None:
         return None
     dice = anatomy.dice(fact)
-    factor, rung = dice.uniform(1.25, 1.5), dice.randrange(4)
+    factor = dice.uniform(1.25, 1.5)
+    rungs = [k for k in range(4) if value[0] * factor ** (3 - k) <= most]
+    rung = dice.choice(rungs or [3])
     others = [(value[0] * factor ** (k - rung),) for k in range(4) if k != rung]
     others = [other for (other,) in (others if elsewhere is None else _shaken(*elsewhere, dice))]
     values = [value[0], *(round(other / step) * step if step else other for other in others)]
-    return values if min(values) > 0 and _lengths_apart([(v,) for v in values]) else None
+    fits = 0 < min(values) and max(values) <= most
+    return values if fits and _lengths_apart([(v,) for v in values]) else None
 
 
 def _lengths_apart(rows: Sequence[Sequence[float]]) -> bool:
