@@ -314,9 +314,8 @@ figure
 # %% [markdown]
 # ## Check yourself
 #
-# The command line gave the reply that the notebook got: one code path. With the shipped model nearly all replies follow the
-# format, and most of them look at a region again. How often they are right is the figure of section 5, as it came out: this
-# model was fine-tuned for twenty minutes on two cores.
+# The command line gave the reply that the notebook got: one code path. Nearly all replies of the shipped model follow the
+# format, and most of them look at a region again. How often they are right is the figure of section 5, as it came out.
 
 # %%
 import json
@@ -344,8 +343,7 @@ print("all checks passed")
 #
 # 1. `generator.generate(requests, max_rounds=0, max_new_tokens=...)`; `trace.pointings[0].status` is `"rounds used up"`. The
 #    benchmark has this as a control: `evaluate --control no-crop`.
-# 2. Left and right should swap, because the model has only the picture to go by. A model that knows that livers are on the
-#    right may stick to it.
+# 2. Left and right should swap, because the model has only the image to go by. One that knows where livers lie may not follow.
 # 3. `percentile` for MRI; for CT a named window such as `abdomen` or `lung`, or a range in HU like `--normalize=-150,250`.
 #
 # </details>

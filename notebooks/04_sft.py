@@ -274,7 +274,7 @@ for d, part in with_loss.items():
 # %%
 named = {
     "prompt": "question",
-    "picture": "its images",
+    "image": "its images",
     "own": "reply: loss",
     "injected": "injected regions",
 }

@@ -169,6 +169,6 @@ def test_an_example_shows_what_carries_loss(tokenizer):
     mask = [False] * 14 + [True] * 5 + [False] * 4 + [True]
     example = SimpleNamespace(ids=np.array(ids), loss_mask=np.array(mask))
     owners = token_owners(example, tokenizer)[1]
-    assert owners == ["picture"] * 8 + ["prompt"] * 6 + ["own"] * 5 + ["injected"] * 4 + ["own"]
+    assert owners == ["image"] * 8 + ["prompt"] * 6 + ["own"] * 5 + ["injected"] * 4 + ["own"]
     nothing = SimpleNamespace(ids=np.array(ids), loss_mask=np.zeros(len(ids), bool))
-    assert set(token_owners(nothing, tokenizer)[1]) == {"picture", "prompt"}
+    assert set(token_owners(nothing, tokenizer)[1]) == {"image", "prompt"}

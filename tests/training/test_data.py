@@ -64,6 +64,20 @@ def test_no_example_is_longer_than_it_may_be(study, tiny_model, keep):
     assert max(shorter) <= most
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_question_that_is_too_long_does_not_end_a_run(study, tiny_model, keep):
+    """A volume's question is longer than that of a slice; the next record stands in its place."""
+    volume = next(one for one in study.records if one.dimension == "3d")
+    image = next(one for one in study.records if one.dimension == "2d")
+    both = [volume, image]
+    whole = Examples(both, study.images, tiny_model[1])
+    most = int(whole[0].loss_mask.argmax())  # tokens of the volume's question
+    with pytest.warns(UserWarning, match=f"{volume.id} is left out: .* more than {most} tokens"):
+        some = Examples(both, study.images, tiny_model[1], max_length=most, keep=keep)
+        found = [some[k].images for k in range(2)]
+    assert all(np.array_equal(one[0], whole[1].images[0]) for one in found)
+
+
 def test_lengths_order_examples_that_are_not_encoded_yet(study, tiny_model):
     true, estimated = (
         Examples(study.records, study.images, tiny_model[1], keep=keep).lengths

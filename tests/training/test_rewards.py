@@ -1,5 +1,7 @@
 """Rewards: the released arithmetic to the letter, and a strict one that is not exploited."""
 
+import random
+
 import pytest
 
 from unireason_lib.errors import RequestError
@@ -12,6 +14,44 @@ from unireason_lib.training.rewards import (
 BOX = "<|box_start|>[8,8,30,40]<|box_end|>"
 GOOD = f"<think>The liver is at {BOX}. So: liver.</think>B. Liver"
 OPTIONS = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
+
+
+def released(completion, truth):
+    """Answer and format as the release pays them, read character by character without patterns."""
+
+    def choice(text):
+        lower, plain, at = text.lower(), "", 0
+        while at < len(text):
+            end = lower.find("</think>", at) if lower.startswith("<think>", at) else -1
+            if end >= 0:
+                plain, at = plain + " ", end + len("</think>")
+            else:
+                plain, at = plain + text[at], at + 1
+        word = [False, *(c.isalnum() or c == "_" for c in plain), False]
+        for k, letter in enumerate(plain):
+            if letter in "ABCDabcd" and not word[k] and not word[k + 2]:
+                return letter.upper()
+        return ""
+
+    answer = float(choice(truth) != "" and choice(completion) == choice(truth))
+    if completion == "":
+        return answer, 0.0
+    lower = completion.lower()
+    thoughts = lower.count("<think>") == lower.count("</think>")
+    boxes = completion.count("<|box_start|>") == completion.count("<|box_end|>")
+    return answer, 0.5 * thoughts + 0.5 * boxes
+
+
+def test_the_paper_mode_is_the_released_arithmetic():
+    """On thousands of random completions, and truths as the release writes them."""
+    pieces = "<think> </think> <THINK> </Think> <|box_start|> <|box_end|> <|BOX_END|> [8,8,30,40]"
+    pieces = [*pieces.split(), *"ABCDEabcde", "B. liver", "C:", "(d)", "A_", "é", "a1", "\n", " "]
+    draw = random.Random(0)
+    for _ in range(6000):
+        text = "".join(draw.choices(pieces, k=draw.randrange(12)))
+        truth = draw.choice(["A", "B. liver", "c", "D. a kidney", "", "liver", "(B) A", "E"])
+        paid = answer_reward(text, truth, "paper"), format_reward(text, "paper")
+        assert paid == released(text, truth), (text, truth)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,27 @@ def test_the_loss_is_the_models_own(study, tiny_model):
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("setting", "by_hand"),
+    [
+        ({"sft__loss_type": "dft"}, lambda true, every: -true.exp() * true),
+        ({"sft__label_smoothing_factor": 0.2}, lambda true, every: -0.8 * true - 0.2 * every),
+    ],
+    ids=["dft", "label smoothing"],
+)
+def test_other_losses_of_trl_are_its_own_on_one_cpu(study, tune, fresh_model, setting, by_hand):
+    records, processor = study.records[:4], fresh_model[1]
+    batch = Collator(processor)(list(Examples(records, study.images, processor)))
+    with torch.no_grad():
+        scores = fresh_model[0](**batch).logits[:, :-1].float().log_softmax(-1)
+    targets = batch["labels"][:, 1:]
+    scores, targets = scores[targets >= 0], targets[targets >= 0]
+    expected = by_hand(scores.gather(1, targets[:, None])[:, 0], scores.mean(-1)).mean().item()
+    one = {"sft__max_steps": 1, "sft__per_device_train_batch_size": 4, "sft__bf16": False}
+    losses = tune(records=records, model=fresh_model, **SINGLE | one | setting)
+    assert losses == pytest.approx([expected], rel=1e-4)
+
+
 def test_only_the_language_model_learns(tune, fresh_model, tmp_path):
     model = fresh_model[0]
     total, vision = (sum(p.numel() for p in m.parameters()) for m in (model, model.model.visual))

@@ -99,7 +99,7 @@ def record_images(
     names, roots = (record.source, SourceSpec.parse(record.scan.spec).name, ""), roots or {}
     root = next((roots[name] for name in names if name in roots), None)
     expected = f"its {len(record.image_ids)} images, or the folder of {record.source}"
-    do = f"obtain these scans and give their folder (roots={{{record.source!r}: FOLDER}})"
+    do = "obtain these scans and give their folder (roots={source: FOLDER}, or --m3d-root FOLDER)"
     try:
         source = root if hasattr(root, "scan") else _opened(record.scan.spec, root and str(root))
     except DatasetError as error:

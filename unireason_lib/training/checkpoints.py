@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from importlib.metadata import version
@@ -79,7 +79,16 @@ def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **f
         raise TrainingError(config.__name__, expected, error, "correct them") from error
 
 
-def run(stage, profile, out, model, processor, records, trainer_of, every=1) -> Path:
+def run(
+    stage: str,
+    profile: Profile,
+    out: Path,
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    trainer_of: Callable[[], Any],
+    every: int = 1,
+) -> Path:
     """Train to the end, from the last checkpoint of the run in the folder ``out`` if there is one;
     gives ``out/model``, of a finished run as it is. ``trainer_of()`` makes the trainer, an
     :class:`ExactResume`; checkpoints are saved after ``every`` steps or a multiple only.

@@ -133,8 +133,9 @@ class Examples(Sequence):
     each is encoded when it is asked for, in the loader's worker processes; its length is then the
     number of its images, else that of its tokens.
 
-    Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). A
-    :class:`DatasetError` names a record whose question alone is longer.
+    Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). In
+    place of a record whose question alone is longer the next one stands, with a warning; a
+    :class:`DatasetError` when a hundred in a row are too long.
     """
 
     def __init__(
@@ -164,9 +165,12 @@ class Examples(Sequence):
         return self._encode(index) if self.kept is None else self.kept[index]
 
     def _encode(self, row: int) -> Encoded:
-        record, frame = self.records[row], self.encoder.frame
-        messages = conversation(record, self.images(record), self.components, frame)
-        if not len(encoded := self.encoder(messages, self.max_length)):
-            expected, do = f"a question of at most {self.max_length} tokens", "raise sft.max_length"
-            raise DatasetError(record.id, expected, "a longer one", do)
-        return encoded
+        for k in range(min(100, len(self.records))):
+            record, frame = self.records[(row + k) % len(self.records)], self.encoder.frame
+            messages = conversation(record, self.images(record), self.components, frame)
+            if len(encoded := self.encoder(messages, self.max_length)):
+                return encoded
+            text = f"is left out: its question alone has more than {self.max_length} tokens"
+            warnings.warn(f"{record.id} {text}", stacklevel=2)
+        expected, do = f"a question of at most {self.max_length} tokens", "raise sft.max_length"
+        raise DatasetError(record.id, expected, "a longer one", do)

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -268,7 +269,17 @@ class FeatureCache:
         model.model.get_image_features = cached
 
 
-def train_grpo(model, processor, records, images, out, profile, callbacks=(), progress=False):
+def train_grpo(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    images: Images,
+    out: str | Path,
+    profile: Profile,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: bool = False,
+) -> Path:
     """Train a fine-tuned model on outcomes; a stopped run goes on from its last checkpoint.
 
     Arguments, return value and errors are those of :func:`~unireason_lib.training.sft.train_sft`,
