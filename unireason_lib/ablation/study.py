@@ -193,6 +193,8 @@ def _execute(job: Job, root: Path, folder: Path, grid: Grid) -> dict[str, Any]:
             row |= execute(notebook, out, dict(job.parameters), settings)
     except Exception as failure:  # one run must not end the study
         row["error"] = f"{type(failure).__name__}: {failure}"[:300]
+    if row["status"] == "passed" and not (root / job.makes).exists():
+        row |= {"status": "failed", "error": f"it made no {job.makes}"}
     return row
 
 
