@@ -96,6 +96,21 @@ def test_plain_papermill_with_a_misspelt_parameter_does_not_run_the_defaults(pro
     assert "trained" not in text_of("out.ipynb")
 
 
+@pytest.mark.parametrize(("fails", "status"), [(1, "passed"), (9, "failed")])
+def test_a_kernel_that_lost_its_port_to_another_is_begun_again(project, monkeypatch, fails, status):
+    """Two kernels that started at one time were given one port, and the run ended in a traceback."""
+    path, calls = project("00_a", "1"), []
+
+    def execute(*args, **how):
+        calls.append(1)
+        if len(calls) <= fails:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    row = notebooks.execute(path, Path("out.ipynb"), {}, notebooks.load_profile())
+    assert row["status"] == status and len(calls) == min(fails + 1, 3)
+
+
 def test_refresh_makes_what_the_gate_lets_through(project):
     path = project("00_a", "import matplotlib.pyplot as plt\n\nplt.plot([1, 2]);", "print('hello')")
     assert any("other code" in problem for problem in notebooks.gate())

@@ -114,20 +114,25 @@ def execute(path: Path, out: Path, parameters: dict[str, Any], profile: Any) -> 
     """Execute one notebook into a file; a row with its seconds, status and error comes back. The
     profile says how long a cell may take, and whether anything may be downloaded."""
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellTimeoutError
 
     out.parent.mkdir(parents=True, exist_ok=True)
     began, error = time.monotonic(), ""
     how = {"kernel_name": "python3", "start_timeout": 180, "cwd": path.parent}
     how |= {"execution_timeout": profile.notebook.cell_timeout, "progress_bar": sys.stderr.isatty()}
     how["extra_arguments"] = ["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"]
-    try:
-        with patch.dict(os.environ, ENVIRONMENT | (OFFLINE if profile.notebook.offline else {})):
-            papermill.execute_notebook(path, out, parameters, **how)
-    except papermill.PapermillExecutionError as failure:
-        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".split("\n")[0]
-    except (CellTimeoutError, DeadKernelError) as failure:
-        error = f"{type(failure).__name__}: {failure}".split("\n")[0]
+    for _ in range(3):
+        try:
+            with patch.dict(os.environ, ENVIRONMENT | (OFFLINE if profile.notebook.offline else {})):
+                papermill.execute_notebook(path, out, parameters, **how)
+            error = ""
+        except papermill.PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".split("\n")[0]
+        except (CellTimeoutError, RuntimeError) as failure:  # also a kernel that died
+            error = f"{type(failure).__name__}: {failure}".split("\n")[0]
+        # kernels that start at one time may be given one port: nothing has run in the loser
+        if "before replying to kernel_info" not in error:
+            break
     seconds, status = round(time.monotonic() - began, 1), "failed" if error else "passed"
     print(f"  {path.stem:<24}{seconds:8.1f} s  {status}  {error}".rstrip(), flush=True)
     return {"notebook": path.stem, "seconds": seconds, "status": status, "error": error}
