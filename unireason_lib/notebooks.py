@@ -123,7 +123,9 @@ def execute(path: Path, out: Path, parameters: dict[str, Any], profile: Any) -> 
     how["extra_arguments"] = ["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"]
     for _ in range(3):
         try:
-            with patch.dict(os.environ, ENVIRONMENT | (OFFLINE if profile.notebook.offline else {})):
+            with patch.dict(
+                os.environ, ENVIRONMENT | (OFFLINE if profile.notebook.offline else {})
+            ):
                 papermill.execute_notebook(path, out, parameters, **how)
             error = ""
         except papermill.PapermillExecutionError as failure:
