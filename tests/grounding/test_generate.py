@@ -9,7 +9,7 @@ from PIL import Image
 
 from unireason_lib.boxes import Box3D
 from unireason_lib.errors import RequestError
-from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script
+from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_model
 
 OPTIONS = {"A": "liver", "B": "left lung"}
 
@@ -216,3 +216,23 @@ def test_images_of_a_request_may_be_arrays():
     assert [i.mode for i in GroundedRequest("Which?", [grey]).images] == ["RGB"]
     with pytest.raises(RequestError, match="0 of 1 images"):
         GroundedRequest("Which?", [grey.astype(np.uint16)])
+
+
+@pytest.mark.parametrize("weights", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("autocast", (False, True))
+def test_a_cpu_attends_in_float32_and_writes_as_with_transformers_own(
+    tiny_checkpoint, mixed, weights, autocast
+):
+    (requests, scripts), traces = mixed, {}
+    how = {"scripts": scripts, "max_new_tokens": 60, "max_rounds": 99}
+    for attention in (None, "sdpa"):
+        dtype = str(weights).removeprefix("torch.")
+        model, processor = load_model(tiny_checkpoint, dtype=dtype, attn_implementation=attention)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            traces[attention] = GroundedGenerator(model, processor).generate(requests, **how)
+    exact = weights == torch.float32 and not autocast
+    for a, b in zip(*traces.values(), strict=True):
+        # of random weights, rounding soon turns a close choice
+        same = len(a.token_ids) if exact else 9
+        assert a.token_ids[:same] == b.token_ids[:same]
+        assert np.allclose(a.logprobs[:same], b.logprobs[:same], atol=1e-4 if exact else 0.1)

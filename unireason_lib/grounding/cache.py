@@ -1,6 +1,7 @@
 """A key-value cache that grows in place, to the bit the same as transformers' ``DynamicCache``.
 
 That one copies all that it holds for every new token: behind a volume, thousands of slice tokens.
+Under the attention of :mod:`~.attention` keys and values are kept in float32.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 RESERVE = 256  # tokens reserved ahead when the buffer is full (a quarter of it, if that is more)
+SDPA_ON_CPU = "sdpa_on_cpu"  # as which :mod:`~.attention` is registered
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer: keys and values ``(batch, heads, tokens, head_dim)``, views of a larger buffer."""
+    """One layer: keys and values ``(batch, heads, tokens, head_dim)``, views of a larger buffer, of
+    another type than the model's if one is given."""
 
+    kept_in: torch.dtype | None = None
     _buffer: torch.Tensor | None = None  # (2, batch, heads, capacity, head_dim)
     _view: torch.Tensor | None = None
 
@@ -24,6 +28,9 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the new tokens and return all keys and values."""
+        key_states, value_states = (
+            x.to(self.kept_in or x.dtype) for x in (key_states, value_states)
+        )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held = self.get_seq_length()
@@ -47,4 +54,7 @@ def growing_cache(config: Any) -> DynamicCache:
     """An empty cache for a model; layers with a sliding window keep transformers' own kind."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(one) is DynamicLayer else one for one in cache.layers]
+    if config.get_text_config()._attn_implementation == SDPA_ON_CPU:
+        for layer in cache.layers:
+            layer.kept_in = torch.float32
     return cache

@@ -41,12 +41,14 @@ def load_model(
         dtype: One of :data:`DTYPES`; ``"auto"`` is the checkpoint's own.
         device: ``"cpu"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
         device_map: Passed to transformers to spread a model over devices; excludes ``device``.
-        attn_implementation: Of transformers, or ``"auto"``: flash attention where it can be used.
+        attn_implementation: Of transformers; ``"auto"`` is flash attention where it can be used.
         quantization: ``"4bit"`` keeps the language model's matrices in 4 bits (NF4, double
             quantisation, arXiv 2305.14314) and computes in ``dtype``. Needs bitsandbytes."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import is_flash_attn_2_available
+
+    from unireason_lib.grounding.attention import SDPA_ON_CPU
 
     path = str(path)
     if dtype not in DTYPES:
@@ -64,7 +66,9 @@ def load_model(
     if attn_implementation == "auto":  # flash attention needs its package, CUDA and 16 bits
         cuda = device_map == "auto" or "cuda" in str(device_map or device)
         fast = cuda and dtype in ("bfloat16", "float16") and is_flash_attn_2_available()
-        attn_implementation = "flash_attention_2" if fast else "sdpa"
+        attn_implementation = "flash_attention_2" if fast else None
+    if attn_implementation is None:
+        attn_implementation = SDPA_ON_CPU if str(device) == "cpu" else "sdpa"
     expected = "a complete, readable checkpoint (config, safetensors, processor)"
     do = "check the folder, or for a hub id the network, the spelling and your access"
     with raising(ModelError, path, expected, do):

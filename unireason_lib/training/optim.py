@@ -35,7 +35,7 @@ def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
             bias = weight.new_zeros(weight.shape[0], requires_grad=False)
             bias[list(forbidden)] = FORBIDDEN_LOGIT
             bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
-        if hidden.device.type != "cpu" or len(targets) > 4096:  # TRL's needs less memory
+        if hidden.device.type != "cpu" or len(targets) > 16384:  # TRL's needs less memory
             return fused.apply(hidden, weight, bias, targets, temperature, *rest)
         scores = functional.linear(hidden, weight, bias).float() / temperature
         scores = scores.log_softmax(-1)
