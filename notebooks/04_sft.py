@@ -481,7 +481,7 @@ class Aloud(FreeRunning):
         return found
 
 
-free_running = Aloud(held_out, every, images, how)
+free_running = Aloud(held_out, every, images, how, profile.grounding.keep_best)
 for name in ("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size"):
     print(f"{name:<30}{getattr(profile.sft, name)}")
 

@@ -47,6 +47,8 @@ _TYPES: dict[str, Any] = {  # of settings whose value in laptop.yaml does not te
     "quantization": Literal["4bit"] | None,
     "dtype": Literal["auto", "float32", "bfloat16", "float16"],
     "components": Literal["full", "no regions", "no boxes", "answer"],
+    "components_2d": Literal["full", "no regions", "no boxes", "answer"] | None,
+    "keep_best": Literal["2d", "3d"] | None,
     "reward_mode": Literal["strict", "paper"],
 }
 

@@ -78,6 +78,13 @@ def test_a_question_that_is_too_long_does_not_end_a_run(study, tiny_model, keep)
     assert all(np.array_equal(one[0], whole[1].images[0]) for one in found)
 
 
+def test_2d_replies_may_have_other_components(study, tiny_model):
+    records = (study.records[0], study.records[-1])
+    examples = Examples(records, study.images, tiny_model[1], components_2d="answer")
+    texts = [tiny_model[1].tokenizer.decode(one.ids) for one in examples]
+    assert ["<think>" in text for text in texts] == [False, True]
+
+
 def test_lengths_order_examples_that_are_not_encoded_yet(study, tiny_model):
     true, estimated = (
         Examples(study.records, study.images, tiny_model[1], keep=keep).lengths

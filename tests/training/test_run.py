@@ -234,3 +234,21 @@ def test_free_running_replies_are_judged_logged_and_leave_the_run_as_it_is(run, 
 def test_free_running_replies_that_fail_are_wrong(study, tiny_model):
     asked = FreeRunning(study.records[:3], 1, lambda record: [], SHORT).measure(*tiny_model)["2d"]
     assert (asked["accuracy"], asked["failed"], asked["iou"]) == (0.0, 3, None)
+
+
+def test_a_run_ends_with_the_weights_that_were_best(run, study, tmp_path, monkeypatch):
+    accuracy = iter((0.1, 0.7, 0.3, 0.7))
+    part = dict.fromkeys(("failed", "iou", "format", "followed"), 0)
+    monkeypatch.setattr(
+        FreeRunning, "measure", lambda *_: {"2d": {**part, "n": 2, "accuracy": next(accuracy)}}
+    )
+    tests = FreeRunning(balanced(study.records, 4), 1, study.images, SHORT, best="2d")
+    best = run(
+        "best", callbacks=[tests], sft__max_steps=4, sft__save_steps=1, sft__save_total_limit=4
+    )
+    weights = load_file(best / "model.safetensors")
+    for step, same in ((2, True), (4, False)):
+        checkpoint = load_file(best.parent / f"checkpoint-{step}" / "model.safetensors")
+        assert same == all(torch.equal(checkpoint[k], weights[k]) for k in weights)
+    with pytest.raises(TrainingError, match=r"keep_best.*questions in 3d"):
+        FreeRunning(study.records[:0], 1, study.images, SHORT, best="3d")

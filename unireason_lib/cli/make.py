@@ -117,7 +117,8 @@ def _train(stage: str, given: Any) -> None:
     loaded = load_profile_model(settings.model, Path.cwd(), path, device=_device())
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
     how = Settings(limits[0], limits[1] * injects(ours.components))
-    tests = FreeRunning(held_out, ours.free_running_steps, images, how)
+    best = ours.keep_best if stage == "sft" else None
+    tests = FreeRunning(held_out, ours.free_running_steps, images, how, best)
     callbacks = [tests] if held_out and sharding() != "fsdp" else []
     more = {"callbacks": callbacks, "progress": not given.quiet}
     made = train(*loaded, records, images, given.out, settings, **more)

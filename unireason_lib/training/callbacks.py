@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object, parse_flag_from_env
+from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback
 
 from unireason_lib.dataset.schema import Record
+from unireason_lib.errors import TrainingError
 from unireason_lib.evaluation import as_table, ask_items
 from unireason_lib.evaluation.benchmarks import record_item
 from unireason_lib.grounding import GroundedGenerator, Settings
 from unireason_lib.io import append_lines, read_lines, write_whole
 
 LOG = "log.jsonl"  # in the folder of a run
+BEST = "best.safetensors"  # likewise
 
 
 def read_log(path: str | Path, key: str = "loss") -> list[dict[str, Any]]:
@@ -62,8 +65,9 @@ class FreeRunning(TrainerCallback):
 
     Logged by dimension: ``n``, ``accuracy`` (``failed`` replies count as wrong), ``iou`` (mean over
     the true boxes; None without any), ``format`` and ``followed`` (proportions of compliant
-    replies, and of rationales that the answer follows from). Not under FSDP, whose sharded weights
-    cannot generate in one process.
+    replies, and of rationales that the answer follows from). With ``best``, a dimension, the run
+    ends with the weights of the test in which that had its highest accuracy (the first of equal
+    ones). Not under FSDP, whose sharded weights cannot generate in one process.
     """
 
     def __init__(
@@ -72,9 +76,14 @@ class FreeRunning(TrainerCallback):
         every: int,
         images: Callable[[Record], Sequence[Any]],
         settings: Settings,
+        best: str | None = None,
     ) -> None:
         self.items = [record_item(record, images) for record in questions]
-        self.every, self.settings = every, settings
+        self.every, self.settings, self.best = every, settings, best
+        if best and (sharding() or best not in {item.dimension for item in self.items}):
+            expected = f"questions in {best}, and weights that are not sharded"
+            found, do = f"{len(self.items)} questions, {sharding()}", "set grounding.keep_best=null"
+            raise TrainingError("grounding.keep_best", expected, found, do)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The test, if it is due: in all processes, because weights may be sharded over them."""
@@ -82,8 +91,19 @@ class FreeRunning(TrainerCallback):
         if due and self.items:
             found = self.measure(kwargs["model"], kwargs["processing_class"])
             if state.is_world_process_zero:
-                line = {"step": state.global_step, "free_running": found}
-                append_lines(Path(args.output_dir) / LOG, [line])
+                log = Path(args.output_dir) / LOG
+                if self.best:
+                    lines = [line["free_running"] for line in read_log(log, "free_running")]
+                    before = [line[self.best]["accuracy"] for line in lines]
+                    if found[self.best]["accuracy"] > max(before, default=-1):
+                        save_model(kwargs["model"], str(log.with_name("best.partial")))
+                        log.with_name("best.partial").replace(log.with_name(BEST))
+                append_lines(log, [{"step": state.global_step, "free_running": found}])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the best weights, if they were kept."""
+        if self.best and state.global_step == state.max_steps:
+            load_model(kwargs["model"], Path(args.output_dir) / BEST)
 
     def measure(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
         """Ask all questions now; gives dimension -> numbers."""

@@ -131,7 +131,8 @@ class Examples(Sequence):
     With ``keep`` all are encoded now and kept: decoding images, cutting crops and tokenizing takes
     longer than a training step of a small model. At paper scale, where they do not fit into memory,
     each is encoded when it is asked for, in the loader's worker processes; its length is then the
-    number of its images, else that of its tokens.
+    number of its images, else that of its tokens. ``components`` of the replies, for those about 2D
+    images perhaps others (:mod:`~.encoding`).
 
     Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). In
     place of a record whose question alone is longer the next one stands, with a warning; a
@@ -145,12 +146,14 @@ class Examples(Sequence):
         processor: Any,
         *,
         components: str = "full",
+        components_2d: str | None = None,
         max_length: int = 40_960,
         keep: bool = True,
         progress: bool = False,
     ) -> None:
         self.records, self.images, self.max_length = records, images, max_length
-        self.components, self.encoder, self.kept = components, Encoder(processor), None
+        self.components = {"2d": components_2d or components, "3d": components}
+        self.encoder, self.kept = Encoder(processor), None
         if keep:
             rows = tqdm(range(len(records)), "tokenizing", disable=not progress, unit=" records")
             self.kept = [self._encode(row) for row in rows]
@@ -167,7 +170,8 @@ class Examples(Sequence):
     def _encode(self, row: int) -> Encoded:
         for k in range(min(100, len(self.records))):
             record, frame = self.records[(row + k) % len(self.records)], self.encoder.frame
-            messages = conversation(record, self.images(record), self.components, frame)
+            components = self.components[record.dimension]
+            messages = conversation(record, self.images(record), components, frame)
             if len(encoded := self.encoder(messages, self.max_length)):
                 return encoded
             text = f"is left out: its question alone has more than {self.max_length} tokens"

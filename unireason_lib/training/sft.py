@@ -67,8 +67,9 @@ def train_sft(
     def trainer() -> GroundedSFTTrainer:
         added = add_think_tokens(model, processor)
         freeze(model, ours.freeze_vision)
-        how = {"components": ours.components, "max_length": profile.sft.max_length}
-        how |= {"keep": ours.feature_cache, "progress": progress}
+        how = {"components": ours.components, "components_2d": ours.components_2d}
+        how |= {"max_length": profile.sft.max_length, "keep": ours.feature_cache}
+        how |= {"progress": progress}
         examples, collator = Examples(records, images, processor, **how), Collator(processor)
         if ours.feature_cache:
             examples.kept = with_features(examples.kept, processor, model, progress)
