@@ -104,15 +104,17 @@ class Opened(NamedTuple):
 
 @lru_cache(maxsize=1)
 def open_run(run: Run) -> Opened:
-    """Sources and writer of a run, opened once a process. Of several folders with one name, the
-    second is called ``name-2`` and so on: their studies would have the same ids."""
+    """Sources and writer of a run, opened once a process. Of several folders of one data set or
+    name, the second is called ``name-2`` and so on: their studies would have the same ids, but for
+    tasks of the decathlon, which are in theirs."""
     sources, places, limit = [], defaultdict(list), run.config.limit
     for spec in run.config.sources:
         source = open_source(spec.name, spec.path, **spec.options)
-        paths, path = places[source.name], source.path and Path(source.path).resolve()
+        known = (source.name, getattr(source, "task", None))
+        paths, path = places[known], source.path and Path(source.path).resolve()
         if path not in paths:
             paths.append(path)
-        if (number := paths.index(path)) and source.registered == "folder":
+        if number := paths.index(path):
             source = replace(source, title=f"{source.name}-{number + 1}")
         sources.append(source)
     indexes = [source.index() for source in sources]
