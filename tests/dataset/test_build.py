@@ -264,6 +264,19 @@ def test_second_ids_are_refused_look_alikes_and_own_splits_kept_and_warnings_tol
     assert set(load_set(report.folder)) == {*splits.values(), "val"}
 
 
+def test_nearly_empty_scans_under_two_names_get_one_split_report_17(build_from):
+    """Their perceptual hashes are all zeros; those of their voxels differ unless they are equal."""
+    scans = np.zeros((2, 8, 64, 64), np.int16)
+    scans[0, 4, 30:34, 30:34], scans[1, 4, 30:34, 30:34] = 100, 101
+    studies = [
+        replace(phantom(1), id=name, patient=name, scan_source=Volume(scan, np.eye(4)))
+        for name, scan in zip(("anna", "ben", "dora"), scans[[0, 1, 0]], strict=True)
+    ]
+    report = build_from(*studies)
+    assert report.manifest["studies"]["read"] == 3
+    assert report.manifest["studies"]["near_duplicates"] == 1
+
+
 def test_images_that_may_not_be_passed_on_are_not_stored(build_from):
     closed = partial(Listed, redistributable=False)
     report = build_from(phantom(1), source=closed)
