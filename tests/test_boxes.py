@@ -56,8 +56,9 @@ def test_malformed_boxes_are_skipped_and_counted(inside):
 
 def test_boxes_in_another_syntax_are_reported_apart_report_14():
     text = '[{"bbox_2d": [10, 20, 30, 40], "label": "x"}, {"bbox_2d": [0.1, 0.2, 0.3, 0.4]}]'
-    scan = scan_boxes(text + "{'bbox_3d':[1,2,3,4,5,6]}")
-    assert scan.other_syntax == (Box2D(10, 20, 30, 40), Box3D(1, 2, 3, 4, 5, 6))
+    scan = scan_boxes(text + "{'bbox_3d':[1,2,3,4,5,6], \"bbox_2d\": [[5,6,7,8]]}")
+    read = Box2D(10, 20, 30, 40), Box3D(1, 2, 3, 4, 5, 6), Box2D(5, 6, 7, 8)
+    assert scan.other_syntax == read
     assert scan.boxes == () and scan.malformed == 0
 
 

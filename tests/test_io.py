@@ -45,6 +45,19 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert files.read_json(path) == {"a": "ä", "b": 1}
 
 
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "new" / "set"
+    with pytest.raises(RuntimeError, match="killed"), files.whole_folder(folder) as part:
+        (part / "a.txt").write_text("half")
+        raise RuntimeError("killed")
+    assert not os.listdir(folder.parent)
+    for text in ("first", "second"):  # of two processes the first one counts
+        with files.whole_folder(folder) as part:
+            (part / "a.txt").write_text(text)
+            assert (folder / "a.txt").exists() == (text == "second")
+    assert (folder / "a.txt").read_text() == "first" and os.listdir(folder.parent) == ["set"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch, code):
     def full(handle):

@@ -20,13 +20,13 @@ CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?think>")
 
 _TAG = re.compile(rf"{CONTROL_TOKEN.pattern}|</?answer>")
 _BOXED = re.compile(r"\\boxed\{\s?(?:\\[a-z]+\{)?([^{}]*)\}{1,2}")
-_MARKS = re.compile(r"\*\*|__|[`$\"“”]")
+_MARKS = re.compile(r"\*\*|__|\\[\[\]()]|[`$\"“”]")
 
 _LETTER = r"[(\[']?\s?([A-H])\s?[)\]']?"
 _LIST = r"\s?(?:or\s|and\s)?[A-H]\s?(?:[,.]|$|or\b|and\b)"  # "A, B or C" is no answer
 _END = rf"(?=\s?(?:[.;:!)\]}}]|,(?!{_LIST})|$|because\b|since\b|as\b))"
 # a small "a" is the article, unless a full stop or bracket behind it ends the line
-_SMALL = r"(?:\(([a-h])\)|([b-h])(?=[.)]?\s?$)|(a)(?=[.)]\s?$))"
+_SMALL = r"(?:\(([a-h])\)|([b-h])(?=\s?[.)}]?\s?$)|(a)(?=\s?[.)}]\s?$))"
 _BARE = re.compile(r"[-*\s([']*([A-Ha-h])[)\]'.!,\s]*$")
 _REASON = r"\s[-–—]\s|\s?$|,?\s(?:because|since)\b"
 _LEADING = re.compile(rf"\W*?{_LETTER}(?:\s?[.):]|{_REASON})(.*)$")
@@ -34,9 +34,12 @@ _BRACKETED = re.compile(r"\(([a-h])\)(.*)$")
 _MAYBE = re.compile(r"([a-h](?=[.):])|[A-H](?= )).(.*)$")
 _IS = r"(?i:\s(?:is|would be|should be))?\s?[:=]?\s?(?i:option\s)?"
 _CORRECT = r"(?i:\sis\s(?:correct\b|the\s(?:correct|right|best)\s(?:answer|option|choice|one)\b))"
-_CHINESE = r"(?:答案|选择?|選擇?)(?:应该)?(?:是|为|為)?\s?:?\s?(?:选项)?"
+_CHINESE = r"(?:答案|选择?|選擇?)(?:应该?|應該?)?(?:是|为|為)?\s?:?\s?(?:选项)?"
+_IS_CORRECT = (
+    rf"(?<!\w){_LETTER}{_CORRECT}|(?<![A-Za-z0-9和或与、]){_LETTER}(?:选项|選項)是?正[确確]"
+)
 _CUE = rf"(?:(?i:\b(?:answer|choice)\b){_IS}|{_CHINESE})"
-_STRONG = re.compile(rf"(?m:{_CUE}(?:{_LETTER}{_END}|{_SMALL})|(?<!\w){_LETTER}{_CORRECT})")
+_STRONG = re.compile(rf"(?m:{_CUE}(?:{_LETTER}{_END}|{_SMALL})|{_IS_CORRECT})")
 _SO = r"option|choose|select|pick|it is|it's|therefore|thus|hence|so"
 _HENCE = rf"(?i:\b(?:{_SO})\b,?\s?(?:(?:option|is)\s)?)"
 _DENYING = r"(?i:\b(?:not|than|unlike|exclud\w+|rul\w+ out)\s)"

@@ -167,7 +167,7 @@ _NUMBER = r"[+-]?[0-9]{1,7}(?:\.[0-9]{1,8})?"
 _NUMBERS = rf"\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{1,5}}\s*"
 _LIST = rf"(?:\[{_NUMBERS}\]|\({_NUMBERS}\))"
 _WRITTEN = re.compile(rf"\s*(?:{_LIST}(?:\s*,\s*{_LIST})?|\[\s*{_LIST}(?:\s*,\s*{_LIST})?\s*\])\s*")
-_JSON = re.compile(rf"""["']bbox_[23]d["']\s{{0,9}}:\s{{0,9}}(\[{_NUMBERS}\])""")
+_JSON = re.compile(rf"""["']bbox_[23]d["']\s{{0,9}}:\s{{0,9}}\[?\s{{0,9}}(\[{_NUMBERS}\])""")
 
 
 def read_box(text: str) -> Box | None:

@@ -1,6 +1,6 @@
-"""Files: written whole under a temporary name, then renamed (:func:`whole_file`); read without
-trust: :func:`safe_path` for every path in a data file, :func:`open_image` for every image. A folder
-that two processes could write is :func:`locked`.
+"""Files: written whole under a temporary name, then renamed (:func:`whole_file`,
+:func:`whole_folder`); read without trust: :func:`safe_path` for every path in a data file,
+:func:`open_image` for every image. A folder that two processes could write is :func:`locked`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -46,6 +47,23 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Write a folder that is there completely or not at all: it is renamed at the end. Where
+    another process was first, its folder stays. A :class:`DatasetError` when the disk is full."""
+    folder = Path(folder)
+    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if not folder.is_dir():
+            temporary.rename(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_whole(path: str | Path, content: str | bytes | Iterable[str]) -> None:

@@ -41,6 +41,13 @@ def test_an_image(ask, scans, scripted):
     assert line["frame"] == [48, 80, 1] and line["serialization"]["shape"] == [48, 80]
 
 
+def test_boxes_in_the_json_of_stock_qwen_are_shown_report_14(ask, scans, scripted):
+    scripted('<think>[{"bbox_2d": [16, 8, 48, 24]}]</think>cyst<|im_end|>')
+    result, line = ask("2d", scans / "0.png")
+    assert "another syntax (JSON), fetch nothing: [[16, 8, 48, 24]]" in result.stdout
+    assert line["other_syntax"] == [[16, 8, 48, 24]] and line["boxes"] == []
+
+
 def test_a_volume_and_the_way_back_to_millimetres(ask, scans, scripted):
     scripted(f"<think>At {CUBOID}, and {BOX}.</think>left<|im_end|>")
     how = ("--target-size", "6x32x64", "--normalize", "-100,250")

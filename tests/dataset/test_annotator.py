@@ -194,6 +194,16 @@ def test_report_11_what_always_fails_stops_the_run_and_says_why(writer_for, item
     assert server.bodies[0].keys() == {"model", "messages", "max_completion_tokens", "top_k"}
 
 
+def test_report_11_questions_that_a_filter_rejects_do_not_end_a_run(writer_for, items):
+    """Once anything was answered, the parameters are good."""
+    rejected = (400, json.dumps({"error": {"message": "content filter"}}))
+    server = Server(lambda body, nth: rejected if 1 < len(server.bodies) < 5 else good(body))
+    writer = writer_for(server, concurrency=1, retries=0)
+    writer.prepare(items[:6])
+    kept = [writer.kept(body)[1] is not None for body in server.bodies]
+    assert kept == [True, False, False, False, True, True]
+
+
 @pytest.mark.parametrize("failure", [(429, ""), 1.0])
 def test_failures_that_may_pass_are_repeated(writer_for, item, failure):
     server = Server(lambda body, nth: failure if nth == 0 else good(body))
@@ -242,6 +252,19 @@ def test_b6_an_end_at_any_moment_loses_no_answer_that_had_come(writer_for, tmp_p
     assert 7 <= len(kept) < 30 and len(server.bodies) - len(kept) <= 3  # those under way
     if end == signal.SIGINT:
         assert len(server.bodies) == len(kept) and error.endswith("KeyboardInterrupt\n")
+
+
+def test_b6_ctrl_c_waits_for_requests_under_way(writer_for, items):
+    def respond(body, nth):
+        if len(server.bodies) == 3:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return 0.2
+
+    writer = writer_for(server := Server(respond), concurrency=3)
+    with pytest.raises(KeyboardInterrupt):
+        writer.prepare(items)
+    assert 3 <= len(server.bodies) <= 6
+    assert all(writer.kept(body)[1] for body in server.bodies)
 
 
 def test_b3_b6_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import unireason_lib
-from tests.dataset.sources.layouts import make_folder
+from tests.dataset.sources import layouts
 from unireason_lib.dataset import build as building
 from unireason_lib.dataset import shards
 from unireason_lib.dataset.annotator import RationaleRefused
@@ -264,6 +264,19 @@ def test_second_ids_are_refused_look_alikes_and_own_splits_kept_and_warnings_tol
     assert set(load_set(report.folder)) == {*splits.values(), "val"}
 
 
+def test_nearly_empty_scans_under_two_names_get_one_split_report_17(build_from):
+    """Their perceptual hashes are all zeros; those of their voxels differ unless they are equal."""
+    scans = np.zeros((2, 8, 64, 64), np.int16)
+    scans[0, 4, 30:34, 30:34], scans[1, 4, 30:34, 30:34] = 100, 101
+    studies = [
+        replace(phantom(1), id=name, patient=name, scan_source=Volume(scan, np.eye(4)))
+        for name, scan in zip(("anna", "ben", "dora"), scans[[0, 1, 0]], strict=True)
+    ]
+    report = build_from(*studies)
+    assert report.manifest["studies"]["read"] == 3
+    assert report.manifest["studies"]["near_duplicates"] == 1
+
+
 def test_images_that_may_not_be_passed_on_are_not_stored(build_from):
     closed = partial(Listed, redistributable=False)
     report = build_from(phantom(1), source=closed)
@@ -325,21 +338,35 @@ def test_b17_other_settings_are_refused_unless_overridden(settings, tmp_path, mo
     assert "size was" in again["overridden"][0] and again["settings"] == config.public()
 
 
+SEVERAL = {"folder": layouts.make_folder, "decathlon": layouts.make_decathlon}
+SEVERAL |= {"totalsegmentator": layouts.make_totalsegmentator, "m3d-seg": layouts.make_m3d}
+SEVERAL |= {"sam-med2d": layouts.make_demo}
+
+
+@pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
+@pytest.mark.parametrize("name", SEVERAL)
 def test_b15_two_folders_of_one_name_have_two_names_and_nothing_is_written_into_a_source(
-    settings, tmp_path
+    settings, tmp_path, name
 ):
-    """Fault B15: they shared ids."""
-    folders = [make_folder(tmp_path / k / "scans") for k in "ab"]
-    config = settings(*(f"folder:{folder}" for folder in folders), prior_studies=0)
+    """Fault B15: they shared ids, and the second was refused."""
+    folders = [SEVERAL[name](tmp_path / k / "scans") for k in "ab"]
+    config = settings(*(f"{name}:{folder}" for folder in folders), prior_studies=0, images="none")
     build(config, tmp_path / "set")
-    records = records_of(tmp_path / "set")
-    assert {r.source for r in records} == {"scans", "scans-2"} and records
-    again = record_images(records[-1], {}, {"scans": folders[0], "scans-2": folders[1]})
+    records, own = records_of(tmp_path / "set"), "scans" if name == "folder" else name
+    assert {r.source for r in records} == {own, f"{own}-2"}
+    again = record_images(records[-1], {}, {own: folders[0], f"{own}-2": folders[1]})
     assert again and not json.loads((tmp_path / "set/manifest.json").read_text())["refused"]
     with pytest.raises(DatasetError, match="outside of the source"):
         build(config, folders[0] / "set")
     with pytest.raises(DatasetError, match="other files"):
         build(config, tmp_path)
+
+
+def test_tasks_of_the_decathlon_share_its_name(settings, tmp_path):
+    tasks = [layouts.make_decathlon(tmp_path / task, task) for task in ("Task03", "Task07")]
+    report = build(settings(*(f"decathlon:{task}" for task in tasks)), tmp_path / "set")
+    assert [source["name"] for source in report.manifest["sources"]] == ["decathlon"] * 2
+    assert report.manifest["studies"]["read"] == 4 and not report.manifest["refused"]
 
 
 # --- before and beside -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Finished sets: loaded by ``datasets``, images from the table or through the source, publishing."""
 
 import pickle
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.dataset.sources import layouts
+from tests.dataset.sources.test_reading import WAYS
 from unireason_lib.dataset.build import BuildConfig, SourceSpec, build
 from unireason_lib.dataset.hub import ImageTable, load_set, push_set, record_images
 from unireason_lib.dataset.schema import IMAGE_FEATURES, RL_FEATURES, SFT_FEATURES, Record
@@ -80,23 +81,24 @@ def test_images_come_back_exactly_in_any_order(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
-@pytest.mark.parametrize("channels, options", [(1, ""), (1, ",flip=xy"), (2, ",flip=x")])
+@pytest.mark.parametrize("text, make", list(WAYS.values()), ids=list(WAYS))
 def test_b1_images_that_are_not_stored_are_read_again_through_their_source(
-    frame, tmp_path, channels, options
+    frame, tmp_path, text, make
 ):
-    """Fault B1: from the bare path, flips and channels of the source were lost."""
-    root = layouts.make_decathlon(tmp_path / "Task", channels=("CT", "MRI")[:channels])
-    spec = SourceSpec.parse(f"decathlon:{root}{options}")
+    """Fault B1: from the bare path, axis order, flips and channels of the source were lost."""
+    root = make(tmp_path / "in") if make else None
+    spec = replace(SourceSpec.parse(text), path=root and str(root))
+    how = {"frame": frame, "per_family": 3, "size": (6, 32, 40), "prior_studies": 0, "limit": 4}
     for images in ("all", "none"):
-        config = BuildConfig((spec,), frame=frame, images=images, per_family=3, **SMALL)
-        build(config, tmp_path / images)
+        build(BuildConfig((spec,), images=images, **how), tmp_path / images)
     rows = [row for part in load_set(tmp_path / "none").values() for row in part]
     stored, empty = ImageTable(tmp_path / "all"), ImageTable(tmp_path / "none")
     assert rows and len(stored) and len(empty) == 0
     for record in map(Record.from_row, rows):
         expected = [image.tobytes() for image in record_images(record, stored)]
-        for roots in ({record.source: root}, {"": str(root)}):
+        for roots in ({record.source: root}, {"": str(root)}) if root else (None,):
             images = record_images(record, empty, roots)
             assert [image.tobytes() for image in images] == expected
-        with pytest.raises(DatasetError, match="obtain these scans"):
-            record_images(record, empty)
+        if root:
+            with pytest.raises(DatasetError, match="obtain these scans"):
+                record_images(record, empty)

@@ -192,6 +192,15 @@ def test_b13_answers_do_not_depend_on_the_spacing_or_shape_of_voxels():
     assert asked == again and len(asked) >= 40
 
 
+def test_no_lesion_is_counted_only_where_all_are_outlined():
+    """A scan in which only kidney cysts were looked for was said to show no lesion."""
+    study = masks_study(*FIVE, names=ORGANS, vocabulary=(*ORGANS, "left kidney cyst"))
+    for known, truths in ((False, set()), (True, {"None"})):
+        view = view_of(replace(study, all_lesions=known))
+        questions = many(view, families=["existence verification"], per_family=2)
+        assert {q.truth for q in questions if q.kind == "count"} == truths
+
+
 def test_without_orientation_or_spacing_there_are_no_sides_and_no_millimetres():
     study = masks_study(*FIVE, names=ORGANS)
     questions = many(view_of(study), 40, per_family=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,10 @@ from PIL import Image
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.dataset.build import FIRST_3D, BuildConfig, build
 from unireason_lib.dataset.sources import SourceSpec, open_source
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, ScanWarning
 from unireason_lib.evaluation import most_likely_answers, open_benchmark
 from unireason_lib.evaluation.benchmarks import FIRST_PATIENT, PATIENTS
-from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.imaging import ProcessorFrame, Serialization
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
 
@@ -67,6 +68,20 @@ def test_most_likely_answers_learn_from_training(phantoms):
     unknown = replace(texture, kind="new"), replace(texture, options={"A": "X", "B": "Y"})
     guesses = [i.guess for i in most_likely_answers([texture, *unknown], training)]
     assert guesses == ["B", None, None]
+
+
+def test_volumes_are_laid_out_as_the_checkpoint_was_trained_and_others_warned_of():
+    trained = Serialization((4, 32, 32), (-50, 200))
+    how = {"dimension": "3d", "limit": 2, "frame": FRAME, "prior_studies": 0}
+    how["serialization"] = trained
+    with warnings.catch_warnings(action="error", category=ScanWarning):
+        found = open_benchmark("phantom", **how)
+    assert (found.identity["size"], found.identity["window"]) == ([4, 32, 32], [-50, 200])
+    assert [image.size for image in found.items[0].load()] == [(32, 32)] * 4
+    for other in ({"size": (2, 64, 64)}, {"window": (0, 100)}):
+        (name,) = other
+        with pytest.warns(ScanWarning, match=f"{name} .*trained with"):
+            assert open_benchmark("phantom", **how, **other).identity[name] == [*other[name]]
 
 
 @pytest.mark.parametrize("split", ["test", "val"])

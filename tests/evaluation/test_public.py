@@ -16,6 +16,7 @@ from PIL import Image
 
 from unireason_lib.errors import DatasetError, ScanError
 from unireason_lib.evaluation import open_benchmark, public
+from unireason_lib.imaging import Serialization
 
 
 def scan(path: Path) -> None:
@@ -74,6 +75,19 @@ def test_each_benchmark_is_read_as_it_is_handed_out(tmp_path, name):
     image.unlink()  # a scan that is not there fails when it is asked
     with pytest.raises(ScanError, match=image.name):
         open_benchmark(name, path).items[0].load()
+
+
+def test_the_window_of_volumes_is_not_put_on_x_rays(tmp_path):
+    """A 12-bit radiograph in a range of HU was white."""
+    image = tmp_path / BENCHMARKS["vqa-rad"]["scan"]
+    scan(image)
+    ramp = np.linspace(300, 4000, 40 * 32).reshape(32, 40).astype(np.uint16)
+    Image.fromarray(ramp).save(image, "PNG")
+    row = BENCHMARKS["vqa-rad"]["rows"][0]["row"]
+    path = table(tmp_path / BENCHMARKS["vqa-rad"]["table"], [row])
+    trained = Serialization((4, 32, 32), (-150, 250), (32, 32))
+    (shown,) = open_benchmark("vqa-rad", path, serialization=trained).items[0].load()
+    assert shown.size == (32, 26) and len(np.unique(np.asarray(shown))) > 100
 
 
 def test_splits_languages_and_open_questions(tmp_path):

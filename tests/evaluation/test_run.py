@@ -63,7 +63,7 @@ def test_boxes_in_the_json_of_stock_qwen_are_counted(scripted, write):
     json_box = '```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "lesion"}]\n```'
     replies = (json_box, "no box")
     lines = [only_line(scripted(lambda _, r=r: (r,)), item(r[-3:])) for r in replies]
-    assert lines[0]["other_syntax"] == 1 and lines[0]["boxes"] == []
+    assert lines[0]["other_syntax"] == [[1, 2, 30, 40]] and lines[0]["boxes"] == []
     assert "other_syntax" not in lines[1]
     assert "1 boxes in 1 replies are JSON (bbox_2d)" in report(write("r.jsonl", lines))[1]
 

@@ -147,8 +147,15 @@ def test_nothing_in_a_folder_is_left_out_in_silence_report_1(tmp_path):
     for field in ("Rows", "Columns", "PixelData"):
         delattr(data, field)
     data.save_as(report)
-    with pytest.warns(ScanWarning, match=r"2 of 6 files .* notes.txt, report.dcm"):
+    (folder / "empty").mkdir()
+    with pytest.warns(ScanWarning, match="2 of 6 are left out: notes.txt, report.dcm"):
         assert load_volume(folder).shape[0] == 4
+    (folder / "more" / "deep").mkdir(parents=True)
+    (folder / "0.dcm").rename(folder / ".0.dcm")
+    (folder / "3.dcm").rename(folder / "more" / "deep" / "3.dcm")
+    with pytest.warns(ScanWarning, match=r"4 of 6 are left out: .*\.0\.dcm, more"):
+        assert load_volume(folder).shape[0] == 2
+    (folder / "more" / "deep" / "3.dcm").rename(folder / "3.dcm")
     refuse(report, "without pixels")
     whole = (folder / "3.dcm").read_bytes()
     for cut in (whole[:400], whole[: len(whole) // 2], whole[:-20], b"", b"\0" * 200 + whole):

@@ -94,6 +94,18 @@ def test_a_named_window_needs_hounsfield_units_report_4():
         serialize(volume(scan), window="abdomen")
 
 
+def test_a_range_of_ct_on_mri_is_a_warning():
+    """Background and tissue were two greys, without a word."""
+    mri = RNG.normal(900, 100, (16, 32, 32)).astype(np.int16)
+    mri[:, :16] = 0
+    for window in ((-150, 350), (1500, 2000)):
+        with pytest.warns(ScanWarning, match="one side of the window"):
+            serialize(volume(mri), window=window)
+    with warnings.catch_warnings(action="error"):
+        serialize(volume(mri), window=(0, 1200))
+        serialize(volume(ct()), window=(-150, 350))
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize("padding", [-3024, -2000, -32768])
 def test_padding_outside_the_field_of_view_is_left_out_report_5(padding, dtype):

@@ -213,8 +213,10 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, tiny_checkpoin
     save_file(
         {k: 2 * v for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"}
     )
+    (left_by_a_kill := merged.with_name("model-merged.0.partial")).mkdir()
     whole_checkpoint(adapter)
     assert (merged / "model.safetensors").stat().st_mtime_ns != made
+    assert not left_by_a_kill.exists()
 
 
 def test_free_running_replies_are_judged_logged_and_leave_the_run_as_it_is(run, study, tmp_path):

@@ -88,6 +88,8 @@ def _described(line: Mapping[str, Any]) -> str:
         crops = [f"{width} x {height}" for width, height in box["crops"]]
         fetched = f"{len(crops)} crops of {crops[0]} pixels" if crops else box["status"]
         lines.append(f"{box['text']}: {fetched}")
+    if "other_syntax" in line:
+        lines.append(f"points in another syntax (JSON), fetch nothing: {line['other_syntax']}")
     known = "boxes_image boxes_voxel boxes_mm answer choice stop own_tokens injected_tokens seconds"
     return "\n".join([*lines, *(f"{key}: {line[key]}" for key in known.split() if key in line)])
 

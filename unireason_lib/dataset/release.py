@@ -32,10 +32,9 @@ from unireason_lib.dataset.schema import (
     ScanReference,
     rl_table,
 )
-from unireason_lib.dataset.shards import whole_folder
 from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import PAPER_SIZE, Volume, load_volume
-from unireason_lib.io import safe_path
+from unireason_lib.io import safe_path, whole_folder
 
 REPOSITORY = "IQuestLab/UniReason-Med-Data"
 HELD_OUT = 50
@@ -212,7 +211,7 @@ def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> 
     table, infos, rows = ImageTable(folder), [], []
     if Path(out).exists():
         raise DatasetError(out, "no such folder", "one", "choose another name")
-    with whole_folder(Path(out)) as temporary:
+    with whole_folder(out) as temporary:
         for row in (row for part in load_set(folder).values() for row in part):
             record, info = Record.from_row(row), {"index": len(rows)}
             if record.dimension == "3d":

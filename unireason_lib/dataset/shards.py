@@ -16,9 +16,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import uuid
 import warnings
@@ -52,7 +50,7 @@ from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import View
 from unireason_lib.errors import DatasetError, ScanError, ScanWarning, UniReasonError, raising
 from unireason_lib.imaging import Volume, slice_order_report
-from unireason_lib.io import disk_error
+from unireason_lib.io import whole_folder
 
 if TYPE_CHECKING:
     from unireason_lib.dataset.build import BuildConfig
@@ -104,15 +102,17 @@ class Opened(NamedTuple):
 
 @lru_cache(maxsize=1)
 def open_run(run: Run) -> Opened:
-    """Sources and writer of a run, opened once a process. Of several folders with one name, the
-    second is called ``name-2`` and so on: their studies would have the same ids."""
+    """Sources and writer of a run, opened once a process. Of several folders of one data set or
+    name, the second is called ``name-2`` and so on: their studies would have the same ids, but for
+    tasks of the decathlon, which are in theirs."""
     sources, places, limit = [], defaultdict(list), run.config.limit
     for spec in run.config.sources:
         source = open_source(spec.name, spec.path, **spec.options)
-        paths, path = places[source.name], source.path and Path(source.path).resolve()
+        known = (source.name, getattr(source, "task", None))
+        paths, path = places[known], source.path and Path(source.path).resolve()
         if path not in paths:
             paths.append(path)
-        if (number := paths.index(path)) and source.registered == "folder":
+        if number := paths.index(path):
             source = replace(source, title=f"{source.name}-{number + 1}")
         sources.append(source)
     indexes = [source.index() for source in sources]
@@ -287,21 +287,6 @@ def image_row(image_id: str, pixels: np.ndarray) -> dict[str, Any]:
     """An image, (Y, X) or (Y, X, 3) uint8, as a row of ``images``; PNG keeps every pixel."""
     Image.fromarray(pixels).save(stream := io.BytesIO(), "PNG", compress_level=4)
     return {"image_id": image_id, "path": f"images/{image_id}.png", "bytes": stream.getvalue()}
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Write a folder that is there completely or not at all: it is renamed at the end."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".partial"))
-    try:
-        yield temporary
-        if not folder.is_dir():  # else another worker was first, with the same rows
-            temporary.rename(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @lru_cache(maxsize=1)

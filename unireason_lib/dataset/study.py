@@ -70,6 +70,7 @@ class Study:
     labels: np.ndarray | None = None  # (Z, Y, X) or (Y, X) integers; None: none (any more)
     structures: tuple[Structure, ...] = ()  # what is there
     vocabulary: tuple[str, ...] = ()  # what was looked for; what has no structure is truly absent
+    all_lesions: bool = False  # whether every lesion is outlined: without an outline there is none
     spacing: tuple[float, ...] | None = None  # mm a voxel, in the order of the array's axes
     directions: str = ""  # where x, y (and z) grow in the patient ("LPS"); empty when nobody knows,
     # and then nothing may be asked about left or right

@@ -26,6 +26,8 @@ from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
 
 MIN_PIXELS = 12
 """Pixels that a structure must have on one shown plane to be asked about: a disc of four across."""
+PADDED = 0.05
+"""Proportion of the scan, outside of all structures, at which a single value counts as padding."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ class View:
 
     def visible(self, structure: Structure) -> bool:
         """Whether at least :data:`MIN_PIXELS` pixels of a structure are shown on one plane. Labels
-        and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does; pixels
-        at the lowest value of the scan are padding and do not count. A :class:`DatasetError`
-        without a label map."""
+        and scan are sampled at the middle of each pixel, as :func:`serialize_labels` does. Pixels
+        on padding do not count: the lowest value of the scan, or a single value all over them that
+        also fills :data:`PADDED` of the scan. A :class:`DatasetError` without a label map."""
         labels, scan, lowest = self._sampled
         corners, n, part = structure.box.as_tuple(), len(self._grid), []
         for k, (new, old) in enumerate(zip(self._grid[::-1], self.study.shape[::-1], strict=True)):
@@ -108,9 +110,16 @@ class View:
         middle = len(planes) // 2  # where a structure is large as a rule, so one look is enough
         for plane, values in planes[middle:] + planes[:middle]:
             inside = reduce(or_, (plane == value for value in structure.values))
-            if np.count_nonzero(inside & (values > lowest)) >= MIN_PIXELS:
+            shown = inside & (values > lowest)
+            if np.count_nonzero(shown) >= MIN_PIXELS and not self._is_padding(values[shown]):
                 return True
         return False
+
+    def _is_padding(self, values: np.ndarray) -> bool:
+        labels, scan, _ = self._sampled
+        if (values != values[0]).any():
+            return False
+        return np.count_nonzero((scan == values[0]) & (labels == 0)) >= PADDED * scan.size
 
     @cached_property
     def _sampled(self) -> tuple[np.ndarray, np.ndarray, float]:

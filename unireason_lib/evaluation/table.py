@@ -182,7 +182,7 @@ def report(path: str | Path) -> tuple[pd.DataFrame, str]:
     ]
     if "other_syntax" in results:  # of replies that have such boxes
         other = results["other_syntax"].dropna()
-        written = f"{other.sum():.0f} boxes in {len(other)} replies"
+        written = f"{other.map(len).sum()} boxes in {len(other)} replies"
         notes.append(f"{written} are JSON (bbox_2d), as stock Qwen writes, and fetch nothing")
     return table, "\n".join([shown.to_markdown(index=False), "", *(f"- {n}" for n in notes)])
 

@@ -117,8 +117,8 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """The trace without images, ready for JSON: the one form of a reply in all results. Perhaps
-        with ``other_syntax``, how many boxes are stock Qwen's JSON and fetch nothing."""
-        other = len(scan_boxes(self.text).other_syntax)
+        with ``other_syntax``, the boxes in stock Qwen's JSON, which fetch nothing."""
+        other = [list(box.as_tuple()) for box in scan_boxes(self.text).other_syntax]
         request, names = self.request, ("text", "answer", "choice", "in_format", "stop", "rounds")
         return {
             **{name: getattr(request, name) for name in ("id", "dimension", "question")},

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,19 +63,30 @@ def load_dicom(path: Path) -> Volume:
     """Read the one series in a folder (not in its subfolders), or one file.
 
     A single slice without a position (an X-ray) has no geometry. A :class:`ScanError` for an
-    unreadable file and for slices that make no single volume; other files in the folder are left
-    out with a :class:`ScanWarning`."""
+    unreadable file and for slices that make no single volume; other files in the folder, and
+    subfolders and hidden files with DICOM, are left out with a :class:`ScanWarning`."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     planes = {f: _plane(f) for f in files if f.is_file() and f.name[0] != "."}
+    planes |= {f: None for f in files if f not in planes and _holds_dicom(f)}
     others = [file.name for file, plane in planes.items() if not plane and file.name != "DICOMDIR"]
     names = ", ".join(others[:5])
     if not any(planes.values()):
         do = "give an image, or the folder that holds the slices"
         raise ScanError(path, "DICOM images", f"{names or 'nothing'}, without pixels", do)
     if others:
-        message = f"{path}: {len(others)} of {len(planes)} files are no DICOM images, left out"
-        warnings.warn(f"{message}: {names}", ScanWarning, stacklevel=3)
+        message = f"{path}: {len(others)} of {len(planes)} are left out"
+        why = "no DICOM images, hidden, or folders of their own"
+        warnings.warn(f"{message}: {names} ({why})", ScanWarning, stacklevel=3)
     return _assemble(path, [plane for plane in planes.values() if plane])
+
+
+def _holds_dicom(path: Path) -> bool:
+    """Whether a hidden file is DICOM, or any file in a subfolder."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(OSError), file.open("rb") as stream:
+            if is_dicom(stream.read(132)):
+                return True
+    return False
 
 
 def load_dicom_image(path: Path, window: Window | None) -> Image.Image:

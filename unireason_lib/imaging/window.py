@@ -27,6 +27,7 @@ wider of two in use). Source: Radiopaedia, "Windowing (CT)". Institutions differ
 
 PADDING_BELOW = -1100.0  # air is -1000 HU; below -1024, CT stores only what fills unscanned corners
 AIR_BELOW = -500.0  # any CT in HU has lower values: around the patient, in the lungs or the bowel
+SATURATED = 0.95  # proportion of a scan, background left out, that no window is meant to hide
 _CHUNK = 2_000_000  # values counted at a time
 _NARROWEST, _WIDEST = 1e-30, 1e30  # widths whose reciprocals are ordinary float32 numbers
 
@@ -56,10 +57,11 @@ def window_range(
 
     Where both percentiles are one value (a mostly empty scan), the full range is taken. ``source``
     is the name in messages: a ``ScanError`` for an unknown window, no contrast, or a named window
-    that would show only one grey; padding left out, or values unlike HU, are a ``ScanWarning``."""
+    that would show only one grey; padding left out, values unlike HU, or an explicit range below or
+    above nearly all of the scan (a range of CT on MRI) are a ``ScanWarning``."""
     if (fixed := check_window(window)) is not None:
-        if isinstance(window, str):
-            _check_hounsfield(array, window, source)
+        check = _check_hounsfield if isinstance(window, str) else _check_saturation
+        check(array, window, source)
         return fixed
     low, high = _span(array, window)
     if low < PADDING_BELOW:
@@ -105,9 +107,22 @@ def _scanned(array: np.ndarray) -> np.ndarray:
     return array[inside] if constant and count < array.size else array
 
 
+def _thinned(array: np.ndarray) -> np.ndarray:
+    return array[tuple(slice(None, None, max(1, side // 64)) for side in array.shape)]
+
+
+def _check_saturation(array: np.ndarray, window: tuple[float, float], source: object) -> None:
+    values, (low, high) = _thinned(array), window
+    values = values[values > values.min()]
+    outside = max(np.count_nonzero(values < low), np.count_nonzero(values > high))
+    if outside > SATURATED * values.size:
+        message = f"{source}: {outside / values.size:.0%} of its values are on one side of the"
+        do = "check that it was meant for such scans, or use percentile"
+        warnings.warn(f"{message} window ({low:g}, {high:g}); {do}", ScanWarning, stacklevel=3)
+
+
 def _check_hounsfield(array: np.ndarray, window: str, source: object) -> None:
-    thinned = array[tuple(slice(None, None, max(1, side // 64)) for side in array.shape)]
-    if _scanned(thinned).min() < AIR_BELOW:
+    if _scanned(_thinned(array)).min() < AIR_BELOW:
         return
     scanned = _scanned(array)
     ends = np.array([scanned.min(), scanned.max()])

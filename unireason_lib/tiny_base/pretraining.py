@@ -26,7 +26,7 @@ from tqdm import tqdm
 from unireason_lib.errors import TrainingError
 from unireason_lib.grounding import load_model
 from unireason_lib.grounding.tiny import build_tiny
-from unireason_lib.io import locked, read_json, whole_file, write_json, write_whole
+from unireason_lib.io import locked, read_json, whole_file, whole_folder, write_json, write_whole
 from unireason_lib.training.encoding import IGNORED, Collator, Encoder
 from unireason_lib.training.optim import MuonWithAdamW, fast_bfloat16
 
@@ -226,12 +226,13 @@ def pretrain(
                     torch.save({"step": step, **state}, file)
         if end < plan.steps:
             return out
-        temporary = out / "model.partial"
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        write_json(temporary / "skills.json", measure(model, processor, final_size))
-        write_whole(temporary / "log.jsonl", log.read_text(encoding="utf-8"))
-        return temporary.rename(out / "model")
+        skills = measure(model, processor, final_size)
+        with whole_folder(out / "model") as temporary:
+            model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+            write_json(temporary / "skills.json", skills)
+            write_whole(temporary / "log.jsonl", log.read_text(encoding="utf-8"))
+        return out / "model"
 
 
 def _keep_plan(path: Path, plan: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from unireason_lib.grounding.model import adapter_base, base_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.inference import model_identity
 from unireason_lib.inference.results import differences
-from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
+from unireason_lib.io import disk_error, locked, read_json, whole_folder, write_json, write_whole
 from unireason_lib.training.callbacks import SaveOnInterrupt
 from unireason_lib.training.optim import fast_bfloat16
 
@@ -277,15 +277,14 @@ def merge_adapter(
     """Save a model with its PEFT adapter (folders or hub ids) as one checkpoint in a new folder;
     ``dtype`` is that of the merged weights, without quantization, as they would be rounded again. A
     :class:`TrainingError` when the folder exists, or there is no adapter in the other."""
-    out, adapter, temporary = Path(out), str(adapter), Path(f"{out}.partial")
+    out, adapter = Path(out), str(adapter)
     if out.exists():
         raise TrainingError(out, "no such folder", "a folder", "choose another name")
     if Path(adapter).is_dir() and adapter_base(adapter) is None:
         do = "give the adapter's folder"
         raise TrainingError(adapter, "a PEFT adapter", "no adapter_config.json", do)
     model, processor = load_model(base, adapter=adapter, dtype=dtype, device="cpu")
-    with full_disk_named(out):
-        shutil.rmtree(temporary, ignore_errors=True)
+    with full_disk_named(out), whole_folder(out) as temporary:
         _clean_generation_config(model, processor)
         model.merge_and_unload(safe_merge=True).save_pretrained(temporary)
         processor.save_pretrained(temporary)
@@ -293,7 +292,7 @@ def merge_adapter(
             serialization.save(temporary)
         if (card := Path(adapter) / "README.md").is_file():
             shutil.copy(card, temporary)
-    return temporary.rename(out)
+    return out
 
 
 def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
@@ -308,7 +307,8 @@ def whole_checkpoint(path: str | Path, dtype: str = "auto") -> str:
     with locked(merged.with_name(f"{merged.name}.lock"), str(merged), wait=True):
         note = merged / "source.json"
         if not note.is_file() or read_json(note) != source:
-            shutil.rmtree(merged, ignore_errors=True)
+            for old in (merged, *merged.parent.glob(f"{merged.name}.*.partial")):
+                shutil.rmtree(old, ignore_errors=True)
             merge_adapter(base, path, merged, dtype)
             write_json(note, source)  # last: without it, the next call makes all again
     return str(merged)

@@ -61,6 +61,18 @@ def test_directions_are_withheld_where_a_header_does_not_know_them(tmp_path, whi
     assert open_source("decathlon", root)[0].directions == ""
 
 
+def test_spacing_in_microns_is_read_as_mm_report_8(tmp_path):
+    root = made.make_decathlon(tmp_path)
+    for path in root.glob("*Tr/*.nii.gz"):
+        image = nib.load(path)
+        image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1e3] * 3 + [1]))
+        image.header.set_xyzt_units("micron")
+        nib.save(image, path)
+    study = open_source("decathlon", root)[0]
+    assert study.spacing == pytest.approx((3, 2, 1)) == study.scan.spacing
+    assert study.find("liver tumour").size == pytest.approx(18 * 6)
+
+
 def test_channels_are_studies_of_one_patient(tmp_path):
     names = ("FLAIR", "T1w", "t1gd", "T2w")
     root = made.make_decathlon(tmp_path, "BRATS", ("edema", "non-enhancing tumor"), names)
@@ -111,6 +123,11 @@ def test_totalsegmentator_one_file_per_structure(tmp_path):
     assert study.spacing == (3.0, 2.0, 1.0) and study.find("left kidney").voxels == 48
     cyst = study.find("left kidney cyst")
     assert cyst.attributes == {"host": "left kidney", "components": 1}
+    moved = nib.load(path := tmp_path / "s0011/segmentations/liver.nii.gz")
+    moved.affine[0, 3] += 2
+    nib.save(nib.Nifti1Image(np.asarray(moved.dataobj), moved.affine), path)
+    with pytest.raises(LabelError, match="liver"):
+        source[0]
 
 
 def test_totalsegmentator_one_label_map(tmp_path):

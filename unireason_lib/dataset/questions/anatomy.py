@@ -219,10 +219,11 @@ class Anatomy:
         return None if min(place % 1, 1 - place % 1) < 0.15 else str(min(int(place), 3))
 
     def _count(self) -> str | None:
-        """How many lesions; None if not all are visible and outlined singly, or none was sought."""
-        lesions, (_, gone) = self.study.lesions, self.sorts[1]
+        """How many lesions; None if not all are visible and outlined singly, or if none is outlined
+        where only some kinds were looked for."""
+        lesions = self.study.lesions
         clear = len(lesions) == len(self.lesions) <= 3 and all(map(is_single, lesions))
-        return str(len(lesions)) if clear and (lesions or gone) else None
+        return str(len(lesions)) if clear and (lesions or self.study.all_lesions) else None
 
     def in_mm(self, fractions: Sequence[float]) -> list[float]:
         """Fractions of the grid along x, y (and z) in mm."""

@@ -154,12 +154,18 @@ class FileSource(Source):
     """A source of files in a folder; a key is the path of a scan below it."""
 
     path: str | Path
+    title: str | None  # of the data set, in ids of its studies; None: its name in the registry
     cases: Mapping[str, Entry]  # by key, in order; each subclass finds them in its own way
 
     def __post_init__(self) -> None:
         if not len(self):
             what = f"a folder with cases of {self.registered}"
             raise DatasetError(self.path, what, "none", "check path and options")
+
+    @property
+    def name(self) -> str:
+        """The title, or else the name in the registry."""
+        return self.title or self.registered
 
     @property
     def root(self) -> Path:

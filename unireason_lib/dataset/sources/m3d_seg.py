@@ -39,8 +39,9 @@ class M3DSegSource(base.FileSource):
     """Cases of M3D-Seg; a key begins with the code of the data set."""
 
     path: str | Path
+    title: str | None = None
 
-    name = registered = "m3d-seg"
+    registered = "m3d-seg"
     license = "those of the 25 data sets that it is made of; see the card of M3D-Seg"
     modality = "CT"
 
@@ -70,7 +71,7 @@ class M3DSegSource(base.FileSource):
 
     def _names(self, code: str) -> dict[int, str | None]:
         """Label -> readable name; a name that two labels share means neither."""
-        known = names_table(self.name)["names"].get(code, {})
+        known = names_table(self.registered)["names"].get(code, {})
         names = base.value_names(self._tables[code].get("labels"), f"{code}.json", known)
         often = Counter(names.values())
         return {label: name if often[name] == 1 else None for label, name in names.items()}
@@ -86,7 +87,7 @@ class M3DSegSource(base.FileSource):
 
     def study(self, key: str) -> Study:
         case, folder, shape = self.case(key), self.scan_file(key).parent, self.scan(key).shape
-        code, tables = key.partition("/")[0], names_table(self.name)
+        code, tables = key.partition("/")[0], names_table(self.registered)
         names = self._names(code)
         warnings.warn(f"{case.id}: {WARNING}", ScanWarning, stacklevel=2)
         if (folder / "masks").is_dir():

@@ -78,8 +78,9 @@ class DecathlonSource(NiftiSource):
 
     path: str | Path
     flip: str = ""
+    title: str | None = None
 
-    name = registered = "decathlon"
+    registered = "decathlon"
 
     def __post_init__(self) -> None:
         if not set(self.flip) <= set("xyz"):
@@ -88,7 +89,7 @@ class DecathlonSource(NiftiSource):
         self.license = str(about.get("licence") or about.get("license") or "not stated")
         self.redistributable = _FREE.fullmatch(self.license.strip()) is not None
         self.task = str(about.get("name") or self.root.resolve().name)
-        table, task = names_table(self.name), re.sub("task|[^a-z]", "", self.task.lower())
+        table, task = names_table(self.registered), re.sub("task|[^a-z]", "", self.task.lower())
         known = table["names"].get(task, {})
         names = value_names(about.get("labels"), self.root / "dataset.json", known)
         self.meaning = names, base.parts_of(names, table["hosts"].get(task, {}))
@@ -123,8 +124,9 @@ class TotalSegmentatorSource(NiftiSource):
 
     path: str | Path
     names: str | None = None  # table of label names below it, for label maps
+    title: str | None = None
 
-    name = registered = "totalsegmentator"
+    registered = "totalsegmentator"
     license = "CC BY 4.0, or CC BY-NC-SA in earlier versions; see where it was downloaded from"
     chooses = frozenset({"names"})
 
@@ -159,7 +161,7 @@ class TotalSegmentatorSource(NiftiSource):
                 check_same_grid(grid, volume)
                 yield base.structure_name(name.removesuffix(".nii.gz")), volume.array
 
-        hosts = names_table(self.name)["hosts"]
+        hosts = names_table(self.registered)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
     def names_of(self, labels: Path) -> Names:
@@ -177,7 +179,7 @@ class FolderOfScans(NiftiSource):
 
     path: str | Path
     patient: str = "(.+)"  # regular expression: its first group is the patient in a file's name
-    title: str | None = None  # of the data set; None: the folder's name. Two folders need two
+    title: str | None = None  # of the data set; None: the folder's name
 
     registered = "folder"
     chooses = frozenset({"patient"})
@@ -185,13 +187,16 @@ class FolderOfScans(NiftiSource):
     def __post_init__(self) -> None:
         table = read_json(self.root / "names.json")
         about = self.about = table if isinstance(table.get("names"), dict) else {"names": table}
-        self.name = str(self.title or self.root.resolve().name)
         self.license = str(about.get("license") or "not stated in names.json")
         self.redistributable = about.get("redistributable") is True
         with well_formed("names.json", 'inside like {"2": 1}'):
             inside = {int(p): int(around) for p, around in about.get("inside", {}).items()}
         self.meaning = value_names(about["names"], "names.json"), inside
         super().__post_init__()
+
+    @property
+    def name(self) -> str:
+        return str(self.title or self.root.resolve().name)
 
     @cached_property
     def cases(self) -> Mapping[str, Entry]:

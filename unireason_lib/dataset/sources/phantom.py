@@ -450,6 +450,7 @@ def _study(patient: _Patient, lesions: list[_Lesion], config, shape, z: int | No
         about["details"] = {"z": z, "volume": name}
     about |= {"patient": name, "source": PhantomSource.name, "license": PhantomSource.license}
     about |= {"modality": PhantomSource.modality, "window": config.window}
+    about["all_lesions"] = True
     about["attributes"] = {lesion.label: lesion.attributes for lesion in lesions}
     return Study.from_labels(labels, LABELS, scan=scan, inside=INSIDE, **about)
 

@@ -67,8 +67,9 @@ class SAMed2DSource(_Images):
     """Images of SA-Med2D-20M."""
 
     path: str | Path  # of SAMed2Dv1
+    title: str | None = None
 
-    name = registered = "sa-med2d"
+    registered = "sa-med2d"
     license = "CC BY-NC-SA 4.0; parts keep the terms of their sources"
     modality = "mixed"
 
@@ -101,7 +102,7 @@ class SAMed2DSource(_Images):
         if key not in self._masks:
             raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
         prefix, dataset, rest = [*PurePosixPath(key).stem.split("--", 2), "", ""][:3]
-        kinds = names_table(self.name)["modalities"].items()
+        kinds = names_table(self.registered)["modalities"].items()
         modality = next((m for kind, m in kinds if f"{prefix}_".startswith(kind)), "medical")
         name = f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}"
         labels = tuple(dict.fromkeys(map(str, self._masks[key])))
@@ -125,8 +126,9 @@ class SAMMed2DSource(_Images):
     absent, and the lists of the demo, which name no patients, are not read."""
 
     path: str | Path
+    title: str | None = None
 
-    name = registered = "sam-med2d"
+    registered = "sam-med2d"
     license = "those of the data sets that the slices are of; see the SAM-Med2D repository"
 
     @cached_property
