@@ -79,6 +79,15 @@ def test_truth_boxes_follow_the_image_into_the_frame_of_the_model(scripted):
     assert "build --model" in only_line(generator, words)["error"]["message"]
 
 
+def test_a_box_that_the_question_states_is_no_measure_of_looking(scripted):
+    box = format_box(Box2D(0, 0, 32, 32))
+    generator = scripted(lambda _: ("<think>", box, "</think>", "A. Left"))
+    truth = (("lesion", Box2D(0, 0, 32, 64)),)
+    stated = item("q", question="What is at [0,0,32,64]?", truth_boxes=truth)
+    line = only_line(generator, stated)
+    assert line["iou_first"] is None and line["truth_boxes"] and line["boxes"]
+
+
 @pytest.mark.parametrize(
     ("reply", "asked", "prediction", "correct"),
     [

@@ -25,7 +25,14 @@ from unireason_lib.evaluation import (
     summary,
 )
 from unireason_lib.evaluation import table as tables
-from unireason_lib.evaluation.table import beside, consistency, pooled, read_pooled, select
+from unireason_lib.evaluation.table import (
+    average_box_iou,
+    beside,
+    consistency,
+    pooled,
+    read_pooled,
+    select,
+)
 from unireason_lib.grounding import Settings
 from unireason_lib.inference import read_results
 
@@ -256,3 +263,23 @@ def test_slices_without_boxes_count_as_disagreement(line, failed):
     paper = line("v", **about(5, (96, 105, 5, 147, 152, 6)), boxes=[[98, 107, 153, 154]])
     overlap = consistency([paper])["overlap"][0]
     assert overlap == pytest.approx(0.7940, abs=5e-5)  # its second case
+
+
+def test_the_average_box_is_that_of_other_patients_and_scales_with_the_image(line):
+    def about(name, patient, box, side=64, iou=0.5):
+        frame = [side, side, 1]
+        return line(name, patient, truth_boxes=[["liver", box]], frame=frame, iou_first=iou)
+
+    lines = [
+        about("a", "p", [0, 0, 32, 32]),
+        about("b", "q", [0, 0, 32, 64]),
+        about("c", "r", [0, 0, 64, 128], side=128),
+        about("d", "r", [0, 0, 64, 128], side=128, iou=None),
+    ]
+    # heights of the others, as fractions: 1, 1, 1; 1/2, 1, 1; 1/2, 1
+    expected = pytest.approx([1 / 2, 5 / 6, 3 / 4, math.nan], nan_ok=True)
+    assert average_box_iou(lines) == expected
+    assert average_box_iou(lines[:1], reference=lines[1:2]) == [0.5]
+    assert math.isnan(average_box_iou(lines[:1])[0])  # nobody else has a liver
+    average = summary(as_table(lines))["iou_average_box"].iloc[0]
+    assert average == pytest.approx((1 / 2 + 5 / 6 + 3 / 4) / 3)

@@ -54,6 +54,12 @@ class Item:
         options = dict(self.options)
         return GroundedRequest(self.question, images, options, self.dimension, self.id, messages)
 
+    @property
+    def states_boxes(self) -> bool:
+        """Whether the question or an option has a box in its words."""
+        words = " ".join([self.question, *self.options.values()])
+        return _WRITTEN_BOX.search(words) is not None
+
     def boxes_in(
         self, frame: ProcessorFrame, height: int, width: int
     ) -> tuple[tuple[str, Box], ...]:
@@ -62,7 +68,7 @@ class Item:
         own, size = self.frame or frame, (height, width)
         if own.size(*size) == frame.size(*size):
             return self.truth_boxes
-        if _WRITTEN_BOX.search(" ".join([self.question, *self.options.values()])):
+        if self.states_boxes:
             expected, do = (
                 f"boxes for images of {frame.size(*size)}",
                 "build the data set for this model (build --model)",

@@ -118,9 +118,10 @@ def line_of(item: Item, layout: tuple, trace: Trace, seconds: float) -> dict[str
 
     The line is the item (:meth:`Item.to_dict`), the reply (``Trace.to_dict``) and: ``prediction``
     (letter, or the words of an open answer; None is an abstention), ``correct`` (None when the
-    truth is unknown), ``truth_boxes``, ``frame``, those of :func:`overlaps`, ``crop_fraction``
-    (mean fraction of the image, or volume, that an injected box fetched; None: no box did) and
-    ``seconds`` (the reply's part of those of its batch).
+    truth is unknown), ``truth_boxes``, ``frame``, those of :func:`overlaps` (None where the
+    question states boxes, which would only be copied), ``crop_fraction`` (mean fraction of the
+    image, or volume, that an injected box fetched; None: no box did) and ``seconds`` (the reply's
+    part of those of its batch).
     """
     truth, frame = layout
     prediction = trace.choice if item.options else trace.answer or None
@@ -136,7 +137,7 @@ def line_of(item: Item, layout: tuple, trace: Trace, seconds: float) -> dict[str
         "correct": None if item.answer is None else right,
         "truth_boxes": [[name, [round(float(n), 2) for n in b.as_tuple()]] for name, b in truth],
         "frame": list(frame),
-        **overlaps(trace.boxes, [box for _, box in truth]),
+        **overlaps(trace.boxes, [box for _, box in truth if not item.states_boxes]),
         "crop_fraction": round(pixels / math.prod(frame) / len(fetched), 6) if fetched else None,
         "seconds": round(seconds, 4),
     }

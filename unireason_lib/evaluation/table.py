@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ rationale-answer consistency."""
 PERCENT = ("accuracy", "blank", "question_only", "majority", "concluded", "followed")
 PERCENT += ("abstained", "format", "hit")
 TITLES = {"blank": "blank images, %", "followed": "rationale-answer consistency, %"}
-OTHERS = ("iou_first", "iou_best", "iou_all", "crop_fraction")
+OTHERS = ("iou_first", "iou_best", "iou_all", "iou_average_box", "crop_fraction")
 ALONE = ("chance", "rounds", "own_tokens", "injected_tokens", "seconds")  # without intervals
 
 
@@ -55,14 +57,45 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def as_table(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row for each line of results (:func:`~.run.line_of`): its keys, ``seed`` (0), and as
     numbers ``failed``, ``correct``, ``format``, ``concluded``, ``followed`` (see :data:`POOLED`),
-    ``abstained``, ``hit`` (best box with an IoU of 0.5 or more), ``chance`` and ``question_only``
-    (the option that was most often right in training is right)."""
+    ``abstained``, ``hit`` (best box with an IoU of 0.5 or more), ``iou_average_box``
+    (:func:`average_box_iou`), ``chance`` and ``question_only`` (the option that was most often
+    right in training is right)."""
     lines = list(lines)
     reasons = any("</think>" in (line.get("text") or "") for line in lines)
     table = pd.DataFrame([{**line, "seed": 0, **_measures(line, reasons)} for line in lines])
     for name in ("iou_first", "iou_best", "iou_all", "crop_fraction", "seconds"):
         table[name] = pd.to_numeric(table.get(name, math.nan))
-    return table
+    return table.assign(iou_average_box=average_box_iou(lines))
+
+
+def average_box_iou(
+    lines: Sequence[Mapping[str, Any]], reference: Iterable[Mapping[str, Any]] | None = None
+) -> list[float]:
+    """For each line the mean IoU of its true boxes with the average box of the same structure in
+    the other patients of ``reference`` (None: of the lines), as fractions of the image: what who
+    knows anatomy and does not look may reach. NaN where no other patient has the structure, or no
+    IoU is measured."""
+    boxes = defaultdict(list)
+    for line in lines if reference is None else reference:
+        for name, box in line.get("truth_boxes") or ():
+            boxes[line["dimension"], name].append((line["patient"], np.divide(box, _sides(line))))
+    values = []
+    for line in lines:
+        overlaps = []
+        truth = () if line.get("iou_first") is None else line.get("truth_boxes") or ()
+        for name, box in truth:
+            others = [b for who, b in boxes[line["dimension"], name] if who != line["patient"]]
+            if others:
+                average = box_of(np.mean(others, axis=0) * _sides(line))
+                overlaps.append(average.iou(box_of(box)))
+        values.append(fmean(overlaps) if overlaps else math.nan)
+    return values
+
+
+def _sides(line: Mapping[str, Any]) -> tuple[int, ...]:
+    """What the coordinates of a box are measured against: width, height and number of slices."""
+    height, width, slices = line["frame"]
+    return (width, height, slices) * 2 if line["dimension"] == "3d" else (width, height) * 2
 
 
 def _measures(line: Mapping[str, Any], reasons: bool) -> dict[str, float]:
