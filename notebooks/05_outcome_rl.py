@@ -180,7 +180,9 @@ first = max(profile.sft_data.patients_2d, profile.sft_data.patients_3d)  # behin
 folder = data_folder(DATA) if DATA else phantoms(profile.grpo_data, "phantoms-rl", first)
 counts = {"2d": profile.grpo_data.records_2d, "3d": profile.grpo_data.records_3d}
 held = M3D_ROOT or None
-records = training_records(folder, counts, seed=SEED, form="rl", m3d_root=held)
+records = training_records(
+    folder, counts, seed=SEED, form="rl", kinds=profile.grpo_data.kinds.split(), m3d_root=held
+)
 images = images_from(folder, m3d_root=held)
 number = {d: sum(record.dimension == d for record in records) for d in ("2d", "3d")}
 print(

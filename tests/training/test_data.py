@@ -31,6 +31,9 @@ def test_records_are_chosen_by_dimension_and_number(data):
     again = training_records(data, {"3d": 3 * len(training_records(data, {"3d": None}))})
     assert set(Counter(r.id for r in again).values()) == {3}  # each as often as any other
     assert [r.id for r in training_records(data, seed=1)] != [r.id for r in everything]
+    of_kinds = training_records(data, {"2d": None, "3d": 3}, kinds=("quadrant", "relation"))
+    assert {r.kind for r in of_kinds} <= {"quadrant", "relation"}
+    assert Counter(r.dimension for r in of_kinds)["3d"] == 3
     fewer, more = (training_records(data, {"3d": n}) for n in (2, 4))
     assert {r.id for r in fewer} <= {r.id for r in more}
 
@@ -41,6 +44,8 @@ def test_records_are_chosen_by_dimension_and_number(data):
 def test_records_that_are_not_there_are_named(data, records, split):
     with pytest.raises(DatasetError, match=split):
         training_records(data, records, split=split)
+    with pytest.raises(DatasetError, match="of the kinds sunshine"):
+        training_records(data, kinds=["sunshine"])
 
 
 @pytest.mark.parametrize("read", [training_records, images_from, data_folder])

@@ -103,7 +103,8 @@ def _train(stage: str, given: Any) -> None:
     else:
         from unireason_lib.training.grpo import train_grpo as train
 
-        where["form"], limits = "rl", (section.max_completion_length, ours.rollout_max_rounds)
+        where |= {"form": "rl", "kinds": settings.grpo_data.kinds.split()}
+        limits = section.max_completion_length, ours.rollout_max_rounds
     wanted = getattr(settings, f"{stage}_data")
     counts = {"2d": wanted.records_2d, "3d": wanted.records_3d}
     records = training_records(given.data, counts, **where)

@@ -8,7 +8,7 @@ holds are used, without it only those about 2D images.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -54,13 +54,15 @@ def training_records(
     split: str = "train",
     seed: int = 0,
     form: Literal["sft", "rl"] = "sft",
+    kinds: Collection[str] = (),
     **release: Any,
 ) -> Records:
     """Records of a split of a data set, or of the authors' release, in the random order of a seed.
 
     ``records``: dimension -> how many of it (None: all); None takes all of both, a dimension left
     out none. More than there are means that some come again, each as often as any other; a smaller
-    number is part of a larger one. ``form``: ``"sft"`` with replies, ``"rl"`` without. ``release``:
+    number is part of a larger one. ``form``: ``"sft"`` with replies, ``"rl"`` without. ``kinds`` of
+    questions (:data:`~.dataset.questions.FAMILIES`): none named means all. ``release``:
     ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`; rows whose volume is
     missing are left out, with a warning that counts them. A :class:`DatasetError` when there is no
     such data set, or it has no records of a dimension that is asked for.
@@ -76,12 +78,14 @@ def training_records(
             text = f"{left_out:,} rows about volumes are left out, which the release has not; {do}"
             warnings.warn(f"{folder}: {text}", stacklevel=2)
         rows = Dataset(pa.Table.from_pylist(held, SFT_FEATURES.arrow_schema))
-    dimensions = rows["dimension"][:] if len(rows) else []
-    where = {d: [k for k, one in enumerate(dimensions) if one == d] for d in ("2d", "3d")}
+    about = list(zip(rows["dimension"], rows["kind"], strict=True)) if len(rows) else []
+    usable = [dimension if not kinds or kind in kinds else "" for dimension, kind in about]
+    where = {d: [k for k, one in enumerate(usable) if one == d] for d in ("2d", "3d")}
     wanted = dict.fromkeys(where) if records is None else records
     wanted = {d: len(where[d]) if n is None else n for d, n in wanted.items()}
     if not any(wanted.values()) or any(n and not where[d] for d, n in wanted.items()):
-        expected = f"records of the split {split!r} in {' and '.join(wanted)}"
+        of_kinds = f" of the kinds {', '.join(kinds)}" if kinds else ""
+        expected = f"records of the split {split!r} in {' and '.join(wanted)}{of_kinds}"
         found = ", ".join(f"{len(numbers)} in {d}" for d, numbers in where.items())
         do = "build a data set that has them, or ask for others"
         raise DatasetError(folder, expected, found, do)
