@@ -205,7 +205,8 @@ class ExactResume:
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
-            self._sampler.generator.manual_seed(self.args.seed + epoch)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self._sampler.generator.manual_seed(seed + epoch)
             super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
