@@ -58,7 +58,7 @@ def test_without_effects_false_verdicts_are_rare():
     names = [f"c{k}" for k in range(6)]
     nothing = grid(*pairwise(names), conditions=names)
     tables = (table(dict.fromkeys(names, 0.5), 5, 40, draw=n, spread=0.05) for n in range(20))
-    assert sum(any(v.verdict != "inconclusive" for v in judge(nothing, t)) for t in tables) <= 3
+    assert sum(any(v.verdict != "inconclusive" for v in judge(nothing, t)) for t in tables) <= 1
 
 
 def test_all_claims_count_in_the_correction_judged_or_not():
