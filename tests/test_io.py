@@ -58,6 +58,13 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert (folder / "a.txt").read_text() == "first" and os.listdir(folder.parent) == ["set"]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DatasetError, match=r"pipe\.json: expected a file or nothing"):
+        files.write_json(tmp_path / "pipe.json", {})
+    assert os.listdir(tmp_path) == ["pipe.json"] and (tmp_path / "pipe.json").is_fifo()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch, code):
     def full(handle):

@@ -155,6 +155,16 @@ def test_sync_takes_the_edited_one_and_refuses_when_both_were_edited(project):
     assert (path.read_bytes(), script.read_bytes()) == before
 
 
+def test_sync_of_a_pair_that_nobody_synced_loses_no_edit(project):
+    path = project("00_a", "x = 1")
+    script = path.with_suffix(".py")
+    script.write_text(script.read_text().replace("x = 1", "x = 2"))
+    before = path.read_bytes(), script.read_bytes()
+    with pytest.raises(UniReasonError, match=r"00_a\.ipynb too"):
+        notebooks.sync()
+    assert (path.read_bytes(), script.read_bytes()) == before
+
+
 def test_published_figures_are_finite_and_a_zero_is_one(monkeypatch):
     import IPython.display
 

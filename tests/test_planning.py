@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from unireason_lib.planning import (
     samples_of,
     shaped_model,
 )
+from unireason_lib.training.sft import LORA_TARGETS
 
 
 def made(gpus="8xH100", overrides="", profile="gpu", **more):
@@ -69,6 +71,13 @@ def test_flops_of_a_training_step_are_what_the_tiny_model_takes(tiny_checkpoint,
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.1)
     adapters, forward = language_flops(model, 512, 1, "adapters"), language_flops(model, 512)
     assert 2 <= adapters / forward < language_flops(model, 512, 1, "all") / forward <= 3.1
+
+
+def test_adapters_are_counted_as_peft_makes_them(tiny_checkpoint):
+    model = shaped_model(str(tiny_checkpoint))
+    expected = lora_parameters(model, 8)
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=LORA_TARGETS))
+    assert adapted.num_parameters(only_trainable=True) == expected > 0
 
 
 def test_a_volume_of_32_slices_has_as_many_tokens_as_the_paper_says():

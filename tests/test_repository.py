@@ -80,13 +80,19 @@ def test_packages_import_in_no_circle():
     assert sorted(pipeline, key=order.index) == pipeline
 
 
-def test_light_parts_import_without_heavy_packages():
-    """`--help` and reading a profile must not wait for torch."""
+@pytest.mark.parametrize(
+    ("parts", "heavy"),
+    [
+        ("cli, unireason_lib.notebooks", "torch transformers matplotlib papermill pandas"),
+        ("evaluation", "torch transformers matplotlib papermill"),
+    ],
+)
+def test_light_parts_import_without_heavy_packages(parts, heavy):
+    """`--help`, reading a profile and reading results must not wait for torch."""
     code = (
-        "import sys, unireason_lib.cli, unireason_lib.notebooks, unireason_lib.config as c;"
+        f"import sys, unireason_lib.{parts}, unireason_lib.config as c;"
         "c.load_profile('smoke');"
-        "print([m for m in ('torch', 'transformers', 'matplotlib', 'papermill', 'pandas')"
-        " if m in sys.modules])"
+        f"print([m for m in {heavy.split()} if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr

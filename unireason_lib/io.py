@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -32,8 +33,9 @@ MAX_IMAGE_PIXELS = 100_000_000  # larger images are refused before they are deco
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Write a file that is there completely or not at all; an old one stays until the new one is. A
-    :class:`DatasetError` when the disk, or the user's quota of it, is full."""
-    path = Path(path)
+    :class:`DatasetError` when the disk, or the user's quota of it, is full, or something is there
+    that is no file."""
+    path = replaceable(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,15 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replaceable(path: str | Path, error: type[UniReasonError] = DatasetError) -> Path:
+    """A path to write to; an ``error`` when a folder, a device or a pipe is there: reading it would
+    not end, and a new file would take its place."""
+    if (path := Path(path)).exists() and not path.is_file():
+        found, do = "a folder, a device or a pipe", "choose the name of a file: results.jsonl"
+        raise error(path, "a file or nothing", found, do)
+    return path
 
 
 def write_whole(path: str | Path, content: str | bytes | Iterable[str]) -> None:
@@ -108,12 +119,17 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def disk_error(path: str | Path, error: OSError) -> Exception:
-    """A full disk in words that name the file; any other error of the system as it is."""
-    if error.errno not in (ENOSPC, EDQUOT, EFBIG):
+def disk_error(path: str | Path, error: Exception) -> Exception:
+    """A full disk in words that name the file, also where PyTorch, safetensors or Arrow say so in
+    words of their own; any other error as it is."""
+    wordings = r"os error (\d+)|No space left on device|file write failed|unexpected pos \d"
+    said = re.search(wordings, str(error))
+    number = int(said[1] or ENOSPC) if said else getattr(error, "errno", None)
+    if number not in (ENOSPC, EDQUOT, EFBIG):
         return error
     do = "free some space and run the same command again; what is finished is kept"
-    return DatasetError(path, "space on the disk for this file", f"none ({error.strerror})", do)
+    found = f"none ({os.strerror(number)})"
+    return DatasetError(path, "space on the disk for this file", found, do)
 
 
 @contextlib.contextmanager

@@ -238,14 +238,14 @@ def refresh(names: Any = ()) -> list[str]:
 
 def sync(names: Any = ()) -> None:
     """Bring notebooks and paired scripts in step (`jupytext --sync`), from the one that was edited;
-    a :class:`UniReasonError`, and neither is changed, when both were."""
+    a :class:`UniReasonError`, and neither is changed, when both were, or nobody noted which."""
     from jupytext.cli import jupytext
 
     for path in select(names):
         script, paired = path.with_suffix(".py"), _script(path)
         text = script.read_text(encoding="utf-8") if script.is_file() else paired
         last = _stamp(path).get("synced")
-        if last and text != paired:
+        if text != paired:
             contents = {script: text, path: paired}
             edited = [one for one, content in contents.items() if _digest(content) != last]
             if len(edited) == 2:

@@ -1,5 +1,7 @@
 """Verdicts on simulated replies: a known effect, none, the opposite, and too little to tell."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,6 +51,14 @@ def test_a_known_effect_gets_its_verdict(old, new, verdict):
     (row,) = table_of_claims([found]).to_dict("records")
     assert row["verdict"] == verdict and row["difference (95 %)"][0] in "+-"
     assert found.to_dict()["comparison"]["difference"]["value"] == pytest.approx(new - old, abs=0.1)
+
+
+def test_without_effects_false_verdicts_are_rare():
+    """Twenty studies of five claims about nothing; in one a false one is expected."""
+    names = [f"c{k}" for k in range(6)]
+    nothing = grid(*pairwise(names), conditions=names)
+    tables = (table(dict.fromkeys(names, 0.5), 5, 40, draw=n, spread=0.05) for n in range(20))
+    assert sum(any(v.verdict != "inconclusive" for v in judge(nothing, t)) for t in tables) <= 1
 
 
 def test_all_claims_count_in_the_correction_judged_or_not():

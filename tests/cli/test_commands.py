@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -111,17 +112,32 @@ def test_outcome_rl_starts_from_an_adapter(run, data, tiny_checkpoint, tmp_path)
     assert lost.exit_code == 2 and "download" not in lost.stderr  # a path is no hub id
 
 
-def test_quiet_shows_no_bars_and_no_advice(data, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("name", ["sft", "evaluate"])
+def test_quiet_shows_no_bars_and_no_advice(request, tiny_checkpoint, tmp_path, name):
     """Loading bars and a FutureWarning came through."""
-    words = ["sft", "--profile", "smoke", "--quiet", "--data", data, "--model", tiny_checkpoint]
-    words += ["--out", tmp_path / "run", "--set", "sft.max_steps=1"]
+    words = [name, "--profile", "smoke", "--quiet", "--model", tiny_checkpoint]
+    words += ["--out", tmp_path / "run"]
+    if name == "sft":
+        words += ["--data", request.getfixturevalue("data"), "--set", "sft.max_steps=1"]
+    else:
+        words += [*SMALL, "--limit", 2]
     done = subprocess.run(
         [sys.executable, "-m", "unireason_lib", *map(str, words)],
         **{"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}},
         **{"capture_output": True, "text": True},
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 2 or name == "evaluate"
+
+
+def test_quiet_shows_no_deprecation_warnings(run, monkeypatch, tmp_path):
+    def warn(*_, **__):
+        warnings.warn("this will go", FutureWarning, stacklevel=2)
+        return {}
+
+    monkeypatch.setattr("unireason_lib.tiny_base.measure", warn)
+    words = ("base", "--measure", ROOT / "data" / "tiny-base")
+    assert "warning: this will go" in run(*words).stderr and run(*words, "--quiet").stderr == ""
 
 
 def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The file of results: whole lines, once each, whatever happens in between."""
 
 import json
+import os
 
 import pytest
 
@@ -45,6 +46,7 @@ def test_results_of_another_run_and_files_of_others_are_left_alone(out, tmp_path
     (tmp_path / "notes.txt").write_text("mine\n")
     message = r'model\.sha256 was "abc" and is now "xyz"'
     taken = {out: message, tmp_path / "notes.txt": "results without", tmp_path: "a folder"}
+    taken[os.devnull] = "a device"  # some devices give lines without end
     for path, message in taken.items():
         with pytest.raises(RequestError, match=message), ResultsFile(path, other):
             pass

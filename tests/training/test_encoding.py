@@ -96,6 +96,7 @@ def test_cached_features_are_what_the_tower_makes_and_can_be_learnt_from(study, 
     with torch.inference_mode():
         cached = with_features([*two, *two], processor, model)
     hook.remove()
+    assert not any(tokens.is_inference() for one in cached for tokens in one.features)
     batch = Collator(processor)(cached[2:])
     assert "pixel_values" not in batch and "mm_encoder_outputs" in batch
     different = {image.tobytes(): image for one in two for image in one.images}.values()

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,7 +19,13 @@ from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import Settings, build_tiny, load_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.io import append_lines, locked, read_lines
-from unireason_lib.training.callbacks import FreeRunning, RunLog, balanced, read_log
+from unireason_lib.training.callbacks import (
+    FreeRunning,
+    RunLog,
+    SaveOnInterrupt,
+    balanced,
+    read_log,
+)
 from unireason_lib.training.checkpoints import merge_adapter, serialization_of, whole_checkpoint
 from unireason_lib.training.sft import train_sft
 
@@ -122,6 +129,13 @@ def test_a_run_that_was_stopped_after_its_last_step_does_none_more(run, tmp_path
     assert all(torch.equal(saved[name], made[name]) for name in made)
 
 
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), SaveOnInterrupt() as asked:
+        interrupt()
+        assert asked.asked
+        interrupt()
+
+
 @pytest.mark.parametrize("r", [None, 4], ids=["full", "adapters"])
 def test_another_run_is_refused(run, tmp_path, r):
     """One with another base went on silently, with LoRA old adapters on a new base. Two at once
@@ -143,33 +157,61 @@ def test_another_run_is_refused(run, tmp_path, r):
             run(grounding__sft_lora_r=r, **change)
 
 
-@pytest.mark.parametrize("kilobytes", [1, 2000], ids=["log", "checkpoint"])
-def test_a_full_disk_is_named(run, tmp_path, kilobytes):
-    """There was a traceback of PyTorch, or a bare errno without a path."""
+def test_another_hub_id_is_refused_where_no_commit_is_known(study, fresh_model, tmp_path):
+    model, processor = fresh_model
+    given = processor, study.records[:4], study.images, tmp_path, quick(sft__max_steps=1)
+    model.name_or_path = "owner/one"
+    train_sft(model, *given)
+    model.name_or_path = "owner/two"
+    with pytest.raises(DatasetError, match=r'base\.name was "owner/one" and is now "owner/two"'):
+        train_sft(model, *given)
+
+
+@contextmanager
+def nearly_full_disk(kilobytes, named):
+    """No file may become larger in the block, which ends in an error that names one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    fill = {"callbacks": [RunLog(tmp_path / "run" / "more.jsonl")]} if kilobytes == 1 else {}
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, before[1]))
-        with pytest.raises(DatasetError, match=r"run.*space on the disk"):
-            run(**fill)
+        with pytest.raises(DatasetError, match=f"{named}.*space on the disk"):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("kilobytes", [1, 2000], ids=["log", "checkpoint"])
+def test_a_full_disk_is_named(run, tmp_path, kilobytes):
+    """There was a traceback of PyTorch, or a bare errno without a path."""
+    fill = {"callbacks": [RunLog(tmp_path / "run" / "more.jsonl")]} if kilobytes == 1 else {}
+    with nearly_full_disk(kilobytes, "run"):
+        run(**fill)
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_the_model_of_a_finished_run(run, study, tiny_checkpoint, tmp_path):
-    """It is taken as it is; carries serialization and card, and no settings of sampling that its
-    base had."""
-    poisoned = shutil.copytree(tiny_checkpoint, tmp_path / "poisoned")
+@pytest.fixture
+def poisoned(tiny_checkpoint, tmp_path):
+    """A base that says how to sample."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "poisoned")
     settings = {"eos_token_id": [5], "temperature": 9.0, "custom_generate": "a/b"}
-    (poisoned / "generation_config.json").write_text(json.dumps(settings))
-    made = run(model=poisoned, sft__max_steps=1)
-    clean = json.loads((made / "generation_config.json").read_text())
-    tokenizer = load_model(made, device="cpu")[1].tokenizer
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def assert_clean(folder):
+    """Its settings of sampling are which tokens end a turn and which pads."""
+    clean = json.loads((folder / "generation_config.json").read_text())
+    tokenizer = load_model(folder, device="cpu")[1].tokenizer
     assert clean.keys() == {"eos_token_id", "pad_token_id", "transformers_version"}
     assert set(tokenizer.convert_ids_to_tokens(clean["eos_token_id"])) >= {"<|im_end|>"}
+
+
+def test_the_model_of_a_finished_run(run, study, poisoned, tmp_path):
+    """It is taken as it is; carries serialization and card, and no settings of sampling that its
+    base had."""
+    made = run(model=poisoned, sft__max_steps=1)
+    assert_clean(made)
     layout = Serialization.load(made)
     assert layout == serialization_of(study.records[::6])
     assert layout.size == (4, 64, 64) and layout.image_size == (64, 64)
@@ -181,10 +223,10 @@ def test_the_model_of_a_finished_run(run, study, tiny_checkpoint, tmp_path):
     assert (again / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, tiny_checkpoint, tmp_path):
+def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, tmp_path):
     """The copy beside a run stayed what it was when the adapter was trained again, and two
     notebooks at once could publish half a model: the second waits for the first."""
-    adapter = run(grounding__sft_lora_r=4, sft__learning_rate=1e-2)
+    adapter = run(model=poisoned, grounding__sft_lora_r=4, sft__learning_rate=1e-2)
     merged = adapter.with_name("model-merged")
     with locked(adapter.with_name("model-merged.lock"), "merged"):
         waiting = threading.Thread(target=whole_checkpoint, args=(adapter,))
@@ -198,17 +240,20 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, tiny_checkpoin
     assert (merged / "model.safetensors").stat().st_mtime_ns == made  # once
     assert "not for clinical use" in (merged / "README.md").read_text(encoding="utf-8")
     assert Serialization.load(merged) == Serialization.load(adapter)
+    assert_clean(merged)
     # as the authors load theirs: the class itself, and the processor beside it
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(merged).tokenizer
     tokens = tokenizer("<think>The liver.</think>A.", return_tensors="pt")
-    adapted = load_model(tiny_checkpoint, adapter=adapter, device="cpu")[0]
+    adapted = load_model(poisoned, adapter=adapter, device="cpu")[0]
     with torch.no_grad():
         expected = adapted(**tokens).logits
         torch.testing.assert_close(plain(**tokens).logits, expected, atol=1e-4, rtol=1e-4)
     for wrong, out in ((adapter, merged), (merged, tmp_path / "again")):
         with pytest.raises(TrainingError, match=r"no such folder|a PEFT adapter"):
-            merge_adapter(tiny_checkpoint, wrong, out)
+            merge_adapter(poisoned, wrong, out)
+    with nearly_full_disk(100, "full"):
+        merge_adapter(poisoned, adapter, tmp_path / "full")
     weights_file = adapter / "adapter_model.safetensors"
     save_file(
         {k: 2 * v for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"}

@@ -140,11 +140,17 @@ def test_images_are_read_and_encoded_once(tune, study, fresh_model):
 def test_muon_is_for_whole_models(tune, r, muon):
     watch = Watch()
     changes = {"grounding__muon_learning_rate": 1e-3, "grounding__sft_lora_r": r}
-    tune(callbacks=[watch], sft__adam_beta2=0.95, **SINGLE, **changes)
+    tune(callbacks=[watch], sft__adam_beta2=0.95, sft__adam_epsilon=0.5, **SINGLE, **changes)
     assert isinstance(watch.optimizer, MuonWithAdamW) == muon
     assert not muon or isinstance(watch.optimizer.parts[0], FloatMuon)  # as sft.bf16 says
     adamw = watch.optimizer.parts[1] if muon else watch.optimizer
     assert adamw.param_groups[0]["betas"] == (0.9, 0.95)  # any argument of TRL reaches it
+    assert adamw.param_groups[0]["eps"] == 0.5
+
+
+def test_the_order_of_records_has_a_seed_of_its_own(tune):
+    first, *others = [tune(**SINGLE, **seeds) for seeds in ({}, {"sft__data_seed": 0})]
+    assert others == [first] and tune(**SINGLE, sft__data_seed=99) != first
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tune, monkeypatch, tmp_path):
@@ -195,3 +201,5 @@ def test_settings_that_do_not_fit_are_errors_that_say_so(tune):
         tune(sft__lr_scheduler_type="none")
     with pytest.raises(DatasetError, match=r"at most 10 tokens.*raise sft\.max_length"):
         tune(sft__max_length=10)
+    with pytest.raises(TrainingError, match=r"sft\.optim.*muon_learning_rate to 0"):
+        tune(sft__optim="sgd", grounding__muon_learning_rate=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import re
 import warnings
@@ -73,14 +72,12 @@ class Command(TyperCommand):
             stopped = isinstance(error.__context__, KeyboardInterrupt)
             message, code = (str(error), 130) if stopped else (f"error: {error}", 2)
         except Exception as error:
-            message, code = f"error: {error}", 2
-            if "No space left on device" in str(error):  # by PyTorch, safetensors, Arrow as well
-                from unireason_lib.io import disk_error
+            from unireason_lib.io import disk_error
 
-                place = getattr(error, "filename", None) or ctx.params.get("out")
-                message = f"error: {disk_error(place, OSError(errno.ENOSPC, 'disk full'))}"
-            elif not isinstance(error, OSError):
+            named = disk_error(getattr(error, "filename", None) or ctx.params.get("out"), error)
+            if named is error and not isinstance(error, OSError):
                 raise
+            message, code = f"error: {named}", 2
         typer.echo(message, err=True)
         raise typer.Exit(code)
 

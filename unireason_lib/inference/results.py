@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unireason_lib.errors import RequestError
-from unireason_lib.io import append_lines, locked, read_json, write_json, write_whole
+from unireason_lib.io import append_lines, locked, read_json, replaceable, write_json, write_whole
 
 
 class ResultsFile:
@@ -31,8 +31,7 @@ class ResultsFile:
         self.done: set[str] = set()
 
     def __enter__(self) -> ResultsFile:
-        if self.path.is_dir():
-            raise RequestError(self.path, "a file name", "a folder", "add a name: results.jsonl")
+        replaceable(self.path, RequestError)
         with ExitStack() as stack:
             lock = self.path.with_name(self.path.name + ".lock")
             stack.enter_context(locked(lock, str(self.path)))

@@ -9,9 +9,7 @@ out/model/           at the end, with its card and serialization
 
 from __future__ import annotations
 
-import errno
 import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -136,15 +134,11 @@ def raised_by_all() -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """In the block, a full disk becomes an error that names the folder; PyTorch and safetensors say
-    so in words of their own."""
+    """In the block, a full disk becomes an error that names the folder."""
     try:
         yield
     except Exception as error:
-        said = re.search(r"os error (\d+)|file write failed|unexpected pos", str(error))
-        number = int(said[1] or errno.ENOSPC) if said else getattr(error, "errno", None)
-        full = disk_error(path, OSError(number or 0, "no space left on device"))
-        if isinstance(full, DatasetError):
+        if (full := disk_error(path, error)) is not error:
             raise full from error
         raise
 
@@ -160,7 +154,8 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
     if not path.exists():
         write_json(path, now)
     before = read_json(path)
-    if before["base"] | {"name": now["base"]["name"]} == now["base"]:  # the same, moved
+    # a folder that was moved is known by its digest; hub ids perhaps have no commit to compare
+    if now["base"].get("sha256") == before["base"].get("sha256", ""):
         before["base"] = now["base"]
     if changes := differences(before, now):
         expected = "the settings, base model and records that this run was begun with"
@@ -205,7 +200,8 @@ class ExactResume:
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
-            self._sampler.generator.manual_seed(self.args.seed + epoch)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self._sampler.generator.manual_seed(seed + epoch)
             super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

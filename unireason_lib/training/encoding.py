@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,29 +138,57 @@ class Encoder:
         return Encoded(ids, loss_mask, images)
 
 
+class FeatureCache:
+    """What a vision tower and merger, which stay frozen, make of each image: encoded once, and kept
+    on the CPU. In outcome RL an image comes up in the prompts of a whole group, in the passes of
+    policy and reference, and again an epoch later."""
+
+    LIMIT = 50_000  # images; with more it begins anew
+
+    def __init__(self, model: Any) -> None:
+        self.features: dict[Any, torch.Tensor] = {}
+        self.model, self.encode = model, model.model.get_image_features
+
+    def attach(self, model: Any) -> None:
+        """Make a ``Qwen2_5_VLForConditionalGeneration`` look here first: the same one, or another
+        with an equal tower, as policy and reference have."""
+        model.model.get_image_features = self
+
+    def __call__(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any
+    ) -> Any:
+        """The model's ``get_image_features``."""
+        images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
+        arrays = (one.detach().cpu().view(torch.uint8).numpy() for one in images)
+        digests = (blake2b(array, digest_size=16).digest() for array in arrays)
+        keys = list(zip(map(tuple, image_grid_thw.tolist()), digests, strict=True))
+        if len(self.features) > self.LIMIT:
+            self.features.clear()
+        new = {key: k for k, key in enumerate(keys) if key not in self.features}
+        if rows := list(new.values()):
+            # rollouts run in inference mode, whose tensors no later backward pass may use
+            with torch.inference_mode(False), torch.no_grad():
+                inputs = torch.cat([images[k] for k in rows]), image_grid_thw[rows]
+                inputs = (one.to(self.model.device) for one in inputs)
+                made = self.encode(*inputs, **options).pooler_output
+                # a slice of a batch's tensor would keep all of it in memory
+                self.features |= {key: x.clone().cpu() for key, x in zip(new, made, strict=True)}
+        found = (self.features[key].to(pixel_values.device) for key in keys)
+        return SimpleNamespace(pooler_output=tuple(found))
+
+
 def with_features(
     examples: Sequence[Encoded], processor: Any, model: Any, progress: bool = False
 ) -> list[Encoded]:
-    """Examples that carry what the vision tower and merger of a model, which stay frozen, make of
-    their images, in place of pixels. Equal images are encoded once, 256 of similar size together.
-    """
-    keys = [[_key(image) for image in one.images] for one in examples]
-    shown = [image for one in examples for image in one.images]
-    images = dict(zip(chain(*keys), shown, strict=True))
-    order, features = sorted(images), {}
-    for first in tqdm(range(0, len(order), 256), "vision features", disable=not progress):
-        part = order[first : first + 256]
-        inputs = patches(processor.image_processor, [images[key] for key in part])
-        # tensors made in inference mode could not be used by a later backward pass
-        with torch.inference_mode(False), torch.no_grad():
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            made = model.model.get_image_features(**inputs, return_dict=True).pooler_output
-        # a slice of a batch's tensor would keep all of it in memory
-        features.update(zip(part, (tokens.clone().cpu() for tokens in made), strict=True))
-    return [
-        replace(one, features=tuple(features[key] for key in ks))
-        for ks, one in zip(keys, examples, strict=True)
-    ]
+    """Examples that carry what a frozen vision tower makes of their images, beside the pixels.
+    Equal images are encoded once, 256 of similar size together."""
+    encode, features = FeatureCache(model), {}
+    images = sorted((image for one in examples for image in one.images), key=np.shape)
+    for first in tqdm(range(0, len(images), 256), "vision features", disable=not progress):
+        part = images[first : first + 256]
+        made = encode(**patches(processor.image_processor, part), return_dict=True)
+        features |= zip(map(id, part), made.pooler_output, strict=True)
+    return [replace(o, features=tuple(features[id(i)] for i in o.images)) for o in examples]
 
 
 def patches(image_processor: Any, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -198,10 +226,6 @@ class Collator:
         grids = [[1, i.shape[0] // side.patch_size, i.shape[1] // side.patch_size] for i in images]
         batch["mm_encoder_outputs"] = {"image": output}
         return batch | {"image_grid_thw": torch.tensor(grids)}
-
-
-def _key(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    return image.shape, blake2b(image, digest_size=16).digest()
 
 
 def _render(messages: Sequence[Mapping[str, Any]], template: str) -> tuple[str, list]:

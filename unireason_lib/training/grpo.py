@@ -19,14 +19,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import blake2b
+from errno import ENOENT
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -47,7 +45,7 @@ from unireason_lib.io import append_lines
 from unireason_lib.training.callbacks import LOG, RunLog, cut_log, read_log, trim_memory
 from unireason_lib.training.checkpoints import ExactResume, run, trainer_arguments
 from unireason_lib.training.data import Images
-from unireason_lib.training.encoding import injects
+from unireason_lib.training.encoding import FeatureCache, injects
 from unireason_lib.training.optim import token_scores
 from unireason_lib.training.rewards import reward_functions
 from unireason_lib.training.sft import freeze, lora_config
@@ -159,23 +157,27 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
 
     def _open(self, row: int, generator: GroundedInterface, position: int) -> tuple[Any, Any]:
         """A question, or another in its place. One that can never be asked is listed and not tried
-        again; one whose images the operating system could not read is left out this time only."""
+        again; one whose images are there, but could not be read, is left out this time only."""
         draw = random.Random(f"{self.args.seed}/{self.state.global_step}/{position}")
         limit, listed = self.grounding.max_prompt_length, self.out / "left_out.jsonl"
+        problem: object = f"listed in {listed.name}"
         for _ in range(100):
             record = self.records[row]
             try:
                 if row not in self._unusable:
                     return question_of(record, self.images, generator, limit, position)
             except (UniReasonError, OSError) as error:
-                if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                problem = error
+                cause = error if isinstance(error, OSError) else error.__cause__
+                # the system gives a number; Pillow and NiBabel, about a damaged file, give none
+                if getattr(cause, "errno", None) not in (None, ENOENT):
                     warnings.warn(f"{record.id} is left out this time: {error}", stacklevel=2)
                 else:
                     self._unusable.add(row)
                     append_lines(listed, [{"id": record.id, "why": str(error)[:500]}])
             row = draw.randrange(len(self.records))
-        expected, found = "questions that can be asked", "a hundred in a row that cannot"
-        raise TrainingError(listed, expected, found, "see why in that file")
+        found = f"a hundred in a row that cannot; the last one: {problem}"
+        raise TrainingError(self.out, "questions that can be asked", found, "correct that")
 
     @contextmanager
     def _generator(self) -> Iterator[GroundedInterface]:
@@ -236,39 +238,6 @@ def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-class FeatureCache:
-    """What a frozen vision tower makes of each image: in outcome RL an image comes up in the
-    prompts of a whole group, in the passes of policy and reference, and again an epoch later."""
-
-    LIMIT = 50_000  # images; with more it begins anew
-
-    def __init__(self) -> None:
-        self.features: dict[Any, torch.Tensor] = {}
-
-    def attach(self, model: Any) -> None:
-        """Make a ``Qwen2_5_VLForConditionalGeneration`` look here first. Policy and reference may
-        share a cache, because their towers are equal."""
-        encode = model.model.get_image_features
-
-        def cached(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
-            patches = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
-            arrays = (one.detach().cpu().view(torch.uint8).numpy() for one in patches)
-            digests = (blake2b(array, digest_size=16).digest() for array in arrays)
-            keys = list(zip(map(tuple, image_grid_thw.tolist()), digests, strict=True))
-            if len(self.features) > self.LIMIT:
-                self.features.clear()
-            new = {key: k for k, key in enumerate(keys) if key not in self.features}
-            if rows := list(new.values()):
-                # rollouts run in inference mode, whose tensors no later backward pass may use
-                with torch.inference_mode(False), torch.no_grad():
-                    pixels = torch.cat([patches[k] for k in rows]).clone()
-                    made = encode(pixels, image_grid_thw[rows].clone(), **options).pooler_output
-                    self.features |= {key: x.clone() for key, x in zip(new, made, strict=True)}
-            return SimpleNamespace(pooler_output=tuple(self.features[key] for key in keys))
-
-        model.model.get_image_features = cached
-
-
 def train_grpo(
     model: Any,
     processor: Any,
@@ -315,7 +284,7 @@ def train_grpo(
             callbacks=[RunLog(out / LOG), *callbacks],
         )
         if grounding.feature_cache:
-            cache = FeatureCache()
+            cache = FeatureCache(base_model(model))
             cache.attach(base_model(model))
             if made.ref_model is not None:
                 cache.attach(made.accelerator.unwrap_model(made.ref_model))

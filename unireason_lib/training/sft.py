@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from unireason_lib.config import Grounding, Profile
 from unireason_lib.dataset.schema import Record
+from unireason_lib.errors import TrainingError
 from unireason_lib.training.callbacks import LOG, RunLog, sharding
 from unireason_lib.training.checkpoints import ExactResume, run, trainer_arguments
 from unireason_lib.training.data import Examples, Images
@@ -59,9 +60,13 @@ def train_sft(
     muon = None  # beside AdamW where a full model learns in one piece
     in_pieces = ours.sft_lora_r is not None or arguments.deepspeed or sharding()
     if ours.muon_learning_rate and not in_pieces:
+        for name in (n for n in profile.sft.model_extra if n.startswith("optim")):
+            expected, do = "not to be set beside Muon", "set grounding.muon_learning_rate to 0"
+            raise TrainingError(f"sft.{name}", expected, arguments.optim, do)
         rates = {"lr": arguments.learning_rate, "muon_lr": ours.muon_learning_rate}
         rates |= {"weight_decay": arguments.weight_decay, "bf16": arguments.bf16}
-        rates["betas"] = (arguments.adam_beta1, arguments.adam_beta2)
+        rates |= {"betas": (arguments.adam_beta1, arguments.adam_beta2)}
+        rates["eps"] = arguments.adam_epsilon
         muon = (lambda: MuonWithAdamW), rates  # a factory: it is given the model
 
     def trainer() -> GroundedSFTTrainer:

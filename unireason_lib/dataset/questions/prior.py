@@ -92,7 +92,7 @@ class AnswerPrior:
 
         return keep_probability([math.prod(itertools.starmap(probability, o)) for o in options])
 
-    def open_names(self, kind: str, dimension: str, axes: tuple[int, ...] = ()) -> frozenset:
+    def open_names(self, kind: str, dimension: str, axes: Axes) -> frozenset:
         """Names of the facts about which one has to look: met, and no value nearly certain."""
         return self._open.get((kind, dimension, axes), frozenset())
 
