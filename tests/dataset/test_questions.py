@@ -164,6 +164,21 @@ def test_every_question_is_well_formed(views, priors, d):
     assert total > 2500 and chi2 < 16.3  # p = 0.001 with three degrees of freedom
 
 
+@pytest.mark.parametrize("d", ["2d", "3d"])
+def test_the_centres_that_a_rationale_states_are_on_the_sides_that_it_names(views, d):
+    asked = [q for view in views[d][:60] for q in ask(view, per_family=3)]
+    asked = [q for q in asked if q.kind in ("quadrant", "relation", "place")]
+    for q in asked:
+        for k, side in enumerate(q.facts["sides"], start=1):
+            (axis, sign), count = SIDES[side], q.facts[f"all{k}"].split()[0]
+            assert count == ("8" if axis == 2 else "64")
+            here, there = q.facts[f"a{k}"], q.facts[f"b{k}"]
+            if q.kind == "quadrant":  # the middle; slices count from 1
+                here, there = 2 * here - (axis == 2), int(count)
+            assert (here - there) * sign > 0 or (q.kind == "quadrant" and here == there), q
+    assert {q.kind for q in asked} == {"quadrant", "relation", "place"}
+
+
 def test_b2_what_no_plane_shows_is_neither_asked_about_nor_called_absent():
     """Fault B2: a lesion of five slices falls between the planes when 300 slices become 8."""
     lows = zip(FIVE, (9, 99, 170, 40, 70), strict=True)

@@ -280,7 +280,9 @@ def relation(rng: random.Random, written: bool = False) -> Exercise:
     texts = [f"{v} and to the {h}" for v in ("above", "below") for h in ("left", "right")]
     answers = [texts.pop(2 * (steps[2] > 0) + (steps[0] > 0)), *texts]
     question = f"Where is {one}, seen from {other}?"
-    return _choose(rng, (scene,), question, answers, about, "Going by their edges.", written)
+    (x, y, *_), (u, v, *_) = (map(int, shape.box.as_tuple()) for _, shape in about)
+    thought = f"Left edges at {x} and {u}, upper edges at {y} and {v}."
+    return _choose(rng, (scene,), question, answers, about, thought, written)
 
 
 def lengths(rng: random.Random, written: bool = False) -> Exercise:
@@ -295,9 +297,8 @@ def lengths(rng: random.Random, written: bool = False) -> Exercise:
     texts = [f"{w} is wider " + ("and taller" if w == t else f"and {t} taller") for w, t in names]
     answers = [texts.pop(2 * (wide < 0) + (tall < 0)), *texts]
     sizes = [f"{_capital(n)} is {s.box.width:.0f} by {s.box.height:.0f} pixels." for n, s in about]
-    thought = rng.choice((" ".join(sizes), "Going by their edges."))
     question = f"Which is wider and which is taller, {one} or {other}?"
-    return _choose(rng, (scene,), question, answers, about, thought, written)
+    return _choose(rng, (scene,), question, answers, about, " ".join(sizes), written)
 
 
 def length(rng: random.Random, written: bool = False) -> Exercise:

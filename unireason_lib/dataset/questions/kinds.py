@@ -119,8 +119,24 @@ def directions(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> 
     sides = [[pair[sign == "-"] for pair, sign in zip(both, c, strict=True)] for c in cases]
     repeats = fact.kind == "place" and fact.names[0] == f"the lesion in {fact.names[1]}"
     words = {"a": "the lesion"} if repeats else {}
-    options = [capital(" and ".join(pair)) for pair in sides]
-    return Draft(options, fact.names[:: -1 if flip else 1], {"sides": sides[0]}, words=words)
+    options, names = [capital(" and ".join(pair)) for pair in sides], fact.names[:: 1 - 2 * flip]
+    facts: dict[str, Any] = {"sides": sides[0]}
+    for k, axis in enumerate(fact.axes, start=1):
+        centres, number = _centres(anatomy, names, axis)
+        if fact.kind != "quadrant" and centres[0] == centres[-1]:
+            return None
+        facts |= {f"a{k}": centres[0], f"b{k}": centres[-1], f"all{k}": number}
+    return Draft(options, names, facts, words=words)
+
+
+def _centres(anatomy: Anatomy, names: Sequence[str], axis: int) -> tuple[list[int], str]:
+    """Where the centres of structures are along an axis, in pixels of the frame or the number of a
+    slice, and of how many."""
+    view = anatomy.view
+    height, width = view.frame.size(*view.image_size)
+    count, unit = ((width, "pixels"), (height, "pixels"), (view.depth, "slices"))[axis]
+    centres = [math.floor(anatomy.phrases[n].centre[axis] * count) + (axis == 2) for n in names]
+    return centres, f"{count} {unit}"
 
 
 def numbered(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
