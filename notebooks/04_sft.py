@@ -594,7 +594,7 @@ plot_lines(fitting, "step", "IoU, format compliance")
 from unireason_lib.evaluation import open_benchmark
 
 shape, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
-limit = profile.evaluation.control_questions
+limit = profile.grounding.test_questions
 if DATA:
     test = open_benchmark(str(folder), split="test", limit=limit, frame=frame, m3d_root=held)
 else:

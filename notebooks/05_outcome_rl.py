@@ -387,7 +387,7 @@ from unireason_lib.grounding import Settings
 from unireason_lib.inference import Checkpoint
 
 shape, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
-asked = {"split": "test", "limit": profile.grounding.grpo_test_questions, "frame": frame}
+asked = {"split": "test", "limit": profile.grounding.test_questions, "frame": frame}
 if DATA:
     test = open_benchmark(str(folder), m3d_root=held, **asked)
 else:

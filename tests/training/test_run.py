@@ -219,7 +219,7 @@ def test_the_model_of_a_finished_run(run, study, poisoned, tmp_path):
     assert "| sft.learning_rate | 0.001 |\n" in card and 'load_model("THIS_FOLDER")' in card
     assert "not for clinical use" in card and "`poisoned`" in card and str(tmp_path) not in card
     written = (made / "model.safetensors").stat().st_mtime_ns
-    again = run(model=poisoned, sft__max_steps=1, grounding__grpo_test_questions=3)  # none of sft's
+    again = run(model=poisoned, sft__max_steps=1, grounding__test_questions=3)  # none of sft's
     assert (again / "model.safetensors").stat().st_mtime_ns == written
 
 
