@@ -28,6 +28,16 @@ def tiny_model(tiny_checkpoint):
     return load_model(tiny_checkpoint, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory):
+    """``(model, processor)`` of a Qwen3-VL that is smaller still, with deepstack features."""
+    from unireason_lib.grounding import build_tiny, load_model
+
+    sizes = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
+    folder = build_tiny(tmp_path_factory.mktemp("checkpoint") / "qwen3", "qwen3_vl", **sizes)
+    return load_model(folder, device="cpu")
+
+
 @pytest.fixture
 def scripted(monkeypatch):
     """A function that makes the model write a text, or what a function of the request gives."""

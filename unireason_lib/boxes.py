@@ -3,7 +3,8 @@
     <|box_start|>[x1,y1,x2,y2]<|box_end|>
     <|box_start|>[x1,y1,z1,x2,y2,z2]<|box_end|>
 
-Coordinates are pixels, x to the right and y down; z is the slice index. The second corner is
+Coordinates are pixels, x to the right and y down; z is the slice index. Some models write
+thousandths of width and height instead (:mod:`~unireason_lib.imaging.frame`). The second corner is
 exclusive, as in a Python slice: ``[0,0,4,4]`` covers 16 pixels. What a model writes is untrusted:
 :func:`scan_boxes` reads what is well formed, counts what is not and never raises.
 """
@@ -167,6 +168,7 @@ _NUMBER = r"[+-]?[0-9]{1,7}(?:\.[0-9]{1,8})?"
 _NUMBERS = rf"\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{1,5}}\s*"
 _LIST = rf"(?:\[{_NUMBERS}\]|\({_NUMBERS}\))"
 _WRITTEN = re.compile(rf"\s*(?:{_LIST}(?:\s*,\s*{_LIST})?|\[\s*{_LIST}(?:\s*,\s*{_LIST})?\s*\])\s*")
+_IN_WORDS = re.compile(r"[\[(]\s*\d+\s*(?:,\s*\d+\s*){3}(?:,\s*\d+\s*,\s*\d+\s*)?[\])]")
 _JSON = re.compile(rf"""["']bbox_[23]d["']\s{{0,9}}:\s{{0,9}}\[?\s{{0,9}}(\[{_NUMBERS}\])""")
 
 
@@ -209,6 +211,11 @@ def scan_boxes(text: str) -> BoxScan:
 def parse_boxes(text: str) -> list[Box]:
     """The well-formed boxes of a text, in order (:func:`scan_boxes` counts the others)."""
     return list(scan_boxes(text).boxes)
+
+
+def states_boxes(text: str) -> bool:
+    """Whether a text has a box in its words, with or without tags."""
+    return _IN_WORDS.search(text) is not None
 
 
 def format_box(box: Box) -> str:

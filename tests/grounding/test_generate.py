@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unireason_lib.boxes import Box3D
+from unireason_lib.boxes import Box2D, Box3D, format_box
+from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_model
 
@@ -28,7 +29,18 @@ def generator(tiny_model):
     return GroundedGenerator(*tiny_model)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["tiny_model", "tiny_qwen3"])
+def both(request):
+    """The generator of a tiny model of each family."""
+    return GroundedGenerator(*request.getfixturevalue(request.param))
+
+
+def boxed(generator, *corners):
+    """A box in pixels of 64 x 64 images, as the model writes it."""
+    box = box_of(corners)
+    return format_box(generator.frame.written(box, 64, 64, depth=8))
+
+
 def mixed(generator):
     """Requests of different lengths, dimensions and numbers of boxes, and scripts that point."""
     requests = [
@@ -37,12 +49,12 @@ def mixed(generator):
         GroundedRequest("Which structure lies here?", volume(8), OPTIONS, "3d", id="three"),
         GroundedRequest("What?", volume(3, 50), dimension="3d", id="hostile"),
     ]
-    cuboids = "<|box_start|>[0,0,1,64,64,4]<|box_end|>", "<|box_start|>[8,8,0,40,60,2]<|box_end|>"
+    cuboids = boxed(generator, 0, 0, 1, 64, 64, 4), boxed(generator, 8, 8, 0, 40, 60, 2)
     hostile = "<|box_start|>[9,9,1,1e999]<|box_end|>", "<|box_start|>(-9,-9,0,99,99,9)<|box_end|>"
     plans = [
-        ("<think>", 5, "<|box_start|>[5,5,60,60]<|box_end|>", 12),
+        ("<think>", 5, boxed(generator, 5, 5, 60, 60), 12),
         ("<think>", 19),
-        (3, cuboids[0], 6, cuboids[1], 2, "<|box_start|>[0,0,7,64,20,8]<|box_end|>", 9),
+        (3, cuboids[0], 6, cuboids[1], 2, boxed(generator, 0, 0, 7, 64, 20, 8), 9),
         (2, hostile[0], 4, hostile[1], 7),
     ]
     return requests, [Script(generator.tokenizer, plan) for plan in plans]
@@ -55,26 +67,53 @@ def write(generator, request, *parts, **settings):
     return generator.generate([request], scripts=[script], **settings)[0]
 
 
-def test_batched_cached_and_encoded_again_write_the_same(generator, tiny_model, mixed):
-    requests, scripts = mixed
+def test_batched_cached_and_encoded_again_write_the_same(both):
+    requests, scripts = mixed(both)
     how = {"scripts": scripts, "max_new_tokens": 76, "max_rounds": 99}
-    together = generator.generate(requests, **how)
-    slow = GroundedGenerator(*tiny_model, reuse_cache=False)
-    for traces in (
-        slow.generate(requests, **how),
-        generator.generate(requests, batch_size=1, **how),
-    ):
+    together = both.generate(requests, **how)
+    slow = GroundedGenerator(both.model, both.processor, reuse_cache=False)
+    for traces in (slow.generate(requests, **how), both.generate(requests, batch_size=1, **how)):
         for a, b in zip(together, traces, strict=True):
             assert (a.token_ids, a.own_mask, a.text) == (b.token_ids, b.own_mask, b.text)
             assert a.boxes == b.boxes and np.allclose(a.logprobs, b.logprobs, atol=1e-4)
     assert [len(crops) for trace in together for crops in trace.crops] == [1, 3, 2, 1, 3]
 
 
-def test_what_is_injected_is_counted_in_tokens(generator):
+def test_logits_are_those_of_a_forward_pass_over_pixels(both, monkeypatch):
+    """transformers' own, with all images in one sequence; it reads every kind of feature."""
+    request, script = (one[2] for one in mixed(both))  # crops of several tokens, three times
+    how = {"scripts": [script], "max_new_tokens": 60, "max_rounds": 99}
+    (trace,) = both.generate([request], **how)
+    ids = torch.tensor([trace.prompt_ids + trace.token_ids])
+    images = [*request.images, *(crop for crops in trace.crops for crop in crops)]
+    inputs = both.processor.image_processor(images=images, return_tensors="pt")
+    kinds = (ids == both.image_token).int()
+    with torch.no_grad():
+        logits = both.model(input_ids=ids, mm_token_type_ids=kinds, **inputs).logits[0, :-1].float()
+    logits[:, both.never_written] = -torch.inf
+    expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[-len(trace.token_ids) :, 0]
+    own = np.array(trace.own_mask, bool)
+    assert np.abs(np.array(trace.logprobs) - expected.numpy())[own].max() < 1e-4
+    # the features of each layer count
+    features = both.features
+    for layer in range(len(features(*both.encode_crops(images[:1]))[0])):
+
+        def without(pixels, grids, layer=layer):
+            return [f.index_fill(0, torch.tensor(layer), 0) for f in features(pixels, grids)]
+
+        monkeypatch.setattr(both, "features", without)
+        (other,) = both.generate([request], **how)
+        assert np.abs(np.subtract(trace.logprobs, other.logprobs)[own]).max() > 1e-2
+
+
+def test_what_is_injected_is_counted_in_tokens(both):
+    generator, box = both, Box3D(4, 4, 2, 44, 36, 5)
     request = GroundedRequest("Where?", volume(8), OPTIONS, "3d")
-    trace = write(generator, request, "<|box_start|>[4,4,2,44,36,5]<|box_end|>", 3)
+    trace = write(generator, request, boxed(generator, *box.as_tuple()), 3)
     (pointing,) = trace.pointings
-    assert pointing.status == "injected" and pointing.box == Box3D(4, 4, 2, 44, 36, 5)
+    assert pointing.status == "injected" and pointing.box == box == trace.boxes[0]
+    assert pointing.text == boxed(generator, *box.as_tuple())
+    assert trace.to_dict().get("scale") == trace.scale == generator.frame.scale
     assert [crop.size for crop in pointing.crops] == [(40, 32)] * 3
     count = generator.frame.tokens(32, 40)
     crop = [generator.vision_start, *[generator.image_token] * count, generator.vision_end]
@@ -87,7 +126,7 @@ def test_what_is_injected_is_counted_in_tokens(generator):
     big = Image.new("RGB", (512, 512))
     big.paste((255, 255, 255), (256, 256, 512, 512))
     assert generator.frame.size(512, 512) == (128, 128)
-    box = "<|box_start|>[64,64,128,128]<|box_end|>"
+    box = boxed(generator, 32, 32, 64, 64) if trace.scale else format_box(Box2D(64, 64, 128, 128))
     trace = write(generator, GroundedRequest("Where?", [big]), box, 1)
     crop = np.asarray(trace.crops[0][0])
     assert crop.shape == (64, 64, 3) and crop[4:, 4:].min() > 250
@@ -221,9 +260,9 @@ def test_images_of_a_request_may_be_arrays():
 @pytest.mark.parametrize("weights", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("autocast", (False, True))
 def test_a_cpu_attends_in_float32_and_writes_as_with_transformers_own(
-    tiny_checkpoint, mixed, weights, autocast
+    generator, tiny_checkpoint, weights, autocast
 ):
-    (requests, scripts), traces = mixed, {}
+    (requests, scripts), traces = mixed(generator), {}
     how = {"scripts": scripts, "max_new_tokens": 60, "max_rounds": 99}
     for attention in (None, "sdpa"):
         dtype = str(weights).removeprefix("torch.")

@@ -7,12 +7,20 @@ from itertools import product
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from PIL import Image
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
 
+from unireason_lib.backbones import join_features, split_features
 from unireason_lib.errors import ModelError
 from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.grounding.model import adapter_base
 from unireason_lib.grounding.tiny import ADDED_TOKENS, SPECIAL_TOKENS, tiny_tokenizer
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 
 
 def test_the_tiny_checkpoint_and_its_tokenizer(tiny_checkpoint, tiny_model):
@@ -31,6 +39,37 @@ def test_the_tiny_checkpoint_and_its_tokenizer(tiny_checkpoint, tiny_model):
         assert all(sum(c.isdigit() for c in token) <= 1 for token in tokens)
     assert tiny_tokenizer(400).get_vocab() == tiny_tokenizer(400).get_vocab()
     assert tokenizer.tokenize("left kidney lesion") == ["left", "Ġkidney", "Ġlesion"]
+
+
+def test_a_tiny_qwen3_is_one(tiny_qwen3):
+    """The true classes, with deepstack features, norms of queries and keys, interleaved rotary
+    sections and patches of 16 pixels; what the frame reads from its processor."""
+    model, processor = tiny_qwen3
+    assert type(model) is Qwen3VLForConditionalGeneration and type(processor) is Qwen3VLProcessor
+    assert len(model.model.visual.deepstack_merger_list) == 1
+    assert model.model.language_model.layers[0].self_attn.q_norm.weight.shape == (64,)
+    rope = model.config.text_config.rope_parameters
+    assert rope["mrope_section"] == [12, 10, 10] and rope["mrope_interleaved"]
+    frame = ProcessorFrame.from_processor(processor)
+    assert frame == ProcessorFrame(16, 2, 1024, 16384, scale=1000)
+    assert frame.to_dict() == {**vars(frame)} and "scale" not in QWEN_FRAME.to_dict()
+
+
+def test_features_are_one_tensor_an_image_and_back(tiny_model, tiny_qwen3):
+    images = [Image.new("RGB", size, "red") for size in ((64, 64), (96, 64))]
+    for (model, processor), layers in ((tiny_model, 1), (tiny_qwen3, 2)):
+        inputs = processor.image_processor(images=images, return_tensors="pt")
+        with torch.no_grad():
+            output = model.model.get_image_features(**inputs, return_dict=True)
+        features = split_features(output)
+        tokens = (inputs["image_grid_thw"].prod(-1) // 4).tolist()
+        width = model.config.text_config.hidden_size
+        assert [tuple(one.shape) for one in features] == [(layers, n, width) for n in tokens]
+        joined = join_features(features)
+        parts = [joined.pooler_output, *joined.deepstack_features]
+        expected = [output.pooler_output, *getattr(output, "deepstack_features", [])]
+        for one, other in zip(parts, expected, strict=True):
+            assert torch.equal(torch.cat(one), torch.cat(other))
 
 
 def test_the_seed_decides_the_weights(tmp_path):
@@ -58,13 +97,22 @@ IMAGES = [
 SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
 
 
-def test_the_chat_format_is_qwens_and_marks_what_the_assistant_wrote(tiny_model):
-    """TRL ships the official template of Qwen2.5-VL. Injected images are not marked."""
-    official = (files("trl") / "chat_templates" / "qwen2_5_vl.jinja").read_text(encoding="utf-8")
-    processor = tiny_model[1]
+@pytest.mark.parametrize(
+    "family, fixture", [("qwen2_5_vl", "tiny_model"), ("qwen3_vl", "tiny_qwen3")]
+)
+def test_the_chat_format_is_qwens_and_marks_what_the_assistant_wrote(family, fixture, request):
+    """TRL ships the official templates. Injected images are not marked; the one of Qwen3-VL leaves
+    them out."""
+    official = (files("trl") / "chat_templates" / f"{family}.jinja").read_text(encoding="utf-8")
+    processor, picture = (
+        request.getfixturevalue(fixture)[1],
+        "<|vision_start|><|image_pad|><|vision_end|>",
+    )
     for one, prompt in product((SYSTEM, IMAGES), (True, False)):
         how = {"tokenize": False, "add_generation_prompt": prompt}
         ours = processor.apply_chat_template(one, **how)
+        if family == "qwen3_vl":
+            ours = ours.replace(BOX + picture, BOX)
         assert ours == processor.apply_chat_template(one, chat_template=official, **how)
     text = processor.tokenizer.apply_chat_template(
         IMAGES[:2],
@@ -113,7 +161,10 @@ def replaced(name, old, new):
     [
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "complete, readable checkpoint"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "safetensors"),
-        (replaced("config.json", '"qwen2_5_vl"', '"qwen3_vl"'), r"Qwen2\.5-VL checkpoint"),
+        (
+            replaced("config.json", '"qwen2_5_vl"', '"qwen3_vl_moe"'),
+            r"qwen3_vl \(Qwen3-VL\), found qwen3_vl_moe.*a row in",
+        ),
         (replaced("tokenizer.json", "<|box_end|>", "<|boxend|>"), "box_end"),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json"),
         (shutil.rmtree, "no such folder"),

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 from requests import Response
 from requests.adapters import HTTPAdapter
 
+from unireason_lib.boxes import Box3D, format_box
 from unireason_lib.errors import RequestError
 from unireason_lib.evaluation import open_benchmark
-from unireason_lib.grounding import GroundedGenerator, Script, load_model
+from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_model
 from unireason_lib.grounding.served import ServedGenerator, connect
 
 SFT = Path(__file__).parents[2] / "data" / "tiny-sft"
@@ -33,6 +35,7 @@ class StandIn:
         self.model, self.processor = model, processor
         self.images, self.requests = [], []
         self.drop_stop, self.lock = False, threading.Lock()
+        self.scripts = {}  # number of images so far -> tokens that are written then
 
     def render(self, body):
         """Processed images: hashes, places in a conversation that is thrown away, data."""
@@ -72,6 +75,7 @@ class StandIn:
         kinds = {"mm_token_type_ids": (now == self.model.config.image_token_id).int()}
         grids, inputs = pixels["image_grid_thw"], {**pixels, **kinds}
         places, _ = self.model.model.get_rope_index(now, image_grid_thw=grids, **kinds)
+        script = iter(self.scripts.get(len(grids), ()))
         while len(written) < params["max_tokens"]:
             how = {"position_ids": places, "past_key_values": cache, "use_cache": True}
             output = self.model(now, **how, **inputs)
@@ -83,6 +87,7 @@ class StandIn:
             choice = int(scores.argmax())
             if params["temperature"]:
                 choice = int(torch.multinomial(scores.exp(), 1, generator=draw))
+            choice = next(script, choice)
             written.append(choice)
             now, inputs, places = torch.tensor([[choice]]), {}, places.max().expand(3, 1, 1) + 1
             about = {"token": f"token_id:{choice}", "logprob": float(scores[choice])}
@@ -93,10 +98,9 @@ class StandIn:
         return written, logprobs
 
 
-@pytest.fixture(scope="module")
-def served():
+@contextmanager
+def serving(model, processor):
     """``(stand-in, client of TRL, model, processor)``."""
-    model, processor = load_model(SFT, device="cpu")
     stand_in, send = StandIn(model, processor), HTTPAdapter.send
     answers = {
         "/health": lambda body: {},
@@ -119,6 +123,13 @@ def served():
         patch.setattr("trl.generation.vllm_client.is_vllm_available", lambda *a, **k: True)
         patch.setattr(HTTPAdapter, "send", answer)
         yield stand_in, connect("http://vllm", 5), model, processor
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The model that ships, which writes boxes by itself."""
+    with serving(*load_model(SFT, device="cpu")) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +156,27 @@ def test_a_served_model_replies_as_one_in_this_process(served, requests):
     sent, prompts = [b["token_ids"] for b in stand_in.requests], [t.prompt_ids for t in traces]
     assert all(any(tuple(ids[: len(p)]) == p for p in prompts) for ids in sent)
     assert len(sent) > len(prompts)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen3"])
+def test_both_families_are_served(fixture, request):
+    """Boxes in the scale of the family, and crops, reach the server as they do the model."""
+    images = [Image.linear_gradient("L").resize((64, 64)).rotate(90 * k) for k in range(3)]
+    question = GroundedRequest("Where?", images, {"A": "left", "B": "right"}, "3d")
+    with serving(*request.getfixturevalue(fixture)) as (stand_in, client, model, processor):
+        inside, generator = GroundedGenerator(model, processor), ServedGenerator(client, processor)
+        box = format_box(generator.frame.written(Box3D(5, 5, 0, 60, 60, 2), 64, 64, depth=3))
+        parts = [
+            processor.tokenizer(t).input_ids
+            for t in (f"<think>See {box}", "</think>A. left<|im_end|>")
+        ]
+        stand_in.scripts = {3: parts[0], 5: parts[1]}
+        (expected,) = inside.generate([question], scripts=[Script(None, map(tuple, parts))], **HOW)
+        (trace,) = generator.generate([question], **HOW)
+    assert trace.boxes == [Box3D(5, 5, 0, 60, 60, 2)] and len(trace.crops[0]) == 2
+    assert (trace.token_ids, trace.own_mask) == (expected.token_ids, expected.own_mask)
+    assert trace.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert trace.in_format and trace.to_dict().get("scale") == inside.frame.scale
 
 
 @pytest.mark.parametrize("temperature, n", [(1.0, 3), (0.0, 1)])  # vLLM refuses 3 greedily

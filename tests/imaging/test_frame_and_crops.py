@@ -61,6 +61,29 @@ def test_boxes_go_there_and_back(height, width, data):
         assert np.abs(np.subtract(written.as_tuple(), there.as_tuple())).max() <= 1
 
 
+@given(st.integers(16, 999), st.integers(16, 999), st.data())
+def test_thousandths_go_there_and_back_in_every_pixel(height, width, data):
+    """What a model of the other scale writes is the same place: a thousandth is less than a pixel."""
+    assume(max(height, width) <= 200 * min(height, width))
+    frame = ProcessorFrame(1, 1, 1, 999 * 999, scale=1000)
+    assert frame.size(height, width) == (height, width) and frame.unit == "thousandths"
+    x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
+    box = Box3D(x1, y1, 2, x2, y2, 5)
+    written = frame.written(box, height, width, depth=8)
+    assert written.clip(*frame.extent(height, width), 8) == written and written.z1 == 2
+    assert np.allclose(written.as_tuple()[:2], (1000 * x1 / width, 1000 * y1 / height), atol=0.51)
+    assert frame.pixels(written, height, width) == box
+    assert all(isinstance(v, int) for v in frame.pixels(written, height, width).as_tuple())
+
+
+def test_thousandths_finer_or_coarser_than_a_pixel_keep_one():
+    frame = ProcessorFrame(8, 2, 16 * 16, 4096 * 4096, scale=1000)
+    assert frame.pixels(Box2D(999, 0, 1000, 1), 64, 64) == Box2D(63, 0, 64, 1)
+    assert frame.written(Box2D(2047, 0, 2048, 1), 2048, 2048) == Box2D(999, 0, 1000, 1)
+    assert frame.pixels(Box2D(-1000, 2000, -900, 2100), 64, 64) == Box2D(-64, 128, -58, 134)
+
+
 def test_a_vanishing_side_keeps_a_pixel_and_a_box_outside_is_refused():
     frame = ProcessorFrame(8, 2, 16 * 16, 64 * 64)
     assert frame.written(Box2D(100, 100, 101, 101), 512, 512) == Box2D(12, 12, 13, 13)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 import unireason_lib.training
 
@@ -21,6 +22,9 @@ def test_accelerate_reads_it(name, kind):
     if name == "fsdp2":  # layers that there are, and whole checkpoints
         for layer in config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","):
             assert hasattr(modeling_qwen2_5_vl, layer)
+        comment = (FOLDER / "fsdp2.yaml").read_text(encoding="utf-8").split("Qwen3-VL: ")[1]
+        for layer in comment.split()[0].split(","):
+            assert hasattr(modeling_qwen3_vl, layer)
         assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
     if name == "zero3":  # whole checkpoints, and the schedule of the profile
         settings = config.deepspeed_config

@@ -3,9 +3,11 @@ the same reply, and it goes on with them in view. Nothing is encoded twice: the 
 prompt and reply is kept, and only the new crop is appended. For that to equal encoding everything
 again:
 
-- positions: Qwen2.5-VL gives every token three rotary positions (time, height, width). Those of
+- positions: Qwen-VL gives every token three rotary positions (time, height, width). Those of
   injected tokens come from the model's own ``get_rope_index``, counted on from the last position so
   far (not the number of tokens: an image takes fewer positions than tokens);
+- images: their features go in through ``mm_encoder_outputs``, because Qwen3-VL adds some of them
+  behind its first layers, which embeddings of tokens cannot carry;
 - masks: requests of one batch inject at different times. Shorter rows are padded inside the cache,
   and the padding is hidden by the attention mask and carries no position.
 """
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 
+from unireason_lib.backbones import join_features, split_features
 from unireason_lib.grounding.cache import growing_cache
 from unireason_lib.grounding.model import base_model
 from unireason_lib.grounding.replies import GroundedInterface, Row
@@ -25,8 +28,9 @@ VISION_BATCH = 64  # images in the vision tower at a time; bounds its memory, no
 
 
 class GroundedGenerator(GroundedInterface):
-    """Generates grounded replies with a Qwen2.5-VL model (perhaps under a PEFT adapter) and its
-    processor. ``reuse_cache=False`` is the slow reference: it encodes all again after every box."""
+    """Generates grounded replies with a model (perhaps under a PEFT adapter) of one of the families
+    of :mod:`unireason_lib.backbones`, and its processor. ``reuse_cache=False`` is the slow
+    reference: it encodes all again after every box."""
 
     def __init__(self, model: Any, processor: Any, reuse_cache: bool = True) -> None:
         self.model, self.reuse_cache = base_model(model), reuse_cache
@@ -42,18 +46,21 @@ class GroundedGenerator(GroundedInterface):
         finally:
             self.model.train(was_training)
 
-    def features(self, pixel_values: torch.Tensor, grids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The vision tower's tokens of all images, ``(tokens, hidden)``, from their pixel values
-        ``(patches, patch_dim)`` and the time, height and width of each in patches."""
+    def features(
+        self, pixel_values: torch.Tensor, grids: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """What the vision tower makes of each image, ``(1 + deepstack layers, tokens, hidden)``,
+        from their pixel values ``(patches, patch_dim)`` and the time, height and width of each in
+        patches."""
         patches = torch.split(pixel_values, [t * h * w for t, h, w in grids])
-        tokens: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         for first in range(0, len(grids), VISION_BATCH):
             part = slice(first, first + VISION_BATCH)
             pixels = torch.cat(patches[part]).to(self.model.device)
             grid = torch.tensor(grids[part], device=self.model.device)
             output = self.model.model.get_image_features(pixels, grid, return_dict=True)
-            tokens += output.pooler_output
-        return torch.cat(tokens)
+            features += split_features(output)
+        return features
 
 
 class _Running:
@@ -146,15 +153,17 @@ class _Running:
             positions[:, line, place] = self._positions(row)
         self.mask = torch.cat([self.mask, mask.to(self.device)], dim=1)
         self.padded |= not bool(mask.all())
-        ids = ids.to(self.device)
-        embeds = self.model.get_input_embeddings()(ids)
-        images = [part for row in ready for part in row.images]  # in the order of their lines
+        encoded, images = (
+            None,
+            [part for row in ready for part in row.images],
+        )  # in the order of their lines
         if images:
             pixels = torch.cat([part for part, _ in images])
             features = self.gen.features(pixels, [grid for _, grids in images for grid in grids])
-            embeds[ids == self.gen.image_token] = features.to(embeds.dtype)
+            encoded = {"image": join_features(features)}
         output = self.model(
-            inputs_embeds=embeds,
+            input_ids=ids.to(self.device),
+            mm_encoder_outputs=encoded,
             attention_mask=self.mask if self.padded else None,
             position_ids=positions.to(self.device),
             past_key_values=self.cache,

@@ -1,5 +1,6 @@
-"""Loading a Qwen2.5-VL checkpoint, tiny or full size, with or without an adapter: safetensors only,
-never code from a checkpoint, and how scans became images in its training (``serialization.json``).
+"""Loading a checkpoint of Qwen2.5-VL or Qwen3-VL, tiny or full size, with or without an adapter:
+safetensors only, never code from a checkpoint, and how scans became images in its training
+(``serialization.json``).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unireason_lib.backbones import backbone_of
 from unireason_lib.boxes import BOX_END, BOX_START
 from unireason_lib.errors import ModelError, raising
 from unireason_lib.imaging.serialize import Serialization
@@ -16,7 +18,6 @@ from unireason_lib.io import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-ARCHITECTURE = "qwen2_5_vl"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")
 NEEDED_TOKENS = (BOX_START, BOX_END, *_VISION)
@@ -72,10 +73,7 @@ def load_model(
     expected = "a complete, readable checkpoint (config, safetensors, processor)"
     do = "check the folder, or for a hub id the network, the spelling and your access"
     with raising(ModelError, path, expected, do):
-        kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
-        if kind != ARCHITECTURE:
-            other = "use a Qwen2.5-VL checkpoint: others place images and positions by other rules"
-            raise ModelError(path, f"the architecture {ARCHITECTURE}", kind, other)
+        backbone_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type, path)
         # an adapter that was saved with its processor may have tokens that the base lacks
         complete = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
         place = str(adapter) if complete else path
@@ -94,7 +92,7 @@ def load_model(
             model = model.to(device)
     if missing := set(NEEDED_TOKENS) - processor.tokenizer.get_vocab().keys():
         expected, found = f"one token each for {' '.join(NEEDED_TOKENS)}", f"no {sorted(missing)}"
-        raise ModelError(path, expected, found, "use the tokenizer of a Qwen2.5-VL checkpoint")
+        raise ModelError(path, expected, found, "use the published tokenizer of its family")
     return model.eval(), processor
 
 

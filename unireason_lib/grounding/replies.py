@@ -63,8 +63,9 @@ class Script:
 
 
 class GroundedInterface(ABC):
-    """What all generators share: a ``Qwen2_5_VLProcessor``, the ids of special tokens
-    (``image_token`` stands for a piece of an image, ``ends`` end a turn), prompts and crops."""
+    """What all generators share: a processor of a family of :mod:`unireason_lib.backbones`, the ids
+    of special tokens (``image_token`` stands for a piece of an image, ``ends`` end a turn), prompts
+    and crops."""
 
     def __init__(self, processor: Any, image_token: int, ends: frozenset[int]) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -127,7 +128,8 @@ class GroundedInterface(ABC):
         return inputs["pixel_values"], inputs["image_grid_thw"].tolist()
 
     def crops_for(self, request: GroundedRequest, box: Box) -> list[Image.Image]:
-        """The crops that a box fetches, cut from the images as the model sees them."""
+        """The crops that a box (in pixels of the frame) fetches, cut from the images as the model
+        sees them."""
         images = request.images[:1] if request.dimension == "2d" else request.images
         aligned = (self.frame.aligned(images[k]) for k in slice_range(box, len(images)))
         return [crop for image in aligned for crop in crop_region([image], box)]
@@ -203,7 +205,8 @@ class Row:
     def _point(self) -> None:
         """A box was closed: read it, and queue its crops behind it."""
         text, self.box_at = self._text(), None
-        box = next(iter(scan_boxes(text).boxes), None)
+        box, image = next(iter(scan_boxes(text).boxes), None), self.request.images[0]
+        box = box and self.gen.frame.pixels(box, image.height, image.width)
         status, crops = self._fetch(box)
         self.pointings.append(Pointing(text, box, status, tuple(crops), len(self.ids)))
         if crops:
@@ -249,4 +252,5 @@ class Row:
             stop=self.stop or "length",
             rounds=self.rounds,
             seconds=self.finished_at - started,
+            scale=self.gen.frame.scale,
         )

@@ -86,6 +86,7 @@ class Trace:
     stop: str  # "end": the model ended its turn; "length": the token budget did
     rounds: int  # stretches of writing: one more than injections
     seconds: float  # from the start of its batch until it was complete
+    scale: int | None = None  # in which its boxes are written: None, pixels; 1000, thousandths
 
     @property
     def answer(self) -> str:
@@ -99,7 +100,7 @@ class Trace:
 
     @property
     def boxes(self) -> list[Box]:
-        """The well-formed boxes as written, in order."""
+        """The well-formed boxes in order, in pixels of the processor's frame."""
         return [pointing.box for pointing in self.pointings if pointing.box is not None]
 
     @property
@@ -131,6 +132,7 @@ class Trace:
             "prompt_tokens": len(self.prompt_ids),
             "seconds": round(self.seconds, 4),
             **({"other_syntax": other} if other else {}),
+            **({"scale": self.scale} if self.scale else {}),
         }
 
     def _repr_html_(self) -> str:

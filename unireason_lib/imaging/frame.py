@@ -1,19 +1,22 @@
 """The frame in which boxes live: the image as the processor shows it to the model.
 
 Qwen's image processor resizes every image so that both sides are multiples of ``patch_size *
-merge_size`` and the area lies between two limits. Boxes are written in *those* pixels; at any other
-scale they lie on the wrong place. This module is the only owner of that scale: training data,
-prompts, crops and figures all ask a :class:`ProcessorFrame`.
+merge_size`` and the area lies between two limits. Qwen2.5-VL writes boxes in *those* pixels,
+Qwen3-VL in thousandths of width and height; at any other scale they lie on the wrong place. This
+module is the only owner of that scale: training data, prompts, crops and figures all ask a
+:class:`ProcessorFrame`. A box is *written* in a text, and in pixels of the frame everywhere else.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
 
+from unireason_lib.backbones import BACKBONES, Backbone, scale_of
 from unireason_lib.boxes import Box
 from unireason_lib.errors import ModelError, ScanError, raising
 
@@ -29,6 +32,12 @@ class ProcessorFrame:
     min_pixels: int  # smallest and largest area of an image after the resize
     max_pixels: int
     resample: int = 3  # Pillow's number of the interpolation (bicubic)
+    scale: int | None = None  # of written boxes: None, pixels; 1000, thousandths of the sides
+
+    @classmethod
+    def published(cls, backbone: Backbone) -> ProcessorFrame:
+        """The frame of the published models of a family."""
+        return cls(backbone.patch_size, 2, *backbone.areas, scale=backbone.scale)
 
     @classmethod
     def from_processor(cls, processor: Any) -> ProcessorFrame:
@@ -39,7 +48,12 @@ class ProcessorFrame:
         with raising(ModelError, type(owner).__name__, expected, do):
             limits = (int(owner.size[name]) for name in ("shortest_edge", "longest_edge"))
             resample = 3 if owner.resample is None else int(owner.resample)
-            return cls(int(owner.patch_size), int(owner.merge_size), *limits, resample)
+            sides = int(owner.patch_size), int(owner.merge_size)
+            return cls(*sides, *limits, resample, scale_of(processor))
+
+    def to_dict(self) -> dict[str, int]:
+        """Its fields, the scale only where boxes are not written in pixels."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def factor(self) -> int:
@@ -85,22 +99,45 @@ class ProcessorFrame:
         new_height, new_width = self.size(height, width)
         return box.scale(width / new_width, height / new_height)
 
+    @property
+    def unit(self) -> str:
+        """Of written coordinates, in words."""
+        return "pixels" if self.scale is None else "thousandths"
+
+    def extent(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image in the unit of written coordinates."""
+        return self.size(height, width) if self.scale is None else (self.scale, self.scale)
+
+    def pixels(self, box: Box, height: int, width: int) -> Box:
+        """A box as it is written about an image of this size, in whole pixels of the frame."""
+        return in_pixels(box, *self.size(height, width)[::-1], self.scale)
+
     def written(self, box: Box, height: int, width: int, depth: int | None = None) -> Box:
-        """The box (in pixels of an image) as a text has it: whole pixels of the frame, never empty,
-        inside the image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
-        limits = (*self.size(height, width)[::-1], depth or 0)
-        inside = self.to_frame(box, height, width).clip(*limits)
+        """The box (in pixels of an image) as a text has it: in whole units, never empty, inside the
+        image; of a cuboid inside ``depth`` slices. A :class:`ScanError` outside."""
+        limits = (*self.extent(height, width)[::-1], depth or 0)
+        inside = box.scale(limits[0] / width, limits[1] / height).clip(*limits)
         if inside.is_empty:
             expected = f"a box that overlaps {depth or 1} images of {width} x {height} pixels"
             raise ScanError(box, expected, "a box outside", "check in which space it was measured")
-        whole = list(inside.round().as_tuple())
-        axes = len(whole) // 2
-        for axis, (low, limit) in enumerate(zip(inside.as_tuple()[:axes], limits, strict=False)):
-            if whole[axis] == whole[axis + axes]:  # a side that would vanish keeps one pixel
-                whole[axis] = min(int(low), limit - 1)
-                whole[axis + axes] = whole[axis] + 1
-        return type(box)(*whole)
+        return _whole(inside, limits)
 
 
-# of Qwen2.5-VL-3B and -7B-Instruct (``preprocessor_config.json`` of both)
-QWEN_FRAME = ProcessorFrame(14, 2, min_pixels=56 * 56, max_pixels=28 * 28 * 16384)
+def in_pixels(box: Box, width: int, height: int, scale: int | None) -> Box:
+    """A written box in whole pixels of an image that has this width and height in the frame; the
+    ``scale`` is that of the frame."""
+    return box if scale is None else _whole(box.scale(width / scale, height / scale))
+
+
+def _whole(box: Box, limits: Sequence[float] = (math.inf,) * 3) -> Box:
+    """The nearest whole box; a side that would vanish keeps one unit, within the limits."""
+    whole = list(box.round().as_tuple())
+    axes = len(whole) // 2
+    for axis, (low, limit) in enumerate(zip(box.as_tuple()[:axes], limits, strict=False)):
+        if whole[axis] == whole[axis + axes]:
+            whole[axis] = min(math.floor(low), limit - 1)
+            whole[axis + axes] = whole[axis] + 1
+    return type(box)(*whole)
+
+
+QWEN_FRAME = ProcessorFrame.published(BACKBONES["qwen2_5_vl"])
