@@ -1,6 +1,6 @@
 """Records made by hand, for tests of what happens to records."""
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -12,7 +12,8 @@ from unireason_lib.dataset.view import View
 from unireason_lib.imaging import ProcessorFrame
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=512 * 512)
-FRAMED = asdict(FRAME)
+FRAMED = FRAME.to_dict()
+THOUSANDTHS = replace(FRAME, scale=1000)  # as Qwen3-VL writes boxes
 
 
 @pytest.fixture(autouse=True, scope="session")

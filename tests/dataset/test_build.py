@@ -113,6 +113,37 @@ def build_from(monkeypatch, settings, tmp_path):
 # --- what comes out ----------------------------------------------------------------------------
 
 
+def test_a_set_for_a_model_that_writes_thousandths(build_from, frame):
+    """Boxes of texts, options and evidence, lengths in rationales and the words for the unit; crops
+    lie where they lie in the set for a model that writes pixels."""
+    studies, sets = (phantom_slice(0), phantom(900), phantom_slice(1)), {}
+    for scale in (None, 1000):
+        made = build_from(*studies, out=str(scale), frame=replace(frame, scale=scale), per_family=2)
+        sets[scale] = {one.id: one for one in records_of(made.folder)}
+        card = (made.folder / "README.md").read_text(encoding="utf-8")
+        unit, other = "pixels", "thousandths"
+        if scale:
+            unit, other = other, unit
+        assert unit in card and other not in card and not made.manifest["refused"]
+        text = " ".join(f"{one.user_text} {one.reply}" for one in sets[scale].values())
+        assert f"in {unit}" in text and other not in text
+        if scale:
+            table = ImageTable(made.folder)
+    compared = 0
+    for name, record in sets[1000].items():
+        assert record.frame.scale == 1000 and problems_of(record) == []
+        record.load(record_images(record, table))
+        twin = sets[None].get(name)
+        if twin is None or (twin.kind, twin.names) != (record.kind, record.names):
+            continue  # two centres on one pixel are apart in thousandths
+        compared += 1
+        assert len(record.boxes) == len(twin.boxes) and record.truth[0] == twin.truth[0]
+        for box, pixels in zip(record.boxes, twin.boxes, strict=True):
+            back = record.frame.pixels(box, *record.image_size)
+            assert np.abs(np.subtract(back.as_tuple(), pixels.as_tuple())).max() <= 1
+    assert compared > 0.7 * len(sets[1000])
+
+
 def test_records_find_their_images_and_the_manifest_says_what_is_there(reference):
     records, table = records_of(reference.folder), ImageTable(reference.folder)
     manifest, splits = reference.manifest, {}

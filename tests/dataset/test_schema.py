@@ -7,6 +7,8 @@ from unireason_lib.dataset.schema import SFT_FEATURES, Record, rl_table
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging.crops import crop_region
 
+from .conftest import THOUSANDTHS
+
 
 @pytest.mark.parametrize("kind", ["image_record", "volume_record"])
 def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, frame):
@@ -32,6 +34,7 @@ def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, fra
         {"asked": "Hm?", "image_size": None},
         {"serialization": {}, "scan": None},
         {"evidence": (), "names": ()},
+        {"serialization": {"size": None, "window": "lung", "frame": THOUSANDTHS.to_dict()}},
     ],
     ids=str,
 )
@@ -43,6 +46,32 @@ def test_a_record_survives_its_typed_row(kind, changes, request):
         again = Record.from_row(table.to_pylist()[0])
         assert again.reply == reply
         assert {**vars(again), "reply": ""} == {**vars(record), "reply": ""}
+
+
+@pytest.mark.parametrize("kind", ["image_record", "volume_record"])
+def test_a_record_is_written_for_a_model_of_another_scale(kind, request, images_of, frame):
+    """The crops are the same; what cannot be written anew is refused."""
+    record = request.getfixturevalue(kind)(question="Which structure?")
+    images, (height, width) = images_of(record), record.image_size
+    other = record.written_for(THOUSANDTHS, height, width)
+    assert record.written_for(frame, height, width) is record and other.frame == THOUSANDTHS
+    for written, box, (_, evidence) in zip(other.boxes, record.boxes, other.evidence, strict=True):
+        assert written.as_tuple() == evidence and written != box
+        assert written.x1 == round(1000 * box.x1 / width + 1e-9)
+        assert THOUSANDTHS.pixels(written, height, width) == box
+    assert other.written_for(frame, height, width).reply == record.reply
+    loaded = [one.load(images, THOUSANDTHS) for one in (record, other)]
+    mine, *theirs = (
+        [p.get("text") or p["image"].tobytes() for t in turns for p in t["content"]]
+        for turns in (record.load(images), *loaded)
+    )
+    assert theirs[0] == theirs[1] != mine
+    assert [p for p in mine if isinstance(p, bytes)] == [
+        p for p in theirs[0] if isinstance(p, bytes)
+    ]
+    stated = request.getfixturevalue(kind)(question="What is in [4,4,40,30]?")
+    with pytest.raises(DatasetError, match=r"in thousandths of \(1000, 1000\), found boxes in pix"):
+        stated.written_for(THOUSANDTHS, height, width)
 
 
 def test_rows_have_the_columns_of_the_release_beside_typed_ones_and_no_json(volume_record):

@@ -118,7 +118,13 @@ def test_a_figure_of_a_reply_shows_boxes_crops_and_text(volume_trace, image_trac
 
 
 def test_a_record_is_shown_as_the_reply_to_learn(clean):
-    view = View(phantom_slice(3), frame=ProcessorFrame(8, 2, 32**2, 128**2))
-    question = next(question for question in ask(view, seed=0) if question.evidence)
-    record = Record.make(view, question, TemplateWriter().write(question, view), writer="template")
-    assert question.text in clean(show_record(record, view.images())).alt
+    edges = None
+    for scale in (None, 1000):
+        view = View(phantom_slice(3), frame=ProcessorFrame(8, 2, 32**2, 128**2, scale=scale))
+        question = next(question for question in ask(view, seed=0) if question.evidence)
+        rationale = TemplateWriter().write(question, view)
+        figure = clean(show_record(Record.make(view, question, rationale), view.images()))
+        assert question.text in figure.alt
+        drawn = [p.get_bbox().bounds for axes in figure.axes for p in axes.patches]
+        edges = edges or drawn
+        assert drawn and np.allclose(drawn, edges, atol=1)  # boxes lie where they lay

@@ -144,6 +144,15 @@ def test_our_parquet_by_its_folder(built):
     assert len(item.load()) == 4 and item.load()[0].size == (64, 64)
     assert item.boxes_in(FRAME, 64, 64) == item.truth_boxes
     assert any(i.guess for i in found)  # learnt from the training rows
+    # a model of another scale is asked what states no box; true boxes are pixels for both
+    thousandths = replace(FRAME, scale=1000)
+    for one in found:
+        if one.states_boxes:
+            with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
+                one.boxes_in(thousandths, 64, 64)
+        else:
+            assert one.boxes_in(thousandths, 64, 64) == one.truth_boxes
+    assert {one.states_boxes for one in found} == {True, False}
 
 
 def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_path):

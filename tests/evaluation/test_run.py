@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -75,6 +76,9 @@ def test_truth_boxes_follow_the_image_into_the_frame_of_the_model(scripted):
     asked = item("q", truth_boxes=(("lesion", Box2D(0, 0, 128, 64)),), frame=double)
     line = only_line(generator, asked)
     assert line["truth_boxes"] == [["lesion", [0, 0, 64, 32]]] and line["iou_first"] == 0.5
+    thousandths = replace(double, scale=1000)
+    asked = item("t", truth_boxes=(("lesion", Box2D(0, 0, 1000, 500)),), frame=thousandths)
+    assert only_line(generator, asked)["truth_boxes"] == line["truth_boxes"]
     words = item("w", question="What is at [0,0,128,64]?", frame=double)
     assert "build --model" in only_line(generator, words)["error"]["message"]
 

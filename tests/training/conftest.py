@@ -6,12 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from unireason_lib.boxes import states_boxes
 from unireason_lib.config import load_profile
 from unireason_lib.dataset.build import BuildConfig, build
 from unireason_lib.dataset.schema import Record
@@ -20,6 +21,10 @@ from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.training.data import Images, images_from, training_records
 
 FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
+
+SMALL = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
+FAMILIES = pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+"""For a test of what must hold for both, with the fixture ``families``."""
 
 QUICK = {
     "sft.max_steps": 4,
@@ -41,8 +46,7 @@ def tiny_checkpoint(tmp_path_factory):
     """A smaller one than elsewhere: what is tested here are long sequences of steps."""
     from unireason_lib.grounding import build_tiny
 
-    sizes = {"hidden": 64, "layers": 2, "vision_hidden": 32, "vision_layers": 2}
-    return build_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", **sizes)
+    return build_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", **SMALL)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,20 @@ def study(data) -> Study:
     records = training_records(data, {"2d": 20, "3d": 20})
     parts = [[one for one in records if one.dimension == d] for d in ("2d", "3d")]
     return Study(tuple(chain(*parts)), images_from(data))
+
+
+@pytest.fixture(scope="session")
+def families(tiny_checkpoint, study, tmp_path_factory) -> dict[str, tuple[Path, Study]]:
+    """Family -> its tiny checkpoint, and the same records with boxes as it writes them; for
+    Qwen3-VL without those whose question states boxes."""
+    from unireason_lib.grounding import build_tiny
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "qwen3"
+    build_tiny(folder, "qwen3_vl", **SMALL, patch_size=FRAME.patch_size)
+    records, frame = study.records, replace(FRAME, scale=1000)
+    records = [r.written_for(frame, 64, 64) for r in records if not states_boxes(r.user_text)]
+    written = Study(tuple(records), study.images)
+    return {"qwen2_5_vl": (tiny_checkpoint, study), "qwen3_vl": (folder, written)}
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from copy import copy
 from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
+from unireason_lib.boxes import states_boxes
 from unireason_lib.errors import DatasetError
+from unireason_lib.grounding import load_model
 from unireason_lib.training.encoding import (
     COMPONENTS,
     IGNORED,
@@ -21,6 +23,8 @@ from unireason_lib.training.encoding import (
     with_features,
 )
 
+from .conftest import FAMILIES
+
 BOTH = pytest.mark.parametrize("dimension, boxes", [("2d", 1), ("3d", 2)])
 
 
@@ -29,9 +33,14 @@ def encoded(study, processor, dimension, boxes):
     return Encoder(processor)(conversation(record, study.images(record)))
 
 
+@FAMILIES
 @BOTH
-def test_loss_is_on_model_generated_tokens_only(study, tiny_model, dimension, boxes):
-    processor, record = tiny_model[1], study.with_boxes(dimension, boxes)
+def test_loss_is_on_model_generated_tokens_only(families, family, dimension, boxes):
+    checkpoint, study = families[family]
+    processor, record = (
+        AutoProcessor.from_pretrained(checkpoint),
+        study.with_boxes(dimension, boxes),
+    )
     one = encoded(study, processor, dimension, boxes)
     assert processor.tokenizer.decode(one.ids[one.loss_mask]) == record.reply + "<|im_end|>"
     # everything behind the assistant's header, but whole crops and the last line break
@@ -86,10 +95,12 @@ def test_a_batch_is_padded_on_the_right_without_loss_there(study, tiny_model):
     assert int(batch["mm_token_type_ids"].sum()) == tokens
 
 
-def test_cached_features_are_what_the_tower_makes_and_can_be_learnt_from(study, fresh_model):
+@FAMILIES
+def test_cached_features_are_what_the_tower_makes_and_can_be_learnt_from(families, family):
     """Each image is encoded once. Features that were made in inference mode could not be used by a
     backward pass."""
-    model, processor = fresh_model
+    checkpoint, study = families[family]
+    model, processor = load_model(checkpoint, device="cpu")
     two = [encoded(study, processor, dimension, 1) for dimension in ("2d", "3d")]
     calls = []
     hook = model.model.visual.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
@@ -129,6 +140,23 @@ def test_what_cannot_be_encoded_is_refused(study, tiny_model):
         Encoder(tiny_model[1])([{"role": "user", "content": content}])
 
 
+def test_records_of_the_other_scale_are_written_anew(families):
+    """What is learnt from a record in pixels is what is learnt from one in thousandths."""
+    (_, pixels), (checkpoint, thousandths) = families.values()
+    encoder = Encoder(AutoProcessor.from_pretrained(checkpoint))
+    by_id = {record.id: record for record in pixels.records}
+    record = thousandths.with_boxes("3d", 2)
+    for components in COMPONENTS:
+        mine, theirs = (
+            encoder(conversation(one, pixels.images(one), components, encoder.frame))
+            for one in (record, by_id[record.id])
+        )
+        assert (mine.ids == theirs.ids).all() and (mine.loss_mask == theirs.loss_mask).all()
+    stated = next(r for r in pixels.records if states_boxes(r.user_text))
+    with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
+        conversation(stated, pixels.images(stated), "full", encoder.frame)
+
+
 def test_a_longer_conversation_is_cut_where_no_image_is_cut(study, tiny_model):
     """The beginning stays, up to a token with loss, with as many images as it has."""
     record, processor = study.with_boxes("3d", 2), tiny_model[1]
@@ -147,12 +175,15 @@ def test_a_longer_conversation_is_cut_where_no_image_is_cut(study, tiny_model):
     assert len(encoder(messages, question)) == 0
 
 
-def test_qwens_own_template_gets_marks_and_another_is_refused(study, tiny_model):
-    """The error named a function that did not exist, and stock checkpoints could not be trained."""
-    record, processor = study.with_boxes("2d", 1), copy(tiny_model[1])
+@FAMILIES
+def test_qwens_own_template_gets_marks_and_another_is_refused(families, family):
+    """The error named a function that did not exist, and stock checkpoints could not be trained.
+    The template of Qwen3-VL would leave out the crops."""
+    checkpoint, study = families[family]
+    record, processor = study.with_boxes("2d", 1), AutoProcessor.from_pretrained(checkpoint)
     messages = conversation(record, study.images(record))
     expected = Encoder(processor)(messages)
-    official = files("trl") / "chat_templates" / "qwen2_5_vl.jinja"
+    official = files("trl") / "chat_templates" / f"{family}.jinja"
     processor.chat_template = official.read_text(encoding="utf-8")
     one = Encoder(processor)(messages)
     assert (one.ids == expected.ids).all() and (one.loss_mask == expected.loss_mask).all()

@@ -19,6 +19,8 @@ from unireason_lib.training.callbacks import read_log
 from unireason_lib.training.encoding import Collator, Encoder, FeatureCache, conversation
 from unireason_lib.training.grpo import GroundedGRPOTrainer, question_of, train_grpo
 
+from .conftest import FAMILIES
+
 SMALL = {
     "grpo.generation_batch_size": 8,  # two questions, four replies each
     "grpo.num_generations": 4,
@@ -110,12 +112,14 @@ def weights_of(folder):
     return load_model(folder, device="cpu")[0].state_dict()
 
 
+@FAMILIES
 def test_log_probabilities_are_those_of_the_sampled_distribution(
-    train, tiny_checkpoint, scripted, generations, tmp_path
+    train, families, family, scripted, generations, tmp_path
 ):
     """2D and 3D, no, one and three boxes in one batch: of sampling, policy, old and reference.
     Tokens that may not be sampled have no probability, however likely the model finds them."""
-    model, processor = load_model(tiny_checkpoint, device="cpu")
+    checkpoint, study = families[family]
+    model, processor = load_model(checkpoint, device="cpu")
     forbidden = GroundedGenerator(model, processor).never_written
     with torch.no_grad():
         model.get_output_embeddings().weight[forbidden] *= 6
@@ -130,7 +134,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
         learning_rate=0.0,
         temperature=0.7,
     )
-    train(settings, model=(model, processor))
+    train(settings, model=(model, processor), records=some(study))
     (seen,) = generations
     output, traces = seen.output, seen.traces
     assert {trace.request.dimension for trace in traces} == {"2d", "3d"}
@@ -284,9 +288,11 @@ def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(train, study, pa
         assert one == pytest.approx(other, abs=1e-6)
 
 
-def test_the_feature_cache_changes_nothing(study, fresh_model):
+@FAMILIES
+def test_the_feature_cache_changes_nothing(families, family):
     """Each image is encoded once; what is cached in inference mode can be trained on."""
-    model, processor = fresh_model
+    checkpoint, study = families[family]
+    model, processor = load_model(checkpoint, device="cpu")
     encoded = Encoder(processor)(conversation(some(study, 2)[1], study.images(some(study, 2)[1])))
     batch, calls = Collator(processor)([encoded, encoded]), []
     expected = model(**batch).loss

@@ -4,15 +4,18 @@ import random
 
 import pytest
 
+from unireason_lib.boxes import Box2D
 from unireason_lib.errors import RequestError
 from unireason_lib.training.rewards import (
     answer_reward,
     format_reward,
+    iou_reward,
     reward_functions,
 )
 
 BOX = "<|box_start|>[8,8,30,40]<|box_end|>"
 GOOD = f"<think>The liver is at {BOX}. So: liver.</think>B. Liver"
+TRUE = Box2D(8, 8, 30, 40)
 OPTIONS = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
 
 
@@ -119,6 +122,19 @@ def test_cuboids_must_lie_in_the_volume():
 
     assert form("8,8,0,30,40,8") == 1.0
     assert form("8,8,0,30,40,9") == form("8,8,30,40") == form("8,8,3,30,40,3") == 0.5
+
+
+def test_boxes_in_thousandths_are_judged_in_pixels():
+    how = {"frame": (64, 64, 1), "scale": 1000}
+
+    def form(corners):
+        text = f"<think>I look at <|box_start|>[{corners}]<|box_end|>.</think>B"
+        return format_reward(text, dimension="2d", **how), iou_reward(text, [TRUE], **how)
+
+    assert form("125,125,469,625") == (1.0, 1.0)
+    assert form("125,125,139,625")[0] == 0.5  # a line, one pixel wide
+    assert form("125,125,1100,625")[0] == 0.5
+    assert form("8,8,30,40")[1] == 0
 
 
 def test_rewards_have_the_signature_of_trl():

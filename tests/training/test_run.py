@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, TrainerCallback
+from transformers import AutoProcessor, TrainerCallback
 
+from unireason_lib.backbones import BACKBONES
 from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import Settings, build_tiny, load_model
 from unireason_lib.imaging import Serialization
@@ -29,7 +30,7 @@ from unireason_lib.training.callbacks import (
 from unireason_lib.training.checkpoints import merge_adapter, serialization_of, whole_checkpoint
 from unireason_lib.training.sft import train_sft
 
-from .conftest import quick
+from .conftest import FAMILIES, quick
 
 SHORT = Settings(max_new_tokens=8)
 EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}  # of two steps
@@ -40,6 +41,10 @@ CASES = {
         **EPOCHS,
         **{"sft__save_steps": 2, "grounding__muon_learning_rate": 1e-2},
         "grounding__feature_cache": False,
+    },
+    "Qwen3-VL, from pixels": {
+        **EPOCHS,
+        **{"family": "qwen3_vl", "sft__save_steps": 3, "grounding__feature_cache": False},
     },
 }
 
@@ -64,11 +69,19 @@ def interrupt():
 
 
 @pytest.fixture
-def run(study, tiny_checkpoint, tmp_path):
+def run(families, tmp_path):
     """Trains in a folder, as often as it is called; gives the folder of the model."""
 
-    def start(folder="run", records=slice(None, None, 6), callbacks=(), model=None, **changes):
-        model = load_model(model or tiny_checkpoint, device="cpu")
+    def start(
+        folder="run",
+        records=slice(None, None, 6),
+        callbacks=(),
+        model=None,
+        family="qwen2_5_vl",
+        **changes,
+    ):
+        checkpoint, study = families[family]
+        model = load_model(model or checkpoint, device="cpu")
         given = study.records[records], study.images, tmp_path / folder, quick(**changes)
         return train_sft(*model, *given, callbacks=callbacks)
 
@@ -191,9 +204,15 @@ def test_a_full_disk_is_named(run, tmp_path, kilobytes):
 
 
 @pytest.fixture
-def poisoned(tiny_checkpoint, tmp_path):
+def family():
+    """Of a test that is not about both."""
+    return "qwen2_5_vl"
+
+
+@pytest.fixture
+def poisoned(families, family, tmp_path):
     """A base that says how to sample."""
-    folder = shutil.copytree(tiny_checkpoint, tmp_path / "poisoned")
+    folder = shutil.copytree(families[family][0], tmp_path / "poisoned")
     settings = {"eos_token_id": [5], "temperature": 9.0, "custom_generate": "a/b"}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     return folder
@@ -223,10 +242,12 @@ def test_the_model_of_a_finished_run(run, study, poisoned, tmp_path):
     assert (again / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, tmp_path):
+@FAMILIES
+def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, family, tmp_path):
     """The copy beside a run stayed what it was when the adapter was trained again, and two
     notebooks at once could publish half a model: the second waits for the first."""
-    adapter = run(model=poisoned, grounding__sft_lora_r=4, sft__learning_rate=1e-2)
+    how = {"grounding__sft_lora_r": 4, "sft__learning_rate": 1e-2, "family": family}
+    adapter = run(model=poisoned, **how)
     merged = adapter.with_name("model-merged")
     with locked(adapter.with_name("model-merged.lock"), "merged"):
         waiting = threading.Thread(target=whole_checkpoint, args=(adapter,))
@@ -242,7 +263,8 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, tmp_
     assert Serialization.load(merged) == Serialization.load(adapter)
     assert_clean(merged)
     # as the authors load theirs: the class itself, and the processor beside it
-    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged, dtype=torch.float32).eval()
+    kind = BACKBONES[family].of_transformers("ForConditionalGeneration")
+    plain = kind.from_pretrained(merged, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(merged).tokenizer
     tokens = tokenizer("<think>The liver.</think>A.", return_tensors="pt")
     adapted = load_model(poisoned, adapter=adapter, device="cpu")[0]

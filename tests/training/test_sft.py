@@ -19,7 +19,7 @@ from unireason_lib.training.encoding import Collator
 from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, token_scores
 from unireason_lib.training.sft import add_think_tokens, freeze, train_sft
 
-from .conftest import quick
+from .conftest import FAMILIES, quick
 
 SINGLE = {"sft__max_steps": 2, "sft__gradient_accumulation_steps": 1}
 
@@ -91,12 +91,14 @@ def test_other_losses_of_trl_are_its_own_on_one_cpu(study, tune, fresh_model, se
     assert losses == pytest.approx([expected], rel=1e-4)
 
 
-def test_only_the_language_model_learns(tune, fresh_model, tmp_path):
-    model = fresh_model[0]
+@FAMILIES
+def test_only_the_language_model_learns(tune, families, family, tmp_path):
+    checkpoint, study = families[family]
+    model, processor = load_model(checkpoint, device="cpu")
     total, vision = (sum(p.numel() for p in m.parameters()) for m in (model, model.model.visual))
     assert freeze(model, vision=False) == (total, 0) and freeze(model) == (total - vision, vision)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    tune(model=fresh_model, folder="run")
+    tune(model=(model, processor), records=study.records[::3], folder="run")
     after = load_model(tmp_path / "run" / "model", device="cpu")[0].state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any("visual" in name for name in moved)

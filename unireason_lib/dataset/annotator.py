@@ -71,12 +71,13 @@ def prompt_for(question: Question, view: View) -> list[dict[str, Any]]:
         box = ",".join(str(int(value)) for value in view.box(structure).as_tuple())
         details = "".join(f"; {key} {value}" for key, value in structure.attributes.items())
         rows[mark].append(f"{mark} {tag}: [{box}]{details}")
-    height, width = view.frame.size(*view.image_size)
+    height, width = view.frame.extent(*view.image_size)
     spacing = " x ".join(f"{step:.3g}" for step in (view.study.spacing or ())[::-1])
     text = PROMPT["user"].format(
         modality=view.study.modality,
         layout=f"{view.depth or 1} {'axial slices' if view.depth else 'image'}",
         size=f"{width} x {height}",
+        unit=view.frame.unit,
         spacing=f"voxels of {spacing} mm" if spacing else "spacing unknown",
         structures="\n".join(rows["*"] + rows[" "][:MAX_STRUCTURES]),
         names=", ".join(question.names),

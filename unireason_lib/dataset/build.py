@@ -71,7 +71,7 @@ class BuildConfig:
     prior_studies: int = 2000
     size: tuple[int, int, int] | None = None  # as for a view: None is the paper's size,
     window: Window | None = None  # and each study's own window
-    frame: ProcessorFrame = QWEN_FRAME  # the processor in whose pixels boxes are written
+    frame: ProcessorFrame = QWEN_FRAME  # the processor for which boxes are written
     seed: int = 0  # of questions, templates and the split
     writer: Literal["template", "llm"] = "template"
     writer_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the writer
@@ -96,7 +96,7 @@ class BuildConfig:
     def public(self) -> dict[str, Any]:
         """The settings in plain values, without places on this machine. Of a language model only
         what decides its answers: a budget, prices or limits may change while a build goes on."""
-        values = asdict(self)
+        values = asdict(self) | {"frame": self.frame.to_dict()}
         values["sources"] = [str(replace(spec, path=None)) for spec in self.sources]
         options = values.pop("writer_options")
         options = shards.make_writer(self).settings() if self.writer == "llm" else options

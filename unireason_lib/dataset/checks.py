@@ -115,7 +115,7 @@ def _crop_problems(record: Record) -> Iterator[Problem]:
     height, width = record.frame.size(*record.image_size)
     depth = len(record.image_ids)
     for _, coordinates in record.evidence:
-        box = box_of(coordinates)
+        box = record.frame.pixels(box_of(coordinates), *record.image_size)
         rectangle, inside = box, True
         if not isinstance(box, Box2D):
             inside = 0 <= box.z1 and box.z2 <= depth and len(slice_range(box, depth))

@@ -126,6 +126,7 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
     facts, known = question.facts, TEMPLATES
     words = {key: str(value) for key, value in facts.items() if not isinstance(value, list)}
     words |= {"truth": _within(question.truth), "modality": view.study.modality}
+    words["unit"] = view.frame.unit
     words["it"] = "image" if question.dimension == "2d" else "volume"
     words |= dict(zip("abc", question.names, strict=False))
     words |= {f"name{k}": name for k, name in enumerate(facts.get("searched", ()), start=1)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,9 +21,18 @@ import yaml
 from datasets import Features, List, Value
 
 from unireason_lib.answers import THINK_END, THINK_START
-from unireason_lib.boxes import Box, Box2D, Box3D, parse_boxes, scan_boxes
+from unireason_lib.boxes import (
+    BOX_START,
+    Box,
+    Box2D,
+    Box3D,
+    format_box,
+    parse_boxes,
+    scan_boxes,
+    states_boxes,
+)
 from unireason_lib.errors import DatasetError
-from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 from unireason_lib.imaging.crops import crop_region
 from unireason_lib.prompts import question_text
 
@@ -128,7 +137,7 @@ class Record:
 
     @property
     def boxes(self) -> list[Box]:
-        """The boxes in the reply, in order."""
+        """The boxes in the reply, in order and as written."""
         return parse_boxes(self.reply)
 
     @property
@@ -139,26 +148,50 @@ class Record:
 
     @property
     def frame(self) -> ProcessorFrame:
-        """The processor in whose pixels the boxes are written; DatasetError if unknown."""
-        if not self.serialization.get("frame"):
-            raise DatasetError(self.id, "the frame of its boxes", "none", "pass the frame")
-        return ProcessorFrame(**self.serialization["frame"])
+        """The processor for which the boxes are written; of a released row Qwen2.5-VL's own."""
+        known = self.serialization.get("frame")
+        return ProcessorFrame(**known) if known else QWEN_FRAME
+
+    def written_for(self, frame: ProcessorFrame, height: int, width: int) -> Record:
+        """The record with the boxes of its reply as they are written for the processor of another
+        model, about images of this size; lengths and centres in its words stay. Boxes of a released
+        row, which names no processor, count as the model's own if that writes pixels. A
+        :class:`DatasetError` if there are boxes in its question or options."""
+        own = self.frame if self.serialization.get("frame") or frame.scale else frame
+        size = (height, width)
+        if own.extent(*size) == frame.extent(*size):
+            return self
+        if states_boxes(self.user_text):
+            check_same_extent(self.id, own, frame, size)
+        depth, reply, moved = max(1, len(self.image_ids)), "", []
+        for text, box in split_reply(self.reply):
+            if box is not None:
+                box = own.from_frame(own.pixels(box, *size), *size)
+                moved.append(frame.written(box, *size, depth=depth))
+                text = text[: text.rindex(BOX_START)] + format_box(moved[-1])
+            reply += text
+        names = (name for name, _ in self.evidence)
+        evidence = tuple((n, b.as_tuple()) for n, b in zip(names, moved, strict=False))
+        layout = {**self.serialization, "frame": frame.to_dict()}
+        return replace(self, reply=reply, evidence=evidence, serialization=layout)
 
     def load(
         self, images: Sequence[Image.Image], frame: ProcessorFrame | None = None
     ) -> list[dict[str, Any]]:
         """The conversation in chat form with images, one an image id, and behind every box of the
         reply its crops. They are as the model is shown them: aligned to the processor's ``frame``;
-        None takes the one in which the boxes are written."""
-        if len(images) != len(self.image_ids):
-            do, expected = "load those of its image_ids", f"{len(self.image_ids)} images"
+        None takes the one for which the boxes are written. For another they are written anew
+        (:meth:`written_for`)."""
+        if not images or len(images) != len(self.image_ids):
+            do, expected = "load those of its image_ids", f"{len(self.image_ids) or 'some'} images"
             raise DatasetError(self.id, expected, len(images), do)
-        aligned = [(frame or self.frame).aligned(image) for image in images]
+        frame, size = frame or self.frame, (images[0].height, images[0].width)
+        aligned = [frame.aligned(image) for image in images]
         user = [{"type": "image", "image": image} for image in aligned]
         reply: list[dict[str, Any]] = []
-        for text, box in split_reply(self.reply):
+        for text, box in split_reply(self.written_for(frame, *size).reply):
             reply.append({"type": "text", "text": text})
-            crops = crop_region(aligned, box) if box else ()
+            crops = crop_region(aligned, frame.pixels(box, *size)) if box else ()
             reply += [{"type": "image", "image": crop} for crop in crops]
         turns = {"user": [*user, {"type": "text", "text": self.user_text}], "assistant": reply}
         return [{"role": role, "content": content} for role, content in turns.items()]
@@ -196,6 +229,8 @@ class Record:
         low, high = layout.pop("low"), layout.pop("high")
         layout["window"] = layout["window"] if low is None else [low, high]
         layout = {} if layout["window"] is None else layout
+        if layout.get("frame"):
+            layout["frame"] = ProcessorFrame(**layout["frame"]).to_dict()
         image_ids = tuple(row["image_ids"])
         if layout and not image_ids:
             image_ids = _image_names(row["source"], row["study"], layout)
@@ -236,6 +271,17 @@ def split_reply(reply: str) -> list[tuple[str, Box | None]]:
         parts.append((reply[start:end], box))
         start = end
     return [*parts, (reply[start:], None)] if start < len(reply) else parts
+
+
+def check_same_extent(
+    name: str, own: ProcessorFrame, frame: ProcessorFrame, size: tuple[int, int]
+) -> None:
+    """A :class:`DatasetError` about a question with boxes in its words if they are not written for
+    the processor of the model. ``size``: height and width of its images."""
+    found, expected = (f"boxes in {one.unit} of {one.extent(*size)}" for one in (own, frame))
+    if found != expected:
+        do = "build the data set for this model (build --model)"
+        raise DatasetError(name, expected, found, do)
 
 
 def image_ids_of(view: View) -> tuple[str, ...]:

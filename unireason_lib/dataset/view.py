@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 from typing import Any
@@ -61,7 +61,7 @@ class View:
         return {
             "size": None if self.depth is None else list(self._grid),
             "window": window if isinstance(window, str) else [float(value) for value in window],
-            "frame": asdict(self.frame),
+            "frame": self.frame.to_dict(),
         }
 
     def box(self, region: Structure | Box) -> Box:

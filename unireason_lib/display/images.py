@@ -104,7 +104,11 @@ def show_record(record: Any, images: Sequence[Any]) -> AltFigure:
     line = {name: getattr(record, name) for name in ("id", "question", "options")}
     line |= {"text": record.reply, "choice": record.answer, "truth": record.answer}
     how = {"status": "injected", "crops": []}
-    line["pointings"] = [{"text": format_box(b), "box": b.as_tuple(), **how} for b in record.boxes]
+    size, pixels = arrays_of(images)[0].shape[:2], record.frame.pixels
+    line["pointings"] = [
+        {"text": format_box(box), "box": pixels(box, *size).as_tuple(), **how}
+        for box in record.boxes
+    ]
     return show_trace(line, images, frame=record.frame)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -105,7 +105,7 @@ def open_benchmark(
     items, content = makers[name](name, path or None, split, shown, skipped, **options)
     items = tuple(islice(items, limit or (500 if name == "phantom" else None)))
     path = str(Path(path).resolve()) if path else None
-    identity = shown | {"name": name, "path": path, "split": split, "frame": asdict(frame)}
+    identity = shown | {"name": name, "path": path, "split": split, "frame": frame.to_dict()}
     identity = json.loads(json.dumps(identity | options, default=str))  # as a run notes it
     opened = identity | {"limit": limit}
     return Benchmark(name, items, identity | content, tuple(skipped), opened)
@@ -246,7 +246,7 @@ def record_item(record: Record, images: Callable[[Record], list[Image.Image]]) -
         answer=record.answer or None,
         load=partial(images, record),
         truth_boxes=tuple((name, box_of(box)) for name, box in record.evidence),
-        frame=record.frame if record.serialization.get("frame") else QWEN_FRAME,
+        frame=record.frame,
         about={"names": list(record.names)} if record.names else {},
     )
 

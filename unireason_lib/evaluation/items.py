@@ -6,13 +6,13 @@ it; it knows how to get them, so a scan that cannot be read fails when its quest
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unireason_lib.boxes import Box
+from unireason_lib.boxes import Box, states_boxes
+from unireason_lib.dataset.schema import check_same_extent
 from unireason_lib.errors import DatasetError, UniReasonError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from unireason_lib.grounding import GroundedRequest
     from unireason_lib.imaging import ProcessorFrame
-
-_WRITTEN_BOX = re.compile(r"[\[(]\s*\d+\s*(?:,\s*\d+\s*){3}(?:,\s*\d+\s*,\s*\d+\s*)?[\])]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +36,8 @@ class Item:
     load: Callable[[], Sequence[Image.Image]]  # one image, or the slices from foot to head
     kind: str = ""  # what is asked in the family ("texture"), when known
     source: str = ""  # name of the data set
-    truth_boxes: tuple[tuple[str, Box], ...] = ()  # (name, box) of what the answer rests on
-    frame: ProcessorFrame | None = None  # in whose pixels boxes are written; None: the model's
+    truth_boxes: tuple[tuple[str, Box], ...] = ()  # (name, box as written) of its evidence
+    frame: ProcessorFrame | None = None  # for which boxes are written; None: the model's
     guess: str | None = None  # option that was most often right in training; None: unknown
     asked: str = ""  # the user's words, where they are not those of prompts.question_text
     about: Mapping[str, Any] = field(default_factory=dict)  # more for the line of results
@@ -57,24 +55,21 @@ class Item:
     @property
     def states_boxes(self) -> bool:
         """Whether the question or an option has a box in its words."""
-        words = " ".join([self.question, *self.options.values()])
-        return _WRITTEN_BOX.search(words) is not None
+        return states_boxes(" ".join([self.question, *self.options.values()]))
 
     def boxes_in(
         self, frame: ProcessorFrame, height: int, width: int
     ) -> tuple[tuple[str, Box], ...]:
-        """The truth boxes in the frame of the model that is asked, for images of ``height`` and
-        ``width``. A ``DatasetError`` when the question has boxes of another frame in its words."""
+        """The truth boxes in pixels of the frame of the model that is asked, for images of
+        ``height`` and ``width``. A ``DatasetError`` when the question has boxes in its words that
+        are written for another."""
         own, size = self.frame or frame, (height, width)
-        if own.size(*size) == frame.size(*size):
-            return self.truth_boxes
         if self.states_boxes:
-            expected, do = (
-                f"boxes for images of {frame.size(*size)}",
-                "build the data set for this model (build --model)",
-            )
-            raise DatasetError(self.id, expected, own.size(*size), do)
-        moved = ((name, own.from_frame(box, *size)) for name, box in self.truth_boxes)
+            check_same_extent(self.id, own, frame, size)
+        boxes = ((name, own.pixels(box, *size)) for name, box in self.truth_boxes)
+        if own.size(*size) == frame.size(*size):
+            return tuple(boxes)
+        moved = ((name, own.from_frame(box, *size)) for name, box in boxes)
         return tuple((name, frame.to_frame(box, *size)) for name, box in moved)
 
     def to_dict(self) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def question_of(
     return request, {
         **{"id": record.id, "truth": item.answer or "", "options": item.options, "boxes": boxes},
         **{"dimension": item.dimension, "frame": (width, height, len(request.images))},
+        "scale": frame.scale,
     }
 
 

@@ -25,6 +25,7 @@ from unireason_lib.boxes import BOX_END, BOX_START, Box, Box3D, parse_boxes, sca
 from unireason_lib.dataset.rationales import MAX_ROUNDS
 from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
+from unireason_lib.imaging.frame import in_pixels
 
 Mode = Literal["strict", "paper"]
 Frame = tuple[int, int, int]  # width, height and slices of what was shown, in the processor's frame
@@ -48,26 +49,36 @@ def answer_reward(
 
 
 def format_reward(
-    text: str, mode: Mode = "strict", *, dimension: str | None = None, frame: Frame | None = None
+    text: str,
+    mode: Mode = "strict",
+    *,
+    dimension: str | None = None,
+    frame: Frame | None = None,
+    scale: int | None = None,
 ) -> float:
     """Half for the thought, half for the boxes.
 
     ``"strict"`` pays 0.5 for a thought in order, and 0.5 more when there is one and every box in it
     is sound, at least one of them: of four or six numbers as the ``dimension`` says (``"2d"``,
     ``"3d"``; None takes either), and in the ``frame`` that was shown (None does not look).
+    ``scale``: of the :class:`~unireason_lib.imaging.ProcessorFrame` for which they are written.
     ``"paper"`` pays 0.5 for each kind of tags that pair up, 0 for an empty reply.
     """
     if _is_strict(mode):
-        return 0.5 + 0.5 * _boxes_are_sound(text, dimension, frame) if _has_thought(text) else 0.0
+        sound = _boxes_are_sound(text, dimension, frame, scale)
+        return 0.5 + 0.5 * sound if _has_thought(text) else 0.0
     lower, pairs = text.lower(), text.count(BOX_START) == text.count(BOX_END)
     thoughts = lower.count(THINK_START) == lower.count(THINK_END)
     return 0.5 * thoughts + 0.5 * pairs if text else 0.0
 
 
-def iou_reward(text: str, boxes: Sequence[Box]) -> float:
-    """Mean over the true boxes of the best overlap (IoU) with a written one; 0 without true boxes.
-    The paper does without; for an ablation only."""
-    written = parse_boxes(text)
+def iou_reward(
+    text: str, boxes: Sequence[Box], frame: Frame | None = None, scale: int | None = None
+) -> float:
+    """Mean over the true boxes, in pixels, of the best overlap (IoU) with a written one; 0 without
+    true boxes; ``frame`` and ``scale`` as for :func:`format_reward`. The paper does without; for an
+    ablation only."""
+    written = _read(parse_boxes(text), frame, scale)
     best = [
         max((box.iou(one) for one in written if type(one) is type(box)), default=0.0)
         for box in boxes
@@ -80,22 +91,25 @@ def reward_functions(
 ) -> dict[Callable[..., list[float]], float]:
     """The rewards of a run as TRL's reward functions, each with its weight; 0 leaves the optional
     one out. They read the columns ``truth`` (a letter), ``options`` (letter -> text),
-    ``dimension``, ``frame`` and ``boxes`` (the true ones, as numbers)."""
+    ``dimension``, ``frame``, ``boxes`` (the true ones, as numbers) and ``scale``, of the model."""
 
     def answer(completions, *, truth, options, **columns) -> list[float]:
         replies = zip(completions, truth, options, strict=True)
         return [answer_reward(one[0]["content"], right, mode, of) for one, right, of in replies]
 
-    def format(completions, *, dimension, frame, **columns) -> list[float]:
+    def format(completions, *, dimension, frame, scale=(None,), **columns) -> list[float]:
         replies = zip(completions, dimension, frame, strict=True)
         return [
-            format_reward(one[0]["content"], mode, dimension=d, frame=shown)
+            format_reward(one[0]["content"], mode, dimension=d, frame=shown, scale=scale[0])
             for one, d, shown in replies
         ]
 
-    def iou(completions, *, boxes, **columns) -> list[float]:
-        replies = zip(completions, boxes, strict=True)
-        return [iou_reward(one[0]["content"], list(map(box_of, true))) for one, true in replies]
+    def iou(completions, *, boxes, frame, scale=(None,), **columns) -> list[float]:
+        replies = zip(completions, boxes, frame, strict=True)
+        return [
+            iou_reward(one[0]["content"], list(map(box_of, true)), shown, scale[0])
+            for one, true, shown in replies
+        ]
 
     weights = {answer: WEIGHTS["answer"], format: WEIGHTS["format"], iou: iou_weight}
     return {function: weight for function, weight in weights.items() if weight}
@@ -122,7 +136,14 @@ def _has_thought(text: str) -> bool:
     return bool(re.search(r"\w", words)) and bool(final_answer(text))
 
 
-def _boxes_are_sound(text: str, dimension: str | None, frame: Frame | None) -> bool:
+def _read(boxes: Sequence[Box], frame: Frame | None, scale: int | None) -> list[Box]:
+    """Written boxes in pixels, as far as the frame is known."""
+    return [in_pixels(box, *frame[:2], scale) for box in boxes] if frame else list(boxes)
+
+
+def _boxes_are_sound(
+    text: str, dimension: str | None, frame: Frame | None, scale: int | None
+) -> bool:
     """Whether there are boxes in the thought, none after it and no more than are answered with
     their region, and all of them can be read, have the right dimension, lie in what was shown, and
     are no lines."""
@@ -130,7 +151,7 @@ def _boxes_are_sound(text: str, dimension: str | None, frame: Frame | None) -> b
     opened, closed = text.count(BOX_START), text.count(BOX_END)
     in_thought = opened == thought.count(BOX_START) and closed == thought.count(BOX_END)
     readable = in_thought and 1 <= opened <= MAX_ROUNDS and opened == closed == len(boxes)
-    return readable and all(_is_sound(box, dimension, frame) for box in boxes)
+    return readable and all(_is_sound(b, dimension, frame) for b in _read(boxes, frame, scale))
 
 
 def _is_sound(box: Box, dimension: str | None, frame: Frame | None) -> bool:

@@ -23,7 +23,7 @@ from unireason_lib.dataset.questions.anatomy import MEASURED, WORDS, Anatomy
 from unireason_lib.dataset.questions.baseline import question_only_baseline
 from unireason_lib.dataset.questions.kinds import KINDS, Draft, capital
 from unireason_lib.dataset.questions.prior import FOUR_VALUES, AnswerPrior, Fact, keep_probability
-from unireason_lib.dataset.study import Structure, Study
+from unireason_lib.dataset.study import Structure
 from unireason_lib.dataset.view import View
 from unireason_lib.errors import DatasetError
 
@@ -80,7 +80,7 @@ def ask(
                 theme = kind, tuple(s.label for s in draft.evidence), frozenset(draft.options)
                 if theme not in themes and _distinct(draft.options):
                     themes.add(theme)
-                    questions.append(_question(view.study, family, number, kind, draft, rng))
+                    questions.append(_question(view, family, number, kind, draft, rng))
                     break
             else:
                 break
@@ -126,11 +126,13 @@ def _distinct(texts: Sequence[str]) -> bool:
     return not any(one in other for one, other in itertools.permutations(padded, 2))
 
 
-def _question(study: Study, family: str, number: int, kind: str, draft: Draft, rng) -> Question:
+def _question(view: View, family: str, number: int, kind: str, draft: Draft, rng) -> Question:
     """Letters and words for a draft."""
-    d, name = study.dimension, f"{study.id}/{family.replace(' ', '-')}/{number}"
+    study, d = view.study, view.study.dimension
+    name = f"{study.id}/{family.replace(' ', '-')}/{number}"
     words = {word: rng.choice(texts[d]) for word, texts in WORDS["words"].items()}
     words["here"] = words["here"].format(modality=study.modality)
+    words["format"] = words["format"].format(unit=view.frame.unit)
     words |= {**dict(zip("ab", draft.names, strict=False)), **draft.words}
     words["A"] = capital(words.get("a", ""))
     text = rng.choice(WORDS["families"][family][kind]).format(**words)

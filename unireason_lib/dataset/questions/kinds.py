@@ -130,11 +130,13 @@ def directions(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> 
 
 
 def _centres(anatomy: Anatomy, names: Sequence[str], axis: int) -> tuple[list[int], str]:
-    """Where the centres of structures are along an axis, in pixels of the frame or the number of a
-    slice, and of how many."""
+    """Where the centres of structures are along an axis, in the unit of written boxes or the number
+    of a slice, and of how many."""
     view = anatomy.view
-    height, width = view.frame.size(*view.image_size)
-    count, unit = ((width, "pixels"), (height, "pixels"), (view.depth, "slices"))[axis]
+    height, width = view.frame.extent(*view.image_size)
+    count, unit = ((width, view.frame.unit), (height, view.frame.unit), (view.depth, "slices"))[
+        axis
+    ]
     centres = [math.floor(anatomy.phrases[n].centre[axis] * count) + (axis == 2) for n in names]
     return centres, f"{count} {unit}"
 
@@ -199,9 +201,9 @@ def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Dr
 
 
 def _pixels(anatomy: Anatomy, name: str, axis: int) -> tuple[tuple[int, int], int]:
-    """Both edges of a box along an axis, and the pixels of the image along it, as written."""
+    """Both edges of a box along an axis, and the extent of the image along it, as written."""
     corners = anatomy.view.box(anatomy.structure(name)).as_tuple()
-    size = anatomy.view.frame.size(*anatomy.view.image_size)
+    size = anatomy.view.frame.extent(*anatomy.view.image_size)
     return (int(corners[axis]), int(corners[axis + anatomy.dims])), size[1 - axis]
 
 
