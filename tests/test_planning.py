@@ -13,6 +13,7 @@ from unireason_lib.cli import app
 from unireason_lib.config import load_profile
 from unireason_lib.errors import PlanError
 from unireason_lib.planning import (
+    _widths,
     estimate,
     image_flops,
     language_flops,
@@ -30,7 +31,14 @@ def made(gpus="8xH100", overrides="", profile="gpu", **more):
 
 @pytest.mark.parametrize(
     ("name", "total", "vision"),
-    [("3b", 3_754_622_976, 668_684_288), ("7b", 8_292_166_656, 676_550_144)],
+    [
+        ("3b", 3_754_622_976, 668_684_288),
+        ("7b", 8_292_166_656, 676_550_144),
+        # in all, what the safetensors of the hub hold; vision with the mergers of deepstack
+        ("Qwen/Qwen3-VL-2B-Instruct", 2_127_532_032, 406_957_056),
+        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808, 415_347_712),
+        ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696, 576_388_336),
+    ],
 )
 def test_parameters_are_those_of_the_published_models(name, total, vision):
     model = shaped_model(name)
@@ -52,9 +60,10 @@ def test_flops_of_a_prompt_are_what_the_whole_model_takes():
     assert language_flops(model, tokens) - causal == pytest.approx(1.85e13, rel=0.005)
 
 
-def test_flops_of_a_training_step_are_what_the_tiny_model_takes(tiny_checkpoint, tiny_model):
-    loaded, processor = tiny_model
-    model = shaped_model(str(tiny_checkpoint))
+@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen3"])
+def test_flops_of_a_training_step_are_what_the_tiny_model_takes(fixture, request):
+    loaded, processor = request.getfixturevalue(fixture)
+    model = shaped_model(loaded.name_or_path)
     content = [{"type": "image"}, {"type": "text", "text": "what " * 60}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     image = Image.new("RGB", (64, 64))
@@ -66,7 +75,8 @@ def test_flops_of_a_training_step_are_what_the_tiny_model_takes(tiny_checkpoint,
         loaded(**batch, labels=batch["input_ids"]).loss.backward()
     for parameter, needed in zip(loaded.parameters(), before, strict=True):
         parameter.requires_grad_(needed).grad = None
-    expected = language_flops(model, tokens, tokens, "all") + image_flops(model, 4, 4)
+    side = 64 // processor.image_processor.patch_size // 2
+    expected = language_flops(model, tokens, tokens, "all") + image_flops(model, side, side)
     # on a CPU the counter passes over fused attention, a small part at this length
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.1)
     adapters, forward = language_flops(model, 512, 1, "adapters"), language_flops(model, 512)
@@ -86,6 +96,14 @@ def test_a_volume_of_32_slices_has_as_many_tokens_as_the_paper_says():
     assert volume["rows"] == 9 and volume["prompt"] - 150 == 2656  # "about 2,650"
     assert image["images"] == 1 and image["columns"] == 18
     assert volume["tokens"] == volume[["prompt", "injected", "generated"]].sum()
+
+
+def test_queries_may_be_wider_than_the_model():
+    """Qwen3-VL-4B: 32 heads of 128, at a width of 2,560; and crops have 64 tokens at least."""
+    assert _widths(shaped_model("Qwen/Qwen3-VL-4B-Instruct").config.text_config) == (4096, 1024)
+    assert _widths(shaped_model("3b").config.text_config) == (2048, 256)
+    volume = samples_of((32, 256, 256), image=512, family="qwen3_vl").loc["3d"]
+    assert volume["rows"] == volume["crop_rows"] == 8
 
 
 def test_hours_and_dollars_follow_from_flops():
@@ -150,14 +168,15 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can():
 
 def test_the_command(tmp_path):
     """The profiles fit what they are made for; what is unknown or no model is refused."""
-    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl_moe"}')
     for words, code, message in (
         ("8xH100", 0, "sft, zero3"),
         ("T4 --profile t4", 0, "| grpo"),
         ("8xA100 --stage eval", 2, "found eval"),
         ("8xH100 --sharding tensor", 2, "tensor"),
         ("8xH100 --model Qwen/Qwen9", 2, "Qwen/Qwen2.5-VL-7B-Instruct"),
-        (f"8xH100 --model {tmp_path}", 2, "expected qwen2_5_vl, found qwen3_vl"),
+        ("T4 --profile t4 --model Qwen/Qwen3-VL-4B-Instruct", 0, "| grpo"),
+        (f"8xH100 --model {tmp_path}", 2, "qwen3_vl (Qwen3-VL), found qwen3_vl_moe"),
     ):
         done = CliRunner().invoke(app, ["plan", "--gpus", *words.split()])
         assert done.exit_code == code and message in done.output

@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from unireason_lib.backbones import BACKBONES, backbone_of
 from unireason_lib.errors import ModelError, PlanError
-from unireason_lib.imaging.frame import QWEN_FRAME
+from unireason_lib.imaging.frame import ProcessorFrame
 
 KNOWN = yaml.safe_load((Path(__file__).parent / "configs/planning.yaml").read_text("utf-8"))
 """Published models, GPUs, and assumptions."""
@@ -35,25 +36,24 @@ by DeepSpeed (ZeRO-3, arXiv 1910.02054)."""
 
 @cache
 def shaped_model(path: str) -> Any:
-    """A ``Qwen2_5_VLForConditionalGeneration`` on the meta device: every shape and no weights.
+    """A model of transformers on the meta device: every shape and no weights.
 
     ``path``: a folder with a ``config.json``; or ``3b``, ``7b`` or the hub id of a published model,
     whose configuration ships. A :class:`ModelError` for anything else.
     """
     import torch
-    from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig
 
     if path in KNOWN["models"]:
-        config = Qwen2_5_VLConfig(**KNOWN["models"][path])
+        config = AutoConfig.for_model(**KNOWN["models"][path])
     elif (Path(path) / "config.json").is_file():
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     else:
         expected = f"a folder with a config.json, or one of {', '.join(KNOWN['models'])}"
         raise ModelError(path, expected, "neither", "download its config.json into a folder")
-    if config.model_type != "qwen2_5_vl":
-        raise ModelError(path, "qwen2_5_vl", config.model_type, "plan for a Qwen2.5-VL model")
+    backbone = backbone_of(config.model_type, path)
     with torch.device("meta"):
-        return Qwen2_5_VLForConditionalGeneration(config)
+        return backbone.of_transformers("ForConditionalGeneration")(config)
 
 
 def parameters(model: Any) -> tuple[int, int]:
@@ -102,9 +102,12 @@ def image_flops(model: Any, rows: int, columns: int) -> float:
     high, wide = rows * vision.spatial_merge_size, columns * vision.spatial_merge_size
     patch = 3 * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.empty(high * wide, patch, device="meta")
-    positions = torch.zeros(high * wide, 2, dtype=torch.long, device="meta")
     grid = torch.tensor([[1, high, wide]])
-    return _count(lambda: model.model.visual(pixels, grid_thw=grid, position_ids=positions))
+    positions = {"position_ids": torch.zeros(high * wide, 2, dtype=torch.long, device="meta")}
+    if hasattr(vision, "num_position_embeddings"):  # four neighbours in the learnt grid
+        places = torch.zeros(high * wide, 4, dtype=torch.long, device="meta")
+        positions |= {"interp_indices": places, "interp_weights": places.float()}
+    return _count(lambda: model.model.visual(pixels, grid_thw=grid, **positions))
 
 
 def _count(run: Callable[[], Any]) -> float:
@@ -115,16 +118,19 @@ def _count(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def samples_of(shape: Sequence[int], image: int | None = None) -> pd.DataFrame:
+def samples_of(
+    shape: Sequence[int], image: int | None = None, family: str = "qwen2_5_vl"
+) -> pd.DataFrame:
     """A typical question with its reply, rows ``"2d"`` and ``"3d"``, for volumes of ``shape``
-    (slices, rows, columns) and images of ``image`` x ``image`` pixels (None: as a slice), as
-    Qwen2.5-VL shows them: images and crops with their rows and columns in tokens, and tokens of
-    prompt (with images), injected crops, generated text, and all of it."""
+    (slices, rows, columns) and images of ``image`` x ``image`` pixels (None: as a slice), as the
+    published models of a family show them: images and crops with their rows and columns in tokens,
+    and tokens of prompt (with images), injected crops, generated text, and all of it."""
     assumed, found = KNOWN["sample"], {}
+    frame = ProcessorFrame.published(BACKBONES[family])
     for name, count, spanned in (("2d", 1, 1), ("3d", shape[0], shape[0] * assumed["slices"])):
-        size = QWEN_FRAME.size(*((image, image) if image and name == "2d" else shape[1:]))
-        crop = QWEN_FRAME.size(*(max(4, round(side * assumed["region"] ** 0.5)) for side in size))
-        sides = [side // QWEN_FRAME.factor for side in (*size, *crop)]
+        size = frame.size(*((image, image) if image and name == "2d" else shape[1:]))
+        crop = frame.size(*(max(4, round(side * assumed["region"] ** 0.5)) for side in size))
+        sides = [side // frame.factor for side in (*size, *crop)]
         crops = assumed["boxes"] * max(1, round(spanned))
         prompt = assumed["question"] + count * (sides[0] * sides[1] + 2)  # two tokens around each
         injected, generated = crops * (sides[2] * sides[3] + 2), assumed["generated"][name]
@@ -140,9 +146,10 @@ def _vision_flops(model: Any, sample: Any) -> tuple[float, float]:
     return images, sample.crops * image_flops(model, sample.crop_rows, sample.crop_columns)
 
 
-def _key_width(text: Any) -> int:
-    """Of the keys of a token in one layer."""
-    return text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+def _widths(text: Any) -> tuple[int, int]:
+    """Of the queries of a token in one layer, and of its keys."""
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return head * text.num_attention_heads, head * text.num_key_value_heads
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class Stage:
         each = -(-replies // self.count)
         prompts = self.profile.grounding.rollout_batch_size or each
         together = 0 if settings.use_vllm else min(each, prompts * settings.num_generations)
-        layers = text.num_hidden_layers * _key_width(text)
+        layers = text.num_hidden_layers * _widths(text)[1]
         return step, replies, together, 4.0 * together * self.samples.tokens.max() * layers
 
     def memory(self) -> dict[str, float]:
@@ -194,7 +201,8 @@ class Stage:
         layers = text.num_hidden_layers
         if shards > 1:  # two layers at a time; to generate in the same process, the whole model
             in_use = 2.0 * (language + vision) if cached else 4.0 * language / layers
-        kept = 12 * text.hidden_size + 4 * _key_width(text) + 8 * text.intermediate_size
+        queries, keys = _widths(text)
+        kept = 8 * text.hidden_size + 4 * queries + 4 * keys + 8 * text.intermediate_size
         inputs = 2 * layers * text.hidden_size  # bytes a token, as what a layer keeps
         kept = 2 * kept + inputs if settings.gradient_checkpointing else layers * kept
         tokens = settings.per_device_train_batch_size * self.samples.tokens.max()
@@ -333,7 +341,8 @@ def estimate(
         expected = "a number, x and one of " + ", ".join(KNOWN["gpus"])
         raise PlanError("--gpus", expected, repr(gpus), "write it like 8xH100")
     count, shapes = int(number), shaped_model(str(model or profile.model.base))
-    samples = samples_of(profile.dataset.shape, 512 if profile.name == "gpu" else None)
+    image, family = 512 if profile.name == "gpu" else None, shapes.config.model_type
+    samples = samples_of(profile.dataset.shape, image, family)
     memory, rows = {}, []
     for name in stages:
         if name not in STAGES or sharding not in (None, *SHARDING):
