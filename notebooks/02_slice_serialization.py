@@ -1,17 +1,19 @@
 # %% [markdown]
-# # 02 · Slice serialization: from a scan file to pictures that a model can read
+# # 02 · Slice serialization: from a scan file to the images that a model reads
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/02_slice_serialization.ipynb)
 #
 # After this notebook you can
-# - read a scan in any orientation and say, from the array alone, where the patient's left is;
-# - choose a window and a size, and resample as PyTorch does;
-# - carry a box from voxels to serialized pixels to millimetres and back without losing anything.
+# - read a scan in any orientation, say from its affine where the patient's left is, and notice an affine that is wrong;
+# - choose an intensity window, resample a volume to slices, and say what is lost on the way;
+# - carry a box from voxels to serialized pixels, to the pixels of the model and to millimetres, and back.
 #
-# **Where we stand.** Notebook 01 builds questions from labelled scans. Here the scans themselves become slices.
+# **Time** about a minute on 2 CPU cores; a GPU changes nothing. **Needs** no other notebook. **Real**: the brain MRI (MNI152
+# template, an average of 152 people). **Synthetic**: the CT-like torso phantoms. *Not for clinical use.*
 #
-# **Time** half a minute on 2 CPU cores, no GPU needed. **Needs** nothing from earlier notebooks. The brain MRI is real (the MNI152
-# template, an average of 152 people); the torso is a made phantom. *Nothing here is for clinical use.*
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (slices and window); [Qwen2-VL](https://arxiv.org/abs/2409.12191),
+# [Qwen2.5-VL](https://arxiv.org/abs/2502.13923) (image sizes, tokens); [SynthSeg](https://arxiv.org/abs/2107.09559) (contrast of
+# the phantoms); [coordinate systems and affines](https://nipy.org/nibabel/coordinate_systems.html) in the manual of nibabel.
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -44,10 +46,12 @@ profile = load_profile(PROFILE, OVERRIDES)
 pipeline_figure("slice serialization")
 
 # %% [markdown]
-# ## 1 · Which way is left?
+# ## 1 · Directions: what the affine says and the array does not
 #
-# A NIfTI file stores its axes in any order and direction; the affine says which. We take the brain and store it in three
-# ways, as three scanners would. The same indices then show three different things:
+# A NIfTI file stores an array and an affine, $(x, y, z)^\top = M\,(i, j, k)^\top + t$. It maps the index of a voxel's centre to
+# millimetres that grow to the patient's **R**ight, to the front (**A**nterior) and to the head (**S**uperior); the opposite
+# directions are **L**eft, **P**osterior and **I**nferior. Each column of $M$ is the step in millimetres that one index takes,
+# so its largest entry names the direction of that axis.
 
 # %%
 import tempfile
@@ -58,211 +62,289 @@ import numpy as np
 
 from unireason_lib.dataset import brain_study
 
-brain = brain_study()
-folder = Path(tempfile.mkdtemp())
-original = nib.Nifti1Image(brain.scan.array.transpose(2, 1, 0), brain.scan.affine)
-for codes in ("RAS", "ALI", "PSR"):
-    change = nib.orientations.ornt_transform(
-        nib.io_orientation(original.affine), nib.orientations.axcodes2ornt(tuple(codes))
-    )
-    nib.save(original.as_reoriented(change), folder / f"{codes}.nii.gz")
+
+def axis_codes(affine):
+    """The direction in which each index of an array grows, as letters like RAS."""
+    largest = [(np.abs(column).argmax(), column) for column in affine[:3, :3].T]
+    return "".join(("LR", "PA", "IS")[axis][int(column[axis] > 0)] for axis, column in largest)
+
+
+brain, folder = brain_study(), Path(tempfile.mkdtemp())
+image = nib.Nifti1Image(brain.scan.array.transpose(2, 1, 0), brain.scan.affine)
+stored = {}
+for codes in ("RAS", "LAS", "PSR"):  # one brain, stored as three scanners might
+    wanted, now = nib.orientations.axcodes2ornt(codes), nib.io_orientation(image.affine)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(now, wanted))
+    nib.save(turned, folder / f"{codes}.nii")
+    stored[codes] = nib.load(folder / f"{codes}.nii")
+    assert axis_codes(stored[codes].affine) == "".join(nib.aff2axcodes(stored[codes].affine)) == codes
+
+# %% [markdown]
+# **Predict first.** The figure shows `array[:, :, middle]` of each file. Cover the letters, which come from the affine: in
+# which of the first two images is the patient's left at the top?
 
 # %%
 from unireason_lib.display import show_images
+from unireason_lib.imaging import to_grey
+
+OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
-def grey(plane):
-    """A float plane as 8-bit grey."""
-    return np.clip(plane / brain.scan.array.max() * 255, 0, 255).astype(np.uint8)
+def edge_letters(codes):
+    """Directions at the left, right, upper and lower edge of array[:, :, k], rows being index 0."""
+    return OPPOSITE[codes[1]] + codes[1] + OPPOSITE[codes[0]] + codes[0]
 
 
-raw = {codes: np.asarray(nib.load(folder / f"{codes}.nii.gz").dataobj) for codes in ("RAS", "ALI", "PSR")}
+arrays = {codes: np.asarray(file.dataobj) for codes, file in stored.items()}
+similarity = np.corrcoef(arrays["RAS"].ravel(), arrays["LAS"].ravel())[0, 1]
+print(f"correlation of the arrays stored as RAS and as LAS: {similarity:.3f}")
 show_images(
-    [grey(array[:, :, array.shape[2] // 2]) for array in raw.values()],
-    titles=[f"array[:, :, middle] of a file in {codes}" for codes in raw],
+    [to_grey(array[:, :, array.shape[2] // 2], "minmax") for array in arrays.values()],
+    titles=[f"stored as {codes}" for codes in arrays],
+    letters=[edge_letters(codes) for codes in arrays],
 )
 
 # %% [markdown]
-# `load_volume` turns every file into one arrangement: arrays are `(z, y, x)` with x growing to the patient's **L**eft, y to
-# the back (**P**osterior), z to the head (**S**uperior). Nothing is interpolated, axes are only swapped and flipped.
+# In the first two images the patient's sides are exchanged, and a brain is nearly its own mirror image: without the letters
+# nobody could say which is which. Left **cannot be told from the array alone; the affine says it**.
+#
+# ## 2 · One arrangement for every file
+#
+# The library keeps all scans as `(z, y, x)` with x growing to the patient's **L**eft, y to the back (**P**) and z to the head
+# (**S**). Axes are swapped and flipped, nothing is interpolated. Flipping an axis of $n$ voxels turns $i$ into $n - 1 - i$, so
+# its column $m$ of $M$ changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres.
 
 # %%
 from unireason_lib.imaging import load_volume
 
-volumes = {codes: load_volume(folder / f"{codes}.nii.gz") for codes in raw}
-assert all(np.array_equal(volume.array, brain.scan.array) for volume in volumes.values())
-assert all(nib.aff2axcodes(volume.affine) == ("L", "P", "S") for volume in volumes.values())
-show_images(
-    [grey(volume.array[90]) for volume in volumes.values()],
-    titles=[f"slice 90, read from {codes}" for codes in volumes],
-)
+
+def to_lps(array, affine):
+    """An array (i, j, k) as (z, y, x) that grow to S, P and L, and the affine of (x, y, z)."""
+    codes = axis_codes(affine)
+    order = [next(k for k, code in enumerate(codes) if code in pair) for pair in ("LR", "PA", "IS")]
+    array, affine = array.transpose(order), affine[:, [*order, 3]].copy()
+    for axis, letter in enumerate("LPS"):
+        if axis_codes(affine)[axis] != letter:
+            array = np.flip(array, axis)
+            affine[:3, 3] += (array.shape[axis] - 1) * affine[:3, axis]
+            affine[:3, axis] *= -1
+    return array.transpose(2, 1, 0), affine
+
+
+for codes, file in stored.items():
+    volume, (by_hand, affine) = load_volume(folder / f"{codes}.nii"), to_lps(arrays[codes], file.affine)
+    assert np.array_equal(by_hand, volume.array) and np.allclose(affine, volume.affine)
+    assert np.array_equal(volume.array, brain.scan.array), "three files, one array"
 
 # %% [markdown]
-# What cannot be read is refused with a message that names the file, what was expected, what was found, and what to do.
-
-# %%
-from unireason_lib.errors import ScanError
-
-(folder / "torn.nii.gz").write_bytes((folder / "RAS.nii.gz").read_bytes()[:5000])
-(folder / "picture.nii.gz").write_bytes(b"\x89PNG and more")
-np.save(folder / "flat.npy", np.zeros((5, 5)))
-for name in ("torn.nii.gz", "picture.nii.gz", "flat.npy"):
-    try:
-        load_volume(folder / name)
-    except ScanError as error:
-        print(str(error).replace(f"{folder}/", ""), end="\n\n")
-
-# %% [markdown]
-# ## 2 · Windows: which values become black and white
+# ## 3 · An affine that is wrong
 #
-# The paper scales between the 1st and 99th percentile. Percentiles of the whole volume, exactly: a histogram of the
-# integers gives them without sorting millions of voxels.
+# A slice shown as it lies in this array is what radiologists are used to: the patient seen from the feet, right on the left of
+# the image. But software that drops the sign of an axis writes a file that opens without any error and shows the patient
+# mirrored. We store two torso phantoms as NIfTI with label maps; the affine of **one** has the wrong sign along x.
 
 # %%
-from unireason_lib.imaging import percentiles, window_range
+import json
 
-array = brain.scan.array
-low, high = percentiles(array, (1, 99))
-assert np.allclose((low, high), np.percentile(array, (1, 99)))
-print(f"values from {array.min()} to {array.max()}; 1st and 99th percentile: {low:g}, {high:g}")
+from unireason_lib.dataset import phantom
+from unireason_lib.dataset.sources.phantom import INSIDE, LABELS
+
+scans = folder / "scans"
+for kind in ("images", "labels"):
+    (scans / kind).mkdir(parents=True)
+(scans / "names.json").write_text(json.dumps({"names": LABELS, "inside": INSIDE, "modality": "CT"}))
+for letter, number, sign in (("a", 904, 1), ("b", 901, -1)):
+    study = phantom(number, shape=(16, 128, 128))
+    affine = np.diag([sign, 1, 1, 1]) @ study.scan.affine
+    for kind, array in (("images", study.scan.array), ("labels", study.labels)):
+        nib.save(nib.Nifti1Image(array.T, affine), scans / kind / f"{letter}.nii")
 
 # %% [markdown]
-# CT values mean something (Hounsfield units: air -1000, water 0, bone 1000), so CT has named windows. The phantom shows
-# what each of them reveals.
+# **Predict first.** The letters below are what each file claims. Which of the two patients is shown mirrored, and how do you
+# know? (The liver, the largest organ of the abdomen, lies on the patient's right, the spleen on the left.)
 
 # %%
-from unireason_lib.dataset import phantom
 from unireason_lib.imaging import serialize
 
-torso = phantom(SEED, shape=(8, 128, 128))
-named = ("percentile", "lung", "abdomen", "bone")
-shown = [serialize(torso.scan, size=(8, 128, 128), window=name).images()[4] for name in named]
-ranges = [window_range(torso.scan.array, name) for name in named]
-show_images(shown, titles=[f"{n}: {a:g} to {b:g} HU" for n, (a, b) in zip(named, ranges, strict=True)])
-
+opened = {letter: load_volume(scans / f"images/{letter}.nii") for letter in "ab"}
+planes = {letter: serialize(v, (16, 128, 128), "abdomen").pixels[6:11:2] for letter, v in opened.items()}
+titles = [f"patient {letter}, slice {z}" for letter in "ab" for z in (6, 8, 10)]
+show_images([*planes["a"], *planes["b"]], None, titles, columns=3, letters=["RLAP"] * 6)
 
 # %% [markdown]
-# ## 3 · Resampling, once by hand
-#
-# A new grid over the same extent. With the half-pixel convention the **edges** of both grids coincide: new pixel `i` has its
-# centre at `(i + 1/2) * old / new - 1/2` on the old grid. In one dimension, in plain code:
+# The library compares the places of liver and spleen whenever a source reads a study with both of them:
 
 # %%
-def resample_line(values, new):
-    """Linear interpolation of a line onto ``new`` pixels over the same extent."""
-    old = len(values)
-    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    first = np.floor(centres).astype(int)
-    second = np.minimum(first + 1, old - 1)
-    return values[first] + (centres - first) * (values[second] - values[first])
+import warnings
 
+from unireason_lib.dataset.sources import open_source
 
-line = np.array([0.0, 10.0, 20.0, 0.0])
-print(resample_line(line, 8), resample_line(line, 2), sep="\n")
+source, studies = open_source("folder", scans), {}
+for letter, entry in zip("ab", source.index(), strict=True):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        studies[letter] = source.study(entry.key)
+    liver, spleen = (studies[letter].find(name).centroid[0] for name in ("liver", "spleen"))
+    print(f"patient {letter}: liver at x = {liver:.0f}, spleen at {spleen:.0f}; x grows to the left")
+    print("  ", *[one.message for one in caught] or ["no warning"])
+assert (studies["a"].directions, studies["b"].directions) == ("LPS", "")
 
 # %% [markdown]
-# `serialize` does this along all three axes, after windowing, and only on the slices that it needs. It must agree with
-# PyTorch's `interpolate(mode="trilinear", align_corners=False)`:
+# Patient b is mirrored. The study keeps its scan and loses its directions, so nothing is asked about left and right. The check
+# has limits: it needs a segmented liver or spleen, so a mirrored brain passes; in the rare people whose organs really are
+# mirrored (situs inversus) the warning is wrong, which costs questions but makes no error.
+#
+# ## 4 · Windows: which values become black and white
+#
+# A window $(a, b)$ maps a value $v$ to the grey level $g(v) = \min\big(1, \max\big(0, \frac{v - a}{b - a}\big)\big)$. MRI has no
+# unit, so the paper takes the 1st and 99th percentile of the volume. CT has one, the Hounsfield unit (HU: air -1000, water 0),
+# so it has named windows. The phantom below has a lesion in a kidney and one in a lung.
+#
+# **Predict first.** In which of these windows is the kidney lesion hardest to see? Is it the same one for the lung lesion?
+
+# %%
+torso = phantom(902, shape=(16, 128, 128))
+names = ("percentile", "lung", "abdomen", "bone")
+stacks = {name: serialize(torso.scan, torso.shape, name) for name in names}
+low, high = stacks["abdomen"].range
+by_hand = np.clip((torso.scan.array - low) / (high - low), 0, 1)
+assert np.allclose(by_hand, stacks["abdomen"].values, atol=1e-6)
+tiles, titles = [], []
+for lesion in torso.lesions:
+    host = torso.find(lesion.attributes["host"])
+    inside, around = torso.mask(lesion), torso.mask(host) & ~torso.mask(lesion)
+    for name, windowed in stacks.items():
+        difference = windowed.pixels[inside].mean() - windowed.pixels[around].mean()
+        tiles.append(windowed.pixels[int(lesion.centroid[2])])
+        titles.append(f"{name}, {host.name}\nlesion minus organ: {difference:+.0f}")
+boxes = [[lesion.box] for lesion in torso.lesions for _ in names]
+show_images(tiles, boxes, titles, letters=["RLAP"] * len(tiles))
+
+# %% [markdown]
+# The titles give the difference of the mean grey levels, of 255. The lung window puts all soft tissue near white, and the bone
+# window is so wide that soft tissues get nearly one grey: both leave little of the kidney lesion. The lung lesion stands out.
+#
+# ## 5 · Resampling to slices
+#
+# The model reads a fixed number of slices of a fixed size. With the half-pixel convention the **edges** of the old and the
+# new grid coincide: of $n'$ new pixels over $n$ old ones, pixel $i'$ has its centre at the old index
+# $c = (i' + \frac12)\,\frac{n}{n'} - \frac12$, and its value is interpolated linearly between the two old pixels beside $c$.
 
 # %%
 import torch
 
+
+def resample(values, new, axis):
+    """Linear interpolation of an array to ``new`` pixels along an axis, over the same extent."""
+    old = values.shape[axis]
+    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    first = centres.astype(int)
+    second = np.minimum(first + 1, old - 1)
+    weights = np.expand_dims(centres - first, [k for k in range(values.ndim) if k != axis])
+    return (1 - weights) * values.take(first, axis) + weights * values.take(second, axis)
+
+
 size = tuple(profile.serialization.size)
 stack = serialize(brain.scan, size=size, window="percentile")
-windowed = torch.from_numpy(np.clip((array.astype(np.float64) - low) / (high - low), 0, 1))[None, None]
-reference = torch.nn.functional.interpolate(windowed, size, mode="trilinear", align_corners=False)[
-    0, 0
-].numpy()
-apart = np.abs(stack.values - reference).max()
-assert apart < 1e-5
-publish("serialize against PyTorch's trilinear: largest difference", float(apart), note="values in [0, 1]")
+low, high = np.percentile(brain.scan.array, (1, 99))
+by_hand = windowed = np.clip((brain.scan.array - low) / (high - low), 0, 1)
+for axis, new in enumerate(size):
+    by_hand = resample(by_hand, new, axis)
+batch = torch.from_numpy(windowed)[None, None]
+reference = torch.nn.functional.interpolate(batch, size, mode="trilinear", align_corners=False)[0, 0]
+apart = float(np.abs(stack.values - reference.numpy()).max())
+assert np.allclose(by_hand, stack.values, atol=1e-5) and apart < 1e-5
+publish("serialize against PyTorch's trilinear: largest difference", apart, note="values in [0, 1]")
 
 # %% [markdown]
-# ## 4 · Boxes there and back
+# **Predict first.** Interpolation looks at two slices and skips the others: how many of the scanned slices still contribute?
+# Resampling the identity matrix counts them. And along y the scan is longer than along x, but both become equally many pixels:
+# the model sees the brain squashed. Figures of a stack keep the patient's proportions, as the image on the right does.
+
+# %%
+depth, across = brain.scan.shape[0], stack.spacing[1] / stack.spacing[2]
+used = np.count_nonzero(resample(np.eye(depth), size[0], axis=0).any(axis=0))
+print(f"{used} of {depth} scanned slices contribute to the {size[0]} that are shown")
+print("pixels: {1:.2f} mm high, {2:.2f} mm wide;".format(*stack.spacing), f"squashed by {1 - 1 / across:.0%}")
+planes, titles = [stack.pixels[size[0] // 2]] * 2, ["as the model sees it", "in the patient's proportions"]
+show_images(planes, titles=titles, letters=["RLAP"] * 2, aspects=[1, across])
+
+# %% [markdown]
+# ## 6 · Boxes there and back
 #
-# Because edges map to edges, a box needs one factor an axis and no rounding. We take the smallest box of some structures, on
-# the voxels of the scan, and draw it on the slices.
+# Because edges coincide, an edge $e$ on $n$ voxels lies at $e' = e\,n'/n$ on $n'$ pixels: one factor an axis, no shift, no
+# rounding. In millimetres it lies at $M\,(e - \tfrac12) + t$, half a voxel before the centre of voxel $e$.
 
 # %%
 from unireason_lib.display import show_slices
 
-names = ["left thalamus", "right thalamus", "brain stem"]
-boxes = [brain.find(name).box for name in names]
-show_slices(stack, {name: stack.from_voxel(box) for name, box in zip(names, boxes, strict=True)})
-
-# %%
-for name, box in zip(names, boxes, strict=True):
+regions = {name: brain.find(name).box for name in ("left thalamus", "right thalamus", "brain stem")}
+for name, box in regions.items():
+    edges = np.reshape(box.as_tuple(), (2, 3))  # two corners, each (x, y, z)
     serialized = stack.from_voxel(box)
+    assert np.allclose((edges * size[::-1] / brain.scan.shape[::-1]).ravel(), serialized.as_tuple())
+    corners = (edges - 0.5) @ brain.scan.affine[:3, :3].T + brain.scan.affine[:3, 3]
+    assert np.allclose(corners, stack.to_mm(serialized))
     assert np.allclose(stack.to_voxel(serialized).as_tuple(), box.as_tuple())
-    corners = stack.to_mm(serialized)
-    assert np.allclose(stack.from_voxel(stack.geometry.from_mm(corners)).as_tuple(), serialized.as_tuple())
-    print(f"{name}: voxels {box.as_tuple()}, mm from {corners[0].round(1)} to {corners[1].round(1)}")
-left, right = (np.mean(stack.to_mm(stack.from_voxel(box)), axis=0) for box in boxes[:2])
-assert left[0] < 0 < right[0]  # in MNI space, x grows to the patient's right
+    print(f"{name}: x from {corners[0, 0]:.1f} to {corners[1, 0]:.1f} mm (the patient's right is positive)")
+show_slices(stack, {name: stack.from_voxel(box) for name, box in regions.items()})
 
 # %% [markdown]
-# ## 5 · From slices to tokens
+# Slices run from foot to head. The box on the left thalamus lies on the side of the letter L in every slice that it spans:
+# affine, atlas and resampling agree.
 #
-# The processor has the last word: it resizes each slice to multiples of its patch and merge size, and boxes are written in
-# *those* pixels. What a volume costs, for the true Qwen2.5-VL processor and the shapes of this project:
+# ## 7 · From slices to the model's pixels and tokens
+#
+# Qwen's processor resizes each slice to multiples of 28 pixels, the side of one token (2 x 2 patches of 14 pixels). A volume
+# of $D$ slices costs $T = D\,(H'W'/28^2 + 2)$ tokens, two of them delimiters around each slice. Boxes are written in *these*
+# pixels, as integers; notebook 01 measures what rounding costs.
 
 # %%
 from unireason_lib.imaging import QWEN_FRAME
 
 for depth, side in ((8, 64), (16, 128), (32, 256), (32, 512)):
-    height, width = QWEN_FRAME.size(side, side)
-    tokens = depth * (QWEN_FRAME.tokens(side, side) + 2)
-    print(
-        f"{depth:>3} slices of {side} x {side}: shown at {width} x {height}, {tokens:>6} tokens with delimiters"
-    )
+    resized = round(side / 28) * 28
+    assert QWEN_FRAME.size(side, side) == (resized, resized)
+    tokens = depth * (resized**2 // 28**2 + 2)
+    print(f"{depth:>3} slices of {side} x {side}: resized to {resized} x {resized}, {tokens:>6} tokens")
 
 # %% [markdown]
-# ## 6 · Are the slices in order?
+# ## 8 · Are the slices in order?
 #
-# A common fault of collected data: shuffled or repeated slices. Neighbours in a body look alike, so the
-# correlation of each slice with the next shows it.
+# Neighbouring slices of a body look alike, so the correlation of each slice with the next shows whether slices were shuffled or
+# repeated. It does not show missing slices, nor two neighbours that were swapped.
 
 # %%
 from unireason_lib.display import plot_lines
 from unireason_lib.imaging import slice_order_report
 
-body = array[20:160]
-shuffled = body[np.random.default_rng(SEED).permutation(len(body))]
-repeated = body.copy()
-repeated[70] = repeated[69]
-cases = {"in order": body, "shuffled": shuffled, "slice 70 repeated": repeated}
+body = brain.scan.array[20:150]
+cases = {"in order": body, "shuffled": np.random.default_rng(SEED).permutation(body)}
+cases["slice 70 repeated"] = np.concatenate([body[:70], body[69:]])
 reports = {name: slice_order_report(case) for name, case in cases.items()}
 for name, report in reports.items():
-    print(f"{name:<20}looks shuffled: {report.looks_shuffled!s:<7}duplicates: {report.duplicates}")
-plot_lines(
-    {name: list(enumerate(reports[name].correlations)) for name in ("in order", "shuffled")},
-    xlabel="slice",
-    ylabel="correlation with the next slice",
-)
+    print(f"{name}: {'; '.join(report.messages) or 'nothing to report'}")
+curves = {name: list(enumerate(reports[name].correlations)) for name in ("in order", "shuffled")}
+plot_lines(curves, xlabel="slice", ylabel="correlation with the next slice")
 
 # %% [markdown]
+# In order, the curve stays close to 1; shuffled, neighbours are as unlike as any two slices of this brain.
+#
 # ## Check yourself
 
 # %%
-assert not reports["in order"].messages
-assert reports["shuffled"].looks_shuffled
-assert reports["slice 70 repeated"].duplicates == (70,)
+assert reports["shuffled"].looks_shuffled and reports["slice 70 repeated"].duplicates == (70,)
+assert axis_codes(opened["a"].affine) == axis_codes(opened["b"].affine) == "LPS", "both claim the same"
+assert stack.from_voxel(regions["left thalamus"]).x1 > stack.from_voxel(regions["right thalamus"]).x1
 assert stack.pixels.dtype == np.uint8 and stack.pixels.shape == size
-assert QWEN_FRAME.tokens(256, 256) == 81
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Serialize the brain with `align_corners=True` in mind: by how many voxels would a box at the border move?
-# 2. Which window hides the phantom's lesions completely?
-# 3. A coronal series has y as its slice axis. What does `load_volume` do with it, and what does that cost in resolution?
+# 1. Under `align_corners=True` the centres of the outermost pixels coincide. By how many voxels would a box at the border be off?
+# 2. Average blocks of slices instead of interpolating. With how much of its contrast is a lesion of three slices, in a volume of
+#    192, seen on 16 slices, either way, depending on where it lies?
+# 3. Repair the affine of patient b, and show that the library no longer warns.
 #
-# <details><summary>Solutions</summary>
-#
-# 1. With `align_corners=True` the centres of the first and last voxels coincide instead of the edges: the border moves by half
-#    an old voxel minus half a new one, and the factor differs from `new / old`.
-# 2. Try them all with `serialize(torso.scan, window=name)`; a window that ends below the tissue's values makes it all white.
-# 3. It becomes L-P-S like everything else; the coarse axis is then y, so every axial slice is coarse along its rows.
-#
-# </details>
+# Solutions: [`solutions/02_slice_serialization.py`](solutions/02_slice_serialization.py).

@@ -71,14 +71,20 @@ def test_a_half_open_box_lies_around_its_pixels_and_on_its_slices_only(slices, c
     assert "1  liver" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_directions_are_written_where_they_are_known():
-    def letters(volume):
-        figure = show_slices(serialize(volume, (4, 8, 8), "minmax"))
-        return {text.get_text() for text in figure.axes[0].texts} & set("RLAP")
+def test_directions_are_written_on_every_slice_where_they_are_known():
+    def letters(axes):
+        return {text.get_text() for text in axes.texts} & set("RLAPSI")
 
-    array, affine = np.arange(512.0).reshape(8, 8, 8), np.diag([-1.0, -1, 1, 1])
-    assert letters(Volume(array, affine)) == set("RLAP")
-    assert not letters(Volume(array, affine, "", False))
+    array, affine = np.arange(512.0).reshape(8, 8, 8), np.diag([-1.0, -2, 1, 1])
+    figure = show_slices(serialize(Volume(array, affine), (4, 8, 16), "minmax"))
+    assert [letters(axes) for axes in figure.axes] == [set("RLAP")] * 4
+    assert {axes.get_aspect() for axes in figure.axes} == {4}, "2 mm high, half a mm wide"
+    assert "RLAP" in figure.alt
+    unknown = show_slices(serialize(Volume(array, affine, "", False), (4, 8, 8), "minmax"))
+    assert not any(map(letters, unknown.axes))
+    planes = np.zeros((2, 8, 8), np.uint8)
+    figure = show_images(planes, letters=["RLAP", "APSI"], aspects=[1, 0.5])
+    assert [letters(axes) for axes in figure.axes] == [set("RLAP"), set("APSI")]
 
 
 def test_numbers_of_boxes_on_one_place_stay_apart(slices, clean):

@@ -34,12 +34,16 @@ from unireason_lib.imaging.crops import slice_range
 
 Boxes = Sequence[Box] | Mapping[Any, Box]
 Looks = Iterable[tuple[int, Box]]  # index of the colour and number, box
+RADIOLOGICAL = "RLAP"  # sides of the patient at the left, right, upper and lower edge of a slice
 
 
-def show_slices(images: Any, boxes: Boxes | None = None, *, columns: int = 8) -> AltFigure:
+def show_slices(
+    images: Any, boxes: Boxes | None = None, *, columns: int = 8, letters: str = ""
+) -> AltFigure:
     """The slices of a volume in a grid, with boxes (in pixels of the slices; a mapping names them)
-    on the slices that they span. The first tile of a :class:`unireason_lib.imaging.SliceStack` has
-    letters where directions are known; PIL images and (Z, Y, X) uint8 are shown as well.
+    on the slices that they span. A :class:`unireason_lib.imaging.SliceStack` is shown in the
+    proportions of the patient, with letters of the directions where they are known; PIL images and
+    (Z, Y, X) uint8 as the model gets them, with the ``letters`` of :func:`show_images`.
 
     Raises RequestError for no images, or boxes that are none.
     """
@@ -47,13 +51,11 @@ def show_slices(images: Any, boxes: Boxes | None = None, *, columns: int = 8) ->
     tiles = [(a, on_slice(enumerate(boxes), z, len(arrays))) for z, a in enumerate(arrays)]
     alt = f"{len(arrays)} slices with {len(boxes)} boxes {', '.join(names)}"
     figure = _grid(tiles, max(4, columns), alt, list(map(str, range(len(arrays)))), names)
-    if getattr(images, "has_affine", False):  # radiological: the patient's right is on the left
-        for letter, x, y in zip(
-            "RLAP", (0.05, 0.95, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True
-        ):
-            style = {"transform": figure.axes[0].transAxes, "ha": "center", "va": "center"}
-            figure.axes[0].text(x, y, letter, color="white", fontsize=8, **style)
-    return figure
+    aspect = 1.0
+    if getattr(images, "has_affine", False):
+        letters, (_, down, across) = letters or RADIOLOGICAL, images.spacing
+        aspect = down / across
+    return _orient(figure, [letters] * len(tiles), [aspect] * len(tiles))
 
 
 def show_images(
@@ -62,9 +64,13 @@ def show_images(
     titles: Sequence[str] | None = None,
     *,
     columns: int = 4,
+    letters: Sequence[str] = (),
+    aspects: Sequence[float] = (),
 ) -> AltFigure:
     """Unrelated images side by side, each with boxes in its own pixels and a title above; of a
-    cuboid the rectangle is drawn. Mappings name the boxes, the longest one for all.
+    cuboid the rectangle is drawn. Mappings name the boxes, the longest one for all. ``letters``:
+    for each image the sides of the patient at its left, right, upper and lower edge (``"RLAP"``,
+    or nothing); ``aspects``: height over width of its pixels in the patient.
 
     Raises RequestError for no images, or boxes that are none.
     """
@@ -73,7 +79,8 @@ def show_images(
     names = max((names for _, names in named), key=len)
     alt = f"{len(arrays)} images: {', '.join(titles or names)}"
     numbers = any(own[1:] for _, own in tiles)
-    return _grid(tiles, max(2, columns), alt, titles, names, numbers)
+    figure = _grid(tiles, max(2, columns), alt, titles, names, numbers)
+    return _orient(figure, letters, aspects)
 
 
 def show_trace(trace: Any, images: Any = None, *, frame: Any = None) -> AltFigure:
@@ -159,6 +166,23 @@ def _draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, title: str, numbers:
             text = {"fontsize": 7.5, "weight": "bold", "ha": "center", "va": "center"}
             axes.text(x - 0.5, y - 0.5, str(index + 1), bbox=tag, **text)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _orient(figure: AltFigure, letters: Sequence[str], aspects: Sequence[float]) -> AltFigure:
+    """Letters at the edges of the tiles, and pixels as high and wide as in the patient."""
+    places = {"x": (0.05, 0.95, 0.5, 0.5), "y": (0.5, 0.5, 0.94, 0.06)}
+    rim = [withStroke(linewidth=2, foreground="black")]
+    style = {"color": "white", "fontsize": 8, "ha": "center", "va": "center", "path_effects": rim}
+    for axes, four in zip(figure.axes, letters, strict=False):
+        for letter, x, y in zip(four, *places.values(), strict=False):
+            axes.text(x, y, letter, transform=axes.transAxes, **style)
+    for axes, aspect in zip(figure.axes, aspects, strict=False):
+        axes.set_aspect(aspect)
+    if max(aspects, default=1) > 1:
+        figure.set_figheight(figure.get_figheight() * max(aspects))
+    if letters and any(letters):
+        figure.alt += f"; letters of the patient's sides {', '.join(dict.fromkeys(letters))}"
+    return figure
 
 
 def _grid(

@@ -67,6 +67,13 @@ class SliceStack:
         """Whether directions of the patient are known."""
         return self.geometry.has_affine
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distances between neighbouring pixels in mm, (z, y, x): those of the voxels, times how
+        many of these became one pixel. Pixels are seldom square in the patient."""
+        voxels = np.divide(self.geometry.shape, self.values.shape)
+        return tuple((voxels * self.geometry.spacing).tolist())
+
     @cached_property
     def pixels(self) -> np.ndarray:
         """``(Z, Y, X)`` uint8, the values rounded to grey levels."""

@@ -20,21 +20,25 @@ _STOP = frozenset("a an the of is are in on to and or by it this that these whic
 _BUCKETS = 1 << 18
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BaselineScore:
-    """How well the reader does on patients that it had not read about."""
+    """How well the reader does on patients that it had not read about. For an interval see
+    :func:`unireason_lib.evaluation.statistics.interval`: questions about one patient are right or
+    wrong together, so it needs ``correct`` and ``patients``."""
 
-    questions: int
-    accuracy: float
+    correct: np.ndarray  # (n,) 1 where the answer to a question was right, else 0
+    patients: tuple[str, ...]  # whom each question is about
     chance: float = 0.25  # accuracy of guessing
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the accuracy (Wilson 1927), as if all questions were independent."""
-        from scipy.stats import binomtest
+    def questions(self) -> int:
+        """How many were asked."""
+        return len(self.correct)
 
-        right = round(self.accuracy * self.questions)
-        return tuple(binomtest(right, self.questions).proportion_ci(method="wilson"))
+    @property
+    def accuracy(self) -> float:
+        """Proportion of right answers."""
+        return float(self.correct.mean())
 
 
 def question_only_baseline(
@@ -59,7 +63,10 @@ def question_only_baseline(
     members = {"all": list(range(len(questions)))}
     for k, question in enumerate(questions):
         members.setdefault(question.family, []).append(k)
-    return {name: BaselineScore(len(ks), float(right[ks].mean())) for name, ks in members.items()}
+    who = [q.patient for q in questions]
+    return {
+        name: BaselineScore(right[ks], tuple(who[k] for k in ks)) for name, ks in members.items()
+    }
 
 
 def _features(text: str, options: dict[str, str]) -> list[np.ndarray]:
