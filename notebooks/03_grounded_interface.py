@@ -1,20 +1,17 @@
 # %% [markdown]
-# # 03 · The grounded interface: write, point, look, write on
+# # 03 · The grounded interface: a box in a reply fetches the region's image tokens
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/03_grounded_interface.ipynb)
 #
 # After this notebook you can
-# - write and read the boxes of the shared syntax, and say in which pixels they live;
-# - put a region's image tokens into a running reply by hand, and show that keeping the cache changes nothing;
-# - read off what the kept cache saves, and what becomes of a box that makes no sense.
+# - generate a grounded reply token by token, with crops and M-RoPE positions by hand, and get exactly what the library gets;
+# - measure what the injected tokens change: attention, and the answers when crops come from another patient;
+# - put a box on a region yourself, and see how the answer depends on it.
 #
-# **Where we stand.** Slices and pictures come out of notebook 02 as pictures for the processor. Here the model gets its
-# pointing finger; notebook 04 teaches it to use it.
+# **Time** half a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in
+# `data/tiny-sft`. **Synthetic**: all scans are CT-like torso phantoms, not used in training. *Not for clinical use.*
 #
-# **Time** about one minute on 2 CPU cores, less on a GPU. **Needs** nothing from earlier notebooks: the real brain MRI
-# comes with a Python package, and the tiny model ships in `data/tiny-sft`. It has the true architecture and was trained on
-# torso phantoms; a brain it **has never seen**. So that we choose what is pointed at, a script makes it write the boxes, and
-# everything that happens then is real. *Nothing here is for clinical use.*
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [M-RoPE](https://arxiv.org/abs/2409.12191).
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -39,350 +36,315 @@ from unireason_lib.notebooks import check_versions
 print(check_versions())
 
 # %%
+import torch
+from transformers import DynamicCache
+
+from unireason_lib import display
+from unireason_lib.boxes import format_box, parse_boxes, scan_boxes
 from unireason_lib.config import load_profile
-from unireason_lib.grounding import load_profile_model
+from unireason_lib.dataset import phantom, phantom_slice
+from unireason_lib.dataset.view import View
+from unireason_lib.display.figures import LINE_COLORS, AltFigure
+from unireason_lib.evaluation import open_benchmark, wilson
+from unireason_lib.evaluation.controls import other_crops
+from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_profile_model
 from unireason_lib.notebooks import project_root, publish
 
 profile = load_profile(PROFILE, OVERRIDES)
 model, processor = load_profile_model(profile.model, project_root())
-millions = sum(p.numel() for p in model.parameters()) / 1e6
-print(f"{profile.model.path}: {type(model).__name__}, {millions:.1f} M parameters")
-
-# %%
-from unireason_lib.display import pipeline_figure
-
-pipeline_figure("grounded interface")
-
-# %% [markdown]
-# ## 1 · A box is a piece of text
-#
-# Four numbers are a rectangle in a picture, six a cuboid in a stack of slices. The second corner is not included, as in a
-# Python slice. What a model writes is untrusted: the reader takes what is well formed, counts what is not, and never
-# fails.
-
-# %%
-from unireason_lib.boxes import Box2D, Box3D, format_box, parse_boxes, scan_boxes
-
-mass, organ = Box2D(98, 107, 153, 154), Box3D(10, 12, 3, 60, 50, 7)
-print(format_box(mass), format_box(organ), sep="\n")
-assert parse_boxes(f"The mass at {format_box(mass)} lies in {format_box(organ)}.") == [mass, organ]
-
-# %%
-hostile = [
-    "<|box_start|>[1e999,0,1,1]<|box_end|>",
-    "<|box_start|>[nan,0,1,1]<|box_end|>",
-    "<|box_start|>[9,9,3,3]<|box_end|>",
-    "<|box_start|>[1,2,3]<|box_end|>",
-    "<|box_start|>[1,2,3,4",
-    "<|box_start|>(1,2,30,40)<|box_end|>",
-]
-for text in hostile:
-    scan = scan_boxes(text)
-    print(f"{text:<42} boxes {list(scan.boxes)}, malformed {scan.malformed}")
-
-# %% [markdown]
-# ## 2 · In which pixels?
-#
-# The processor resizes every picture: sides become multiples of patch times merge size, the area stays within two limits.
-# Boxes are written in the pixels **after** that resize. Forgetting it is the most common mistake in grounded models: the
-# box looks plausible and points elsewhere. One object owns the scale, and reads it from the processor in use.
-
-# %%
-from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
-
-frame = ProcessorFrame.from_processor(processor)
-for height, width in ((256, 256), (512, 512), (480, 640), (40, 40)):
-    for name, shown in (("Qwen2.5-VL", QWEN_FRAME), ("this checkpoint", frame)):
-        size, tokens = shown.size(height, width)[::-1], shown.tokens(height, width)
-        print(f"{width} x {height}: {name} shows {size} in {tokens} tokens")
-assert QWEN_FRAME.size(256, 256) == (252, 252) and QWEN_FRAME.tokens(256, 256) == 81
-
-# %% [markdown]
-# A real scan to point at: the MNI152 brain, an average of 152 people, with the structures of a labelled atlas. We take the
-# slices that the profile asks for, and one structure as the thing to look at.
-
-# %%
-from unireason_lib.dataset import brain_study
-from unireason_lib.imaging import serialize
-
-study = brain_study()
-stack = serialize(study.scan, size=tuple(profile.serialization.size), window=profile.serialization.window)
-structure = study.find("left thalamus")
-slices = stack.images()
-height, width = stack.pixels.shape[1:]
-target = frame.written(stack.from_voxel(structure.box), height, width, depth=len(slices))
-print(f"{structure.name}: voxels {structure.box.as_tuple()} -> frame {target.as_tuple()}")
-
-# %%
-from unireason_lib.display import show_images
-
-middle = (target.z1 + target.z2) // 2
-print(f"the scan's slices have {study.shape[:0:-1]} pixels, the model sees {frame.size(height, width)[::-1]}")
-boxes = {"written in the model's pixels": target, "voxel numbers, unconverted: elsewhere": structure.box}
-show_images([frame.aligned(slices[middle])], [boxes], columns=2)
-
-# %% [markdown]
-# ## 3 · What a box fetches
-#
-# A rectangle fetches one crop, a cuboid the same rectangle from each slice that it spans. Crops are cut from the picture
-# as the model sees it, clamped to it, and widened to at least 4 pixels a side.
-
-# %%
-from unireason_lib.display import show_slices
-from unireason_lib.grounding import crop_region
-
-aligned = [frame.aligned(image) for image in slices]
-crops = crop_region(aligned, target)
-tokens = [frame.tokens(crop.height, crop.width) for crop in crops]
-print(f"{len(crops)} crops of {crops[0].size} pixels; each becomes {tokens[0]} tokens in the reply")
-assert len(crops) == target.depth
-show_slices(crops, columns=8)
-
-# %% [markdown]
-# ## 4 · Injection, once by hand
-#
-# The reply so far ends with `<|box_end|>`. Behind it we put, for every crop, `<|vision_start|>`, as many image tokens as the
-# crop has, and `<|vision_end|>`, in the **same** assistant turn. First the plain way: encode everything from the start.
-
-# %%
-import torch
-
-from unireason_lib.grounding import GroundedGenerator, GroundedRequest
-
-options = {"A": "left thalamus", "B": "right thalamus", "C": "left cuneus", "D": "right cuneus"}
-request = GroundedRequest("Which structure do you see?", slices, options, dimension="3d", id="by-hand")
 generator = GroundedGenerator(model, processor)
+frame, tokenizer = generator.frame, processor.tokenizer
+print(f"{profile.model.path}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+display.pipeline_figure("grounded interface")
+
+# %% [markdown]
+# ## 1 · A box is text, in the pixels of the processor
+#
+# Four numbers are a rectangle in an image, six a cuboid in a stack of slices, `[x1, y1, z1, x2, y2, z2]`; the second corner is
+# exclusive. The parser accepts what is well formed, counts what is not, and never raises.
+
+# %%
+for inside in ("[10,12,3,60,50,7]", "[9,10,15,15]", "[9,9,3,3]", "[nan,0,1,1]"):
+    scan = scan_boxes(f"The cyst at <|box_start|>{inside}<|box_end|> is round.")
+    print(f"{inside:<20} boxes {[box.as_tuple() for box in scan.boxes]}, malformed {scan.malformed}")
+
+# %% [markdown]
+# The processor resizes every image: with patches of $p$ pixels, $m \times m$ of which become one token, a side of $s$ pixels becomes
+# $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together where the area leaves its limits. Boxes are written
+# **after** that resize, $x' = x \cdot w' / w$. Without it, a box is well formed and lies in the wrong place.
+
+# %%
+large = View(phantom_slice(1_000_027, 160), frame=frame)
+lesion = next(one for one in large.study.structures if one.kind == "lesion")
+boxes = {"converted to the pixels of the processor": large.box(lesion), "not converted": lesion.box}
+display.show_images([frame.aligned(large.images()[0])], [boxes], columns=2)
+
+
+# %% [markdown]
+# The converted box encloses the lesion; the other one, in pixels of the larger scan, is too large and too far down and to the right.
+#
+# ## 2 · Positions: M-RoPE
+#
+# Rotary embeddings turn queries and keys by angles proportional to the position, so attention depends on differences of positions. In
+# Qwen2.5-VL every token has three positions $(t, h, w)$, each of which turns a part of the features. With $p$ the next free position,
+# a text token gets $(p, p, p)$; the token in row $r$ and column $c$ of an image gets $(p, p + r, p + c)$. After either,
+#
+# $$p \leftarrow \max(\text{all positions so far}) + 1 ,$$
+#
+# so an image of $H \times W$ tokens advances $p$ by $\max(H, W)$. Slices in the prompt and crops in the reply follow
+# the same rule. `get_rope_index` of transformers computes it; on the prompt of a question about a volume, both must agree.
+#
+# > **Predict first.** An image of 4 x 4 tokens follows position 9. At which position is the text after it: 10, 14 or 26?
+
+# %%
+def mrope(ids, grids, start=0):
+    """Positions (3, tokens) from `start` on, and the next free one; `grids`: sizes of images in patches."""
+    positions, grids, at = [], iter(grids), start
+    while len(positions) < len(ids):
+        if ids[len(positions)] == generator.image_token:
+            _, rows, columns = (n // frame.merge_size for n in next(grids))
+            positions += [(at, at + r, at + c) for r in range(rows) for c in range(columns)]
+            at += max(rows, columns)
+        else:
+            positions.append((at, at, at))
+            at += 1
+    return torch.tensor(positions).T, at
+
+
+grid = (1, 4 * frame.merge_size, 4 * frame.merge_size)
+example, _ = mrope([0] * 10 + [generator.image_token] * 16 + [0], [grid])
+print(f"before the image {example[:, 9].tolist()}, after it {example[:, -1].tolist()}")
+
+# %%
+study = phantom(1_500_020)
+view = View(study, size=study.shape, frame=frame)
+lesions = {one.name: one for one in study.structures if one.kind == "lesion"}
+textures = ["Horizontally striped", "Vertically striped", "Checkered", "Mottled"]
+request = GroundedRequest("What texture does the lesion have?", view.images(), textures, "3d", "by-hand")
 prompt, pixels, grids = generator.encode(request)
-said = processor.tokenizer(f"<think>I look at {format_box(target)}").input_ids
-print(
-    f"prompt {len(prompt)} tokens, of which {prompt.count(generator.image_token)} are the {len(slices)} slices"
-)
+positions, at = mrope(prompt, grids)
+is_image = torch.tensor([prompt]) == generator.image_token
+library, _ = model.model.get_rope_index(torch.tensor([prompt]), is_image.int(), torch.tensor(grids))
+assert torch.equal(positions, library[:, 0].cpu())
+print(f"{len(prompt)} tokens, {is_image.sum()} of them of {len(grids)} slices; the reply starts at {at}")
+{name: (view.box(one).as_tuple(), one.attributes["texture"]) for name, one in lesions.items()}
 
-# %%
-looked = processor.image_processor(images=crops, return_tensors="pt")
-crop_grids = looked["image_grid_thw"].tolist()
-injected = []
-for t, h, w in crop_grids:
-    count = t * h * w // frame.merge_size**2
-    injected += [generator.vision_start, *[generator.image_token] * count, generator.vision_end]
-whole = torch.tensor([prompt + said + injected])
-
-
-def positions_of(ids, grid):
-    """Three rotary positions a token (time, height, width), by the model's own rule."""
-    types = (ids == generator.image_token).int()
-    return model.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=torch.tensor(grid))[0]
-
-
-with torch.inference_mode():
-    everything = model(
-        input_ids=whole,
-        pixel_values=torch.cat([pixels, looked["pixel_values"]]),
-        image_grid_thw=torch.tensor(grids + crop_grids),
-        position_ids=positions_of(whole, grids + crop_grids),
-    ).logits[0, -1]
 
 # %% [markdown]
-# Now the way that keeps what was computed. The first pass leaves a key-value cache of prompt and thought. The second pass
-# runs **only the new tokens**, with the tail of the positions of the whole sequence.
+# ## 3 · One reply, token by token
+#
+# `run` feeds new tokens to the model behind a key-value cache; `write` takes the most likely token until a box or the turn ends.
 
 # %%
-from transformers import DynamicCache
+def run(tokens, positions, cache=None, pixels=None, grids=(), network=model, **more):
+    """The model's output for some new tokens, which the cache keeps."""
+    images = {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)} if grids else {}
+    inputs = {"input_ids": torch.tensor([tokens]), "position_ids": positions[:, None], **images}
+    inputs = {name: value.to(network.device) for name, value in inputs.items()}
+    with torch.no_grad():
+        return network(**inputs, past_key_values=cache, **more)
 
+
+def write(logits, at, cache, limit=200):
+    """Most likely tokens up to the end of a box or turn, the logits after them, and the next position."""
+    tokens, stops = [], {generator.box_end, *generator.ends}
+    while not tokens or (tokens[-1] not in stops and len(tokens) < limit):
+        logits[generator.never_written] = -torch.inf  # a model must not forge an image or a turn
+        tokens.append(int(logits.argmax()))
+        positions, at = mrope(tokens[-1:], [], at)
+        logits = run(tokens[-1:], positions, cache).logits[0, -1]
+    return tokens, logits, at
+
+
+# %%
 cache = DynamicCache(config=model.config)
-before = torch.tensor([prompt + said])
-with torch.inference_mode():
-    model(
-        input_ids=before,
-        pixel_values=pixels,
-        image_grid_thw=torch.tensor(grids),
-        position_ids=positions_of(before, grids),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    kept = model(
-        input_ids=torch.tensor([injected]),
-        pixel_values=looked["pixel_values"],
-        image_grid_thw=torch.tensor(crop_grids),
-        position_ids=positions_of(whole, grids + crop_grids)[:, :, -len(injected) :],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits[0, -1]
-difference = (kept - everything).abs().max().item()
-print(f"largest difference of any logit: {difference:.1e}")
-assert difference < 1e-3
+logits = run(prompt, positions, cache, pixels, grids).logits[0, -1]
+reply, logits, at = write(logits, at, cache)
+assert reply[-1] == generator.box_end, "this model closed no box: ask another question"
+print(tokenizer.decode(reply))
+
 
 # %% [markdown]
-# The positions matter. Number the injected tokens one after the other, as if they were words, and nothing fails, but the
-# model reads a picture whose rows and columns are gone:
+# A rectangle fetches one crop, a cuboid one from every slice that it spans. The processor enlarges small crops, so a lesion gets more
+# tokens than in the whole slice. Each crop, between `<|vision_start|>` and `<|vision_end|>`, enters the **same** assistant turn.
 
 # %%
+def inject(crops, start):
+    """What crops add to a reply: tokens, positions and the next free one, pixels, grids."""
+    pixels, grids = generator.encode_crops(crops)
+    counts = [rows * columns // frame.merge_size**2 for _, rows, columns in grids]
+    parts = [(generator.vision_start, *[generator.image_token] * n, generator.vision_end) for n in counts]
+    tokens = [token for part in parts for token in part]
+    return tokens, *mrope(tokens, grids, start), pixels, grids
+
+
+box = parse_boxes(tokenizer.decode(reply))[-1]
+crops = [frame.aligned(request.images[z]).crop(box.xy.as_tuple()) for z in range(box.z1, box.z2)]
+injected, positions, after, *images = inject(crops, at)
+print(f"{box}: {len(crops)} crops of {crops[0].size} pixels, {len(injected)} tokens in all")
+display.show_images(crops, None, [f"slice {z}" for z in range(box.z1, box.z2)], columns=8)
+
+# %% [markdown]
+# Only the new tokens run through the model, with positions that go on from the last one. To check that nothing is lost, everything is
+# encoded again from the start; to see that positions matter, the injected tokens are also numbered like words.
+
+# %%
+everything = prompt + reply + injected
+every_pixel, every_grid = torch.cat([pixels, images[0]]), grids + images[1]
+whole, _ = mrope(everything, every_grid)
+again = run(everything, whole, None, every_pixel, every_grid).logits[0, -1]
+as_words = (at + torch.arange(len(injected))).expand(3, -1)
+flat = run(injected, as_words, cache, *images).logits[0, -1]
 cache.crop(-len(injected))
-last = positions_of(before, grids).max()
-with torch.inference_mode():
-    flat = model(
-        input_ids=torch.tensor([injected]),
-        pixel_values=looked["pixel_values"],
-        image_grid_thw=torch.tensor(crop_grids),
-        position_ids=(last + 1 + torch.arange(len(injected))).expand(3, 1, -1),
-        past_key_values=cache,
-        use_cache=True,
-    ).logits[0, -1]
-wrong = (flat - everything).abs().max().item()
-print(f"largest difference with flat positions: {wrong:.1e}")
-assert wrong > 10 * difference
+kept = run(injected, positions, cache, *images).logits[0, -1]
+error, flat_error = ((one - again).abs().max().item() for one in (kept, flat))
+print(f"largest difference of a logit: {error:.1e} with the cache, {flat_error:.1e} with positions of words")
+assert torch.equal(whole[:, -len(injected) :], positions) and error < 1e-3 < flat_error
+
+# %%
+start, first = len(prompt) + len(reply), prompt.index(generator.image_token)
+parts = {"prompt: text and first slice": range(first + is_image.sum() // len(grids) + 6)}
+parts["reply: end of the box, crops"] = range(start - 8, min(start + 16, len(everything)))
+figure = AltFigure(9, 3, "M-RoPE positions t, h, w against the index of the token: prompt and reply")
+for axes, (title, part) in zip(figure.subplots(1, 2), parts.items(), strict=True):
+    for name, row, color, size in zip("thw", whole, LINE_COLORS, (9, 6, 3), strict=False):
+        axes.plot(part, row[list(part)], "o", color=color, ms=size, label=name)
+    for k in (k for k in part if everything[k] == generator.image_token):
+        axes.axvspan(k - 0.5, k + 0.5, color="#e4e8ec", zorder=0, lw=0)
+    axes.set(title=title, xlabel="index of the token", ylabel="position")
+    axes.locator_params(integer=True)
+axes.legend()
+figure
 
 # %% [markdown]
-# ## 5 · The same, from the library
+# Where the markers coincide, $t = h = w$: text. Over a grey stretch, one image, $t$ stays constant, $h$ rises from row to row and $w$
+# runs through each row; each delimiter advances the position by 1.
+# The model goes on until it ends its turn; further boxes are answered in the same way. `GroundedGenerator`, which does all this for
+# batches, must write the same tokens.
+
+# %%
+reply, logits, at = reply + injected, kept, after
+while reply[-1] not in generator.ends and len(reply) < 1000:
+    tokens, logits, at = write(logits, at, cache)
+    reply += tokens
+    if tokens[-1] == generator.box_end:
+        crops = generator.crops_for(request, parse_boxes(tokenizer.decode(reply))[-1])
+        injected, positions, at, *images = inject(crops, at)
+        reply, logits = reply + injected, run(injected, positions, cache, *images).logits[0, -1]
+trace = generator.generate([request], max_new_tokens=400)[0]
+assert list(trace.token_ids) == reply
+print(f"written by the model {sum(trace.own_mask)} tokens, injected {trace.own_mask.count(0)}\n{trace.text}")
+overlap = {name: view.box(one).iou(trace.boxes[0]) for name, one in lesions.items()}
+nearest = max(overlap, key=overlap.get)
+truth = lesions[nearest].attributes["texture"]
+verdict = f"{truth}: the answer is {'right' if truth in trace.answer.lower() else 'wrong'}"
+print(f"The box overlaps the {nearest} best, with an IoU of {overlap[nearest]:.2f}. It is {verdict}.")
+display.token_strip(trace, tokenizer)
+
+
+# %% [markdown]
+# The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
 #
-# `GroundedGenerator` does this for whole batches. A `Script` makes the model write our words; where the script has a number,
-# the model is free to write that many tokens of its own, only no end and no box. The reply must go on with the token that we
-# just computed by hand.
-
-# %%
-from unireason_lib.grounding import Script
-
-script = Script(
-    processor.tokenizer, (f"<think>I look at {format_box(target)}", 12, "</think>A. left thalamus<|im_end|>")
-)
-trace = generator.generate([request], scripts=[script], max_new_tokens=len(script))[0]
-next_token = trace.token_ids[len(said) + len(injected)]
-free = everything.clone()
-free[[*generator.never_written, *generator.ends, generator.box_start, generator.box_end]] = -torch.inf
-assert next_token == int(free.argmax())
-print(trace.text)
-
-# %% [markdown]
-# Every token knows who wrote it. Training needs that: injected tokens carry no loss, in SFT as in RL.
-
-# %%
-from unireason_lib.display import token_strip
-
-own = sum(trace.own_mask)
-print(f"prompt {len(trace.prompt_ids)}, generated {own}, injected {len(trace.own_mask) - own}")
-token_strip(trace, processor.tokenizer)
-
-# %%
-from unireason_lib.display import show_trace
-
-show_trace(trace, aligned)
-
-# %% [markdown]
-# ## 6 · Many at once
+# ## 4 · What do injected tokens change?
 #
-# Requests of a batch have different lengths and point at different times. Shorter rows are padded inside the cache, hidden
-# from attention, and carry no position, so nobody's reply depends on the neighbours.
+# **Attention.** With the implementation `eager` the model returns its attention weights. Over replies to questions about lesions, we
+# average the attention of the conclusion (all tokens after the last crop) to one image token of the prompt and to one crop token.
 
 # %%
-picture = GroundedRequest("What is this?", [slices[middle]], {}, id="picture")
-pointing_2d = Script(processor.tokenizer, (3, format_box(target.xy), 6))
-both = generator.generate([request, picture], scripts=[script, pointing_2d], max_new_tokens=64)
-alone = generator.generate([picture], scripts=[pointing_2d], max_new_tokens=64)[0]
-assert both[1].token_ids == alone.token_ids
-assert both[0].token_ids == trace.token_ids
-print("together as alone, token by token")
+def attention_per_token(trace):
+    """For each layer, attention of the conclusion to an image token and to a crop token, in %."""
+    parts = [generator.encode(trace.request)[1:], *map(generator.encode_crops, filter(None, trace.crops))]
+    pixels, grids = torch.cat([p for p, _ in parts]), [grid for _, one in parts for grid in one]
+    ids = [*trace.prompt_ids, *trace.token_ids]
+    output = run(ids, mrope(ids, grids)[0], None, pixels, grids, network=eager, output_attentions=True)
+    at = [k for k, token in enumerate(ids) if token == generator.image_token]
+    in_prompt = sum(k < len(trace.prompt_ids) for k in at)
+    rows = [100 * layer[0].mean(0)[at[-1] + 2 :].mean(0) for layer in output.attentions]  # heads, tokens
+    return [(row[at[:in_prompt]].mean().item(), row[at[in_prompt:]].mean().item()) for row in rows]
+
+
+# %%
+questions = {"families": ("lesion analysis",), "a_patient": 1, "dimension": "2d", "prior_studies": 100}
+benchmark = open_benchmark("phantom", limit=profile.evaluation.control_questions, frame=frame, **questions)
+settings = {**profile.generation.model_dump(), "batch_size": profile.evaluation.batch_size}
+eager, _ = load_profile_model(profile.model.model_copy(update={"attention": "eager"}), project_root())
+traces = generator.generate([item.request(item.load()) for item in benchmark], **settings)
+by_reply = torch.tensor([attention_per_token(trace) for trace in traces if any(trace.crops)])
+percent = by_reply.mean(0)
+curves = dict(zip(("image tokens of the prompt", "crop tokens"), percent.T.tolist(), strict=True))
+curves = {name: [(str(n), one) for n, one in enumerate(curve, 1)] for name, curve in curves.items()}
+print(f"Mean of {len(by_reply)} replies. Attention to a crop token / to an image token, by layer:")
+print(", ".join(f"{ratio:.1f}" for ratio in percent[:, 1] / percent[:, 0]))
+display.plot_lines(curves, "layer", "attention per token, %")
 
 # %% [markdown]
-# ## 7 · What the kept cache saves
+# **Answers.** In the control `swapped-crop` a box fetches the same region of another patient; the image of the question stays. In a
+# third condition boxes fetch nothing. Up to the end of the first box the reply is the same in all three.
 #
-# Without it, every box costs the encoding of all slices, the prompt and the reply so far. With it, a box costs its own crop.
+# > **Predict first.** The textures are patterns of single pixels. What fraction of the answers changes with swapped crops?
 
 # %%
-import time
-from statistics import median
-
-AGAIN, KEPT = "everything encoded again", "cache kept"
-generators = {AGAIN: GroundedGenerator(model, processor, reuse_cache=False), KEPT: generator}
-
-
-def seconds(images, boxes):
-    """Median seconds of a reply that writes so many boxes, one slice each; both generators by turns."""
-    box = "<|box_start|>[{0},{0},{1},{2},{2},{3}]<|box_end|>"
-    places = [(k % 8, k % len(images), k % 8 + 16, k % len(images) + 1) for k in range(boxes)]
-    script = Script(processor.tokenizer, tuple(part for place in places for part in (1, box.format(*place))))
-    asked = GroundedRequest("Where is the lesion?", images, {"A": "left", "B": "right"}, "3d")
-    taken = {name: [] for name in generators}
-    for _ in range(profile.notebook.repeats):
-        for name, one in generators.items():
-            start = time.perf_counter()
-            one.generate([asked], scripts=[script], max_new_tokens=len(script), max_rounds=boxes)
-            taken[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in taken.items()}
-
-
-# %%
-from unireason_lib.display import plot_lines
-
-counts = profile.notebook.box_counts
-measured = {boxes: seconds(slices, boxes) for boxes in counts}
-curves = {name: [(boxes, measured[boxes][name]) for boxes in counts] for name in generators}
-plot_lines(curves, f"boxes in the reply ({len(slices)} slices)", "seconds a reply")
-
-# %%
-ratio = curves[AGAIN][-1][1] / curves[KEPT][-1][1]
-name = f"kept cache, {counts[-1]} boxes, {len(slices)} slices"
-publish(name, ratio, "x", note="time of encoding again / time with the cache")
+requests = [trace.request for trace in traces]
+swapped = other_crops(generator, "swapped-crop", benchmark).generate(requests, **settings)
+without = generator.generate(requests, **settings | {"max_rounds": 0})
+right = {}
+for name, replies in {"own crops": traces, "swapped crops": swapped, "no crops": without}.items():
+    count = sum(one.choice == item.answer for one, item in zip(replies, benchmark, strict=True))
+    right[name] = tuple(100 * x for x in (count / len(benchmark), *wilson(count, len(benchmark))))
+different = [a.choice != b.choice for a, b in zip(traces, swapped, strict=True) if any(a.crops)]
+changed, count = sum(different), len(different)
+interval = tuple(100 * end for end in wilson(changed, count))
+how = {"interval": interval, "note": f"{changed} of {count} replies with crops"}
+publish("answers changed by swapped crops", 100 * changed / count, "%", **how)
+display.plot_intervals({"right": right}, "right answers, % (95 % Wilson interval)", reference=("chance", 25))
 
 # %% [markdown]
-# And what **one more** box costs, against the number of slices. Without the cache it grows with the volume. With it, the crop
-# and the tokens of the box are all that is computed; each of them still attends to every slice, a small part of the cost.
-
-# %%
-curves = {name: [] for name in generators}
-for count in profile.notebook.slice_counts:
-    volume = [slices[k % len(slices)] for k in range(count)]
-    few, many = seconds(volume, 1), seconds(volume, 5)
-    for name, curve in curves.items():
-        curve.append((count, (many[name] - few[name]) / 4))
-plot_lines(curves, "slices of the volume", "seconds one more box costs")
-
-# %% [markdown]
-# At 32 slices and a larger model the gain is larger: `make bench` measures it on the shape that the paper uses.
+# ## 5 · Your own region
 #
-# ## 8 · What becomes of boxes that make no sense
+# The button *Ask with this box* makes the reply begin with `<think>` and the box of the sliders (by a `Script`); its crops are injected,
+# and the model goes on freely. The method `ask` does the same from Python, for pages where widgets do not run.
 #
-# A model in training writes all of these. None stops the reply, none is answered with pixels that were not asked for.
+# > **Predict first.** Two boxes lie on the two lesions of the volume, the third on the spine. What will the model answer to the third?
 
 # %%
-cases = {
-    "a fair box": "[8,8,1,40,40,3]",
-    "partly outside": "[-20,-20,0,30,30,2]",
-    "outside the picture": "[900,900,0,999,999,2]",
-    "beyond the last slice": "[8,8,99,40,40,120]",
-    "reversed": "[40,40,3,8,8,1]",
-    "four numbers for a volume": "[8,8,40,40]",
-    "not a number": "[nan,8,1,40,40,3]",
-}
-plans = [Script(processor.tokenizer, (f"<|box_start|>{inside}<|box_end|>", 1)) for inside in cases.values()]
-replies = generator.generate([request] * len(plans), scripts=plans, max_new_tokens=40)
-for name, reply in zip(cases, replies, strict=True):
-    pointing = reply.pointings[0]
-    print(f"{name:<28}{pointing.status:<12}{len(pointing.crops)} crops")
+viewer = display.SliceViewer(study.scan, window="abdomen", request=request, generator=generator, **settings)
+regions = {name: view.box(one) for name, one in {**lesions, "spine": study.find("spine")}.items()}
+for box in regions.values():
+    viewer.ask(box)
+viewer.box = next(iter(regions.values()))
+viewer.slider.value = int(viewer.box.z1 + viewer.box.z2) // 2
+viewer
+
+# %%
+titles = []
+for (name, box), (_, one) in zip(regions.items(), viewer.traces, strict=True):
+    forced = len(Script(tokenizer, (f"<think>{format_box(box)}",)))
+    truth = lesions[name].attributes["texture"] if name in lesions else "no lesion"
+    titles.append(f"{name} ({truth})\nanswer: {one.answer}")
+    print(f"{name}: {forced} tokens given, {sum(one.own_mask) - forced} chosen by the model\n  {one.text}")
+middle = [frame.aligned(request.images[int(box.z1 + box.z2) // 2]) for box in regions.values()]
+display.show_images(middle, [{"box of the user": box} for box in regions.values()], titles, columns=3)
 
 # %% [markdown]
+# The spine has no lesion: no training question had a wrong region, so the model never learnt to reject one.
+#
 # ## Check yourself
+#
+# A model in training also writes boxes that make no sense. None of them stops the reply.
 
 # %%
-assert [reply.pointings[0].status for reply in replies[:2]] == ["injected", "injected"]
-assert replies[5].pointings[0].status == "no slice"
-assert trace.choice == "A"
-assert Box2D(0, 0, 4, 4).iou(Box2D(2, 0, 6, 4)) == 8 / 24
-assert all(len(reply.token_ids) == len(reply.own_mask) for reply in replies)
+cases = "[-9,-9,0,30,30,2] [8,8,99,40,40,120] [40,40,3,8,8,1] [1,1,4,4]".split()
+scripts = [Script(tokenizer, (f"<|box_start|>{inside}<|box_end|>", 1)) for inside in cases]
+replies = generator.generate([request] * len(cases), scripts=scripts, max_new_tokens=40)
+assert [one.pointings[0].status for one in replies] == ["injected", "outside", "malformed", "no slice"]
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. How many tokens does a cuboid over 5 slices cost with Qwen2.5-VL's processor, if each crop has 100 x 60 pixels?
-# 2. Why is a box that covers the whole picture still worth something in the tiny checkpoint, and less in the large one?
-# 3. Two boxes overlap by half along x and are equal otherwise. What is their IoU? Check with `Box2D.iou`.
+# 1. How many tokens does a cuboid over 5 slices cost with Qwen2.5-VL's processor (`QWEN_FRAME`), if each crop has 100 x 60 pixels? By how
+#    much does the position advance?
+# 2. Classify the texture linearly from the mean of the vision tower's tokens (`generator.features`) of the whole image, and of the crop.
+# 3. How much time does the kept cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.
 #
-# <details><summary>Solutions</summary>
-#
-# 1. `QWEN_FRAME.tokens(60, 100)` tokens a crop, plus the two delimiters, times five.
-# 2. The tokens are repeated closer to the answer, which helps a model that attends locally; the pixels are the same. Only
-#    a small box is *enlarged*: the processor scales small crops up to its smallest area, which spends more tokens a
-#    pixel.
-# 3. Intersection 1/2, union 3/2: IoU 1/3, whatever the size.
-#
-# </details>
+# Solutions: [`solutions/03_grounded_interface.py`](solutions/03_grounded_interface.py).
