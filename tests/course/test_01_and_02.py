@@ -16,7 +16,7 @@ from unireason_lib.dataset.questions.baseline import BaselineScore
 from unireason_lib.dataset.view import View
 from unireason_lib.evaluation.statistics import interval
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 COLAB_AND_PAPERS = ("colab.research.google.com", "arxiv.org/abs/2606.11740")
 
 
