@@ -43,8 +43,8 @@ def texture_probe(
         crops = crop_region([image], view.box(lesions[0]))
         for name, images in (("whole image", [image]), ("crop", crops)):
             with torch.inference_mode():
-                tokens = generator.features(*generator.encode_crops(images))
-            features[name].append(tokens.mean(0).double().cpu())
+                (tokens,) = generator.features(*generator.encode_crops(images))
+            features[name].append(tokens[0].mean(0).double().cpu())
         textures.append(lesions[0].attributes["texture"])
     classes = torch.tensor([sorted(set(textures)).index(one) for one in textures])
     accuracy = {}
