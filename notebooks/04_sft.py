@@ -509,8 +509,8 @@ spent = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"] / 60
 print(f"{tuned_path.relative_to(root)}: {spent:.1f} min of training since its last stop")
 
 # %% [markdown]
-# In the profile `laptop` with seed 0 and nothing overridden, this **is** the run that makes the model which ships:
-# `data/tiny-sft` is its folder `model/`. The same from the command line:
+# The model that ships, `data/tiny-sft`, was made by this recipe in the profile `laptop` with seed 0, before rationales about
+# sides stated the centres that they compare. The same run from the command line:
 
 # %%
 command = ["sft", "--data", str(folder), "--model", base_path, "--out", str(out)]

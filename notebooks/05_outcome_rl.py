@@ -210,7 +210,7 @@ def roll_out(row):
     request, columns = question_of(records[row], images, generator, longest)
     how = {"samples": profile.grpo.num_generations, "temperature": profile.grpo.temperature}
     traces = generator.generate([request], seed=SEED, **how, **limits)
-    shown = {name: columns[name] for name in ("dimension", "frame")}
+    shown = {name: columns[name] for name in ("dimension", "frame", "scale")}
     parts = [
         (
             answer_reward(trace.text, columns["truth"], options=columns["options"]),
@@ -612,7 +612,7 @@ for mode in () if RUN or not flat_only else ("paper", "strict"):  # a run for a 
     train_grpo(load_start()[0], processor, flat_only, images, root / "runs" / "rl" / name, short)
     steps = {}
     for line in read_lines(root / "runs" / "rl" / name / "rollouts.jsonl"):
-        form = format_reward(line["text"], dimension="2d", frame=frame_of(line["id"]))
+        form = format_reward(line["text"], dimension="2d", frame=frame_of(line["id"]), scale=frame.scale)
         steps.setdefault(line["step"] + 1, []).append((form, line["reward format"]))
     formed[mode] = [(step, fmean(form for form, _ in found)) for step, found in steps.items()]
     paid[mode] = [(step, fmean(pay for _, pay in found)) for step, found in steps.items()]

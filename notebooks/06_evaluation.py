@@ -410,6 +410,8 @@ for dimension in ("2d", "3d"):
     value, *ends = percent(row, "accuracy")
     publish(f"accuracy, {dimension.upper()}", value, "%", interval=tuple(ends), note=note)
     ends = (row["iou_first_low"], row["iou_first_high"])
+    measured = results.loc[results["dimension"] == dimension, "iou_first"].notna().sum()
+    note = f"{measured} questions that state no box"
     publish(f"IoU of the first box, {dimension.upper()}", row["iou_first"], interval=ends, note=note)
 aside = {"blank": "accuracy, images blanked", "format": "format compliance"}
 for column, words in aside.items():
@@ -442,7 +444,7 @@ figure
 #
 # A reply may hold several boxes, and a question may rest on several structures. The **first** box cannot be helped by
 # writing many; the **best** one can; **all** takes, for each structure that was to be found, the box that fits it best,
-# and averages. Where nothing was written, all three are 0.
+# and averages. Where nothing was written, all three are 0. Questions that state boxes are left out: those could be copied.
 
 # %%
 measures = ["iou_first", "iou_best", "iou_all", "hit", "crop_fraction"]

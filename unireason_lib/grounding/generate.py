@@ -153,10 +153,8 @@ class _Running:
             positions[:, line, place] = self._positions(row)
         self.mask = torch.cat([self.mask, mask.to(self.device)], dim=1)
         self.padded |= not bool(mask.all())
-        encoded, images = (
-            None,
-            [part for row in ready for part in row.images],
-        )  # in the order of their lines
+        images = [part for row in ready for part in row.images]  # in the order of their lines
+        encoded = None
         if images:
             pixels = torch.cat([part for part, _ in images])
             features = self.gen.features(pixels, [grid for _, grids in images for grid in grids])

@@ -134,9 +134,7 @@ def _centres(anatomy: Anatomy, names: Sequence[str], axis: int) -> tuple[list[in
     of a slice, and of how many."""
     view = anatomy.view
     height, width = view.frame.extent(*view.image_size)
-    count, unit = ((width, view.frame.unit), (height, view.frame.unit), (view.depth, "slices"))[
-        axis
-    ]
+    count, unit = (width, height, view.depth)[axis], "slices" if axis == 2 else view.frame.unit
     centres = [math.floor(anatomy.phrases[n].centre[axis] * count) + (axis == 2) for n in names]
     return centres, f"{count} {unit}"
 
