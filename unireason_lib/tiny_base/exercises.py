@@ -3,7 +3,8 @@
 Three kinds of skill:
 
 - **text**: the letter of the option that the conclusion names, in whatever order the options stand
-  and however far away; comparing numbers; what follows from boxes that are written down;
+  and however far away; which of two numbers is less, their difference and middle, many pairs in
+  one exercise; what follows from boxes that are written down;
 - **one image**: box a shape, name it, choose among four answers about it;
 - **several images**: which of them shows something, and where in it.
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -182,7 +184,31 @@ def numbers(rng: random.Random) -> Exercise:
     drawn = rng.sample(range(100), 4)
     answers = sorted(drawn, key=lambda n: n != best(drawn))
     question = f"Which is the {word} of {', '.join(map(str, drawn))}?"
-    return _choose(rng, (), question, [str(n) for n in answers])
+    steps = zip(accumulate(drawn, best), drawn[1:], strict=False)
+    thought = " ".join(f"{one} and {other}: {best(one, other)}." for one, other in steps)
+    return _choose(rng, (), question, [str(n) for n in answers], thought=thought)
+
+
+_PAIRS: dict[str, Callable[[int, int], str | int]] = {
+    "less or greater": lambda a, b: "less" if a < b else "greater",
+    "left or right": lambda a, b: "to the left" if a < b else "to the right",
+    "above or below": lambda a, b: "above" if a < b else "below",
+    "difference": lambda a, b: abs(a - b),
+    "middle": lambda a, b: (a + b) // 2,
+}
+"""What is asked of pairs of numbers, and the answer."""
+
+
+def pairs(rng: random.Random) -> Exercise:
+    """Several pairs of numbers, compared, subtracted or averaged, one after the other."""
+    what, several = rng.choice(list(_PAIRS)), []
+    while len(several) < 6:
+        a = rng.randrange(100)
+        b = rng.choice((rng.randrange(100), a + rng.randint(-9, 9)))
+        several += [(a, b)] if a != b and 0 <= b < 100 else []
+    question = f"{_capital(what)}? {', '.join(f'{a} and {b}' for a, b in several)}"
+    reply = " ".join(f"{a} and {b}: {_PAIRS[what](a, b)}." for a, b in several)
+    return Exercise((), question, reply, answer=reply)
 
 
 # --- scenes, and the words for what is in them
@@ -281,7 +307,8 @@ def relation(rng: random.Random, written: bool = False) -> Exercise:
     answers = [texts.pop(2 * (steps[2] > 0) + (steps[0] > 0)), *texts]
     question = f"Where is {one}, seen from {other}?"
     (x, y, *_), (u, v, *_) = (map(int, shape.box.as_tuple()) for _, shape in about)
-    thought = f"Left edges at {x} and {u}, upper edges at {y} and {v}."
+    vertical, horizontal = answers[0].split(" and ")
+    thought = f"Left edges at {x} and {u}: {horizontal}. Upper edges at {y} and {v}: {vertical}."
     return _choose(rng, (scene,), question, answers, about, thought, written)
 
 
@@ -296,9 +323,14 @@ def lengths(rng: random.Random, written: bool = False) -> Exercise:
     names = [(w, t) for w in (one, other) for t in (one, other)]
     texts = [f"{w} is wider " + ("and taller" if w == t else f"and {t} taller") for w, t in names]
     answers = [texts.pop(2 * (wide < 0) + (tall < 0)), *texts]
-    sizes = [f"{_capital(n)} is {s.box.width:.0f} by {s.box.height:.0f} pixels." for n, s in about]
+    (w, h), (u, v) = ((int(box.width), int(box.height)) for box in (a.box, b.box))
+    thought = (
+        f"{_capital(one)} is {w} by {h} pixels. {_capital(other)} is {u} by {v} pixels. "
+        f"{w} and {u}: {one if w > u else other} is wider. "
+        f"{h} and {v}: {one if h > v else other} is taller."
+    )
     question = f"Which is wider and which is taller, {one} or {other}?"
-    return _choose(rng, (scene,), question, answers, about, " ".join(sizes), written)
+    return _choose(rng, (scene,), question, answers, about, thought, written)
 
 
 def length(rng: random.Random, written: bool = False) -> Exercise:
@@ -308,7 +340,7 @@ def length(rng: random.Random, written: bool = False) -> Exercise:
     first, last = (int(shape.box.as_tuple()[k]) for k in (at, at + 2))
     true, others = last - first, rng.sample(range(4, 40), 12)
     numbers = (true, *(n for n in others if abs(n - true) > 0.22 * true))
-    answers, thought = [f"about {n} pixels" for n in numbers], f"From {first} to {last}."
+    answers, thought = [f"about {n} pixels" for n in numbers], f"From {first} to {last}: {true}."
     return _choose(rng, (scene,), f"How {word} is {name}?", answers, about, thought, written)
 
 
@@ -447,6 +479,7 @@ _ALONE = (
     letter,
     option,
     numbers,
+    pairs,
     point,
     which_box,
     place,
