@@ -221,7 +221,7 @@ def test_stopped_in_any_way_the_same_command_ends_with_the_same_rows(
 def test_killed_before_the_manifest_the_same_command_ends_with_the_same_rows(
     settings, tmp_path, monkeypatch
 ):
-    def killed(*_):
+    def killed(*_, **__):
         raise RuntimeError("killed")
 
     config = settings("phantom:dimension=2d,count=3", prior_studies=0)

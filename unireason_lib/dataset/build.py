@@ -222,15 +222,13 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
     studies = pd.concat(parts, ignore_index=True)
     about = _assign(studies, run)
 
-    def tables(name: str, split: str | None = None) -> Iterator[pa.Table]:
-        """The tables of all shards, with the splits filled in: rows of one split, or of all."""
+    def tables(name: str) -> Iterator[pa.Table]:
+        """The tables of all shards, with the splits filled in."""
         for part, start in zip(folders, starts, strict=True):
-            table = pq.read_table(part / f"{name}.parquet")
+            table = pq.read_table(part / f"{name}.parquet", use_threads=False)  # small
             splits = studies["split"].to_numpy()[table["study_number"].to_numpy() + start]
-            if split is not None:
-                place = table.column_names.index("split")
-                table = table.set_column(place, "split", pa.array(splits, pa.string()))
-            yield table.filter(pa.array(splits == split if split else splits != ""))
+            table = table.drop_columns(["split"] if "split" in table.column_names else [])
+            yield table.append_column("split", pa.array(splits)).filter(pa.array(splits != ""))
 
     def refused() -> Iterator[pa.Table]:
         """What shards refused, and the studies whose id an earlier one has."""
@@ -242,12 +240,13 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
         yield pa.Table.from_pandas(rows, preserve_index=False)
 
     try:
-        for split in SPLITS:
-            _write(final / "sft", split, schema.SFT_FEATURES, tables("records", split))
-            rl = map(schema.rl_table, tables("records", split))
-            _write(final / "rl", split, schema.RL_FEATURES, rl)
-        _write(final / "images", "part", schema.IMAGE_FEATURES, tables("images"), 5_000)
-        _write(final / "refused", "part", schema.REFUSED_FEATURES, refused())
+        _write(final / "sft", schema.SFT_FEATURES, tables("records"), part="split")
+        written = map(pq.ParquetFile, sorted((final / "sft").glob("*.parquet")))
+        batches = (batch for file in written for batch in file.iter_batches(2000))
+        rl = (schema.rl_table(pa.Table.from_batches([batch])) for batch in batches)
+        _write(final / "rl", schema.RL_FEATURES, rl, part="split")
+        _write(final / "images", schema.IMAGE_FEATURES, tables("images"), most=5_000)
+        _write(final / "refused", schema.REFUSED_FEATURES, refused())
     except OSError as error:
         raise disk_error(folder, error) from error
     columns = ["split", "source", "dimension", "family", "kind", "answer"]
@@ -314,23 +313,34 @@ def _columns(folder: Path, features: Features, names: list[str]) -> pd.DataFrame
 
 
 def _write(
-    folder: Path, name: str, features: Features, tables: Iterable[pa.Table], most: int = 50_000
+    folder: Path, features: Features, tables: Iterable[pa.Table], most: int = 50_000, part: str = ""
 ) -> None:
-    """Write tables as ``name-0.parquet`` ... of at most so many rows; none for no rows."""
+    """Write tables as ``part-0.parquet`` ... of at most so many rows, in order; none for no rows.
+    With the name of a column the files are named after its values: ``train-0.parquet`` ..."""
     schema = features.arrow_schema
-    chosen = (table.select(schema.names).cast(schema) for table in tables)
+    written = schema.append(pa.field("file", pa.string()))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for table in tables:
+            names = table[part] if part else pa.repeat("part", len(table))
+            chosen = table.select(schema.names).cast(schema).append_column("file", names)
+            yield from (batch for batch in chosen.cast(written).to_batches() if len(batch))
+
     pads.write_dataset(
-        (batch for table in chosen for batch in table.to_batches() if len(batch)),
+        batches(),
         folder,
-        basename_template=f"{name}-{{i}}.parquet",
-        schema=schema,
+        basename_template="{i}.parquet",
+        schema=written,
+        partitioning=pads.FilenamePartitioning(pa.schema([written.field("file")])),
         format="parquet",
         file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
-        use_threads=False,  # in order
+        use_threads=False,
         max_rows_per_file=most,
         **{"min_rows_per_group": most // 50, "max_rows_per_group": most // 50},
         existing_data_behavior="overwrite_or_ignore",
     )
+    for path in folder.glob("*_*.parquet"):
+        path.rename(path.with_name(path.name.replace("_", "-")))
 
 
 class Estimate(NamedTuple):

@@ -118,7 +118,7 @@ class Record:
         ending = f"{THINK_END}{question.answer}. {question.truth}"
         evidence = ((p.structure, tuple(map(int, p.box.as_tuple()))) for p in rationale.points)
         values = {
-            "image_ids": image_ids_of(view),
+            "image_ids": view.image_ids,
             "question": question.text,
             "options": dict(question.options),
             "names": tuple(question.names),
@@ -233,7 +233,7 @@ class Record:
             layout["frame"] = ProcessorFrame(**layout["frame"]).to_dict()
         image_ids = tuple(row["image_ids"])
         if layout and not image_ids:
-            image_ids = _image_names(row["source"], row["study"], layout)
+            image_ids = image_names(row["source"], row["study"], layout)
         return cls(
             **{name: row[name] for name in _PLAIN},
             options={option["letter"]: option["text"] for option in row["options"]},
@@ -284,13 +284,9 @@ def check_same_extent(
         raise DatasetError(name, expected, found, do)
 
 
-def image_ids_of(view: View) -> tuple[str, ...]:
-    """Neutral names of a view's images: a hash of source, study and serialization, so that every
+def image_names(source: str, study: str, serialization: Mapping[str, Any]) -> tuple[str, ...]:
+    """Neutral names of a study's images: a hash of source, study and serialization, so that every
     run gives the same and nothing about a patient can be read there; slices have their number."""
-    return _image_names(view.study.source, view.study.id, view.serialization)
-
-
-def _image_names(source: str, study: str, serialization: Mapping[str, Any]) -> tuple[str, ...]:
     key = json.dumps([source, study, serialization], sort_keys=True)
     stem = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
     size = serialization["size"]

@@ -42,7 +42,7 @@ from unireason_lib.dataset.annotator import LLMWriter, RationaleRefused
 from unireason_lib.dataset.checks import problems_of
 from unireason_lib.dataset.questions import AnswerPrior, Question, ask, learn_prior
 from unireason_lib.dataset.rationales import TemplateWriter
-from unireason_lib.dataset.schema import Record, image_ids_of
+from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources import open_source
 from unireason_lib.dataset.sources.base import Entry, Source
 from unireason_lib.dataset.splits import perceptual_hash, voxel_hash
@@ -231,7 +231,7 @@ def _draft(
         texts += slice_order_report(array).messages if study.dimension == "3d" else ()
     view = View(study, config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
-    questions, image_ids, images = ask(view, prior=prior, **numbers), image_ids_of(view), ()
+    questions, image_ids, images = ask(view, prior=prior, **numbers), view.image_ids, ()
     stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
     if questions and stored:
         with _reading(texts):

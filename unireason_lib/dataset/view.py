@@ -20,6 +20,7 @@ from PIL import Image
 
 from unireason_lib import imaging
 from unireason_lib.boxes import Box
+from unireason_lib.dataset.schema import image_names
 from unireason_lib.dataset.study import Structure, Study
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
@@ -54,7 +55,7 @@ class View:
         """(rows, columns) of an image or slice, before the processor."""
         return self._grid[-2:]
 
-    @property
+    @cached_property
     def serialization(self) -> dict[str, Any]:
         """Everything that decides how a scan becomes images, in plain values for the records."""
         window = self.window or self.study.window
@@ -63,6 +64,11 @@ class View:
             "window": window if isinstance(window, str) else [float(value) for value in window],
             "frame": self.frame.to_dict(),
         }
+
+    @cached_property
+    def image_ids(self) -> tuple[str, ...]:
+        """The names of its images."""
+        return image_names(self.study.source, self.study.id, self.serialization)
 
     def box(self, region: Structure | Box) -> Box:
         """Where a structure, or a box in voxels of the study, lies in the frame as it is written.
