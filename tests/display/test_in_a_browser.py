@@ -1,11 +1,8 @@
-"""The script of the page, and the viewer in JupyterLab, in a real browser: a script clicks and
-writes down what it sees."""
+"""The page of replies, and the viewer in JupyterLab, in a real browser that is driven as by a hand."""
 
 import base64
-import html
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -18,89 +15,30 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from unireason_lib.display import trace_html
+from unireason_lib.display import TracePage, trace_html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="NOT TESTED in a browser: needs Chromium or Chrome on the path"
 )
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 OPTIONS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --disable-sync"
 )
 
 
-def visit(folder, page):
-    """The document in the end."""
-    path = folder / "page.html"
-    path.write_text(page, encoding="utf-8")
-    options = [*OPTIONS.split(), f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    command = [BROWSER, *options, "--virtual-time-budget=4000", path.as_uri()]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=80).stdout
-
-
-def drive(folder, page, script):
-    """What a script wrote into ``seen``; the policy of the page, which forbids it, is off."""
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    start = "const seen = {}; addEventListener('error', (e) => { seen.error = e.message; });"
-    end = (
-        'const pre = document.createElement("pre"); pre.id = "seen";'
-        "pre.textContent = JSON.stringify(seen); document.body.append(pre);"
-    )
-    page = page.replace("<main>", f"<script>{start}</script><main>")
-    document = visit(folder, page.replace("</body>", f"<script>{script}{end}</script></body>"))
-    return json.loads(html.unescape(re.search('<pre id="seen">(.*?)</pre>', document, re.S)[1]))
-
-
-def test_the_page_moves_between_slices_boxes_and_steps(volume_trace, slices, tmp_path):
-    script = """
-    const article = document.querySelector("article");
-    const one = (selector) => article.querySelector(selector);
-    const all = (selector) => [...article.querySelectorAll(selector)];
-    const slider = one(".scroll input");
-    const button = (n) => one(`button.box[data-box="${n}"]`);
-    const active = () => all(".active").map((e) => e.tagName.toLowerCase() + e.dataset.box);
-    const now = () => {
-      const key = one(".stage").dataset.slices.split(" ")[slider.value];
-      const places = all(".place").filter((p) => p.style.display !== "none");
-      return [slider.value, places.map((p) => p.dataset.box).join(),
-              one(".stage image").getAttribute("href") === images[key]];
-    };
-    const move = (z) => { slider.value = z; slider.dispatchEvent(new Event("input")); };
-    seen.begin = now();
-    move(0); seen.first = now();
-    move(4); seen.four = now();
-    button(1).dispatchEvent(new MouseEvent("mouseenter")); seen.hover = active().sort();
-    button(1).dispatchEvent(new MouseEvent("mouseleave")); seen.left = active();
-    move(0); button(3).click(); seen.clicked = now(); seen.pressed = active().includes("g3");
-    seen.crops = all("img").filter((i) => i.src.startsWith("data:image/png;")).length;
-    const later = () => all(".step").map((s) => s.classList.contains("later"));
-    one(".begin").click(); seen.step1 = later();
-    one(".steps").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-    seen.step2 = later(); one(".end").click(); seen.end = later();
-    """
-    assert drive(tmp_path, trace_html([volume_trace], [slices]), script) == {
-        "begin": ["3", "1", True],
-        "first": ["0", "", True],
-        "four": ["4", "1,3", True],
-        "hover": ["button1", "g1", "rect1", "span1"],
-        "left": [],
-        "clicked": ["5", "3", True],
-        "pressed": True,
-        "crops": 7,
-        "step1": [False, True, True, True],
-        "step2": [False, False, True, True],
-        "end": [False] * 4,
-    }
-
-
-def test_the_policy_of_the_page_stops_a_script_of_others(volume_trace, slices, tmp_path):
-    other = "document.title = 'taken'"
-    other = f'<script>{other}</script><img src=x onerror="{other}">'
-    page = trace_html([volume_trace], [slices], title="intact").replace("<main>", other + "<main>")
-    document = visit(tmp_path, page)
-    assert "<title>intact</title>" in document
-    assert re.search('<image [^>]*href="data:image/png', document), "its own script must run"
+PAGE_STATE = """
+window.texts = (selector) => all(selector).map((each) => each.textContent);
+window.listed = () => items.filter((item) => !item.hidden).length;
+window.active = () => all("[data-box].active", article).map((each) => each.tagName + each.dataset.box);
+window.look = () => ({
+    id: one("h2").textContent.split(" ")[0], slice: texts(".scroll output"), kept: state.kept,
+    pressed: all(".box[aria-pressed=true]").length, places: texts(".stage .place text"),
+    href: one(".stage image").getAttribute("href") === "data:image/png;base64," +
+        data.images[state.row.replies[0].slices[one(".stage").dataset.at]],
+});
+"""
 
 
 CELL = """
@@ -127,46 +65,19 @@ window.state = () => ({
 """
 
 
-class Lab:
-    """JupyterLab on a notebook of one cell, in a browser that is driven by its own protocol."""
+class Browser:
+    """A browser that is driven by its own protocol, as by a hand on mouse and keyboard."""
 
     def __init__(self):
         self.processes, self.socket, self.sent = [], None, 0
 
-    def start(self, folder, cell):
+    def open(self, folder, address, size="1100,1500"):
         from websocket import create_connection
 
-        root = Path(__file__).parents[2]
-        (folder / "data").symlink_to(root / "data")
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-        nbformat.write(notebook, folder / "page.ipynb")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        token, names = secrets.token_hex(16), ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-        own = {f"JUPYTER_{name}": str(folder / name) for name in names}
-        own |= {"PYTHONPATH": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
-        options = [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}"]
-        options += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True"]
-        options += [
-            f"--LabApp.{name}_dir={folder / name}" for name in ("workspaces", "user_settings")
-        ]
-        options += [f"--ServerApp.root_dir={folder}"]
-        quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        lab = [sys.executable, "-m", "jupyterlab", *options]
-        self.processes.append(subprocess.Popen(lab, env=os.environ | own, **quiet))
-        address = f"http://127.0.0.1:{port}"
-        self.until(lambda: urllib.request.urlopen(f"{address}/api?token={token}"), "the server")
-        profile, page = folder / "profile", f"{address}/lab/tree/page.ipynb?token={token}"
-        command = [
-            BROWSER,
-            *OPTIONS.split(),
-            "--remote-debugging-port=0",
-            "--window-size=1100,1500",
-        ]
-        command += ["--remote-allow-origins=*", f"--user-data-dir={profile}", page]
-        self.processes.append(subprocess.Popen(command, **quiet))
+        profile = folder / "profile"
+        command = [BROWSER, *OPTIONS.split(), f"--window-size={size}", "--remote-debugging-port=0"]
+        command += ["--remote-allow-origins=*", f"--user-data-dir={profile}", address]
+        self.processes.append(subprocess.Popen(command, cwd=folder, **SILENT))
         debug = self.until((profile / "DevToolsActivePort").read_text, "the browser").split()[0]
 
         def target():
@@ -174,6 +85,7 @@ class Lab:
                 return next(one for one in json.load(answer) if one["type"] == "page")
 
         self.socket = create_connection(self.until(target, "a page")["webSocketDebuggerUrl"])
+        return self
 
     def until(self, probe, what, seconds=120):
         """What a function gives as soon as that is something."""
@@ -205,19 +117,214 @@ class Lab:
             how = {"key": name, "code": name, "windowsVirtualKeyCode": code}
             self.send("Input.dispatchKeyEvent", type=kind, **how)
 
+    def mouse(self, selector, click=False):
+        """Move the mouse to the middle of an element, and perhaps click."""
+        middle = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        x, y = self.js(f"{middle}(document.querySelector({selector!r}).getBoundingClientRect())")
+        for kind in ("mouseMoved", *(("mousePressed", "mouseReleased") if click else ())):
+            how = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **how)
+
+    def look(self, name):
+        """A screenshot into the folder SCREENSHOTS, for a human."""
+        if (folder := os.environ.get("SCREENSHOTS")) and self.socket:
+            shot = base64.b64decode(self.send("Page.captureScreenshot")["data"])
+            Path(folder, f"{name}.png").write_bytes(shot)
+
+    def close(self):
+        for process in reversed(self.processes):
+            process.terminate()
+            process.wait(20)
+
+
+class Lab(Browser):
+    """JupyterLab on a notebook of one cell."""
+
+    def start(self, folder, cell):
+        root = Path(__file__).parents[2]
+        (folder / "data").symlink_to(root / "data")
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, folder / "page.ipynb")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        token, names = secrets.token_hex(16), ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
+        own = {f"JUPYTER_{name}": str(folder / name) for name in names}
+        own |= {"PYTHONPATH": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
+        options = [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}"]
+        options += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True"]
+        options += [
+            f"--LabApp.{name}_dir={folder / name}" for name in ("workspaces", "user_settings")
+        ]
+        options += [f"--ServerApp.root_dir={folder}"]
+        lab = [sys.executable, "-m", "jupyterlab", *options]
+        self.processes.append(subprocess.Popen(lab, cwd=folder, env=os.environ | own, **SILENT))
+        address = f"http://127.0.0.1:{port}"
+        self.until(lambda: urllib.request.urlopen(f"{address}/api?token={token}"), "the server")
+        self.open(folder, f"{address}/lab/tree/page.ipynb?token={token}")
+
     def write(self, readout, text):
         """Type into the number beside a slider."""
         self.js(f"all('.widget-readout')[{readout}].focus(); document.execCommand('selectAll')")
         self.send("Input.insertText", text=text)
         self.key("Enter", 13)
 
-    def close(self):
-        if (folder := os.environ.get("SCREENSHOTS")) and self.socket:  # to look at
-            shot = base64.b64decode(self.send("Page.captureScreenshot")["data"])
-            Path(folder, "viewer.png").write_bytes(shot)
-        for process in reversed(self.processes):
-            process.terminate()
-            process.wait(20)
+
+@pytest.fixture
+def visit(tmp_path):
+    """A function that opens a page, in light or dark, at a width; its policy holds."""
+    pytest.importorskip("websocket", reason="NOT TESTED in a browser: needs websocket")
+    one = Browser()
+
+    def opened(html, scheme="light", width=1400):
+        path = tmp_path / "page.html"
+        path.write_text(html, encoding="utf-8")
+        if not one.socket:
+            one.open(tmp_path, "about:blank")
+        scheme = [{"name": "prefers-color-scheme", "value": scheme}]
+        one.send("Emulation.setEmulatedMedia", features=scheme)
+        how = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        one.send("Emulation.setDeviceMetricsOverride", **how)
+        one.send("Page.navigate", url="about:blank")
+        one.send("Page.navigate", url=path.as_uri())
+        one.until(lambda: one.js("document.readyState") == "complete", "the page")
+        one.until(lambda: one.js("!!document.querySelector('article h2')"), "a reply")
+        one.js(PAGE_STATE)
+        return one
+
+    try:
+        yield opened
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_filters_steps_and_links_text_to_boxes(
+    volume_trace, image_trace, slices, visit, scheme
+):
+    volume, image = (one.to_dict() for one in (volume_trace, image_trace))
+    more = {"truth": "A", "truth_boxes": [["cyst", [10, 8, 0, 26, 24, 3]]], "iou_first": 0.3}
+    lines = [volume | {"family": "where"} | more, image | {"truth": "A", "family": "what"}, image]
+    html = trace_html(lines, [slices, slices[:1], slices[:1]])
+    page = visit(html, scheme)
+    look = lambda: page.js("look()")  # noqa: E731
+    background = page.js("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
+    begin = {"id": "volume", "slice": ["slice 3 (0–7)"], "kept": None, "pressed": 0}
+    assert look() == begin | {"places": ["1"], "href": True}
+    assert page.js("one('#count').textContent") == "3 of 3 shown; 1 of 2 right. "
+    assert page.js("all('nav .place').length") == 3, "boxes in the list, too"
+
+    page.key("ArrowUp", 38)
+    assert (
+        look()["slice"] == ["slice 4 (0–7)"] and look()["places"] == ["1", "3"] and look()["href"]
+    )
+    assert not page.js("all('.stage .truth').length"), "not on this slice"
+    for _ in range(3):
+        page.key("ArrowDown", 40)
+    assert look()["slice"] == ["slice 1 (0–7)"] and page.js("all('.stage .truth').length") == 1
+    page.key("t", 84)
+    assert page.js("getComputedStyle(one('.stage .truth')).display") == "none"
+
+    page.mouse(".box[data-box='0.1']")  # hover: as long as the mouse is there
+    assert look()["slice"] == ["slice 3 (0–7)"] and look()["kept"] is None
+    crops = ["svg0.1"] * 3
+    assert sorted(page.js("active()")) == ["BUTTON0.1", "SPAN0.1", "g0.1", "rect0.1", *crops]
+    page.mouse("h2")
+    assert look()["slice"] == ["slice 1 (0–7)"] and page.js("active()") == []
+    page.mouse(".box[data-box='0.3']", click=True)
+    page.mouse("h2")
+    assert look()["slice"] == ["slice 5 (0–7)"] and look()["kept"] == "0.3"
+    page.mouse(".crops svg[data-z='7']", click=True)
+    assert look()["slice"] == ["slice 7 (0–7)"] and look()["pressed"] == 1
+    page.key("Escape", 27)
+    page.key("ArrowDown", 40)
+    page.key("b", 66)
+    assert look()["kept"] == "0.1" and look()["slice"] == ["slice 3 (0–7)"]
+    page.key("Escape", 27)
+    page.mouse(".stage .place .tag", click=True)  # on the image: the text is highlighted
+    assert {"BUTTON0.1", "g0.1"} <= set(page.js("active()")) and look()["pressed"] == 1
+    page.look(f"page-{scheme}")
+
+    page.key("j", 74)
+    assert look()["id"] == "image" and look()["slice"] == [] and look()["places"] == ["1"]
+    page.key("ArrowLeft", 37)
+    assert look()["id"] == "volume"
+    page.key("k", 75)
+    assert look()["id"] == "volume", "the first one stays"
+    page.key("/", 191)
+    page.send("Input.insertText", text="B. RIGHT")
+    assert page.js("listed()") == 2 and look()["id"] == "image"
+    page.send("Input.insertText", text="j")
+    assert page.js("listed()") == 0 and "No reply passes" in page.js("article.textContent")
+    page.mouse("button[type=reset]", click=True)
+    page.until(lambda: page.js("listed()") == 3, "all replies")
+    for select, value, count in ((0, "wrong", 1), (1, "where", 1), (2, "3d", 1)):
+        pick = f"const s = all('#pickers select')[{select}]; s.value = {{}}; "
+        pick += "s.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        page.js("{" + pick.format(repr(value)) + "}")
+        assert page.js("listed()") == count
+        page.js("{" + pick.format("''") + "}")
+    page.js("one('[name=low]').value = 0.31; filter()")
+    assert page.js("listed()") == 0
+    page.js("one('[name=low]').value = 0.2; one('[name=high]').value = 0.3; filter()")
+    assert page.js("listed()") == 1
+
+    page.mouse("#theme", click=True)
+    assert page.js("getComputedStyle(document.body).backgroundColor") != background
+    page.mouse("h1", click=True)
+    page.key("?", 191)
+    assert page.js("dialog.open")
+    page.mouse("dialog button", click=True)
+    assert not page.js("dialog.open")
+    page = visit(html, scheme, 420)
+    width = page.js("document.documentElement.scrollWidth")
+    assert width <= 420 and not page.js("one('details').open")
+
+
+def test_two_runs_stand_side_by_side(volume_trace, image_trace, slices, visit):
+    other = volume_trace.to_dict() | {"choice": "B", "truth": "A"}
+    page = TracePage()
+    page.add(volume_trace.to_dict() | {"truth": "A"}, slices, run="first")
+    page.add(other, slices, run="second")
+    page.add(image_trace.to_dict(), slices[:1], run="first")
+    page.add(image_trace.to_dict(), slices[:1], run="second")
+    page = visit(page.html())
+    assert page.js("texts('h3')") == ["first right", "second wrong"]
+    assert page.js("texts('article li')") == ["A. left ← first", "B. right ← second"]
+    boxes = "all('.stage').map((each) => each.getBoundingClientRect().top)"
+    assert len(set(page.js(boxes))) == 1, "side by side"
+    assert page.js("listed()") == 2
+    page.mouse("[name=differ]", click=True)
+    assert page.js("listed()") == 1
+    page.key("ArrowUp", 38)
+    assert page.js("texts('.scroll output')") == ["slice 4 (0–7)"] * 2, "slices go together"
+    page.mouse(".box[data-box='1.3']", click=True)
+    assert page.js("active().every((each) => each.endsWith('1.3'))")
+    page.look("runs")
+
+
+def test_markup_of_others_stays_text(slices, visit):
+    """Where it comes from a reply, as text; where somebody edits the page, the policy stops it."""
+    bad = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 1\">"
+    box = "<|box_start|>[1,2,9,9]<|box_end|>"
+    names = dict.fromkeys(["id", "question", "choice", "truth", "family", "error", "patient"], bad)
+    line = names | {"options": {bad: bad, "B": "</li></ul>"}, "text": bad + box + bad}
+    line["pointings"] = [{"text": box, "box": [1, 2, 9, 9], "status": bad, "crops": []}]
+    page = TracePage("intact")
+    page.add(line, slices[:1], run=bad)
+    page.add(line, slices[:1], run="<b>")
+    page.add({"id": "other", "family": "other", "text": "nothing"}, run="<b>")
+    html = page.html()
+    page = visit(html)
+    assert page.js("document.title") == "intact" and page.js("all('img, script[src]').length") == 0
+    assert page.js("all('script').length") == 2
+    for where in (".question", ".text", "article li", "nav", ".error", "option", "h3", "h2"):
+        assert bad in page.js(f"texts({where!r}).join()"), where
+    page.js("location.hash = '#<img src=x onerror=alert(1)>'; 1")
+    page = visit(html.replace("<main>", bad.removeprefix("</script>") + "<main>"))
+    assert page.js("document.title") == "intact" and page.js("all('.stage image').length") == 2
 
 
 @pytest.fixture
@@ -228,6 +335,7 @@ def lab(tmp_path):
     try:
         one.start(tmp_path, CELL)
         yield one
+        one.look("viewer")
     finally:
         one.close()
 

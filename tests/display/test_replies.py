@@ -1,4 +1,5 @@
-"""Replies as a page and as tokens: right places and images, no text of others as markup."""
+"""Replies as a page and as tokens: right places and images, no text of others as markup. What the
+page does is tested in ``test_in_a_browser.py``."""
 
 import base64
 import hashlib
@@ -12,23 +13,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unireason_lib.display import show_trace, token_owners, token_strip, trace_html
+from unireason_lib.boxes import Box3D
+from unireason_lib.display import TracePage, page, show_trace, token_owners, token_strip, trace_html
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
+from unireason_lib.imaging.crops import crop_region
 
 
 class Page(HTMLParser):
-    """The elements of a page, its images, and the text of its articles."""
+    """The elements of a page, and its data."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.text, self.scripts, self._inside = [], "", [], []
+        self.elements, self.scripts, self._inside = [], [], []
         self.feed(html)
-        self.images = json.loads(self.scripts[0])
+        assert not self._inside and len(self.scripts) == 2
+        self.data = json.loads(self.scripts[0])
+        self.rows = self.data["rows"]
+        self.replies = [reply for row in self.rows for reply in row["replies"].values()]
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        self._inside += [] if tag in ("meta", "img", "image", "rect", "input") else [tag]
+        self._inside += [] if tag == "meta" else [tag]
         self.scripts += [""] if tag == "script" else []
 
     def handle_startendtag(self, tag, attrs):
@@ -40,59 +46,123 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "script" in self._inside:
             self.scripts[-1] += data
-        elif "article" in self._inside:
-            self.text += data
 
     def all(self, tag, **attributes):
         return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
 
-    def pixels(self, key):
-        data = base64.b64decode(self.images[key].partition(",")[2])
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    def slices(self, reply):
+        stored = [base64.b64decode(self.data["images"][key]) for key in reply["slices"]]
+        return [Image.open(io.BytesIO(one)) for one in stored]
 
 
 def line_of(trace, **more):
     return json.loads(json.dumps(trace.to_dict() | more))
 
 
-def test_a_page_shows_where_each_box_lies(volume_trace, slices):
-    page = Page(trace_html([line_of(volume_trace, truth="A")], [slices]))
-    places = {
-        a["data-box"]: (a["data-from"], a["data-to"]) for a in page.all("g") if "data-box" in a
-    }
-    assert places == {"1": ("2", "5"), "3": ("4", "8")}
-    outline = page.all("rect", **{"class": "outline"})[0]
-    assert [outline[name] for name in ("x", "y", "width", "height")] == ["10", "8", "16", "16"]
-    (slider,) = page.all("input")
-    assert (slider["min"], slider["max"], slider["value"]) == ("0", "7", "3")
-    for words in ("Where is it?", "A. left", "chosen, right", "outside", "injected tokens: 56"):
-        assert words in page.text
-    keys = page.all("svg", **{"class": "stage"})[0]["data-slices"].split()
-    crops = [crop for crops in volume_trace.crops for crop in crops]
-    shown = [*keys, *(image["data-image"] for image in page.all("img"))]
-    for key, image in zip(shown, [*slices, *crops], strict=True):
-        assert np.array_equal(page.pixels(key), np.asarray(image))
+def boxes_of(reply):
+    return [piece for piece in reply["pieces"] if not isinstance(piece, str)]
+
+
+def test_a_page_knows_where_each_box_and_its_crops_lie(volume_trace, slices):
+    more = {"truth": "A", "correct": True, "iou_first": 0.25, "iou_best": 0.4321, "family": "where"}
+    truth = {"truth_boxes": [["liver", [10, 8, 2, 26, 24, 4]], ["far", [90, 90, 0, 99, 99, 1]]]}
+    shown = Page(trace_html([line_of(volume_trace, **more, **truth)], [slices]))
+    (row,), (reply,) = shown.rows, shown.replies
+    assert (row["question"], row["truth"], row["dimension"]) == ("Where is it?", "A", "3d")
+    assert (row["family"], row["options"]) == ("where", [["A", "left"], ["B", "right"]])
+    assert (reply["choice"], reply["right"], reply["iou"]) == ("A", True, 0.25)
+    assert "injected tokens: 56" in reply["facts"] and "best IoU: 0.432" in reply["facts"]
+    texts = [piece if isinstance(piece, str) else piece["words"] for piece in reply["pieces"]]
+    assert "<|box_start|>".join(texts).count("[") == 3 and texts[0] == "<think>It lies at "
+    first, outside, second = boxes_of(reply)
+    assert [box["number"] for box in (first, outside, second)] == [1, 2, 3]
+    assert first["place"] == {"from": 2, "to": 5, "at": [10, 8, 16, 16], "cut": [10, 8, 16, 16]}
+    assert outside["place"] is None and (outside["status"], outside["crops"]) == ("outside", 0)
+    assert (second["place"]["from"], second["place"]["to"], second["crops"]) == (4, 8, 4)
+    assert reply["truths"] == [["liver", {**first["place"], "to": 4}]]
+    stored = shown.slices(reply)
+    for one, image in zip(stored, slices, strict=True):
+        assert one.mode == "L" and np.array_equal(one.convert("RGB"), image)
+    for box, crops in ((first, volume_trace.crops[0]), (second, volume_trace.crops[2])):
+        x, y, width, height = box["place"]["cut"]
+        cut = [stored[z].crop((x, y, x + width, y + height)) for z in range(*_span(box))]
+        assert all(map(np.array_equal, [one.convert("RGB") for one in cut], crops))
+
+
+def _span(box):
+    return box["place"]["from"], box["place"]["to"]
+
+
+def test_a_small_box_is_drawn_as_written_and_its_crop_as_cut(slices, tokenizer):
+    box = "<|box_start|>[5,6,2,6,8,3]<|box_end|>"
+    line = {"id": "x", "text": box, "dimension": "3d"}
+    sizes = [list(crop.size) for crop in crop_region(slices, Box3D(5, 6, 2, 6, 8, 3))]
+    pointing = {"text": box, "box": [5, 6, 2, 6, 8, 3], "status": "injected", "crops": sizes}
+    (reply,) = Page(trace_html([line | {"pointings": [pointing]}], [slices])).replies
+    (piece,) = boxes_of(reply)
+    assert piece["place"]["at"] == [5, 6, 1, 2] and piece["place"]["cut"][2:] == [4, 4]
 
 
 def test_results_of_infer_and_evaluate_show_their_images(volume_trace, image_trace, slices):
-    """A line keeps no images: they are given, and the crops are cut again. Each is kept once."""
-    traces, images = [volume_trace, image_trace], [slices, slices[:1]]
-    lines = [line_of(trace) for trace in traces]
-    html = trace_html(lines, images)
+    """A line keeps no images: they are given. Each is kept once, however many replies share it."""
+    traces, images = [volume_trace, image_trace, image_trace], [slices, slices[:1], slices[:1]]
+    html = trace_html([line_of(trace) for trace in traces], images)
     assert html == trace_html(traces, images)
-    evaluated = [
-        line | {"prediction": line["choice"], "truth": "A", "correct": True} for line in lines
+    shown = Page(html)
+    assert len(shown.data["images"]) == 8 and len(shown.rows) == 3
+    assert shown.replies[1]["slices"] == shown.replies[0]["slices"][:1]
+    evaluated = [line_of(one, prediction=one.choice, truth="A", correct=True) for one in traces]
+    assert Page(trace_html(evaluated, images)).data["images"] == shown.data["images"]
+    judged = [line_of(one, truth="A") for one in traces]
+    assert [one["right"] for one in Page(trace_html(judged, images)).replies] == [
+        True,
+        False,
+        False,
     ]
-    page = Page(trace_html(evaluated, images))
-    assert page.images == Page(html).images and len(page.all("svg", **{"class": "stage"})) == 2
-    assert "chosen, right" in page.text and "✗ chosen" in page.text
-    assert "No images" in Page(trace_html([volume_trace])).text
+    assert [one["right"] for one in shown.replies] == [None] * 3
+    (bare,) = Page(trace_html([volume_trace])).replies
+    assert bare["slices"] == [] and [box["crops"] for box in boxes_of(bare)] == [3, 0, 4]
+
+
+def test_runs_stand_side_by_side(volume_trace, image_trace, slices):
+    a, b = line_of(volume_trace), line_of(image_trace)
+    failed = {"id": a["id"], "error": {"message": "scan.nii: expected a file"}}
+    shown = TracePage()
+    for run, line in (("one", failed), ("one", b), ("one", b), ("two", a), ("two", b)):
+        shown.add(line, run=run)
+    shown.add(b | {"question": "Another one?"}, run="two")
+    data = Page(shown.html()).data
+    assert data["runs"] == ["one", "two"]
+    assert [list(row["replies"]) for row in data["rows"]] == [["0", "1"], ["0", "1"], ["0"], ["1"]]
+    first = data["rows"][0]
+    assert first["question"] == a["question"] and first["replies"]["0"]["error"].startswith("scan")
+    assert data["rows"][-1]["question"] == "Another one?"
+
+
+def test_a_page_that_is_full_says_so(volume_trace, image_trace, slices, monkeypatch):
+    monkeypatch.setattr(page, "MAX_BYTES", 1 << 20)
+    noise = np.random.default_rng(0).integers(0, 256, (9, 400, 400), np.uint8)
+    shown = TracePage()
+    for line, images in (({"text": "x"}, noise), (volume_trace, slices), (image_trace, slices[:1])):
+        shown.add(line, images)
+    data = Page(shown.html())
+    assert [len(reply["slices"]) for reply in data.replies] == [0, 8, 1]
+    assert data.data["notice"] == shown.notice
+    assert shown.notice.startswith("Replies shown without images: 1 (") and "1 MB" in shown.notice
+
+
+def test_a_hundred_replies_about_volumes_are_a_small_file(volume_trace):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 8, 64, 64), np.uint8)
+    line = {"id": "x", "text": volume_trace.text, "question": "Where is it?"}
+    html = trace_html([line] * 100, list(noise))
+    assert len(html) < 5_000_000, "noise, which PNG cannot compress"
+    assert len(trace_html([line] * 100, [noise[0]] * 100)) < 150_000, "one volume for all"
 
 
 def test_original_images_follow_with_the_frame_and_other_images_are_refused(image_trace, slices):
     original = [image.resize((96, 80)) for image in slices[:1]]
-    empty = ProcessorFrame(8, 1, 48 * 40, 48 * 40)
-    assert Page(trace_html([image_trace], frame=empty)).all("svg", viewbox="0 0 48 40")
+    frame = ProcessorFrame(8, 1, 48 * 40, 48 * 40)
+    assert Page(trace_html([image_trace], frame=frame)).replies[0]["size"] == [48, 40]
     small = [slices[0].resize((20, 20))]
     for trace, images in ((image_trace, original), (line_of(image_trace), small)):
         with pytest.raises(RequestError, match=r"crops were cut.*as the processor shows them"):
@@ -112,41 +182,57 @@ HOSTILE = (
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_nothing_that_others_wrote_becomes_markup(slices, words):
-    names = ("id", "question", "choice", "stop", "truth", "error", "answer")
+    names = "id question choice stop truth error answer family dimension patient".split()
     box = "<|box_start|>[1,2,9,9]<|box_end|>"
     line = dict.fromkeys(names, words) | {"options": {words: words}, "text": words + box + words}
+    line |= {"truth_boxes": [[words, [1, 2, 9, 9]]]}
     line["pointings"] = [{"text": box, "box": [1, 2, 9, 9], "status": words, "crops": []}]
-    html = trace_html([line, line], [slices[:1]] * 2, title=words)
+    shown = TracePage(words)
+    shown.add(line, slices[:1], run=words)
+    shown.add(line, slices[:1], run=words)
+    html = shown.html()
     html.encode("utf-8")
-    page = Page(html)
-    assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
-    assert len(page.scripts) == 2 and not page.all("img") and len(page.all("article")) == 2
+    shown, plain = Page(html), Page(trace_html([{}]))
+    tags = [tag for tag, _ in shown.elements]
+    assert tags == [tag for tag, _ in plain.elements], "the data adds no element"
+    assert [a for _, a in shown.elements[5:]] == [a for _, a in plain.elements[5:]]
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x1b]", html)
-    assert words in page.text or not words.isprintable()
+    everything = json.dumps(shown.data, ensure_ascii=False)
+    assert not re.search(r"[\u202a-\u202e\u2066-\u2069\x00\x1b]|\\u00[01]", everything)
+    if words.isprintable():
+        (row, _) = shown.rows
+        reply = row["replies"]["0"]
+        assert row["options"] == [[words, words]] and shown.data["runs"] == [words]
+        assert {row[name] for name in "id question dimension family truth".split()} == {words}
+        assert {reply["choice"], reply["error"], reply["pieces"][0]} == {words}
+        assert boxes_of(reply)[0]["status"] == reply["truths"][0][0] == words
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(volume_trace, slices):
     html = trace_html([volume_trace], [slices])
-    page = Page(html)
-    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
-    digest = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+    shown = Page(html)
+    policy = shown.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    digest = base64.b64encode(hashlib.sha256(shown.scripts[-1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
-    assert "unsafe" not in policy and "://" not in html
-    assert not [a for _, a in page.elements if "style" in a]
+    assert "unsafe" not in policy and "://" not in html and "innerHTML" not in html
+    assert not [a for _, a in shown.elements if "style" in a or "src" in a or "href" in a]
 
 
 def test_a_line_that_is_no_result_says_so(slices, tmp_path):
     lines = [
         {},
         {"id": "lost", "error": "scan.nii: expected a file"},
-        {"text": "nothing else", "seconds": float("nan")},
+        {"text": "nothing else", "seconds": float("nan"), "iou_first": float("inf")},
         {"id": "broken", "text": "x", "pointings": [3]},
         {"text": "x", "pointings": [{"text": "x", "box": [1e400, 0, 1, 1]}]},
+        {"text": "x", "truth_boxes": [["liver", [1, 2]]]},
         {"text": "x", "options": ["A"], "own_tokens": "many"},
     ]
-    page = Page(trace_html(lines, [slices] * 6, path=tmp_path / "page.html"))
-    assert (tmp_path / "page.html").stat().st_size and len(page.all("article")) == 6
-    assert page.text.count("this line is no result") == 3 and "expected a file" in page.text
+    shown = Page(trace_html(lines, [slices] * 7, path=tmp_path / "page.html"))
+    assert (tmp_path / "page.html").stat().st_size and len(shown.rows) == 7
+    errors = [reply["error"] for reply in shown.replies]
+    assert sum("this line is no result" in error for error in errors) == 4
+    assert errors[1] == "scan.nii: expected a file" and shown.replies[2]["iou"] == 1
     for wrong in (lambda: trace_html([]), lambda: trace_html(lines, [slices])):
         with pytest.raises(RequestError, match="images for each reply"):
             wrong()

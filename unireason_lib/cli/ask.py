@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain
 from typing import Any
 
 import typer
@@ -151,25 +151,36 @@ def _ask_benchmark(given: Any) -> None:
     ask(questions, given.out, checkpoint, control=given.control, **asking)
 
 
-@with_options("results! out id root limit", limit=20)
+@with_options("results! out id root limit", limit=200)
 def trace(given: Any) -> None:
-    """Show results as one self-contained HTML page: images, boxes, crops and text."""
-    from unireason_lib.display import trace_html
+    """Show results as one self-contained HTML page: images, boxes, crops and text, with filters.
+    Of several files the replies to each question stand side by side."""
+    from unireason_lib.display import TracePage
     from unireason_lib.evaluation import shown_results
     from unireason_lib.inference import read_results
+    from unireason_lib.io import write_whole
 
-    wanted = (x for x in read_results(given.results) if not given.id or x["id"] in given.id)
-    lines = list(islice(wanted, given.limit))
-    if not lines:
+    files = {path: {one["id"]: one for one in read_results(path)} for path in given.results}
+    known = dict.fromkeys(chain.from_iterable(files.values()))
+    wanted = [one for one in known if not given.id or one in given.id]
+    if not wanted:
         do, found = "check the ids", given.id or "none"
-        raise RequestError(given.results, "at least one result", found, do)
-    show, pairs = shown_results(given.results, given.root), []
-    for line in lines:
-        try:
-            pairs.append((line, None) if "error" in line else show(line))
-        except (UniReasonError, OSError, LookupError, TypeError, AttributeError) as problem:
-            typer.echo(f"{line['id']}: shown without images. {problem}", err=True)
-            pairs.append((line, None))
-    out = given.out or given.results.with_suffix(".html")
-    trace_html(*zip(*pairs, strict=True), path=out, title=given.results.name)
-    typer.echo(f"{out}: {len(lines)} {'replies' if lines[1:] else 'reply'}")
+        raise RequestError(given.results[0], "at least one result", found, do)
+    names = {path.stem: path for path in files}
+    names = names if len(names) == len(files) else {str(path): path for path in files}
+    page = TracePage(" and ".join(path.name for path in files))
+    for run, path in names.items():
+        show, lines = shown_results(path, given.root), files[path]
+        for line in (lines[one] for one in wanted[: given.limit] if one in lines):
+            try:
+                page.add(*((line,) if "error" in line else show(line)), run=run)
+            except (UniReasonError, OSError, LookupError, TypeError, AttributeError) as problem:
+                typer.echo(f"{line['id']}: shown without images. {problem}", err=True)
+                page.add(line, run=run)
+    out = given.out or given.results[0].with_suffix(".html")
+    write_whole(out, page.html())
+    size, count = out.stat().st_size / 1000, len(wanted[: given.limit])
+    more = f" of {len(wanted)}; --limit sets how many" if count < len(wanted) else ""
+    typer.echo(f"{out}: {size:,.0f} kB, {count} {'replies' if count > 1 else 'reply'}{more}")
+    if page.notice:
+        typer.echo(f"{page.notice} --limit and --id choose fewer replies.", err=True)

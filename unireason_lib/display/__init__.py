@@ -2,12 +2,13 @@
 
 from .figures import pipeline_figure, plot_intervals, plot_lines
 from .images import show_images, show_record, show_slices, show_trace
-from .replies import trace_html
+from .page import TracePage, trace_html
 from .tokens import token_owners, token_strip
 from .viewer import SliceViewer
 
 __all__ = [
     "SliceViewer",
+    "TracePage",
     "pipeline_figure",
     "plot_intervals",
     "plot_lines",

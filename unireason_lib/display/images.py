@@ -144,7 +144,7 @@ def _text(reply: Reply) -> str:
         lines.append(f"{letter}. {option}{' ✓' * right}{' ← chosen' * chosen}")
     for piece in reply.pieces:
         if not isinstance(piece, str):
-            fetched = f"+{len(piece.crops)} crops" if piece.crops else piece.status
+            fetched = f"+{piece.fetched} crops" if piece.fetched else piece.status
             piece = f"[box {piece.number or ''}: {piece.text} {fetched}]"
         words += piece
     return "\n".join([*lines, "", words, "", reply.facts or reply.error])

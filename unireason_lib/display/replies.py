@@ -1,36 +1,28 @@
-"""The one renderer of replies, traces or lines of results: a web page that needs nothing else.
+"""A reply as it is shown: its text with the boxes where they stand, their crops, its answer.
 
-The page loads nothing (its own content security policy forbids it), images are inside and kept once
-however often they are shown, and everything that a model or a data set wrote is escaped by Jinja.
-Lines of ``infer`` and ``evaluate`` keep no images; crops are cut again from the images given. A
-line is untrusted: nonsense in it becomes a reply with an error, and never raises here.
+A reply is read from a trace or from a line of results. Lines of ``infer`` and ``evaluate`` keep no
+images; crops are cut again from the images given. A line is untrusted: nonsense in it becomes a
+reply with an error, and never raises here.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from unireason_lib.boxes import BOX_END, BOX_START, Box
 from unireason_lib.dataset.schema import box_of
-from unireason_lib.display.figures import BOX_COLORS, arrays_of, clean, flat, need
+from unireason_lib.display.figures import arrays_of, need
 from unireason_lib.errors import RequestError
-from unireason_lib.imaging.crops import crop_region, slice_range
-from unireason_lib.io import write_whole
+from unireason_lib.imaging.crops import crop_region
 
 FACTS = {"stop": "stop", "own_tokens": "generated tokens", "injected_tokens": "injected tokens"}
-FACTS |= {"prompt_tokens": "prompt tokens", "seconds": "seconds", "iou_best": "best IoU"}
+FACTS |= {"prompt_tokens": "prompt tokens", "seconds": "seconds"}
+FACTS |= {"iou_first": "IoU of the first box", "iou_best": "best IoU"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Mention:
     box: Box | None  # None when malformed
     number: int  # 1, 2, ... among the well-formed boxes; 0 when malformed
     status: str  # see `unireason_lib.grounding.Pointing`
-    sizes: list  # of its crops (width, height)
+    fetched: int  # number of its crops
     crops: Sequence[Image.Image] = ()  # as far as they are known
 
 
@@ -52,9 +44,14 @@ class Reply:
     id: str = ""
     question: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    dimension: str = ""
+    family: str = ""
     pieces: Sequence[str | Mention] = ()  # the text, with its boxes where they stand
-    choice: str = ""
+    choice: str = ""  # letter, or the words of an open answer
     truth: str = ""
+    right: bool | None = None  # None: the truth is unknown
+    iou: float | None = None  # of the first box
+    truth_boxes: Sequence[tuple[str, Box]] = ()  # (name, box) of what the right answer rests on
     error: str = ""
     facts: str = ""  # one line
     images: Sequence[Image.Image] = ()  # on which its boxes lie; none when they are not known
@@ -103,91 +100,29 @@ def _read(line: Mapping[str, Any], crops: Sequence[Any], images: Sequence[Image.
             found = f"others, first of {len(images)}: {images[0].size}"
             need(same, f"images of {line.get('id')}", f"those its crops were cut from: {do}", found)
             kept = cut
-        pieces += [before, Mention(words, box, number if box else 0, status, sizes, kept)]
+        pieces += [
+            before,
+            Mention(words, box, number if box else 0, status, len(sizes or kept), kept),
+        ]
     error, known = line.get("error", ""), [name for name in FACTS if name in line]
+    options = {str(letter): str(text) for letter, text in line.get("options", {}).items()}
+    answers = ("choice", "prediction", *(() if options else ("answer",)))
+    choice = str(next((line[name] for name in answers if name in line), ""))
+    truth, first = str(line.get("truth", "")), line.get("iou_first")
     return Reply(
-        id=str(line.get("id", "")),
-        question=str(line.get("question", "")),
-        options={str(letter): str(text) for letter, text in line.get("options", {}).items()},
+        **{name: str(line.get(name, "")) for name in ("id", "question", "dimension", "family")},
+        options=options,
         pieces=[piece for piece in (*pieces, rest) if piece],
-        choice=str(line.get("choice", line.get("prediction", ""))),
-        truth=str(line.get("truth", "")),
+        choice=choice,
+        truth=truth,
+        right=bool(line.get("correct", choice == truth)) if truth else None,
+        iou=None if first is None else min(max(float(first), 0.0), 1.0),
+        truth_boxes=[(str(name), box_of(box)) for name, box in line.get("truth_boxes", ())],
         error=str(error["message"] if isinstance(error, Mapping) else error),
-        facts=" · ".join(f"{FACTS[name]}: {line[name]}" for name in known),
+        facts=" · ".join(f"{FACTS[name]}: {_short(line[name])}" for name in known),
         images=images,
     )
 
 
-def trace_html(
-    traces: Sequence[Any],
-    images: Sequence[Any] | None = None,
-    *,
-    frame: Any = None,
-    path: str | Path | None = None,
-    title: str = "Grounded replies",
-) -> str:
-    """A page that replays replies (traces, or lines of results with the right letter in ``truth``),
-    written to ``path`` as well. ``images`` of each reply and ``frame`` are those of
-    :func:`read_reply`; a reply with None is shown as text.
-
-    A :class:`RequestError` for no replies, other numbers of replies and of images, or images from
-    which a reply's crops were not cut.
-    """
-    images = [None] * len(traces) if images is None else images
-    expected = "replies, and images for each reply"
-    need(traces and len(images) == len(traces), "page", expected, (len(traces), len(images)))
-    replies = [read_reply(one, own, frame) for one, own in zip(traces, images, strict=True)]
-    here, store = files("unireason_lib.display"), {}
-    stages = [_stage(reply, store) if reply.images else None for reply in replies]
-    layout = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    loader = PackageLoader("unireason_lib", "display")
-    environment = Environment(loader=loader, autoescape=True, finalize=_clean, **layout)
-    colors = "".join(f".b{i}{{--box:{color}}}" for i, color in enumerate(BOX_COLORS))
-    page = environment.get_template("page.html.jinja").render(
-        shown=list(zip(replies, stages, strict=True)),
-        title=title,
-        style=Markup(here.joinpath("page.css").read_text("utf-8") + colors),
-        script=Markup(here.joinpath("page.js").read_text("utf-8")),
-        hash=_hash,
-        colors=len(BOX_COLORS),
-        keep=lambda image: _keep(image, store),
-        store=store,
-    )
-    if path is not None:
-        write_whole(path, page)
-    return page
-
-
-def _stage(reply: Reply, store: dict[str, str]) -> dict[str, Any]:
-    """The slices, and where on them the boxes lie; edges of pixels are whole numbers here."""
-    (width, height), boxes = reply.images[0].size, []
-    tag = max(width, height) * 0.05  # side of the square with a box's number
-    for mention in reply.mentions:
-        box = flat(mention.box).clip(width, height)
-        span = slice_range(mention.box, len(reply.images))
-        if span and not box.is_empty:
-            x = box.x1 if mention.number % 2 else box.x2 - tag  # two on one place stay apart
-            numbers = (box.x1, box.y1, box.width, box.height, x, box.y1, tag)
-            boxes.append({"mention": mention, "span": span, "at": [f"{n:g}" for n in numbers]})
-    span = boxes[0]["span"] if boxes else range(len(reply.images))
-    slices = [_keep(image, store) for image in reply.images]
-    first = span[(len(span) - 1) // 2]
-    return {"width": width, "height": height, "slices": slices, "first": first, "boxes": boxes}
-
-
-def _clean(value: Any) -> Any:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _keep(image: Image.Image, store: dict[str, str]) -> str:
-    """Store an image once, as PNG; the key is made from its pixels."""
-    key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:20]
-    if key not in store:
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        store[key] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return key
-
-
-def _hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
