@@ -8,9 +8,9 @@
 # - fine-tune a model on slices and volumes, stop and resume the run, and judge it by the replies that it generates itself;
 # - compare answers, boxes and reasoning before and after training, with intervals and with baselines that never look at an image.
 #
-# **Time** about 20 minutes on 2 CPU cores, nearly all in one cell that can be stopped and resumed; for a 7B model hours on GPUs (profile
-# `gpu`, notebook 08). **Needs** no other notebook: the base model ships in `data/tiny-base`, the data set is built on first use.
-# **Synthetic**: all patients are CT-like torso phantoms. *Not for clinical use.*
+# **Time** about 20 minutes on 2 CPU cores, nearly all in one cell that can be stopped and resumed; hours on GPUs for a 7B model (profile `gpu`).
+# **Needs** no other notebook: the base model ships in `data/tiny-base`, the data set is built on first use. **Synthetic**: all patients are CT-like
+# torso phantoms. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685).
 
@@ -44,43 +44,35 @@ from unireason_lib.notebooks import check_versions
 print(check_versions())
 
 # %%
-import hashlib
-import json
 import tempfile
+import warnings
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import display as show
 
 from unireason_lib import __version__, display
 from unireason_lib.config import load_profile
 from unireason_lib.dataset.build import phantom_set
 from unireason_lib.evaluation import as_table, compare, evaluate, open_benchmark, summary
 from unireason_lib.grounding import Settings, load_profile_model
-from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import Checkpoint, model_identity, read_results
-from unireason_lib.notebooks import project_root, publish
+from unireason_lib.notebooks import project_root, publish, short_hash
 from unireason_lib.training import callbacks, checkpoints, data, encoding, sft
 
 display.pipeline_figure("SFT")
 
-
 # %% [markdown]
 # ## 1 · Two stages, and the data of the first
 #
-# **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates
-# replies itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT
-# comes first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters,
-# boxes and the form of a reply, and has never seen a patient. The data set is that of notebook 01, larger, and split by patient.
+# **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates replies
+# itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT comes first.
+# The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters, boxes and the
+# form of a reply, and has never seen a patient. The data set is that of notebook 01, larger, and split by patient.
 
 # %%
-def short_hash(*parts):
-    """Eight digits that change when anything in the parts does."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=4).hexdigest()
-
-
 root, held = project_root(), {"m3d_root": M3D_ROOT or None}
 changes = [f"sft.seed={SEED}", *([f"grounding.components={COMPONENTS}"] if COMPONENTS != "full" else [])]
 counts = {"records_2d": RECORDS_2D, "records_3d": RECORDS_3D}
@@ -88,36 +80,36 @@ changes += [f"sft_data.{name}={count}" for name, count in counts.items() if coun
 profile = load_profile(PROFILE, "\n".join([OVERRIDES, *changes]))
 ours, wanted = profile.grounding, profile.sft_data
 base, processor = load_profile_model(profile.model, root, BASE or profile.model.base)
-base_path, tokenizer, frame = base.name_or_path, processor.tokenizer, ProcessorFrame.from_processor(processor)
+encoder, tokenizer, base_path = encoding.Encoder(processor), processor.tokenizer, base.name_or_path
+frame = encoder.frame
 patients = wanted.patients_2d, wanted.patients_3d
 made_of = short_hash(patients, profile.dataset.model_dump(), asdict(frame), __version__)
 folder = data.data_folder(DATA) if DATA else root / "runs" / "data" / f"phantoms-{PROFILE}-{made_of}"
 if not DATA:  # a finished set is taken as it is, and a stopped build goes on
     phantom_set(folder, *patients, frame, profile.dataset, workers=2)
-if PROFILE == "smoke":
-    print("Profile smoke: a few steps on a handful of patients. All of this runs; the figures mean nothing.")
 
 # %%
-everything, images = data.training_records(folder, seed=SEED, **held), data.images_from(folder, **held)
 limits = {"2d": wanted.records_2d, "3d": wanted.records_3d}
-records = data.training_records(folder, limits, seed=SEED, **held)
+records, images = data.training_records(folder, limits, seed=SEED, **held), data.images_from(folder, **held)
 validation = data.training_records(folder, split="val", seed=SEED, **held)
 validation = callbacks.balanced(validation, ours.free_running_questions)
-examples = {}  # dimension -> a record with boxes, about a lesion if there is one
-for record in sorted(everything[:500], key=lambda one: one.family == "lesion analysis"):
-    examples |= {record.dimension: record} if record.boxes else {}
-flat, deep = examples[min(examples)], examples[max(examples)]
 print(f"{len(records):,} records to learn from, {len(validation)} of validation patients")
+ranked = sorted(records[:500], key=lambda one: (len(one.boxes) > 0, one.family == "lesion analysis"))
+examples = {one.dimension: one for one in ranked}  # the last of each dimension: about a lesion if possible
+flat, deep = examples[min(examples)], examples[max(examples)]
 display.show_record(deep, images(deep))
 
 
 # %% [markdown]
-# One training record about a volume: its slices, and the reply that the model learns to write, with the true box.
+# One training record: its slices, and the reply that the model learns to write, with the true box.
 #
 # ## 2 · Which tokens carry the loss
 #
-# A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text, and the token `<|im_end|>` that
-# ends the turn: they carry loss. The question, the injected crops with their delimiters and the line break after the turn are given: they do not.
+# A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text, and the token `<|im_end|>` that ends the
+# turn: they carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given: they do
+# not. We write that down by hand; the library uses marks in the chat template, and must agree on every token.
+#
+# > **Predict first.** The strip below is of a question about one slice. Which fraction of the tokens carries loss if it is about a volume?
 
 # %%
 def encode_by_hand(messages):
@@ -142,13 +134,8 @@ def encode_by_hand(messages):
 messages = {d: encoding.conversation(one, images(one), ours.components, frame) for d, one in examples.items()}
 display.token_strip(encode_by_hand(messages[flat.dimension]), tokenizer)
 
-# %% [markdown]
-# Blue tokens carry loss. The library finds them in another way, from marks in the chat template; both must agree on every token.
-#
-# > **Predict first.** Which fraction of the tokens of the volume above carries loss?
-
 # %%
-encoded = {d: encoding.Encoder(processor)(one) for d, one in messages.items()}
+encoded = {d: encoder(one) for d, one in messages.items()}
 for d, one in encoded.items():
     by_hand = encode_by_hand(messages[d])
     assert np.array_equal(one.ids, by_hand.ids) and np.array_equal(one.loss_mask, by_hand.loss_mask)
@@ -163,9 +150,8 @@ display.token_strip(encoded[deep.dimension], tokenizer)
 #
 # $$\mathcal L(\theta) = -\,\frac{\sum_{t} m_t \, \log p_\theta(y_t \mid y_{<t},\, v)}{\sum_{t} m_t} ,$$
 #
-# where the output at position $t - 1$ predicts token $t$. The tokens before $t$ are those of the **written** reply, also where the model would
-# have chosen others (*teacher forcing*). In a batch both sums run over all of its conversations.
-#
+# where the output at position $t - 1$ predicts token $t$. The tokens before $t$ are those of the **written** reply, also where the model would have
+# chosen others (*teacher forcing*). In a batch both sums run over all of its conversations.
 # > **Predict first.** Which tokens does the base predict worst: words, boxes, or the letter of the answer?
 
 # %%
@@ -178,8 +164,8 @@ def token_losses(model, batch):
     return targets[kept], -log_p.gather(1, targets[kept][:, None])[:, 0]
 
 
-batch = encoding.Collator(processor)([encoded[flat.dimension]])
-batch = {name: value.to(base.device) for name, value in batch.items()}
+batch = encoding.Collator(processor)([encoded[flat.dimension]]).items()
+batch = {name: value.to(base.device) for name, value in batch}
 targets, losses = token_losses(base, batch)
 torch.testing.assert_close(losses.mean(), base(**batch).loss.float(), rtol=1e-3, atol=1e-3)
 
@@ -187,125 +173,98 @@ torch.testing.assert_close(losses.mean(), base(**batch).loss.float(), rtol=1e-3,
 words = np.array([tokenizer.decode([token]).strip() for token in targets])
 kinds = np.where(np.cumsum((words == "<|box_start|>") * 1 - (words == "<|box_end|>")), "boxes ", "words ")
 kinds[np.flatnonzero(words == "</think>") + 1] = "letter"
-nats = pd.Series(losses.tolist(), name="loss, nats")
-palette = dict(zip(("words ", "boxes ", "letter"), display.figures.LINE_COLORS, strict=False))
+nats = pd.Series(losses.tolist())
 figure = display.figures.AltFigure(9, 2.4, "Loss of each generated token of one reply under the base")
 axes = figure.subplots()
-axes.bar(nats.index, nats, color=[palette[kind] for kind in kinds])
+for kind, color in zip(("words ", "boxes ", "letter"), display.figures.LINE_COLORS, strict=False):
+    axes.bar(nats.index[kinds == kind], nats[kinds == kind], color=color)
 axes.set_xticks(nats.index, words, rotation=90, fontsize=6)
-axes.set(
-    title="-log p in nats; blue: words, orange: boxes, green: letter of the answer", xlim=(-1, len(words))
-)
+axes.set(title="-log p in nats (blue: words, orange: boxes, green: letter)", xlim=(-1, len(words)))
 print(nats.groupby(kinds).agg(["count", "mean", "sum"]).round(2))
 figure
 
 # %% [markdown]
-# The highest bars are the tokens from which this record teaches most. The letter that decides the answer is one token among many, so a loss that
-# is nearly down says little about the accuracy.
+# The highest bars are the tokens from which this record teaches most. The letter that decides the answer is one token among many, so a loss that is
+# nearly down says little about the accuracy.
 #
 # ## 4 · What is trained
 #
-# As in the paper, the vision tower and the merger (the projector to the language model) stay frozen; so the trainer computes their features
-# once for each image.
+# As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. **Aside: LoRA.** Training a 7B model in full needs
+# several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
+#
+# $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
+#
+# $B$ starts at zero, so the first loss is that of the base. One step of the real trainer (`train_sft`, on TRL's `SFTTrainer`) with $r = 8$ thus checks
+# two numbers: the count of trained parameters, and our loss by hand.
 
 # %%
-vision = sum(p.numel() for name, p in base.named_parameters() if ".visual." in name)
 trained, frozen = sft.freeze(base, ours.freeze_vision)
 token_losses(base, batch)[1].mean().backward()
-assert frozen == vision * ours.freeze_vision
+assert frozen == base.model.visual.num_parameters() * ours.freeze_vision
 assert all((p.grad is not None) == p.requires_grad for p in base.parameters())
-print(f"{trained:,} parameters have a gradient; the {frozen:,} frozen ones have none")
-
-# %% [markdown]
-# **Aside: LoRA.** A 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update,
-#
-# $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} ,$$
-#
-# with $r\,(d_\text{in} + d_\text{out})$ parameters. $B$ starts at zero, so the first loss is that of the base. One step of the real trainer
-# (`train_sft`, on TRL's `SFTTrainer`) with $r = 8$ thus checks two numbers: the count of trained parameters, and our loss by hand.
-
-# %%
+layers = [m for m in base.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
 small = "grounding.sft_lora_r=8, sft.max_steps=1, sft.logging_steps=1, sft.bf16=False"
 one_step = load_profile(PROFILE, "\n".join([OVERRIDES, *changes, small]))
-layers = [m for m in base.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
-with tempfile.TemporaryDirectory() as scratch:
+with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(action="ignore"):
     sft.train_sft(base, processor, [flat], images, scratch, one_step)
-    (line,) = callbacks.read_log(Path(scratch) / "log.jsonl")
+    (line,) = callbacks.read_log(f"{scratch}/log.jsonl")
 adapters = sum(p.numel() for p in base.parameters() if p.requires_grad)
 assert adapters == sum(8 * (m.in_features + m.out_features) for m in layers)
 assert abs(line["loss"] - losses.mean()) < (1e-3 if base.dtype == torch.float32 else 2e-2)
-print(f"LoRA trains {adapters:,} parameters. Loss: trainer {line['loss']:.4f}, by hand {losses.mean():.4f}")
-
+print(f"{trained:,} parameters learn, {adapters:,} with LoRA; {frozen:,} are frozen")
+print(f"loss of the first step: trainer {line['loss']:.4f}, by hand {losses.mean():.4f}")
 
 # %% [markdown]
 # ## 5 · Training
 #
-# The loss assumes the written reply; a user gives none. So from time to time questions about **validation** patients are asked *free-running*: the
-# model generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell takes a finished run as it
-# is and resumes a stopped one; otherwise it trains. *Interrupt kernel* saves a checkpoint first. (A 7B model is trained by
-# `python -m unireason_lib sft` under `accelerate launch`; give the folder of its run as `RUN`.)
-#
-# > **Predict first.** When the loss has come down by 80 % of its way, how much of its final accuracy has the model reached?
+# The loss assumes the written reply; a user gives none. So from time to time questions about **validation** patients are asked *free-running*: the model
+# generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell takes a finished run as it is and
+# resumes a stopped one; otherwise it trains. *Interrupt kernel* saves a checkpoint first. (A 7B model is trained by `python -m unireason_lib sft`
+# under `accelerate launch`; give the folder of its run as `RUN`.)
+# > **Predict first.** Which curve is the last to rise: tokens predicted with the reply given, free-running boxes, or free-running answers?
 
 # %%
-class Progress(callbacks.FreeRunning):
-    """Free-running tests that also print their result."""
-
-    def measure(self, model, processor):
-        result = super().measure(model, processor)
-        print({d: f"accuracy {part['accuracy']:.0%}" for d, part in result.items()}, flush=True)
-        return result
-
-
 settings, rounds = checkpoints.run_settings(profile, "sft"), profile.generation.max_rounds
 decides = short_hash(settings, [(one.id, one.reply) for one in records], model_identity(base_path))
 out = root / "runs" / "sft" / (RUN or f"{PROFILE}-{ours.components.replace(' ', '-')}-seed{SEED}-{decides}")
 how = Settings(profile.generation.max_new_tokens, rounds * encoding.injects(ours.components))
 print(f"{out.relative_to(root)}:", "finished before" if (out / "model").is_dir() else "trains now")
 base, _ = load_profile_model(profile.model, root, base_path)
-tests = Progress(validation, ours.free_running_steps, images, how, ours.keep_best)
+tests = callbacks.FreeRunning(validation, ours.free_running_steps, images, how, ours.keep_best, print)
 tuned_path = sft.train_sft(base, processor, records, images, out, profile, callbacks=[tests])
 
 # %%
 log, free = (callbacks.read_log(out / "log.jsonl", key) for key in ("loss", "free_running"))
-began, chance = log[0]["loss"], np.mean([1 / len(one.options) for one in validation])
-curves = {"loss, of its first value": [(one["step"], one["loss"] / began) for one in log]}
+curves = {"loss, of its first value": [(one["step"], one["loss"] / log[0]["loss"]) for one in log]}
 curves |= {"tokens predicted, reply given": [(one["step"], one["mean_token_accuracy"]) for one in log]}
-for d, key in ((d, key) for key in ("accuracy", "iou") for d in free[-1]["free_running"]):
-    points = [(one["step"], one["free_running"][d][key]) for one in free]
-    curves |= {f"{d.upper()} {key}, free-running": points} if points[-1][1] is not None else {}
-low = next(one["step"] for one in log if began - one["loss"] >= 0.8 * (began - log[-1]["loss"]))
-print(
-    f"The loss had 80 % of its way behind it after step {low}. Accuracy on {len(validation)} validation questions:"
-)
-for one in (next((one for one in free if one["step"] >= low), free[-1]), free[-1]):
-    print(f"step {one['step']}:", {d: f"{part['accuracy']:.0%}" for d, part in one["free_running"].items()})
+for key, label in {"accuracy": "accuracy, free-running", "iou": "IoU, free-running"}.items():
+    for d in free[-1]["free_running"]:
+        points = [(one["step"], one["free_running"][d][key]) for one in free]
+        curves |= {f"{d.upper()} {label}": points} if points[-1][1] is not None else {}
+print("at the end:", {name: round(points[-1][1], 2) for name, points in curves.items()})
+chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Only the free-running curves say what a user gets. The printed lines compare the first test after the loss was nearly down with the last; with few
-# questions they are noisy, so a larger test follows.
+# Only the free-running curves say what a user gets. These tests have few questions and are noisy, so a larger one follows.
 #
 # ## 6 · Before and after, and the shipped model
 #
-# Base, this run, and the model that the profile ships, which was trained longer or otherwise (README), are asked the same questions about patients of
-# the **test** split. Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
-# *Format compliance*: one thought, readable boxes, then an option. *Rationale-answer consistency*: of the replies whose reasoning names an option,
-# the proportion that answers with the one named last; such a reply can still be wrong. Intervals are 95 %, over patients.
+# The base, this run, and the model that the profile ships (trained longer or otherwise, see the README) answer the same questions about patients of the
+# **test** split. Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
+# *Format compliance*: one thought, readable boxes, then an option. *Rationale-answer consistency*: of the replies whose reasoning names an option, the
+# proportion that answers with the one named last; such a reply can still be wrong. Intervals are 95 %, over patients.
 
 # %%
-more = (
-    held
-    if DATA
-    else {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}
-)
+size, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
+more = held if DATA else {"size": size, "prior_studies": prior_studies}
 test = open_benchmark(str(folder) if DATA else "phantom", limit=ours.test_questions, frame=frame, **more)
-adapted, shipped = (tuned_path / "adapter_config.json").is_file(), profile.model.path
-paths = {"base": (base_path,), "this run": (base_path, str(tuned_path)) if adapted else (str(tuned_path),)}
-paths["shipped"] = str(root / shipped if (root / shipped).is_dir() else shipped), profile.model.adapter
+shipped = root / profile.model.path  # a folder of the project, else a hub id
+paths = {"base": base_path, "this run": str(checkpoints.whole_checkpoint(tuned_path))}
+paths["shipped"] = str(shipped) if shipped.is_dir() else profile.model.path
 device, lines, tables = None if profile.model.device == "auto" else profile.model.device, {}, {}
 for name, path in paths.items():
-    model = Checkpoint(*path, dtype=profile.model.dtype, device=device)
+    model = Checkpoint(path, dtype=profile.model.dtype, device=device)
     file = out / f"test-{short_hash(dict(test.identity), asdict(how), model.identity())}.jsonl"
     evaluate(test, file, model, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
     lines[name] = {line["id"]: line for line in read_results(file)}
@@ -321,21 +280,19 @@ def measured(name, measure, label, scale=100):
 
 
 percent = {"question-only baseline": measured("base", "question_only", "accuracy")}
-rows = {"accuracy": "accuracy", "format": "format", "followed": "consistency"}
 for name in tables:
-    percent[name] = {row: x for key, label in rows.items() for row, x in measured(name, key, label).items()}
+    percent[name] = measured(name, "accuracy", "accuracy") | measured(name, "format", "format")
+    percent[name] |= measured(name, "followed", "consistency")
 for a, b in (("base", "this run"), ("this run", "shipped")):
     for d, before in tables[a].groupby("dimension"):
-        print(
-            f"{d.upper()}, {b} against {a}: {compare(before, tables[b][tables[b]['dimension'] == d]).text()}"
-        )
+        print(f"{d.upper()}, {b} against {a}: {compare(before, tables[b].query('dimension == @d')).text()}")
 chance = 100 * np.mean([1 / len(item.options) for item in test])
 display.plot_intervals(percent, f"% of {len(test)} questions", reference=("chance (accuracy)", chance))
 
 # %% [markdown]
-# Where the printed interval of a difference contains 0, this test cannot tell the two models apart. A model uses the images where the interval of
-# its accuracy lies above that of the question-only baseline. The boxes have a floor, too: the *average box*, the mean box of the same structure
-# in the other patients, placed without looking.
+# Where the printed interval of a difference contains 0, this test cannot tell the two models apart. A model uses the images where the interval of its
+# accuracy lies above that of the question-only baseline. The boxes have a floor, too: the *average box*, the mean box of the same structure in the
+# other patients, placed without looking.
 
 # %%
 overlap = {"average box (floor)": measured("base", "iou_average_box", "IoU", 1)}
@@ -349,64 +306,44 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 # %% [markdown]
 # ## 7 · Replies, right and wrong
 #
-# The first replies are not chosen by their outcome: they are about the first lesion in 2D and in 3D. The comments are computed.
+# The first replies are not chosen by their outcome: they are about the first lesion in 2D and in 3D, by the base and by this run. The last one is the
+# first wrong answer of this run. The comments are computed; notebook 06 sorts all wrong answers by what went wrong.
+
 
 # %%
 def comment(row):
     """Whether a reply is right, how well its boxes fit, and whether the answer follows from the reasoning."""
-    text = f"Right: {row['truth']}." if row["correct"] else f"Wrong: {row['prediction']}, not {row['truth']}."
+    chosen = row["prediction"] if pd.notna(row["prediction"]) else "no option"
+    text = f"Right: {chosen}." if row["correct"] else f"Wrong: {chosen}, not {row['truth']}."
     text += f" IoU with the true boxes: {row['iou_all']:.2f}." if pd.notna(row["iou_all"]) else ""
     follows = {1.0: "The answer follows", 0.0: "The answer does not follow"}.get(row["followed"])
     return f"{text} {follows} from the reasoning." if follows else f"{text} The reasoning names no option."
 
 
-def show_reply(name, item):
-    """A reply of a model; its comment is printed above."""
-    print(f"{name}, {item.dimension.upper()}. {comment(tables[name].set_index('id').loc[item.id])}")
-    return display.show_trace(lines[name][item.id], item.load(), frame=frame)
-
-
-by_interest = sorted(test, key=lambda item: item.family == "lesion analysis", reverse=True)
-shown = {d: next(item for item in by_interest if item.dimension == d) for d in {i.dimension for i in test}}
-show_reply("base", shown[min(shown)])
-
-# %%
-show_reply("this run", shown[min(shown)])
-
-# %%
-show_reply("this run", shown[max(shown)])
-
-# %% [markdown]
-# **Where wrong answers come from.** Each wrong reply of this run is counted at the first step that failed; below the table is the first of them.
-
-# %%
 wrong = tables["this run"].query("correct == 0")
-steps = {
-    "format broken": wrong["format"] != 1,
-    "answer does not follow from the reasoning": wrong["followed"] == 0,
-}
-steps["box beside the structure, IoU below 0.5"] = wrong["iou_all"] < 0.5
-step = np.select(list(steps.values()), list(steps), "box right or not scored, conclusion wrong")
-print(pd.crosstab(pd.Series(step, wrong.index, name="first step that failed"), wrong["dimension"]))
-show_reply("this run", next((item for item in test if item.id in set(wrong["id"])), shown[max(shown)]))
+consistent = (wrong["followed"] == 1).sum()
+print(f"this run: {len(wrong)} of {len(test)} answers are wrong; {consistent} follow from their reasoning")
+lesions_first = sorted(test, key=lambda item: item.family != "lesion analysis")
+shown = [next(i for i in lesions_first if i.dimension == d) for d in sorted({i.dimension for i in test})]
+replies = [(name, item) for item in shown for name in ("base", "this run")]
+replies += [("this run", item) for item in test if item.id in set(wrong["id"])][:1]
+for name, item in replies:
+    print(f"{name}, {item.dimension.upper()}. {comment(tables[name].set_index('id').loc[item.id])}")
+    show(display.show_trace(lines[name][item.id], item.load(), frame=frame))
 
 # %% [markdown]
 # ## Check yourself
 
 # %%
 assert all(tokenizer.decode(one.ids[one.loss_mask]).endswith("<|im_end|>") for one in encoded.values())
-assert json.loads((out / "settings.json").read_text())["settings"] == settings
-assert free[-1]["step"] >= log[-1]["step"], "the last test is of the finished model"
+assert free[-1]["step"] >= log[-1]["step"], "the last free-running test is of the finished model"
+assert not set(records.rows["patient"]) & {one.patient for one in (*validation, *test) if one.patient}
 if PROFILE != "smoke" and (OVERRIDES, changes, BASE, DATA) == ("", ["sft.seed=0"], "", ""):
     assert percent["this run"]["2D accuracy"][0] > percent["base"]["2D accuracy"][0]
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
-#
-# 1. Put the injected tokens into the loss by mistake and train some steps on one record. How does the reported loss compare with that of the right
-#    mask, and what has the model learnt?
+# ## Exercises ([solutions](solutions/04_sft.py))
+# 1. Put the injected tokens into the loss by mistake and train some steps on one record with many crops. How does the reported loss compare, and why?
 # 2. Give the model the written reasoning up to `</think>`. How often is the next token the right letter? Compare with the free-running accuracy.
-# 3. In a batch, the loss is a mean over all tokens. By how much does the longest reply weigh more than the shortest? What if replies weighed alike?
-#
-# Solutions: [`solutions/04_sft.py`](solutions/04_sft.py).
+# 3. The loss is a mean over all tokens of a batch. By how much does the longest reply weigh more than the shortest? What if replies weighed alike?
