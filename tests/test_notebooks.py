@@ -187,3 +187,9 @@ def test_versions_are_compared_with_what_is_declared(monkeypatch):
     with pytest.raises(UniReasonError, match=r"trl<1: 1.*no-such-package>=3: nothing") as caught:
         notebooks.check_versions()
     assert "gone" not in str(caught.value)
+
+
+def test_a_short_hash_names_a_run_by_everything_that_decides_it():
+    one = notebooks.short_hash({"a": 1, "b": (2,)}, "x")
+    assert one == notebooks.short_hash({"b": [2], "a": 1}, "x") and len(one) == 8
+    assert one != notebooks.short_hash({"a": 1, "b": (3,)}, "x") != notebooks.short_hash("x")

@@ -8,6 +8,7 @@ results, the check that committed outputs belong to the committed code, and the 
 
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
@@ -49,6 +50,12 @@ def project_root(start: str | Path = ".") -> Path:
             return folder
     do = "work inside the cloned repository"
     raise UniReasonError("project folder", "a checkout", "none", do)
+
+
+def short_hash(*parts: Any) -> str:
+    """Eight digits that change when anything in the parts (of JSON) does: names of runs."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def check_versions() -> str:

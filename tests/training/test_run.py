@@ -289,12 +289,15 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, fami
 def test_free_running_replies_are_judged_logged_and_leave_the_run_as_it_is(run, study, tmp_path):
     questions = balanced(study.records, 4)
     assert [one.dimension for one in questions] == ["2d"] * 2 + ["3d"] * 2
-    tests = [FreeRunning(questions, 2, study.images, SHORT)]
+    said: list[str] = []
+    tests = [FreeRunning(questions, 2, study.images, SHORT, say=said.append)]
     for folder, callbacks in (("tested", tests), ("untested", [])):
         run(folder, callbacks=callbacks, sft__gradient_checkpointing=True, sft__max_steps=3, **LORA)
     assert losses(tmp_path / "tested") == losses(tmp_path / "untested")
     lines = read_log(tmp_path / "tested" / "log.jsonl", "free_running")
     assert [line["step"] for line in lines] == [2, 3]  # and after the last step
+    accuracy = [f"{lines[0]['free_running'][d]['accuracy']:.0%}" for d in ("2d", "3d")]
+    assert said[0] == "step 2: 2d accuracy {}, 3d accuracy {}".format(*accuracy) and len(said) == 2
     for part in lines[0]["free_running"].values():
         assert part["n"] == 2 and part["failed"] == 0 and 0 <= part["accuracy"] <= 1
         assert {"iou", "format", "followed"} <= part.keys()

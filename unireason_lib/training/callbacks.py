@@ -67,7 +67,8 @@ class FreeRunning(TrainerCallback):
     the true boxes; None without any), ``format`` and ``followed`` (proportions of compliant
     replies, and of rationales that the answer follows from). With ``best``, a dimension, the run
     ends with the weights of the test in which that had its highest accuracy (the first of equal
-    ones). Not under FSDP, whose sharded weights cannot generate in one process.
+    ones). ``say`` gets a line about each test. Not under FSDP, whose sharded weights cannot
+    generate in one process.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class FreeRunning(TrainerCallback):
         images: Callable[[Record], Sequence[Any]],
         settings: Settings,
         best: str | None = None,
+        say: Callable[[str], object] | None = None,
     ) -> None:
         self.items = [record_item(record, images) for record in questions]
-        self.every, self.settings, self.best = every, settings, best
+        self.every, self.settings, self.best, self.say = every, settings, best, say
         if best and (sharding() or best not in {item.dimension for item in self.items}):
             expected = f"questions in {best}, and weights that are not sharded"
             found, do = f"{len(self.items)} questions, {sharding()}", "set grounding.keep_best=null"
@@ -99,6 +101,9 @@ class FreeRunning(TrainerCallback):
                         save_model(kwargs["model"], str(log.with_name("best.partial")))
                         log.with_name("best.partial").replace(log.with_name(BEST))
                 append_lines(log, [{"step": state.global_step, "free_running": found}])
+                if self.say:
+                    parts = [f"{d} accuracy {part['accuracy']:.0%}" for d, part in found.items()]
+                    self.say(f"step {state.global_step}: {', '.join(parts)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the best weights, if they were kept."""

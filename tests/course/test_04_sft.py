@@ -1,0 +1,136 @@
+"""The functions of notebook 04 as they are written there, and its solutions."""
+
+import ast
+import importlib.util
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from unireason_lib.config import load_profile
+from unireason_lib.dataset.build import phantom_set
+from unireason_lib.evaluation import as_table, summary
+from unireason_lib.grounding import load_model
+from unireason_lib.training import encoding
+from unireason_lib.training.data import images_from, training_records
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NAME = "04_sft.py"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_model):
+    """A few records of slices and volumes, and what gives their images."""
+    frame = encoding.Encoder(tiny_model[1]).frame
+    folder = tmp_path_factory.mktemp("data") / "set"
+    phantom_set(folder, 12, 6, frame, load_profile("smoke").dataset)
+    records = list(training_records(folder))
+    return SimpleNamespace(
+        records=records,
+        images=images_from(folder),
+        boxed={one.dimension: one for one in records if one.boxes},
+    )
+
+
+@pytest.fixture(scope="module")
+def functions(tiny_model):
+    """The functions of the notebook, over the objects that its cells would have made."""
+    processor = tiny_model[1]
+    names = {"np": np, "pd": pd, "processor": processor, "tokenizer": processor.tokenizer}
+    names |= {"frame": encoding.Encoder(processor).frame, "encoding": encoding, "summary": summary}
+    tree = ast.parse((NOTEBOOKS / NAME).read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    exec(compile(tree, NAME, "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def solutions():
+    spec = importlib.util.spec_from_file_location("solutions_04", NOTEBOOKS / "solutions" / NAME)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("components", encoding.COMPONENTS)
+def test_the_mask_by_hand_is_that_of_the_library(functions, study, tiny_model, components):
+    encoder, frame = encoding.Encoder(tiny_model[1]), functions["frame"]
+    assert set(study.boxed) == {"2d", "3d"}
+    for record in study.boxed.values():
+        messages = encoding.conversation(record, study.images(record), components, frame)
+        by_hand, one = functions["encode_by_hand"](messages), encoder(messages)
+        assert np.array_equal(by_hand.ids, one.ids)
+        assert np.array_equal(by_hand.loss_mask, one.loss_mask) and 0 < by_hand.loss_mask.mean() < 1
+
+
+def test_the_mean_of_the_losses_is_the_loss_of_the_model(functions, study, tiny_model):
+    model, processor = tiny_model
+    one, other = (
+        encoding.Encoder(processor)(encoding.conversation(record, study.images(record)))
+        for record in study.boxed.values()
+    )
+    batch = encoding.Collator(processor)([one, other])
+    with torch.no_grad():
+        tokens, losses = functions["token_losses"](model, batch)
+        torch.testing.assert_close(losses.mean(), model(**batch).loss, rtol=1e-4, atol=1e-4)
+    assert tokens.tolist() == [*one.ids[one.loss_mask], *other.ids[other.loss_mask]]
+
+
+def line(number, **more):
+    """A line of results of an imagined patient, with an answer that follows from its reasoning."""
+    values = {"id": f"q{number}", "patient": f"p{number}", "dimension": "2d", "family": "f"}
+    values |= {"options": {"A": "liver", "B": "spleen"}, "truth": "A", "prediction": "A"}
+    values |= {"text": "<think>It is the liver.</think>A. liver", "correct": True}
+    return values | {"in_format": True, "kind": "k", "iou_all": 0.5} | more
+
+
+def test_comments_say_what_is_wrong(functions):
+    wrong = {"prediction": "B", "correct": False}
+    lines = [line(0), line(1, **wrong), line(2, text="<think>Hm.</think>B. spleen", **wrong)]
+    lines.append(line(3, prediction=None, correct=False, text="A thought", iou_all=None))
+    table = as_table(lines)
+    comments = [functions["comment"](row) for _, row in table.iterrows()]
+    assert comments == [
+        "Right: A. IoU with the true boxes: 0.50. The answer follows from the reasoning.",
+        "Wrong: B, not A. IoU with the true boxes: 0.50. The answer does not follow from the reasoning.",
+        "Wrong: B, not A. IoU with the true boxes: 0.50. The reasoning names no option.",
+        "Wrong: no option, not A. The reasoning names no option.",
+    ]
+
+
+def test_intervals_are_by_dimension_and_only_where_a_measure_applies(functions):
+    functions["tables"] = {"a": as_table([line(k, correct=k < 3) for k in range(6)])}
+    ((row, (value, low, high)),) = functions["measured"]("a", "accuracy", "accuracy").items()
+    assert row == "2D accuracy" and value == 50 and 0 < low < 50 < high < 100
+    assert functions["measured"]("a", "iou_average_box", "IoU", 1) == {}
+
+
+def test_the_solutions_run(solutions, study, tiny_model, tiny_checkpoint):
+    model, processor = tiny_model
+    record = study.boxed["3d"]
+    both = solutions.train_with_both_masks(
+        lambda: load_model(tiny_checkpoint, device="cpu")[0], processor, record, study.images, 2
+    )
+    assert len(both) == 2 and all(map(math.isfinite, sum(both.values(), ())))
+    records = list(study.boxed.values())
+    assert solutions.accuracy_of_letters(model, processor, records, study.images) in (0, 0.5, 1)
+    encoder = encoding.Encoder(processor)
+    two = [encoder(encoding.conversation(record, study.images(record))) for record in records]
+    first, second = solutions.weights(two)
+    counts = [one.loss_mask.sum() for one in two]
+    assert first + second == pytest.approx(1) and first / second == pytest.approx(
+        counts[0] / counts[1]
+    )
+    assert solutions.weights(two, alike=True) == [0.5, 0.5]
+
+
+def test_the_form_of_the_course():
+    text = (NOTEBOOKS / NAME).read_text(encoding="utf-8")
+    assert text.count("\n") <= 350 and text.count("# %%") <= 45
+    assert text.count("**Predict first") >= 2 and "## Check yourself" in text
+    links = ("colab.research.google.com", "arxiv.org/abs/2606.11740", "arxiv.org/abs/2106.09685")
+    assert all(link in text for link in (*links, f"solutions/{NAME}"))
