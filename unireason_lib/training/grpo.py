@@ -251,8 +251,8 @@ def grpo_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> GroundedGRPOTrainer:
-    """The trainer of :func:`train_grpo`, for who looks at its steps one by one. ``rewards``: reward
-    functions of TRL with their weights, one of them named ``answer``; None: those of the profile."""
+    """The trainer of :func:`train_grpo`, to look at its steps one by one. ``rewards``: TRL's reward
+    functions with their weights, one of them named ``answer``; None: those of the profile."""
     out, grounding = Path(out), profile.grounding
     rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight)
     freeze(model, grounding.freeze_vision)
