@@ -197,7 +197,7 @@ print(
     f"{mask.sum()} of {batch['completion_mask'].sum()} tokens count; {by_hand:.6f} by hand, {by_trainer:.6f} by TRL"
 )
 assert abs(by_hand - by_trainer) < (1e-4 if model.dtype == torch.float32 else 0.1)
-print("first step:", {name: trainer.state.log_history[0][name] for name in ("loss", "grad_norm")})
+print("first step:", {name: round(trainer.state.log_history[0][name], 3) for name in ("loss", "grad_norm")})
 for i in (A.argmax(), A.argmin()):
     ratio, name = (new[i] - old[i]).exp()[mask[i] > 0], f"A = {A[i]:+.2f}"
     clipped = (ratio > 1 + epsilon) if A[i] > 0 else (ratio < 1 - epsilon)
