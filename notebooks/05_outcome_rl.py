@@ -197,7 +197,7 @@ print(
     f"{mask.sum()} of {batch['completion_mask'].sum()} tokens count; {by_hand:.6f} by hand, {by_trainer:.6f} by TRL"
 )
 assert abs(by_hand - by_trainer) < (1e-4 if model.dtype == torch.float32 else 0.1)
-print("first step:", {name: round(trainer.state.log_history[0][name], 3) for name in ("loss", "grad_norm")})
+print("first step:", {k: round(abs(trainer.state.log_history[0][k]), 3) for k in ("loss", "grad_norm")})
 for i in (A.argmax(), A.argmin()):
     ratio, name = (new[i] - old[i]).exp()[mask[i] > 0], f"A = {A[i]:+.2f}"
     clipped = (ratio > 1 + epsilon) if A[i] > 0 else (ratio < 1 - epsilon)
@@ -246,7 +246,7 @@ display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if cours
 # Both have the same start, questions, seed and rewards; the second has 30 times the learning rate, and few steps.
 
 # %%
-KEYS = ["reward", "answer_2d", "answer_3d", "rewards/format/mean"]
+KEYS = {"answer 2D": "answer_2d", "answer 3D": "answer_3d", "format": "rewards/format/mean"}
 rate, steps = 30 * profile.grpo.learning_rate, 2 if PROFILE == "smoke" else 10
 runs = {"30 times the rate": {"grpo.learning_rate": rate, "grpo.max_steps": steps}} if course else {}
 records, curves, identity = questions(), {}, inference.model_identity(start)
@@ -256,13 +256,13 @@ for name, changes in {**runs, "the run": {}}.items():
     out = root / "runs" / "rl" / (RUN or f"{PROFILE}-seed{SEED}-{short_hash(decides)}")
     grpo.train_grpo(load_start()[0], processor, records, images, out, settings)
     log = pd.DataFrame(callbacks.read_log(out / "log.jsonl", "reward")).set_index("step")
-    for key in KEYS if name == "the run" else KEYS[:1]:
-        smooth = log[key].astype(float).dropna().rolling(5, 1).mean()
+    for part, key in {"reward": "reward", **(KEYS if name == "the run" else {})}.items():
+        smooth = log[key].astype(float).dropna().rolling(3, 1).mean()
         if len(smooth):
-            curves[f"{name}: {key}"] = list(smooth.items())
-            print(f"{name}: {key} {smooth.iloc[0]:.2f} at first, {smooth.iloc[-1]:.2f} at the end")
+            curves[f"{name}: {part}"] = list(smooth.items())
+            print(f"{name}: {part} {smooth.iloc[0]:.2f} at first, {smooth.iloc[-1]:.2f} at the end")
 print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].describe().loc[["mean", "max"]])
-display.plot_lines(curves, "step", "mean of the sampled replies (five steps)")
+display.plot_lines(curves, "step", "mean of the sampled replies (three steps)")
 
 # %% [markdown]
 # In a healthy run the reward of answers rises, the format stays, and KL and zero-variance groups (`frac_reward_zero_std`) grow slowly. In
