@@ -43,7 +43,6 @@ _TYPES: dict[str, Any] = {  # of settings whose value in laptop.yaml does not te
     **dict.fromkeys("records_2d records_3d sft_lora_r grpo_lora_r".split(), int | None),
     **dict.fromkeys("rollout_batch_size generation_batch_size".split(), int | None),
     "bf16": bool | None,
-    "grpo_start_epochs": float | None,
     "quantization": Literal["4bit"] | None,
     "dtype": Literal["auto", "float32", "bfloat16", "float16"],
     "components": Literal["full", "no regions", "no boxes", "answer"],

@@ -79,7 +79,7 @@ def generations(monkeypatch):
 
     def watched(self, inputs):
         output = plain(self, inputs)
-        seen.append(SimpleNamespace(trainer=self, traces=self._traces, output={**output}))
+        seen.append(SimpleNamespace(trainer=self, traces=self.traces, output={**output}))
         return output
 
     monkeypatch.setattr(GroundedGRPOTrainer, "_generate_and_score_completions", watched)

@@ -16,7 +16,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from errno import ENOENT
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -93,7 +93,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         self.records, self.images, self.out = records, images, out
         self.grounding = profile.grounding
         self.tools = self._standalone_tools = [crop_region]  # only the generator calls it
-        self._traces: list[Trace] = []
+        self.traces: list[Trace] = []  # replies of the last generation, groups in order
         self._forbidden: list[int] = []
         self._unusable: set[int] = set()
         self._client: Client | None = None
@@ -115,22 +115,22 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     # What TRL asks for of the replies that were just sampled.
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]:
-        return [list(trace.prompt_ids) for trace in self._traces], None, {}
+        return [list(trace.prompt_ids) for trace in self.traces], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        tokens = [list(trace.token_ids) for trace in self._traces]
-        return tokens, [list(trace.logprobs) for trace in self._traces]
+        tokens = [list(trace.token_ids) for trace in self.traces]
+        return tokens, [list(trace.logprobs) for trace in self.traces]
 
     def _tool_call_loop(self, prompts, prompt_ids, tokens, completions, logprobs, *_):
-        completions = [[{"role": "assistant", "content": trace.text}] for trace in self._traces]
-        statuses = [p.status for trace in self._traces for p in trace.pointings]
+        completions = [[{"role": "assistant", "content": trace.text}] for trace in self.traces]
+        statuses = [p.status for trace in self.traces for p in trace.pointings]
         failures = len(statuses) - statuses.count("injected")
         # images of the prompt too: only for a tool's images TRL marks image tokens by their id
         images = [
             [*trace.request.images, *(crop for p in trace.pointings for crop in p.crops)]
-            for trace in self._traces
+            for trace in self.traces
         ]
-        masks = [list(trace.own_mask) for trace in self._traces]
+        masks = [list(trace.own_mask) for trace in self.traces]
         return masks, completions, tokens, logprobs, len(statuses), failures, images
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -145,7 +145,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
         with self._generator() as generator, self.accelerator.autocast():
             self._forbidden = generator.never_written
             questions = [self._open(row, generator, first + k) for k, row in enumerate(rows)]
-            self._traces = generator.generate(
+            self.traces = generator.generate(
                 [request for request, _ in questions],
                 batch_size=grounding.rollout_batch_size,
                 samples=self.num_generations,
@@ -198,7 +198,7 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
     def _record(self, inputs: Sequence[Mapping[str, Any]], seconds: float) -> None:
         """Metrics of the replies of all processes, and their lines of the rollout log."""
         step, names = self.state.global_step, self.reward_func_names
-        lines = gather_object([_line(*one) for one in zip(inputs, self._traces, strict=True)])
+        lines = gather_object([_line(*one) for one in zip(inputs, self.traces, strict=True)])
         # TRL has gathered rewards and advantages of all processes, in the same order
         columns = self._logs["advantages"], *(self._logs["rewards"][name] for name in names)
         for line, advantage, *parts in zip(lines, *columns, strict=True):
@@ -239,6 +239,50 @@ def rollout_metrics(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
+def grpo_trainer(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    images: Images,
+    out: str | Path,
+    profile: Profile,
+    *,
+    rewards: Mapping[Callable[..., list[float]], float] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: bool = False,
+) -> GroundedGRPOTrainer:
+    """The trainer of :func:`train_grpo`, to look at its steps one by one. ``rewards``: TRL's reward
+    functions with their weights, one of them named ``answer``; None: those of the profile."""
+    out, grounding = Path(out), profile.grounding
+    rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight)
+    freeze(model, grounding.freeze_vision)
+    made = GroundedGRPOTrainer(
+        *(records, images, profile, out),
+        model=model,
+        reward_funcs=list(rewards),
+        args=_arguments(profile, out, progress, list(rewards.values())),
+        processing_class=processor,
+        peft_config=lora_config(grounding.grpo_lora_r, model, grounding),
+        callbacks=list(callbacks),
+    )
+    if not progress:
+        made.remove_callback(PrinterCallback)
+    if grounding.feature_cache:
+        cache = FeatureCache(base_model(model))
+        cache.attach(base_model(model))
+        if made.ref_model is not None:
+            cache.attach(made.accelerator.unwrap_model(made.ref_model))
+    return made
+
+
+def _arguments(
+    profile: Profile, out: Path, progress: bool, weights: list[float] | None = None
+) -> GRPOConfig:
+    fixed = {"reward_weights": weights, "vllm_mode": "server"}
+    fixed |= {"disable_dropout": True, "log_multimodal": False}
+    return trainer_arguments(GRPOConfig, profile.grpo, out, progress, **fixed)
+
+
 def train_grpo(
     model: Any,
     processor: Any,
@@ -257,11 +301,8 @@ def train_grpo(
     where the model was. The folder also gets ``rollouts.jsonl`` (every reply) and
     ``left_out.jsonl`` (questions that cannot be asked).
     """
-    out, grounding = Path(out), profile.grounding
-    rewards = reward_functions(grounding.reward_mode, grounding.iou_weight)
-    fixed = {"reward_weights": list(rewards.values()), "vllm_mode": "server"}
-    fixed |= {"disable_dropout": True, "log_multimodal": False}
-    args = trainer_arguments(GRPOConfig, profile.grpo, out, progress, **fixed)
+    out = Path(out)
+    args = _arguments(profile, out, progress)
     # replies are no part of a checkpoint, so a run is resumed at the end of a generation
     passes, replies = args.steps_per_generation, args.per_device_train_batch_size
     if passes % args.gradient_accumulation_steps or replies * passes % args.num_generations:
@@ -274,22 +315,8 @@ def train_grpo(
         raise TrainingError(out, expected, len(records), "give as many as a generation has")
 
     def trainer() -> GroundedGRPOTrainer:
-        freeze(model, grounding.freeze_vision)
-        made = GroundedGRPOTrainer(
-            *(records, images, profile, out),
-            model=model,
-            reward_funcs=list(rewards),
-            args=args,
-            processing_class=processor,
-            peft_config=lora_config(grounding.grpo_lora_r, model, grounding),
-            callbacks=[RunLog(out / LOG), *callbacks],
-        )
-        if grounding.feature_cache:
-            cache = FeatureCache(base_model(model))
-            cache.attach(base_model(model))
-            if made.ref_model is not None:
-                cache.attach(made.accelerator.unwrap_model(made.ref_model))
-        return made
+        how = {"callbacks": [RunLog(out / LOG), *callbacks], "progress": progress}
+        return grpo_trainer(model, processor, records, images, out, profile, **how)
 
     saved = run("grpo", profile, out, model, processor, records, trainer, every)
     key = "frac_reward_zero_std"
