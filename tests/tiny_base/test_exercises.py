@@ -98,6 +98,34 @@ def named_boxes(one):
     return {name: Box2D(*map(int, numbers.split(","))) for name, numbers in found}
 
 
+@pytest.mark.parametrize(
+    "name", ["pairs", "numbers", "relation of boxes", "lengths of boxes", "length of box"]
+)
+def test_numbers_are_worked_out_where_they_stand(name, exercises):
+    """Each statement about a pair of numbers is true, and at least one is in most replies."""
+    true = {
+        "less": lambda a, b: a < b,
+        "greater": lambda a, b: a > b,
+        "to the left": lambda a, b: a < b,
+        "to the right": lambda a, b: a > b,
+        "above": lambda a, b: a < b,
+        "below": lambda a, b: a > b,
+        "difference": lambda a, b, n: n == abs(a - b),
+        "middle": lambda a, b, n: n == (a + b) // 2,
+    }
+    checked = 0
+    for one in exercises[name]:
+        found = re.findall(rf"(\d+) and (\d+): ({'|'.join(true)})(?: (\d+))?", one.reply)
+        for a, b, word, *numbers in found:
+            assert true[word](int(a), int(b), *(int(n) for n in numbers if n)), one.reply
+        if name == "numbers":
+            found = re.findall(r"(\d+) and (\d+): (\d+)", one.reply)
+            best = max if "greatest" in one.question else min
+            assert all(best(int(a), int(b)) == int(n) for a, b, n in found)
+        checked += bool(found)
+    assert checked > len(exercises[name]) / 2 > 5
+
+
 @pytest.mark.parametrize("name", ["relation", "relation of boxes"])
 def test_relations_follow_from_the_boxes(name, exercises):
     """Both edges of an axis lie on the same side: two numbers are compared, none are added."""

@@ -189,14 +189,19 @@ def numbers(rng: random.Random) -> Exercise:
     return _choose(rng, (), question, [str(n) for n in answers], thought=thought)
 
 
-_PAIRS: dict[str, Callable[[int, int], str | int]] = {
+_PAIRS: dict[str, Callable[[int, int], str]] = {
     "less or greater": lambda a, b: "less" if a < b else "greater",
     "left or right": lambda a, b: "to the left" if a < b else "to the right",
     "above or below": lambda a, b: "above" if a < b else "below",
-    "difference": lambda a, b: abs(a - b),
-    "middle": lambda a, b: (a + b) // 2,
+    "difference": lambda a, b: f"difference {abs(a - b)}",
+    "middle": lambda a, b: f"middle {(a + b) // 2}",
 }
 """What is asked of pairs of numbers, and the answer."""
+
+
+def _worked(what: str, a: float, b: float) -> str:
+    """The answer about two numbers, directly behind them: what is far apart is not learnt."""
+    return f"{a:.0f} and {b:.0f}: {_PAIRS[what](int(a), int(b))}"
 
 
 def pairs(rng: random.Random) -> Exercise:
@@ -207,7 +212,7 @@ def pairs(rng: random.Random) -> Exercise:
         b = rng.choice((rng.randrange(100), a + rng.randint(-9, 9)))
         several += [(a, b)] if a != b and 0 <= b < 100 else []
     question = f"{_capital(what)}? {', '.join(f'{a} and {b}' for a, b in several)}"
-    reply = " ".join(f"{a} and {b}: {_PAIRS[what](a, b)}." for a, b in several)
+    reply = " ".join(f"{_worked(what, a, b)}." for a, b in several)
     return Exercise((), question, reply, answer=reply)
 
 
@@ -277,7 +282,7 @@ def place(rng: random.Random, written: bool = False) -> Exercise:
     """The cell of a grid that holds the middle of a box."""
     scene, about = _subjects(rng, 1)
     ((name, shape),), n, (height, width) = about, rng.choice((2, 3, 4)), scene.pixels.shape
-    x, y = shape.box.center
+    (x1, y1, x2, y2), (x, y) = shape.box.as_tuple(), shape.box.center
     row, column = y / height * n, x / width * n
     if min(row % 1, 1 - row % 1, column % 1, 1 - column % 1) < 0.08:
         raise _Redraw
@@ -288,10 +293,8 @@ def place(rng: random.Random, written: bool = False) -> Exercise:
         texts = ["upper left", "upper right", "lower left", "lower right"]
     if written:
         question = f"The image is {width} pixels wide and {height} pixels tall. {question}"
-    answers, thought = (
-        [texts.pop(int(row) * n + int(column)), *texts],
-        f"Its middle is at {x:.0f} and {y:.0f}.",
-    )
+    answers = [texts.pop(int(row) * n + int(column)), *texts]
+    thought = f"{_worked('middle', x1, x2)}, {_worked('middle', y1, y2)}."
     return _choose(rng, (scene,), question, answers, about, thought, written)
 
 
@@ -306,9 +309,10 @@ def relation(rng: random.Random, written: bool = False) -> Exercise:
     texts = [f"{v} and to the {h}" for v in ("above", "below") for h in ("left", "right")]
     answers = [texts.pop(2 * (steps[2] > 0) + (steps[0] > 0)), *texts]
     question = f"Where is {one}, seen from {other}?"
-    (x, y, *_), (u, v, *_) = (map(int, shape.box.as_tuple()) for _, shape in about)
-    vertical, horizontal = answers[0].split(" and ")
-    thought = f"Left edges at {x} and {u}: {horizontal}. Upper edges at {y} and {v}: {vertical}."
+    across = _worked("left or right", a.box.x1, b.box.x1)
+    thought = (
+        f"Left edges at {across}. Upper edges at {_worked('above or below', a.box.y1, b.box.y1)}."
+    )
     return _choose(rng, (scene,), question, answers, about, thought, written)
 
 
@@ -323,12 +327,13 @@ def lengths(rng: random.Random, written: bool = False) -> Exercise:
     names = [(w, t) for w in (one, other) for t in (one, other)]
     texts = [f"{w} is wider " + ("and taller" if w == t else f"and {t} taller") for w, t in names]
     answers = [texts.pop(2 * (wide < 0) + (tall < 0)), *texts]
-    (w, h), (u, v) = ((int(box.width), int(box.height)) for box in (a.box, b.box))
-    thought = (
-        f"{_capital(one)} is {w} by {h} pixels. {_capital(other)} is {u} by {v} pixels. "
-        f"{w} and {u}: {one if w > u else other} is wider. "
-        f"{h} and {v}: {one if h > v else other} is taller."
-    )
+    thought = ""
+    for name, shape in about:
+        x1, y1, x2, y2 = shape.box.as_tuple()
+        thought += f"{_capital(name)}: {_worked('difference', x1, x2)}, "
+        thought += f"{_worked('difference', y1, y2)}. "
+    thought += f"{a.box.width:.0f} and {b.box.width:.0f}: {one if wide > 0 else other} is wider. "
+    thought += f"{a.box.height:.0f} and {b.box.height:.0f}: {one if tall > 0 else other} is taller."
     question = f"Which is wider and which is taller, {one} or {other}?"
     return _choose(rng, (scene,), question, answers, about, thought, written)
 
@@ -340,7 +345,10 @@ def length(rng: random.Random, written: bool = False) -> Exercise:
     first, last = (int(shape.box.as_tuple()[k]) for k in (at, at + 2))
     true, others = last - first, rng.sample(range(4, 40), 12)
     numbers = (true, *(n for n in others if abs(n - true) > 0.22 * true))
-    answers, thought = [f"about {n} pixels" for n in numbers], f"From {first} to {last}: {true}."
+    answers, thought = (
+        [f"about {n} pixels" for n in numbers],
+        f"{_worked('difference', first, last)}.",
+    )
     return _choose(rng, (scene,), f"How {word} is {name}?", answers, about, thought, written)
 
 

@@ -94,7 +94,7 @@ def replies(
             return_tensors="pt",
         ).to(model.device)
         with torch.inference_mode():
-            written = model.generate(**inputs, max_new_tokens=160, do_sample=False)
+            written = model.generate(**inputs, max_new_tokens=224, do_sample=False)
         written = processor.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :])
         for k, text in zip(part, written, strict=True):
             texts[k] = text.split("<|im_end|>")[0]
