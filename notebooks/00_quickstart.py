@@ -79,8 +79,8 @@ print(f"{profile.model.path}: {type(model).__name__}, {model.num_parameters() / 
 
 
 # %% [markdown]
-# The questions come from a benchmark of **held-out patients**. We take the first question of its kind about an image and the first
-# about a volume, before any reply is generated: the replies below are not selected, and some may be wrong.
+# The questions are about **held-out patients**: the first of its kind about an image, the first about a volume. They were chosen before any
+# reply was generated, so replies may be wrong.
 
 # %%
 def first_question(dimension, family, kind):
@@ -146,8 +146,8 @@ display.show_images([frame.aligned(requests[0].images[0])], [boxes], columns=2)
 # %% [markdown]
 # ## 3 · A volume
 #
-# Checkpoint and call are the same. A volume is a list of axial slices from the feet to the head, with the patient's right on the left of
-# each slice. A box now has six numbers, and it fetches one crop from every slice that it spans.
+# Checkpoint and call are the same. A volume is a list of axial slices from the feet to the head; the patient's right is on the left. A box
+# has six numbers, and fetches one crop from every slice that it spans.
 #
 # > **Predict first.** The model reads tokens, not pixels. How many tokens of a slice fall on the lesion, and how many has its crop?
 
@@ -204,8 +204,7 @@ answers = {trace.choice for _, trace in viewer.traces}
 print("Here the answer", "depends on the region." if len(answers) > 1 else "is the same for all regions.")
 
 # %% [markdown]
-# Only crops of the lesion show its texture; a right answer from the spine is luck, with a chance of one in four. The model never learnt to
-# refuse a region. One patient proves nothing: notebook 06 uses wrong crops for many patients.
+# Only crops of the lesion show its texture; a right answer from the spine is luck. Notebook 06 uses wrong crops for many patients.
 #
 # ## 5 · How often is it right?
 #
@@ -256,11 +255,10 @@ for dimension in ("2D", "3D"):
 #
 # ## 6 · The reply as an animation
 #
-# The README opens with this animation, drawn from the trace alone: the slices scroll, the text of the model appears, each box is drawn
-# when it is written, its crops follow, and the last frame has the answer beside the truth.
+# The README opens with this animation of the trace: slices, the text of the model, each box with its crops, and at last the truth.
 
 # %%
-TEXT, LARGE, INK = ImageFont.load_default(15), ImageFont.load_default(18), "#1f2328"
+TEXT, LARGE, INK = ImageFont.load_default(15), ImageFont.load_default(17), "#1f2328"
 SLICES = [frame.aligned(image) for image in requests[1].images]
 
 
@@ -270,32 +268,35 @@ def draw_frame(z, boxes, text, crops=(), verdict=""):
     viewer.slider.value = z
     canvas = Image.new("RGB", (860, 400), "white")
     canvas.paste(viewer.image(), (0, 0))
+    color = BOX_COLORS[(len(boxes.keys() - {"truth"}) - 1) % 7]
     for n, crop in enumerate(crops[:5]):
-        tile = ImageOps.expand(crop.resize((74, 74), 0), 3, BOX_COLORS[(len(boxes) - 1) % 7])
-        canvas.paste(tile, (415 + 88 * n, 245))
+        canvas.paste(ImageOps.expand(crop.resize((74, 74), 0), 3, color), (415 + 88 * n, 226))
     pen = ImageDraw.Draw(canvas)
+    for x, side in ((6, "R"), (384, "L")):
+        pen.text((x, 190), side, "white", TEXT)
     lines = [line for part in text.split("\n") for line in wrap(part, 60) or [""]]
     pen.multiline_text((415, 6), "\n".join(lines), INK, TEXT)
-    pen.multiline_text((415, 342), verdict, INK, LARGE)
+    pen.multiline_text((415, 394), verdict, INK, LARGE, anchor="ld")
     for n, name in enumerate(boxes):
         pen.text((8, 8 + 18 * n), name, BOX_COLORS[n % 7], TEXT)
     return canvas
 
 
 # %%
-head = "\n".join([item_3d.question, "   ".join(map(". ".join, item_3d.options.items())), "", ""])
+head = "\n".join([item_3d.question, *map(". ".join, item_3d.options.items()), "", ""])
 frames = [(draw_frame(z, {}, head), 150) for z in range(len(SLICES))]
 text, boxes, z, crops = head, {}, len(SLICES) - 1, ()
 for part, pointing in zip_longest(re.split(r"(?<=box_end\|>)", trace_3d.text), trace_3d.pointings):
-    for word in re.sub(r"<[^<>]*>", " ", part or "").split():
-        text += f"{word} "
+    for word in re.findall(r"\s*\S+", re.sub("<.*?>", "", (part or "").replace("</think>", "\n"))):
+        text += word
         frames.append((draw_frame(z, boxes, text, crops), 90))
     if pointing and pointing.crops:
         boxes[f"box {len(boxes) + 1}"] = pointing.box
         for n in range(len(pointing.crops) + 1):
             z, crops = min(pointing.box.z1 + n, pointing.box.z2 - 1), pointing.crops[:n]
             frames.append((draw_frame(z, boxes, text, crops), 450))
-verdict = "\n".join(remarks(item_3d.options, item_3d.answer, trace_3d, structures).split("\n")[:2])
+lines_of_verdict = remarks(item_3d.options, item_3d.answer, trace_3d, {lesion_name: lesion}).splitlines()
+verdict = "\n".join(lines_of_verdict[:4])
 frames.append((draw_frame(z, boxes, text, crops, verdict), 2500))
 frames.append((draw_frame(int(lesion.z1), boxes | {"truth": lesion}, text, crops, verdict), 3500))
 
@@ -307,7 +308,6 @@ palette = images[-1].quantize(160)
 images = [image.quantize(palette=palette, dither=0) for image in images]
 images[0].save(out / "hero.gif", save_all=True, append_images=images[1:], duration=durations, loop=0)
 kib = (out / "hero.gif").stat().st_size / 1024
-print(f"runs/quickstart/hero.gif: {len(images)} frames, {kib:.0f} KiB")
 Shown(filename=out / "hero.gif", alt=f"animation of the reply to: {item_3d.question} {verdict}")
 
 # %% [markdown]
