@@ -40,7 +40,6 @@ import json
 import re
 import shlex
 from contextlib import chdir
-from itertools import zip_longest
 from textwrap import wrap
 
 import nibabel as nib
@@ -289,8 +288,9 @@ def draw_frame(z, boxes, text, crops=(), verdict=""):
 head = "\n".join([item_3d.question, *map(". ".join, item_3d.options.items()), "", ""])
 frames = [(draw_frame(z, {}, head), 150) for z in range(len(SLICES))]
 text, boxes, z, crops = head, {}, len(SLICES) - 1, ()
-for part, pointing in zip_longest(re.split(r"(?<=box_end\|>)", trace_3d.text), trace_3d.pointings):
-    for word in re.findall(r"\s*\S+", re.sub("<.*?>", "", (part or "").replace("</think>", "\n"))):
+pointings = (*trace_3d.pointings, None)
+for part, pointing in zip(re.split(r"(?<=box_end\|>)", trace_3d.text), pointings, strict=False):
+    for word in re.findall(r"\s*\S+", re.sub("<.*?>", "", part.replace("</think>", "\n"))):
         text += word
         frames.append((draw_frame(z, boxes, text, crops), 90))
     if pointing and pointing.crops:
