@@ -50,8 +50,18 @@ def tiles() -> list[Tile]:
     slices = [(one.name.removeprefix(claim), one.comparison.difference) for one in judged]
     verdicts = "; ".join(f"{one.name.removeprefix(claim)}: {one.verdict}" for one in judged)
     return [
-        ("Does the model use the image?", "right answers, %; then with blank images", images, 25),
-        ("Does it use its crops?", "right answers about lesion textures, %", crops, 25),
+        (
+            "Does the model use the image?",
+            "right answers in 2D, with the image against a blank one",
+            images,
+            25,
+        ),
+        (
+            "Does it use its crops?",
+            "right answers about textures, with own against random crops",
+            crops,
+            25,
+        ),
         ("Do slices help with volumes?", f"points in 3D; {verdicts}", slices, 0),
     ]
 
@@ -59,7 +69,7 @@ def tiles() -> list[Tile]:
 def results() -> AltFigure:
     """The three tiles, each with its values and 95 % intervals."""
     made, alt = tiles(), []
-    figure = AltFigure(11, 3.4, "")
+    figure = AltFigure(10, 3.5, "")
     rows = figure.subplots(2, len(made), height_ratios=(1, 1.5))
     for (title, statement, values, reference), text, axes in zip(made, *rows, strict=True):
         sign = "+" if reference == 0 else ""
@@ -67,21 +77,21 @@ def results() -> AltFigure:
         number = number if reference else f"{100 * values[0][1].value:+.1f} points"
         text.set_axis_off()
         text.set(xlim=(0, 1), ylim=(0, 1))
-        text.text(0, 0.9, title, fontsize=12, weight="bold", color=INK)
+        text.text(0, 0.9, title, fontsize=11.5, weight="bold", color=INK)
         text.text(0, 0.5, number, fontsize=19, color=ACTIVE)
-        text.text(0, 0.36, fill(statement, 44), fontsize=8.5, color=MUTED, va="top")
+        text.text(0, 0.36, fill(statement, 36), fontsize=9, color=MUTED, va="top")
         for y, (_, one) in enumerate(values):
             color = LINE_COLORS[0] if y == 0 else INK
             low, value, high = (100 * x for x in (one.low, one.value, one.high))
             axes.plot([low, high], [y, y], "|-", color=color)
             axes.plot(value, y, "o", color=color)
-            style = {"fontsize": 8, "va": "center", "color": color}
+            style = {"fontsize": 8.5, "va": "center", "color": color}
             where = {"transform": axes.get_yaxis_transform()}
             axes.text(1.02, y, one.text(100, sign), **where, **style)
         axes.axvline(reference, color=MUTED, linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(values)), [fill(name, 13) for name, _ in values], fontsize=8)
+        axes.set_yticks(range(len(values)), [fill(name, 13) for name, _ in values])
         axes.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, 100) if reference else None)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8.5)
         axes.spines[["top", "right"]].set_visible(False)
         shown = "; ".join(f"{name} {one.text(100, sign)}" for name, one in values)
         alt.append(f"{title} {statement}: {shown}.")

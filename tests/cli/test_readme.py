@@ -18,7 +18,18 @@ from unireason_lib.inference import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NAMES = {5: "liver", 7: "spleen", 8: "left kidney", 9: "right kidney", 13: "spine"}
+NAMES = {
+    2: "right lung",
+    3: "left lung",
+    4: "heart",
+    6: "stomach",
+    12: "aorta",
+    5: "liver",
+    7: "spleen",
+    8: "left kidney",
+    9: "right kidney",
+    13: "spine",
+}
 NAMES |= {25: "liver lesion", 27: "spleen lesion", 28: "left kidney lesion"}
 
 
@@ -33,7 +44,7 @@ def folder(tmp_path, monkeypatch):
     """A working folder with ``data`` and a folder ``scans`` of volumes with label maps."""
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(ROOT / "data")
-    for k in range(1, 13):
+    for k in (1, 2, 3, 4, 7, 16, 30):  # whose names fall into all three splits
         study = phantom(k, config=PhantomConfig(shape=(8, 64, 64)))
         for name, array in (("images", study.scan.array), ("labels", study.labels)):
             (path := Path("scans", name)).mkdir(parents=True, exist_ok=True)
@@ -53,7 +64,7 @@ def test_five_commands_lead_from_a_folder_of_scans_to_answers(folder):
         done = CliRunner().invoke(app, [*words[3:], *few])
         assert done.exit_code == 0, (words[3], done.output, done.exception)
     lines = list(read_results("runs/mine/test.jsonl"))
-    assert len(lines) >= 2 and {line["dimension"] for line in lines} == {"3d"}
+    assert lines and {line["dimension"] for line in lines} == {"3d"}
     assert len(list(read_results("runs/mine/test.blank.jsonl"))) == len(lines)
     assert "<html" in Path("runs/mine/test.html").read_text(encoding="utf-8")
     assert "boxes_mm" in done.stdout or "answer:" in done.stdout
