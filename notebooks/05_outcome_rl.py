@@ -40,7 +40,7 @@ from unireason_lib.notebooks import check_versions
 print(check_versions())
 
 # %%
-import hashlib
+from dataclasses import asdict
 from functools import partial
 
 import pandas as pd
@@ -50,7 +50,7 @@ from transformers.utils import logging
 from unireason_lib import __version__, display, evaluation, grounding, inference
 from unireason_lib.config import load_profile
 from unireason_lib.dataset import build, rationales
-from unireason_lib.notebooks import project_root, publish
+from unireason_lib.notebooks import project_root, publish, short_hash
 from unireason_lib.training import callbacks, checkpoints, data, grpo, rewards
 
 profile, root = load_profile(PROFILE, OVERRIDES, **{"grpo.seed": SEED}), project_root()
@@ -140,11 +140,6 @@ def log_probabilities(network, batch, forbidden, temperature):
 
 
 # %%
-def short_hash(*parts):
-    """Eight digits that change when anything in the parts does."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
-
-
 def questions(seed=SEED, kinds=profile.grpo_data.kinds):
     """Questions of some kinds (empty: all), as many as the profile says, in the order of a seed."""
     counts = {"2d": profile.grpo_data.records_2d, "3d": profile.grpo_data.records_3d}
@@ -157,7 +152,7 @@ load_start = partial(grounding.load_profile_model, profile.model, root, start)
 model, processor = load_start()
 patients = profile.grpo_data.patients_2d, profile.grpo_data.patients_3d
 frame = grounding.GroundedGenerator(model, processor).frame
-made_of = short_hash(patients, profile.dataset.model_dump(), frame, __version__)
+made_of = short_hash(patients, profile.dataset.model_dump(), asdict(frame), __version__)
 folder = data.data_folder(DATA) if DATA else root / f"runs/data/phantoms-rl-{PROFILE}-{made_of}"
 if not DATA:  # patients far behind those of fine-tuning, who are counted from 0
     build.phantom_set(folder, *patients, frame, profile.dataset, first=200_000, workers=2)
@@ -283,7 +278,7 @@ device = None if profile.model.device == "auto" else profile.model.device
 replies = {"before": start, "after": checkpoints.whole_checkpoint(out / "model")}
 for name, path in replies.items():
     checkpoint = inference.Checkpoint(path, dtype=profile.model.dtype, device=device)
-    file = out / f"test-{name}-{short_hash(how, test.identity)}.jsonl"
+    file = out / f"test-{name}-{short_hash(asdict(how), dict(test.identity))}.jsonl"
     rows = evaluation.read_table(evaluation.evaluate(test, file, checkpoint, **more))
     replies[name] = rows.assign(iou=rows["iou_first"].where(rows["boxes"].str.len() > 0))
 

@@ -138,7 +138,8 @@ def pipeline_figure(active_step: str | None = None) -> AltFigure:
     is filled. Raises RequestError for a step that does not exist."""
     known = {key: number for number, (name, _) in STEPS.items() for key in (number, name)}
     need(active_step is None or active_step in known, "step", f"one of {list(known)}", active_step)
-    alt = f"steps: {', '.join(name for name, _ in STEPS.values())}; here {active_step}"
+    alt = f"steps: {', '.join(name for name, _ in STEPS.values())}"
+    alt += f"; here {active_step}" * bool(active_step)
     figure = AltFigure(WIDTH, 1.35, alt)
     axes = figure.subplots()
     axes.set(xlim=(0.45, len(STEPS) + 0.55), ylim=(-1.05, 0.6))

@@ -1,0 +1,101 @@
+"""The functions of notebook 00 as they are written there, and its solutions."""
+
+import ast
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from unireason_lib import display
+from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.display.figures import BOX_COLORS
+from unireason_lib.evaluation import wilson
+from unireason_lib.grounding import GroundedGenerator
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NAME = "00_quickstart"
+OPTIONS = {"A": "Mottled", "B": "Checkered"}
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """The functions of the notebook, over what its cells would have made."""
+    names = {"np": np, "Image": Image, "ImageDraw": ImageDraw, "ImageOps": ImageOps, "wrap": wrap}
+    names |= {"display": display, "BOX_COLORS": BOX_COLORS, "INK": "black"}
+    names |= {"TEXT": ImageFont.load_default(15), "LARGE": ImageFont.load_default(17)}
+    names["SLICES"] = [Image.new("RGB", (64, 64), (30 * k,) * 3) for k in range(4)]
+    tree = ast.parse((NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    exec(compile(tree, NAME, "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def solutions():
+    spec = importlib.util.spec_from_file_location("s00", NOTEBOOKS / "solutions" / f"{NAME}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class _Trace:
+    choice: str | None
+    boxes: list = field(default_factory=list)
+
+
+def test_iou_by_hand_is_that_of_the_library(functions):
+    draw = np.random.default_rng(0)
+    for kind, n in ((Box2D, 2), (Box3D, 3)):
+        for _ in range(50):
+            low = draw.integers(0, 20, (2, n))
+            a, b = (kind(*one, *(one + draw.integers(1, 15, n))) for one in low)
+            assert functions["iou"](a, b) == pytest.approx(a.iou(b))
+
+
+def test_wilsons_interval_by_hand_is_that_of_the_library(functions):
+    for k, n in ((0, 5), (3, 8), (32, 32), (40, 100)):
+        assert functions["wilson_by_hand"](k, n) == pytest.approx(wilson(k, n), abs=1e-4)
+
+
+def test_remarks_say_what_is_wrong_and_what_is_luck(functions):
+    truth, beside = {"lesion": Box2D(0, 0, 10, 10)}, Box2D(20, 20, 30, 30)
+    remarks = functions["remarks"]
+    wrong = remarks(OPTIONS, "A", _Trace("B", [Box2D(0, 0, 10, 5)]), truth)
+    assert "Checkered (wrong)" in wrong and "IoU 0.50 with the lesion" in wrong
+    assert "no crop" in remarks(OPTIONS, "A", _Trace("A", [beside]), truth)
+    assert "no crop" not in remarks(OPTIONS, "A", _Trace("A", [Box2D(0, 0, 9, 9)]), truth)
+    assert "none (wrong)" in remarks(OPTIONS, "A", _Trace(None), truth)
+
+
+def test_a_frame_of_the_animation_has_slice_crops_and_text(functions):
+    empty = functions["draw_frame"](2, {}, "")
+    boxes = {"box 1": Box3D(5, 5, 1, 20, 20, 4), "truth": Box3D(9, 9, 2, 30, 30, 3)}
+    crop = Image.new("RGB", (12, 9), "white")
+    full = functions["draw_frame"](2, boxes, "Where?\n\n" + 30 * "word ", [crop] * 3, "right")
+    assert empty.size == full.size == (860, 400)
+    changed = np.asarray(empty) != np.asarray(full)
+    assert changed[:, :400].any() and changed[:200, 400:].any() and changed[226:320, 400:].any()
+    assert changed[350:, 400:].any(), "the verdict stands below"
+
+
+def test_the_solutions_run(solutions, tiny_model):
+    few, many = (solutions.questions_for_width(points) for points in (20, 10))
+    assert 3.5 < many / few < 4.5, "four times as many halve the width"
+    generator, short = GroundedGenerator(*tiny_model), {"max_new_tokens": 4, "batch_size": 3}
+    changed, *right = solutions.answers_changed(generator, patients=3, **short)
+    assert 0 <= changed <= 3 and all(0 <= one <= 3 for one in right)
+    follow, both = solutions.boxes_that_follow(generator, patients=3, **short)
+    assert 0 <= follow <= both <= 3
+
+
+def test_the_form_of_the_course():
+    text = (NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8")
+    assert text.count("\n") <= 350 and text.count("# %%") <= 45
+    assert text.count("**Predict first") >= 2 and "## Check yourself" in text
+    links = ("colab.research.google.com", "arxiv.org/abs/2606.11740", f"solutions/{NAME}.py")
+    assert all(link in text for link in links)
