@@ -1,0 +1,350 @@
+# %% [markdown]
+# # 91 · Statistics and protocol of the study
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/91_study_statistics.ipynb)
+#
+# After this notebook you can
+# - compute the standard error of a difference over seeds and patients in closed form, and say what each part of it means;
+# - compare it with a bootstrap, correct p-values for the number of claims, and say what a verdict does and does not mean;
+# - tell which differences a study can detect with a given number of seeds and patients, before it is run.
+#
+# **Time** under a minute on 2 CPU cores. **Needs** no notebook, builds on 07. **Synthetic**: all patients. *Not for clinical use.*
+#
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (the claims); [Error bars for evaluations](https://arxiv.org/abs/2411.00640);
+# [Variance in benchmarks](https://arxiv.org/abs/2103.03098); Searle, Casella and McCulloch, *Variance Components* (1992), chapter 4.
+
+# %% tags=["parameters"]
+PROFILE = "laptop"
+OVERRIDES = ""
+SEED = 0
+GRID = "data/ablations/claims.yaml"  # the study
+STUDY = "data/results/claims"  # its results, without .json and .csv.gz
+PROTOCOL = "data/results/protocol.md"  # what was fixed before the study, and what was changed; empty: none
+
+# %% tags=["setup"]
+# Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../unireason_lib"):
+    address = "https://github.com/unireason-lab/unireason-lab"
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=v0.1.0"]
+    subprocess.run([*clone, address, "unireason-lab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "./unireason-lab"], check=True)
+    os.chdir("unireason-lab/notebooks")
+
+from unireason_lib.notebooks import check_versions
+
+print(check_versions())
+
+# %%
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown, display
+from scipy.stats import t
+
+from unireason_lib.ablation import judge, load_grid
+from unireason_lib.config import load_profile
+from unireason_lib.display import pipeline_figure, plot_intervals, plot_lines
+from unireason_lib.display.figures import LINE_COLORS, AltFigure
+from unireason_lib.evaluation.statistics import holm, power
+from unireason_lib.evaluation.table import read_pooled, select
+from unireason_lib.notebooks import project_root
+
+profile, root = load_profile(PROFILE, OVERRIDES), project_root()
+grid, table = load_grid(root / GRID), read_pooled(root / f"{STUDY}.csv.gz")
+verdicts = judge(grid, table)
+judged = {one.name: one for one in verdicts if one.p is not None and one.claim.value == "correct"}
+pipeline_figure("ablations")
+
+
+# %% [markdown]
+# ## 1 · A crossed design: seeds x patients
+#
+# All models of a claim, one a seed, are asked the same questions about the same patients. For each seed and patient we need one number,
+# the sum of the differences (better minus worse) over the questions about this patient: a table of $S$ rows and $P$ columns.
+
+
+# %%
+def seeds_by_patients(claim):
+    """Sums of differences (seeds, patients), and the number of questions about each patient."""
+    wide = []
+    for side in (claim.worse, claim.better):
+        rows = select(table, side, **claim.where)
+        wide.append(rows.pivot(index="seed", columns=["patient", "id"], values=claim.value))
+    groups = (wide[1] - wide[0]).dropna(how="all").dropna(axis=1).T.groupby(level="patient")
+    return groups.sum().T.to_numpy(), groups.size().to_numpy()
+
+
+name = max(judged, key=lambda name: judged[name].comparison.standard_error)  # the widest interval
+sums, counts = seeds_by_patients(judged[name].claim)
+S, P = sums.shape
+print(f"{name}: {S} seeds, {P} patients, {counts.sum()} questions; points by seed:", end=" ")
+print(np.round(100 * sums.sum(1) / counts.sum(), 1))
+figure = AltFigure(9, 2.0, f"questions won less lost, by seed and patient: {name}")
+axes, by_mean = figure.subplots(), sums[:, np.argsort(sums.mean(0))]
+axes.imshow(by_mean, aspect="auto", cmap="RdBu", interpolation="nearest", vmin=-2, vmax=2)
+axes.set(xlabel="patients, ordered by their mean difference", ylabel="seed", yticks=range(S))
+figure
+
+# %% [markdown]
+# Blue: questions that only the better condition answers; red: only the worse one. A row of another colour than the rest is a seed that
+# differs from the others; columns of one colour are patients on which seeds agree; speckles are the luck of single replies.
+#
+# ## 2 · Variance components, standard error, degrees of freedom
+#
+# With one question a patient, this is a two-way analysis of variance with random effects of seeds, patients and single replies:
+#
+# $$d_{sp} = \Delta + \alpha_s + \beta_p + \varepsilon_{sp}, \qquad
+# \operatorname{Var}(\bar d) = \frac{\sigma_\alpha^2}{S} + \frac{\sigma_\beta^2}{P} + \frac{\sigma_\varepsilon^2}{S P} .$$
+#
+# What can be measured are the variances of the $S$ seed means, of the $P$ patient means, and of the residuals of the cells. Divided
+# by $S$, $P$ and $SP$, they are $V_s$, $V_p$ and $V_\varepsilon$, with
+#
+# $$\mathbb{E} V_s = \frac{\sigma_\alpha^2}{S} + \frac{\sigma_\varepsilon^2}{S P}, \quad
+# \mathbb{E} V_p = \frac{\sigma_\beta^2}{P} + \frac{\sigma_\varepsilon^2}{S P}, \quad
+# \mathbb{E} V_\varepsilon = \frac{\sigma_\varepsilon^2}{S P}
+# \;\Rightarrow\; \widehat{\operatorname{Var}}(\bar d) = V_p + \max(0, V_s - V_\varepsilon) .$$
+#
+# The luck of replies is in both spreads and is counted once; the sum is at least $V_s$, to be cautious. How well it is known, the
+# degrees of freedom, follows from its parts (Satterthwaite 1946):
+#
+# $$\nu = \frac{\widehat{\operatorname{Var}}^2}{V_p^2 / (P - 1) + V_s^2 / (S - 1)}, \qquad
+# \bar d \pm t_{0.975,\,\nu} \sqrt{\widehat{\operatorname{Var}}} .$$
+#
+# > **Predict first.** With few seeds and many patients: are the degrees of freedom nearer to $S - 1$ or to $P - 1$?
+
+
+# %%
+def spreads(sums, counts):
+    """V of the patients, of the seeds and of single replies; patients may have several questions."""
+    (S, P), n = sums.shape, counts.sum()
+    means, value = sums.sum(1) / n, sums.sum() / S / n  # of seeds, of all
+    V_p = P / (P - 1) * ((sums.mean(0) - value * counts) ** 2).sum() / n**2
+    left = sums - sums.mean(0) - np.outer(means - value, counts)
+    V_e = P / (P - 1) * (left**2).sum() / n**2 / (S - 1) / S
+    return V_p, means.var(ddof=1) / S, V_e
+
+
+def closed_form(sums, counts):
+    """Mean difference, its standard error and the degrees of freedom."""
+    S, P = sums.shape
+    V_p, V_s, V_e = spreads(sums, counts)
+    variance = max(V_p + max(0, V_s - V_e), V_s)
+    df = variance**2 / (V_p**2 / (P - 1) + V_s**2 / (S - 1))
+    return sums.sum() / S / counts.sum(), np.sqrt(variance), df
+
+
+value, error, df = closed_form(sums, counts)
+half, p = t.ppf(0.975, df) * error, 2 * t.sf(abs(value) / error, df)
+low, high, library = value - half, value + half, judged[name].comparison
+assert np.allclose([low, high, p], [library.difference.low, library.difference.high, library.p])
+print(f"{name}: {100 * value:+.1f} points (95 %: {100 * low:+.1f} to {100 * high:+.1f}), p {p:.3f}")
+print(f"{df:.1f} degrees of freedom; S - 1 = {S - 1}, P - 1 = {P - 1}")
+
+# %% [markdown]
+# Which part makes the error? The bars are $\sigma_\alpha / \sqrt S$, $\sigma_\beta / \sqrt P$ and $\sigma_\varepsilon / \sqrt{SP}$.
+
+# %%
+parts = {}
+for one in judged.values():
+    V_p, V_s, V_e = spreads(*seeds_by_patients(one.claim))
+    parts[one.name] = {"seeds": max(0, V_s - V_e), "patients": max(0, V_p - V_e), "single replies": V_e}
+parts = pd.DataFrame(parts).T
+figure = AltFigure(9, 0.42 * len(parts) + 1, "standard error of each claim: seeds, patients, single replies")
+axes = figure.subplots()
+for k, (part, color) in enumerate(zip(parts, LINE_COLORS, strict=False)):
+    axes.barh(np.arange(len(parts)) + (k - 1) / 4, 100 * parts[part] ** 0.5, 0.25, color=color, label=part)
+axes.set_yticks(range(len(parts)), parts.index)
+axes.set(xlabel="part of the standard error, percentage points", ylim=(len(parts) - 0.4, -0.6))
+axes.legend()
+display(figure)
+print("largest part:", parts.idxmax(axis=1).to_dict())
+
+# %% [markdown]
+# More patients reduce the second and third part, more seeds the first and third.
+#
+# ## 3 · Bootstrap of seeds and patients
+#
+# A bootstrap needs no formula: draw seeds and patients with replacement, many times, and take the quantiles of the means.
+#
+# > **Predict first.** Drawing both counts the luck of replies twice, which widens the interval. Drawing from $S$ seeds gives only
+# > $\frac{S-1}{S}$ of their variance, and quantiles ignore that they are few: that narrows it. Which one wins for this claim?
+
+
+# %%
+def bootstrap(sums, counts, rng, draws=4000):
+    """Means where seeds and patients are drawn anew; multinomial: how often each one is drawn."""
+    seeds, patients = (rng.multinomial(k, np.full(k, 1 / k), draws) for k in sums.shape)
+    return ((seeds @ sums) * patients).sum(1) / len(sums) / (patients @ counts)
+
+
+rng, both = np.random.default_rng(SEED), {"closed form": {}, "bootstrap": {}}
+for one in judged.values():
+    known, ends = one.comparison.difference, bootstrap(*seeds_by_patients(one.claim), rng)
+    both["closed form"][one.name] = (100 * known.value, 100 * known.low, 100 * known.high)
+    both["bootstrap"][one.name] = (100 * known.value, *(100 * np.quantile(ends, [0.025, 0.975])))
+width = {way: rows[name][2] - rows[name][1] for way, rows in both.items()}
+print(f"{name}: the bootstrap interval is {width['bootstrap'] / width['closed form']:.2f} times as wide")
+plot_intervals(both, "difference, percentage points (95 %)", reference=("no difference", 0), form="+.1f")
+
+# %% [markdown]
+# Which is right? In simulated studies with the variances of this claim the truth is known: 95 % of the intervals have to contain
+# it. For contrast, a third way takes all replies as independent.
+
+# %%
+V_p, V_s, V_e = spreads(sums, counts)  # variances of a seed, a patient, a reply:
+sigma = {"seeds": S * max(0, V_s - V_e), "patients": P * max(0, V_p - V_e), "single replies": S * P * V_e}
+
+
+def simulated(rng, effect, S, P):
+    """Differences (seeds, patients) with a known mean and the parts of the variance in `sigma`."""
+    sides = {"seeds": (S, 1), "patients": (1, P), "single replies": (S, P)}
+    return effect + sum(np.sqrt(sigma[part]) * rng.normal(size=side) for part, side in sides.items())
+
+
+outcomes = []
+for _ in range(200):
+    d, each = simulated(rng, 0, S, P), np.ones(P)
+    value, error, df = closed_form(d, each)
+    low, high = np.quantile(bootstrap(d, each, rng, draws=200), [0.025, 0.975])
+    half = {"replies independent": 1.96 * d.std() / np.sqrt(d.size), "closed form": t.ppf(0.975, df) * error}
+    row = {way: (abs(value) <= width, 100 * width) for way, width in half.items()}
+    outcomes.append(row | {"bootstrap": (low <= 0 <= high, 50 * (high - low))})
+outcomes = {way: np.mean([row[way] for row in outcomes], axis=0) for way in outcomes[0]}
+pd.DataFrame(outcomes, index=["truth inside (proportion)", "half width, points"]).T.round(3)
+
+# %% [markdown]
+# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in less than 0.95 of the studies promise too much.
+#
+# ## 4 · Many claims: Holm's correction
+#
+# > **Predict first.** If none of the claims had an effect and each was tested at 5 %, how often would at least one be "supported"?
+#
+# Holm's correction (1979) multiplies the smallest of $m$ p-values by $m$, the next by $m - 1$, and so on, and none may fall below an
+# earlier one: $\tilde p_{(k)} = \max_{j \le k} \min\big(1, (m - j + 1)\, p_{(j)}\big)$. A claim that cannot be judged has $p = 1$.
+
+
+# %%
+def holm_by_hand(p_values):
+    """Corrected p-values, in the order that was given."""
+    corrected, largest, m = {}, 0.0, len(p_values)
+    for k, at in enumerate(sorted(range(m), key=lambda at: p_values[at])):
+        largest = max(largest, min(1.0, (m - k) * p_values[at]))
+        corrected[at] = largest
+    return [corrected[at] for at in range(m)]
+
+
+p_values = {one.name: 1.0 if one.p is None else one.comparison.p for one in verdicts}
+m, corrected = len(p_values), holm_by_hand([*p_values.values()])
+assert np.allclose(corrected, holm([*p_values.values()]))
+chance = rng.random((2000, m))  # p-values where nothing has an effect
+print(f"of {m} claims without effect, one has p < 5 %: {(chance < 0.05).any(1).mean():.0%} of the studies")
+print(f"after the correction: {np.mean([min(holm_by_hand(row)) < 0.05 for row in chance]):.0%}")
+pd.DataFrame({"p": p_values, "p, Holm": dict(zip(p_values, corrected, strict=True))}).round(4)
+
+# %% [markdown]
+# ## 5 · What a verdict means
+#
+# | verdict | when | it means | it does not mean |
+# | --- | --- | --- | --- |
+# | supported at this scale | interval above zero, corrected p < 5 % | the part helps such models and patients | help for 7B models and real scans |
+# | contradicted | the same below zero | the part does harm here | that the paper is wrong |
+# | inconclusive | neither | effects inside the interval are possible | that there is no effect |
+# | cannot tell | under three seeds, or nothing varies | nothing | |
+
+# %%
+for one, p in zip(verdicts, corrected, strict=True):
+    if one.p is not None:
+        sign = (p < 0.05) * (int(one.comparison.difference.low > 0) - int(one.comparison.difference.high < 0))
+        assert one.verdict == {1: "supported at this scale", -1: "contradicted", 0: "inconclusive"}[sign]
+Counter(one.verdict for one in verdicts)
+
+# %% [markdown]
+# ## 6 · Power: which differences a study can detect
+#
+# The power is how often a study finds a true difference $\Delta$: with a noncentral t distribution, $P\big(t_\nu(\Delta / \mathrm{SE}) >
+# t_{1 - \text{level}/2,\,\nu}\big)$. Simulated studies with the variances of the claim above should find as many.
+
+
+# %%
+def planned(S, P):
+    """Standard error and degrees of freedom of a study with so many seeds and patients."""
+    V_e = sigma["single replies"] / (S * P)
+    V_p, V_s = sigma["patients"] / P + V_e, sigma["seeds"] / S + V_e
+    variance = V_p + V_s - V_e
+    return np.sqrt(variance), variance**2 / (V_p**2 / (P - 1) + V_s**2 / (S - 1))
+
+
+curves = {"formula": [], "200 simulated studies": []}
+for effect in np.linspace(0, 6, 7) * planned(S, P)[0]:
+    studies = [closed_form(simulated(rng, effect, S, P), np.ones(P)) for _ in range(200)]
+    significant = np.mean([value / error > t.ppf(0.975, df) for value, error, df in studies])
+    curves["formula"].append((100 * effect, 100 * power(*planned(S, P), effect)))
+    curves["200 simulated studies"].append((100 * effect, 100 * significant))
+plot_lines(curves, "true difference, percentage points", "found, %", reference=("4 of 5", 80))
+
+# %% [markdown]
+# > **Predict first.** For this claim, which helps more: twice the seeds, or twice the patients?
+#
+# The smallest difference that four of five studies find, if it has the smallest of the $m$ p-values, whose level is $0.05 / m$:
+
+
+# %%
+def smallest(error, df, level):
+    """Smallest difference with a power of 80 %, in points; NaN above 100."""
+    return next((k / 10 for k in range(1001) if power(error, df, k / 1000, level) >= 0.8), np.nan)
+
+
+numbers = (3, 4, 5, 6, 8, 10, 14, 20)
+curves = {}
+for k in (P // 2, P, 2 * P, 8 * P):
+    curves[f"{k} patients"] = [(seeds, smallest(*planned(seeds, k), 0.05 / m)) for seeds in numbers]
+for seeds, patients in ((S, P), (2 * S, P), (S, 2 * P)):
+    found = smallest(*planned(seeds, patients), 0.05 / m)
+    print(f"{seeds} seeds, {patients} patients: {found:.1f} points")
+plot_lines(curves, "seeds", "smallest difference, points")
+
+# %% [markdown]
+# Where the curves lie together, more patients do not help. The same for all claims as this study is, each alone and as the strictest:
+
+# %%
+rows = {}
+for one in judged.values():
+    c = one.comparison
+    alone, strictest = (smallest(c.standard_error, c.df, level) for level in (0.05, 0.05 / m))
+    rows[one.name] = alone, strictest, c.difference.text(100, "+")
+pd.DataFrame(rows, index=["detects, alone", "detects, as the strictest", "difference (95 %)"]).T
+
+# %% [markdown]
+# ## 7 · The protocol
+#
+# A protocol is written before the first run: conditions, claims, seeds, test patients, what is tuned on which patients, when to stop.
+# Later changes are noted in it, and whether outcomes were known by then. That of this study:
+
+# %%
+path = root / PROTOCOL
+Markdown(path.read_text(encoding="utf-8")) if PROTOCOL and path.exists() else print("no protocol is kept")
+
+# %% [markdown]
+# ## Check yourself
+
+# %%
+for one in judged.values():
+    c = one.comparison
+    by_hand = closed_form(*seeds_by_patients(one.claim))
+    assert np.allclose(by_hand, [c.difference.value, c.standard_error, c.df]), one.name
+assert planned(2 * S, P)[0] < planned(S, P)[0] and planned(S, 2 * P)[0] < planned(S, P)[0]
+print("all checks passed")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Unpaired seeds.** Compare the conditions of each claim with `paired_seeds=False`. Where does the standard error grow, and why?
+# 2. **Spend a budget.** A training takes 12 minutes, a question 0.2 seconds. Which number of seeds and patients gives the shortest
+#    95 % interval in 10 hours, with the variances of the claim above?
+#
+# Solutions: [`solutions/91_study_statistics.py`](solutions/91_study_statistics.py).
