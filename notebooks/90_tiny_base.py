@@ -141,8 +141,7 @@ for proportion, groups in plan.stages:
     last = first + round(proportion * plan.steps)
     print(f"steps {first:>5} to {last:>5}: {', '.join(f'{number} {name}' for name, number in groups)}")
     first = last
-half = torch.tensor(torch.pi * (plan.steps // 2 - plan.warmup) / (plan.steps - plan.warmup))
-assert abs(plan.rate(plan.steps // 2) - (0.1 + 0.45 * (1 + torch.cos(half)))) < 1e-6
+assert abs(plan.rate(plan.warmup) - 1) < 1e-9 and abs(plan.rate(plan.steps) - 0.1) < 1e-9
 
 # %% [markdown]
 # ## 4 · Auxiliary targets: where attention heads should look
@@ -245,13 +244,17 @@ matrix.data = before.clone()
 torch.optim.AdamW([matrix], lr=0.01, weight_decay=0.1, eps=1e-12).step()  # m / sqrt(v) is a sign at first
 torch.testing.assert_close(matrix.detach(), 0.999 * before - 0.01 * gradient.sign(), rtol=1e-3, atol=1e-5)
 matrix.data = before
-spectra = {"gradient": gradient, "Muon's update": update}
-spectra = {name: torch.linalg.svdvals(one) for name, one in spectra.items()}
+spectra = {"gradient": torch.linalg.svdvals(gradient), "Muon's update": torch.linalg.svdvals(update)}
+for name, one in spectra.items():
+    print(
+        f"{name}: {(one > 0.1 * one.max()).sum()} of {len(one)} singular values exceed a tenth of the largest"
+    )
 curves = {name: list(enumerate((one / one.max()).tolist(), 1)) for name, one in spectra.items()}
 display.plot_lines(curves, "index of the singular value", "proportion of the largest")
 
 # %% [markdown]
-# The singular values of the gradient fall off quickly: a plain step would move few directions. Those of Muon's update stay near the largest.
+# Where the gradient's curve falls off at once, a plain step would move few directions; Muon's update moves many more. Singular values far
+# below the largest are not yet near 1 after five steps (exercise 3).
 #
 # ## 6 · A short run, with and without auxiliary targets
 #
@@ -277,7 +280,8 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 
 # %% [markdown]
 # A loss that falls while letters stay at chance means that the model has learnt everything but the choice: one token in a reply is the letter,
-# and the others can be copied. The log of the base that ships, whose steps are larger, shows when the skill came there.
+# and the others can be copied. The log of the base that ships, whose steps are larger, shows when the skill came
+# there; it drops where a stage with harder exercises begins.
 #
 # ## 7 · Skills of the base that ships
 #
@@ -307,6 +311,8 @@ display.plot_intervals(right, "proportion right", reference=("chance among four"
 chosen = right["four options"] | right.get("an earlier exercise", {})
 unclear = [name for name, (_, low, _) in chosen.items() if low <= 0.25]
 print("not above chance, by the interval:", ", ".join(unclear) or "none")
+if "an earlier exercise" in right:
+    print("These weights were trained and measured on an earlier set; below are the present exercises.")
 for name in (name for name, row in skills.items() if "iou" in row):
     value, error = skills[name]["iou"], 1.96 * skills[name]["iou_error"]
     print(f"IoU of the first box, {name}: {value:.2f} ({value - error:.2f} to {value + error:.2f})")
@@ -323,11 +329,7 @@ display.show_images([one.images[0].pixels for one in asked], boxes, titles)
 # %% [markdown]
 # These are the first held-out exercises of their kind, not chosen ones; *right* means an IoU of at least 0.5. Skills that are not above
 # chance here are no basis for fine-tuning: notebook 04 has to teach them, or goes without.
-#
-# ```bash
-# python -m unireason_lib base --out runs/tiny-base         # the whole plan; a run that was killed goes on
-# python -m unireason_lib base --measure data/tiny-base     # only the skills
-# ```
+# `python -m unireason_lib base --out runs/tiny-base` runs the whole plan (once killed, it goes on); with `--measure FOLDER` only the skills.
 #
 # ## Check yourself
 
@@ -342,8 +344,8 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. The options are "left and upper", "right and upper", "left and lower" and "right and lower". Why does *option* need *phrase*?
-#    Measure how similar the last tokens of such options are behind layer 0, with the base that ships and with random weights.
+# 1. The options are "left and upper", "right and upper", "left and lower" and "right and lower". Why does *option* need *phrase*? How
+#    similar are the last tokens of such options behind layer 0, with the base that ships and with random weights?
 # 2. In training, up to 120 words without meaning stand between options and conclusion. How far does the skill of the letter reach?
 # 3. From which singular values do the five steps of Muon's iteration end near 1? (They act on each singular value alone.)
 #
