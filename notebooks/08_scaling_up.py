@@ -1,19 +1,19 @@
 # %% [markdown]
-# # 08 · Scaling up: from two cores to many GPUs
+# # 08 · Scaling up: what a full-size run costs, and how to launch it
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/08_scaling_up.ipynb)
 #
 # After this notebook you can
-# - say what changes between a laptop, one GPU and a cluster, and what does not;
-# - know what a run takes in memory, hours and money before anything is rented, and check the arithmetic behind it;
-# - start the same training in several processes, on the authors' release, and get a checkpoint that anything loads.
+# - derive parameters, FLOPs, training memory and the KV cache of a 7B model from its configuration, without its weights;
+# - turn FLOPs into hours and dollars, and say which of the numbers are assumptions;
+# - train in several processes, write a Slurm script, read the authors' release, and merge an adapter.
 #
-# **Where we stand.** Behind the tour. Every notebook has `PROFILE = "gpu"`; this one is about what that costs, and about what to do
-# when one GPU or one process is not enough. Nothing here needs a GPU: shapes are true, weights are not there; processes are two, on
-# the CPU; the release is a replica in its form.
+# It takes steps 04 and 05 of the pipeline to the size of the paper. **Time** 40 seconds on 2 CPU cores; a GPU is not used. **Needs** no
+# other notebook; the tiny base ships in `data/tiny-base`. **Synthetic**: all patients are phantoms. *Not for clinical use.*
 #
-# **Time** one minute on 2 CPU cores. **Needs** nothing from earlier notebooks. **Synthetic**: patients are phantoms. *Nothing
-# here is for clinical use.*
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685),
+# [ZeRO](https://arxiv.org/abs/1910.02054), [FSDP](https://arxiv.org/abs/2304.11277) and [FSDP2](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html),
+# [memory of activations](https://arxiv.org/abs/2205.05198), [grouped-query attention](https://arxiv.org/abs/2305.13245), [FLOPs](https://arxiv.org/abs/2001.08361).
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -39,432 +39,312 @@ print(check_versions())
 
 # %%
 import pandas as pd
+import torch
 from IPython.display import Markdown
+from safetensors.torch import load_file
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from unireason_lib import planning
 from unireason_lib.config import load_profile
-from unireason_lib.display import pipeline_figure
+from unireason_lib.display import pipeline_figure, plot_lines
+from unireason_lib.display.figures import INK, LINE_COLORS, AltFigure, legend
 from unireason_lib.notebooks import project_root, publish
+from unireason_lib.planning import KNOWN, estimate, language_flops
 
-profiles = {name: load_profile(name, OVERRIDES) for name in ("smoke", "laptop", "t4", "gpu")}
-root = project_root()
+root, gpu = project_root(), load_profile("gpu", OVERRIDES)  # the paper's settings
 pipeline_figure()
 
 # %% [markdown]
-# ## 1 · What changes: a few lines of YAML
+# ## 1 · Parameters: true shapes without weights
 #
-# A profile is a file of settings. The code reads it and asks for nothing else: there is no branch for large models. These are the
-# settings in which the profiles differ that decide what is trained, on what:
-
-# %%
-KEYS = """model.base model.dtype model.quantization model.device serialization.size sft.learning_rate
-sft.per_device_train_batch_size sft.gradient_accumulation_steps sft.gradient_checkpointing grounding.sft_lora_r
-grpo.generation_batch_size grpo.num_generations grpo.learning_rate grpo.beta""".split()
-
-
-def leaves(profile):
-    """Every setting of a profile: "section.name" -> value."""
-    sections = profile.model_dump(exclude={"name"})
-    return {f"{s}.{name}": value for s, section in sections.items() for name, value in section.items()}
-
-
-settings = pd.DataFrame({name: leaves(profile) for name, profile in profiles.items()}).astype(str)
-settings.loc[KEYS]
-
-# %% [markdown]
-# How many there are in all:
-
-# %%
-different = (settings["laptop"] != settings["gpu"]).sum()
-print(f"{different} of {len(settings)} settings differ between laptop and gpu")
-
-# %% [markdown]
-# ## 2 · True shapes without weights
+# On PyTorch's *meta* device a tensor has a shape and no memory, so the 7B model can be built here. Its size follows from the hidden size
+# $h$, the number of layers $L$, the widths $q$ of all queries and $k$ of all keys of a token, the MLP width $i$ and the vocabulary $V$:
 #
-# PyTorch can build a model on the *meta* device: every tensor has its shape and no memory. So the 7B model is here, down to the
-# names of its modules. What fine-tuning freezes, what it lets learn, and where adapters go is decided by the code that trains the
-# tiny one.
+# $$N = L\,(\underbrace{2hq + 2hk}_{\text{attention}} + \underbrace{3hi}_{\text{MLP}}) + \underbrace{L\,(q + 2k + 2h) + h}_{\text{biases, norms}} + \underbrace{2Vh}_{\text{embedding, output layer}},$$
+#
+# with one $Vh$ where both share a matrix (3B). LoRA of rank $r$ adds $r\,(n + m)$ to a matrix of $n \times m$.
+#
+# > **Predict first.** Which percentage of the 7B model's parameters does LoRA with $r = 16$ on all matrices of the layers train?
 
 # %%
-from unireason_lib.planning import lora_parameters, parameters, shaped_model
-from unireason_lib.training.sft import freeze
+def sizes(config):
+    """h, L, q, k, i and V of a language model."""
+    h, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+    q, k = head * config.num_attention_heads, head * config.num_key_value_heads
+    return h, config.num_hidden_layers, q, k, config.intermediate_size, config.vocab_size
 
-rows = []
+
+def language_parameters(config):
+    """Parameters of the matrices of the layers, and of the whole language model."""
+    h, L, q, k, i, V = sizes(config)
+    matrices = L * (2 * h * q + 2 * h * k + 3 * h * i)
+    return matrices, matrices + L * (q + 2 * k + 2 * h) + h + (2 - config.tie_word_embeddings) * V * h
+
+
 for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
-    big = shaped_model(name)
-    learns, frozen = freeze(big)
-    assert (learns, frozen) == parameters(big)  # language model; vision tower and merger
-    rows.append((name, learns, frozen, lora_parameters(big, r=16)))
-pd.DataFrame(rows, columns=["model", "learns", "frozen", "LoRA, rank 16"])
+    model = planning.shaped_model(name)
+    config, (language, vision) = model.config.text_config, planning.parameters(model)
+    assert language_parameters(config)[1] == language
+    percent = 100 * (adapters := planning.lora_parameters(model, r=16)) / (language + vision)
+    print(f"{name}: language {language:,}, vision {vision:,} (frozen), LoRA {adapters:,}: {percent:.2f} %")
+
 
 # %% [markdown]
-# What a forward pass would cost is counted in the same way: `FlopCounterMode` watches the operations of a run without memory.
-# A rule of thumb says two operations for every parameter and token, and attention between all pairs of tokens besides.
-
-# %%
-from unireason_lib.planning import language_flops
-
-small, tokens = shaped_model("3b"), 3086
-counted = language_flops(small, tokens)
-text = small.config.text_config
-layers = sum(p.numel() for p in small.model.language_model.layers.parameters())
-by_hand = 2 * layers * tokens + 2 * text.num_hidden_layers * text.hidden_size * tokens**2
-print(
-    f"3B, {tokens:,} tokens: {counted:.3g} FLOPs counted, {by_hand:.3g} by hand with half of the attention square"
-)
-assert 0 < counted - by_hand < 0.08 * counted  # the other half, which fast kernels skip
-
-# %% [markdown]
-# What a question costs in tokens follows from the processor: images are resized to multiples of 28 pixels, and a square of 28 is a
-# token. A volume of 32 slices is a long prompt; what the model writes and points at is little beside it.
-
-# %%
-from unireason_lib.planning import samples_of
-
-samples = samples_of(profiles["gpu"].dataset.shape, image=512)
-publish("tokens of a volume of 32 slices", int(samples.prompt["3d"]), note="prompt, Qwen2.5-VL")
-samples.T
-
-# %% [markdown]
-# ## 3 · The cost before it is paid
+# ## 2 · FLOPs: a formula and a counter
 #
-# From tokens follow operations, from operations hours, from hours money. The formulas are in `planning.py`, what is assumed of GPUs
-# and of how well they are used in `configs/planning.yaml`. Hours are a range, since nobody knows better before the run. As a
-# command: `python -m unireason_lib plan --gpus 8xH100`.
+# A matrix of $n \times m$ costs $2nm$ FLOPs per token; scores and weighted sums of attention cost $2 T^2 q$ each per layer. A forward
+# pass over $T$ tokens with logits for $T'$ of them, and training, take
+#
+# $$F = 2\,T\,N_\text{matrices} + 4\,T^2 q L + 2\,T' V h, \qquad F_\text{training} = 3F,$$
+#
+# because the backward pass takes two products for each of the forward pass. (The causal half of the square that fast kernels skip is
+# counted.) PyTorch's `FlopCounterMode` counts the operations of a run on the meta device; both must agree.
+#
+# > **Predict first.** A volume of 32 slices is a prompt of about 3,000 tokens. Which part of the FLOPs is attention's square?
 
 # %%
-from unireason_lib.planning import estimate
+def forward_flops(config, tokens, logits):
+    """FLOPs of a forward pass, and those of the attention square."""
+    h, L, q, _, _, V = sizes(config)
+    square = 4 * tokens**2 * q * L
+    return 2 * tokens * language_parameters(config)[0] + square + 2 * logits * V * h, square
 
-gpu = profiles["gpu"]
-made = estimate(gpu, GPUS)  # refused where it cannot fit
-hours = made.work.groupby("stage")[["hours", "to"]].sum()
+
+volume = planning.samples_of(gpu.dataset.shape, image=512).loc["3d"]  # a question with its reply, in tokens
+assert volume.prompt == 150 + 32 * (9 * 9 + 2)  # slices of 252 x 252: 9 x 9 tokens, two delimiters
+by_hand, square = forward_flops(config, volume.tokens, volume.generated)
+assert by_hand == language_flops(model, volume.tokens, volume.generated)
+assert 3 * by_hand == language_flops(model, volume.tokens, volume.generated, "all")
+print(f"{volume.tokens:,} tokens: {by_hand:.3g} FLOPs, {square / by_hand:.1%} of them in attention's square")
+flops = {T: forward_flops(config, T, 1) for T in range(2000, 60_001, 2000)}
+percent = [(T, 100 * square / total) for T, (total, square) in flops.items()]
+print(f"the curve crosses one half near {next(T for T, part in percent if part > 50):,} tokens")
+plot_lines({"7B": percent}, "tokens", "attention's square, % of FLOPs", reference=("half", 50))
+
+
+# %% [markdown]
+# ## 3 · Memory of training
+#
+# With AdamW in mixed precision a parameter that learns takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter
+# takes 4 (2 in bfloat16). On $G$ GPUs that shard everything (ZeRO-3, FSDP2), with gradient checkpointing:
+#
+# $$M = \underbrace{\frac{16\,N_\text{learns} + 4\,N_\text{frozen}}{G}}_{\text{weights, gradients, optimizer states}} + \underbrace{2 \cdot \frac{2\,N_\text{learns}}{L}}_{\text{two layers gathered}} + \underbrace{B\,T\,(2hL + 2a)}_{\text{activations}} + \underbrace{12\,V \cdot 1024}_{\text{logits, in chunks}} + M_\text{CUDA}.$$
+#
+# Of $B = 2$ sequences of $T$ tokens, checkpointing keeps the input of every layer (2 bytes per entry) and the activations of the layers that
+# are being computed again, $a = 8h + 4q + 4k + 8i$ bytes per token.
+
+# %%
+def training_memory(config, learns, frozen, gpus, tokens):
+    """GB on each of several GPUs that shard weights, gradients and optimizer states."""
+    h, L, q, k, i, V = sizes(config)
+    parts = {"frozen weights": 4 * frozen / gpus, "weights, gradients, optimizer": 16 * learns / gpus}
+    parts |= {"reference model": 0, "weights in use": 2 * 2 * learns / L}
+    parts["activations"] = tokens * (2 * h * L + 2 * (8 * h + 4 * q + 4 * k + 8 * i))
+    parts |= {"logits": 12 * V * min(tokens, 1024), "keys and values": 0, "CUDA context": 1.5e9}
+    return {part: size / 1e9 for part, size in parts.items()}
+
+
+plan = estimate(gpu, GPUS, sharding="zero3")  # a PlanError where a stage does not fit names what would
+count, card = int(GPUS.split("x")[0]), KNOWN["gpus"][GPUS.split("x")[1]]
+by_hand = pd.Series(training_memory(config, language, vision, count, volume.tokens * 2))
+pd.testing.assert_series_equal(plan.memory["sft, zero3"], by_hand, check_names=False)
+
+# %%
+held, lora = {}, load_profile("gpu", "grounding.sft_lora_r=16")
+ways = {"every GPU holds all (DDP)": (gpu, "ddp"), "8 GPUs shard (ZeRO-3, FSDP2)": (gpu, "zero3")}
+for way, (profile, how) in (ways | {"LoRA, r = 16 (DDP)": (lora, "ddp")}).items():
+    held[way] = estimate(profile, "8xB200", sharding=how, stages=("sft",)).memory.iloc[:, 0]  # 180 GB each
+    print(f"{way}: {held[way].sum():.0f} GB, most of it {held[way].idxmax()}")
+held = pd.DataFrame(held)[lambda table: table.max(axis=1) > 0]
+figure = AltFigure(9, 2.3, f"GB on each GPU to fine-tune 7B, by part: {', '.join(held)}")
+axes, left = figure.subplots(), held.cumsum() - held
+for part, color in zip(held.index, [*LINE_COLORS, "#999999"], strict=False):
+    axes.barh(list(held), held.loc[part], left=left.loc[part], color=color, label=part)
+axes.axvline(KNOWN["gpus"]["H100"]["memory"], color=INK, linestyle="--", label="memory of an H100")
+axes.set(xlabel="GB on each GPU", ylim=(2.5, -0.5))
+legend(figure, *axes.get_legend_handles_labels(), "outside upper left")
+figure
+
+# %% [markdown]
+# ## 4 · Hours and price: an estimate between two bounds
+#
+# $$t = \frac{F}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
+#
+# $F$ is counted. The utilization $u$, the proportion of the peak that a run attains, is **assumed**, from a good to a poor value: that gives
+# a lower and an upper bound, and the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your own with `--price`) and the
+# number of questions of outcome RL are assumed too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
+
+# %%
+bounds = [f"{unit}, {bound} bound" for unit in ("hours", "USD") for bound in ("lower", "upper")]
+work = plan.work.set_axis(["stage", "part", "FLOPs", *bounds], axis=1)
+hours = [work.FLOPs[0] / (count * 1e12 * card["peak"] * u) / 3600 for u in KNOWN["utilization"]["training"]]
+price = [hours[0] * count * card["price"][0], hours[1] * count * card["price"][1]]
+assert all(abs(a / b - 1) < 1e-9 for a, b in zip([*hours, *price], work.loc[0, bounds], strict=True))
+totals = work.groupby("stage")[bounds].sum()
 for stage, what in (("sft", "fine-tuning"), ("grpo", "outcome RL")):
-    low, high = hours.loc[stage]
-    publish(f"{what} at the paper's scale", high, "h", interval=(low, high), note=f"predicted, {GPUS}")
-Markdown(made.to_markdown())
+    for unit in ("hours", "USD"):
+        low, high = totals.loc[stage, [f"{unit}, lower bound", f"{unit}, upper bound"]]
+        how = {"interval": (low, high), "note": f"estimate (lower bound to upper bound), {GPUS}"}
+        publish(f"{what} at the paper's scale", (low * high) ** 0.5, unit, **how)
+Markdown(work.to_markdown(index=False, floatfmt=".3g"))
 
 # %% [markdown]
-# Where does the memory go? The same fine-tuning, sharded in different ways, and with adapters:
-
-# %%
-from unireason_lib.errors import PlanError
-from unireason_lib.planning import SHARDING
-
-for way, overrides in [*((way, "") for way in SHARDING), ("ddp", "grounding.sft_lora_r=16")]:
-    try:
-        found = estimate(load_profile("gpu", overrides), GPUS, sharding=way, stages=("sft",))
-        parts = found.memory.iloc[:, 0]
-        held = f"{parts.sum():.1f} GB a GPU, most of it {parts.idxmax()}"
-    except PlanError as refused:
-        held = f"refused: {refused.found}"
-    print(f"{way} {overrides or '(full)'}: {held}")
-
-# %% [markdown]
-# What cannot fit is refused, and the message names what can:
-
-# %%
-try:
-    estimate(gpu, "1xA100", stages=("sft",))
-except PlanError as refused:
-    print(refused)
-
-# %% [markdown]
-# A free notebook has one T4. The profile `t4` is sized for it: 3B in 4 bits, adapters, volumes of 8 slices.
-
-# %%
-Markdown(estimate(profiles["t4"], "T4").to_markdown())
-
-# %% [markdown]
-# ### Does the arithmetic hold?
+# ## 5 · The KV cache of the rollouts
 #
-# It can be tried here. How many operations this machine does in a second is measured with one kind of work, fine-tuning on slices;
-# from that and the formulas follows how long other work takes, and that is measured too. One thread each, so that the run on slices
-# can be compared with two processes in the next section.
+# Generation keeps the keys and values of every token: $2 \cdot 2\,k\,L\,T$ bytes per reply in 16 bits. In grouped-query attention $q / k$
+# heads share a key, which divides the cache by that number. The model on the meta device fills a true cache:
+
+# %%
+h, L, q, k, *_ = sizes(config)
+bytes_of_reply = 2 * 2 * k * L * volume.tokens
+cache, embedded = DynamicCache(config=model.config), torch.empty(1, volume.tokens, h, device="meta")
+positions = torch.zeros(3, 1, volume.tokens, dtype=torch.long, device="meta")
+with torch.no_grad():
+    model.model.language_model(inputs_embeds=embedded, position_ids=positions, past_key_values=cache)
+assert bytes_of_reply == 2 * sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+together = gpu.grounding.rollout_batch_size * gpu.grpo.num_generations
+held_at_once = together * bytes_of_reply / 1e9
+assert abs(plan.memory["grpo, zero3"]["keys and values"] - held_at_once) < 1e-6
+print(f"{together} replies at a time: {held_at_once:.1f} GB, {q // k} times less than without groups")
+
+# %% [markdown]
+# ## 6 · The authors' release as data
+#
+# `IQuestLab/UniReason-Med-Data` holds conversations and 2D images; its volumes belong to M3D, and whoever holds them gives their
+# folder. A replica (folders `sft`, `rl`, `images` of Parquet), made of phantoms, is read here without and with its volumes. Training on it is
+# `sft --data UniReason-Med-Data --m3d-root M3D`; notebooks 04 to 06 take `DATA` and `M3D_ROOT`.
 
 # %%
 import tempfile
+import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
-import torch
-
+from unireason_lib.boxes import Box3D
 from unireason_lib.dataset.build import phantom_set
-from unireason_lib.grounding import build_tiny, load_model
-from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.training.callbacks import read_log
+from unireason_lib.dataset.release import write_release
+from unireason_lib.imaging import QWEN_FRAME
 from unireason_lib.training.data import Examples, images_from, training_records
+
+warnings.simplefilter("ignore")  # they count the rows that are left out, and deprecations in packages
+scratch, how = Path(tempfile.mkdtemp()), load_profile("gpu", "dataset.per_family=1,dataset.prior_studies=0")
+phantom_set(scratch / "phantoms", 5, 1, QWEN_FRAME, how.dataset)  # 5 slices, 1 volume
+release = write_release(scratch / "phantoms", scratch / "UniReason-Med-Data", scratch / "m3d")
+without = training_records(release)
+complete, images = (read(release, m3d_root=scratch / "m3d") for read in (training_records, images_from))
+print(f"{len(without)} records without the volumes, {len(complete)} with them; the first with a cuboid:")
+print(next(one.reply for one in complete if any(isinstance(box, Box3D) for box in one.boxes)))
+
+# %% [markdown]
+# ## 7 · Two processes, the losses of one
+#
+# In data parallelism each process $p$ takes a part of the step's examples, and gradients are summed. The loss is a mean over the step's
+# $n = \sum_p n_p$ tokens, so each process divides by $n$, not by its own $n_p$: $\;\nabla\mathcal{L} = \sum_p \frac{1}{n} \sum_{t \in p} \nabla \ell_t$.
+# By hand, two halves of a step take turns; then `torchrun` starts the command `sft` twice, and a step of 8 examples becomes two of 4.
+#
+# > **Predict first.** Suppose that each process takes the mean over *its* tokens and the gradients are averaged. Is the result the same?
+
+# %%
+from unireason_lib.grounding import load_model
+from unireason_lib.training.callbacks import read_log
+from unireason_lib.training.checkpoints import merge_adapter
+from unireason_lib.training.encoding import Collator
 from unireason_lib.training.sft import train_sft
 
-scratch = Path(tempfile.mkdtemp())
-build_tiny(scratch / "model")
-how = SimpleNamespace(shape=(8, 64, 64), per_family=2, prior_studies=0)
-phantom_set(scratch / "data", 24, 10, ProcessorFrame(8, 2, 32 * 32, 128 * 128), how)
-steps, rows = (2, 8) if PROFILE == "smoke" else (6, 16)
-tiny, images = shaped_model(str(scratch / "model")), images_from(scratch / "data")
+base, steps, batch_size = root / "data" / "tiny-base", 2 if PROFILE == "smoke" else 3, 8
+tiny, processor = load_model(base, dtype="float32", device="cpu")
 
-# %%
-CHANGES = {
-    "sft.max_steps": steps,
-    "sft.logging_steps": 1,
-    "sft.bf16": False,
-    "sft.learning_rate": 1e-4,
-    "grounding.free_running_questions": 0,
-    "grounding.muon_learning_rate": 0.0,
-}
+
+def gradient(examples, tokens):
+    """Gradient of the loss summed over some examples and divided by a number of tokens."""
+    tiny.zero_grad()
+    batch = Collator(processor)(examples)
+    labels = batch.pop("labels")[:, 1:].flatten()
+    logits = tiny(**batch).logits[:, :-1].flatten(0, 1)
+    (torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / tokens).backward()
+    return torch.cat([p.grad.flatten() for p in tiny.parameters() if p.grad is not None])
 
 
 # %%
-def measured(dimension):
-    """Operations of some steps of fine-tuning, seconds of the trainer, and losses."""
-    model, processor = load_model(scratch / "model", dtype="float32", device="cpu")
-    settings = load_profile("laptop", CHANGES | {"sft.per_device_train_batch_size": rows})
-    records = training_records(scratch / "data", {dimension: rows * steps}, seed=settings.sft.seed)
-    flops = 0.0
-    for one in Examples(records, images, processor):  # the images' features are cached
-        flops += language_flops(tiny, len(one.ids), int(one.loss_mask.sum()), "all")
-    out = scratch / f"run-{dimension}"
-    train_sft(model, processor, records, images, out, settings)
-    seconds = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
-    return flops, seconds, [line["loss"] for line in read_log(out / "log.jsonl")]
-
+records = training_records(release, {"2d": batch_size * steps, "3d": 0}, seed=0)
+examples = list(Examples(records[:batch_size], images, processor))
+halves = examples[::2], examples[1::2]
+counts = [sum(int(one.loss_mask[1:].sum()) for one in half) for half in halves]
+whole = gradient(examples, sum(counts))
+summed = sum(gradient(half, sum(counts)) for half in halves)
+averaged = sum(gradient(half, own) / 2 for half, own in zip(halves, counts, strict=True))
+summed, averaged = ((one - whole).norm() / whole.norm() for one in (summed, averaged))
+print(f"Tokens of the two processes: {counts}. Relative distance from the gradient of one process:")
+print(f"divided by all tokens {summed:.1e}, mean of the two means {averaged:.1e}")
 
 # %%
-threads = torch.get_num_threads()
-torch.set_num_threads(1)
-(known, slow, one), (asked, taken, _) = measured("2d"), measured("3d")
-torch.set_num_threads(threads)
-predicted = asked / (known / slow)
-print(f"slices: {known / slow:.2g} FLOP/s; volumes: {predicted:.1f} s predicted, {taken:.1f} s measured")
-publish("predicted time / measured time", predicted / taken, note="volumes, from the speed with slices")
+common = {"sft.max_steps": steps, "sft.logging_steps": 1, "sft.bf16": False, "sft.learning_rate": 1e-4}
+common |= {"grounding.muon_learning_rate": 0.0, "grounding.free_running_questions": 0}
+two = common | {"sft.per_device_train_batch_size": batch_size // 2, "sft_data.records_2d": len(records)}
+words = "-m torch.distributed.run --standalone --nproc_per_node 2 -m unireason_lib sft --quiet".split()
+words += [f"--data={release}", f"--model={base}", f"--out={scratch / 'two'}"]
+words += [f"--set={name}={value}" for name, value in two.items()]
+print(" ".join(["python", *words]).replace(str(scratch), "FOLDER").replace(str(root), "."))
+environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True, cwd=root)
+one = load_profile("laptop", common | {"sft.per_device_train_batch_size": batch_size})
+train_sft(tiny, processor, records, images, scratch / "one", one)
+losses = pd.DataFrame({n: pd.DataFrame(read_log(scratch / n / "log.jsonl")).loss for n in ("one", "two")})
+apart = (losses.one - losses.two).abs().max()
+publish("two processes against one", apart, note="largest difference of a loss, float32")
+losses
 
 # %% [markdown]
-# ## 4 · Two processes
+# ## 8 · Launching on a cluster
 #
-# On GPUs every process has its own, and they share the work of a step. The same happens here on two cores: `torchrun` starts the
-# command `sft` twice, each with a thread, and a step of 16 examples becomes two of 8. One process has been trained on the same
-# examples above.
+# On GPUs `accelerate launch` starts the same command, with a configuration for each way of sharding (`ddp`, `fsdp2`, `zero3`). After a
+# crash the same command goes on from the last checkpoint. Slurm starts one task per node, and the task starts the node's processes.
 
 # %%
-import shlex
-
-processes, out = 2, scratch / "two"
-settings = CHANGES | {"sft.per_device_train_batch_size": rows // processes}
-settings |= {"sft_data.records_2d": rows * steps, "sft_data.records_3d": 0}
-words = f"-m torch.distributed.run --standalone --nproc_per_node {processes}".split()
-words += ["-m", "unireason_lib", "sft", "--quiet"]
-words += ["--data", scratch / "data", "--model", scratch / "model", "--out", out]
-words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-words = [str(word) for word in words]
-print("python", shlex.join(words).replace(str(scratch), "FOLDER"))
-thread = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-finished = subprocess.run([sys.executable, *words], env=thread, check=True, capture_output=True, cwd=root)
-
-# %%
-two = [line["loss"] for line in read_log(out / "log.jsonl")]
-fast = read_log(out / "log.jsonl", "train_runtime")[-1]["train_runtime"]
-apart = max(abs(a - b) for a, b in zip(one, two, strict=True))
-print(f"{len(one)} steps; losses {one[0]:.3f} ... {one[-1]:.3f} and {two[0]:.3f} ... {two[-1]:.3f}")
-print(f"apart at most: {apart:.1e}; {slow:.1f} s in one process, {fast:.1f} s in two")
-publish("two processes against one", slow / fast, "x", note="speed, one thread each")
-assert apart < 0.01
+SLURM = [
+    "#!/bin/bash",
+    "#SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64 --time=08:00:00",
+    'export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+    "srun --cpus-per-task=$SLURM_CPUS_PER_TASK bash -c 'accelerate launch --num_processes $((8 * SLURM_NNODES)) \\",
+    "    --config_file unireason_lib/training/launch/fsdp2.yaml --num_machines $SLURM_NNODES \\",
+    "    --machine_rank $SLURM_NODEID --main_process_ip $FIRST --main_process_port 29500 \\",
+    "    -m unireason_lib sft --profile gpu --data DATA --model MODEL --out runs/sft/NAME'",
+]
+(scratch / "sft.sbatch").write_text(script := "\n".join(SLURM))
+subprocess.run(["bash", "-n", scratch / "sft.sbatch"], check=True)  # the syntax: there is no cluster here
+print(script)
 
 # %% [markdown]
-# The losses are those of one process but for rounding: sums are taken in another order. That is seen best in float32 with a small
-# rate; bfloat16 and the laptop's own optimizer, Muon, let a difference in the last digit grow from step to step, as any training
-# does. And the examples fill whole steps: the rest of
-# an epoch, a shorter step, would be divided differently.
-
-# %% [markdown]
-# On GPUs the launcher is accelerate's, with a configuration that ships for each way of sharding (`ddp`, `fsdp2`, `zero3`); the
-# command behind it is the same. One that loses a process ends with a message, and the same command goes on from its last checkpoint.
+# ## 9 · An adapter merged into its model
 #
-# ```
-# accelerate launch --config_file unireason_lib/training/launch/zero3.yaml --num_processes 8 \
-#     -m unireason_lib sft --profile gpu --data DATA --model MODEL --out runs/sft/NAME
-# accelerate launch --config_file unireason_lib/training/launch/fsdp2.yaml --num_processes 16 --num_machines 2 \
-#     --machine_rank $NODE --main_process_ip $FIRST --main_process_port 29500 -m unireason_lib sft ...
-# ```
+# LoRA learns $B \in \mathbb{R}^{n \times r}$ and $A \in \mathbb{R}^{r \times m}$ beside a frozen $W$; merged, $W' = W + \frac{\alpha}{r} B A$. The merged
+# folder is a plain checkpoint: it needs neither PEFT nor this library to load. As a command: `python -m unireason_lib merge`.
 
 # %%
-rollouts, *rest = made.work.loc[made.work["stage"] == "grpo", "to"]
-print(
-    f"of outcome RL, generating replies takes {rollouts / (rollouts + sum(rest)):.0%} of the time (section 3)"
-)
-
-# %% [markdown]
-# **Slurm.** One task a node, with all its cores, which starts the node's processes:
-
-# %%
-SLURM = r"""#!/bin/bash
-#SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64
-export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun --cpus-per-task=$SLURM_CPUS_PER_TASK \
-    bash -c 'NODE=$SLURM_NODEID; accelerate launch --config_file ... --machine_rank $NODE --main_process_ip $FIRST ...'
-"""
-print(SLURM)
-
-# %% [markdown]
-# **Kubernetes.** Use what your cluster has. A `PyTorchJob` of Kubeflow's training operator (v1) sets `RANK` and `MASTER_ADDR` of each
-# node: its container runs the command above after `NODE=$RANK FIRST=$MASTER_ADDR`. An ablation study runs one notebook
-# a GPU with `CUDA_VISIBLE_DEVICES=0,1,... ablate --workers N`.
-#
-# **Rollouts by vLLM.** A server writes replies faster than the trainer. It is given the policy's weights before each generation, and
-# knows nothing of boxes: they are stop tokens to it, the crop is cut here, and the longer prompt is sent, of which its prefix
-# cache knows all but the crop. With vLLM 0.30 or later:
-#
-# ```
-# VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs --limit-mm-per-prompt.image 256
-# accelerate launch ... -m unireason_lib rl ... --set grpo.use_vllm=true --set grpo.vllm_server_base_url=http://host:8000
-# ```
-#
-# **Curves.** `--set grpo.report_to=tensorboard` (or `wandb`, `trackio`) hands all that is logged to a tracker; every reply is in
-# `rollouts.jsonl` of the run.
-
-# %% [markdown]
-# ## 5 · The authors' release
-#
-# `IQuestLab/UniReason-Med-Data` has conversations, and images of slices. Volumes it has not: they belong to M3D, and who holds them
-# says where. Here is a replica in the same folders and columns, made of phantoms.
-
-# %%
-from unireason_lib.dataset.build import BuildConfig, build
-from unireason_lib.dataset.release import write_release
-from unireason_lib.dataset.sources import SourceSpec
-from unireason_lib.imaging.frame import QWEN_FRAME
-
-sources = (
-    SourceSpec("phantom", None, {"dimension": "2d", "count": 8}),
-    SourceSpec("phantom", None, {"dimension": "3d", "start": 500_000, "count": 2}),
-)
-all_train = {"train": 1.0, "val": 0.0, "test": 0.0}
-size = tuple(profiles["gpu"].serialization.size)
-ours = build(
-    BuildConfig(sources, size=size, frame=QWEN_FRAME, per_family=1, prior_studies=0, fractions=all_train),
-    scratch / "ours",
-).folder
-release = write_release(ours, scratch / "UniReason-Med-Data", scratch / "m3d")
-for path in sorted([*release.rglob("*.parquet"), *(scratch / "m3d").rglob("*.npy")]):
-    print(f"{path.relative_to(scratch)!s:<50}{path.stat().st_size / 1e3:8.1f} kB")
-
-# %%
-import warnings
-
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    without = training_records(release)
-print(
-    "without the volumes:",
-    len(without),
-    "records;",
-    str(caught[-1].message).replace(str(scratch), "FOLDER")[:110],
-    "...",
-)
-records = training_records(release, m3d_root=scratch / "m3d")
-print("with them:          ", len(records), "records")
-deep = next(record for record in records if record.dimension == "3d")
-slices = images_from(release, m3d_root=scratch / "m3d")(deep)
-print(f"\n{deep.question} {deep.options}\n{len(slices)} slices of {slices[0].size}; {deep.reply[:160]}...")
-
-# %%
-from unireason_lib.boxes import Box3D
-from unireason_lib.display import show_images
-
-box = next(box for box in deep.boxes if isinstance(box, Box3D))
-middle = int(box.z1 + box.z2) // 2
-shown = sorted({max(0, int(box.z1) - 2), int(box.z1), middle, int(box.z2) - 1})
-inside = [[box.xy] if box.z1 <= z < box.z2 else [] for z in shown]
-show_images([QWEN_FRAME.aligned(slices[z]) for z in shown], inside, titles=[f"slice {z}" for z in shown])
-
-# %% [markdown]
-# Training on it is training on anything else: `sft --data FOLDER --m3d-root FOLDER`, the same for `rl`, and `evaluate --benchmark
-# FOLDER
-# --option m3d_root=FOLDER`; notebooks 04, 05 and 06 take `DATA` and `M3D_ROOT`.
-#
-# Can the volumes be read fast enough for eight GPUs? From the estimate follows how many volumes a second they learn from when they
-# are used well, and so how long one may take on each of the cores that read ahead. How long it takes, up to the pixels that the
-# processor cuts into patches, is measured here.
-
-# %%
-import time
-
-import numpy as np
-
-from unireason_lib.imaging import load_volume, serialize
-
-hours = made.work["hours"][0]  # of fine-tuning on the paper's 50,000 volumes, 170,000 images beside
-volumes_per_second = 50_000 / (hours * 3600)
-cores = gpu.sft.dataloader_num_workers * int(GPUS.partition("x")[0])
-np.save(scratch / "volume.npy", np.random.default_rng(0).random((1, 32, 256, 256), dtype=np.float32))
-began = time.perf_counter()
-for image in serialize(load_volume(scratch / "volume.npy"), (32, 256, 256)).images():
-    np.asarray(QWEN_FRAME.aligned(image))
-taken, allowed = time.perf_counter() - began, cores / volumes_per_second
-print(
-    f"{volumes_per_second:.1f} volumes/s; a core may take {allowed:.1f} s a volume, and takes {taken:.2f} s"
-)
-publish("reading volumes: time allowed / time taken", allowed / taken, "x", note=f"a core, {GPUS}")
-
-# %% [markdown]
-# ## 6 · What comes out
-#
-# A trained model is a folder in transformers' own form, an adapter one in PEFT's, each with a card written from the run. Merging
-# makes one checkpoint of an adapter and its model, which needs neither PEFT nor this library to load.
-
-# %%
-import io
-from contextlib import redirect_stdout
-
-from transformers import Qwen2_5_VLForConditionalGeneration
-
-from unireason_lib.cli import app
-
-
-def run(*words):
-    """A command of this package, and what it says."""
-    words, shown = [str(word) for word in words], io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(shown):
-        warnings.simplefilter("ignore")
-        app(words, standalone_mode=False)
-    text = f"python -m unireason_lib {shlex.join(words)}\n{shown.getvalue()}"
-    print(text.replace(str(scratch), "FOLDER"))
-
-
-# %%
-adapted, merged = scratch / "adapted", scratch / "merged"
-few = "--set grounding.sft_lora_r=8 --set sft.max_steps=2 --set sft.per_device_train_batch_size=4".split()
-few += "--set grounding.free_running_questions=0".split()
-run("sft", "--data", scratch / "data", "--model", scratch / "model", "--out", adapted, "--quiet", *few)
-run("merge", "--model", scratch / "model", "--adapter", adapted / "model", "--out", merged)
-plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(merged)
-print("\n" + ", ".join(sorted(path.name for path in merged.iterdir())))
-print("\n".join((merged / "README.md").read_text().splitlines()[:22]))
+tiny, processor = load_model(base, dtype="float32", device="cpu")
+adapted = load_profile("laptop", common | {"grounding.sft_lora_r": 8})
+folder = train_sft(tiny, processor, records, images, scratch / "adapted", adapted)
+merged = Qwen2_5_VLForConditionalGeneration.from_pretrained(merge_adapter(base, folder, scratch / "merged"))
+before, adapter = load_model(base, dtype="float32")[0], load_file(folder / "adapter_model.safetensors")
+name = "model.language_model.layers.0.self_attn.q_proj"
+A, B = (adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+W, scale = before.get_submodule(name).weight, adapted.grounding.lora_alpha / adapted.grounding.sft_lora_r
+torch.testing.assert_close(merged.get_submodule(name).weight, W + scale * B @ A)
+print(f"W {tuple(W.shape)}, B {tuple(B.shape)}, A {tuple(A.shape)}: merged, it is W + {scale:g} BA")
 
 # %% [markdown]
 # ## Check yourself
 
 # %%
-assert samples.prompt["3d"] == 150 + 32 * (81 + 2)
-assert set(made.work["stage"]) == {"sft", "grpo"}
-assert sum(p.numel() for p in plain.parameters()) == sum(parameters(shaped_model(str(merged))))
-assert {record.dimension for record in without} == {"2d"} and {record.dimension for record in records} == {
-    "2d",
-    "3d",
-}
+assert script.startswith("#!/bin/bash\n#SBATCH")
+assert summed < 1e-4 and apart < 1e-3, "two processes must give the losses of one"
+assert {one.dimension for one in without} == {"2d"} and {one.dimension for one in complete} == {"2d", "3d"}
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. How many H100 does full fine-tuning of the 7B model need at least? Ask `plan`, then find the part that decides it.
-# 2. The estimate says that updates of outcome RL cost several times as much as fine-tuning. Which two numbers of the profile make it so?
-# 3. What would slices of 512 x 512 cost? Change one setting and read the tokens.
+# 1. How many GPUs of a kind does full fine-tuning of 7B need at least? Which part of the memory decides?
+# 2. Why do the updates of outcome RL cost several times as much as fine-tuning? Predict the ratio from settings of the profile.
+# 3. What do slices of 512 x 512 cost in place of 256 x 256: tokens of the prompt, and FLOPs of a forward pass?
 #
-# <details><summary>Solutions</summary>
-#
-# 1. Two for fine-tuning: `plan --gpus 1xH100 --sharding zero3 --stage sft` is refused, with `2xH100` it is not. Sixteen bytes for every
-#    parameter that learns, over the number of GPUs, decide. Outcome RL needs more: leave out `--stage`.
-# 2. `grpo.num_generations` and `grpo.num_train_epochs`: each question is learnt from sixteen times, three times over.
-# 3. `plan --gpus 8xH100 --stage sft --set dataset.shape=[32,512,512]`: 18 x 18 = 324 tokens a slice in place of 81: four times the tokens,
-#    and about sixteen times the operations of attention. Without `--stage sft` it is refused: the keys and values of so many
-#    replies at once do not fit.
-#
-# </details>
+# Solutions: [`solutions/08_scaling_up.py`](solutions/08_scaling_up.py).
