@@ -141,8 +141,7 @@ def points(x, name="", unit="%", scale=100):
     return value, *ends
 
 
-most_frequent = results.groupby("dimension")["truth"].transform(lambda truth: truth.mode()[0])
-results["majority"] = (results["truth"] == most_frequent).astype(float)
+results["majority"] = results.groupby("dimension")["truth"].transform(lambda x: 1.0 * (x == x.mode()[0]))
 results["blank"] = results["id"].map(blank.set_index("id")["correct"])
 groups = {d.upper(): results["dimension"] == d for d in sorted({*results["dimension"]})}
 groups |= {family: results["family"] == family for family in sorted({*results["family"]})}
@@ -174,8 +173,7 @@ def iou(one, other):
 
 
 few = replace(benchmark, items=benchmark.items[: profile.evaluation.control_questions])
-one_box = results[results["iou_first"].gt(0) & results["truth_boxes"].str.len().eq(1)]
-for row in one_box.itertuples():
+for row in results[results["iou_first"].gt(0) & results["truth_boxes"].str.len().eq(1)].itertuples():
     assert abs(iou(row.boxes[0], row.truth_boxes[0][1]) - row.iou_first) < 1e-5
     others = results[(results["patient"] != row.patient) & (results["dimension"] == row.dimension)]
     boxes = [box for some in others["truth_boxes"] for name, box in some if name == row.truth_boxes[0][0]]
@@ -213,11 +211,10 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 # %% [markdown]
 # ## 5 · Does it use its crops?
 #
-# The image stays, and only what a box **fetches** is changed, so the reply up to the first box is the same. Lesions carry textures of
-# single pixels, which few tokens of the whole image can hold; where an organ lies is seen without a crop.
-# Where an interval lies to the right of zero, the answers depend on what the box fetched.
+# The image stays, and only what a box **fetches** is changed. Lesions have textures of single pixels, which few tokens of a whole image can
+# hold; where an organ lies is seen without a crop. To the right of zero, the answers depend on what was fetched.
 #
-# > **Predict first.** Which loses most without its own crops: questions about textures, about densities, or about all families?
+# > **Predict first.** Which loses most without its own crops: questions about textures, about densities, or of all families?
 
 # %%
 how = {"limit": 3 * profile.evaluation.control_questions, "prior_studies": 0, "a_patient": 1, **scans}
@@ -255,7 +252,7 @@ def diagnose(row, touching=0.1):
     touch = [[len(a) == len(b) and iou(a, b) >= touching for b in written] for a in true]
     missed = [a for a, touched in zip(true, touch, strict=True) if not any(touched)]
     invented = [b for k, b in enumerate(written) if not any(touched[k] for touched in touch)]
-    rules = {"no answer": row.prediction is None, "wrong letter": row.concluded == 1, "missed": missed}
+    rules = {"no answer": row.abstained == 1, "wrong letter": row.concluded == 1, "missed": missed}
     cause = next((name for name, met in (rules | {"invented": invented}).items() if met), "misread")
     return CAUSES[bool(missed)] if row.correct else cause, missed, invented
 
@@ -264,25 +261,25 @@ results["cause"] = [diagnose(row)[0] for row in results.itertuples()]
 counts = pd.DataFrame({row: results["cause"][g].value_counts() for row, g in groups.items()})
 counts = counts.reindex(CAUSES).fillna(0).astype(int)
 figure = AltFigure(9, 3.6, f"replies by cause: {counts.to_dict()}")
-style = {"stacked": True, "width": 0.8, "legend": False, "xlabel": "replies, %", "color": COLORS}
-(100 * counts / counts.sum()).T[::-1].plot.barh(ax=figure.subplots(), **style)
-figure.legend(loc="outside upper left", ncols=4, frameon=False)
+axes, ends = figure.subplots(), (100 * counts / counts.sum()).cumsum()
+for cause, color in [*zip(CAUSES, COLORS, strict=True)][::-1]:
+    axes.barh(ends.columns, ends.loc[cause], color=color)
+axes.set(xlabel="replies, %", xlim=(0, 100), ylim=(len(ends.columns) - 0.5, -0.5))
+figure.legend(axes.containers[::-1], CAUSES, loc="outside upper left", ncols=4, frameon=False)
 figure
 
 # %%
 item_of, images, boxes, titles = {item.id: item for item in [*benchmark, *lesions]}, [], [], []
 print(", ".join(f"{cause}: {n}" for cause, n in results["cause"].value_counts().items()))
-for row in (
-    results[results["correct"].eq(0) & results["boxes"].str.len().gt(0)].drop_duplicates("cause").itertuples()
-):
+both = results["boxes"].str.len().gt(0) & results["truth_boxes"].str.len().gt(0)
+for row in results[results["correct"].eq(0) & both].drop_duplicates("cause").itertuples():
     _, missed, invented = diagnose(row)
-    true = (missed or [box for _, box in row.truth_boxes] or invented)[0]
-    true, written = box_of(true), box_of((invented or row.boxes)[0])
+    true, written = box_of((missed or [row.truth_boxes[0][1]])[0]), box_of((invented or row.boxes)[0])
     z = int(true.center[2]) if row.dimension == "3d" else 0
     images.append(frame.aligned(item_of[row.id].load()[z]))
     boxes.append({"true box": true, "box of the model": written})
-    titles.append(f"{row.cause}\n{row.question}\n{row.answer} (right: {row.options[row.truth]})")
-    print(f"{row.cause}, IoU {true.iou(written):.2f}: {row.text}")
+    titles.append(f"{row.cause}, IoU {true.iou(written):.2f}\n{row.question}\n{row.answer}, not {row.truth}")
+    print(f"{row.cause}; right would be {row.options[row.truth]}: {row.text}")
 display.show_images(images, boxes, titles, columns=3) if images else "none"
 
 # %% [markdown]
@@ -298,11 +295,10 @@ display.show_images(images, boxes, titles, columns=3) if images else "none"
 own = pd.concat([own["textures"], own["densities"]], ignore_index=True)
 own["lesion"] = ["missed" if diagnose(row)[1] else "touched by a box" for row in own.itertuples()]
 row = own.sort_values(["lesion", "correct", "dimension"], ascending=[True, True, False]).iloc[0]
-true, generator = box_of(row.truth_boxes[0][1]), checkpoint.generator()
-request, (height, width, slices) = item_of[row.id].request(item_of[row.id].load()), row.frame
-how = {"request": request, "generator": generator, **asdict(settings)}
-viewer = display.SliceViewer(boxes={"true box": true}, **how)
-for box in (None, elsewhere(true, (width, height, slices)[: len(true.as_tuple()) // 2], "0"), true):
+true, limits = box_of(row.truth_boxes[0][1]), [row.frame[k] for k in (1, 0, 2)]
+how = {"request": item_of[row.id].request(item_of[row.id].load()), "generator": checkpoint.generator()}
+viewer = display.SliceViewer(boxes={"true box": true}, **how, **asdict(settings))
+for box in (None, elsewhere(true, limits[: len(true.as_tuple()) // 2], "0"), true):
     trace = viewer.ask(box)
     words = f"your box, IoU {box.iou(true):.2f}" if box else "boxes of the model"
     print(f"{words}: {trace.answer}, {'right' if trace.choice == row.truth else 'wrong'}")
@@ -310,9 +306,9 @@ viewer.slider.value = int(true.center[2]) if row.dimension == "3d" else 0
 viewer
 
 # %%
-starts = [f"<think>{format_box(box_of(boxes[0][1]))}" for boxes in own["truth_boxes"]]
+generator, boxes = viewer.generator, [format_box(box_of(some[0][1])) for some in own["truth_boxes"]]
+how = {"scripts": [Script(generator.tokenizer, (f"<think>{box}",)) for box in boxes], **asdict(settings)}
 requests = [item_of[name].request(item_of[name].load()) for name in own["id"]]
-how = {**asdict(settings), "scripts": [Script(generator.tokenizer, (start,)) for start in starts]}
 traces = generator.generate(requests, batch_size=profile.evaluation.batch_size, **how)
 given = own.assign(correct=[float(x.choice == truth) for x, truth in zip(traces, own["truth"], strict=True)])
 points(compare(own, given).difference, "lesions: the true box against the model's", "points")
@@ -323,10 +319,9 @@ display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 8 · Your own scans
 #
-# A folder has `names.json` (`{"1": "liver", ...}`) and per scan `images/anna.nii.gz` and its label map `labels/anna.nii.gz`. Give it as
-# `REAL`, or on the command line, which also compares two runs and asks public benchmarks (`m3d-vqa:FILE`):
-# `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`.
-# Without `REAL`, a real brain MRI (a template of 152 people) is asked about: **one** case, so no interval, and unlike all training data.
+# `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and per scan `images/anna.nii.gz` and its label map `labels/anna.nii.gz`;
+# or `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without it, a real
+# brain MRI (a template of 152 people) is asked about, unlike all training data: **one** case, so there is no interval over patients.
 
 # %%
 real = open_benchmark(*(("folder", root / REAL) if REAL else ("brain",)), per_family=2, **scans)
@@ -343,7 +338,6 @@ display.show_trace(line, {item.id: item for item in real}[line["id"]].load(), fr
 # %%
 assert [*run(benchmark)["id"]] == [*results["id"]], "nothing is asked twice"
 assert not results["failed"].any() and counts.filter(like="D").sum().sum() == len(results)
-assert iou([0, 0, 2, 2], [1, 0, 3, 2]) == 1 / 3
 print("all checks passed")
 
 # %% [markdown]
