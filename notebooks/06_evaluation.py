@@ -149,9 +149,7 @@ ways = {"correct": "model", "blank": "blank", "question_only": "question-only", 
 by_way = {w: {r: points(x) for r, g in groups.items() if (x := mean(results[g], c))} for c, w in ways.items()}
 chance = 100 * results["chance"].mean()
 leaks = [row for row, (_, low, _) in by_way["question-only"].items() if low > chance]
-print(
-    f"The question alone is above chance in {len(leaks)} of {len(groups)} rows:", *leaks or "none", sep="  "
-)
+print(f"The question alone is clearly above chance in {len(leaks)} of {len(groups)} rows:", ", ".join(leaks))
 for d, part in results.groupby("dimension"):
     points(mean(part), f"accuracy, {d.upper()}")
 points(mean(blank), "accuracy, images blanked")
@@ -184,6 +182,8 @@ for row in results[results["iou_first"].gt(0) & results["truth_boxes"].str.len()
 overlaps = {"boxes of the model": {}, "mean box of other patients": {}}
 for d, part in results.dropna(subset="iou_average_box").groupby("dimension"):
     points(mean(part, "iou_all"), f"IoU, {d.upper()}", "", 1)
+    floor, own = (part.assign(iou=part[column]) for column in ("iou_average_box", "iou_all"))
+    points(compare(floor, own, "iou").difference, f"IoU above the floor, {d.upper()}", "", 1)
     for way, column in zip(overlaps.values(), ("iou_all", "iou_average_box"), strict=True):
         way[f"{d.upper()}, {len(part)} questions"] = points(mean(part, column), scale=1)
 slices = slice_consistency(few, folder / "replies.jsonl", checkpoint, **asking)
@@ -220,10 +220,8 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 
 # %%
 how = {"limit": 3 * profile.evaluation.control_questions, "prior_studies": 0, "a_patient": 1, **scans}
-lesions, asked = (
-    open_benchmark("phantom", families=["lesion analysis"], **how),
-    {"all families": ("replies", few)},
-)
+lesions = open_benchmark("phantom", families=["lesion analysis"], **how)
+asked = {"all families": ("replies", few)}
 for kind, file in {"texture": "textures", "density": "densities"}.items():
     items = tuple(item for item in lesions if item.kind == kind)
     asked[file] = file, replace(lesions, items=items, identity={**lesions.identity, "kind": kind})
@@ -242,7 +240,7 @@ display.plot_intervals(by_way, "points lost against own crops, paired", referenc
 #
 # A box touches a structure from an IoU of 0.1 on. A wrong answer is, by the first rule that applies, **no answer**; **wrong letter** (the
 # reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box); **invented** (another box
-# touches none); **misread** (all boxes are in place, what is in them is not). A right answer may be right for the wrong reason: **right, box elsewhere**.
+# touches none); **misread** (all boxes are in place). A right answer may be right for the wrong reason: **right, box elsewhere**.
 
 # %%
 COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#cc79a7", "#0072b2", "#656d76"
