@@ -97,6 +97,7 @@ def run(questions, name="replies", control="none"):
 results, blank = run(benchmark), run(benchmark, control="blank")
 results[["dimension", "family", "question", "truth", "prediction", "correct"]].head(3)
 
+
 # %% [markdown]
 # ## 2 · Accuracy, its interval and its baselines
 #
@@ -127,6 +128,7 @@ if s > 0:  # else all patients are alike
     assert np.allclose([p, low, high], [accuracy.value, accuracy.low, accuracy.high])
 print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points wide, {k} patients")
 
+
 # %% [markdown]
 # Four baselines do not look. **Chance** is a random option; **majority** the letter that is right most often in this test (chosen afterwards,
 # so it exceeds chance); **question-only** the option that was right most often in training; **blank** the model itself on grey images. What
@@ -155,6 +157,7 @@ for d, part in results.groupby("dimension"):
 points(mean(blank), "accuracy, images blanked")
 points(mean(results, "format"), "format compliance")
 display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
+
 
 # %% [markdown]
 # ## 3 · Boxes: IoU and its floor
