@@ -130,9 +130,8 @@ print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points w
 
 
 # %% [markdown]
-# Four baselines do not look. **Chance** is a random option; **majority** the letter that is right most often in this test (chosen afterwards,
-# so it exceeds chance); **question-only** the option that was right most often in training; **blank** the model itself on grey images. What
-# exceeds them was seen. Question-only above chance: the options give answers away, or luck, which one row in 40 has.
+# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (so above chance); **question-only**, the
+# option most often right in training; **blank**, the model on grey images. Question-only above chance: the options may give answers away.
 
 # %%
 def points(x, name="", unit="%", scale=100):
@@ -162,10 +161,9 @@ display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 3 · Boxes: IoU and its floor
 #
-# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$; a reply without a box has 0, and questions that state a box are left out, since it
-# could be copied. The **floor** is the IoU of the true box with the mean box of that structure in other patients, which needs anatomy and no
-# image: a model that is not clearly better has not shown that it looks. **Slice-volume consistency** needs no truth: each slice of a cuboid
-# of the model is shown alone, and its box there is compared with the cuboid's rectangle (the paper shows 0.76 to 0.83).
+# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$; no box: 0. Questions that state a box are left out, since it could be copied. The
+# **floor** is the IoU of the true box with the mean box of that structure in other patients: a model that is not clearly better has not shown
+# that it looks. **Slice-volume consistency** compares a cuboid with the boxes in its slices, shown alone (in the paper 0.76 to 0.83).
 
 # %%
 def iou(one, other):
@@ -197,9 +195,8 @@ display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps
 # %% [markdown]
 # ## 4 · Does it look? Two runs, compared pairwise
 #
-# A **control** takes something away and asks the same questions. With the differences $d_i$ of patient $i$ between two runs in place of
-# $r_i$, the formula of section 2 gives their standard error. It is smaller than $\sqrt{s_1^2 + s_2^2}$, that of two independent runs, as far
-# as both runs find the same questions hard: only questions on which they disagree count.
+# A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ of both runs for $r_i$, gives the paired
+# standard error: smaller than $\sqrt{s_1^2 + s_2^2}$, that of independent runs, as far as the same questions are hard for both.
 
 # %%
 print(pd.crosstab(results["correct"], results["blank"]))
