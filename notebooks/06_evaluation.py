@@ -1,20 +1,18 @@
 # %% [markdown]
-# # 06 · Evaluation you can trust
+# # 06 · Evaluation: is the model right, does it look, and why does it fail?
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/06_evaluation.ipynb)
 #
 # After this notebook you can
-# - turn a reply into a letter, a box into an overlap, and many of them into numbers with intervals;
-# - say what a number is worth: beside chance, beside what the words of the questions give away, and beside the same model when its
-#   images or its crops are taken away;
-# - ask any model about your own scans or about a public benchmark, in a run that can be killed at any time.
+# - report accuracy with an interval over patients beside its baselines, and the IoU of boxes beside its floor;
+# - compare two runs pairwise, and test by intervention whether a model uses its images and its crops;
+# - classify wrong answers by their cause, correct a box yourself, and measure on your own scans.
 #
-# **Where we stand.** Notebook 04 made the model that is asked here. Notebook 07 compares several models, with the same
-# tools.
+# **Time** a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in `data/tiny-sft`.
+# **Synthetic**: CT-like torso phantoms, not used in training. **Real**: the brain MRI of section 8. *Not for clinical use.*
 #
-# **Time** about one minute on 2 CPU cores the first time, half a minute when the replies are there already. **Needs** a
-# model; the tiny fine-tuned one ships with the project. **Synthetic**: the phantoms, none of whom was used in training.
-# **Real**: the brain MRI of section 8, and a CT if you have one there. *Nothing here is for clinical use.*
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740); [error bars for evaluations](https://arxiv.org/abs/2411.00640);
+# [Wilson's interval](https://doi.org/10.1080/01621459.1927.10502953); [questions answered without the image](https://arxiv.org/abs/1612.00837).
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -24,7 +22,7 @@ MODEL = ""  # a folder or hub id; empty: the model of the profile
 DATA = ""  # data set or the authors' release whose test is asked, a folder; empty: phantoms
 M3D_ROOT = ""  # with the release: folder of the M3D volumes that you hold
 RESULTS = ""  # folder for the replies; empty: one below runs/evaluation
-REAL = ""  # folder with abdomen_ct.nii.gz and abdomen_seg.nii.gz; empty: data/private, if it holds them
+REAL = ""  # folder of your own scans (section 8); empty: the brain MRI
 
 # %% tags=["setup"]
 # Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
@@ -44,864 +42,309 @@ from unireason_lib.notebooks import check_versions
 print(check_versions())
 
 # %%
+import hashlib
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from unireason_lib import display
+from unireason_lib.boxes import format_box
 from unireason_lib.config import load_profile
-from unireason_lib.display import pipeline_figure
-from unireason_lib.notebooks import project_root, publish
-
-profile = load_profile(PROFILE, OVERRIDES)
-pipeline_figure("evaluation")
-
-# %% [markdown]
-# ## 1 · One reply, scored by hand
-#
-# Three things make an evaluation: a model, questions whose answers are known, and a rule for how replies are written
-# (token budget, rounds). A `Checkpoint` names a model and loads it when the first question is asked.
-
-# %%
-from unireason_lib.grounding import Settings
+from unireason_lib.dataset.schema import box_of
+from unireason_lib.display.figures import AltFigure
+from unireason_lib.evaluation import as_table, compare, evaluate, mean, open_benchmark, slice_consistency
+from unireason_lib.evaluation.controls import elsewhere
+from unireason_lib.grounding import Script, Settings
 from unireason_lib.grounding.model import adapter_base
-from unireason_lib.inference import Checkpoint
-
-name = MODEL or profile.model.path
-local = project_root() / name
-found = str(local if local.is_dir() else name)
-device = None if profile.model.device == "auto" else profile.model.device
-base = adapter_base(local)  # of an adapter, the model it was trained on
-checkpoint = Checkpoint(base or found, found if base else profile.model.adapter, profile.model.dtype, device)
-writing = profile.generation
-settings = Settings(
-    writing.max_new_tokens, writing.max_rounds, temperature=writing.temperature, top_p=writing.top_p
-)
-print(f"{checkpoint.identity()['model']['name']}: at most {settings.max_new_tokens} tokens of its own")
-
-# %% [markdown]
-# The questions are about phantom patients with numbers that training never reaches: a slice of one, the volume of the
-# next, two questions each. The answer prior is taken out of them as out of the training questions (notebook 01), so
-# that reading them does not help. Boxes are written in pixels of this model's processor. `DATA` asks another benchmark in their place.
-
-# %%
-from collections import Counter
-
-from unireason_lib.evaluation import open_benchmark
+from unireason_lib.inference import Checkpoint, read_results
+from unireason_lib.notebooks import project_root, publish
 from unireason_lib.training.data import data_folder
 
-shape = tuple(profile.dataset.shape)
-asked = {"split": "test", "limit": profile.evaluation.questions, "frame": checkpoint.frame()}
-if DATA:
-    benchmark = open_benchmark(str(data_folder(DATA)), m3d_root=M3D_ROOT or None, **asked)
-else:
-    benchmark = open_benchmark(
-        "phantom", size=shape, seed=SEED, prior_studies=min(300, profile.dataset.prior_studies), **asked
-    )
-item_of = {item.id: item for item in benchmark}
-print(f"{len(benchmark)} questions about {len({item.patient for item in benchmark})} patients")
-print(dict(Counter(item.dimension for item in benchmark)))
+profile = load_profile(PROFILE, OVERRIDES)
+display.pipeline_figure("evaluation")
 
 # %% [markdown]
-# One question is asked. `ask_items` gives a line for it: the question, the reply, and how it was scored.
-
-# %%
-from unireason_lib.display import show_trace
-from unireason_lib.evaluation import ask_items
-
-generator = checkpoint.generator()
-frame = generator.frame
-item = next(i for i in benchmark if i.dimension == "2d" and len(i.truth_boxes) == 1)
-(line,) = ask_items(generator, [item], settings=settings)
-show_trace(line, item.load(), frame=frame)
-
-# %% [markdown]
-# By hand: what stands behind the thought, and the letter at its beginning. The line says the same.
-
-# %%
-import re
-
-tail = line["text"].rpartition("</think>")[2].strip()
-letter = re.match(r"([A-D])\. ", tail)
-print(f"behind the thought: {tail[:60]!r}\nby hand: {letter and letter[1]}   the line: {line['prediction']}")
-print(f"right: {item.answer}   scored as {'right' if line['correct'] else 'wrong'}")
-assert letter is None or line["prediction"] == letter[1]
-assert line["correct"] == (line["prediction"] == item.answer)
-
-# %% [markdown]
-# ### Replies that are harder to read
+# ## 1 · A benchmark and a run
 #
-# A trained model ends with `B. liver`. Other models write what they like. Two readers: ours, and a pattern that is
-# often seen (the code released with the paper has one like it), which takes any letter from a to d that stands alone.
-# The English article is such a letter.
+# The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading a question
+# alone does not help. A run is a file with one JSON line per question; it survives being killed, and refuses replies of another model.
 
 # %%
-import pandas as pd
+name, root = MODEL or profile.model.path, project_root()
+path = str(root / name if (root / name).is_dir() else name)
+base = adapter_base(root / name)  # of an adapter, the model that it was trained on
+device = None if profile.model.device == "auto" else profile.model.device
+checkpoint = Checkpoint(base or path, path if base else profile.model.adapter, profile.model.dtype, device)
+settings, frame = Settings(**profile.generation.model_dump()), checkpoint.frame()
+scans = {"size": tuple(profile.dataset.shape), "frame": frame, "seed": SEED}
+how = {"frame": frame, "m3d_root": M3D_ROOT or None} if DATA else scans
+source = str(data_folder(DATA)) if DATA else "phantom"
+benchmark = open_benchmark(source, limit=profile.evaluation.questions, **how)
+digest = hashlib.sha256(repr([checkpoint.identity(), settings, benchmark.identity]).encode()).hexdigest()[:8]
+asking = {"settings": settings, "batch_size": profile.evaluation.batch_size, "quiet": True}
+folder = root / (RESULTS or f"runs/evaluation/{profile.name}-{name.split('/')[-1]}-{digest}")
 
-from unireason_lib.answers import extract_choice
+
+def run(questions, name="replies", control="none"):
+    """The results of some questions as a table; those without a reply are asked now."""
+    file = folder / (f"{name}.jsonl" if control == "none" else f"{name}.{control}.jsonl")
+    evaluate(questions, file, checkpoint, control=control, **asking)
+    return as_table(x for x in read_results(file) if x["id"] in {item.id for item in questions})
 
 
-def lone_letter(text):
-    """The first letter from a to d that stands alone."""
-    found = re.search(r"\b([a-d])\b", text, re.IGNORECASE)
-    return found[1].upper() if found else None
+results, blank = run(benchmark), run(benchmark, control="blank")
+results[["dimension", "family", "question", "truth", "prediction", "correct"]].head(3)
 
-
-choices = {"A": "spleen", "B": "liver", "C": "left kidney", "D": "right kidney"}
-replies = {
-    "<think>I look at it.</think>B. liver": "B",
-    "(C)": "C",
-    "The answer is D.": "D",
-    "It is the left kidney.": "C",
-    "Large and round.\nB": "B",
-    "A mass is seen. B. Liver": "B",
-    "This shows a mass, so the answer is B.": "B",
-}
-
-# %% [markdown]
-# And replies that answer nothing. Not to choose is a class of its own, an **abstention**: it counts as wrong, and it is
-# counted. A thought that was never closed has not answered yet.
-
-# %%
-replies |= dict.fromkeys(
-    ["A mass is seen.", "It could be A or B.", "I cannot tell.", "<think>It may be D. right kidney"]
-)
-readers = pd.DataFrame({"reply": list(replies), "meant": list(replies.values())})
-readers["ours"] = [extract_choice(text, choices) for text in readers["reply"]]
-readers["lone letter"] = readers["reply"].map(lone_letter)
-readers["lone letter is wrong"] = readers["lone letter"].fillna("-") != readers["meant"].fillna("-")
-assert (readers["ours"].fillna("-") == readers["meant"].fillna("-")).all()
-readers
 
 # %% [markdown]
-# ## 2 · How well does a box fit?
+# ## 2 · Accuracy, its interval and its baselines
 #
-# **Intersection over union** (IoU): what two boxes share, divided by what they cover together. 1 is the same box, 0 is
-# no overlap. The same few lines do rectangles and cuboids:
-
-# %%
-from math import prod
-
-from unireason_lib.boxes import Box2D, Box3D
-
-
-def overlap(one, other):
-    """IoU of two boxes given as their first, then their second corner."""
-    n = len(one) // 2
-    shared = prod(max(0, min(one[k + n], other[k + n]) - max(one[k], other[k])) for k in range(n))
-    both = sum(prod(box[k + n] - box[k] for k in range(n)) for box in (one, other))
-    return shared / (both - shared)
-
-
-def moved(box, fraction, axes):
-    """The box, moved by a fraction of its side along its first axes."""
-    corners = list(box.as_tuple())
-    n = len(corners) // 2
-    for k in range(axes):
-        side = corners[k + n] - corners[k]
-        corners[k], corners[k + n] = corners[k] + fraction * side, corners[k + n] + fraction * side
-    return type(box)(*corners)
-
-
-# %%
-from unireason_lib.display import show_images
-
-true = item.truth_boxes[0][1]
-beside, off = moved(true, 1 / 3, 1), moved(true, 1 / 3, 2)
-for box in (beside, off):
-    assert abs(overlap(true.as_tuple(), box.as_tuple()) - true.iou(box)) < 1e-9
-boxes = {
-    "true": true,
-    f"moved along x, IoU {true.iou(beside):.2f}": beside,
-    f"along x and y, IoU {true.iou(off):.2f}": off,
-}
-show_images([frame.aligned(item.load()[0])], [boxes], columns=2)
-
-# %% [markdown]
-# Moved by a third of its side along one axis, a box has an IoU of one half, the usual threshold of a hit. In a volume
-# there is one axis more to be wrong about, so the same care gives a lower number. That is why 2D and 3D overlaps are
-# never averaged here.
-
-# %%
-from unireason_lib.display import plot_lines
-
-cuboid = next(box for i in benchmark if i.dimension == "3d" for _, box in i.truth_boxes)
-off_3d = moved(cuboid, 1 / 3, 3)
-assert abs(overlap(cuboid.as_tuple(), off_3d.as_tuple()) - cuboid.iou(off_3d)) < 1e-9
-fractions = [k / 20 for k in range(21)]
-plot_lines(
-    {
-        "rectangle": [(f, true.iou(moved(true, f, 2))) for f in fractions],
-        "cuboid": [(f, cuboid.iou(moved(cuboid, f, 3))) for f in fractions],
-    },
-    "moved along every axis by this fraction of its side",
-    "IoU",
-)
-
-# %% [markdown]
-# ## 3 · A run that can be killed
+# Patient $i$ of $k$ has $n_i$ questions, $r_i$ answered right; $N = \sum_i n_i$. Other patients would give another accuracy $p$, and
+# questions about one patient are right or wrong together. So the standard error $s$ is taken over patients; $N^*$ independent questions
+# would have the same, and Wilson's interval for $N^*$ never leaves 0 to 1 ($t$: Student's quantile, $k - 1$ degrees of freedom):
 #
-# The result of a run is a file with one JSON line a question. A line is on the disk before the next one begins, so nothing is
-# lost and nothing is asked twice. Beside the file stands what made it: model, settings and questions. Results of another model
-# are refused, not mixed in. The folder of this notebook is named after all of that; a second run of the notebook reads what is
-# there (and of it only what it asks: a longer run may have left more).
-
-# %%
-import hashlib
-import json
-from dataclasses import asdict, replace
-from pathlib import Path
-
-from unireason_lib import __version__
-from unireason_lib.evaluation import as_table, evaluate
-from unireason_lib.inference import read_results
-
-how = {"settings": settings, "batch_size": profile.evaluation.batch_size, "quiet": True}
-made_by = [__version__, checkpoint.identity(), asdict(settings), benchmark.identity]
-digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
-usual = f"runs/evaluation/{profile.name}-{Path(name).name}-{digest}"
-folder = project_root() / (RESULTS or usual)
-
-
-def run(questions, file, control="none"):
-    """Ask what has not been asked yet, and give the lines of these questions."""
-    evaluate(questions, folder / file, checkpoint, control=control, **how)
-    ids = {item.id for item in questions}
-    return [line for line in read_results(folder / file) if line["id"] in ids]
-
-
-print(RESULTS or usual)
-
-# %% [markdown]
-# The whole benchmark, and once more with all images in plain grey. That second run is the **blank control**: what
-# the model reaches from the words of the questions.
-
-# %%
-import time
-
-started = time.perf_counter()
-lines = run(benchmark, "replies.jsonl")
-blank = as_table(run(benchmark, "replies.blank.jsonl", control="blank"))
-print(f"{len(lines)} replies, {sum('error' in line for line in lines)} failed")
-print(f"asking took {time.perf_counter() - started:.0f} s (next to nothing when all was there already)")
-
-# %% [markdown]
-# One line. Everything that follows is computed from such lines, without the model:
-
-# %%
-for key, value in next(line for line in lines if line["dimension"] == "3d").items():
-    print(f"{key:<16}{json.dumps(value, ensure_ascii=False)[:95]}")
-
-# %% [markdown]
-# Now a copy of the file, with a torn last line as a kill leaves it, and the same call again. One question is asked:
-
-# %%
-import shutil
-import tempfile
-
-with tempfile.TemporaryDirectory() as place:
-    file = Path(place, "replies.jsonl")
-    shutil.copy(folder / "replies.jsonl.run.json", f"{file}.run.json")
-    whole = "".join(json.dumps(line) + "\n" for line in lines)
-    file.write_text(whole[:-40], encoding="utf-8")  # killed while the last line was written
-    left = len(list(read_results(file)))
-    evaluate(benchmark, file, checkpoint, **how)
-    after = list(read_results(file))
-print(f"{left} whole lines were left; now there are {len(after)}")
-assert after[:left] == lines[:left] and len(after) == left + 1 == len(lines)
-
-# %% [markdown]
-# ## 4 · How good, and how sure?
+# $$p = \frac{\sum_i r_i}{N}, \quad s^2 = \frac{k}{k - 1} \sum_i \frac{(r_i - p \, n_i)^2}{N^2}, \quad
+# N^* = \min\left(N, \frac{p (1 - p)}{s^2}\right), \quad
+# \frac{p + t^2 / 2N^* \pm t \sqrt{p (1 - p) / N^* + t^2 / 4 N^{*2}}}{1 + t^2 / N^*}.$$
 #
-# The lines become one table, in which a question that **failed** counts as wrong. The mean of its column `correct` is the
-# accuracy. Other patients would give another number. How different a one, the data can say themselves, by the
-# **bootstrap**: draw as many patients as there are, with repetition, compute the accuracy again, and do so many times.
-# Patients are drawn, not questions, because two questions about one patient succeed and fail together.
+# > **Predict first.** How wide is this interval for 100 questions: 2, 5, 10 or 20 points from end to end?
 
 # %%
-import numpy as np
+def standard_error(values, patients):
+    """Standard error of a mean of values that belong together within a patient."""
+    total, count = pd.Series([*values]).groupby([*patients]).agg(["sum", "count"]).to_numpy().T
+    k, n = len(count), count.sum()
+    return np.sqrt(k / (k - 1) * ((total - total.sum() / n * count) ** 2).sum()) / n
 
-results = as_table(lines)
-by_patient = results.groupby("patient")["correct"].agg(["sum", "count"]).to_numpy()
-draw = np.random.default_rng(SEED)
-drawn = draw.integers(len(by_patient), size=(profile.evaluation.samples, len(by_patient)))
-sums = by_patient[drawn].sum(axis=1)  # (samples, 2): right answers and questions
-by_hand = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+
+accuracy, p, k = mean(results), results["correct"].mean(), results["patient"].nunique()
+s, t = standard_error(results["correct"], results["patient"]), student.ppf(0.975, k - 1)
+if s > 0:  # else all patients are alike
+    worth = min(len(results), p * (1 - p) / s**2)
+    half = t * np.sqrt(p * (1 - p) / worth + t**2 / (4 * worth**2))
+    low, high = ((p + t**2 / (2 * worth) + x) / (1 + t**2 / worth) for x in (-half, half))
+    assert np.allclose([p, low, high], [accuracy.value, accuracy.low, accuracy.high])
+print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points wide, {k} patients")
+
 
 # %% [markdown]
-# How far such means spread can also be computed at once: the **standard error** is the deviation of the patients' sums
-# from what the overall mean gives them, and the interval is Student's t times that. With few patients, or when nearly
-# all replies are right, a bootstrap is too sure of itself: the truth lies outside its interval more often than in one of
-# twenty cases. The library takes the closed form, and for proportions Wilson's interval for as many questions as the patients are worth.
+# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (so above chance); **question-only**, the
+# option most often right in training; **blank**, the model on grey images. Question-only above chance: the options may give answers away.
 
 # %%
-from unireason_lib.evaluation import mean
+def points(x, name="", unit="%", scale=100):
+    """Value and ends of an interval, times a scale; with a name it is published."""
+    value, *ends = (scale * y for y in (x.value, x.low, x.high))
+    if name:
+        publish(name, value, unit, interval=tuple(ends), note=f"{x.n} questions")
+    return value, *ends
 
-right, count = by_patient.T
-accuracy, n, k = right.sum() / count.sum(), count.sum(), len(count)
-error = np.sqrt(k / (k - 1) * ((right - accuracy * count) ** 2).sum()) / n
-found = mean(results)
-print(f"accuracy {found.value:.3f} over {found.n} questions about {found.patients} patients")
-print(f"bootstrap          {by_hand[0]:.3f} to {by_hand[1]:.3f}")
-print(f"twice the error    {accuracy - 2 * error:.3f} to {accuracy + 2 * error:.3f}")
-print(f"the library        {found.low:.3f} to {found.high:.3f}")
-assert abs(found.value - accuracy) < 1e-9
-if k >= 50 and 0.1 < accuracy < 0.9:
-    assert np.abs(by_hand - (found.low, found.high)).max() < 0.03
+
+results["majority"] = results.groupby("dimension")["truth"].transform(lambda x: 1.0 * (x == x.mode()[0]))
+results["blank"] = results["id"].map(blank.set_index("id")["correct"])
+groups = {d.upper(): results["dimension"] == d for d in sorted({*results["dimension"]})}
+groups |= {family: results["family"] == family for family in sorted({*results["family"]})}
+ways = {"correct": "model", "blank": "blank", "question_only": "question-only", "majority": "majority"}
+by_way = {w: {r: points(x) for r, g in groups.items() if (x := mean(results[g], c))} for c, w in ways.items()}
+chance = 100 * results["chance"].mean()
+leaks = [row for row, (_, low, _) in by_way["question-only"].items() if low > chance]
+print(f"The question alone is clearly above chance in {len(leaks)} of {len(groups)} rows:", ", ".join(leaks))
+for d, part in results.groupby("dimension"):
+    points(mean(part), f"accuracy, {d.upper()}")
+points(mean(blank), "accuracy, images blanked")
+points(mean(results, "format"), "format compliance")
+display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
+
 
 # %% [markdown]
-# `summary` does this for every family and both dimensions:
-
-# %%
-from unireason_lib.evaluation import summary
-
-table = summary(results, blank)
-shown = ["dimension", "family", "n", "failed", "accuracy", "accuracy_low", "accuracy_high"]
-table[[*shown, "blank", "question_only", "majority", "chance"]].round(3)
-
-# %% [markdown]
-# Four baselines stand beside the accuracy. **Blank** is the model itself with grey images. **Question only** knows the
-# training questions by heart and takes the option that was right most often, without looking. **Majority** always gives
-# the letter that is right most often in this very test. A model has learnt to see as far as it is above the best of them.
-
-# %%
-from unireason_lib.dataset.questions import FAMILIES
-from unireason_lib.display import plot_intervals
-
-rows = {(row["dimension"], row["family"]): row for row in table.to_dict("records")}
-by_chance = 100 * rows["all", "all"]["chance"]
-families = [family for family in FAMILIES if ("all", family) in rows]
-chosen = {"2D": ("2d", "all"), "3D": ("3d", "all")} | {family: ("all", family) for family in families}
-
-
-def percent(row, column):
-    """A measure of a row of the report with its interval, in percent."""
-    return tuple(100 * row[column + end] for end in ("", "_low", "_high"))
-
-
-def of_all(column):
-    """The measure for every chosen row that has it."""
-    return {n: percent(rows[k], column) for n, k in chosen.items() if pd.notna(rows[k][column])}
-
-
-# %%
-series = {
-    "with images": of_all("accuracy"),
-    "blank": of_all("blank"),
-    "question only": of_all("question_only"),
-}
-plot_intervals(series, "answered right, %", reference=("chance", by_chance))
-
-# %% [markdown]
-# ### What the blank control says
+# ## 3 · Boxes: IoU and its floor
 #
-# If it is at chance, the words of the questions give nothing away, to this model at least; what is above it was seen.
-# If it is far above chance, every accuracy in the table is that much less impressive. (Without the debiasing of
-# notebook 01 it would be: the liver is on the right in nearly everybody.) The difference is taken question by
-# question, which is surer than two intervals side by side:
+# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$; no box: 0. Questions that state a box are left out, since it could be copied. The
+# **floor** is the IoU of the true box with the mean box of that structure in other patients: a model that is not clearly better has not shown
+# that it looks. **Slice-volume consistency** compares a cuboid with the boxes in its slices, shown alone (in the paper 0.76 to 0.83).
 
 # %%
-from unireason_lib.evaluation import compare
+def iou(one, other):
+    """IoU of two rectangles or cuboids, each its first and then its second corner."""
+    (low, high), (start, stop) = np.reshape(one, (2, -1)), np.reshape(other, (2, -1))
+    common = np.clip(np.minimum(high, stop) - np.maximum(low, start), 0, None).prod()
+    return common / ((high - low).prod() + (stop - start).prod() - common)
 
-print(compare(blank, results).text("accuracy, with images against blank ones"))
+
+few = replace(benchmark, items=benchmark.items[: profile.evaluation.control_questions])
+for row in results[results["iou_first"].gt(0) & results["truth_boxes"].str.len().eq(1)].itertuples():
+    assert abs(iou(row.boxes[0], row.truth_boxes[0][1]) - row.iou_first) < 1e-5
+    others = results[(results["patient"] != row.patient) & (results["dimension"] == row.dimension)]
+    boxes = [box for some in others["truth_boxes"] for name, box in some if name == row.truth_boxes[0][0]]
+    floor = iou(np.mean(boxes, axis=0), row.truth_boxes[0][1]) if boxes else np.nan
+    assert np.isclose(floor, row.iou_average_box, equal_nan=True)
+overlaps = {"boxes of the model": {}, "mean box of other patients": {}}
+for d, part in results.dropna(subset="iou_average_box").groupby("dimension"):
+    points(mean(part, "iou_all"), f"IoU, {d.upper()}", "", 1)
+    floor, own = (part.assign(iou=part[column]) for column in ("iou_average_box", "iou_all"))
+    points(compare(floor, own, "iou").difference, f"IoU above the floor, {d.upper()}", "", 1)
+    for way, column in zip(overlaps.values(), ("iou_all", "iou_average_box"), strict=True):
+        way[f"{d.upper()}, {len(part)} questions"] = points(mean(part, column), scale=1)
+slices = slice_consistency(few, folder / "replies.jsonl", checkpoint, **asking)
+if slices is not None:
+    points(mean(slices, "overlap"), "slice-volume consistency", "", 1)
+display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps.values()) else None
 
 # %% [markdown]
-# The figures of this project, for the table at the end of `make tutorial`:
+# ## 4 · Does it look? Two runs, compared pairwise
+#
+# A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ of both runs for $r_i$, gives the paired
+# standard error: smaller than $\sqrt{s_1^2 + s_2^2}$, that of independent runs, as far as the same questions are hard for both.
 
 # %%
-for dimension in ("2d", "3d"):
-    row = rows[dimension, "all"]
-    note = f"{row['n']} questions about held-out phantoms"
-    value, *ends = percent(row, "accuracy")
-    publish(f"accuracy, {dimension.upper()}", value, "%", interval=tuple(ends), note=note)
-    ends = (row["iou_first_low"], row["iou_first_high"])
-    measured = results.loc[results["dimension"] == dimension, "iou_first"].notna().sum()
-    note = f"{measured} questions that state no box"
-    publish(f"IoU of the first box, {dimension.upper()}", row["iou_first"], interval=ends, note=note)
-aside = {"blank": "accuracy, images blanked", "format": "format compliance"}
-for column, words in aside.items():
-    value, *ends = percent(rows["all", "all"], column)
-    publish(words, value, "%", interval=tuple(ends), note=f"{found.n} questions")
-publish(f"time for {found.n} replies", sum(line["seconds"] for line in lines), "s")
+print(pd.crosstab(results["correct"], results["blank"]))
+paired = standard_error(results["correct"] - results["blank"], results["patient"])
+apart = np.hypot(s, standard_error(results["blank"], results["patient"]))
+print(f"standard error: paired {100 * paired:.1f} points, as if independent {100 * apart:.1f}")
+lost = {"grey images": compare(blank, results)}
+assert np.isclose(paired, lost["grey images"].standard_error)
+for way, control in {"random pixels": "noise", "images of another patient": "other"}.items():
+    lost[way] = compare(run(few, control=control), results)
+by_way = {f"{way}, {x.questions} questions": points(x.difference) for way, x in lost.items()}
+display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("nothing lost", 0))
 
 # %% [markdown]
-# And what the tiny model was meant to reach, as a long line across each row:
+# ## 5 · Does it use its crops?
+#
+# The image stays, and only what a box **fetches** is changed. Lesions have textures of single pixels, too fine for the tokens of a whole
+# image; where an organ lies is seen without a crop. Where an interval lies to the right of zero, the answers depend on what was fetched.
+#
+# > **Predict first.** Which loses most without its own crops: questions about textures, about densities, or of all families?
 
 # %%
-aims = {
-    "accuracy, 2D": (rows["2d", "all"], "accuracy", 80),
-    "accuracy, 3D": (rows["3d", "all"], "accuracy", 60),
-    "IoU of the first box, 2D": (rows["2d", "all"], "iou_first", 50),
-    "IoU of the first box, 3D": (rows["3d", "all"], "iou_first", 35),
-    "format compliance": (rows["all", "all"], "format", 99),
-}
-reached = {words: percent(row, column) for words, (row, column, _) in aims.items()}
-missed = [f"{words} (aim {aim})" for words, (*_, aim) in aims.items() if reached[words][0] < aim]
-print("below the aim:", ", ".join(missed) or "none")
-figure = plot_intervals({"reached": reached}, "accuracy, IoU and format, %")
-figure.axes[0].plot(
-    [aim for *_, aim in aims.values()], range(len(aims)), "k|", markersize=20, markeredgewidth=2
-)
+how = {"limit": 3 * profile.evaluation.control_questions, "prior_studies": 0, "a_patient": 1, **scans}
+lesions = open_benchmark("phantom", families=["lesion analysis"], **how)
+asked = {"all families": ("replies", few)}
+for kind, file in {"texture": "textures", "density": "densities"}.items():
+    items = tuple(item for item in lesions if item.kind == kind)
+    asked[file] = file, replace(lesions, items=items, identity={**lesions.identity, "kind": kind})
+crops = {"own crops": "none", "random region": "random-crop", "region beside the box": "shifted-crop"}
+crops |= {"same region of another patient": "swapped-crop", "no crops": "no-crop"}
+runs = {way: {row: run(x, file, c) for row, (file, x) in asked.items()} for way, c in crops.items()}
+print(pd.DataFrame({w: {row: mean(x).text() for row, x in y.items()} for w, y in runs.items()}).T.to_string())
+own = runs.pop("own crops")
+lost = {way: {row: compare(x, own[row]).difference for row, x in one.items()} for way, one in runs.items()}
+points(lost["random region"]["textures"], "textures: own crops against random ones", "points")
+by_way = {way: {row: points(x) for row, x in one.items()} for way, one in lost.items()}
+display.plot_intervals(by_way, "points lost against own crops, paired", reference=("nothing lost", 0))
+
+# %% [markdown]
+# ## 6 · Why is an answer wrong?
+#
+# A box touches a structure from an IoU of 0.1 on. A wrong answer is, by the first rule that applies, **no answer**; **wrong letter** (the
+# reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box); **invented** (another box
+# touches none); **misread** (all boxes are in place). A right answer may be right for the wrong reason: **right, box elsewhere**.
+
+# %%
+COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#cc79a7", "#0072b2", "#656d76"
+CAUSES = ["right", "right, box elsewhere", "missed", "invented", "misread", "wrong letter", "no answer"]
+
+
+def diagnose(row, touching=0.1):
+    """The cause of a reply, and its true boxes and its written boxes that touch none of the others."""
+    true, written = [box for _, box in row.truth_boxes], [] if row.failed else row.boxes
+    touch = [[len(a) == len(b) and iou(a, b) >= touching for b in written] for a in true]
+    missed = [a for a, touched in zip(true, touch, strict=True) if not any(touched)]
+    invented = [b for k, b in enumerate(written) if not any(touched[k] for touched in touch)]
+    rules = {"no answer": row.abstained == 1, "wrong letter": row.concluded == 1, "missed": missed}
+    cause = next((name for name, met in (rules | {"invented": invented}).items() if met), "misread")
+    return CAUSES[bool(missed)] if row.correct else cause, missed, invented
+
+
+results["cause"] = [diagnose(row)[0] for row in results.itertuples()]
+counts = pd.DataFrame({f"{row}, {g.sum()}": results["cause"][g].value_counts() for row, g in groups.items()})
+counts = counts.reindex(CAUSES).fillna(0).astype(int)
+figure = AltFigure(9, 3.6, f"replies by cause: {counts.to_dict()}")
+axes, ends = figure.subplots(), (100 * counts / counts.sum()).cumsum()
+for cause, color in [*zip(CAUSES, COLORS, strict=True)][::-1]:
+    axes.barh(ends.columns, ends.loc[cause], color=color)
+axes.set(xlabel="replies, %", xlim=(0, 100), ylim=(len(ends.columns) - 0.5, -0.5))
+figure.legend(axes.containers[::-1], CAUSES, loc="outside upper left", ncols=4, frameon=False)
 figure
 
+# %%
+item_of, images, boxes, titles = {item.id: item for item in [*benchmark, *lesions]}, [], [], []
+print(", ".join(f"{cause}: {n}" for cause, n in results["cause"].value_counts().items()))
+both = results["boxes"].str.len().gt(0) & results["truth_boxes"].str.len().gt(0)
+for x in results[results["correct"].eq(0) & both].drop_duplicates("cause").itertuples():
+    _, missed, invented = diagnose(x)
+    true, written = box_of((missed or [x.truth_boxes[0][1]])[0]), box_of((invented or x.boxes)[0])
+    images.append(frame.aligned(item_of[x.id].load()[int(true.center[2]) if x.dimension == "3d" else 0]))
+    boxes.append({"true box": true, "box of the model": written})
+    titles.append(f"{x.cause}, IoU {true.iou(written):.2f}\n{x.question}\n{x.answer} (right: {x.truth})")
+    print(f"{x.cause}; right would be {x.options[x.truth]}: {x.text}")
+display.show_images(images, boxes, titles, columns=3) if images else "none"
+
 # %% [markdown]
-# ## 5 · Does it point at the right place?
+# ## 7 · Your own box
 #
-# A reply may hold several boxes, and a question may rest on several structures. The **first** box cannot be helped by
-# writing many; the **best** one can; **all** takes, for each structure that was to be found, the box that fits it best,
-# and averages. Where nothing was written, all three are 0. Questions that state boxes are left out: those could be copied.
-
-# %%
-measures = ["iou_first", "iou_best", "iou_all", "hit", "crop_fraction"]
-costs = ["rounds", "own_tokens", "injected_tokens", "seconds"]
-wanted = [f"{name}{end}" for name in measures for end in ("", "_low", "_high")] + costs
-by_dimension = table[table["family"] == "all"].set_index("dimension")
-by_dimension.loc[["2d", "3d"], wanted].T.round(3)
-
-# %% [markdown]
-# A model that always fetches everything would have a crop fraction of 1 and look at nothing in particular. A mean IoU hides
-# whether all boxes are fair or half of them perfect and half lost; how many boxes reach which overlap shows it:
-
-# %%
-curves, bands = {}, {}
-for d in ("2d", "3d"):
-    boxed = results[(results["dimension"] == d) & results["iou_first"].notna()]
-    for step in range(1, 20):
-        part = mean(boxed.assign(enough=(boxed["iou_first"] >= step / 20).astype(float)), "enough")
-        curves.setdefault(d.upper(), []).append((step / 20, 100 * part.value))
-        bands.setdefault(d.upper(), []).append((100 * part.low, 100 * part.high))
-plot_lines(curves, "IoU of the first box is at least", "proportion of the replies, %", band=bands)
-
-# %% [markdown]
-# ### Does a good box mean a right answer?
+# Finding and reading are told apart by an intervention: **you** give the box, and the model goes on from there. Below is a question whose
+# lesion it missed, if any. Move the sliders, press *Ask with this box* and watch the answer. Then all lesions get their true box at once:
+# where that repairs the answers, the model can read and does not find; where it does not, better boxes will not help.
 #
-# If boxes were decoration, the answer would not care how well they fit. Accuracy among replies whose best box fits
-# badly, better, well:
+# > **Predict first.** Of the questions whose lesion the model missed, what fraction is right when it is given the true box?
 
 # %%
-bars = {}
-for d in ("2d", "3d"):
-    boxed = results[(results["dimension"] == d) & results["iou_best"].notna()]
-    for fit, part in boxed.groupby(pd.cut(boxed["iou_best"], [0, 0.1, 0.3, 0.5, 0.7, 1.01], right=False)):
-        if len(part) > 1:
-            found_there = mean(part)
-            ends = (found_there.value, found_there.low, found_there.high)
-            bars.setdefault(d.upper(), {})[f"IoU {fit.left:g} to {fit.right:.2g}"] = [100 * x for x in ends]
-plot_intervals(bars, "answered right, %", reference=("chance", by_chance))
+own = pd.concat([own["textures"], own["densities"]], ignore_index=True)
+own["lesion"] = ["missed" if diagnose(row)[1] else "touched by a box" for row in own.itertuples()]
+row = own.sort_values(["lesion", "correct", "dimension"], ascending=[True, True, False]).iloc[0]
+true, limits = box_of(row.truth_boxes[0][1]), [row.frame[k] for k in (1, 0, 2)]
+how = {"request": item_of[row.id].request(item_of[row.id].load()), "generator": checkpoint.generator()}
+viewer = display.SliceViewer(boxes={"true box": true}, **how, **asdict(settings))
+for box in (None, elsewhere(true, limits[: len(true.as_tuple()) // 2], "0"), true):
+    trace = viewer.ask(box)
+    words = f"your box, IoU {box.iou(true):.2f}" if box else "boxes of the model"
+    print(f"{words}: {trace.answer}, {'right' if trace.choice == row.truth else 'wrong'}")
+viewer.slider.value = int(true.center[2]) if row.dimension == "3d" else 0
+viewer
+
+# %%
+generator, boxes = viewer.generator, [format_box(box_of(some[0][1])) for some in own["truth_boxes"]]
+how = {"scripts": [Script(generator.tokenizer, (f"<think>{box}",)) for box in boxes], **asdict(settings)}
+requests = [item_of[name].request(item_of[name].load()) for name in own["id"]]
+traces = generator.generate(requests, batch_size=profile.evaluation.batch_size, **how)
+given = own.assign(correct=[float(x.choice == truth) for x, truth in zip(traces, own["truth"], strict=True)])
+points(compare(own, given).difference, "lesions: the true box against the model's", "points")
+ways = {"box of the model": own, "true box given": given}
+by_way = {w: {f"{g}, {len(x)}": points(mean(x)) for g, x in y.groupby("lesion")} for w, y in ways.items()}
+display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 
 # %% [markdown]
-# Where accuracy climbs with the overlap, both go together. That does not prove that the box *makes* the answer: a hard
-# scan may spoil both. For cause and effect something has to be taken away: section 6.
-
-# %% [markdown]
-# ### Does the letter follow from the reasoning?
+# ## 8 · Your own scans
 #
-# A rationale names an option last, and then a letter is given. `concluded` asks whether the option that is named last
-# is right, `followed` whether the letter is that option's: the **rationale-answer consistency**. A model that concludes
-# well and writes another option's letter loses points that no box can explain (one of five models of the first study
-# did), so both stand beside every accuracy.
+# `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and per scan `images/anna.nii.gz` and its label map `labels/anna.nii.gz`;
+# or `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without it, a real
+# brain MRI (a template of 152 people) is asked about: **one** case, so no interval over patients. Does the reply name what was asked about?
 
 # %%
-columns = [f"{name}{end}" for name in ("accuracy", "concluded", "followed") for end in ("", "_low", "_high")]
-by_dimension[columns].T.round(3)
-
-# %% [markdown]
-# ### The same place in a volume and in its slices?
-#
-# One model, two kinds of boxes: they can be held against each other without any truth. For each cuboid that the model
-# wrote, every slice it spans is shown to the model alone, as an image. The rectangle of the cuboid should be the box
-# that it writes there.
-
-# %%
-from unireason_lib.errors import DatasetError
-from unireason_lib.evaluation import slice_benchmark
-from unireason_lib.evaluation.table import consistency
-
-
-def first(count):
-    """The first questions of the benchmark."""
-    return replace(benchmark, items=benchmark.items[:count])
-
-
-few = {item.id for item in first(profile.evaluation.control_questions)}
-alone = []
-try:
-    raised = slice_benchmark(benchmark, [line for line in lines if line["id"] in few])
-    alone = run(raised, "replies.slices.jsonl")
-    cuboids = consistency(alone)
-    agreement = mean(cuboids, "overlap")
-    print(f"{len(raised)} slices of {len(cuboids)} cuboids, boxes on {cuboids['boxed'].mean():.0%}")
-    print("IoU of both boxes:", agreement and agreement.text(1))
-except DatasetError as nothing:
-    print(nothing)
-
-# %%
-from unireason_lib.display import show_images
-
-
-def slice_by_slice(alone):
-    """The cuboid that spans most slices, and what was written on each of them alone."""
-    spans = Counter(line["about"]["parent"] for line in alone)
-    parent = max(spans, key=spans.get)
-    mine = [line for line in alone if line["about"]["parent"] == parent]
-    mine.sort(key=lambda line: line["about"]["slice"])
-    across = Box3D(*mine[0]["about"]["cuboid"]).xy
-    scans = [frame.aligned(image) for image in item_of[parent].load()]
-    shown = [scans[line["about"]["slice"]] for line in mine]
-    alone = [[Box2D(*box) for box in line["boxes"][:1] if len(box) == 4] for line in mine]
-    names = ("of the cuboid", "of the slice alone")
-    boxes = [dict(zip(names, [across, *one], strict=False)) for one in alone]
-    return show_images(shown, boxes, [f"slice {line['about']['slice']}" for line in mine])
-
-
-slice_by_slice(alone) if alone else "no cuboid was written"
-
-# %% [markdown]
-# ## 6 · Does it look?
-#
-# **Controls** take something away and ask again. Whoever does not use what was taken away answers as before. First the images:
-# those of *another patient* in their place, and plain grey from above.
-
-# %%
-asked_few = first(profile.evaluation.control_questions)
-other = as_table(run(asked_few, "replies.other.jsonl", control="other"))
-compared = {"blank images": compare(blank, results), "other images": compare(other, results)}
-lost = {
-    words: tuple(100 * x for x in (c.difference.value, c.difference.low, c.difference.high))
-    for words, c in compared.items()
-}
-plot_intervals({"lost": lost}, "points of accuracy that are lost", reference=("nothing lost", 0))
-
-# %% [markdown]
-# ### Textures, which must be looked at closely
-#
-# Averaged over all questions, crops may matter little: where the liver lies is seen at first sight. The texture of a
-# lesion is not. It is one pixel wide, and in the whole image falls into few tokens. So these questions are asked by
-# themselves, about other patients, and what a box fetches is changed: a *random* region of its size, the *same region of
-# another patient*, or *nothing*.
-
-# %%
-closely = open_benchmark(
-    "phantom",
-    split="test",
-    families=["lesion analysis"],
-    a_patient=1,
-    limit=2 * profile.evaluation.control_questions,
-    size=shape,
-    frame=frame,
-    seed=SEED,
-    prior_studies=0,  # a texture follows from nothing else
-)
-of_texture = tuple(item for item in closely if item.kind == "texture")
-textures = replace(closely, items=of_texture, identity={**closely.identity, "kind": "texture"})
-print(f"{len(textures)} of {len(closely)} questions about lesions are about texture")
-
-# %%
-looks = {
-    "its crops": "none",
-    "random crops": "random-crop",
-    "of another": "swapped-crop",
-    "no crops": "no-crop",
-}
-texture_runs = {
-    words: as_table(run(textures, f"textures.{control}.jsonl", control=control))
-    for words, control in looks.items()
-}
-
-
-def by_dimension_of(one):
-    """Accuracy in 2D, in 3D and in both, in percent."""
-    names, there = {"2d": "2D", "3d": "3D", "all": "both"}, summary(one)
-    there = there[there["family"] == "all"].to_dict("records")
-    return {names[row["dimension"]]: percent(row, "accuracy") for row in there}
-
-
-by_look = {words: by_dimension_of(one) for words, one in texture_runs.items()}
-plot_intervals(by_look, "textures answered right, %", reference=("chance", by_chance))
-
-# %% [markdown]
-# How to read it: *random crops* and those *of another patient* are the fair comparisons, for the reply looks the same and only the
-# pixels are others. *No crops* is harder on the model than that, since in training a box always fetched something. (Models that
-# were *trained* without region tokens are compared in notebook 07.)
-#
-# Is a difference more than luck? **p** comes from Student's t: how often the difference would be at least this many standard errors
-# from zero if there were none (where nothing varies, nobody can tell, and it is NaN). Whoever makes five comparisons finds
-# something by luck more easily than with one; **Holm** corrects for that.
-
-# %%
-from unireason_lib.evaluation import holm
-
-own = texture_runs["its crops"]
-compared |= {f"textures, {words}": compare(one, own) for words, one in texture_runs.items() if one is not own}
-tests = pd.DataFrame([vars(c) for c in compared.values()], index=list(compared))
-tests["p_holm"] = holm([c.p for c in compared.values()])
-tests["points (95 %)"] = [c.difference.text(sign="+") for c in compared.values()]
-tests[["questions", "points (95 %)", "standard_error", "df", "p", "p_holm"]].round(4)
-
-# %%
-gain = compared["textures, random crops"]
-d = gain.difference
-publish(
-    "textures: own crops against random ones",
-    100 * d.value,
-    "points",
-    interval=(100 * d.low, 100 * d.high),
-    note=f"{gain.questions} questions",
-)
-
-# %% [markdown]
-# These are statements about *this checkpoint*. That one way of training is better than another takes several models of
-# each (notebook 07).
-
-# %% [markdown]
-# ## 7 · Where it goes wrong
-#
-# Means are made of cases. Two kinds are worth a look. **Found and wrong**: everything that was to be found was found,
-# and the answer is wrong all the same. Options, choice and right letter stand above.
-
-# %%
-from unireason_lib.dataset.schema import box_of
-
-
-def worst(wanted, order):
-    """Up to two replies of each dimension, the most extreme ones first."""
-    known = [line for line in lines if line.get("iou_best") is not None and wanted(line)]
-    known.sort(key=order)
-    return [line for d in ("2d", "3d") for line in [x for x in known if x["dimension"] == d][:2]]
-
-
-def draw_replies(some):
-    """Replies over the slice in the middle of the true box, or a word when there are none."""
-    images, boxes, titles = [], [], []
-    for line in some:
-        found = [box_of(box) for box in (line["truth_boxes"][0][1], *line["boxes"][:1])]
-        z = int(found[0].center[2]) if isinstance(found[0], Box3D) else 0
-        images.append(frame.aligned(item_of[line["id"]].load()[z]))
-        boxes.append(dict(zip(("true box", "first box written"), found, strict=False)))
-        end = f"chosen: {line['prediction']}, right: {line['truth']}; IoU {line['iou_best']:.2f}"
-        titles.append("\n".join([line["question"], *(f"{x}. {o}" for x, o in line["options"].items()), end]))
-    return show_images(images, boxes, titles, columns=3) if some else "there is no such reply"
-
-
-wrong = worst(lambda line: not line["correct"] and line["iou_all"] >= 0.5, lambda line: -line["iou_all"])
-draw_replies(wrong)
-
-# %%
-show_trace(wrong[-1], item_of[wrong[-1]["id"]].load(), frame=frame) if wrong else "no such reply"
-
-# %% [markdown]
-# **Right for the wrong reason**: the answer is right and the box is somewhere else. No accuracy ever shows these.
-
-# %%
-lucky = worst(lambda line: line["correct"] and line["iou_best"] < 0.1, lambda line: line["iou_best"])
-correct = [line for line in lines if line["correct"] and line["iou_best"] is not None]
-elsewhere = sum(line["iou_best"] < 0.1 for line in correct)
-print(f"{elsewhere} of {len(correct)} right answers point elsewhere (IoU below 0.1)")
-draw_replies(lucky)
-
-# %%
-show_trace(lucky[-1], item_of[lucky[-1]["id"]].load(), frame=frame) if lucky else "no such reply"
-
-# %% [markdown]
-# ## 8 · Real scans
-#
-# Any scan with a label map can be asked about. First a real brain MRI, the MNI152 template, which comes with a Python
-# package: its volume, and some of its slices. **Expect nothing.** The tiny model has seen schematic torsos and nothing
-# else; what a thalamus looks like it cannot know.
-
-# %%
-brain = {"size": shape, "frame": frame, "seed": SEED, "limit": 2 * profile.notebook.questions}
-real = {
-    "brain MRI, slices": open_benchmark("brain", dimension="2d", every_mm=20, **brain),
-    "brain MRI, volume": open_benchmark("brain", per_family=6, **brain),
-}
-for words, questions in real.items():
-    print(f"{words}: {len(questions)} questions, such as: {questions.items[0].question}")
-
-# %% [markdown]
-# Then a real CT of the abdomen, if one is there: with `REAL`, or in `data/private`, which git ignores. It is shown in the
-# window of the phantoms. A folder of your own is read by the same source; see notebook 01.
-
-# %%
-from unireason_lib.dataset.sources import PhantomConfig
-
-place = project_root() / (REAL or "data/private")
-if (place / "abdomen_ct.nii.gz").is_file() and (place / "abdomen_seg.nii.gz").is_file():
-    files = {"image": "*_ct", "label": "*_seg", "names": "abdomen_seg_labels.json", "modality": "CT"}
-    window = PhantomConfig().window
-    ct = open_benchmark("folder", place, per_family=6, window=window, **files, **brain)
-    real["abdomen CT, volume"] = ct
-    print(f"abdomen CT: {len(ct)} questions, such as: {ct.items[0].question}")
-else:
-    print("abdomen CT: none here, so it is left out")
-
-# %%
-real_lines, outcome = {}, {}
-for words, questions in real.items():
-    found_there = run(questions, f"{words.replace(', ', '-').replace(' ', '-').lower()}.jsonl")
-    real_lines[words] = [line for line in found_there if "error" not in line]
-    of_real = summary(as_table(found_there)).iloc[0]
-    outcome[words] = percent(of_real, "accuracy")
-    print(f"{words}: {of_real['n']} questions, IoU of the best box {of_real['iou_best']:.2f}")
-plot_intervals({"accuracy": outcome}, "answered right, %", reference=("chance", by_chance))
-
-# %% [markdown]
-# The intervals are this wide on purpose. All questions are about **one** patient, so strictly they may all be one
-# question, and however many one asks, that does not change. And some of these questions can be answered from anatomy
-# alone: of a single scan everything is known, so no prior could be taken out.
-
-# %%
-at = next(
-    (line for line in real_lines["brain MRI, volume"] if line["boxes"]), real_lines["brain MRI, volume"][0]
-)
-asked_there = next(item for item in real["brain MRI, volume"] if item.id == at["id"])
-show_trace(at, asked_there.load(), frame=frame)
-
-# %% [markdown]
-# Outside of what it was trained on, a model goes on in the form that it has learnt: it points, in whole pixels of the
-# frame, and names an option, and no word of it says that it has no idea. The picture says so at once, which is one
-# good reason to let models point.
-
-# %% [markdown]
-# ## 9 · Public benchmarks
-#
-# Tables of questions and folders of scans, as their authors hand them out. You hold the files; nothing is downloaded.
-#
-# | name | its table | asked |
-# | --- | --- | --- |
-# | `m3d-vqa` | CSV: Image Path, Question, Choice A-D (`NA`: none), Answer, Answer Choice | choice, or `open=True` |
-# | `3d-rad` | CSV: VolumeName, Question, Answer, AnswerChoice, Choice A-D (`-`: none) | choice, open |
-# | `vqa-rad` | JSON: image_name, question, answer, answer_type, phrase_type | yes or no, open |
-# | `slake` | JSON: img_name, question, answer, q_lang, content_type | yes or no, open |
-# | `pathvqa` | Parquet, CSV or JSON: image, question, answer | yes or no, open |
-# | `pmc-vqa` | CSV: Figure_path, Question, Choice A-D, Answer_label | choice |
-# | `omnimedvqa` | JSON: image_path, question, gt_answer (text), option_A-D | choice |
-# | a folder with `rl/` or `sft/` | Parquet in the form of the released UniMed-CoT | choice |
-#
-# A table in the form of M3D-VQA, with three volumes in its form. The patients are phantoms again, so that something can
-# be expected of our model.
-
-# %%
-import csv
-
-from unireason_lib.dataset import phantom
-
-organs = ("liver", "spleen", "left kidney")
-patients = (phantom(900_000 + k) for k in range(100))
-single = (p for p in patients if len(p.lesions) == 1 and p.lesions[0].name.removesuffix(" lesion") in organs)
-cases = [next(single) for _ in range(3)]
-here = tempfile.TemporaryDirectory()
-low, high = PhantomConfig().window
-table = []
-for number, case in enumerate(cases, start=1):
-    scan = Path(here.name, "M3D_Cap_npy", f"case_{number}", "Axial.npy")
-    scan.parent.mkdir(parents=True)
-    np.save(scan, np.clip((case.scan.array[None] - low) / (high - low), 0, 1).astype(np.float32))
-    host = case.lesions[0].name.removesuffix(" lesion")
-    row = {
-        "Image Path": str(scan.relative_to(here.name)),
-        "Question Type": 3,
-        "Question": "Which organ has the lesion?",
-    }
-    row |= {f"Choice {letter}": organ for letter, organ in zip("ABCD", (*organs, "NA"), strict=True)}
-    table.append(row | {"Answer": host, "Answer Choice": "ABC"[organs.index(host)]})
-
-# %% [markdown]
-# A fourth row says that the right option is one that is not there. Real tables have such rows. It is skipped and named,
-# not guessed.
-
-# %%
-table.append(table[0] | {"Answer": "", "Answer Choice": "D"})
-listed = Path(here.name, "M3D_VQA_test.csv")
-with listed.open("w", encoding="utf-8", newline="") as stream:
-    writer = csv.DictWriter(stream, list(table[0]))
-    writer.writeheader()
-    writer.writerows(table)
-reading = {"size": shape, "window": "minmax", "frame": frame}
-closed = open_benchmark("m3d-vqa", listed, **reading)
-freely = open_benchmark("m3d-vqa", listed, open=True, **reading)
-print("\n".join(f"skipped: {row.name}: {row.reason}" for row in closed.skipped))
-assert len(closed) == 3 and all(list(item.options) == ["A", "B", "C"] for item in closed)
-
-# %% [markdown]
-# Asked with options and without. Open answers are compared word for word, case and marks aside, and by the F1 of
-# their words, which gives half a point for half an answer. Our model was never trained to answer without options;
-# what it says then is shown as it is:
-
-# %%
-from unireason_lib.answers import plain_words
-
-
-def word_f1(answer, truth):
-    """Harmonic mean of the precision and recall of the words of an answer, as SQuAD scores it."""
-    written, true = (Counter(plain_words(text).split()) for text in (answer, truth))
-    return 2 * (written & true).total() / (written.total() + true.total())
-
-
-asked = [*closed.items, *(replace(item, id=f"open {item.id}") for item in freely)]
-said = as_table(ask_items(generator, asked, settings=settings))
-said["word F1"] = [
-    word_f1(answer, truth) for answer, truth in zip(said["answer"], said["truth"], strict=True)
-]
-said[["id", "truth", "answer", "correct", "word F1"]].round(2)
-
-# %% [markdown]
-# The rule itself, on answers that somebody might give:
-
-# %%
-truth = "left kidney"
-answers = ["Left kidney.", "left kidney, lower pole", "kidney", "right kidney", "I cannot tell"]
-scored = pd.DataFrame({"answer": answers, "truth": truth})
-scored["the same"] = [plain_words(answer) == plain_words(truth) for answer in answers]
-scored["word F1"] = [round(word_f1(answer, truth), 2) for answer in answers]
-here.cleanup()
-scored
-
-# %% [markdown]
-# Look at the fourth line: the wrong side earns half a point. Scores of words know nothing of medicine; read them beside
-# the strict ones, and never alone.
-#
-# The same from the command line, for any model and benchmark; it goes on where it was stopped:
-#
-# ```bash
-# python -m unireason_lib evaluate --model data/tiny-sft --benchmark phantom --limit 500 --with-blank \
-#     --out runs/result.jsonl
-# python -m unireason_lib evaluate --model Qwen/Qwen2.5-VL-7B-Instruct --benchmark m3d-vqa:M3D_VQA_test.csv \
-#     --option open=true --out runs/m3d-open.jsonl
-# python -m unireason_lib evaluate --out runs/result.jsonl --compare runs/other.jsonl
-# ```
+real = open_benchmark(*(("folder", root / REAL) if REAL else ("brain",)), per_family=2, **scans)
+answers = run(real, f"real-{(REAL or 'brain').split('/')[-1]}")
+right, cases = int(answers["correct"].sum()), answers["patient"].nunique()
+print(f"{right} of {len(answers)} right, {cases} patients; mean IoU {answers['iou_all'].mean():.2f}")
+line = answers.sort_values("iou_all", na_position="first").iloc[-1].to_dict()
+print(f"Best box: IoU {line['iou_all']:.2f}; this answer is {'right' if line['correct'] else 'wrong'}.")
+display.show_trace(line, {item.id: item for item in real}[line["id"]].load(), frame=frame)
 
 # %% [markdown]
 # ## Check yourself
 
 # %%
-assert {line["id"] for line in lines} == set(item_of) and not results["failed"].any()
-assert all(line["correct"] == (line["prediction"] == line["truth"]) for line in lines)
-for line in (line for line in lines if line["boxes"] and line["iou_first"] is not None):
-    one = line["boxes"][0]
-    fits = [overlap(one, other) for _, other in line["truth_boxes"] if len(other) == len(one)]
-    assert abs(max(fits, default=0) - line["iou_first"]) < 1e-5
-assert run(benchmark, "replies.jsonl") == lines  # nothing is asked twice
+assert [*run(benchmark)["id"]] == [*results["id"]], "nothing is asked twice"
+assert not results["failed"].any() and counts.filter(like="D").sum().sum() == len(results)
 print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Another way to show nothing.** `run(benchmark, "replies.noise.jsonl", control="noise")` shows random pixels in place
-#    of grey. Is it the same? Compare the two as in section 6.
-# 2. **How many patients?** You want to tell 80 % from 83 %. How many patients do you need for an interval of plus or
-#    minus one point and a half?
-# 3. **Which family?** In which family does the model lose most when its crops come from elsewhere, and is that more
-#    than luck when you look at six families?
-# 4. **Somebody else.** Ask `data/tiny-base`, which has seen no phantom. What does it get, and in what does it fail
-#    first: the format, the boxes or the letters?
+# 1. A box touched a structure from an IoU of 0.1 on. How do the causes change with 0.3 and 0.5?
+# 2. How many patients are needed for an interval of plus or minus 1.5 points?
+# 3. How exact must a box be? Move the true box by fractions of its side; plot the accuracy about textures against the IoU.
 #
-# <details><summary>Solutions</summary>
-#
-# 1. `noise = as_table(run(benchmark, "replies.noise.jsonl", control="noise"))`, then `compare(blank, noise)`.
-#    Where a grey image makes a model fall back on one letter, noise may make it choose at random: both are at
-#    chance, and not in the same way. Look at `noise["prediction"].value_counts()`.
-# 2. The half width shrinks with the square root of the number of patients. From the table of section 4:
-#    `found.patients * ((found.high - found.low) / 0.03) ** 2`. Comparing two models on the *same* questions takes fewer, since
-#    only the questions on which they disagree count.
-# 3. For every family `compare` of `results[results["family"] == family]` and the same of a control `random-crop` of all questions,
-#    and `holm` over the six. With 100 questions a family has less than twenty: expect wide intervals.
-# 4. The command line above, with `--model data/tiny-base --limit 100`. It has learnt to point at plain shapes and to
-#    bind letters, so see first whether it writes the form at all.
-#
-# </details>
+# Solutions: [`solutions/06_evaluation.py`](solutions/06_evaluation.py).

@@ -22,6 +22,7 @@ from unireason_lib.evaluation import (
     read_table,
     report,
     slice_benchmark,
+    slice_consistency,
     summary,
 )
 from unireason_lib.evaluation import table as tables
@@ -246,10 +247,13 @@ def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, 
     parent = next(i for i in single if i.id == first.about["parent"])
     assert parent.about["names"][0] in first.question
     assert first.load()[0].tobytes() == parent.load()[1].tobytes()
-    evaluate(slices, beside(out, "slices"), generator, **how)
-    cuboids = consistency(read_results(beside(out, "slices")))
+    cuboids = slice_consistency(phantoms, out, generator, **how)
+    assert len(list(read_results(beside(out, "slices")))) == len(slices)
     assert set(cuboids["id"]) == {item.id for item in single} and (cuboids["boxed"] == 1).all()
     assert mean(cuboids, "overlap").value == pytest.approx(0.5)
+    silent, out = scripted(lambda request: ("<think></think>A. Left",)), tmp_path / "silent.jsonl"
+    evaluate(phantoms, out, silent, **how)
+    assert slice_consistency(phantoms, out, silent, **how) is None
 
 
 def test_slices_without_boxes_count_as_disagreement(line, failed):

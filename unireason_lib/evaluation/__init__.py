@@ -10,6 +10,6 @@ one's own asked.
 from unireason_lib.evaluation.benchmarks import open_benchmark, slice_benchmark
 from unireason_lib.evaluation.controls import CONTROLS
 from unireason_lib.evaluation.items import Benchmark, Item, most_likely_answers
-from unireason_lib.evaluation.run import ask_items, evaluate, shown_results
+from unireason_lib.evaluation.run import ask_items, evaluate, shown_results, slice_consistency
 from unireason_lib.evaluation.statistics import Comparison, Interval, holm, power, wilson
 from unireason_lib.evaluation.table import as_table, compare, mean, read_table, report, summary

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 from unireason_lib import __version__
 from unireason_lib.answers import plain_words
 from unireason_lib.boxes import Box
-from unireason_lib.errors import RequestError
-from unireason_lib.evaluation.benchmarks import open_benchmark
+from unireason_lib.errors import DatasetError, RequestError
+from unireason_lib.evaluation.benchmarks import open_benchmark, slice_benchmark
 from unireason_lib.evaluation.controls import CONTROLS, OTHER_CROPS, other_crops, shown_images
 from unireason_lib.evaluation.items import Benchmark, Item
+from unireason_lib.evaluation.table import beside, consistency
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import Checkpoint, Reading, ResultsFile, answer_stream, write_all
 from unireason_lib.inference.batch import error_of
-from unireason_lib.inference.results import run_note
+from unireason_lib.inference.results import read_results, run_note
 from unireason_lib.inference.scan import read_scan, scan_below
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
+    import pandas as pd
     from PIL import Image
 
     from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Settings, Trace
@@ -85,6 +87,19 @@ def evaluate(
             lines = ask_items(generator, todo, images, settings=settings, batch_size=batch_size)
             write_all(lines, results, len(benchmark), len(benchmark) - len(todo), quiet)
     return Path(out)
+
+
+def slice_consistency(
+    benchmark: Benchmark, out: str | Path, checkpoint: Checkpoint | GroundedGenerator, **how: Any
+) -> pd.DataFrame | None:
+    """Show each slice of the cuboids that a run (``out``) wrote alone, keep the replies beside it,
+    and compare both (:func:`~.table.consistency`); None where no cuboid was written. ``how``: as
+    for :func:`evaluate`."""
+    try:
+        slices = slice_benchmark(benchmark, read_results(out))
+    except DatasetError:
+        return None
+    return consistency(read_results(evaluate(slices, beside(out, "slices"), checkpoint, **how)))
 
 
 def ask_items(
