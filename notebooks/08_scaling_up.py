@@ -54,6 +54,7 @@ from unireason_lib.planning import KNOWN, estimate, language_flops
 root, gpu = project_root(), load_profile("gpu", OVERRIDES)  # the paper's settings
 pipeline_figure()
 
+
 # %% [markdown]
 # ## 1 · Parameters: true shapes without weights
 #
@@ -210,9 +211,8 @@ print(f"{together} replies at a time: {held_at_once:.1f} GB, {q // k} times less
 # %% [markdown]
 # ## 6 · The authors' release as data
 #
-# `IQuestLab/UniReason-Med-Data` holds conversations and 2D images; its volumes belong to M3D, and whoever holds them gives their
-# folder. A replica (folders `sft`, `rl`, `images` of Parquet), made of phantoms, is read here without and with its volumes. Training on it is
-# `sft --data UniReason-Med-Data --m3d-root M3D`; notebooks 04 to 06 take `DATA` and `M3D_ROOT`.
+# `IQuestLab/UniReason-Med-Data` has conversations and 2D images; its volumes belong to M3D, and whoever holds them gives their folder. A
+# replica made of phantoms is read here without and with volumes. Its users are `sft --data FOLDER --m3d-root M3D`, and notebooks 04 to 06.
 
 # %%
 import tempfile
