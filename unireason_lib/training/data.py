@@ -18,10 +18,12 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from tqdm import tqdm
 
+from unireason_lib.boxes import Box2D
 from unireason_lib.dataset.hub import ImageTable, load_set, record_images
 from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import SFT_FEATURES, Record
 from unireason_lib.errors import DatasetError
+from unireason_lib.imaging.crops import crop_rectangle, slice_range
 from unireason_lib.training.encoding import Encoded, Encoder, conversation
 
 Images = Callable[[Record], Sequence[Image.Image]]  # gives the images of a record
@@ -134,9 +136,9 @@ class Examples(Sequence):
 
     With ``keep`` all are encoded now and kept: decoding images, cutting crops and tokenizing takes
     longer than a training step of a small model. At paper scale, where they do not fit into memory,
-    each is encoded when it is asked for, in the loader's worker processes; its length is then the
-    number of its images, else that of its tokens. ``components`` of the replies, for those about 2D
-    images perhaps others (:mod:`~.encoding`).
+    each is encoded when it is asked for, in the loader's worker processes; its length is then
+    estimated from its text and the sizes of its images and crops. ``components`` of the replies,
+    for those about 2D images perhaps others (:mod:`~.encoding`).
 
     Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). In
     place of a record whose question alone is longer the next one stands, with a warning; a
@@ -163,13 +165,26 @@ class Examples(Sequence):
             self.kept = [self._encode(row) for row in rows]
             self.lengths = [len(one) for one in self.kept]
         else:
-            self.lengths = [len(record.image_ids) for record in records]
+            self.lengths = [self._estimate(record) for record in records]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Encoded:
         return self._encode(index) if self.kept is None else self.kept[index]
+
+    def _estimate(self, record: Record) -> int:
+        """About how many tokens a record has; its images are not read."""
+        count, frame, size = len(record.image_ids), record.frame, record.image_size or (256, 256)
+        tokens = count * (2 + frame.tokens(*size))  # with delimiters
+        tokens += len(self.encoder.tokenizer.encode(record.user_text + record.reply))
+        for box in record.boxes if self.components[record.dimension] == "full" else ():
+            box, (height, width) = frame.pixels(box, *size), frame.size(*size)
+            cut = crop_rectangle(box if isinstance(box, Box2D) else box.xy, width, height)
+            if cut is not None:
+                crop = 2 + frame.tokens(int(cut.height), int(cut.width))
+                tokens += len(slice_range(box, count)) * crop
+        return tokens
 
     def _encode(self, row: int) -> Encoded:
         for k in range(min(100, len(self.records))):
