@@ -119,7 +119,7 @@ def solve_pairs(question):
     answers = []
     for a, b in (map(int, pair.split(" and ")) for pair in numbers.split(", ")):
         first, second = words.get(what, ("above", "below"))
-        results = {"Difference": abs(a - b), "Middle": (a + b) // 2}
+        results = {"Difference": f"difference {abs(a - b)}", "Middle": f"middle {(a + b) // 2}"}
         answers.append(f"{a} and {b}: {results.get(what, first if a < b else second)}.")
     return " ".join(answers)
 
