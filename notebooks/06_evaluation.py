@@ -278,7 +278,8 @@ for x in results[results["correct"].eq(0) & both].drop_duplicates("cause").itert
     true, written = box_of((missed or [x.truth_boxes[0][1]])[0]), box_of((invented or x.boxes)[0])
     images.append(frame.aligned(item_of[x.id].load()[int(true.center[2]) if x.dimension == "3d" else 0]))
     boxes.append({"true box": true, "box of the model": written})
-    titles.append(f"{x.cause}, IoU {true.iou(written):.2f}\n{x.question}\n{x.answer} (right: {x.truth})")
+    overlap = iou(true.as_tuple(), written.as_tuple()) if type(true) is type(written) else 0
+    titles.append(f"{x.cause}, IoU {overlap:.2f}\n{x.question}\n{x.answer} (right: {x.truth})")
     print(f"{x.cause}; right would be {x.options[x.truth]}: {x.text}")
 display.show_images(images, boxes, titles, columns=3) if images else "none"
 
@@ -341,10 +342,8 @@ assert not results["failed"].any() and counts.filter(like="D").sum().sum() == le
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
+# ## Exercises ([solutions](solutions/06_evaluation.py))
 #
 # 1. A box touched a structure from an IoU of 0.1 on. How do the causes change with 0.3 and 0.5?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?
 # 3. How exact must a box be? Move the true box by fractions of its side; plot the accuracy about textures against the IoU.
-#
-# Solutions: [`solutions/06_evaluation.py`](solutions/06_evaluation.py).
