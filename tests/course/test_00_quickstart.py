@@ -1,22 +1,20 @@
 """The functions of notebook 00 as they are written there, and its solutions."""
 
-import ast
-import importlib.util
 from dataclasses import dataclass, field
-from pathlib import Path
 from textwrap import wrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
 from unireason_lib import display
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.display.figures import BOX_COLORS
 from unireason_lib.evaluation import wilson
 from unireason_lib.grounding import GroundedGenerator
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAME = "00_quickstart"
 OPTIONS = {"A": "Mottled", "B": "Checkered"}
 
@@ -28,18 +26,12 @@ def functions():
     names |= {"display": display, "BOX_COLORS": BOX_COLORS, "INK": "black"}
     names |= {"TEXT": ImageFont.load_default(15), "LARGE": ImageFont.load_default(17)}
     names["SLICES"] = [Image.new("RGB", (64, 64), (30 * k,) * 3) for k in range(4)]
-    tree = ast.parse((NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    exec(compile(tree, NAME, "exec"), names)
-    return names
+    return functions_of(NAME, **names)
 
 
 @pytest.fixture(scope="module")
 def solutions():
-    spec = importlib.util.spec_from_file_location("s00", NOTEBOOKS / "solutions" / f"{NAME}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**solutions_of(NAME))
 
 
 @dataclass

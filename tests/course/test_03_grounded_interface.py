@@ -1,17 +1,15 @@
 """The functions of notebook 03 as they are written there, and its solutions."""
 
-import ast
-import importlib.util
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.course.notebook import functions_of, solutions_of
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_model
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAME = "03_grounded_interface.py"
+NAME = "03_grounded_interface"
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +23,12 @@ def functions(generator, tiny_checkpoint):
     eager, _ = load_model(tiny_checkpoint, device="cpu", attn_implementation="eager")
     names = {"torch": torch, "generator": generator, "frame": generator.frame, "eager": eager}
     names |= {"model": generator.model, "tokenizer": generator.tokenizer}
-    tree = ast.parse((NOTEBOOKS / NAME).read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    exec(compile(tree, NAME, "exec"), names)
-    return names
+    return functions_of(NAME, **names)
 
 
 @pytest.fixture(scope="module")
 def solutions():
-    spec = importlib.util.spec_from_file_location("solutions_03", NOTEBOOKS / "solutions" / NAME)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**solutions_of(NAME))
 
 
 @pytest.fixture(scope="module")

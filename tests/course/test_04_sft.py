@@ -1,9 +1,6 @@
 """The functions of notebook 04 as they are written there, and its solutions."""
 
-import ast
-import importlib.util
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
 from unireason_lib.config import load_profile
 from unireason_lib.dataset.build import phantom_set
 from unireason_lib.evaluation import as_table, summary
@@ -18,8 +16,7 @@ from unireason_lib.grounding import load_model
 from unireason_lib.training import encoding
 from unireason_lib.training.data import images_from, training_records
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAME = "04_sft.py"
+NAME = "04_sft"
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +39,12 @@ def functions(tiny_model):
     processor = tiny_model[1]
     names = {"np": np, "pd": pd, "processor": processor, "tokenizer": processor.tokenizer}
     names |= {"frame": encoding.Encoder(processor).frame, "encoding": encoding, "summary": summary}
-    tree = ast.parse((NOTEBOOKS / NAME).read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    exec(compile(tree, NAME, "exec"), names)
-    return names
+    return functions_of(NAME, **names)
 
 
 @pytest.fixture(scope="module")
 def solutions():
-    spec = importlib.util.spec_from_file_location("solutions_04", NOTEBOOKS / "solutions" / NAME)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**solutions_of(NAME))
 
 
 @pytest.mark.parametrize("components", encoding.COMPONENTS)
@@ -129,7 +120,7 @@ def test_the_solutions_run(solutions, study, tiny_model, tiny_checkpoint):
 
 
 def test_the_form_of_the_course():
-    text = (NOTEBOOKS / NAME).read_text(encoding="utf-8")
+    text = (NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8")
     assert text.count("\n") <= 350 and text.count("# %%") <= 45
     assert text.count("**Predict first") >= 2 and "## Check yourself" in text
     links = ("colab.research.google.com", "arxiv.org/abs/2606.11740", "arxiv.org/abs/2106.09685")

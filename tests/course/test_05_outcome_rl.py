@@ -1,12 +1,12 @@
 """The functions of notebook 05 as they are written there, and its solutions."""
 
 import ast
-import importlib.util
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.course.notebook import NOTEBOOKS, solutions_of
 from unireason_lib.config import load_profile
 from unireason_lib.dataset import phantom_slice, rationales
 from unireason_lib.dataset.questions import ask
@@ -16,7 +16,6 @@ from unireason_lib.grounding import GroundedGenerator, load_model
 from unireason_lib.training import rewards
 from unireason_lib.training.grpo import grpo_trainer
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAME = "05_outcome_rl"
 MODES = ("paper", "strict")
 
@@ -40,11 +39,7 @@ def notebook():
 
 @pytest.fixture(scope="module")
 def solutions():
-    path = NOTEBOOKS / "solutions" / f"{NAME}.py"
-    spec = importlib.util.spec_from_file_location("solutions_05", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**solutions_of(NAME))
 
 
 def test_only_honest_replies_and_contradictions_are_paid_in_full(notebook):

@@ -1,41 +1,29 @@
 """The functions of notebook 06 as they are written there, and its solutions."""
 
-import ast
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.evaluation import Interval, open_benchmark
 from unireason_lib.evaluation.statistics import interval
 from unireason_lib.grounding import GroundedGenerator
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAME = "06_evaluation.py"
+NAME = "06_evaluation"
 
 
 @pytest.fixture(scope="module")
 def notebook():
     """The functions of the notebook and its classes of replies."""
-    names = {"np": np, "pd": pd}
-    tree = ast.parse((NOTEBOOKS / NAME).read_text(encoding="utf-8"))
-    tree.body = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CAUSES")
-    ]
-    exec(compile(tree, NAME, "exec"), names)
-    return names
+    return functions_of(NAME, ["CAUSES"], np=np, pd=pd)
 
 
 @pytest.fixture(scope="module")
 def solutions():
-    return runpy.run_path(str(NOTEBOOKS / "solutions" / NAME))
+    return solutions_of(NAME)
 
 
 def test_the_standard_error_counts_patients_and_is_the_librarys(notebook):
@@ -120,7 +108,7 @@ def test_the_solutions_run(solutions, tiny_model):
 
 
 def test_the_form_of_the_course():
-    text = (NOTEBOOKS / NAME).read_text(encoding="utf-8")
+    text = (NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8")
     assert text.count("\n") <= 350 and text.count("# %%") <= 45
     assert text.count("**Predict first") >= 2 and "## Check yourself" in text
     links = "colab.research.google.com", "arxiv.org/abs/2606.11740", f"solutions/{NAME}"

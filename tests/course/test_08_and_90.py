@@ -3,37 +3,23 @@
 import ast
 import json
 import re
-import runpy
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
 from unireason_lib.planning import language_flops, parameters, shaped_model
 from unireason_lib.tiny_base import exercise
 from unireason_lib.tiny_base.guidance import HEADS
 from unireason_lib.training.optim import FloatMuon
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = ("08_scaling_up", "90_tiny_base")
-
-
-def functions_of(name, **more):
-    """The functions that a notebook defines, without running the rest."""
-    tree = ast.parse((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    exec(compile(tree, name, "exec"), space := {"torch": torch, **more})
-    return space
-
-
-def solutions_of(name):
-    return runpy.run_path(str(NOTEBOOKS / "solutions" / f"{name}.py"))
 
 
 @pytest.mark.parametrize("size", ["3b", "7b"])
 def test_parameters_and_flops_by_hand_are_those_of_the_library(size):
-    eight, model = functions_of("08_scaling_up"), shaped_model(size)
+    eight, model = functions_of("08_scaling_up", torch=torch), shaped_model(size)
     config = model.config.text_config
     assert eight["language_parameters"](config)[1] == parameters(model)[0]
     flops, square = eight["forward_flops"](config, 1000, 7)
@@ -41,7 +27,7 @@ def test_parameters_and_flops_by_hand_are_those_of_the_library(size):
 
 
 def test_sharding_divides_what_is_sharded_and_nothing_else():
-    memory = functions_of("08_scaling_up")["training_memory"]
+    memory = functions_of("08_scaling_up", torch=torch)["training_memory"]
     config = shaped_model("3b").config.text_config
     one, four = (memory(config, 3e9, 6e8, gpus, 4096) for gpus in (1, 4))
     for part in one:
@@ -65,7 +51,7 @@ def test_the_slurm_script_is_one_in_both_files(tmp_path):
 
 
 def test_pairs_are_solved_by_hand():
-    solve = functions_of("90_tiny_base")["solve_pairs"]
+    solve = functions_of("90_tiny_base", torch=torch)["solve_pairs"]
     found = [one for k in range(400) if (one := exercise("text", k)).name == "pairs"]
     assert len({one.question.split("?")[0] for one in found}) == 5
     assert all(solve(one.question) == one.reply == one.answer for one in found)
@@ -76,7 +62,7 @@ def test_muon_by_hand_is_that_of_the_library():
     matrix.grad = torch.randn(48, 48, generator=torch.Generator().manual_seed(1))
     before = matrix.detach().clone()
     FloatMuon([matrix], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
-    update = functions_of("90_tiny_base")["orthogonal"](matrix.grad)
+    update = functions_of("90_tiny_base", torch=torch)["orthogonal"](matrix.grad)
     expected = before - 0.1 * 0.2 * 48**0.5 * update
     torch.testing.assert_close(matrix.detach(), expected, rtol=1e-3, atol=1e-5)
     iterated = solutions_of("90_tiny_base")["iterated"]
@@ -86,7 +72,7 @@ def test_muon_by_hand_is_that_of_the_library():
 
 
 def test_attention_is_read_at_the_targets():
-    read = functions_of("90_tiny_base", HEADS=HEADS)["attention_on_targets"]
+    read = functions_of("90_tiny_base", HEADS=HEADS, torch=torch)["attention_on_targets"]
     layers = torch.rand(4, 2, 4, 9, 9)  # layers, rows, heads, tokens, tokens
     pairs = torch.tensor([[1.0, n, 5, 3] for n in range(len(HEADS))])
     for name, values in read(layers, pairs).items():
