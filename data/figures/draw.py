@@ -46,6 +46,7 @@ def tiles() -> list[Tile]:
     controls = {"none": "own crops", "random-crop": "random crops", "no-crop": "no crops"}
     crops = [(name, accuracy(f"{first}, textures", key)) for key, name in controls.items()]
     judged = [one for one in judge(grid, table) if one.claim.part == "mixture"]
+    judged.sort(key=lambda one: "supported" not in one.verdict)  # the large figure is the first
     claim = "slices help, "
     slices = [(one.name.removeprefix(claim), one.comparison.difference) for one in judged]
     verdicts = "; ".join(f"{one.name.removeprefix(claim)}: {one.verdict}" for one in judged)
