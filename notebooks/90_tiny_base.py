@@ -68,7 +68,7 @@ display.pipeline_figure()
 # ## 1 · What it must not know
 #
 # The study asks what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a reply. Like any
-# pretrained model it may be able to choose among options, box shapes and tell images apart. Exercise $k$ of a stage is a function of $k$ and of the
+# pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a function of $k$ and of the
 # seed. No exercise may contain a word of the phantoms' anatomy or of the clinic, or a cuboid:
 
 # %%
