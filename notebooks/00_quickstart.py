@@ -151,7 +151,7 @@ display.show_images([frame.aligned(requests[0].images[0])], [boxes], columns=2)
 # The checkpoint and the call are the same. A volume is a list of axial slices, ordered from the feet to the head, with the patient's right on the
 # left of the image. A box has six numbers, and fetches one crop from every slice that it spans.
 #
-# > **Predict first.** The model reads tokens, not pixels. How many of a slice's tokens fall on the lesion, and how many tokens has its crop?
+# > **Predict first.** The model reads tokens, not pixels. How many tokens of a slice fall on the lesion, and how many does its crop have?
 
 # %%
 study = phantom(int(item_3d.patient.removeprefix("phantom-")), config=PhantomConfig(shape=tuple(shape)))
@@ -185,7 +185,7 @@ print(f"slice: {of_slice} tokens, {on_lesion:.2f} of them on the lesion; its cro
 # Set the box and press *Ask with this box*: the reply then begins with your box, its crops are inserted, and the model continues freely. `viewer.ask`
 # does the same from Python, for pages on which widgets do not run.
 #
-# > **Predict first.** The box is the model's own, the true box of the lesion, or on the spine. With which can the answer be right for a good reason?
+# > **Predict first.** The box is the model's own, the true box of the lesion, or on the spine. Which of them can give a right answer for good reason?
 
 # %%
 viewer = display.SliceViewer(study.scan, window="abdomen", request=requests[1], generator=generator, **limits)
@@ -209,7 +209,7 @@ print("Here the answer", "depends on the region." if len(answers) > 1 else "is t
 #
 # ## 5 · How often is it right?
 #
-# We ask one question about each of some held-out patients, half of them about images, and then the same questions with every image **blanked**. If
+# We ask one question about each of several held-out patients, half of them about images, and then the same questions with every image **blanked**. If
 # $k$ of $n$ answers are right, $\hat p = k/n$ estimates the accuracy; Wilson's 95 % interval contains the accuracies compatible with it ($z = 1.96$):
 #
 # $$\frac{1}{1 + z^2/n} \left( \hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}} \right)$$
@@ -252,7 +252,7 @@ for dimension in ("2D", "3D"):
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]
-# Notebook 01 removes what anatomical knowledge alone answers, so that blank images leave chance. Notebook 06 asks many more questions.
+# Notebook 01 removes questions that knowledge of anatomy alone answers, so that blank images leave only chance. Notebook 06 asks many more questions.
 #
 # ## 6 · The reply as an animation
 #

@@ -105,8 +105,8 @@ show_images(
 )
 
 # %% [markdown]
-# The first two images differ in the patient's sides, and a brain is nearly its own mirror image: without the letters nobody could say which is
-# which. Where left is **cannot be told from the array alone; the affine says it**.
+# In the first two images the patient's left and right are exchanged, and a brain is nearly its own mirror image: without the letters nobody could
+# say which is which. Which side is left **cannot be told from the array alone; the affine says it**.
 #
 # ## 2 · One arrangement for every file
 #

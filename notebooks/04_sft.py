@@ -105,8 +105,8 @@ display.show_record(deep, images(deep))
 #
 # ## 2 · Which tokens carry the loss
 #
-# A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text, and the token `<|im_end|>` that ends
-# the turn: they carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given
+# A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text and the token `<|im_end|>` that ends
+# the turn: these carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given
 # and carry none. We build this mask by hand; the library uses markers in the chat template, and must agree on every token.
 #
 # > **Predict first.** The strip below shows a question about one slice. What fraction of the tokens carries loss if the question is about a volume?

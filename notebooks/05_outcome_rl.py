@@ -115,7 +115,7 @@ for group in (FIXED, [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 #
 # The **mask** $m$ is 1 for tokens that the model generated and 0 for injected ones; $|o_i| = \sum_t m_{i,t}$. Log-probabilities come from the logits
-# one position earlier, at the sampling temperature; crops are encoded where they were injected.
+# one position earlier, at the sampling temperature; crops enter at the positions where they were injected.
 
 
 # %%
@@ -338,7 +338,7 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Compute advantages of 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
+# 1. Compute advantages of rewards 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
 # 2. Compare k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$ and k3 as estimators of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$.
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
 #

@@ -69,7 +69,7 @@ display.pipeline_figure("evaluation")
 # ## 1 · A benchmark and a run
 #
 # The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading the question alone does
-# not help. A run is a file with one JSON line per question; it resumes after being killed, and refuses replies of another model.
+# not help. A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of another model.
 
 # %%
 name, root = MODEL or profile.model.path, project_root()

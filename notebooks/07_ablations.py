@@ -256,7 +256,7 @@ table_of_claims(verdicts)
 
 # %% [markdown]
 # Colours mark parts of the method, pale dots are seeds. If an inconclusive claim has a narrow interval around zero, its effect is small here; if
-# the interval is wide, the study is too small for it. Among many claims some intervals exclude zero by chance, so that alone is inconclusive.
+# the interval is wide, the study is too small for it. Among many claims some intervals exclude zero by chance, so that alone decides nothing.
 #
 # ## 6 · Differences by family of questions
 #
@@ -288,7 +288,7 @@ print(f"*: interval excludes zero: {starred} of {len(effects)}; chance alone giv
 #
 # ## 7 · Differences between seeds: reasoning and letters
 #
-# A reply needs a right conclusion ("... the left kidney") and the letter of that option. **Conclusion right** scores the option that the
+# A right reply needs a right conclusion ("... the left kidney") and the letter of that option. **Conclusion right** scores the option that the
 # reasoning names last; **rationale-answer consistency** is the proportion of replies whose letter is that of this option.
 #
 # > **Predict first.** In the claim with the widest interval, one seed may answer far worse than the others. Does that model see less?

@@ -212,7 +212,7 @@ print(f"{together} replies at a time: {held_at_once:.1f} GB, {q // k} times less
 # ## 6 · The authors' release as data
 #
 # `IQuestLab/UniReason-Med-Data` contains conversations and 2D images; its volumes belong to M3D, and whoever has them passes their folder. Here we read
-# a replica made of phantoms, without and with volumes. It is used by `sft --data FOLDER --m3d-root M3D` and notebooks 04 to 06.
+# a replica made of phantoms, without and with volumes. The release is also read by `sft --data FOLDER --m3d-root M3D` and notebooks 04 to 06.
 
 # %%
 import tempfile
