@@ -63,7 +63,7 @@ profile, root = load_profile(PROFILE, OVERRIDES), project_root()
 display.pipeline_figure()
 
 # %% [markdown]
-# This notebook runs the whole pipeline once; each of the next ones opens one step of it.
+# This notebook runs the whole pipeline once; each of the following notebooks looks into one of its steps.
 #
 # ## 1 · A model and two questions
 #
@@ -78,8 +78,8 @@ print(f"{profile.model.path}: {type(model).__name__}, {model.num_parameters() / 
 
 
 # %% [markdown]
-# The questions are about **held-out patients**: the first of its kind about an image, the first about a volume. They were chosen before any
-# reply was generated, so replies may be wrong.
+# Both questions are about **held-out patients**: the first one of its kind about an image, and the first one of another kind about a volume. They
+# were chosen before any reply was generated, so the replies may be wrong.
 
 # %%
 def first_question(dimension, family, kind):
@@ -97,8 +97,8 @@ for item in (item_2d, item_3d):
 # %% [markdown]
 # ## 2 · An image
 #
-# Decoding is greedy. The model writes a box into its reasoning. After `<|box_end|>` the generator stops, crops the region from the image
-# and inserts the image tokens of the crop into the same reply; then the model goes on.
+# Decoding is greedy. The model writes a box into its reasoning. After `<|box_end|>` the generator stops, crops the region from the image and inserts
+# the image tokens of the crop into the same reply; then the model continues.
 
 # %%
 requests = [item.request(item.load()) for item in (item_2d, item_3d)]
@@ -107,8 +107,8 @@ display.show_trace(trace_2d.to_dict() | {"truth": item_2d.answer}, requests[0].i
 
 
 # %% [markdown]
-# A phantom is synthetic, so answer and boxes are known exactly. The overlap of two boxes is their intersection over union, from 0 to 1, in
-# pixels for rectangles and in voxels for cuboids; by hand, and from the library:
+# A phantom is synthetic, so its answer and its boxes are known exactly. The overlap of two boxes is their intersection over union, from 0 to 1, in
+# pixels for rectangles and in voxels for cuboids; here it is computed by hand and by the library:
 #
 # $$\mathrm{IoU}(A, B) = \frac{|A \cap B|}{|A \cup B|}$$
 
@@ -148,10 +148,10 @@ display.show_images([frame.aligned(requests[0].images[0])], [boxes], columns=2)
 # %% [markdown]
 # ## 3 · A volume
 #
-# Checkpoint and call are the same. A volume is a list of axial slices from the feet to the head; the patient's right is on the left. A box
-# has six numbers, and fetches one crop from every slice that it spans.
+# The checkpoint and the call are the same. A volume is a list of axial slices, ordered from the feet to the head, with the patient's right on the
+# left of the image. A box has six numbers, and fetches one crop from every slice that it spans.
 #
-# > **Predict first.** The model reads tokens, not pixels. How many tokens of a slice fall on the lesion, and how many has its crop?
+# > **Predict first.** The model reads tokens, not pixels. How many tokens of a slice fall on the lesion, and how many does its crop have?
 
 # %%
 study = phantom(int(item_3d.patient.removeprefix("phantom-")), config=PhantomConfig(shape=tuple(shape)))
@@ -167,8 +167,8 @@ boxes |= {f"box {number} of the reply": box for number, box in enumerate(trace_3
 display.show_slices([frame.aligned(image) for image in requests[1].images], boxes, letters="RLAP")
 
 # %% [markdown]
-# The processor resizes an image to $H' \times W'$ pixels, multiples of $f$, the side of a token; it enlarges small images. An image has
-# $H' W' / f^2$ tokens, of which the proportion of the lesion's area falls on the lesion:
+# The processor resizes an image to $H' \times W'$ pixels, both multiples of $f$, the side of a token; small images are enlarged. An image has
+# $H' W' / f^2$ tokens; the fraction of them that falls on the lesion is the lesion's fraction of the area:
 
 # %%
 slice_size, crop_size = frame.size(*view.image_size), frame.size(lesion.height, lesion.width)
@@ -178,14 +178,14 @@ on_lesion = of_slice * lesion.width * lesion.height / np.prod(slice_size)
 print(f"slice: {of_slice} tokens, {on_lesion:.2f} of them on the lesion; its crop: {of_crop} tokens")
 
 # %% [markdown]
-# A texture of single pixels is lost in a fraction of a token; in the crop it is not.
+# A texture of single pixels is lost in a fraction of a token; in the crop it is preserved.
 #
 # ## 4 · Your own region
 #
-# Set the box and press *Ask with this box*: the reply then begins with your box, its crops are inserted, and the model goes on freely.
-# `viewer.ask` does the same from Python, for pages where widgets do not run.
+# Set the box and press *Ask with this box*: the reply then begins with your box, its crops are inserted, and the model continues freely. `viewer.ask`
+# does the same from Python, for pages on which widgets do not run.
 #
-# > **Predict first.** The box is the model's, the true one of the lesion, or lies on the spine. Which answers can be right for a good reason?
+# > **Predict first.** The box is the model's own, the true box of the lesion, or on the spine. Which of them can give a right answer for good reason?
 
 # %%
 viewer = display.SliceViewer(study.scan, window="abdomen", request=requests[1], generator=generator, **limits)
@@ -205,12 +205,12 @@ answers = {trace.choice for _, trace in viewer.traces}
 print("Here the answer", "depends on the region." if len(answers) > 1 else "is the same for all regions.")
 
 # %% [markdown]
-# Only crops of the lesion show its texture; a right answer from the spine is luck. Notebook 06 uses wrong crops for many patients.
+# Only crops of the lesion show its texture; a right answer with the box on the spine is luck. Notebook 06 tests wrong crops on many patients.
 #
 # ## 5 · How often is it right?
 #
-# One question about each of some held-out patients, half of them about images; then the same questions with every image **blanked**. If $k$
-# of $n$ answers are right, $\hat p = k/n$ estimates the accuracy; Wilson's 95 % interval has the accuracies that agree with it ($z = 1.96$):
+# We ask one question about each of several held-out patients, half of them about images, and then the same questions with every image **blanked**. If
+# $k$ of $n$ answers are right, $\hat p = k/n$ estimates the accuracy; Wilson's 95 % interval contains the accuracies compatible with it ($z = 1.96$):
 #
 # $$\frac{1}{1 + z^2/n} \left( \hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}} \right)$$
 #
@@ -252,11 +252,11 @@ for dimension in ("2D", "3D"):
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]
-# Notebook 01 removes what anatomy alone answers, so blank images should leave chance. Notebook 06 asks many more questions.
+# Notebook 01 removes questions that knowledge of anatomy alone answers, so that blank images leave only chance. Notebook 06 asks many more questions.
 #
 # ## 6 · The reply as an animation
 #
-# The README opens with this animation of the trace: slices, the text of the model, each box with its crops, and at last the truth.
+# The README opens with this animation of the trace: slices, the text of the model, each box with its crops, and finally the truth.
 
 # %%
 SLICES = [frame.aligned(image) for image in requests[1].images]
@@ -314,7 +314,7 @@ Shown(filename=out / "hero.gif", alt=f"animation of the reply to: {item_3d.quest
 # %% [markdown]
 # ## 7 · From the command line
 #
-# The volume as a NIfTI file, and the command that asks about it, run here inside the notebook. The command `trace` makes a web page.
+# We save the volume as a NIfTI file and run the command that asks about it here, inside the notebook. The command `trace` makes a web page.
 
 # %%
 nib.save(nib.Nifti1Image(study.scan.array.transpose(2, 1, 0), study.scan.affine), out / "phantom.nii.gz")
@@ -332,7 +332,7 @@ with chdir(root):
 # %% [markdown]
 # ## Check yourself
 #
-# The command line gives the notebook's reply, and a reply of the viewer begins with the user's box.
+# The command line gives the same reply as the notebook, and a reply in the viewer begins with the user's box.
 
 # %%
 assert json.loads((out / "reply.json").read_text(encoding="utf-8"))["text"] == trace_3d.text
@@ -343,8 +343,8 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Of 40 right answers of 100, which accuracies does Wilson's interval leave? How many questions make it 6 points wide?
+# 1. If 40 of 100 answers are right, which accuracies does Wilson's interval contain? How many questions make it 6 points wide?
 # 2. Ask about the texture again, but let boxes fetch nothing (`max_rounds=0`), for 20 patients. How many answers change?
-# 3. Flip an image from left to right (`ImageOps.mirror`) and ask where the lesion lies. In how many replies does the first box follow?
+# 3. Mirror an image from left to right (`ImageOps.mirror`) and ask where the lesion lies. In how many replies is the first box mirrored, too?
 #
 # Solutions: [`solutions/00_quickstart.py`](solutions/00_quickstart.py).

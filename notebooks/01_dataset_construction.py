@@ -50,8 +50,8 @@ pipeline_figure("dataset construction")
 # ## 1 · A scan and its masks
 #
 # A mask says for every voxel which structure it belongs to. A *source* reads the layout of one collection
-# ([TotalSegmentator](https://arxiv.org/abs/2208.05868), Medical Segmentation Decathlon, your own folder, ...) into a `Study`:
-# scan, label map, measured structures. Look at masks over their scan first: a shifted or mirrored one spoils all later steps.
+# ([TotalSegmentator](https://arxiv.org/abs/2208.05868), Medical Segmentation Decathlon, your own folder, ...) into a `Study`: scan, label map,
+# measured structures. Look at the masks over their scan first: a shifted or mirrored mask spoils all later steps.
 
 # %%
 import numpy as np
@@ -71,11 +71,11 @@ show_images([plane, overlay], titles=["scan", "liver blue, spine orange, aorta p
 # %% [markdown]
 # The masks fit. The patient's right is on the left of the image (notebook 02), and so is the liver.
 #
-# ## 2 · From a mask to a box that is written
+# ## 2 · From a mask to a box in the text
 #
-# A box is the smallest cuboid around a structure, half open like a Python slice. The model sees slices of a chosen size, which its
-# processor resizes once more, and a box must be written in **those** pixels: $x' = \operatorname{round}(x\, \frac{n'}{n} \frac{n''}{n'})$
-# on an axis of $n$ voxels, $n'$ pixels of a slice and $n''$ of the processor.
+# A box is the smallest cuboid around a structure, half open like a Python slice. The model sees slices of a chosen size, which its processor
+# resizes once more, and a box must be written in **those** pixels: $x' = \operatorname{round}(x\, \frac{n'}{n} \frac{n''}{n'})$ for an axis with
+# $n$ voxels, $n'$ pixels in the slice and $n''$ pixels after the processor.
 
 # %%
 from unireason_lib.boxes import Box3D
@@ -94,8 +94,8 @@ print(f"voxels {edges.ravel().tolist()}, written {written.as_tuple()}; IoU after
 # %% [markdown]
 # ## 3 · Six families of questions
 #
-# Boxes, extents, centroids and attributes answer questions by measurement: one option is true, near ties are never asked, and
-# left and right are the patient's. Below, ✓ marks the answer, and boxes are on what the reasoning has to refer to.
+# Questions are answered by measurement, from boxes, extents, centroids and attributes: exactly one option is true, near ties are never asked
+# about, and left and right are the patient's. Below, ✓ marks the answer, and the boxes show what the reasoning has to refer to.
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES, ask
@@ -118,10 +118,10 @@ show_images(images, boxes, titles, columns=3, letters=["RLAP"] * len(images))
 # %% [markdown]
 # ## 4 · How many can be answered without any image?
 #
-# The liver is on the right in nearly everybody: who knows that answers without looking, and a model that learns from such
-# questions learns to read, not to see. The **question-only baseline** never sees an image. It scores option $o_k$ of question
-# $q$ by features of the words, $p_k \propto \exp(w \cdot f(q, o_k))$, learns $w$ from some patients and answers for others.
-# **Predict first:** of four options, how often does it choose the right one?
+# In nearly everybody the liver is on the right: whoever knows that can answer without looking, and a model that learns from such questions learns
+# to read, not to see. The **question-only baseline** never sees an image. It scores option $o_k$ of question $q$ by features of the words,
+# $p_k \propto \exp(w \cdot f(q, o_k))$; it learns $w$ on some patients and answers for the others. **Predict first:** with four options, how often
+# does it choose the right one?
 
 # %%
 from unireason_lib.dataset.questions import learn_prior, question_only_baseline
@@ -138,10 +138,10 @@ before = scores["as they come"]["all"]
 print(f"{before.questions} questions about {len(set(before.patients))} patients, {before.accuracy:.1%} right")
 
 # %% [markdown]
-# How sure is that? Patients are sampled, not questions, and questions about one patient may be right or wrong together. With
-# $e_i$ the deviation of answer $i$ (1 or 0) from the mean $\bar y$ of all $n$, summed within each of $G$ patients,
+# How precise is this number? Patients are sampled, not questions, and answers about one patient may be right or wrong together. With $e_i$ the
+# deviation of answer $i$ (1 or 0) from the mean $\bar y$ of all $n$, summed within each of $G$ patients,
 # $$\mathrm{SE}^2 = \frac{G}{G - 1}\, \frac{1}{n^2} \sum_{g=1}^{G} \Big(\sum_{i \in g} e_i\Big)^2,$$
-# and Wilson's interval is that of $\bar y(1 - \bar y)/\mathrm{SE}^2$ independent questions, which would have the same error.
+# and Wilson's interval is computed for $\bar y(1 - \bar y)/\mathrm{SE}^2$ independent questions, the number that would have the same error.
 
 # %%
 from unireason_lib.evaluation.statistics import interval, wilson
@@ -163,11 +163,11 @@ print("{:.1f} %, 95 % interval by patient {:.1f} to {:.1f} %".format(*by_patient
 # %% [markdown]
 # ### Debiasing with an answer prior
 #
-# An **answer prior** counts over many patients how often each value of a fact is true. If the four options of a question are
-# true in proportions $P_1 \dots P_4$ of patients and option $k$ is the truth, the question is kept with probability
+# An **answer prior** counts, over many patients, how often each value of a fact is true. If the four options of a question are true in proportions
+# $P_1 \dots P_4$ of the patients and option $k$ is the right one, the question is kept with probability
 # $$\text{keep}(k) = \frac{\min_j P_j}{P_k} \quad\Rightarrow\quad P(k \mid \text{kept}) \propto P_k \cdot \frac{\min_j P_j}{P_k} = \min_j P_j$$
-# which is the same for every $k$: given the words, all options are equally likely. A fact whose rarest value hardly occurs is
-# never asked about. **Predict first:** with $P = (0.55, 0.25, 0.15, 0.05)$, which fraction of the questions is kept?
+# which is the same for every $k$: given the words, all options are equally likely. A fact whose rarest value hardly ever occurs is never asked
+# about. **Predict first:** with $P = (0.55, 0.25, 0.15, 0.05)$, what fraction of the questions is kept?
 
 # %%
 from unireason_lib.dataset.questions import Fact, keep_probability
@@ -183,8 +183,8 @@ for pair in (("the liver", "the spleen"), ("the aorta", "the lesion")):
     print(" seen from ".join(pair), prior.counts.get(Fact("relation", "2d", (0, 1), pair)))
 
 # %% [markdown]
-# The signs of a relation are directions along x and y. Liver and spleen lie the same way in nearly everybody; for a lesion one
-# has to look. Now all questions again, with the prior of these same patients and with one of other patients:
+# The signs of a relation are directions along x and y. Liver and spleen have the same relation in nearly everybody; for a lesion one has to look.
+# Now we ask all questions again, with the prior of these same patients and with a prior of other patients:
 
 # %%
 from unireason_lib.display import plot_intervals
@@ -203,14 +203,14 @@ for name, values in percent.items():
 plot_intervals(percent, "right without the image, % (95 % intervals by patient)", reference=("chance", 25))
 
 # %% [markdown]
-# Below chance is no better than chance: a prior learned from the very patients that are asked about takes its wrong options from
-# them, which misleads this reader. A family that stays above chance with the other prior may owe that to values which its few
-# patients did not show, to facts taken as independent, or to chance, with seven intervals; a real build counts thousands of studies.
+# A score below chance is no better than chance: a prior learned from the very patients that are asked about takes its wrong options from them,
+# which misleads the baseline. A family that stays above chance with the other prior may owe that to values that did not occur in its few patients,
+# to facts treated as independent, or to chance, as there are seven intervals; a real build counts thousands of studies.
 #
 # ## 5 · Reasoning with boxes
 #
-# A writer turns a question into reasoning: it names structures, and their coordinates come from the view alone. The one that
-# ships composes sentences. Question and reasoning are a *record*: text and references, no pixels.
+# A *writer* turns a question into reasoning: it names structures, and their coordinates come from the view alone. The built-in writer composes
+# sentences from templates. Question and reasoning together are a *record*: text and references, no pixels.
 
 # %%
 from unireason_lib.dataset.rationales import TemplateWriter
@@ -225,10 +225,10 @@ written_3d = writer.write(question_3d, volume)
 show_record(Record.make(volume, question_3d, written_3d, writer=writer.name, seed=SEED), volume.images())
 
 # %% [markdown]
-# In a volume a box is a cuboid, and each slice that it spans gives one crop; the crops of box 2 show a checkered lesion that is hard
-# to see in the slices. **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told
-# what is true and refers to structures by tags, never by coordinates. A refused reply goes back once with the reasons; after that,
-# its record is refused and counted. Nothing is sent here; below are a prompt and two replies that we made up.
+# In a volume a box is a cuboid, and each slice that it spans gives one crop; the crops of box 2 show a checkered lesion that is hard to see in the
+# slices. **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told what is true, and it refers to
+# structures by tags, never by coordinates. A refused reply is sent back once with the reasons; if that fails, its record is refused and counted.
+# Nothing is sent here; below are a prompt and two replies that we made up.
 
 # %%
 import json
@@ -246,8 +246,8 @@ for reasoning in (good, f"Something at [50,50,60,60] looks odd. The finding is: 
 # %% [markdown]
 # ## 6 · Checks
 #
-# Every record is checked, whoever wrote it: alone, and against its study, because a box can agree with its record and still be
-# untrue. We break a good record in four ways.
+# Every record is checked, whoever wrote it: alone, and against its study, because a box can be consistent with its record and still be wrong. We
+# break a good record in four ways.
 
 # %%
 from dataclasses import replace
@@ -273,10 +273,10 @@ for name, one in broken.items():
 # %% [markdown]
 # ## 7 · Splits by patient, and copies under another name
 #
-# Two slices of one person in training and test would test memory, so **patients** are split, by a number computed from the name.
-# The same scan may carry two names, so each scan gets a **perceptual hash**: one bit for each pair of neighbouring blocks, 1 where
-# the mean of the second is clearly higher. Scans that differ in at most `TOLERANCE` bits stay in one split. **Predict first:**
-# which of these changed copies of one brain will be recognized?
+# If slices of one person were in both training and test, the test would measure memory. So **patients** are split, by a number computed from their
+# name. The same scan may appear under two names, so each scan gets a **perceptual hash**: one bit for each pair of neighbouring blocks, which is 1
+# where the mean of the second is clearly higher. Scans that differ in at most `TOLERANCE` bits stay in one split. **Predict first:** which of
+# these modified copies of one brain will be recognized?
 
 # %%
 from unireason_lib.dataset.splits import TOLERANCE, perceptual_hash
@@ -296,7 +296,7 @@ for name, bits in distance.items():
 #
 # ## 8 · The whole build
 #
-# In a shell: `python -m unireason_lib build --source phantom --out DIR`; a killed build goes on where it was.
+# In a shell: `python -m unireason_lib build --source phantom --out DIR`; a killed build resumes where it stopped.
 
 # %%
 import shutil
@@ -342,9 +342,9 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Write a question-only reader of your own: of the options, take the one that was right most often for other patients in
-#    questions of the same kind about the same structures. How close does it come to the baseline, before and after debiasing?
-# 2. Which kinds of questions lose most to the prior, and why?
-# 3. Put NIfTI scans of your own into `images/`, label maps into `labels/` and a `names.json` beside them, and ask about them.
+# 1. Write a question-only baseline of your own: of the options, take the one that was right most often for other patients in questions of the same
+#    kind about the same structures. How close does it come to ours, before and after debiasing?
+# 2. Of which kinds of questions does the prior remove most, and why?
+# 3. Put NIfTI scans of your own into `images/`, label maps into `labels/` and a `names.json` beside them, and generate questions about them.
 #
 # Solutions: [`solutions/01_dataset_construction.py`](solutions/01_dataset_construction.py).

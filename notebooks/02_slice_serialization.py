@@ -4,9 +4,9 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/02_slice_serialization.ipynb)
 #
 # After this notebook you can
-# - read a scan in any orientation, say from its affine where the patient's left is, and notice an affine that is wrong;
+# - read a scan in any orientation, tell from its affine where the patient's left is, and detect an affine that is wrong;
 # - choose an intensity window, resample a volume to slices, and say what is lost on the way;
-# - carry a box from voxels to serialized pixels, to the pixels of the model and to millimetres, and back.
+# - convert a box from voxels to serialized pixels, to the pixels of the model and to millimetres, and back.
 #
 # **Time** about a minute on 2 CPU cores; a GPU changes nothing. **Needs** no other notebook. **Real**: the brain MRI (MNI152
 # template, an average of 152 people). **Synthetic**: the CT-like torso phantoms. *Not for clinical use.*
@@ -48,10 +48,10 @@ pipeline_figure("slice serialization")
 # %% [markdown]
 # ## 1 · Directions: what the affine says and the array does not
 #
-# A NIfTI file stores an array and an affine, $(x, y, z)^\top = M\,(i, j, k)^\top + t$. It maps the index of a voxel's centre to
-# millimetres that grow to the patient's **R**ight, to the front (**A**nterior) and to the head (**S**uperior); the opposite
-# directions are **L**eft, **P**osterior and **I**nferior. Each column of $M$ is the step in millimetres that one index takes,
-# so its largest entry names the direction of that axis.
+# A NIfTI file stores an array and an affine, $(x, y, z)^\top = M\,(i, j, k)^\top + t$. It maps the index of a voxel's centre to coordinates in
+# millimetres that increase towards the patient's **R**ight, front (**A**nterior) and head (**S**uperior); the opposite directions are **L**eft,
+# **P**osterior and **I**nferior. Each column of $M$ is the step in millimetres when one index grows by 1, so its largest entry names the direction
+# of that axis.
 
 # %%
 import tempfile
@@ -105,14 +105,14 @@ show_images(
 )
 
 # %% [markdown]
-# In the first two images the patient's sides are exchanged, and a brain is nearly its own mirror image: without the letters
-# nobody could say which is which. Left **cannot be told from the array alone; the affine says it**.
+# In the first two images the patient's left and right are exchanged, and a brain is nearly its own mirror image: without the letters nobody could
+# say which is which. Which side is left **cannot be told from the array alone; the affine says it**.
 #
 # ## 2 · One arrangement for every file
 #
-# The library keeps all scans as `(z, y, x)` with x growing to the patient's **L**eft, y to the back (**P**) and z to the head
-# (**S**). Axes are swapped and flipped, nothing is interpolated. Flipping an axis of $n$ voxels turns $i$ into $n - 1 - i$, so
-# its column $m$ of $M$ changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres.
+# The library keeps all scans as `(z, y, x)` with x increasing towards the patient's **L**eft, y to the back (**P**) and z to the head (**S**).
+# Axes are permuted and flipped; nothing is interpolated. Flipping an axis of $n$ voxels turns $i$ into $n - 1 - i$, so its column $m$ of $M$
+# changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres.
 
 # %%
 from unireason_lib.imaging import load_volume
@@ -139,9 +139,9 @@ for codes, file in stored.items():
 # %% [markdown]
 # ## 3 · An affine that is wrong
 #
-# A slice shown as it lies in this array is what radiologists are used to: the patient seen from the feet, right on the left of
-# the image. But software that drops the sign of an axis writes a file that opens without any error and shows the patient
-# mirrored. We store two torso phantoms as NIfTI with label maps; the affine of **one** has the wrong sign along x.
+# A slice displayed as it lies in this array is in the radiological convention: the patient is seen from the feet, with the right on the left of
+# the image. But software that drops the sign of an axis writes a file that opens without any error and shows the patient mirrored. We store two
+# torso phantoms as NIfTI with label maps; the affine of **one** has the wrong sign along x.
 
 # %%
 import json
@@ -172,7 +172,7 @@ titles = [f"patient {letter}, slice {z}" for letter in "ab" for z in (6, 8, 10)]
 show_images([*planes["a"], *planes["b"]], None, titles, columns=3, letters=["RLAP"] * 6)
 
 # %% [markdown]
-# The library compares the places of liver and spleen whenever a source reads a study with both of them:
+# The library checks the positions of liver and spleen whenever a source reads a study with either of them:
 
 # %%
 import warnings
@@ -190,15 +190,15 @@ for letter, entry in zip("ab", source.index(), strict=True):
 assert (studies["a"].directions, studies["b"].directions) == ("LPS", "")
 
 # %% [markdown]
-# Patient b is mirrored. The study keeps its scan and loses its directions, so nothing is asked about left and right. The check
-# has limits: it needs a segmented liver or spleen, so a mirrored brain passes; in the rare people whose organs really are
-# mirrored (situs inversus) the warning is wrong, which costs questions but makes no error.
+# Patient b is mirrored. The study keeps its scan and loses its directions, so no question about left and right is asked. The check has limits: it
+# needs a segmented liver or spleen, so a mirrored brain passes; in the rare people whose organs really are mirrored (situs inversus) the warning
+# is wrong, which costs questions but causes no wrong answer.
 #
 # ## 4 · Windows: which values become black and white
 #
-# A window $(a, b)$ maps a value $v$ to the grey level $g(v) = \min\big(1, \max\big(0, \frac{v - a}{b - a}\big)\big)$. MRI has no
-# unit, so the paper takes the 1st and 99th percentile of the volume. CT has one, the Hounsfield unit (HU: air -1000, water 0),
-# so it has named windows. The phantom below has a lesion in a kidney and one in a lung.
+# A window $(a, b)$ maps a value $v$ to the grey level $g(v) = \min\big(1, \max\big(0, \frac{v - a}{b - a}\big)\big)$. MRI intensities have no
+# unit, so the paper takes the 1st and 99th percentile of the volume. CT has one, the Hounsfield unit (HU: air -1000, water 0), so it has named
+# windows. The phantom below has a lesion in a kidney and one in a lung.
 #
 # **Predict first.** In which of these windows is the kidney lesion hardest to see? Is it the same one for the lung lesion?
 
@@ -221,14 +221,14 @@ boxes = [[lesion.box] for lesion in torso.lesions for _ in names]
 show_images(tiles, boxes, titles, letters=["RLAP"] * len(tiles))
 
 # %% [markdown]
-# The titles give the difference of the mean grey levels, of 255. The lung window puts all soft tissue near white, and the bone
-# window is so wide that soft tissues get nearly one grey: both leave little of the kidney lesion. The lung lesion stands out.
+# The titles give the difference of the mean grey levels (out of 255). The lung window makes all soft tissue nearly white, and the bone window is
+# so wide that soft tissues get nearly the same grey: both leave little of the kidney lesion. The lung lesion stands out.
 #
 # ## 5 · Resampling to slices
 #
-# The model reads a fixed number of slices of a fixed size. With the half-pixel convention the **edges** of the old and the
-# new grid coincide: of $n'$ new pixels over $n$ old ones, pixel $i'$ has its centre at the old index
-# $c = (i' + \frac12)\,\frac{n}{n'} - \frac12$, and its value is interpolated linearly between the two old pixels beside $c$.
+# The model reads a fixed number of slices of a fixed size. With the half-pixel convention the **edges** of the old and the new grid coincide: with
+# $n'$ new pixels over $n$ old ones, the centre of pixel $i'$ lies at the old index $c = (i' + \frac12)\,\frac{n}{n'} - \frac12$, and its value is
+# interpolated linearly between the two old pixels beside $c$.
 
 # %%
 import torch
@@ -257,9 +257,9 @@ assert np.allclose(by_hand, stack.values, atol=1e-5) and apart < 1e-5
 publish("serialize against PyTorch's trilinear: largest difference", apart, note="values in [0, 1]")
 
 # %% [markdown]
-# **Predict first.** Interpolation looks at two slices and skips the others: how many of the scanned slices still contribute?
-# Resampling the identity matrix counts them. And along y the scan is longer than along x, but both become equally many pixels:
-# the model sees the brain squashed. Figures of a stack keep the patient's proportions, as the image on the right does.
+# **Predict first.** Each new slice is interpolated from two scanned slices: how many of the scanned slices contribute at all? Resampling the
+# identity matrix counts them. Also, the scan is longer along y than along x, but both get the same number of pixels: the model sees the brain
+# squashed. Figures of a stack keep the patient's proportions, as the image on the right does.
 
 # %%
 depth, across = brain.scan.shape[0], stack.spacing[1] / stack.spacing[2]
@@ -272,8 +272,8 @@ show_images(planes, titles=titles, letters=["RLAP"] * 2, aspects=[1, across])
 # %% [markdown]
 # ## 6 · Boxes there and back
 #
-# Because edges coincide, an edge $e$ on $n$ voxels lies at $e' = e\,n'/n$ on $n'$ pixels: one factor an axis, no shift, no
-# rounding. In millimetres it lies at $M\,(e - \tfrac12) + t$, half a voxel before the centre of voxel $e$.
+# Because edges coincide, an edge $e$ on $n$ voxels lies at $e' = e\,n'/n$ on $n'$ pixels: one factor per axis, no shift, no rounding. In
+# millimetres it lies at $M\,(e - \tfrac12) + t$, half a voxel before the centre of voxel $e$.
 
 # %%
 from unireason_lib.display import show_slices
@@ -290,14 +290,14 @@ for name, box in regions.items():
 show_slices(stack, {name: stack.from_voxel(box) for name, box in regions.items()})
 
 # %% [markdown]
-# Slices run from foot to head. The box on the left thalamus lies on the side of the letter L in every slice that it spans:
-# affine, atlas and resampling agree.
+# Slices run from the feet to the head. The box on the left thalamus lies on the side of the letter L in every slice that it spans: affine, atlas
+# and resampling agree.
 #
 # ## 7 · From slices to the model's pixels and tokens
 #
-# Qwen's processor resizes each slice to multiples of 28 pixels, the side of one token (2 x 2 patches of 14 pixels). A volume
-# of $D$ slices costs $T = D\,(H'W'/28^2 + 2)$ tokens, two of them delimiters around each slice. Boxes are written in *these*
-# pixels, as integers; notebook 01 measures what rounding costs.
+# Qwen's processor resizes the sides of each slice to multiples of 28 pixels, the side of one token (2 x 2 patches of 14 pixels). A volume of $D$
+# slices costs $T = D\,(H'W'/28^2 + 2)$ tokens, where 2 counts the delimiters around a slice. Boxes are written in *these* pixels, as integers;
+# notebook 01 measures what rounding costs.
 
 # %%
 from unireason_lib.imaging import QWEN_FRAME
@@ -311,8 +311,8 @@ for depth, side in ((8, 64), (16, 128), (32, 256), (32, 512)):
 # %% [markdown]
 # ## 8 · Are the slices in order?
 #
-# Neighbouring slices of a body look alike, so the correlation of each slice with the next shows whether slices were shuffled or
-# repeated. It does not show missing slices, nor two neighbours that were swapped.
+# Neighbouring slices of a body look alike, so the correlation of each slice with the next reveals slices that were shuffled or repeated. It does
+# not reveal missing slices, or two neighbours that were swapped.
 
 # %%
 from unireason_lib.display import plot_lines
@@ -328,7 +328,7 @@ curves = {name: list(enumerate(reports[name].correlations)) for name in ("in ord
 plot_lines(curves, xlabel="slice", ylabel="correlation with the next slice")
 
 # %% [markdown]
-# In order, the curve stays close to 1; shuffled, neighbours are as unlike as any two slices of this brain.
+# In order, the curve stays close to 1; after shuffling, neighbours are as unlike as any two slices of this brain.
 #
 # ## Check yourself
 
@@ -342,9 +342,9 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Under `align_corners=True` the centres of the outermost pixels coincide. By how many voxels would a box at the border be off?
-# 2. Average blocks of slices instead of interpolating. With how much of its contrast is a lesion of three slices, in a volume of
-#    192, seen on 16 slices, either way, depending on where it lies?
+# 1. With `align_corners=True` the centres of the outermost pixels coincide. By how many voxels would a box at the border be off?
+# 2. Average blocks of slices instead of interpolating. A lesion spans 3 slices of a volume of 192, of which 16 are made. How much of its contrast
+#    is left with each method, depending on where it lies?
 # 3. Repair the affine of patient b, and show that the library no longer warns.
 #
 # Solutions: [`solutions/02_slice_serialization.py`](solutions/02_slice_serialization.py).

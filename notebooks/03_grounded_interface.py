@@ -4,7 +4,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/03_grounded_interface.ipynb)
 #
 # After this notebook you can
-# - generate a grounded reply token by token, with crops and M-RoPE positions by hand, and get exactly what the library gets;
+# - generate a grounded reply token by token, with crops and M-RoPE positions by hand, and reproduce the library's reply exactly;
 # - measure what the injected tokens change: attention, and the answers when crops come from another patient;
 # - put a box on a region yourself, and see how the answer depends on it.
 #
@@ -60,8 +60,8 @@ display.pipeline_figure("grounded interface")
 # %% [markdown]
 # ## 1 · A box is text, in the pixels of the processor
 #
-# Four numbers are a rectangle in an image, six a cuboid in a stack of slices, `[x1, y1, z1, x2, y2, z2]`; the second corner is
-# exclusive. The parser accepts what is well formed, counts what is not, and never raises.
+# Four numbers are a rectangle in an image, six a cuboid in a stack of slices, `[x1, y1, z1, x2, y2, z2]`; the second corner is exclusive. The
+# parser accepts well-formed boxes, counts malformed ones, and never raises.
 
 # %%
 for inside in ("[10,12,3,60,50,7]", "[9,10,15,15]", "[9,9,3,3]", "[nan,0,1,1]"):
@@ -70,8 +70,8 @@ for inside in ("[10,12,3,60,50,7]", "[9,10,15,15]", "[9,9,3,3]", "[nan,0,1,1]"):
 
 # %% [markdown]
 # The processor resizes every image: with patches of $p$ pixels, $m \times m$ of which become one token, a side of $s$ pixels becomes
-# $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together where the area leaves its limits. Boxes are written
-# **after** that resize, $x' = x \cdot w' / w$. Without it, a box is well formed and lies in the wrong place.
+# $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together if the area is outside its limits. Boxes are written **after** that
+# resize, $x' = x \cdot w' / w$. Without this conversion, a box is well formed but lies in the wrong place.
 
 # %%
 large = View(phantom_slice(1_000_027, 160), frame=frame)
@@ -81,18 +81,18 @@ display.show_images([frame.aligned(large.images()[0])], [boxes], columns=2)
 
 
 # %% [markdown]
-# The converted box encloses the lesion; the other one, in pixels of the larger scan, is too large and too far down and to the right.
+# The converted box encloses the lesion; the other one, in pixels of the larger scan, is too large and lies too far down and to the right.
 #
 # ## 2 · Positions: M-RoPE
 #
-# Rotary embeddings turn queries and keys by angles proportional to the position, so attention depends on differences of positions. In
-# Qwen2.5-VL every token has three positions $(t, h, w)$, each of which turns a part of the features. With $p$ the next free position,
-# a text token gets $(p, p, p)$; the token in row $r$ and column $c$ of an image gets $(p, p + r, p + c)$. After either,
+# Rotary embeddings rotate queries and keys by angles proportional to the position, so attention depends on differences between positions. In
+# Qwen2.5-VL every token has three positions $(t, h, w)$, each of which rotates a part of the features. With $p$ the next free position, a text
+# token gets $(p, p, p)$; the token in row $r$ and column $c$ of an image gets $(p, p + r, p + c)$. After either,
 #
 # $$p \leftarrow \max(\text{all positions so far}) + 1 ,$$
 #
-# so an image of $H \times W$ tokens advances $p$ by $\max(H, W)$. Slices in the prompt and crops in the reply follow
-# the same rule. `get_rope_index` of transformers computes it; on the prompt of a question about a volume, both must agree.
+# so an image of $H \times W$ tokens advances $p$ by $\max(H, W)$. Slices in the prompt and crops in the reply follow the same rule. We compute it
+# by hand; on the prompt of a question about a volume, the result must agree with `get_rope_index` of transformers.
 #
 # > **Predict first.** An image of 4 x 4 tokens follows position 9. At which position is the text after it: 10, 14 or 26?
 
@@ -133,7 +133,7 @@ print(f"{len(prompt)} tokens, {is_image.sum()} of them of {len(grids)} slices; t
 # %% [markdown]
 # ## 3 · One reply, token by token
 #
-# `run` feeds new tokens to the model behind a key-value cache; `write` takes the most likely token until a box or the turn ends.
+# `run` feeds new tokens to the model, on top of a key-value cache; `write` takes the most likely token until a box or the turn ends.
 
 # %%
 def run(tokens, positions, cache=None, pixels=None, grids=(), network=model, **more):
@@ -165,8 +165,8 @@ print(tokenizer.decode(reply))
 
 
 # %% [markdown]
-# A rectangle fetches one crop, a cuboid one from every slice that it spans. The processor enlarges small crops, so a lesion gets more
-# tokens than in the whole slice. Each crop, between `<|vision_start|>` and `<|vision_end|>`, enters the **same** assistant turn.
+# A rectangle fetches one crop, a cuboid one from every slice that it spans. The processor enlarges small crops, so a lesion gets more tokens than
+# it has in the whole slice. Each crop, between `<|vision_start|>` and `<|vision_end|>`, enters the **same** assistant turn.
 
 # %%
 def inject(crops, start):
@@ -185,8 +185,8 @@ print(f"{box}: {len(crops)} crops of {crops[0].size} pixels, {len(injected)} tok
 display.show_images(crops, None, [f"slice {z}" for z in range(box.z1, box.z2)], columns=8)
 
 # %% [markdown]
-# Only the new tokens run through the model, with positions that go on from the last one. To check that nothing is lost, everything is
-# encoded again from the start; to see that positions matter, the injected tokens are also numbered like words.
+# Only the new tokens run through the model, with positions that continue from the last one. To check that nothing is lost, we encode everything
+# again from the start; to see that positions matter, we also number the injected tokens one by one, like words.
 
 # %%
 everything = prompt + reply + injected
@@ -217,10 +217,10 @@ axes.legend()
 figure
 
 # %% [markdown]
-# Where the markers coincide, $t = h = w$: text. Over a grey stretch, one image, $t$ stays constant, $h$ rises from row to row and $w$
-# runs through each row; each delimiter advances the position by 1.
-# The model goes on until it ends its turn; further boxes are answered in the same way. `GroundedGenerator`, which does all this for
-# batches, must write the same tokens.
+# Where the markers coincide, $t = h = w$: text. Within a grey band, which is one image, $t$ stays constant, $h$ rises from row to row and $w$ runs
+# through each row; each delimiter advances the position by 1.
+# The model continues until it ends its turn; further boxes fetch their crops in the same way. `GroundedGenerator`, which does all this for batches,
+# must write the same tokens.
 
 # %%
 reply, logits, at = reply + injected, kept, after
@@ -247,8 +247,8 @@ display.token_strip(trace, tokenizer)
 #
 # ## 4 · What do injected tokens change?
 #
-# **Attention.** With the implementation `eager` the model returns its attention weights. Over replies to questions about lesions, we
-# average the attention of the conclusion (all tokens after the last crop) to one image token of the prompt and to one crop token.
+# **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about lesions, we average the
+# attention of the conclusion (all tokens after the last crop) per image token of the prompt and per crop token.
 
 # %%
 def attention_per_token(trace):
@@ -278,7 +278,7 @@ print(", ".join(f"{ratio:.1f}" for ratio in percent[:, 1] / percent[:, 0]))
 display.plot_lines(curves, "layer", "attention per token, %")
 
 # %% [markdown]
-# **Answers.** In the control `swapped-crop` a box fetches the same region of another patient; the image of the question stays. In a
+# **Answers.** In the control `swapped-crop` a box fetches the same region of another patient, while the image of the question stays the same. In a
 # third condition boxes fetch nothing. Up to the end of the first box the reply is the same in all three.
 #
 # > **Predict first.** The textures are patterns of single pixels. What fraction of the answers changes with swapped crops?
@@ -301,8 +301,8 @@ display.plot_intervals({"right": right}, "right answers, % (95 % Wilson interval
 # %% [markdown]
 # ## 5 · Your own region
 #
-# The button *Ask with this box* makes the reply begin with `<think>` and the box of the sliders (by a `Script`); its crops are injected,
-# and the model goes on freely. The method `ask` does the same from Python, for pages where widgets do not run.
+# The button *Ask with this box* makes the reply begin with `<think>` and the box set by the sliders (through a `Script`); its crops are injected,
+# and the model continues freely. The method `ask` does the same from Python, for pages on which widgets do not run.
 #
 # > **Predict first.** Two boxes lie on the two lesions of the volume, the third on the spine. What will the model answer to the third?
 
@@ -326,7 +326,7 @@ middle = [frame.aligned(request.images[int(box.z1 + box.z2) // 2]) for box in re
 display.show_images(middle, [{"box of the user": box} for box in regions.values()], titles, columns=3)
 
 # %% [markdown]
-# The spine has no lesion: no training question had a wrong region, so the model never learnt to reject one.
+# There is no lesion in the spine. No training reply had a box on a wrong region, so the model never learnt to reject one.
 #
 # ## Check yourself
 #
@@ -345,6 +345,6 @@ print("all checks passed")
 # 1. How many tokens does a cuboid over 5 slices cost with Qwen2.5-VL's processor (`QWEN_FRAME`), if each crop has 100 x 60 pixels? By how
 #    much does the position advance?
 # 2. Classify the texture linearly from the mean of the vision tower's tokens (`generator.features`) of the whole image, and of the crop.
-# 3. How much time does the kept cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.
+# 3. How much time does keeping the cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.
 #
 # Solutions: [`solutions/03_grounded_interface.py`](solutions/03_grounded_interface.py).

@@ -67,10 +67,10 @@ display.pipeline_figure("SFT")
 # %% [markdown]
 # ## 1 · Two stages, and the data of the first
 #
-# **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates replies
-# itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT comes first.
-# The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters, boxes and the
-# form of a reply, and has never seen a patient. The data set is that of notebook 01, larger, and split by patient.
+# **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates
+# replies itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT comes
+# first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters, boxes and the
+# format of a reply, and has never seen a patient. The data set is built as in notebook 01, but larger, and split by patient.
 
 # %%
 root, held = project_root(), {"m3d_root": M3D_ROOT or None}
@@ -105,11 +105,11 @@ display.show_record(deep, images(deep))
 #
 # ## 2 · Which tokens carry the loss
 #
-# A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text, and the token `<|im_end|>` that ends the
-# turn: they carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given: they do
-# not. We write that down by hand; the library uses marks in the chat template, and must agree on every token.
+# A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text and the token `<|im_end|>` that ends
+# the turn: these carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given
+# and carry none. We build this mask by hand; the library uses markers in the chat template, and must agree on every token.
 #
-# > **Predict first.** The strip below is of a question about one slice. Which fraction of the tokens carries loss if it is about a volume?
+# > **Predict first.** The strip below shows a question about one slice. What fraction of the tokens carries loss if the question is about a volume?
 
 # %%
 def encode_by_hand(messages):
@@ -150,8 +150,8 @@ display.token_strip(encoded[deep.dimension], tokenizer)
 #
 # $$\mathcal L(\theta) = -\,\frac{\sum_{t} m_t \, \log p_\theta(y_t \mid y_{<t},\, v)}{\sum_{t} m_t} ,$$
 #
-# where the output at position $t - 1$ predicts token $t$. The tokens before $t$ are those of the **written** reply, also where the model would have
-# chosen others (*teacher forcing*). In a batch both sums run over all of its conversations.
+# where the output at position $t - 1$ predicts token $t$. The tokens before $t$ are those of the **written** reply, even where the model would have
+# chosen others (*teacher forcing*). In a batch both sums run over all conversations.
 # > **Predict first.** Which tokens does the base predict worst: words, boxes, or the letter of the answer?
 
 # %%
@@ -184,8 +184,8 @@ print(nats.groupby(kinds).agg(["count", "mean", "sum"]).round(2))
 figure
 
 # %% [markdown]
-# The highest bars are the tokens from which this record teaches most. The letter that decides the answer is one token among many, so a loss that is
-# nearly down says little about the accuracy.
+# The highest bars are the tokens from which the model learns most in this record. The letter that decides the answer is one token among many, so a
+# loss that is already low says little about the accuracy.
 #
 # ## 4 · What is trained
 #
@@ -194,8 +194,8 @@ figure
 #
 # $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
 #
-# $B$ starts at zero, so the first loss is that of the base. One step of the real trainer (`train_sft`, on TRL's `SFTTrainer`) with $r = 8$ thus checks
-# two numbers: the count of trained parameters, and our loss by hand.
+# $B$ starts at zero, so the first loss is that of the base. One step of the real trainer (`train_sft`, on TRL's `SFTTrainer`) with $r = 8$ therefore
+# checks two numbers: the count of trained parameters, and our loss by hand.
 
 # %%
 trained, frozen = sft.freeze(base, ours.freeze_vision)
@@ -217,8 +217,8 @@ print(f"loss of the first step: trainer {line['loss']:.4f}, by hand {losses.mean
 # %% [markdown]
 # ## 5 · Training
 #
-# The loss assumes the written reply; a user gives none. So from time to time questions about **validation** patients are asked *free-running*: the model
-# generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell takes a finished run as it is and
+# The loss takes the written reply as given, but a user gives none. So at intervals, questions about **validation** patients are asked *free-running*:
+# the model generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell loads a finished run and
 # resumes a stopped one; otherwise it trains. *Interrupt kernel* saves a checkpoint first. (A 7B model is trained by `python -m unireason_lib sft`
 # under `accelerate launch`; give the folder of its run as `RUN`.)
 # > **Predict first.** Which curve is the last to rise: tokens predicted with the reply given, free-running boxes, or free-running answers?
@@ -246,14 +246,14 @@ chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Only the free-running curves say what a user gets. These tests have few questions and are noisy, so a larger one follows.
+# Only the free-running curves show what a user gets. These tests have few questions and are noisy, so a larger one follows.
 #
 # ## 6 · Before and after, and the shipped model
 #
-# The base, this run, and the model that the profile ships (trained longer or otherwise, see the README) answer the same questions about patients of the
+# The base, this run, and the model of the profile (trained longer or differently, see the README) answer the same questions about patients of the
 # **test** split. Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
-# *Format compliance*: one thought, readable boxes, then an option. *Rationale-answer consistency*: of the replies whose reasoning names an option, the
-# proportion that answers with the one named last; such a reply can still be wrong. Intervals are 95 %, over patients.
+# *Format compliance*: one thought, readable boxes, then an option. *Rationale-answer consistency*: among replies whose reasoning names an option, the
+# proportion that answers with the last one named; such a reply can still be wrong. Intervals are 95 %, over patients.
 
 # %%
 size, prior_studies = profile.dataset.shape, min(300, profile.dataset.prior_studies)
@@ -290,7 +290,7 @@ chance = 100 * np.mean([1 / len(item.options) for item in test])
 display.plot_intervals(percent, f"% of {len(test)} questions", reference=("chance (accuracy)", chance))
 
 # %% [markdown]
-# Where the printed interval of a difference contains 0, this test cannot tell the two models apart. A model uses the images where the interval of its
+# If the printed interval of a difference contains 0, this test cannot tell the two models apart. A model uses the images if the interval of its
 # accuracy lies above that of the question-only baseline. The boxes have a floor, too: the *average box*, the mean box of the same structure in the
 # other patients, placed without looking.
 
@@ -306,7 +306,7 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 # %% [markdown]
 # ## 7 · Replies, right and wrong
 #
-# The first replies are not chosen by their outcome: they are about the first lesion in 2D and in 3D, by the base and by this run. The last one is the
+# The first replies are not chosen by their outcome: the base and this run answer the first lesion question in 2D and in 3D. The last reply is the
 # first wrong answer of this run. The comments are computed; notebook 06 sorts all wrong answers by what went wrong.
 
 
@@ -344,6 +344,7 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises ([solutions](solutions/04_sft.py))
-# 1. Put the injected tokens into the loss by mistake and train some steps on one record with many crops. How does the reported loss compare, and why?
+# 1. Include the injected tokens in the loss by mistake, and train some steps on one record with many crops. How does the reported loss compare? Why?
 # 2. Give the model the written reasoning up to `</think>`. How often is the next token the right letter? Compare with the free-running accuracy.
-# 3. The loss is a mean over all tokens of a batch. By how much does the longest reply weigh more than the shortest? What if replies weighed alike?
+# 3. The loss is a mean over all tokens of a batch. How much more does the longest reply weigh than the shortest? What if all replies weighed the
+#    same?

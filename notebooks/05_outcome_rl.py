@@ -4,7 +4,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/05_outcome_rl.ipynb)
 #
 # After this notebook you can
-# - say what a reward pays for besides what it was meant for, and measure whether RL has anything to improve;
+# - say what a reward pays for besides what it was meant to reward, and measure whether RL has anything to improve;
 # - compute the loss of GRPO by hand, with clipping, KL and the mask of injected tokens, and get the value of the trainer;
 # - train on slices and volumes, tell a healthy reward curve from a collapse, and say with intervals what changed.
 #
@@ -60,9 +60,9 @@ display.pipeline_figure("outcome RL")
 # %% [markdown]
 # ## 1 · What is rewarded
 #
-# The reward of a reply is $R = 0.8\,a + 0.2\,f$, as in the paper: $a$ is 1 for the right letter, $f$ is the format (a closed thought,
-# readable boxes). Where a box lies earns nothing. The mode `paper` is the arithmetic of the authors' release (the first lone letter
-# counts, tags must pair), `strict` is ours. A model learns whatever earns $R$, so the first question is: what else does?
+# The reward of a reply is $R = 0.8\,a + 0.2\,f$, as in the paper: $a$ is 1 for the right letter, $f$ is the format (a closed thought, readable
+# boxes). The position of a box earns nothing. The mode `paper` reproduces the arithmetic of the authors' release (the first lone letter counts, tags
+# must pair); `strict` is ours. A model learns whatever earns $R$, so the first question is what else earns it.
 #
 # > **Predict first.** The right answer is B, liver. Which of these replies earn the full reward in each mode?
 
@@ -83,8 +83,8 @@ EXAMPLES = {
 pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for mode in ("paper", "strict")})
 
 # %% [markdown]
-# `strict` pays in full only for reasoning with a box inside the image. One unwanted reply still earns everything: it reasons for one
-# option and answers another. An outcome reward cannot tell; section 6 counts such replies.
+# `strict` pays in full only for reasoning with a box inside the image. One unwanted reply still earns the full reward: it reasons for one option and
+# answers with another. An outcome reward cannot detect this; section 6 counts such replies.
 #
 # ## 2 · From the policy gradient to the loss of GRPO
 #
@@ -92,8 +92,8 @@ pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for 
 #
 # $$\nabla_\theta\, \mathbb{E}[R] = \mathbb{E}_{o \sim \pi_\theta} \Big[ A \sum_t \nabla_\theta \log \pi_\theta(o_t \mid q, o_{<t}) \Big], \quad A = R - b ,$$
 #
-# for every baseline $b$ that does not depend on the reply. GRPO samples a group of $G$ replies to one question; its mean is the
-# baseline, its standard deviation the unit of the **advantage** $A_i = (R_i - \mathrm{mean}(R)) / (\mathrm{std}(R) + 10^{-4})$.
+# for every baseline $b$ that does not depend on the reply. GRPO samples a group of $G$ replies to one question; the mean reward of the group is the
+# baseline, and its standard deviation is the unit of the **advantage** $A_i = (R_i - \mathrm{mean}(R)) / (\mathrm{std}(R) + 10^{-4})$.
 
 # %%
 def advantages(rewards):
@@ -107,15 +107,15 @@ for group in (FIXED, [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
     print(group, "->", [f"{a:+.2f}" for a in advantages(group)])
 
 # %% [markdown]
-# Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn
-# the same, all advantages are zero, and nothing is learnt. For several updates with one group, two more terms are needed: the
-# importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probability now and when it was sampled, clipped at $1 \pm \varepsilon$, and the
-# KL estimator k3, $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$, which holds the policy near the start of the training:
+# Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
+# advantages are zero, and nothing is learnt. For several updates with one group, two more terms are needed: the importance ratio
+# $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probability now and when it was sampled, clipped at $1 \pm \varepsilon$, and the KL estimator k3,
+# $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$, which keeps the policy near the model that training started from:
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 #
-# The **mask** $m$ is 1 for tokens that the model generated and 0 for injected ones; $|o_i| = \sum_t m_{i,t}$. Log-probabilities come from
-# the logits one position earlier, at the temperature of sampling; crops are read where they were injected.
+# The **mask** $m$ is 1 for tokens that the model generated and 0 for injected ones; $|o_i| = \sum_t m_{i,t}$. Log-probabilities come from the logits
+# one position earlier, at the sampling temperature; crops enter at the positions where they were injected.
 
 
 # %%
@@ -159,9 +159,9 @@ if not DATA:  # patients far behind those of fine-tuning, who are counted from 0
 images = data.images_from(folder, m3d_root=held)
 
 # %% [markdown]
-# The questions are about **other patients** than those of fine-tuning, and no replies are written for them. The trainer is TRL's
-# `GRPOTrainer` with our rollouts. It updates twice on a first group and once on a second one, which we look at. The learning rate is
-# high, so that ratios move, and $[1, 1, 0, 0]$ is paid whatever the replies say. TRL would multiply $k$ by $r$; the profile forbids it.
+# The questions are about **other patients** than those of fine-tuning, and have no written replies. The trainer is TRL's `GRPOTrainer` with our
+# rollouts. It updates twice on a first group and once on a second one, which we inspect. The learning rate is high, so that ratios move away from 1,
+# and the rewards are $[1, 1, 0, 0]$ whatever the replies say. TRL would multiply $k$ by $r$; the profile switches this off.
 
 # %%
 def answer(completions, **columns):
@@ -202,16 +202,16 @@ band = {name: [(1 - epsilon, 1 + epsilon)] * len(ratio)}
 display.plot_lines(curves, "generated token of the reply", "importance ratio", band)
 
 # %% [markdown]
-# Clipping acts above the band where $A > 0$ and below it where $A < 0$: the reward pushes such a token no further. With
-# `num_iterations=1` all ratios of a run are 1. In its first step the loss is 0, as advantages have zero mean, but its gradient with
-# respect to $\log \pi_\theta(o_{i,t})$ is that of the policy gradient, $-m_{i,t} A_i / (G |o_i|)$. So watch the reward, not the loss.
+# Clipping acts above the band where $A > 0$ and below it where $A < 0$: the reward does not push such a token any further. With `num_iterations=1`
+# all ratios of a run are 1. In the first step the loss is 0, because advantages have zero mean, but its gradient with respect to
+# $\log \pi_\theta(o_{i,t})$ is that of the policy gradient, $-m_{i,t} A_i / (G |o_i|)$. So watch the reward, not the loss.
 #
 # ## 3 · Is there anything to improve?
 #
-# RL makes likelier what the model already samples. **pass@1** is the fraction of right replies, **pass@8** that of questions with a
-# right one among eight. Only **mixed groups**, with right and wrong replies, teach about answers.
+# RL makes more likely what the model already samples. **pass@1** is the fraction of right replies, **pass@8** the fraction of questions with at
+# least one right reply among eight. Only **mixed groups**, with right and wrong replies, teach about answers.
 #
-# > **Predict first.** What is pass@8 of guessing among four options, and what fraction of its groups of eight is mixed?
+# > **Predict first.** What is pass@8 of guessing among four options, and what fraction of groups of eight guesses is mixed?
 
 # %%
 size, course, mixed = profile.grpo.num_generations, not RUN, {}  # a study's run leaves out what only teaches
@@ -233,12 +233,12 @@ print(percent.to_string(float_format="{:.0f}".format))
 display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if course else None
 
 # %% [markdown]
-# There is room where pass@1 lies above guessing and many groups are mixed. Where both are those of guessing, RL only exchanges one
-# constant answer for another. The setting `grpo_data.kinds` limits a run to some kinds.
+# There is room for improvement where pass@1 lies above guessing and many groups are mixed. Where both are at the level of guessing, RL only
+# exchanges one constant answer for another. The setting `grpo_data.kinds` limits a run to some kinds.
 #
 # ## 4 · A run that works and one that collapses
 #
-# Both have the same start, questions, seed and rewards; the second has 30 times the learning rate, and few steps.
+# Both runs have the same start, questions, seed and rewards; the second one has 30 times the learning rate, and few steps.
 
 # %%
 KEYS = {"answer 2D": "answer_2d", "answer 3D": "answer_3d", "format": "rewards/format/mean"}
@@ -260,13 +260,13 @@ print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].descri
 display.plot_lines(curves, "step", "mean of the sampled replies (three steps)")
 
 # %% [markdown]
-# In a healthy run the reward of answers rises, the format stays, and KL and zero-variance groups (`frac_reward_zero_std`) grow slowly. In
-# a collapse the reward falls within a few steps and does not return: updates this large destroy what fine-tuning taught.
+# In a healthy run the reward for answers rises, that for the format holds, and KL and the fraction of zero-variance groups (`frac_reward_zero_std`)
+# grow slowly. In a collapse the reward falls within a few steps and does not recover: updates this large destroy what fine-tuning taught.
 #
 # ## 5 · What changed
 #
-# The same questions about held-out patients before and after, greedy; intervals are paired and count patients. IoU is compared where
-# there is a true box and both replies have one: a reply without a box has no IoU, which is not an IoU of 0.
+# The same questions about held-out patients are asked before and after, with greedy decoding; intervals are paired and over patients. IoU is
+# compared where there is a true box and both replies have a box: a reply without a box has no IoU, which is not an IoU of 0.
 
 # %%
 phantoms = {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}
@@ -338,7 +338,7 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Advantages of 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
+# 1. Compute advantages of rewards 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
 # 2. Compare k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$ and k3 as estimators of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$.
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
 #

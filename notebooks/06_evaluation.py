@@ -6,7 +6,7 @@
 # After this notebook you can
 # - report accuracy with an interval over patients beside its baselines, and the IoU of boxes beside its floor;
 # - compare two runs pairwise, and test by intervention whether a model uses its images and its crops;
-# - classify wrong answers by their cause, correct a box yourself, and measure on your own scans.
+# - classify wrong answers by their cause, correct a box yourself, and evaluate a model on your own scans.
 #
 # **Time** a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in `data/tiny-sft`.
 # **Synthetic**: CT-like torso phantoms, not used in training. **Real**: the brain MRI of section 8. *Not for clinical use.*
@@ -68,8 +68,8 @@ display.pipeline_figure("evaluation")
 # %% [markdown]
 # ## 1 · A benchmark and a run
 #
-# The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading a question
-# alone does not help. A run is a file with one JSON line per question; it survives being killed, and refuses replies of another model.
+# The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading the question alone does
+# not help. A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of another model.
 
 # %%
 name, root = MODEL or profile.model.path, project_root()
@@ -101,9 +101,9 @@ results[["dimension", "family", "question", "truth", "prediction", "correct"]].h
 # %% [markdown]
 # ## 2 · Accuracy, its interval and its baselines
 #
-# Patient $i$ of $k$ has $n_i$ questions, $r_i$ answered right; $N = \sum_i n_i$. Other patients would give another accuracy $p$, and
-# questions about one patient are right or wrong together. So the standard error $s$ is taken over patients; $N^*$ independent questions
-# would have the same, and Wilson's interval for $N^*$ never leaves 0 to 1 ($t$: Student's quantile, $k - 1$ degrees of freedom):
+# Patient $i$ of $k$ has $n_i$ questions, $r_i$ of them answered right; $N = \sum_i n_i$. Other patients would give another accuracy $p$, and answers
+# about one patient tend to be right or wrong together. So the standard error $s$ is taken over patients; $N^*$ independent questions would have the
+# same $s$, and Wilson's interval for $N^*$ stays between 0 and 1 ($t$: Student's quantile, $k - 1$ degrees of freedom):
 #
 # $$p = \frac{\sum_i r_i}{N}, \quad s^2 = \frac{k}{k - 1} \sum_i \frac{(r_i - p \, n_i)^2}{N^2}, \quad
 # N^* = \min\left(N, \frac{p (1 - p)}{s^2}\right), \quad
@@ -130,8 +130,8 @@ print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points w
 
 
 # %% [markdown]
-# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (so above chance); **question-only**, the
-# option most often right in training; **blank**, the model on grey images. Question-only above chance: the options may give answers away.
+# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (hence above chance); **question-only**, the
+# option most often right in training; **blank**, the model on grey images. If question-only is above chance, the options may give answers away.
 
 # %%
 def points(x, name="", unit="%", scale=100):
@@ -161,9 +161,9 @@ display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 3 · Boxes: IoU and its floor
 #
-# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$; no box: 0. Questions that state a box are left out, since it could be copied. The
-# **floor** is the IoU of the true box with the mean box of that structure in other patients: a model that is not clearly better has not shown
-# that it looks. **Slice-volume consistency** compares a cuboid with the boxes in its slices, shown alone (in the paper 0.76 to 0.83).
+# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$, and 0 without a box. Questions that state a box are left out, since it could be copied. The
+# **floor** is the IoU of the true box with the mean box of that structure in other patients: a model that is not clearly above it has not shown that
+# it looks. **Slice-volume consistency** compares a cuboid with the boxes drawn in its slices when they are shown alone (paper: 0.76 to 0.83).
 
 # %%
 def iou(one, other):
@@ -195,8 +195,9 @@ display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps
 # %% [markdown]
 # ## 4 · Does it look? Two runs, compared pairwise
 #
-# A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ of both runs for $r_i$, gives the paired
-# standard error: smaller than $\sqrt{s_1^2 + s_2^2}$, that of independent runs, as far as the same questions are hard for both.
+# A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ between both runs in place of $r_i$, gives
+# the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, to the extent that the same questions are hard for
+# both.
 
 # %%
 print(pd.crosstab(results["correct"], results["blank"]))
@@ -213,10 +214,10 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 # %% [markdown]
 # ## 5 · Does it use its crops?
 #
-# The image stays, and only what a box **fetches** is changed. Lesions have textures of single pixels, too fine for the tokens of a whole
-# image; where an organ lies is seen without a crop. Where an interval lies to the right of zero, the answers depend on what was fetched.
+# The image stays the same, and only what a box **fetches** is changed. Lesions have textures of single pixels, too fine for the tokens of a whole
+# image; the position of an organ is visible without a crop. If an interval lies to the right of zero, the answers depend on what was fetched.
 #
-# > **Predict first.** Which loses most without its own crops: questions about textures, about densities, or of all families?
+# > **Predict first.** Which questions lose most without their own crops: those about textures, those about densities, or all families together?
 
 # %%
 how = {"limit": 3 * profile.evaluation.control_questions, "prior_studies": 0, "a_patient": 1, **scans}
@@ -238,9 +239,9 @@ display.plot_intervals(by_way, "points lost against own crops, paired", referenc
 # %% [markdown]
 # ## 6 · Why is an answer wrong?
 #
-# A box touches a structure from an IoU of 0.1 on. A wrong answer is, by the first rule that applies, **no answer**; **wrong letter** (the
-# reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box); **invented** (another box
-# touches none); **misread** (all boxes are in place). A right answer may be right for the wrong reason: **right, box elsewhere**.
+# A box *touches* a structure if their IoU is at least 0.1. The cause of a wrong answer is the first that applies: **no answer**; **wrong letter**
+# (the reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box); **invented** (some box touches
+# no structure); **misread** (all boxes are in place). A right answer may be right for the wrong reason: **right, box elsewhere**.
 
 # %%
 COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#cc79a7", "#0072b2", "#656d76"
@@ -286,11 +287,11 @@ display.show_images(images, boxes, titles, columns=3) if images else "none"
 # %% [markdown]
 # ## 7 · Your own box
 #
-# Finding and reading are told apart by an intervention: **you** give the box, and the model goes on from there. Below is a question whose
-# lesion it missed, if any. Move the sliders, press *Ask with this box* and watch the answer. Then all lesions get their true box at once:
-# where that repairs the answers, the model can read and does not find; where it does not, better boxes will not help.
+# An intervention separates finding from reading: **you** give the box, and the model continues from there. Below is a question whose lesion it
+# missed, if there is one. Move the sliders, press *Ask with this box* and watch the answer. Then all lesions get their true box at once: where that
+# corrects the answers, the model can read but did not find; where it does not, better boxes will not help.
 #
-# > **Predict first.** Of the questions whose lesion the model missed, what fraction is right when it is given the true box?
+# > **Predict first.** Of the questions whose lesion the model missed, what fraction is answered right when it is given the true box?
 
 # %%
 own = pd.concat([own["textures"], own["densities"]], ignore_index=True)
@@ -320,9 +321,9 @@ display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 8 · Your own scans
 #
-# `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and per scan `images/anna.nii.gz` and its label map `labels/anna.nii.gz`;
-# or `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without it, a real
-# brain MRI (a template of 152 people) is asked about: **one** case, so no interval over patients. Does the reply name what was asked about?
+# `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and, for each scan, `images/anna.nii.gz` with its label map `labels/anna.nii.gz`; as a
+# command: `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without it, we ask
+# about a real brain MRI (a template of 152 people): **one** case, so no interval over patients. Does the reply name what was asked about?
 
 # %%
 real = open_benchmark(*(("folder", root / REAL) if REAL else ("brain",)), per_family=2, **scans)
@@ -344,6 +345,6 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises ([solutions](solutions/06_evaluation.py))
 #
-# 1. A box touched a structure from an IoU of 0.1 on. How do the causes change with 0.3 and 0.5?
+# 1. A box touched a structure from an IoU of 0.1. How do the causes change with a threshold of 0.3 or 0.5?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?
-# 3. How exact must a box be? Move the true box by fractions of its side; plot the accuracy about textures against the IoU.
+# 3. How accurate must a box be? Move the true box by fractions of its side; plot the accuracy on texture questions against the IoU.

@@ -8,8 +8,8 @@
 # - compute a paired difference by hand, and read a verdict with its interval;
 # - find out where a difference comes from: families of questions, single seeds, the reasoning or the letter.
 #
-# **Time** under a minute on 2 CPU cores or a GPU: one run is shown, the study is read (`make replicate`: hours). **Needs** no other
-# notebook. **Synthetic**: all patients; results hold for a tiny model, not for the paper's 7B model. *Not for clinical use.*
+# **Time** under a minute on 2 CPU cores or a GPU: one run is executed, the study's results are loaded (`make replicate`: hours). **Needs** no
+# other notebook. **Synthetic**: all patients; results hold for a tiny model, not for the paper's 7B model. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (the claims); [Variance in benchmarks](https://arxiv.org/abs/2103.03098)
 # (why seeds are repeated); [Error bars for evaluations](https://arxiv.org/abs/2411.00640) (paired differences, questions in clusters).
@@ -62,13 +62,13 @@ pipeline_figure("ablations")
 # %% [markdown]
 # ## 1 · From a claim to two conditions
 #
-# An ablation takes one part out of a method, trains again, and measures what is lost. Both ways of training, the **conditions**,
-# have the same base, seeds and questions. With $y_{sq} = 1$ where the model of seed $s$ answers question $q$ correctly and $0$
-# elsewhere, the effect of the part is the mean difference over $S$ seeds and $n$ questions,
+# An ablation removes one part of a method, trains again, and measures what is lost. Both ways of training, the **conditions**, have the same
+# base, seeds and questions. With $y_{sq} = 1$ where the model of seed $s$ answers question $q$ correctly and $0$ otherwise, the effect of the
+# part is the mean difference over $S$ seeds and $n$ questions,
 #
 # $$\Delta = \frac{1}{S\,n} \sum_{s,\,q} \left( y^{\text{with}}_{sq} - y^{\text{without}}_{sq} \right) .$$
 #
-# The paper makes three claims. **Mixture**: slices beside scarce volumes improve answers about volumes. **Components**: boxes in the
+# The paper makes three claims. **Mixture**: slices in addition to scarce volumes improve answers about volumes. **Components**: boxes in the
 # reasoning help, and so do injected region tokens. **Stages**: outcome RL, rewarded for answer and format only, improves on SFT.
 #
 # A condition is one set of notebook parameters (`sft`: notebook 04, `rl`: 05, `test`: 06) and states what differs from the defaults.
@@ -84,7 +84,7 @@ with pd.option_context("display.max_colwidth", None):
     display(pd.DataFrame(rows).T.fillna("no such stage"), pd.DataFrame(claims).T.fillna("all"))
 
 # %% [markdown]
-# A run is determined by its seed, its parameters and those of the stages before it. By hand, the different ones are counted.
+# A run is determined by its seed, its parameters and those of the stages before it. Below, the distinct runs are counted by hand.
 #
 # > **Predict first.** Some conditions differ from each other only in RL or in the test. How many fine-tunings does this grid need?
 
@@ -102,8 +102,8 @@ alone = Counter(stage for one in grid.conditions.values() for stage in one.stage
 pd.DataFrame({"each condition by itself": alone, "runs of the plan": planned})
 
 # %% [markdown]
-# ## 2 · A small grid, planned and run
-#
+# Two conditions and a claim make a study. This one asks whether a model that learnt with crops needs them at test time. A dry run lists the runs
+# and their commands; so does `python -m unireason_lib ablate runs/crops.yaml --dry-run`.
 # Two conditions and a claim make a study. This one asks whether a model that learnt with crops needs them in the test. A dry run lists
 # the runs and their commands; so does `python -m unireason_lib ablate runs/crops.yaml --dry-run`.
 
@@ -119,9 +119,9 @@ small = load_grid(root / "runs" / "crops.yaml")
 run_study(small, root, dry_run=True);
 
 # %% [markdown]
-# [papermill](https://papermill.readthedocs.io) executes a run: it adds a cell with the parameters behind the notebook's own, and saves
-# the result. Here is the last run of the list, with the model that ships instead of one that the first run would train, on a
-# few questions: it shows how a run works, and measures nothing.
+# [papermill](https://papermill.readthedocs.io) executes a run: it adds a cell with the run's parameters after the notebook's own, and saves the
+# result. Here we execute the last run of the list on a few questions, with the shipped model in place of one that the first run would train: it
+# shows how a run works, and measures nothing.
 
 # %%
 example = {"MODEL": load_profile("laptop").model.path, "RESULTS": "runs/evaluation/crops-example"}
@@ -141,7 +141,7 @@ replies[["id", "dimension", "own_tokens", "injected_tokens", "correct", "iou_fir
 #
 # ## 3 · The study that ships
 #
-# Its table has a row for every condition, seed and question. Some were asked again under a `control`, such as blank images.
+# Its table has a row for every condition, seed and question. Some questions were asked again under a `control`, such as blank images.
 
 # %%
 about, table = read_json(root / f"{STUDY}.json"), read_pooled(root / f"{STUDY}.csv.gz")
@@ -154,8 +154,8 @@ table.drop(columns=["patient", "kind", "iou_all"]).sample(3, random_state=SEED)
 
 
 # %% [markdown]
-# Accuracy of all conditions, with 95 % intervals over seeds and patients; each pale dot is a seed. The second mark is the same models
-# with blank images: what they reach from the words of the question.
+# The figures show the accuracy of all conditions, with 95 % intervals over seeds and patients; each pale dot is a seed. The second marker shows
+# the same models with blank images: what they reach from the words of the question alone.
 
 # %%
 def percent(interval):
@@ -179,12 +179,12 @@ for dimension in ("2d", "3d"):
     print(f"{dimension.upper()}: interval wholly above that of blank images: {', '.join(above) or 'none'}")
 
 # %% [markdown]
-# Where both intervals of a condition overlap, its models may not use images at all, and a comparison with them says little. Conditions
-# are not compared by these intervals: all answer the same questions, which allows a sharper comparison.
+# Where the two intervals of a condition overlap, its models may not use images at all, and a comparison with them says little. Conditions are
+# not compared by these intervals: all answer the same questions, which allows a sharper comparison.
 #
 # ## 4 · One paired difference, by hand
 #
-# For every seed, questions are compared one by one: won where only the better condition is right, lost where only the other is.
+# For every seed, questions are compared one by one: won if only the better condition is right, lost if only the other one is.
 
 # %%
 name, claim = next((name, one) for name, one in grid.claims.items() if one.value == "correct")
@@ -197,13 +197,13 @@ pd.DataFrame(counts | {"percentage points": (100 * differences.mean(axis=1)).rou
 
 
 # %% [markdown]
-# How sure is the difference of one seed? Questions about one patient are right or wrong together, so deviations $d_q - \bar d$ are
+# How precise is the difference for one seed? Answers about one patient tend to be right or wrong together, so deviations $d_q - \bar d$ are
 # summed over the questions of each of $P$ patients before they are squared:
 #
 # $$\mathrm{SE}^2 = \frac{P}{P - 1} \cdot \frac{1}{n^2} \sum_{p=1}^{P} \Big( \sum_{q \in p} (d_q - \bar d) \Big)^2 .$$
 #
 # > **Predict first.** If the conditions had been asked different questions, the error would be
-# > $\sqrt{\mathrm{SE}_{\text{with}}^2 + \mathrm{SE}_{\text{without}}^2}$. Is the paired error smaller? On what does it depend, how much?
+# > $\sqrt{\mathrm{SE}_{\text{with}}^2 + \mathrm{SE}_{\text{without}}^2}$. Is the paired error smaller? What does that depend on?
 
 # %%
 def standard_error(values, patients):
@@ -221,8 +221,8 @@ print(f"correlation of right answers: {np.corrcoef(worse.loc[seed], better.loc[s
 print(f"all seeds: {compare(*sides, paired_seeds=True).text(name)}")
 
 # %% [markdown]
-# The variance of a difference is that of both conditions less twice their covariance: pairing gains where both are right on the same
-# questions. One seed compares two checkpoints. A statement about ways of training includes the spread of seeds, as in the last line;
+# The variance of a difference is the sum of both variances minus twice the covariance: pairing helps if both conditions are right on the same
+# questions. One seed compares two checkpoints. A statement about ways of training has to include the spread over seeds, as the last line does;
 # [notebook 91](91_study_statistics.ipynb) derives it.
 #
 # ## 5 · The claims and their verdicts
@@ -255,12 +255,12 @@ table_of_claims(verdicts)
 
 
 # %% [markdown]
-# Colours are parts of the method, pale dots seeds. An inconclusive claim with a narrow interval around zero has a small effect here;
-# with a wide one, the study is too small for it. Of many claims some exclude zero by chance, so that alone is inconclusive.
+# Colours mark parts of the method, pale dots are seeds. If an inconclusive claim has a narrow interval around zero, its effect is small here; if
+# the interval is wide, the study is too small for it. Among many claims some intervals exclude zero by chance, so that alone decides nothing.
 #
 # ## 6 · Differences by family of questions
 #
-# From here on nothing was claimed beforehand: this is exploration. Families with at least 20 questions are compared.
+# Nothing from here on was claimed beforehand: this is exploration. Families with at least 20 questions are compared.
 
 # %%
 effects = {}
@@ -284,12 +284,12 @@ starred = sum(low > 0 or high < 0 for _, low, high in effects.values())
 print(f"*: interval excludes zero: {starred} of {len(effects)}; chance alone gives {0.05 * len(effects):.1f}")
 
 # %% [markdown]
-# Blue: the condition that should be better is ahead; red: behind; empty: too few questions. A strong cell: it matters to that family.
+# Blue: the condition that should be better is ahead; red: behind; empty: too few questions. Strong colour: the part matters there.
 #
 # ## 7 · Differences between seeds: reasoning and letters
 #
-# A reply needs a right conclusion ("... the left kidney") and the letter of that option. **Conclusion right** scores the option that
-# the reasoning names last; **rationale-answer consistency** is the proportion of letters that are the one of that option.
+# A right reply needs a right conclusion ("... the left kidney") and the letter of that option. **Conclusion right** scores the option that the
+# reasoning names last; **rationale-answer consistency** is the proportion of replies whose letter is that of this option.
 #
 # > **Predict first.** In the claim with the widest interval, one seed may answer far worse than the others. Does that model see less?
 
@@ -313,20 +313,20 @@ for value in ("correct", "concluded"):
     print(f"{one.name}, {columns[value]}: {compare(*pair, value, True).difference.text(100, '+')}")
 
 # %% [markdown]
-# A mark far left, low in the left panel and among the others in the right one, is a model that reasons as well as they do and writes
-# the wrong letter; a mean over seeds hides it. The difference in conclusions was chosen afterwards, so it supports no claim.
+# A marker at the far left that is low in the left panel, but among the others in the right one, is a model that reasons as well as they do and
+# writes the wrong letter; a mean over seeds hides it. The comparison of conclusions was chosen afterwards, so it supports no claim.
 #
 # ## 8 · Running a whole study
 #
-# `ablate GRID --workers 2` runs a study stage by stage. A failed run stops only what builds on it, the same command goes on after a
-# kill, and `--keep FOLDER` lets another machine go on. What this study took:
+# `ablate GRID --workers 2` runs a study stage by stage. A failed run stops only the runs that build on it, the same command resumes after a
+# kill, and with `--keep FOLDER` another machine can continue. This study took:
 
 # %%
 cost = pd.DataFrame(about["runs"]).groupby("stage", sort=False)["seconds"].agg(["count", "mean", "sum"])
 pd.DataFrame({"runs": cost["count"], "minutes each": cost["mean"] / 60, "hours": cost["sum"] / 3600}).round(1)
 
 # %% [markdown]
-# **Limits.** A tiny model learns in minutes what a 7B model brings along; phantom slices resemble phantom volumes; seeds share a base.
+# **Limits.** A tiny model learns in minutes what a 7B model already knows; phantom slices resemble phantom volumes; all seeds share a base.
 #
 # ## Check yourself
 
@@ -342,9 +342,9 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Your condition.** Add to the study's grid its first condition, tested without crops. Which runs does the plan gain?
-# 2. **One model, other crops.** The table has the same models under controls. Compute the paired difference between a condition
-#    and itself with random crops. Why does this need no second training?
-# 3. **Fewer seeds.** Judge the claims with three seeds only. Which verdicts change? What if they had come out better?
+# 1. **Your condition.** Add to the study's grid its first condition, tested without crops. Which runs are added to the plan?
+# 2. **One model, other crops.** The table contains the same models under controls. Compute the paired difference between a condition and itself
+#    with random crops. Why does this need no second training?
+# 3. **Fewer seeds.** Judge the claims with three seeds only. Which verdicts change? What would it mean if they had come out better?
 #
 # Solutions: [`solutions/07_ablations.py`](solutions/07_ablations.py).

@@ -8,7 +8,7 @@
 # - turn FLOPs into hours and dollars, and say which of the numbers are assumptions;
 # - train in several processes, write a Slurm script, read the authors' release, and merge an adapter.
 #
-# It takes steps 04 and 05 of the pipeline to the size of the paper. **Time** 40 seconds on 2 CPU cores; a GPU is not used. **Needs** no
+# This notebook takes steps 04 and 05 of the pipeline to the size of the paper. **Time** 40 seconds on 2 CPU cores; a GPU is not used. **Needs** no
 # other notebook; the tiny base ships in `data/tiny-base`. **Synthetic**: all patients are phantoms. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685),
@@ -58,14 +58,14 @@ pipeline_figure()
 # %% [markdown]
 # ## 1 · Parameters: true shapes without weights
 #
-# On PyTorch's *meta* device a tensor has a shape and no memory, so the 7B model can be built here. Its size follows from the hidden size
-# $h$, the number of layers $L$, the widths $q$ of all queries and $k$ of all keys of a token, the MLP width $i$ and the vocabulary $V$:
+# On PyTorch's *meta* device a tensor has a shape but no storage, so the 7B model can be built here. Its size follows from the hidden size $h$, the
+# number of layers $L$, the widths $q$ of all queries and $k$ of all keys of a token, the MLP width $i$ and the vocabulary $V$:
 #
 # $$N = L\,(\underbrace{2hq + 2hk}_{\text{attention}} + \underbrace{3hi}_{\text{MLP}}) + \underbrace{L\,(q + 2k + 2h) + h}_{\text{biases, norms}} + \underbrace{2Vh}_{\text{embedding, output layer}},$$
 #
-# with one $Vh$ where both share a matrix (3B). LoRA of rank $r$ adds $r\,(n + m)$ to a matrix of $n \times m$.
+# with one $Vh$ if both share a matrix (3B). LoRA of rank $r$ adds $r\,(n + m)$ parameters to a matrix of $n \times m$.
 #
-# > **Predict first.** Which percentage of the 7B model's parameters does LoRA with $r = 16$ on all matrices of the layers train?
+# > **Predict first.** What percentage of the 7B model's parameters does LoRA train, with $r = 16$ on all matrices of the layers?
 
 # %%
 def sizes(config):
@@ -93,15 +93,15 @@ for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
 # %% [markdown]
 # ## 2 · FLOPs: a formula and a counter
 #
-# A matrix of $n \times m$ costs $2nm$ FLOPs per token; scores and weighted sums of attention cost $2 T^2 q$ each per layer. A forward
-# pass over $T$ tokens with logits for $T'$ of them, and training, take
+# A matrix of $n \times m$ costs $2nm$ FLOPs per token; the scores and the weighted sums of attention cost $2 T^2 q$ each per layer. A forward pass over
+# $T$ tokens with logits for $T'$ of them, and training on it, take
 #
 # $$F = 2\,T\,N_\text{matrices} + 4\,T^2 q L + 2\,T' V h, \qquad F_\text{training} = 3F,$$
 #
-# because the backward pass takes two products for each of the forward pass. (The causal half of the square that fast kernels skip is
-# counted.) PyTorch's `FlopCounterMode` counts the operations of a run on the meta device; both must agree.
+# because the backward pass takes two products for each of the forward pass. (Fast kernels skip the masked half of the attention square; it is counted
+# here.) PyTorch's `FlopCounterMode` counts the operations of a run on the meta device; both must agree.
 #
-# > **Predict first.** A volume of 32 slices is a prompt of about 3,000 tokens. Which part of the FLOPs is attention's square?
+# > **Predict first.** A volume of 32 slices is a prompt of about 3,000 tokens. What fraction of the FLOPs is the attention square, $4\,T^2 q L$?
 
 # %%
 def forward_flops(config, tokens, logits):
@@ -126,13 +126,13 @@ plot_lines({"7B": percent}, "tokens", "attention's square, % of FLOPs", referenc
 # %% [markdown]
 # ## 3 · Memory of training
 #
-# With AdamW in mixed precision a parameter that learns takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter
-# takes 4 (2 in bfloat16). On $G$ GPUs that shard everything (ZeRO-3, FSDP2), with gradient checkpointing:
+# With AdamW in mixed precision a trained parameter takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter takes 4 (2 in
+# bfloat16). If $G$ GPUs shard all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
 #
 # $$M = \underbrace{\frac{16\,N_\text{learns} + 4\,N_\text{frozen}}{G}}_{\text{weights, gradients, optimizer states}} + \underbrace{2 \cdot \frac{2\,N_\text{learns}}{L}}_{\text{two layers gathered}} + \underbrace{B\,T\,(2hL + 2a)}_{\text{activations}} + \underbrace{12\,V \cdot 1024}_{\text{logits, in chunks}} + M_\text{CUDA}.$$
 #
-# Of $B = 2$ sequences of $T$ tokens, checkpointing keeps the input of every layer (2 bytes per entry) and the activations of the layers that
-# are being computed again, $a = 8h + 4q + 4k + 8i$ bytes per token.
+# For $B = 2$ sequences of $T$ tokens, checkpointing keeps the input of every layer (2 bytes per entry) and the activations of the layers that are being
+# recomputed, $a = 8h + 4q + 4k + 8i$ bytes per token.
 
 # %%
 def training_memory(config, learns, frozen, gpus, tokens):
@@ -171,9 +171,9 @@ figure
 #
 # $$t = \frac{F}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
 #
-# $F$ is counted. The utilization $u$, the proportion of the peak that a run attains, is **assumed**, from a good to a poor value: that gives
-# a lower and an upper bound, and the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your own with `--price`) and the
-# number of questions of outcome RL are assumed too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
+# $F$ is counted. The utilization $u$, the proportion of the peak that a run attains, is **assumed**: a good and a poor value give a lower and an upper
+# bound, and the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your own with `--price`) and the number of questions of outcome
+# RL are assumed, too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
 
 # %%
 bounds = [f"{unit}, {bound} bound" for unit in ("hours", "USD") for bound in ("lower", "upper")]
@@ -192,8 +192,8 @@ Markdown(work.to_markdown(index=False, floatfmt=".3g"))
 # %% [markdown]
 # ## 5 · The KV cache of the rollouts
 #
-# Generation keeps the keys and values of every token: $2 \cdot 2\,k\,L\,T$ bytes per reply in 16 bits. In grouped-query attention $q / k$
-# heads share a key, which divides the cache by that number. The model on the meta device fills a true cache:
+# Generation keeps the keys and values of every token: $2 \cdot 2\,k\,L\,T$ bytes per reply in 16 bits. In grouped-query attention $q / k$ query heads
+# share one key head, which makes the cache smaller by this factor. The model on the meta device fills a real cache:
 
 # %%
 h, L, q, k, *_ = sizes(config)
@@ -211,8 +211,8 @@ print(f"{together} replies at a time: {held_at_once:.1f} GB, {q // k} times less
 # %% [markdown]
 # ## 6 · The authors' release as data
 #
-# `IQuestLab/UniReason-Med-Data` has conversations and 2D images; its volumes belong to M3D, and whoever holds them gives their folder. A
-# replica made of phantoms is read here without and with volumes. Its users are `sft --data FOLDER --m3d-root M3D`, and notebooks 04 to 06.
+# `IQuestLab/UniReason-Med-Data` contains conversations and 2D images; its volumes belong to M3D, and whoever has them passes their folder. Here we read
+# a replica made of phantoms, without and with volumes. The release is also read by `sft --data FOLDER --m3d-root M3D` and notebooks 04 to 06.
 
 # %%
 import tempfile
@@ -235,11 +235,11 @@ print(f"{len(without)} records without the volumes, {len(complete)} with them; t
 print(next(one.reply for one in complete if any(isinstance(box, Box3D) for box in one.boxes)))
 
 # %% [markdown]
-# ## 7 · Two processes, the losses of one
+# ## 7 · Two processes, the same losses as one
 #
-# In data parallelism each process $p$ takes a part of the step's examples, and gradients are summed. The loss is a mean over the step's
-# $n = \sum_p n_p$ tokens, so each process divides by $n$, not by its own $n_p$: $\;\nabla\mathcal{L} = \sum_p \frac{1}{n} \sum_{t \in p} \nabla \ell_t$.
-# By hand, two halves of a step take turns; then `torchrun` starts the command `sft` twice, and a step of 8 examples becomes two of 4.
+# In data parallelism each process $p$ takes a part of a step's examples, and gradients are summed. The loss is a mean over the step's $n = \sum_p n_p$
+# tokens, so each process divides by $n$, not by its own $n_p$: $\;\nabla\mathcal{L} = \sum_p \frac{1}{n} \sum_{t \in p} \nabla \ell_t$. By hand, the
+# two halves of a step are computed in turn; then `torchrun` starts the command `sft` twice, with 4 of the 8 examples each.
 #
 # > **Predict first.** Suppose that each process takes the mean over *its* tokens and the gradients are averaged. Is the result the same?
 
@@ -296,8 +296,8 @@ losses
 # %% [markdown]
 # ## 8 · Launching on a cluster
 #
-# On GPUs `accelerate launch` starts the same command, with a configuration for each way of sharding (`ddp`, `fsdp2`, `zero3`). After a
-# crash the same command goes on from the last checkpoint. Slurm starts one task per node, and the task starts the node's processes.
+# On GPUs `accelerate launch` starts the same command, with a configuration for each way of sharding (`ddp`, `fsdp2`, `zero3`). After a crash the same
+# command resumes from the last checkpoint. Slurm starts one task per node, and the task starts the node's processes.
 
 # %%
 SLURM = [
@@ -343,8 +343,8 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. How many GPUs of a kind does full fine-tuning of 7B need at least? Which part of the memory decides?
+# 1. How many GPUs of one kind does full fine-tuning of the 7B model need at least? Which part of the memory decides?
 # 2. Why do the updates of outcome RL cost several times as much as fine-tuning? Predict the ratio from settings of the profile.
-# 3. What do slices of 512 x 512 cost in place of 256 x 256: tokens of the prompt, and FLOPs of a forward pass?
+# 3. What do slices of 512 x 512 cost compared with 256 x 256, in tokens of the prompt and in FLOPs of a forward pass?
 #
 # Solutions: [`solutions/08_scaling_up.py`](solutions/08_scaling_up.py).

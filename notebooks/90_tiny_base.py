@@ -4,12 +4,12 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/90_tiny_base.ipynb)
 #
 # After this notebook you can
-# - say what the base that ships was taught, what was kept from it, and which of its skills are above chance;
-# - write the auxiliary attention loss and the update of Muon by hand, and get what the library gets;
+# - say what the shipped base was taught, what was withheld from it, and which of its skills are above chance;
+# - write the auxiliary attention loss and the update of Muon by hand, and reproduce the library's values;
 # - tell a falling loss from a learnt skill: the letter of an answer comes late, abruptly, or not at all.
 #
-# It stands before the pipeline. The paper fine-tunes Qwen2.5-VL-7B-Instruct, which two CPU cores cannot run. `data/tiny-base` replaces
-# it: the same architecture with a few million parameters, trained on exercises that a program draws. Notebook 04 fine-tunes it.
+# This step comes before the pipeline. The paper fine-tunes Qwen2.5-VL-7B-Instruct, which two CPU cores cannot run. `data/tiny-base` replaces it: the
+# same architecture with a few million parameters, trained on exercises that a program generates. Notebook 04 fine-tunes it.
 #
 # **Time** about a minute on 2 CPU cores; a GPU is not used. **Needs** no other notebook. **Synthetic**: everything. *Not for clinical use.*
 #
@@ -67,9 +67,9 @@ display.pipeline_figure()
 # %% [markdown]
 # ## 1 · What it must not know
 #
-# The study asks what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a
-# reply. Like any pretrained model it may choose among options, box shapes and tell images apart. Exercise $k$ of a stage is a
-# function of $k$ and of the seed. No exercise may contain a word of the phantoms' anatomy or of the clinic, or a cuboid:
+# The study asks what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a reply. Like any
+# pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a function of $k$ and of the
+# seed. No exercise may contain a word of the phantoms' anatomy or of the clinic, or a cuboid:
 
 # %%
 exercises = {stage: [exercise(stage, k, SEED) for k in range(60 if smoke else 250)] for stage in STAGES}
@@ -85,11 +85,11 @@ for stage, weights in STAGES.items():
     print(f"{stage:<16}{', '.join(weights)}")
 
 # %% [markdown]
-# Exercises and study share the syntax of boxes, words of place and names of textures, but not which lesion has which texture.
+# Exercises and study share the syntax of boxes, the words for positions and the names of textures, but not which lesion has which texture.
 #
 # ## 2 · What it is taught
 #
-# **Shapes** on noisy ground: names, shades, textures, sizes and contrasts vary widely, and the box of a shape is that of its pixels.
+# **Shapes** on a noisy background: names, shades, textures, sizes and contrasts vary widely; the box of a shape is the bounding box of its pixels.
 
 # %%
 scenes = [exercise("shapes", k, SEED).images[0] for k in range(8)]
@@ -98,13 +98,13 @@ boxes = [[shape.box for shape in scene.shapes] for scene in scenes]
 display.show_images([scene.pixels for scene in scenes], boxes, shapes)
 
 # %% [markdown]
-# Every shape is enclosed by its box, and boxes may overlap where shapes touch; some shapes are barely visible, and some scenes lie on a plate.
+# Every shape is enclosed by its box, and boxes may overlap where shapes touch; some shapes are barely visible, some scenes have a plate behind them.
 #
-# **Questions** are settled by looking, or by comparing two numbers. A comparison is written **where the numbers stand** (*Left edges at 8 and
-# 31: to the left*), because a model that writes left to right cannot look up a result that is stated nowhere. `pairs` trains this step
-# many times in one exercise.
+# **Questions** are answered by looking, or by comparing two numbers. A comparison is written **where the numbers stand** (*Left edges at 8 and 31: to
+# the left*), because a model that writes left to right cannot look up a result that is written nowhere. Exercises called `pairs` train this step many
+# times each.
 #
-# > **Predict first.** Which of the four options of *relation* below follows from its two boxes?
+# > **Predict first.** In *relation of boxes* below, which of the four options follows from the two boxes?
 
 # %%
 for name in ("pairs", "relation of boxes", "letter", "span of images"):
@@ -127,12 +127,12 @@ def solve_pairs(question):
 assert all(solve_pairs(one.question) == one.reply for one in every if one.name == "pairs")
 
 # %% [markdown]
-# Products of coordinates (areas, ratios) were asked in an earlier plan, were not learnt, and are not asked any more.
+# An earlier plan also asked about products of coordinates (areas, ratios); they were not learnt and are no longer part of it.
 #
 # ## 3 · The plan of stages
 #
-# Text comes first, then boxes, then all together. Each group of a step is a forward pass of its own, so that short exercises are not padded
-# to long ones. The learning rate rises over $w$ steps and falls to a tenth, $\eta(s) = \eta_{\max}\,(0.1 + 0.45\,(1 + \cos \pi \frac{s - w}{S - w}))$.
+# Text comes first, then boxes, then everything together. Each group in a step has its own forward pass, so that short exercises are not padded to long
+# ones. The learning rate rises over $w$ steps and falls to a tenth, $\eta(s) = \eta_{\max}\,(0.1 + 0.45\,(1 + \cos \pi \frac{s - w}{S - w}))$.
 
 # %%
 plan, first = Plan(), 0
@@ -145,23 +145,23 @@ assert abs(plan.rate(plan.warmup) - 1) < 1e-9 and abs(plan.rate(plan.steps) - 0.
 # %% [markdown]
 # ## 4 · Auxiliary targets: where attention heads should look
 #
-# To answer `B. Ring` a model must find the conclusion among the options and copy the letter before it: several steps, each useless without the
-# others. Where the truth is known, four attention heads get targets for them, and a fifth looks at the shape whose box is being written:
+# To answer `B. Ring` a model must find the conclusion among the options and copy the letter before it: several steps, each useless without the others.
+# The true targets of these steps are known: four attention heads get them, and a fifth looks at the shape whose box is written:
 #
 # | head | from | to |
 # | --- | --- | --- |
 # | *phrase* | last token of an option, and of its text in the conclusion | all tokens of that text |
 # | *mark* | every token of an option | the letter before it |
-# | *said* | the token before a letter that is due | the end of the conclusion |
-# | *option* | the same token | the end of the option that says the same |
+# | *said* | the token before an answer letter | the end of the conclusion |
+# | *option* | the same token | the end of the option with the same text |
 # | *look* | tokens of a box, or of a shape's name | image tokens of the shape |
 #
 # With $a_{ts}$ the attention of head $h$ from token $t$ to its target $s$, and $\mathcal{T}_h$ all such pairs,
 #
 # $$\mathcal{L} = \mathcal{L}_\text{CE} + w\,\Big(\sum_h \frac{1}{|\mathcal{T}_h|} \sum_{(t, s) \in \mathcal{T}_h} -\log a_{ts} \;+\; \mathcal{L}_\text{letters} + \mathcal{L}_\text{edges} + \mathcal{L}_\text{covered}\Big).$$
 #
-# The other terms read letters and edges of boxes off early layers, and what an image token covers off the vision tower. Nothing is added
-# to the architecture, and fine-tuning has none of it.
+# The other terms predict letters and edges of boxes from early layers, and what an image token covers from the vision tower. Nothing is added to the
+# architecture, and fine-tuning uses none of these terms.
 
 # %%
 model, processor = load_model(BASE, dtype="float32", device="cpu")
@@ -212,16 +212,16 @@ display.plot_intervals(looks, "attention of a token to all its targets (median, 
 
 
 # %% [markdown]
-# A head that looks where it should has its marker near 1 (blue); with random weights (orange) attention is spread over all tokens. A head of
-# the base with wide quartiles finds its target for some tokens only.
+# A head that looks where it should has its marker near 1 (blue); with random weights (orange) attention is spread over all tokens. A head of the base
+# with wide quartiles finds its target for some tokens only.
 #
 # ## 5 · Two optimizers, one formula
 #
-# Embeddings, norms and biases learn by AdamW, the matrices of the layers by Muon. Both take $\theta \leftarrow (1 - \eta\lambda)\,\theta - \eta\,u$ with
+# AdamW trains embeddings, norms and biases, Muon the matrices of the layers. Both take $\theta \leftarrow (1 - \eta\lambda)\,\theta - \eta\,u$ with
 #
 # $$u_\text{AdamW} = \frac{\hat m}{\sqrt{\hat v} + \epsilon}, \qquad u_\text{Muon} = 0.2\,\sqrt{\max(n, m)}\;U V^\top \quad\text{for the momentum } M = U \Sigma V^\top .$$
 #
-# Muon replaces all singular values by about 1, so every direction of a matrix learns at one pace. Instead of an SVD it iterates
+# Muon replaces all singular values by about 1, so every direction of a matrix learns at the same pace. Instead of an SVD it iterates
 # $X \leftarrow aX + (bA + cA^2)X$, $A = XX^\top$, five times.
 
 # %%
@@ -255,13 +255,13 @@ curves = {name: list(enumerate((one / one.max()).tolist(), 1)) for name, one in 
 display.plot_lines(curves, "index of the singular value", "proportion of the largest")
 
 # %% [markdown]
-# Where the gradient's curve falls off at once, a plain step would move few directions; Muon's update moves many more. Singular values far
+# Where the gradient's curve falls off at once, a plain gradient step would move few directions; Muon's update moves many more. Singular values far
 # below the largest are not yet near 1 after five steps (exercise 3).
 #
 # ## 6 · A short run, with and without auxiliary targets
 #
-# The exercises `words` name one of four options and ask for its letter. Both runs start from the same random weights and see the same
-# exercises; only the auxiliary targets differ. The figure shows the proportion of right letters (chance: one of four).
+# The exercises `words` name one of four options and ask for its letter. Both runs start from the same random weights and see the same exercises; only
+# the auxiliary targets differ. The figure shows the proportion of right letters (chance: one in four).
 #
 # > **Predict first.** The loss falls in both runs. Will both give the right letter at the end?
 
@@ -281,14 +281,14 @@ curves = {n: [(one["step"], one["letter"]) for one in c if "letter" in one] for 
 display.plot_lines(curves, "step", "proportion of right letters", reference=("chance", 0.25))
 
 # %% [markdown]
-# A loss that falls while letters stay at chance means that the model has learnt everything but the choice: one token in a reply is the letter,
-# and the others can be copied. The log of the base that ships, whose steps are larger, shows when the skill came
-# there; it drops where a stage with harder exercises begins.
+# If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
+# be copied. The log of the shipped base, whose steps use larger batches, shows when the skill emerged there; its curve drops where a stage with harder
+# exercises begins.
 #
 # ## 7 · Skills of the base that ships
 #
-# They were measured on held-out exercises, **free-running**: what the model writes counts. The intervals are Wilson's, 95 %. Chance is
-# one quarter where four options stand; a free answer (a name, a box, a number) has no such line.
+# The skills were measured on held-out exercises, **free-running**: only what the model itself writes counts. The intervals are Wilson's, 95 %. Chance
+# is one quarter where there are four options; a free answer (a name, a box, a number) has no chance level.
 
 # %%
 known = BASE / "skills.json"
@@ -327,9 +327,9 @@ for one, text in zip(asked, replies(model, processor, asked), strict=True):
 display.show_images([one.images[0].pixels for one in asked], boxes, titles)
 
 # %% [markdown]
-# These are the first held-out exercises of their kind, not chosen ones; *right* means an IoU of at least 0.5. Skills that are not above
-# chance here are no basis for fine-tuning: notebook 04 has to teach them, or goes without.
-# `python -m unireason_lib base --out runs/tiny-base` runs the whole plan (once killed, it goes on); with `--measure FOLDER` only the skills.
+# These are the first held-out exercises of their kind, not selected ones; *right* means an IoU of at least 0.5. Skills that are not above chance here
+# are no basis for fine-tuning: notebook 04 has to teach them, or do without them. `python -m unireason_lib base --out runs/tiny-base` runs the whole
+# plan (and resumes after a kill); with `--measure FOLDER` it measures only the skills.
 #
 # ## Check yourself
 
@@ -343,8 +343,8 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 #
-# 1. Why does *option* need *phrase* where options end alike ("left and upper", "right and upper")? Compare their last tokens behind layer 0.
-# 2. In training, up to 120 words without meaning stand between options and conclusion. How far does the skill of the letter reach?
-# 3. From which singular values do the five steps of Muon's iteration end near 1? (They act on each singular value alone.)
+# 1. Why does *option* need *phrase* if options end alike ("left and upper", "right and upper")? Compare their last tokens after layer 0.
+# 2. In training, up to 120 filler words stand between options and conclusion. Up to what distance does the model still find the letter?
+# 3. From which singular values on do the five steps of Muon's iteration end near 1? (They act on each singular value separately.)
 #
 # Solutions: [`solutions/90_tiny_base.py`](solutions/90_tiny_base.py).

@@ -8,7 +8,7 @@
 # - compare it with a bootstrap, correct p-values for the number of claims, and say what a verdict does and does not mean;
 # - tell which differences a study can detect with a given number of seeds and patients, before it is run.
 #
-# **Time** under a minute on 2 CPU cores. **Needs** no notebook, builds on 07. **Synthetic**: all patients. *Not for clinical use.*
+# **Time** under a minute on 2 CPU cores. **Needs** no other notebook, but builds on 07. **Synthetic**: all patients. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (the claims); [Error bars for evaluations](https://arxiv.org/abs/2411.00640);
 # [Variance in benchmarks](https://arxiv.org/abs/2103.03098); Searle, Casella and McCulloch, *Variance Components* (1992), chapter 4.
@@ -64,8 +64,8 @@ pipeline_figure("ablations")
 # %% [markdown]
 # ## 1 · A crossed design: seeds x patients
 #
-# All models of a claim, one a seed, are asked the same questions about the same patients. For each seed and patient we need one number,
-# the sum of the differences (better minus worse) over the questions about this patient: a table of $S$ rows and $P$ columns.
+# All models of a claim, one per seed, are asked the same questions about the same patients. For each seed and patient we need one number, the sum of
+# the differences (better minus worse) over the questions about this patient: a table of $S$ rows and $P$ columns.
 
 
 # %%
@@ -91,26 +91,26 @@ axes.set(xlabel="patients, ordered by their mean difference", ylabel="seed", yti
 figure
 
 # %% [markdown]
-# Blue: questions that only the better condition answers; red: only the worse one. A row of another colour than the rest is a seed that
-# differs from the others; columns of one colour are patients on which seeds agree; speckles are the luck of single replies.
+# Blue: questions that only the better condition answers; red: only the worse one. A row whose colour differs from the rest is a seed that differs
+# from the others; columns of one colour are patients on which seeds agree; speckles are the noise of single replies.
 #
 # ## 2 · Variance components, standard error, degrees of freedom
 #
-# With one question a patient, this is a two-way analysis of variance with random effects of seeds, patients and single replies:
+# With one question per patient, this is a two-way analysis of variance with random effects of seeds, patients and single replies:
 #
 # $$d_{sp} = \Delta + \alpha_s + \beta_p + \varepsilon_{sp}, \qquad
 # \operatorname{Var}(\bar d) = \frac{\sigma_\alpha^2}{S} + \frac{\sigma_\beta^2}{P} + \frac{\sigma_\varepsilon^2}{S P} .$$
 #
-# What can be measured are the variances of the $S$ seed means, of the $P$ patient means, and of the residuals of the cells. Divided
-# by $S$, $P$ and $SP$, they are $V_s$, $V_p$ and $V_\varepsilon$, with
+# What can be measured are the variances of the $S$ seed means, of the $P$ patient means, and of the residuals of the cells. Divided by $S$, $P$ and
+# $SP$, they are $V_s$, $V_p$ and $V_\varepsilon$, with
 #
 # $$\mathbb{E} V_s = \frac{\sigma_\alpha^2}{S} + \frac{\sigma_\varepsilon^2}{S P}, \quad
 # \mathbb{E} V_p = \frac{\sigma_\beta^2}{P} + \frac{\sigma_\varepsilon^2}{S P}, \quad
 # \mathbb{E} V_\varepsilon = \frac{\sigma_\varepsilon^2}{S P}
 # \;\Rightarrow\; \widehat{\operatorname{Var}}(\bar d) = V_p + \max(0, V_s - V_\varepsilon) .$$
 #
-# The luck of replies is in both spreads and is counted once; the sum is at least $V_s$, to be cautious. How well it is known, the
-# degrees of freedom, follows from its parts (Satterthwaite 1946):
+# The variance of single replies is contained in both $V_s$ and $V_p$ and is counted once; as a precaution, the estimate is never below $V_s$. Its
+# degrees of freedom, which say how well it is known, follow from its parts (Satterthwaite 1946):
 #
 # $$\nu = \frac{\widehat{\operatorname{Var}}^2}{V_p^2 / (P - 1) + V_s^2 / (S - 1)}, \qquad
 # \bar d \pm t_{0.975,\,\nu} \sqrt{\widehat{\operatorname{Var}}} .$$
@@ -146,7 +146,7 @@ print(f"{name}: {100 * value:+.1f} points (95 %: {100 * low:+.1f} to {100 * high
 print(f"{df:.1f} degrees of freedom; S - 1 = {S - 1}, P - 1 = {P - 1}")
 
 # %% [markdown]
-# Which part makes the error? The bars are $\sigma_\alpha / \sqrt S$, $\sigma_\beta / \sqrt P$ and $\sigma_\varepsilon / \sqrt{SP}$.
+# Which part dominates the error? The bars are $\sigma_\alpha / \sqrt S$, $\sigma_\beta / \sqrt P$ and $\sigma_\varepsilon / \sqrt{SP}$.
 
 # %%
 parts = {}
@@ -165,14 +165,14 @@ display(figure)
 print("largest part:", parts.idxmax(axis=1).to_dict())
 
 # %% [markdown]
-# More patients reduce the second and third part, more seeds the first and third.
+# More patients reduce the second and the third part, more seeds the first and the third.
 #
 # ## 3 · Bootstrap of seeds and patients
 #
 # A bootstrap needs no formula: draw seeds and patients with replacement, many times, and take the quantiles of the means.
 #
-# > **Predict first.** Drawing both counts the luck of replies twice, which widens the interval. Drawing from $S$ seeds gives only
-# > $\frac{S-1}{S}$ of their variance, and quantiles ignore that they are few: that narrows it. Which one wins for this claim?
+# > **Predict first.** Drawing both counts the variance of single replies twice, which widens the interval. Drawing from $S$ seeds gives only
+# > $\frac{S-1}{S}$ of their variance, and quantiles ignore that seeds are few: that narrows it. Which effect wins for this claim?
 
 
 # %%
@@ -192,8 +192,8 @@ print(f"{name}: the bootstrap interval is {width['bootstrap'] / width['closed fo
 plot_intervals(both, "difference, percentage points (95 %)", reference=("no difference", 0), form="+.1f")
 
 # %% [markdown]
-# Which is right? In simulated studies with the variances of this claim the truth is known: 95 % of the intervals have to contain
-# it. For contrast, a third way takes all replies as independent.
+# Which is right? In simulated studies with the variances of this claim the truth is known: 95 % of the intervals should contain it. For contrast, a
+# third way treats all replies as independent.
 
 # %%
 V_p, V_s, V_e = spreads(sums, counts)  # variances of a seed, a patient, a reply:
@@ -218,7 +218,7 @@ outcomes = {way: np.mean([row[way] for row in outcomes], axis=0) for way in outc
 pd.DataFrame(outcomes, index=["truth inside (proportion)", "half width, points"]).T.round(3)
 
 # %% [markdown]
-# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in less than 0.95 of the studies promise too much.
+# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in fewer than 95 % of the studies claim too much precision.
 #
 # ## 4 · Many claims: Holm's correction
 #
@@ -251,10 +251,10 @@ pd.DataFrame({"p": p_values, "p, Holm": dict(zip(p_values, corrected, strict=Tru
 #
 # | verdict | when | it means | it does not mean |
 # | --- | --- | --- | --- |
-# | supported at this scale | interval above zero, corrected p < 5 % | the part helps such models and patients | help for 7B models and real scans |
+# | supported at this scale | interval above zero, corrected p < 5 % | the part helps models and patients like these | that it helps 7B models or real scans |
 # | contradicted | the same below zero | the part does harm here | that the paper is wrong |
 # | inconclusive | neither | effects inside the interval are possible | that there is no effect |
-# | cannot tell | under three seeds, or nothing varies | nothing | |
+# | cannot tell | fewer than three seeds, or nothing varies | nothing | |
 
 # %%
 for one, p in zip(verdicts, corrected, strict=True):
@@ -266,8 +266,8 @@ Counter(one.verdict for one in verdicts)
 # %% [markdown]
 # ## 6 · Power: which differences a study can detect
 #
-# The power is how often a study finds a true difference $\Delta$: with a noncentral t distribution, $P\big(t_\nu(\Delta / \mathrm{SE}) >
-# t_{1 - \text{level}/2,\,\nu}\big)$. Simulated studies with the variances of the claim above should find as many.
+# The power is how often a study finds a true difference $\Delta$: $P\big(t_\nu(\Delta / \mathrm{SE}) > t_{1 - \text{level}/2,\,\nu}\big)$, with a
+# noncentral t distribution. Simulated studies with the variances of this claim should find it equally often.
 
 
 # %%
@@ -290,7 +290,7 @@ plot_lines(curves, "true difference, percentage points", "found, %", reference=(
 # %% [markdown]
 # > **Predict first.** For this claim, which helps more: twice the seeds, or twice the patients?
 #
-# The smallest difference that four of five studies find, if it has the smallest of the $m$ p-values, whose level is $0.05 / m$:
+# Below: the smallest difference found in four of five studies, if its claim has the smallest of the $m$ p-values, tested at level $0.05 / m$.
 
 
 # %%
@@ -309,7 +309,7 @@ for seeds, patients in ((S, P), (2 * S, P), (S, 2 * P)):
 plot_lines(curves, "seeds", "smallest difference, points")
 
 # %% [markdown]
-# Where the curves lie together, more patients do not help. The same for all claims as this study is, each alone and as the strictest:
+# Where the curves coincide, more patients do not help. Now all claims, with this study's seeds and patients: alone, and as the strictest of $m$:
 
 # %%
 rows = {}
@@ -322,8 +322,8 @@ pd.DataFrame(rows, index=["detects, alone", "detects, as the strictest", "differ
 # %% [markdown]
 # ## 7 · The protocol
 #
-# A protocol is written before the first run: conditions, claims, seeds, test patients, what is tuned on which patients, when to stop.
-# Later changes are noted in it, and whether outcomes were known by then. That of this study:
+# A protocol is written before the first run: conditions, claims, seeds, test patients, what is tuned on which patients, when to stop. Later changes
+# are recorded in it, and whether outcomes were known by then. The protocol of this study:
 
 # %%
 path = root / PROTOCOL
@@ -344,7 +344,7 @@ print("all checks passed")
 # ## Exercises
 #
 # 1. **Unpaired seeds.** Compare the conditions of each claim with `paired_seeds=False`. Where does the standard error grow, and why?
-# 2. **Spend a budget.** A training takes 12 minutes, a question 0.2 seconds. Which number of seeds and patients gives the shortest
-#    95 % interval in 10 hours, with the variances of the claim above?
+# 2. **Spend a budget.** A training takes 12 minutes, a question 0.2 seconds. Which numbers of seeds and patients give the shortest 95 % interval in
+#    10 hours, with the variances of the claim above?
 #
 # Solutions: [`solutions/91_study_statistics.py`](solutions/91_study_statistics.py).

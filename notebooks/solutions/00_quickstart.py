@@ -11,8 +11,9 @@ from unireason_lib.grounding import GroundedGenerator, GroundedRequest, load_pro
 
 
 def questions_for_width(points: float, proportion: float = 0.4) -> int:
-    """Exercise 1: so many questions make Wilson's interval at most so many percentage points wide,
-    where this proportion of the answers is right. Four times as many halve the width."""
+    """Exercise 1: the number of questions for which Wilson's interval is at most ``points``
+    percentage points wide, if this proportion of the answers is right. Four times as many questions
+    halve the width."""
 
     def width(n: int) -> float:
         low, high = wilson(proportion * n, n)
@@ -24,8 +25,8 @@ def questions_for_width(points: float, proportion: float = 0.4) -> int:
 def answers_changed(
     generator: GroundedGenerator, patients: int = 20, **settings: int
 ) -> tuple[int, int, int]:
-    """Exercise 2: answers about textures that change when boxes fetch nothing, and how many answers
-    are right with crops and without."""
+    """Exercise 2: the number of answers about textures that change when boxes fetch nothing, and
+    how many answers are right with crops and without."""
     about = {"families": ("lesion analysis",), "a_patient": 1, "frame": generator.frame}
     benchmark = open_benchmark("phantom", limit=6 * patients, prior_studies=0, **about)
     items = list(islice((item for item in benchmark if item.kind == "texture"), patients))
@@ -43,9 +44,9 @@ def answers_changed(
 def boxes_that_follow(
     generator: GroundedGenerator, patients: int = 20, **settings: int
 ) -> tuple[int, int]:
-    """Exercise 3: replies whose first box overlaps the mirrored first box of the original image by
-    an IoU of 0.5 or more, and replies that have a box in both. A model that knows only where livers
-    lie does not follow."""
+    """Exercise 3: the number of replies whose first box overlaps the mirrored first box of the
+    original image with an IoU of 0.5 or more, and the number of pairs in which both replies have a
+    box. The boxes of a model that knows only where livers lie do not follow the mirroring."""
     about = {"families": ("spatial localization",), "a_patient": 1, "frame": generator.frame}
     benchmark = open_benchmark("phantom", dimension="2d", limit=patients, prior_studies=0, **about)
     originals = [item.request(item.load()) for item in benchmark]

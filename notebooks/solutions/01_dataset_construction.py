@@ -20,9 +20,10 @@ FRAME = ProcessorFrame(8, 2, min_pixels=32**2, max_pixels=128**2)
 
 
 def accuracy_of_counts(questions: list[Question]) -> float:
-    """Exercise 1: a reader that counts. Of the options it takes the one that was right most often,
-    for other patients, in questions of the same kind whose words name the same organs. It may look
-    only at what a reader is shown: ``q.names`` and ``q.evidence`` depend on the answer."""
+    """Exercise 1: accuracy of a baseline that counts. Of the options it takes the one that was right
+    most often, for other patients, in questions of the same kind whose words name the same organs.
+    It may use only what is shown with a question: ``q.names`` and ``q.evidence`` depend on the
+    answer."""
 
     def words(q: Question) -> tuple:
         return q.kind, *(
@@ -42,9 +43,9 @@ def accuracy_of_counts(questions: list[Question]) -> float:
 
 
 def kept_by_kind(plain: list[Question], debiased: list[Question]) -> dict[str, float]:
-    """Exercise 2: which proportion of each kind of question is left, the lowest first. Kinds go
-    where nearly all patients agree (where an organ lies, which of two is wider); kinds about
-    lesions, which lie anywhere, stay, and take the places of others (more than 1)."""
+    """Exercise 2: the proportion of each kind of question that is left, lowest first. Kinds on which
+    nearly all patients agree disappear (where an organ lies, which of two is wider); kinds about
+    lesions, which can lie anywhere, stay, and take the places of others (more than 1)."""
     before, after = (Counter(q.kind for q in some) for some in (plain, debiased))
     return dict(sorted(((kind, after[kind] / n) for kind, n in before.items()), key=lambda p: p[1]))
 

@@ -16,16 +16,16 @@ from unireason_lib.io import write_json
 
 
 def border_shift(old: int, new: int) -> float:
-    """Exercise 1: how many voxels outside of the scan the first edge of the new grid lies when the
+    """Exercise 1: by how many voxels the first edge of the new grid lies outside the scan when the
     centres of the outermost pixels coincide. That edge has the new index -1/2, which is the old
     index -1/2 * (old - 1) / (new - 1); the edge of the scan has the old index -1/2."""
     return 0.5 * (old - 1) / (new - 1) - 0.5
 
 
 def contrast_left(first: int, thick: int = 3, old: int = 192, new: int = 16) -> tuple[float, float]:
-    """Exercise 2: of a lesion on slices ``first`` to ``first + thick - 1`` the highest value on any
-    of ``new`` slices, by interpolation and by the mean of blocks; 1 is its full contrast.
-    Interpolation shows it in full or not at all; a mean shows it always, but pale."""
+    """Exercise 2: the highest value that a lesion on slices ``first`` to ``first + thick - 1`` has on
+    any of ``new`` slices, by interpolation and by the mean of blocks; 1 is its full contrast.
+    Interpolation shows it in full or not at all; the mean always shows it, but pale."""
     lesion = np.zeros((old, 4, 4), np.float32)
     lesion[first : first + thick] = 1
     volume = Volume(lesion, np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -35,13 +35,13 @@ def contrast_left(first: int, thick: int = 3, old: int = 192, new: int = 16) -> 
 
 
 def repaired(affine: np.ndarray) -> np.ndarray:
-    """Exercise 3: the affine of patient b with the sign along x put right. The sign of the whole
+    """Exercise 3: the affine of patient b with the sign along x corrected. The sign of the whole
     first row changes, so that x = 0 stays where it is."""
     return np.diag([-1.0, 1.0, 1.0, 1.0]) @ affine
 
 
 def warnings_of(affine: np.ndarray, folder: Path) -> list[str]:
-    """What the library says of phantom 901 (patient b) when it is stored with an affine."""
+    """The library's warnings about phantom 901 (patient b) when it is stored with an affine."""
     study = phantom(901, shape=(16, 64, 64))
     write_json(folder / "names.json", {"names": LABELS, "inside": INSIDE, "modality": "CT"})
     for kind, array in (("images", study.scan.array), ("labels", study.labels)):

@@ -20,8 +20,8 @@ from unireason_lib.imaging import QWEN_FRAME
 
 
 def cost_of_cuboid(width: int, height: int, slices: int) -> tuple[int, int]:
-    """Exercise 1: the tokens that a cuboid costs with Qwen2.5-VL, and by how much positions
-    advance. Every crop has two delimiters; its image advances positions by its longer side."""
+    """Exercise 1: the tokens that a cuboid costs with Qwen2.5-VL, and by how much the position
+    advances. Every crop has two delimiters; its image advances the position by its longer side."""
     rows, columns = (side // QWEN_FRAME.factor for side in QWEN_FRAME.size(height, width))
     return slices * (rows * columns + 2), slices * (max(rows, columns) + 2)
 
@@ -31,7 +31,7 @@ def texture_probe(
 ) -> tuple[dict[str, float], int]:
     """Exercise 2: accuracy of a linear classifier of the texture on features of the vision tower,
     from the whole image and from the crop of the true box, and the number of test slices. The
-    classifier is ridge regression to the classes, fitted on the even slices, tested on the odd.
+    classifier is ridge regression on one-hot classes, fitted on even slices, tested on odd ones.
     """
     features, textures = {"whole image": [], "crop": []}, []
     for patient in range(first, first + patients):
@@ -59,8 +59,8 @@ def texture_probe(
 
 
 def seconds_saved(generator: GroundedGenerator, slices: int, boxes: int = 6) -> tuple[float, float]:
-    """Exercise 3: seconds of a reply with some boxes about so many slices, by encoding everything
-    again after each box and with the cache. The first grows with the volume, the second hardly."""
+    """Exercise 3: seconds for a reply with some boxes about so many slices, if everything is encoded
+    again after each box, and with the cache. The first grows with the volume, the second hardly."""
     images = [Image.new("RGB", (64, 64), (40 * k % 256,) * 3) for k in range(slices)]
     request = GroundedRequest("Where is the lesion?", images, {"A": "left", "B": "right"}, "3d")
     cuboids = (Box3D(k, k, k % slices, k + 16, k + 16, k % slices + 1) for k in range(boxes))

@@ -17,12 +17,12 @@ from unireason_lib.training.sft import freeze
 def train_with_both_masks(
     load: Callable[[], Any], processor: Any, record: Record, images: Images, steps: int = 40
 ) -> dict[str, tuple[float, float]]:
-    """Exercise 1: after some steps on one record with each mask, the loss that training reports and
+    """Exercise 1: for each mask, after some steps on one record, the loss that training reports and
     the loss of the generated tokens alone. ``load`` gives a fresh model.
 
-    All injected tokens have the same label, ``<|image_pad|>``, which is soon predicted. Where they
-    are many, the reported loss falls below that of the generated tokens and so looks better than it
-    is. What the model learns from them is to write image tokens, which generation forbids.
+    All injected tokens have the same label, ``<|image_pad|>``, which is soon learnt. If they are
+    many, the reported loss falls below that of the generated tokens and so looks better than it is.
+    What the model learns from them is to write image tokens, which generation forbids.
     """
     right = Encoder(processor)(conversation(record, images(record)))
     wrong = replace(right, loss_mask=np.arange(len(right)) >= right.loss_mask.argmax())
@@ -48,7 +48,8 @@ def accuracy_of_letters(
     """Exercise 2: how often the next token is the right letter when the written reasoning is given.
 
     Its boxes are true and it ends with the conclusion, so this measures little more than copying.
-    What is missing to it free-running is lost on the way: at the box, or in what is read there.
+    The free-running accuracy is lower because of errors before the letter: in the box, or in what is
+    read from it.
     """
     end, right = processor.tokenizer.convert_tokens_to_ids("</think>"), []
     for one in Examples(records, images, processor):
@@ -62,9 +63,9 @@ def accuracy_of_letters(
 
 
 def weights(conversations: Sequence[Encoded], alike: bool = False) -> list[float]:
-    """Exercise 3: the part of each reply in the loss of a batch. It is proportional to the number
+    """Exercise 3: the weight of each reply in the loss of a batch. It is proportional to the number
     of its tokens with loss; if replies weighed ``alike``, each token of a long one would weigh
-    less, so a letter, one token a reply, would weigh less in long replies than in short ones."""
+    less, so the letter, one token per reply, would weigh less in long replies than in short ones."""
     counts = np.array([int(one.loss_mask.sum()) for one in conversations])
     return (np.ones(len(counts)) / len(counts) if alike else counts / counts.sum()).tolist()
 

@@ -12,8 +12,8 @@ from unireason_lib.training.rewards import answer_reward
 
 def both_advantages(rewards: Sequence[float]) -> tuple[list[float], list[float]]:
     """Exercise 1: advantages with and without division by the standard deviation. With it, a group
-    in which one reply of many fails counts as much as one that is split in halves, and questions
-    that are nearly always (or never) answered get the most weight. It matters where questions
+    in which one reply of many fails counts as much as one that is split in half, and questions that
+    are nearly always (or never) answered right get the most weight. It matters where questions
     differ in difficulty, and where rewards differ by little: 0.2 for the format alone becomes as
     large as 0.8 for the answer."""
     rewards = torch.tensor(rewards)
@@ -24,9 +24,9 @@ def both_advantages(rewards: Sequence[float]) -> tuple[list[float], list[float]]
 def kl_estimators(
     policy: Sequence[float], reference: Sequence[float], samples: int = 100_000, seed: int = 0
 ) -> tuple[float, dict[str, tuple[float, float]]]:
-    """Exercise 2: the KL divergence of two distributions over tokens, and of each estimator its
+    """Exercise 2: the KL divergence of two distributions over tokens, and for each estimator its
     mean and standard deviation over samples of the policy. k1 has the right mean, but is negative
-    half of the time and scatters; k2 scatters less and is biased; k3 has the right mean, is never
+    half of the time and scatters; k2 scatters less but is biased; k3 has the right mean, is never
     negative, and scatters less than k1 while the two distributions are close."""
     p, q = torch.tensor(policy), torch.tensor(reference)
     generator = torch.Generator().manual_seed(seed)

@@ -13,9 +13,9 @@ from unireason_lib.grounding import GroundedGenerator, Script
 
 
 def proportion_missed(results: pd.DataFrame, touching: float) -> float:
-    """Exercise 1: the proportion of the replies in which a structure is touched by no box, from the
-    table of results. The stricter the threshold, the more "misread" turns into "missed": where a
-    class ends is a convention, so it is reported with its threshold. (``touching`` is also an
+    """Exercise 1: the proportion of replies in which a structure is touched by no box, from the
+    table of results. The stricter the threshold, the more "misread" turns into "missed": the border
+    between classes is a convention, so they are reported with the threshold. (``touching`` is also an
     argument of the notebook's ``diagnose``.)"""
 
     def touched(true: Box, written: Sequence[Box]) -> bool:
@@ -27,9 +27,9 @@ def proportion_missed(results: pd.DataFrame, touching: float) -> float:
 
 
 def patients_needed(accuracy: Interval, half_width: float = 0.015) -> int:
-    """Exercise 2: patients for an interval of plus or minus ``half_width``, from an interval that
-    was measured. The width falls with the square root of the number of patients. Two models that
-    are compared pairwise need fewer, if they find the same questions hard."""
+    """Exercise 2: the patients needed for an interval of plus or minus ``half_width``, from an
+    interval that was measured. The width falls with the square root of the number of patients. A
+    paired comparison of two models needs fewer, if both find the same questions hard."""
     return ceil(accuracy.patients * ((accuracy.high - accuracy.low) / (2 * half_width)) ** 2)
 
 

@@ -12,8 +12,8 @@ from unireason_lib.evaluation.table import compare, read_pooled, select
 def without_crops(grid: Grid) -> tuple[Grid, list[Job]]:
     """Exercise 1: the grid with one more condition, its first one tested without crops, and the
     runs that the plan gains: a test for each seed, since the models are trained already. In YAML:
-    ``joint, no crops: {test: {OVERRIDES: generation.max_rounds=0}}``. The name of the grid stays, so
-    that the runs keep theirs; for a claim that counts, it needs a new name and new seeds."""
+    ``joint, no crops: {test: {OVERRIDES: generation.max_rounds=0}}``. The grid keeps its name, so
+    that the runs keep theirs; for a confirmatory claim it needs a new name and new seeds."""
     name, first = next(iter(grid.conditions.items()))
     overrides = joined(first.test.get("OVERRIDES", ""), "generation.max_rounds=0")
     added = first.model_copy(update={"test": {**first.test, "OVERRIDES": overrides}})
@@ -25,8 +25,8 @@ def without_crops(grid: Grid) -> tuple[Grid, list[Job]]:
 
 def against_control(table: pd.DataFrame, condition: str, control: str) -> Comparison:
     """Exercise 2: the models of a condition with their own crops against the same models under a
-    control. Only what a box fetches differs, so the difference is due to it, and nothing is
-    trained; two conditions also differ in all that their trainings made of it."""
+    control. Only what a box fetches differs, so the difference is due to that, and nothing is
+    trained; two conditions also differ in everything that their training runs made of it."""
     sides = select(table, condition, control=control), select(table, condition)
     return compare(*sides, paired_seeds=True)
 

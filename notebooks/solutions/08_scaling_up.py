@@ -24,8 +24,8 @@ def fewest_gpus(kind: str = "H100") -> tuple[int, str]:
 
 def updates_per_fine_tuning() -> tuple[float, float]:
     """Exercise 2: FLOPs of the updates of outcome RL over those of fine-tuning, counted, and as
-    predicted: every question is learnt from once per reply and epoch. What is left is that volumes,
-    which are longer, make up more of the questions of outcome RL than of the records."""
+    predicted: every question is learnt from once per reply and epoch. The remaining difference comes
+    from volumes, which are longer, and a larger part of the questions of RL than of the records."""
     gpu = load_profile("gpu")
     work = estimate(gpu, "8xH100").work
     counted = work.FLOPs.iloc[-1] / work.FLOPs.iloc[0]
@@ -36,7 +36,7 @@ def updates_per_fine_tuning() -> tuple[float, float]:
 def cost_of_slices(side: int, slices: int = 32) -> tuple[int, float]:
     """Exercise 3: tokens of the prompt about a volume whose slices have this side in pixels, and
     FLOPs of a forward pass of the 7B model. Twice the side gives four times the image tokens; FLOPs
-    grow faster than tokens, because the attention square does with the square of the tokens."""
+    grow faster, because those of attention grow with the square of the tokens."""
     volume = samples_of((slices, side, side)).loc["3d"]
     flops = language_flops(shaped_model("7b"), int(volume.tokens), int(volume.generated))
     return int(volume.prompt), flops

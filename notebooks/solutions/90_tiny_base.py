@@ -14,10 +14,10 @@ OPTIONS = ("left and upper", "right and upper", "left and lower", "right and low
 
 
 def similarity_of_ends(model: Any, processor: Any, options: Sequence[str] = OPTIONS) -> float:
-    """Exercise 1: mean cosine, behind layer 0, between the last tokens of options that end in the
-    same word. These tokens begin as equal embeddings. Only what they gathered from the other tokens
-    of their option tells them apart, and *option* needs just that: without *phrase* it would find
-    both and spread its attention over them."""
+    """Exercise 1: mean cosine similarity, after layer 0, of the last tokens of options that end in
+    the same word. These tokens start from equal embeddings. Only what they gathered from the other
+    tokens of their option tells them apart, and *option* needs just that: without *phrase* it would
+    find both and spread its attention over them."""
     text = "\n".join(f"{mark}. {option}" for mark, option in zip("ABCD", options, strict=True))
     tokens = processor.tokenizer(text, return_offsets_mapping=True)
     ends = [text.index(option) + len(option) for option in options]
@@ -37,9 +37,9 @@ def similarity_of_ends(model: Any, processor: Any, options: Sequence[str] = OPTI
 def reach_of_letter(
     model: Any, processor: Any, words: int, count: int = 60, seed: int = 1
 ) -> tuple[int, int]:
-    """Exercise 2: right letters, and exercises, when so many words without meaning stand between the
-    options and the conclusion. Beyond the 120 words of training nothing was practised: what is
-    left is how far rotary positions carry by themselves."""
+    """Exercise 2: the number of right letters, and of exercises, when so many filler words stand
+    between the options and the conclusion. Distances beyond the 120 words of training were never
+    practised: there one sees how far rotary positions generalize by themselves."""
     rng, asked = random.Random(seed), []
     candidates = (exercise("letters", HELD_OUT + k, seed) for k in range(20 * count))
     for one in (one for one in candidates if one.letter):

@@ -13,9 +13,10 @@ from unireason_lib.evaluation.table import compare, read_pooled, select
 
 def paired_and_not(grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
     """Exercise 1: standard errors (of the claims' columns) with paired and with unpaired seeds.
-    Pairing takes out what equal seeds share. RL starts from the very model that it is compared
-    with, so a lucky seed lifts both; conditions that are trained apart share little, and unpaired
-    may even be smaller, since pairing leaves fewer numbers to estimate the spread from."""
+    Pairing removes what equal seeds have in common. RL starts from the very model that it is
+    compared with, so a lucky seed lifts both; conditions that are trained separately have little in
+    common, and the unpaired error may even be smaller, since pairing leaves fewer numbers from
+    which the spread is estimated."""
     rows = {}
     for name, claim in grid.claims.items():
         sides = [select(table, side, **claim.where) for side in (claim.worse, claim.better)]
@@ -25,7 +26,8 @@ def paired_and_not(grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def variances(table: pd.DataFrame, claim: Claim) -> tuple[float, float, float]:
-    """Of seeds, patients and single replies, for as many questions a patient as the table has."""
+    """Variances of seeds, patients and single replies, for the table's number of questions per
+    patient."""
     sides = [select(table, side, **claim.where) for side in (claim.worse, claim.better)]
     worse, better = (
         side.pivot(index="seed", columns=["patient", "id"], values=claim.value) for side in sides
@@ -46,8 +48,8 @@ def best_design(
 ) -> tuple[int, int, float]:
     """Exercise 2: the number of seeds and of patients (one question each) that give the shortest
     95 % interval, and half its width. A seed is one training of each of the two conditions and
-    their tests; what its trainings leave of the time goes into questions. Where seeds do not differ,
-    it says two seeds: whether they differ is what so few seeds cannot tell."""
+    their tests; the time that training leaves goes into questions. If seeds do not differ, the
+    answer is two seeds, but so few seeds cannot tell whether they differ."""
     designs = []
     for seeds in range(2, int(hours * 60 / (2 * minutes)) + 1):
         patients = int((hours * 3600 / (2 * seeds) - 60 * minutes) / seconds)
