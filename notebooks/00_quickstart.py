@@ -178,7 +178,7 @@ on_lesion = of_slice * lesion.width * lesion.height / np.prod(slice_size)
 print(f"slice: {of_slice} tokens, {on_lesion:.2f} of them on the lesion; its crop: {of_crop} tokens")
 
 # %% [markdown]
-# A texture of single pixels is lost in a fraction of a token; in the crop it is preserved.
+# You see the texture in the slice; the model reads tokens, and a fraction of a token cannot hold it. The tokens of the crop can.
 #
 # ## 4 · Your own region
 #
@@ -205,7 +205,7 @@ answers = {trace.choice for _, trace in viewer.traces}
 print("Here the answer", "depends on the region." if len(answers) > 1 else "is the same for all regions.")
 
 # %% [markdown]
-# Only crops of the lesion show its texture; a right answer with the box on the spine is luck. Notebook 06 tests wrong crops on many patients.
+# Only crops of the lesion show its texture; a right answer with a box elsewhere (IoU 0) is luck. Notebook 06 tests wrong crops on many patients.
 #
 # ## 5 · How often is it right?
 #
@@ -252,7 +252,7 @@ for dimension in ("2D", "3D"):
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]
-# Notebook 01 removes questions that knowledge of anatomy alone answers, so that blank images leave only chance. Notebook 06 asks many more questions.
+# Notebook 01 removes questions that knowledge of anatomy alone answers, so that blank images leave only chance. Notebook 06 asks many more.
 #
 # ## 6 · The reply as an animation
 #

@@ -221,8 +221,8 @@ boxes = [[lesion.box] for lesion in torso.lesions for _ in names]
 show_images(tiles, boxes, titles, letters=["RLAP"] * len(tiles))
 
 # %% [markdown]
-# The titles give the difference of the mean grey levels (out of 255). The lung window makes all soft tissue nearly white, and the bone window is
-# so wide that soft tissues get nearly the same grey: both leave little of the kidney lesion. The lung lesion stands out.
+# The titles give the difference of the mean grey levels (out of 255). The kidney lesion is hardest to see in the lung window, where all soft tissue
+# is nearly white; the bone window, so wide that soft tissues look alike, leaves little more of it. The lung lesion stands out in all four.
 #
 # ## 5 · Resampling to slices
 #

@@ -248,7 +248,7 @@ display.token_strip(trace, tokenizer)
 # ## 4 · What do injected tokens change?
 #
 # **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about lesions, we average the
-# attention of the conclusion (all tokens after the last crop) per image token of the prompt and per crop token.
+# attention of the conclusion (tokens after the last crop) to an image token of the prompt and to a crop token, which is nearer: a ratio proves little.
 
 # %%
 def attention_per_token(trace):
@@ -281,7 +281,7 @@ display.plot_lines(curves, "layer", "attention per token, %")
 # **Answers.** In the control `swapped-crop` a box fetches the same region of another patient, while the image of the question stays the same. In a
 # third condition boxes fetch nothing. Up to the end of the first box the reply is the same in all three.
 #
-# > **Predict first.** The textures are patterns of single pixels. What fraction of the answers changes with swapped crops?
+# > **Predict first.** The questions are about textures of lesions (patterns of single pixels) and densities. What fraction of the answers changes?
 
 # %%
 requests = [trace.request for trace in traces]

@@ -92,8 +92,9 @@ pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for 
 #
 # $$\nabla_\theta\, \mathbb{E}[R] = \mathbb{E}_{o \sim \pi_\theta} \Big[ A \sum_t \nabla_\theta \log \pi_\theta(o_t \mid q, o_{<t}) \Big], \quad A = R - b ,$$
 #
-# for every baseline $b$ that does not depend on the reply. GRPO samples a group of $G$ replies to one question; the mean reward of the group is the
-# baseline, and its standard deviation is the unit of the **advantage** $A_i = (R_i - \mathrm{mean}(R)) / (\mathrm{std}(R) + 10^{-4})$.
+# since $\nabla p = p \nabla \log p$, for every baseline $b$ that does not depend on the reply. GRPO samples a group of $G$ replies to one question. The
+# mean reward of the group is the baseline (it contains $R_i$, which only scales the gradient by $\frac{G-1}{G}$), and the standard deviation (of a
+# sample, $G - 1$) is the unit of the **advantage** $A_i = (R_i - \mathrm{mean}(R)) / (\mathrm{std}(R) + 10^{-4})$.
 
 # %%
 def advantages(rewards):
@@ -161,7 +162,8 @@ images = data.images_from(folder, m3d_root=held)
 # %% [markdown]
 # The questions are about **other patients** than those of fine-tuning, and have no written replies. The trainer is TRL's `GRPOTrainer` with our
 # rollouts. It updates twice on a first group and once on a second one, which we inspect. The learning rate is high, so that ratios move away from 1,
-# and the rewards are $[1, 1, 0, 0]$ whatever the replies say. TRL would multiply $k$ by $r$; the profile switches this off.
+# and the rewards are $[1, 1, 0, 0]$ whatever the replies say. By default TRL multiplies $k$ by the ratio $r$;
+# the paper does not, so the profile sets `use_bias_correction_kl: false`.
 
 # %%
 def answer(completions, **columns):
@@ -260,8 +262,8 @@ print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].descri
 display.plot_lines(curves, "step", "mean of the sampled replies (three steps)")
 
 # %% [markdown]
-# In a healthy run the reward for answers rises, that for the format holds, and KL and the fraction of zero-variance groups (`frac_reward_zero_std`)
-# grow slowly. In a collapse the reward falls within a few steps and does not recover: updates this large destroy what fine-tuning taught.
+# In a healthy run one expects that the reward for answers rises, that for the format holds, and KL and the fraction of zero-variance
+# groups (`frac_reward_zero_std`) grow slowly. In a collapse the reward falls within a few steps and does not recover: updates this large destroy what fine-tuning taught.
 #
 # ## 5 · What changed
 #

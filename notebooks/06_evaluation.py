@@ -68,8 +68,8 @@ display.pipeline_figure("evaluation")
 # %% [markdown]
 # ## 1 · A benchmark and a run
 #
-# The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading the question alone does
-# not help. A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of another model.
+# The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading the question alone should
+# not help (section 2 checks this). A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of another model.
 
 # %%
 name, root = MODEL or profile.model.path, project_root()
@@ -131,7 +131,7 @@ print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points w
 
 # %% [markdown]
 # Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (hence above chance); **question-only**, the
-# option most often right in training; **blank**, the model on grey images. If question-only is above chance, the options may give answers away.
+# option most often right in training (notebook 01 fits a stronger one); **blank**, the model on grey images. If question-only is above chance, the options may give answers away.
 
 # %%
 def points(x, name="", unit="%", scale=100):
@@ -214,7 +214,7 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 # %% [markdown]
 # ## 5 · Does it use its crops?
 #
-# The image stays the same, and only what a box **fetches** is changed. Lesions have textures of single pixels, too fine for the tokens of a whole
+# The image stays the same, and only what a box **fetches** is changed. Lesions have textures of single pixels, finer than a token of the whole
 # image; the position of an organ is visible without a crop. If an interval lies to the right of zero, the answers depend on what was fetched.
 #
 # > **Predict first.** Which questions lose most without their own crops: those about textures, those about densities, or all families together?

@@ -254,7 +254,7 @@ pd.DataFrame({"p": p_values, "p, Holm": dict(zip(p_values, corrected, strict=Tru
 # | supported at this scale | interval above zero, corrected p < 5 % | the part helps models and patients like these | that it helps 7B models or real scans |
 # | contradicted | the same below zero | the part does harm here | that the paper is wrong |
 # | inconclusive | neither | effects inside the interval are possible | that there is no effect |
-# | cannot tell | fewer than three seeds, or nothing varies | nothing | |
+# | cannot tell | fewer than three seeds, or nothing varies | nothing | that there is no effect |
 
 # %%
 for one, p in zip(verdicts, corrected, strict=True):
@@ -344,7 +344,7 @@ print("all checks passed")
 # ## Exercises
 #
 # 1. **Unpaired seeds.** Compare the conditions of each claim with `paired_seeds=False`. Where does the standard error grow, and why?
-# 2. **Spend a budget.** A training takes 12 minutes, a question 0.2 seconds. Which numbers of seeds and patients give the shortest 95 % interval in
+# 2. **Spend a budget.** A seed costs one training of each condition (12 minutes), a question 0.2 seconds. Which numbers of seeds and patients give the shortest 95 % interval in
 #    10 hours, with the variances of the claim above?
 #
 # Solutions: [`solutions/91_study_statistics.py`](solutions/91_study_statistics.py).
