@@ -19,9 +19,9 @@ from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Entry, names_table, value_names, well_formed
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
-from unireason_lib.errors import DatasetError, ScanError, raising
+from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
-from unireason_lib.imaging.read import to_mm
+from unireason_lib.imaging.read import nifti_grid
 from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
@@ -32,38 +32,20 @@ Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of 
 class NiftiSource(base.FileSource):
     """A source of NIfTI scans; subclasses say where cases are and what label values mean."""
 
-    meaning: Names  # of all label maps, unless a subclass reads it for each
+    meaning: Names  # of the values of label maps (None: left out)
     flip: str = ""  # world axes along which headers are wrong; "xy": L-P-S written as R-A-S
-
-    def names_of(self, labels: Path) -> Names:
-        """What the values of a label map mean (None: left out), and which lesion is of which
-        organ."""
-        return self.meaning
 
     def scan(self, key: str) -> Volume:
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
 
     def study(self, key: str) -> Study:
-        path = self.file(self.case(key).labels[0])
-        (names, inside), labels, grid = self.names_of(path), load_volume(path), self.grid(key)
+        (names, inside), grid = self.meaning, nifti_grid(self.scan_file(key))
+        labels = load_volume(self.file(self.case(key).labels[0]))
         check_same_grid(grid, labels)
         grid = replace(grid, sides_certain=grid.sides_certain and labels.sides_certain)
         about = {"inside": inside, **space_of(grid)}
         about["hosts"] = {names[part]: names[organ] for part, organ in inside.items()}
         return self.measured(key, Study.from_labels, self._turned(labels), names, **about)
-
-    def grid(self, key: str) -> Volume:
-        """The grid of a scan from its header alone, as a volume of zeros."""
-        import nibabel as nib
-
-        path = self.scan_file(key)
-        with raising(ScanError, path, "a NIfTI file", "download it again"):
-            image = nib.load(path)
-            header, zeros = image.header, np.broadcast_to(np.uint8(0), image.shape[:3])
-            named = (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0])
-            axes = {nib.aff2axcodes(affine) for affine in named if affine is not None}
-            affine = to_mm(header) @ image.affine
-            return orient(zeros, affine, str(path), sides_certain=len(axes) == 1)
 
     def _turned(self, volume: Volume) -> Volume:
         signs = np.diag([-1.0 if axis in self.flip else 1.0 for axis in "xyz"] + [1.0])
@@ -153,7 +135,7 @@ class TotalSegmentatorSource(NiftiSource):
         (outlines,) = self.case(key).labels
         if outlines.endswith(".nii.gz"):
             return super().study(key)
-        grid = self.grid(key)
+        grid = nifti_grid(self.scan_file(key))
 
         def masks() -> Iterator[tuple[str, np.ndarray]]:
             for name in sorted(file.name for file in self.file(outlines).glob("[!.]*.nii.gz")):
@@ -164,10 +146,11 @@ class TotalSegmentatorSource(NiftiSource):
         hosts = names_table(self.registered)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
-    def names_of(self, labels: Path) -> Names:
+    @property
+    def meaning(self) -> Names:
         if self.names is None:
             do = "give names=labels.json"
-            raise DatasetError(labels, "a table of its label names", "none", do)
+            raise DatasetError(self.name, "a table of label names for label maps", "none", do)
         return value_names(read_json(self.file(self.names)), self.names), {}
 
 

@@ -32,7 +32,7 @@ import yaml
 
 from unireason_lib.dataset.sources.base import Entry, LazyIndex, Source
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import Volume
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("anatomy.yaml").read_text("utf-8"))
@@ -166,18 +166,13 @@ class PhantomSource(Source):
 
     def __post_init__(self) -> None:
         if isinstance(self.config, Mapping):
-            try:
-                config = PhantomConfig(**self.config)
-            except TypeError as error:
-                what = "fields of PhantomConfig"
-                raise DatasetError("phantom config", what, error, "correct them") from error
-            object.__setattr__(self, "config", config)
+            what = "fields of PhantomConfig"
+            with raising(DatasetError, "phantom config", what, "correct them"):
+                object.__setattr__(self, "config", PhantomConfig(**self.config))
 
     def index(self) -> Sequence[Entry]:
-        return LazyIndex(self.count, self._entry)
-
-    def _entry(self, k: int) -> Entry:
-        return Entry(str(self.start + k), _name(self.start + k))
+        numbers = range(self.start, self.start + self.count)
+        return LazyIndex(numbers, lambda number: Entry(str(number), _name(number)))
 
     def study(self, key: str) -> Study:
         """The study of patient ``key``, with its scan, which comes with the labels."""
