@@ -39,8 +39,9 @@ class NiftiSource(base.FileSource):
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
 
     def study(self, key: str) -> Study:
-        (names, inside), grid = self.meaning, nifti_grid(self.scan_file(key))
+        names, inside = self.meaning
         labels = load_volume(self.file(self.case(key).labels[0]))
+        grid = nifti_grid(self.scan_file(key))
         check_same_grid(grid, labels)
         grid = replace(grid, sides_certain=grid.sides_certain and labels.sides_certain)
         about = {"inside": inside, **space_of(grid)}
