@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unireason_lib.dataset.sources.brain import BrainSource, brain_study
+from unireason_lib.errors import DatasetError
 
 
 def world(study, structure) -> np.ndarray:
@@ -33,3 +34,5 @@ def test_regions_are_at_known_places_and_left_is_left():
         np.testing.assert_allclose(world(study, study.find(name)), known, atol=7, err_msg=name)
     cut = BrainSource("2d").study("8")  # mm; passes through thalamus and putamen
     assert (cut.scan == study.scan.array[80]).all() and (cut.labels == study.labels[80]).all()
+    with pytest.raises(DatasetError, match="a height in mm"):
+        BrainSource("2d").scan("-80")  # below the template
