@@ -32,15 +32,14 @@ def test_a_seed_gives_the_same_study_whatever_else_is_made(clinic):
 @pytest.mark.parametrize("shape", [(8, 64, 64), (5, 41, 63)], ids=["even", "odd"])
 def test_a_slice_made_alone_is_the_slice_of_the_volume(shape):
     config = replace(DEFAULT, shape=shape)
-    for seed in range(6):
+    for seed in range(10):
         volume = phantom(seed, config=config)
-        for z in (None, seed % shape[0]):
-            alone = phantom_slice(seed, z=z, config=config)
-            cut = volume.slice(alone.details["z"])
-            assert (alone.scan == cut.scan).all() and (alone.labels == cut.labels).all()
-            for name in ("id", "patient", "structures", "absent", "directions", "details"):
-                assert getattr(alone, name) == getattr(cut, name), name
-            np.testing.assert_allclose(alone.spacing, cut.spacing)
+        alone = phantom_slice(seed, config=config)
+        cut = volume.slice(alone.details["z"])
+        assert (alone.scan == cut.scan).all() and (alone.labels == cut.labels).all()
+        for name in ("id", "patient", "structures", "absent", "directions", "details"):
+            assert getattr(alone, name) == getattr(cut, name), name
+        np.testing.assert_allclose(alone.spacing, cut.spacing)
 
 
 def test_volumes_are_hounsfield_units_in_lps(clinic):
@@ -139,8 +138,6 @@ def test_impossible_settings_are_refused():
             with pytest.raises(DatasetError, match="PhantomConfig"):
                 PhantomConfig(**{name: value})
     assert PhantomConfig(shape=[4, 32, 32]).shape == (4, 32, 32)  # lists, as a file has them
-    with pytest.raises(DatasetError, match="plane from 0 to 7"):
-        phantom_slice(0, z=8)
     for seed in (-1, 1 << 32):
         with pytest.raises(DatasetError, match="seed"):
             phantom(seed)

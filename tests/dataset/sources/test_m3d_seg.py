@@ -54,17 +54,13 @@ def test_what_is_wrong_with_one_case_costs_no_other(tmp_path):
     entries[4]["label"] = "0008/turned/mask_(1, 10, 12, 6).npz"
     entries[5]["image"] = "../elsewhere/image.npy"
     made.list_m3d(tmp_path, "0008", ["pancreas"], entries)
-    stream = iter(open_source("m3d-seg", tmp_path))
-    assert next(stream).structures
-    for words, kind in {
-        "gone/image.npy": ScanError,
-        "broken/mask_": ScanError,
-        "shape/mask_": LabelError,
-        "turned/mask_": LabelError,
-        "elsewhere/image.npy": DatasetError,
-    }.items():
+    wrong = {"gone/image.npy": ScanError, "broken/mask_": ScanError, "shape/mask_": LabelError}
+    wrong |= {"turned/mask_": LabelError, "elsewhere/image.npy": DatasetError}
+    source = open_source("m3d-seg", tmp_path)
+    assert source[0].structures
+    for k, (words, kind) in enumerate(wrong.items(), start=1):
         with pytest.raises(kind, match=words):
-            next(stream)
+            source[k]
 
 
 def test_a_small_archive_cannot_make_us_allocate_gigabytes(tmp_path):

@@ -79,11 +79,11 @@ def test_what_is_wrong_with_one_case_costs_no_other(tmp_path):
     made.make_decathlon(root, training=[*pairs, {"image": "../x.nii.gz", "label": "/etc/y.nii.gz"}])
     wrong = {"1.nii.gz": ScanError, "2.nii.gz": ScanError, "3.nii.gz": LabelError}
     wrong |= {"[9]": LabelError, "5.nii.gz": LabelError, "/etc/y": DatasetError}
-    stream = iter(open_source("decathlon", root))
-    assert next(stream).structures
-    for word, kind in wrong.items():
+    source = open_source("decathlon", root)
+    assert source[0].structures
+    for k, (word, kind) in enumerate(wrong.items(), start=1):
         with pytest.raises(kind, match=re.escape(word)):
-            next(stream)
+            source[k]
 
 
 def test_totalsegmentator_one_file_per_structure(tmp_path):

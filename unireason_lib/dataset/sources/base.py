@@ -15,7 +15,7 @@ import json
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -141,9 +141,6 @@ class Source(ABC):
 
     def __getitem__(self, k: int) -> Study:
         return self.study(self.index()[k].key)
-
-    def __iter__(self) -> Iterator[Study]:
-        return map(self.study, (entry.key for entry in self.index()))  # goes on after an error
 
 
 class FileSource(Source):

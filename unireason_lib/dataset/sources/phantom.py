@@ -121,23 +121,19 @@ def phantom(
     return _study(*_patient(seed, config), config, tuple(shape or config.shape))
 
 
-def phantom_slice(
-    seed: int, size: int | None = None, z: int | None = None, config: PhantomConfig = DEFAULT
-) -> Study:
+def phantom_slice(seed: int, size: int | None = None, config: PhantomConfig = DEFAULT) -> Study:
     """One axial slice of patient ``seed``, equal to ``phantom(seed, ...).slice(z)``, made without
-    making the volume; ``size`` replaces rows and columns of ``config.shape``. A ``z`` of None picks
-    a plane by the seed, through the core of a lesion when the patient has one."""
+    making the volume; ``size`` replaces rows and columns of ``config.shape``. The seed picks the
+    plane, through the core of a lesion when the patient has one."""
     patient, lesions = _patient(seed, config)
     depth, rng = config.shape[0], np.random.Generator(np.random.SFC64((seed, 1)))
-    if z is None and lesions:
+    if lesions:
         lesion = lesions[rng.integers(len(lesions))]
         away = np.abs(patient.axes((depth, 1, 1))[0] - lesion.centre[2])
         core = np.flatnonzero(away <= max(lesion.attributes["diameter_mm"] / 4, away.min()))
         z = int(rng.choice(core))
-    elif z is None:
+    else:
         z = int(rng.integers(depth))
-    if not 0 <= z < depth:
-        raise DatasetError(f"phantom {seed}", f"a plane from 0 to {depth - 1}", str(z), "change z")
     plane = (size, size) if size else config.shape[1:]
     return _study(patient, lesions, config, (depth, *plane), z)
 
