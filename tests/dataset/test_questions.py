@@ -122,7 +122,7 @@ class Oracle:
 def test_exactly_the_answer_is_true_by_the_masks(views, priors, d, with_prior):
     prior = priors[d] if with_prior else None
     kinds = set()
-    for view in views[d][-100:]:
+    for view in views[d][-80:]:
         oracle = Oracle(view)
         for q in ask(view, per_family=2, prior=prior):
             right = [letter for letter, text in q.options.items() if oracle.right(q, text)]
@@ -137,7 +137,7 @@ def test_exactly_the_answer_is_true_by_the_masks(views, priors, d, with_prior):
 @pytest.mark.parametrize("d", ["2d", "3d"])
 def test_every_question_is_well_formed(views, priors, d):
     letters = Counter()
-    for k, view in enumerate(views[d]):
+    for k, view in enumerate(views[d][::2]):
         questions = ask(view, per_family=2, prior=priors[d] if k % 3 == 0 else None)
         assert len({q.id for q in questions}) == len(questions)
         for q in questions:
@@ -155,7 +155,7 @@ def test_every_question_is_well_formed(views, priors, d):
             letters[q.answer] += 1
     total = sum(letters.values())
     chi2 = sum((letters[letter] - total / 4) ** 2 / (total / 4) for letter in "ABCD")
-    assert total > 2500 and chi2 < 16.3  # p = 0.001 with three degrees of freedom
+    assert total > 1250 and chi2 < 16.3  # p = 0.001 with three degrees of freedom
 
 
 @pytest.mark.parametrize("d", ["2d", "3d"])
