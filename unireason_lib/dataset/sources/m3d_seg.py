@@ -65,8 +65,8 @@ class M3DSegSource(base.FileSource):
         cases = {}
         for key, split in base.strictest(splits, self.name).items():
             code, _, folder = PurePosixPath(key).parent.as_posix().partition("/")
-            about = {"modality": self.modality, "labels": (masks[key],)}
-            cases[key] = Entry(key, name := f"{self.name}-{code}-{folder}", split, id=name, **about)
+            name, labels = f"{self.name}-{code}-{folder}", (masks[key],)
+            cases[key] = Entry(key, name, split, id=name, modality=self.modality, labels=labels)
         return cases
 
     def _names(self, code: str) -> dict[int, str | None]:

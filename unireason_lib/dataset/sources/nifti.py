@@ -120,15 +120,15 @@ class TotalSegmentatorSource(NiftiSource):
         if path.exists():
             with well_formed(path, "a table with image_id, separated by semicolons"):
                 table = pd.read_csv(path, sep=";", dtype=str, encoding="utf-8-sig")
-                splits = table.set_index("image_id").get("split", pd.Series()).to_dict()
+                column = table.set_index("image_id").get("split", pd.Series())
+                splits = column[column.isin(SPLITS)].to_dict()
         for scan in sorted([*self.root.glob("*/ct.nii.gz"), *self.root.glob("*/mri.nii.gz")]):
-            folder = scan.parent.name
-            name, split = f"{self.name}-{folder}", splits.get(folder)
+            folder, modality = scan.parent.name, "CT" if scan.name[0] == "c" else "MRI"
             outlines = f"{folder}/segmentations"
             outlines += "" if (self.root / outlines).is_dir() else ".nii.gz"
-            about = {"modality": "CT" if scan.name[0] == "c" else "MRI", "labels": (outlines,)}
-            key, split = f"{folder}/{scan.name}", split if split in SPLITS else None
-            cases[key] = Entry(key, name, split, id=name, **about)
+            key, name = f"{folder}/{scan.name}", f"{self.name}-{folder}"
+            about = {"split": splits.get(folder), "modality": modality, "labels": (outlines,)}
+            cases[key] = Entry(key, name, id=name, **about)
         return cases
 
     def study(self, key: str) -> Study:
@@ -192,7 +192,6 @@ class FolderOfScans(NiftiSource):
                 patient = f"{self.name}-{re.match(self.patient, case)[1]}"
             plain = f"labels/{case}.nii"
             label = plain if (self.root / plain).exists() else f"{plain}.gz"
-            about = {"id": f"{self.name}-{case}", "modality": modality, "labels": (label,)}
-            key = f"images/{path.name}"
-            cases[key] = Entry(key, patient, **about)
+            key, name = f"images/{path.name}", f"{self.name}-{case}"
+            cases[key] = Entry(key, patient, id=name, modality=modality, labels=(label,))
         return cases

@@ -145,8 +145,8 @@ class SAMMed2DSource(_Images):
         cases = {}
         for image, own in masks.items():
             key, name = f"images/{image}.png", f"{self.name}-{image}"
-            about = {"id": name, "modality": "medical", "labels": tuple(own)}
-            cases[key] = Entry(key, re.sub(r"_[0-9]+$", "", name), **about)
+            patient = re.sub(r"_[0-9]+$", "", name)
+            cases[key] = Entry(key, patient, id=name, modality="medical", labels=tuple(own))
         return cases
 
     def _names_in(self, folder: str) -> list[str]:
