@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -94,6 +94,7 @@ def test_a_side_finer_than_the_scale_keeps_one_and_a_box_outside_is_refused():
         QWEN.written(Box2D(300, 0, 310, 10), 256, 256)
 
 
+@example(20, 5, 21, 300, 30, 300)  # narrow and long
 @given(*[ANY] * 4, *[st.integers(4, 900)] * 2)
 def test_a_crop_is_inside_the_image_large_enough_and_not_too_long(x1, y1, x2, y2, width, height):
     box = Box2D(x1, y1, x2, y2)

@@ -18,9 +18,9 @@ def volume(array):
     return Volume(np.asarray(array), np.diag([-1.0, -2.0, 3.0, 1.0]), "test volume")
 
 
-def ct(shape=(16, 32, 32)):
+def ct():
     """Air around tissue, in HU."""
-    array = RNG.normal(40, 20, shape).astype(np.int16)
+    array = RNG.normal(40, 20, (16, 32, 32)).astype(np.int16)
     array[:, :8] = RNG.normal(-1000, 5, array[:, :8].shape)
     return array
 
