@@ -15,9 +15,9 @@ from unireason_lib.dataset.sources.phantom import PhantomConfig, phantom, phanto
 from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import View
 from unireason_lib.evaluation.statistics import interval
-from unireason_lib.imaging import ProcessorFrame
 
-FRAME = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
+from .conftest import FRAME
+
 ABOUT = {"id": "s", "patient": "p", "source": "made", "modality": "CT"}
 KINDS = [kind for kinds in FAMILIES.values() for kind in kinds]
 SIDES = {"left": (0, 1), "right": (0, -1), "posterior": (1, 1), "anterior": (1, -1)}
@@ -214,8 +214,8 @@ def test_without_orientation_or_spacing_there_are_no_sides_and_no_millimetres():
     assert {q.kind for q in questions} == {"box", "structure", "span"}
     words = str([(q.text, q.options, q.facts) for q in questions])
     assert not re.search(r"\b(left|right|anterior|posterior|mm|patient)\b", words)
-    anisotropic = view_of(replace(study, spacing=(2.0, 0.5)))
-    questions = many(anisotropic, 40, families=["size comparison"])
+    spaced = view_of(replace(study, spacing=(2.0, 0.5)))
+    questions = many(spaced, 40, families=["size comparison"])
     texts = [q.text for q in questions if q.kind == "extent"]
     assert texts and all("40 mm" in t and "120 mm" in t for t in texts)  # width, height
 

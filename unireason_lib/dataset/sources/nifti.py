@@ -147,7 +147,7 @@ class TotalSegmentatorSource(NiftiSource):
         hosts = names_table(self.registered)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
-    @property
+    @cached_property
     def meaning(self) -> Names:
         if self.names is None:
             do = "give names=labels.json"
