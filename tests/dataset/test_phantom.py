@@ -15,18 +15,10 @@ MODULE = import_module("unireason_lib.dataset.sources.phantom")  # its name is a
 WHOLE = replace(DEFAULT, shape=(40, 64, 64), length=(400, 400), top=(150, 150), lesion_counts=(1,))
 
 
-def offset(study, structure, reference=None) -> dict[str, float]:
-    """mm to the left, back and head from a structure, or from the middle of the scan."""
-    origin = reference.centroid if reference else [n / 2 for n in study.shape[::-1]]
-    pairs = zip(structure.centroid, origin, study.spacing[::-1], strict=True)
-    steps = [(a - b) * mm for a, b, mm in pairs]
-    return dict(zip(("left", "posterior", "superior"), steps, strict=True))
-
-
 @pytest.fixture(scope="module")
 def clinic():
-    """Two hundred patients as the default makes them."""
-    return [phantom(seed) for seed in range(200)]
+    """Patients as the default makes them."""
+    return [phantom(seed) for seed in range(120)]
 
 
 def test_a_seed_gives_the_same_study_whatever_else_is_made(clinic):
@@ -42,13 +34,12 @@ def test_a_slice_made_alone_is_the_slice_of_the_volume(shape):
     config = replace(DEFAULT, shape=shape)
     for seed in range(10):
         volume = phantom(seed, config=config)
-        for z in (None, seed % shape[0]):
-            alone = phantom_slice(seed, z=z, config=config)
-            cut = volume.slice(alone.details["z"])
-            assert (alone.scan == cut.scan).all() and (alone.labels == cut.labels).all()
-            for name in ("id", "patient", "structures", "absent", "directions", "details"):
-                assert getattr(alone, name) == getattr(cut, name), name
-            np.testing.assert_allclose(alone.spacing, cut.spacing)
+        alone = phantom_slice(seed, config=config)
+        cut = volume.slice(alone.details["z"])
+        assert (alone.scan == cut.scan).all() and (alone.labels == cut.labels).all()
+        for name in ("id", "patient", "structures", "absent", "directions", "details"):
+            assert getattr(alone, name) == getattr(cut, name), name
+        np.testing.assert_allclose(alone.spacing, cut.spacing)
 
 
 def test_volumes_are_hounsfield_units_in_lps(clinic):
@@ -64,7 +55,7 @@ def test_volumes_are_hounsfield_units_in_lps(clinic):
 
 def test_organs_have_textbook_volumes():
     """Kidneys had 330 cm3."""
-    studies = [phantom(seed, config=replace(WHOLE, absent=0)) for seed in range(200)]
+    studies = [phantom(seed, config=replace(WHOLE, absent=0)) for seed in range(60)]
     ranges = {"liver": (1100, 2000), "spleen": (110, 330), "gallbladder": (20, 65)}
     ranges |= {"heart": (450, 1000), "stomach": (150, 500), "right lung": (1500, 3500)}
     ranges |= dict.fromkeys(("left kidney", "right kidney"), (110, 230))
@@ -95,15 +86,14 @@ def test_slices_and_lesions_have_plausible_sizes(clinic):
 
 
 def test_organs_lie_where_they_do_in_a_person(clinic):
+    left = ("left lung", "left kidney", "spleen", "stomach")
     for study in clinic:
-        place = {s.name: offset(study, s, study.find("body")) for s in study.structures}
-        assert place["liver"]["left"] < -15
-        assert place["spine"]["posterior"] > place["aorta"]["posterior"] > -20
-        assert place["left lung"]["superior"] > place["liver"]["superior"]
-        sides = {"left lung": 1, "right lung": -1, "left kidney": 1, "right kidney": -1}
-        for name, sign in {**sides, "spleen": 1, "stomach": 1, "gallbladder": -1}.items():
-            if name in place:
-                assert sign * place[name]["left"] > 5, (study.id, name)
+        middle, mm = np.array(study.find("body").centroid), study.spacing[::-1]
+        place = {s.name: (np.array(s.centroid) - middle) * mm for s in study.structures}
+        assert place["liver"][0] < -15 and place["spine"][1] > place["aorta"][1] > -20
+        assert place["left lung"][2] > place["liver"][2]
+        for name in place.keys() & {*left, "right lung", "right kidney", "gallbladder"}:
+            assert (1 if name in left else -1) * place[name][0] > 5, (study.id, name)
 
 
 def test_patients_and_their_scans_differ_widely(clinic):
@@ -142,14 +132,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_impossible_settings_are_refused(name):
-    for value in WRONG[name]:
-        with pytest.raises(DatasetError, match="PhantomConfig"):
-            PhantomConfig(**{name: value})
+def test_impossible_settings_are_refused():
+    for name, values in WRONG.items():
+        for value in values:
+            with pytest.raises(DatasetError, match="PhantomConfig"):
+                PhantomConfig(**{name: value})
     assert PhantomConfig(shape=[4, 32, 32]).shape == (4, 32, 32)  # lists, as a file has them
-    with pytest.raises(DatasetError, match="plane from 0 to 7"):
-        phantom_slice(0, z=8)
     for seed in (-1, 1 << 32):
         with pytest.raises(DatasetError, match="seed"):
             phantom(seed)

@@ -15,9 +15,9 @@ from unireason_lib.dataset.sources.phantom import PhantomConfig, phantom, phanto
 from unireason_lib.dataset.study import Study
 from unireason_lib.dataset.view import View
 from unireason_lib.evaluation.statistics import interval
-from unireason_lib.imaging import ProcessorFrame
 
-FRAME = ProcessorFrame(8, 2, 32 * 32, 128 * 128)
+from .conftest import FRAME
+
 ABOUT = {"id": "s", "patient": "p", "source": "made", "modality": "CT"}
 KINDS = [kind for kinds in FAMILIES.values() for kind in kinds]
 SIDES = {"left": (0, 1), "right": (0, -1), "posterior": (1, 1), "anterior": (1, -1)}
@@ -33,10 +33,6 @@ def many(view, seeds=20, **how):
     return [q for seed in range(seeds) for q in ask(view, seed=seed, **how)]
 
 
-def words_of(questions) -> str:
-    return str([(q.text, q.options, q.facts) for q in questions])
-
-
 @pytest.fixture(scope="module")
 def views():
     varied = PhantomConfig(variation=1.0)
@@ -49,10 +45,6 @@ def priors(views):
     return {d: learn_prior(some[: len(some) // 2]) for d, some in views.items()}
 
 
-def noise(shape):
-    return np.random.default_rng(0).normal(0, 100, shape).astype(np.float32)
-
-
 def masks_study(*boxes, names=None, shape=(60, 80), **about):
     """A study of rectangles or cuboids given as (x1, y1[, z1], x2, y2[, z2]); the scan is noise."""
     masks, n = [], len(shape)
@@ -60,7 +52,8 @@ def masks_study(*boxes, names=None, shape=(60, 80), **about):
         mask = np.zeros(shape, bool)
         mask[tuple(slice(box[axis], box[axis + n]) for axis in reversed(range(n)))] = True
         masks.append(((names or "abcdefgh")[k], mask))
-    return Study.from_masks(masks, scan=noise(shape), **{**ABOUT, **about})
+    scan = np.random.default_rng(0).normal(0, 100, shape).astype(np.float32)
+    return Study.from_masks(masks, scan=scan, **{**ABOUT, **about})
 
 
 FIVE = ((5, 5, 20, 15), (50, 8, 70, 30), (10, 35, 18, 50), (40, 40, 46, 44), (60, 42, 74, 57))
@@ -129,7 +122,7 @@ class Oracle:
 def test_exactly_the_answer_is_true_by_the_masks(views, priors, d, with_prior):
     prior = priors[d] if with_prior else None
     kinds = set()
-    for view in views[d][-100:]:
+    for view in views[d][-80:]:
         oracle = Oracle(view)
         for q in ask(view, per_family=2, prior=prior):
             right = [letter for letter, text in q.options.items() if oracle.right(q, text)]
@@ -144,7 +137,7 @@ def test_exactly_the_answer_is_true_by_the_masks(views, priors, d, with_prior):
 @pytest.mark.parametrize("d", ["2d", "3d"])
 def test_every_question_is_well_formed(views, priors, d):
     letters = Counter()
-    for k, view in enumerate(views[d]):
+    for k, view in enumerate(views[d][::2]):
         questions = ask(view, per_family=2, prior=priors[d] if k % 3 == 0 else None)
         assert len({q.id for q in questions}) == len(questions)
         for q in questions:
@@ -153,7 +146,7 @@ def test_every_question_is_well_formed(views, priors, d):
             assert not re.search(r"[{}]|picture", q.text + "".join(q.options.values()))
             assert not leaked(q.text, q.options, q.answer)
             assert all(s in view.study.structures and view.visible(s) for s in q.evidence)
-            percents = re.findall(r"([\d.]+) %", " ".join(q.options.values()))
+            percents = re.findall(r"([\d.]+) %", str(q.options))
             assert all(float(percent) <= 100 for percent in percents)
             if re.search(r"\bmm\b", str(q.options)):  # a measure needs the spacing in the question
                 spacing = zip(view.study.shape[::-1], view.study.spacing[::-1], strict=True)
@@ -162,13 +155,14 @@ def test_every_question_is_well_formed(views, priors, d):
             letters[q.answer] += 1
     total = sum(letters.values())
     chi2 = sum((letters[letter] - total / 4) ** 2 / (total / 4) for letter in "ABCD")
-    assert total > 2500 and chi2 < 16.3  # p = 0.001 with three degrees of freedom
+    assert total > 1250 and chi2 < 16.3  # p = 0.001 with three degrees of freedom
 
 
 @pytest.mark.parametrize("d", ["2d", "3d"])
 def test_the_centres_that_a_rationale_states_are_on_the_sides_that_it_names(views, d):
-    asked = [q for view in views[d][:60] for q in ask(view, per_family=3)]
-    asked = [q for q in asked if q.kind in ("quadrant", "relation", "place")]
+    families = ["spatial localization", "spatial relationship", "lesion analysis"]
+    asked = [q for view in views[d][:60] for q in ask(view, per_family=3, families=families)]
+    asked = [q for q in asked if "sides" in q.facts]
     for q in asked:
         for k, side in enumerate(q.facts["sides"], start=1):
             (axis, sign), count = SIDES[side], q.facts[f"all{k}"].split()[0]
@@ -196,16 +190,13 @@ def test_b13_answers_do_not_depend_on_the_spacing_or_shape_of_voxels():
     """Fault B13: directions were measured in voxels of an anisotropic grid."""
     boxes = [(5, 5, 1, 20, 15, 4), (50, 8, 6, 70, 30, 9)]
     boxes += [(10, 35, 2, 18, 50, 5), (60, 42, 10, 74, 57, 14)]
-    stretched = [tuple(v * (4 if k in (1, 4) else 1) for k, v in enumerate(box)) for box in boxes]
-    make = {"names": ORGANS, "directions": "LPS"}
-    one = masks_study(*boxes, shape=(16, 60, 80), **make)
-    other = masks_study(*stretched, shape=(16, 240, 80), **make)
-    families = ["spatial localization", "spatial relationship", "size comparison"]
-    asked, again = (
-        [(q.text, q.options) for q in many(view_of(s, (16, 60, 80)), families=families)]
-        for s in (one, other)
-    )
-    assert asked == again and len(asked) >= 40
+    families, asked = ["spatial localization", "spatial relationship", "size comparison"], []
+    for stretch in (1, 4):  # along y
+        tall = [np.multiply(box, (1, stretch, 1) * 2).tolist() for box in boxes]
+        about = {"names": ORGANS, "directions": "LPS", "shape": (16, 60 * stretch, 80)}
+        view = view_of(masks_study(*tall, **about), (16, 60, 80))
+        asked.append([(q.text, q.options) for q in many(view, families=families)])
+    assert asked[0] == asked[1] and len(asked[0]) >= 40
 
 
 def test_no_lesion_is_counted_only_where_all_are_outlined():
@@ -221,9 +212,10 @@ def test_without_orientation_or_spacing_there_are_no_sides_and_no_millimetres():
     study = masks_study(*FIVE, names=ORGANS)
     questions = many(view_of(study), 40, per_family=3)
     assert {q.kind for q in questions} == {"box", "structure", "span"}
-    assert not re.search(r"\b(left|right|anterior|posterior|mm|patient)\b", words_of(questions))
-    anisotropic = view_of(replace(study, spacing=(2.0, 0.5)))
-    questions = many(anisotropic, 40, families=["size comparison"])
+    words = str([(q.text, q.options, q.facts) for q in questions])
+    assert not re.search(r"\b(left|right|anterior|posterior|mm|patient)\b", words)
+    spaced = view_of(replace(study, spacing=(2.0, 0.5)))
+    questions = many(spaced, 40, families=["size comparison"])
     texts = [q.text for q in questions if q.kind == "extent"]
     assert texts and all("40 mm" in t and "120 mm" in t for t in texts)  # width, height
 
@@ -256,7 +248,7 @@ def test_poor_studies_give_fewer_questions_and_no_crash(d):
         placed = replace(study, spacing=(1.0,) * len(shape), directions="LPS"[: len(shape)])
         for view in (view_of(study, (10, 40, 50)), view_of(placed, (10, 40, 50))):
             asked[case] += many(view, 12, per_family=2)
-    assert not asked["nothing"] and not asked["one pixel"] and asked["one structure"]
+    assert asked["one structure"] and not asked["nothing"] + asked["one pixel"]
     sized = [q for q in asked["at borders"] if q.family == "size comparison"]
     assert {s.name for q in sized for s in q.evidence} <= {"d"}  # the only one that is whole
 
@@ -298,8 +290,8 @@ def test_a_reader_who_never_looks_stays_near_chance_only_with_a_prior(views, pri
         return interval(score.correct[None], score.patients).low
 
     assert low(asking.question_only_baseline(plain, epochs=3)["all"]) > 0.37
-    how = {d: {"prior": priors[d], "per_family": 2} for d in priors}
-    kept = [q for d, some in halves.items() for v in some for q in ask(v, **how[d])]
+    pairs = [(view, priors[d]) for d, some in halves.items() for view in some]
+    kept = [q for view, prior in pairs for q in ask(view, prior=prior, per_family=2)]
     scores = asking.question_only_baseline(kept, epochs=3)
     assert scores["all"].questions > 1000
     assert scores["all"].accuracy < 0.32 and set(scores) <= {"all", *FAMILIES}

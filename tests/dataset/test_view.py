@@ -72,7 +72,7 @@ def test_labels_on_constant_padding_are_not_visible(dimension, darker):
 def test_visible_needs_labels_and_agrees_with_a_slow_count():
     study = phantom(5, shape=(20, 96, 96))
     view = View(study, (7, 48, 64), None, FRAME)
-    labels = serialize_labels(Volume(study.labels, np.eye(4)), (7, 48, 64))
+    labels = serialize_labels(study.labels, (7, 48, 64))
     for structure in study.structures:
         pixels = np.isin(labels, structure.values).sum(axis=(1, 2)).max()
         assert view.visible(structure) == (pixels >= MIN_PIXELS), structure.name

@@ -10,6 +10,8 @@ import gzip
 import math
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,18 +94,33 @@ def _frame_of(path: Path, shape: tuple[int, ...], count: int, frame: int | None)
     return frame or 0
 
 
+def nifti_grid(path: Path) -> Volume:
+    """The grid of a NIfTI scan from its header alone, as a volume of zeros."""
+    with _opened(path) as (header, _):
+        affine, certain = _affine(path, header)
+        zeros = np.broadcast_to(np.uint8(0), header.get_data_shape()[:3])
+        return orient(zeros, affine, str(path), sides_certain=certain)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The header of a NIfTI file, and the stream after it."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    do = "download or export it again"
+    with raising(ScanError, path, "a whole NIfTI file", do), opener(path, "rb") as stream:
+        yield _header(path, stream.read(540)), stream  # the longer header is that of version 2
+
+
 def _nifti(path: Path, frame: int | None) -> Volume:
-    with raising(ScanError, path, "a whole NIfTI file", "download or export it again"):
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
-            header = _header(path, stream.read(540))  # the longer of both, that of version 2
-            shape = header.get_data_shape()
-            long = [side for side in shape[3:] if side != 1]
-            if len(shape) < 3 or len(long) > 1:
-                do = "save one 3D volume a file; use load_image for an image"
-                raise ScanError(path, "a 3D or 4D volume", f"shape {shape}", do)
-            chosen = _frame_of(path, shape, *(long or [1]), frame)
-            rest = (0 if side == 1 else chosen for side in shape[3:])
-            stored = _stored(path, header, stream)[(..., *rest)]
+    with _opened(path) as (header, stream):
+        shape = header.get_data_shape()
+        long = [side for side in shape[3:] if side != 1]
+        if len(shape) < 3 or len(long) > 1:
+            do = "save one 3D volume a file; use load_image for an image"
+            raise ScanError(path, "a 3D or 4D volume", f"shape {shape}", do)
+        chosen = _frame_of(path, shape, *(long or [1]), frame)
+        rest = (0 if side == 1 else chosen for side in shape[3:])
+        stored = _stored(path, header, stream)[(..., *rest)]
         affine, certain = _affine(path, header)
         slope, intercept = header.get_slope_inter()
     scaling = (1.0, 0.0) if slope is None else (slope, intercept)
@@ -158,14 +175,16 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
     that knows only one of them may exchange left and right in the other."""
     from nibabel.orientations import io_orientation
 
-    affine = to_mm(header) @ header.get_best_affine()
+    unit = _IN_MM.get(int(header["xyzt_units"]) % 8, 1.0)
+    in_mm = np.diag([unit, unit, unit, 1.0])
+    affine = in_mm @ header.get_best_affine()
     placed = [int(header[code]) > 0 for code in ("sform_code", "qform_code")]
     if not any(placed):
         message = f"{path}: the header names no orientation, its axes are assumed"
         warnings.warn(message, ScanWarning, stacklevel=4)
     if not all(placed):
         return affine, any(placed)
-    other = to_mm(header) @ header.get_qform()
+    other = in_mm @ header.get_qform()
     corners = np.array(list(product(*((0, side) for side in header.get_data_shape()[:3]), (1,))))
     apart = np.linalg.norm(corners @ (affine - other).T, axis=1).max()
     certain = bool(np.array_equal(io_orientation(affine), io_orientation(other)))
@@ -174,12 +193,6 @@ def _affine(path: Path, header: Any) -> tuple[np.ndarray, bool]:
         message += "" if certain else " and disagree about directions"
         warnings.warn(f"{message}; the sform counts", ScanWarning, stacklevel=4)
     return affine, certain
-
-
-def to_mm(header: Any) -> np.ndarray:
-    """The (4, 4) matrix from the length unit of a NIfTI header (unknown: mm) to mm."""
-    unit = _IN_MM.get(int(header["xyzt_units"]) % 8, 1.0)
-    return np.diag([unit, unit, unit, 1.0])
 
 
 def _numpy(path: Path, key: str | None, frame: int | None) -> Volume:

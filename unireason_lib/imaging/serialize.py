@@ -114,15 +114,12 @@ def serialize(
     return SliceStack(_resample(array, check_size(size), *bounds), bounds, geometry)
 
 
-def serialize_labels(
-    labels: Volume | np.ndarray, size: tuple[int, int, int] = PAPER_SIZE
-) -> np.ndarray:
+def serialize_labels(labels: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     """A label map on the serialized grid, ``(Z, Y, X)``: the label at the centre of each pixel."""
-    array = labels.array if isinstance(labels, Volume) else labels
     for axis, new in enumerate(check_size(size)):
-        centres = (np.arange(new) + 0.5) * array.shape[axis] / new
-        array = array.take(np.minimum(centres.astype(int), array.shape[axis] - 1), axis=axis)
-    return np.ascontiguousarray(array)
+        centres = (np.arange(new) + 0.5) * labels.shape[axis] / new
+        labels = labels.take(np.minimum(centres.astype(int), labels.shape[axis] - 1), axis=axis)
+    return np.ascontiguousarray(labels)
 
 
 def check_size(size: Sequence[int]) -> tuple[int, int, int]:

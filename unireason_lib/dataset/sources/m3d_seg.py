@@ -24,7 +24,7 @@ from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import LabelError, ScanError, ScanWarning, raising
-from unireason_lib.imaging import UNKNOWN_AFFINE, Volume
+from unireason_lib.imaging import Volume, load_volume
 from unireason_lib.imaging.read import npz_headers
 from unireason_lib.io import read_json
 
@@ -65,8 +65,8 @@ class M3DSegSource(base.FileSource):
         cases = {}
         for key, split in base.strictest(splits, self.name).items():
             code, _, folder = PurePosixPath(key).parent.as_posix().partition("/")
-            about = {"modality": self.modality, "labels": (masks[key],)}
-            cases[key] = Entry(key, name := f"{self.name}-{code}-{folder}", split, id=name, **about)
+            name, labels = f"{self.name}-{code}-{folder}", (masks[key],)
+            cases[key] = Entry(key, name, split, id=name, modality=self.modality, labels=labels)
         return cases
 
     def _names(self, code: str) -> dict[int, str | None]:
@@ -79,11 +79,8 @@ class M3DSegSource(base.FileSource):
     def scan(self, key: str) -> Volume:
         """The image of a case as (Z, Y, X), mapped from its file."""
         path = self.scan_file(key)
-        array, prepared = _array(path), (path.parent / "masks").is_dir()
-        if array.ndim != 4 or array.shape[0] != 1:
-            raise ScanError(path, "shape (1, ., ., .)", array.shape, "download it again")
-        array = array[0] if prepared else array[0].T
-        return Volume(array, UNKNOWN_AFFINE, str(path), has_affine=False)
+        volume, prepared = load_volume(path), (path.parent / "masks").is_dir()
+        return volume if prepared else replace(volume, array=volume.array.T)
 
     def study(self, key: str) -> Study:
         case, folder, shape = self.case(key), self.scan_file(key).parent, self.scan(key).shape
@@ -148,21 +145,12 @@ def _prepared_masks(folder: Path, shape: tuple[int, int, int]) -> Masks:
     files = {int(match[1]) + 1: file for match, file in matches if match}
 
     def mask(label: int) -> np.ndarray:
-        array = _array(files[label]) if label in files else np.zeros(1)
+        array = load_volume(files[label]).array if label in files else np.zeros(1)
         if array.size == 1 and not array.any():  # what the script writes for an empty mask
             return np.zeros(shape, bool)
-        if array.shape != (1, *shape):
+        if array.shape != shape:
             expected = f"shape {(1, *shape)}, or (1, 1, 1, 1) when absent"
-            raise LabelError(files[label], expected, array.shape, "prepare the case again")
-        return array[0] != 0
+            raise LabelError(files[label], expected, (1, *array.shape), "prepare the case again")
+        return array != 0
 
     return sorted(files), mask
-
-
-def _array(path: Path) -> np.ndarray:
-    """An array of numbers, mapped from its file."""
-    with raising(ScanError, path, "an array of numbers", "download it again"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype.kind not in "iufb":
-            raise ValueError(f"type {array.dtype}")
-        return array

@@ -19,9 +19,9 @@ from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Entry, names_table, value_names, well_formed
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
-from unireason_lib.errors import DatasetError, ScanError, raising
+from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
-from unireason_lib.imaging.read import to_mm
+from unireason_lib.imaging.read import nifti_grid
 from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
@@ -32,38 +32,21 @@ Names = tuple[dict[int, str | None], dict[int, int]]  # value -> name, value of 
 class NiftiSource(base.FileSource):
     """A source of NIfTI scans; subclasses say where cases are and what label values mean."""
 
-    meaning: Names  # of all label maps, unless a subclass reads it for each
+    meaning: Names  # of the values of label maps (None: left out)
     flip: str = ""  # world axes along which headers are wrong; "xy": L-P-S written as R-A-S
-
-    def names_of(self, labels: Path) -> Names:
-        """What the values of a label map mean (None: left out), and which lesion is of which
-        organ."""
-        return self.meaning
 
     def scan(self, key: str) -> Volume:
         return self._turned(load_volume(self.scan_file(key), frame=self.case(key).frame))
 
     def study(self, key: str) -> Study:
-        path = self.file(self.case(key).labels[0])
-        (names, inside), labels, grid = self.names_of(path), load_volume(path), self.grid(key)
+        names, inside = self.meaning
+        labels = load_volume(self.file(self.case(key).labels[0]))
+        grid = nifti_grid(self.scan_file(key))
         check_same_grid(grid, labels)
         grid = replace(grid, sides_certain=grid.sides_certain and labels.sides_certain)
         about = {"inside": inside, **space_of(grid)}
         about["hosts"] = {names[part]: names[organ] for part, organ in inside.items()}
         return self.measured(key, Study.from_labels, self._turned(labels), names, **about)
-
-    def grid(self, key: str) -> Volume:
-        """The grid of a scan from its header alone, as a volume of zeros."""
-        import nibabel as nib
-
-        path = self.scan_file(key)
-        with raising(ScanError, path, "a NIfTI file", "download it again"):
-            image = nib.load(path)
-            header, zeros = image.header, np.broadcast_to(np.uint8(0), image.shape[:3])
-            named = (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0])
-            axes = {nib.aff2axcodes(affine) for affine in named if affine is not None}
-            affine = to_mm(header) @ image.affine
-            return orient(zeros, affine, str(path), sides_certain=len(axes) == 1)
 
     def _turned(self, volume: Volume) -> Volume:
         signs = np.diag([-1.0 if axis in self.flip else 1.0 for axis in "xyz"] + [1.0])
@@ -137,15 +120,15 @@ class TotalSegmentatorSource(NiftiSource):
         if path.exists():
             with well_formed(path, "a table with image_id, separated by semicolons"):
                 table = pd.read_csv(path, sep=";", dtype=str, encoding="utf-8-sig")
-                splits = table.set_index("image_id").get("split", pd.Series()).to_dict()
+                column = table.set_index("image_id").get("split", pd.Series())
+                splits = column[column.isin(SPLITS)].to_dict()
         for scan in sorted([*self.root.glob("*/ct.nii.gz"), *self.root.glob("*/mri.nii.gz")]):
-            folder = scan.parent.name
-            name, split = f"{self.name}-{folder}", splits.get(folder)
+            folder, modality = scan.parent.name, "CT" if scan.name[0] == "c" else "MRI"
             outlines = f"{folder}/segmentations"
             outlines += "" if (self.root / outlines).is_dir() else ".nii.gz"
-            about = {"modality": "CT" if scan.name[0] == "c" else "MRI", "labels": (outlines,)}
-            key, split = f"{folder}/{scan.name}", split if split in SPLITS else None
-            cases[key] = Entry(key, name, split, id=name, **about)
+            key, name = f"{folder}/{scan.name}", f"{self.name}-{folder}"
+            about = {"split": splits.get(folder), "modality": modality, "labels": (outlines,)}
+            cases[key] = Entry(key, name, id=name, **about)
         return cases
 
     def study(self, key: str) -> Study:
@@ -153,7 +136,7 @@ class TotalSegmentatorSource(NiftiSource):
         (outlines,) = self.case(key).labels
         if outlines.endswith(".nii.gz"):
             return super().study(key)
-        grid = self.grid(key)
+        grid = nifti_grid(self.scan_file(key))
 
         def masks() -> Iterator[tuple[str, np.ndarray]]:
             for name in sorted(file.name for file in self.file(outlines).glob("[!.]*.nii.gz")):
@@ -164,10 +147,11 @@ class TotalSegmentatorSource(NiftiSource):
         hosts = names_table(self.registered)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
-    def names_of(self, labels: Path) -> Names:
+    @cached_property
+    def meaning(self) -> Names:
         if self.names is None:
             do = "give names=labels.json"
-            raise DatasetError(labels, "a table of its label names", "none", do)
+            raise DatasetError(self.name, "a table of label names for label maps", "none", do)
         return value_names(read_json(self.file(self.names)), self.names), {}
 
 
@@ -208,7 +192,6 @@ class FolderOfScans(NiftiSource):
                 patient = f"{self.name}-{re.match(self.patient, case)[1]}"
             plain = f"labels/{case}.nii"
             label = plain if (self.root / plain).exists() else f"{plain}.gz"
-            about = {"id": f"{self.name}-{case}", "modality": modality, "labels": (label,)}
-            key = f"images/{path.name}"
-            cases[key] = Entry(key, patient, **about)
+            key, name = f"images/{path.name}", f"{self.name}-{case}"
+            cases[key] = Entry(key, patient, id=name, modality=modality, labels=(label,))
         return cases

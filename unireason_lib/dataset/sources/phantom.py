@@ -32,11 +32,10 @@ import yaml
 
 from unireason_lib.dataset.sources.base import Entry, LazyIndex, Source
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import Volume
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("anatomy.yaml").read_text("utf-8"))
-BODY = "body"
 ORGANS: dict[str, int] = {name: label for label, name in enumerate(_TABLE["organs"], start=2)}
 """Label of every organ in the label maps of phantoms; the body around them has label 1."""
 HOSTS: dict[str, float] = _TABLE["hosts"]
@@ -49,7 +48,7 @@ SIZES: dict[str, tuple[float, float]] = {"small": (22, 32), "medium": (42, 50), 
 _SIGNS = {"hypodense": -1, "hyperdense": 1, "isodense": 0}
 
 LABELS: dict[int, str] = {
-    1: BODY,
+    1: "body",
     **{label: name for name, label in ORGANS.items()},
     **{ORGANS[host] + 20: f"{host} lesion" for host in HOSTS},
 }
@@ -88,9 +87,8 @@ class PhantomConfig:
     window: Range = (-150.0, 350.0)  # HU to be shown
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, list):  # as a profile file has it
-                object.__setattr__(self, name, tuple(value))
+        tuples = {name: tuple(v) for name, v in vars(self).items() if isinstance(v, list)}
+        vars(self).update(tuples)  # a file has lists
         ranges = (self.length, self.field_of_view, self.fat, self.noise, self.field, self.blur)
         ranges = (*ranges, self.contrast)
         amounts = (self.variation, self.texture_contrast, *(low for low, *_ in ranges))
@@ -123,28 +121,21 @@ def phantom(
     return _study(*_patient(seed, config), config, tuple(shape or config.shape))
 
 
-def phantom_slice(
-    seed: int,
-    size: int | tuple[int, int] | None = None,
-    z: int | None = None,
-    config: PhantomConfig = DEFAULT,
-) -> Study:
+def phantom_slice(seed: int, size: int | None = None, config: PhantomConfig = DEFAULT) -> Study:
     """One axial slice of patient ``seed``, equal to ``phantom(seed, ...).slice(z)``, made without
-    making the volume; ``size`` (y, x) replaces that of ``config.shape``. A ``z`` of None picks a
-    plane by the seed, through the core of a lesion when the patient has one."""
+    making the volume; ``size`` replaces rows and columns of ``config.shape``. The seed picks the
+    plane, through the core of a lesion when the patient has one."""
     patient, lesions = _patient(seed, config)
-    size = config.shape[1:] if size is None else (size, size) if isinstance(size, int) else size
     depth, rng = config.shape[0], np.random.Generator(np.random.SFC64((seed, 1)))
-    if z is None and lesions:
+    if lesions:
         lesion = lesions[rng.integers(len(lesions))]
         away = np.abs(patient.axes((depth, 1, 1))[0] - lesion.centre[2])
         core = np.flatnonzero(away <= max(lesion.attributes["diameter_mm"] / 4, away.min()))
         z = int(rng.choice(core))
-    elif z is None:
+    else:
         z = int(rng.integers(depth))
-    if not 0 <= z < depth:
-        raise DatasetError(f"phantom {seed}", f"a plane from 0 to {depth - 1}", str(z), "change z")
-    return _study(patient, lesions, config, (depth, *size), z)
+    plane = (size, size) if size else config.shape[1:]
+    return _study(patient, lesions, config, (depth, *plane), z)
 
 
 @dataclass(frozen=True)
@@ -166,18 +157,13 @@ class PhantomSource(Source):
 
     def __post_init__(self) -> None:
         if isinstance(self.config, Mapping):
-            try:
-                config = PhantomConfig(**self.config)
-            except TypeError as error:
-                what = "fields of PhantomConfig"
-                raise DatasetError("phantom config", what, error, "correct them") from error
-            object.__setattr__(self, "config", config)
+            what = "fields of PhantomConfig"
+            with raising(DatasetError, "phantom config", what, "correct them"):
+                object.__setattr__(self, "config", PhantomConfig(**self.config))
 
     def index(self) -> Sequence[Entry]:
-        return LazyIndex(self.count, self._entry)
-
-    def _entry(self, k: int) -> Entry:
-        return Entry(str(self.start + k), _name(self.start + k))
+        numbers = range(self.start, self.start + self.count)
+        return LazyIndex(numbers, lambda number: Entry(str(number), _name(number)))
 
     def study(self, key: str) -> Study:
         """The study of patient ``key``, with its scan, which comes with the labels."""
@@ -449,8 +435,7 @@ def _study(patient: _Patient, lesions: list[_Lesion], config, shape, z: int | No
         about = {"id": f"{name}-z{z:03d}", "spacing": spacing[1:], "directions": "LP"}
         about["details"] = {"z": z, "volume": name}
     about |= {"patient": name, "source": PhantomSource.name, "license": PhantomSource.license}
-    about |= {"modality": PhantomSource.modality, "window": config.window}
-    about["all_lesions"] = True
+    about |= {"modality": PhantomSource.modality, "window": config.window, "all_lesions": True}
     about["attributes"] = {lesion.label: lesion.attributes for lesion in lesions}
     return Study.from_labels(labels, LABELS, scan=scan, inside=INSIDE, **about)
 

@@ -74,8 +74,8 @@ class SAMed2DSource(_Images):
     modality = "mixed"
 
     @cached_property
-    def _masks(self) -> dict[str, list[str]]:
-        """Image -> its masks."""
+    def cases(self) -> Mapping[str, list[str]]:
+        """Image -> its masks; they are millions, so entries are made on access."""
         path = self.root / "SAMed2D_v1.json"
         masks = read_json(path)
         if not all(isinstance(own, list) for own in masks.values()):
@@ -93,19 +93,20 @@ class SAMed2DSource(_Images):
             }
 
     @cached_property
-    def _index(self) -> Sequence[Entry]:
-        keys = list(self._masks)  # millions, so their entries are made on access
-        return base.LazyIndex(len(keys), lambda k: self.case(keys[k]))
+    def _keys(self) -> list[str]:
+        return list(self.cases)
+
+    def index(self) -> Sequence[Entry]:
+        return base.LazyIndex(self._keys, self.case)
 
     def case(self, key: str) -> Entry:
         """What the name ``modality_sub--dataset--case--axis_slice`` of an image says."""
-        if key not in self._masks:
-            raise DatasetError(self.name, "a key of its index", repr(key), "open it as indexed")
+        masks = super().case(key)
         prefix, dataset, rest = [*PurePosixPath(key).stem.split("--", 2), "", ""][:3]
         kinds = names_table(self.registered)["modalities"].items()
         modality = next((m for kind, m in kinds if f"{prefix}_".startswith(kind)), "medical")
         name = f"{self.name}-{key.removeprefix('images/').removesuffix('.png')}"
-        labels = tuple(dict.fromkeys(map(str, self._masks[key])))
+        labels = tuple(dict.fromkeys(map(str, masks)))
         patient = f"{self.name}-{dataset}--{rest.rpartition('--')[0]}"
         return Entry(key, patient, id=name, modality=modality, labels=labels)
 
@@ -144,8 +145,8 @@ class SAMMed2DSource(_Images):
         cases = {}
         for image, own in masks.items():
             key, name = f"images/{image}.png", f"{self.name}-{image}"
-            about = {"id": name, "modality": "medical", "labels": tuple(own)}
-            cases[key] = Entry(key, re.sub(r"_[0-9]+$", "", name), **about)
+            patient = re.sub(r"_[0-9]+$", "", name)
+            cases[key] = Entry(key, patient, id=name, modality="medical", labels=tuple(own))
         return cases
 
     def _names_in(self, folder: str) -> list[str]:
