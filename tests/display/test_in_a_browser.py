@@ -3,9 +3,7 @@
 import base64
 import json
 import os
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 OPTIONS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage
     --disable-sync --window-size=1100,1500 --remote-debugging-port=0 --remote-allow-origins=*"""
+LAB_OPTIONS = """--no-browser --allow-root --LabApp.expose_app_in_browser=True
+    --LabApp.extension_manager=readonly"""
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(13, 17, 23)"
 PAGE_STATE = """
 window.texts = (selector) => all(selector).map((each) => each.textContent);
@@ -146,7 +146,7 @@ def until(probe, what, seconds=120):
         try:
             if found := probe():
                 return found
-        except (OSError, StopIteration, AssertionError) as not_yet:
+        except (OSError, ValueError, StopIteration, AssertionError) as not_yet:
             error = not_yet
         time.sleep(0.1)
     raise AssertionError(f"{what} did not come in {seconds} s: {error}")
@@ -287,27 +287,23 @@ def lab(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, tmp_path / "page.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    token, names = secrets.token_hex(16), ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-    own = {f"JUPYTER_{name}": str(tmp_path / name) for name in names}
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
-    options = [f"--ServerApp.port={address[17:]}", f"--IdentityProvider.token={token}"]
-    options += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True"]
-    options += [f"--LabApp.{name}_dir={tmp_path}" for name in ("workspaces", "user_settings")]
-    options += [f"--ServerApp.root_dir={tmp_path}", "--LabApp.extension_manager=readonly"]
-    command = [sys.executable, "-m", "jupyterlab", *options]
+    command = [sys.executable, "-m", "jupyterlab", *LAB_OPTIONS.split()]
     processes = [subprocess.Popen(command, cwd=tmp_path, env=os.environ | own, **SILENT)]
-    session = {"path": "page.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
-    session = {"data": json.dumps(session | {"name": ""}).encode(), "method": "POST"}
-    session["headers"] = {"Authorization": f"token {token}"}
-    request = urllib.request.Request(f"{address}/api/sessions", **session)
+    session = {"path": "page.ipynb", "name": "", "type": "notebook", "kernel": {"name": "python3"}}
+
+    def server():
+        about = next((tmp_path / "RUNTIME").glob("jpserver-*.json"))
+        url, token = (json.loads(about.read_text())[name] for name in ("url", "token"))
+        headers, body = {"Authorization": f"token {token}"}, json.dumps(session).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{url}api/sessions", body, headers))
+        return f"{url}lab/tree/page.ipynb?token={token}"
+
     try:
         browser = Browser(tmp_path)
         processes.append(browser.process)
-        until(lambda: urllib.request.urlopen(request), "the server")
-        browser.send("Page.navigate", url=f"{address}/lab/tree/page.ipynb?token={token}")
+        browser.send("Page.navigate", url=until(server, "the server"))
         yield browser
         browser.screenshot("viewer")
     finally:

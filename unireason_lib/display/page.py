@@ -74,10 +74,9 @@ class TracePage:
         room = (len(slices), *reply.images[0].size) if slices else (0, 0, 0)
         for piece in reply.pieces:
             if not isinstance(piece, str):
-                place = _place(piece.box, *room) if piece.box else None
-                status = piece.status if piece.status != "injected" else ""
                 about = {"words": piece.text, "number": piece.number, "crops": piece.fetched}
-                piece = about | {"status": status, "place": place}
+                about["status"] = "" if piece.status == "injected" else piece.status
+                piece = about | {"place": _place(piece.box, *room) if piece.box else None}
             pieces.append(piece)
         truths = [(name, _place(box, *room)) for name, box in reply.truth_boxes]
         shown = {name: getattr(reply, name) for name in "choice right iou error facts".split()}
