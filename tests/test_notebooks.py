@@ -37,7 +37,7 @@ def project(tmp_path, monkeypatch):
         parts += [f"# %%\n{cell}" for cell in cells]
         path = folder / f"{name}.ipynb"
         path.with_suffix(".py").write_text("\n\n".join(parts) + "\n")
-        notebook = jupytext.read(path.with_suffix(".py"), "py:percent")
+        notebook = jupytext.read(path.with_suffix(".py"), fmt="py:percent")
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["kernelspec"] = kernel
         nbformat.write(notebook, path)

@@ -32,8 +32,8 @@ def python(*words):
 def test_help_imports_nothing_heavy(run):
     heavy = "{'torch', 'transformers', 'matplotlib', 'numpy', 'PIL', 'pandas', 'papermill'}"
     code = (
-        "import sys\nfrom unireason_lib.__main__ import main\n"
-        f"try: main()\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules)"
+        "import sys\nfrom unireason_lib.cli import app\n"
+        f"try: app()\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules)"
     )
     done = python("-c", code, "evaluate", "--help")
     assert done.returncode == 0, done.stderr

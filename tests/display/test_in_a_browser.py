@@ -76,11 +76,11 @@ window.answers = () => all(".jupyter-widgets tr").map((e) => e.innerText).filter
 class Browser:
     """A browser that is driven by its own protocol, as by a hand on mouse and keyboard."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, address="about:blank"):
         from websocket import create_connection
 
         profile, self.sent = folder / "profile", 0
-        command = [BROWSER, *OPTIONS.split(), f"--user-data-dir={profile}", "about:blank"]
+        command = [BROWSER, *OPTIONS.split(), f"--user-data-dir={profile}", address]
         self.process = subprocess.Popen(command, cwd=folder, **SILENT)
         debug = until((profile / "DevToolsActivePort").read_text, "the browser").split()[0]
 
@@ -139,7 +139,7 @@ class Browser:
             Path(folder, f"{name}.png").write_bytes(shot)
 
 
-def until(probe, what, seconds=120):
+def until(probe, what, seconds=300):
     """What a function gives as soon as that is something."""
     end, error = time.monotonic() + seconds, None
     while time.monotonic() < end:
@@ -301,9 +301,8 @@ def lab(tmp_path):
         return f"{url}lab/tree/page.ipynb?token={token}"
 
     try:
-        browser = Browser(tmp_path)
+        browser = Browser(tmp_path, until(server, "the server"))
         processes.append(browser.process)
-        browser.send("Page.navigate", url=until(server, "the server"))
         yield browser
         browser.screenshot("viewer")
     finally:

@@ -34,7 +34,6 @@ from unireason_lib.imaging.crops import slice_range
 
 Boxes = Sequence[Box] | Mapping[Any, Box]
 Looks = Iterable[tuple[int, Box]]  # index of the colour and number, box
-RADIOLOGICAL = "RLAP"  # sides of the patient at the left, right, upper and lower edge of a slice
 
 
 def show_slices(images: Any, boxes: Boxes | None = None, *, letters: str = "") -> AltFigure:
@@ -49,7 +48,7 @@ def show_slices(images: Any, boxes: Boxes | None = None, *, letters: str = "") -
     figure, aspects = _grid(tiles, 8, alt, list(map(str, range(len(arrays)))), names), []
     if getattr(images, "has_affine", False):
         _, down, across = images.spacing
-        letters, aspects = RADIOLOGICAL, [down / across] * len(arrays)
+        letters, aspects = "RLAP", [down / across] * len(arrays)
     return _orient(figure, [letters] * len(arrays), aspects)
 
 
