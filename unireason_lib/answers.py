@@ -145,8 +145,8 @@ def _named(answer: str, options: Mapping[str, str]) -> set[str]:
 
 
 def printable(text: str) -> str:
-    """The text without broken Unicode, control and direction characters, which a terminal or page
-    would follow."""
+    """The text with a mark in place of broken Unicode, control and direction characters: a terminal
+    or a page would follow them."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf")} - {*"\n\t\u200d"}
     return "".join("\ufffd" if c in hidden else c for c in text)

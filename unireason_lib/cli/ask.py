@@ -135,8 +135,9 @@ def _ask_benchmark(given: Any) -> None:
 
     profile = settings_of(given)
     checkpoint = Checkpoint(given.model, given.adapter, given.dtype, given.device)
-    how = {"frame": checkpoint.frame(), "serialization": checkpoint.serialization, **given.option}
-    questions = open_benchmark(given.benchmark, **values(given, "size window split limit"), **how)
+    how = {"frame": checkpoint.frame(), "serialization": checkpoint.serialization}
+    how |= values(given, "size window split limit") | given.option
+    questions = open_benchmark(given.benchmark, **how)
     for row in questions.skipped[:5]:
         typer.echo(f"cannot be asked: {row.name}: {row.reason[:300]}", err=True)
     settings, size = Settings(**profile.generation.model_dump()), profile.evaluation.batch_size
