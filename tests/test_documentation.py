@@ -1,7 +1,5 @@
 """README and the guides promise nothing that is not there: commands, links, files, verdicts."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import importlib

@@ -1,7 +1,5 @@
 """Planning: counts are those of the model, memory and hours follow, what cannot fit is refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model

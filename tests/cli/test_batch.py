@@ -1,7 +1,5 @@
 """``infer 2d-batch`` and ``3d-batch``: every sample once, errors beside it, and on after a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The commands as a whole: help without waiting, how they end, and from data to a merged model."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -134,7 +132,7 @@ def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
 def evaluate(run, tiny_checkpoint):
     """A function that evaluates the tiny model with short replies."""
 
-    def call(*words: object):
+    def call(*words):
         model = ("--model", tiny_checkpoint, "--device", "cpu", "--profile", "smoke", "--quiet")
         return run("evaluate", *model, "--set", "generation.max_new_tokens=4", *words)
 

@@ -1,7 +1,5 @@
 """``infer 2d`` and ``infer 3d``: what is printed, what is written, and the way back to the scan."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -89,8 +87,16 @@ def test_the_layout_is_that_of_the_checkpoint(ask, scans, tiny_checkpoint, tmp_p
 
 def test_quiet_prints_the_answer_alone(run, scans, scripted):
     scripted("<think>hm</think>\x1b[31mred<|im_end|>")
-    words = ("infer", "2d", "--image", scans / "0.png", "--question", "What?")
-    words += ("--max-new-tokens", 99)
+    words = [
+        "infer",
+        "2d",
+        "--image",
+        scans / "0.png",
+        "--question",
+        "What?",
+        "--max-new-tokens",
+        99,
+    ]
     assert run(*words, "--quiet").stdout.strip().endswith("red")
     shown = run(*words).stdout  # a model cannot send escape codes to the terminal
     assert "answer:" in shown and "\x1b" not in shown
