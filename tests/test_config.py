@@ -1,7 +1,5 @@
 """Profiles: what they hold, and that no typo and no wrong type passes."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 
@@ -36,10 +34,8 @@ def test_gpu_has_the_values_of_the_paper():
 
 def test_overrides_as_text_as_mapping_and_by_keyword_agree():
     text = load_profile("laptop", "generation.max_rounds=3, serialization.size=[8,64,64]; top_p=1")
-    mapping = load_profile(
-        "laptop",
-        {"generation.max_rounds": 3, "serialization.size": [8, 64, 64], "generation.top_p": 1.0},
-    )
+    mapping = {"generation.max_rounds": 3, "serialization.size": [8, 64, 64], "top_p": 1.0}
+    mapping = load_profile("laptop", mapping)
     keyword = load_profile("laptop", max_rounds=3, size=(8, 64, 64), top_p=1)
     assert text == mapping == keyword != load_profile("laptop")
     assert text.serialization.size == (8, 64, 64)
@@ -47,9 +43,8 @@ def test_overrides_as_text_as_mapping_and_by_keyword_agree():
 
 
 def test_any_argument_of_trl_may_be_set():
-    profile = load_profile(
-        "smoke", "sft.adam_beta2=0.95, grpo.epsilon_high=0.3, grounding.sft_lora_r=none"
-    )
+    changes = "sft.adam_beta2=0.95, grpo.epsilon_high=0.3, grounding.sft_lora_r=none"
+    profile = load_profile("smoke", changes)
     assert profile.sft.model_dump()["adam_beta2"] == 0.95
     assert profile.grpo.epsilon_high == 0.3 and profile.grounding.sft_lora_r is None
 
@@ -76,11 +71,7 @@ def test_any_argument_of_trl_may_be_set():
         ("laptop", "freeze_vision=false", "feature_cache"),
         ("laptop", "just words", "="),
         # names of TRL: a wrong type passed as text, and a private synonym was accepted
-        (
-            "laptop",
-            "sft.lora_rank=sixteen",
-            "sft.lora_rank.*no argument of SFTConfig.*'sft_lora_r'",
-        ),
+        ("laptop", "sft.lora_rank=sixteen", "lora_rank.*no argument of SFTConfig.*'sft_lora_r'"),
         ("laptop", "lora_rank=16", "grounding.sft_lora_r"),
         ("laptop", "sft.max_lenght=3", "perhaps 'max_length'"),
         ("laptop", "sft.learning_rate=fast", "sft.learning_rate.*number, found 'fast'"),

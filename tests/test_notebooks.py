@@ -9,6 +9,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import numpy as np
+import papermill
 import pytest
 
 from unireason_lib import notebooks
@@ -31,28 +32,22 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def add(name, *cells):
-        parts = [
-            "# %% [markdown]\n# # Title",
-            '# %% tags=["parameters"]\nPROFILE = "laptop"\nSEED = 0',
-        ]
-        parts += [f'# %% tags=["setup"]\n{SET_UP}', *(f"# %%\n{cell}" for cell in cells)]
-        script = folder / f"{name}.py"
-        script.write_text("\n\n".join(parts) + "\n")
-        notebook = jupytext.reads(script.read_text(), "py:percent")
-        notebook.metadata["kernelspec"] = {
-            "name": "python3",
-            "display_name": "Python 3",
-            "language": "python",
-        }
-        nbformat.write(notebook, script.with_suffix(".ipynb"))
-        return script.with_suffix(".ipynb")
+        parts = ["# %% [markdown]\n# # Title", f'# %% tags=["setup"]\n{SET_UP}']
+        parts.insert(1, '# %% tags=["parameters"]\nPROFILE = "laptop"\nSEED = 0')
+        parts += [f"# %%\n{cell}" for cell in cells]
+        path = folder / f"{name}.ipynb"
+        path.with_suffix(".py").write_text("\n\n".join(parts) + "\n")
+        notebook = jupytext.read(path.with_suffix(".py"), fmt="py:percent")
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["kernelspec"] = kernel
+        nbformat.write(notebook, path)
+        return path
 
     return add
 
 
 def text_of(path):
-    cells = nbformat.read(path, 4).cells
-    return str([cell.get("outputs") for cell in cells])
+    return str([cell.get("outputs") for cell in nbformat.read(path, 4).cells])
 
 
 def test_a_run_goes_on_after_a_failure_and_ends_with_the_results(project, capfd):
@@ -72,25 +67,17 @@ def test_a_run_goes_on_after_a_failure_and_ends_with_the_results(project, capfd)
     assert json.loads(Path("runs/x/results.json").read_text())["results"][0]["value"] == "2.5 x"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_an_unknown_name_is_refused_before_anything_runs(project):
+    """Plain papermill ran the defaults for a misspelt parameter."""
+    path = project("00_a", "print('trained')")
+    for arguments, message in (
         ({"names": ["07"]}, "'07'"),
         ({"parameters": {"SED": 1}}, "perhaps 'SEED'"),
         ({"profile": "laptob"}, "laptop"),
-    ],
-)
-def test_an_unknown_name_is_refused_before_anything_runs(project, arguments, message):
-    project("00_a", "x = 1")
-    with pytest.raises(UniReasonError, match=message):
-        notebooks.run(**arguments)
+    ):
+        with pytest.raises(UniReasonError, match=message):
+            notebooks.run(**arguments)
     assert not Path("runs").exists()
-
-
-def test_plain_papermill_with_a_misspelt_parameter_does_not_run_the_defaults(project):
-    import papermill
-
-    path = project("00_a", "print('trained')")
     with pytest.raises(papermill.PapermillExecutionError, match="perhaps 'PROFILE'"):
         papermill.execute_notebook(path, "out.ipynb", {"PROFIL": "smoke"}, progress_bar=False)
     assert "trained" not in text_of("out.ipynb")
@@ -149,27 +136,19 @@ def test_sync_takes_the_edited_one_and_refuses_when_both_were_edited(project):
     notebook.cells[-1].source = "x = 3"
     nbformat.write(notebook, path)
     script.write_text(script.read_text().replace("x = 2", "x = 4"))
-    before = path.read_bytes(), script.read_bytes()
-    with pytest.raises(UniReasonError, match=r"00_a\.ipynb too"):
-        notebooks.sync()
-    assert (path.read_bytes(), script.read_bytes()) == before
-
-
-def test_sync_of_a_pair_that_nobody_synced_loses_no_edit(project):
-    path = project("00_a", "x = 1")
-    script = path.with_suffix(".py")
-    script.write_text(script.read_text().replace("x = 1", "x = 2"))
-    before = path.read_bytes(), script.read_bytes()
-    with pytest.raises(UniReasonError, match=r"00_a\.ipynb too"):
-        notebooks.sync()
-    assert (path.read_bytes(), script.read_bytes()) == before
+    nobody_synced = project("01_b", "x = 1").with_suffix(".py")
+    nobody_synced.write_text(nobody_synced.read_text().replace("x = 1", "x = 2"))
+    files = (path, script, nobody_synced, nobody_synced.with_suffix(".ipynb"))
+    before = [file.read_bytes() for file in files]
+    for name in ("00_a", "01_b"):
+        with pytest.raises(UniReasonError, match=rf"{name}\.ipynb too"):
+            notebooks.sync([name])
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_published_figures_are_finite_and_a_zero_is_one(monkeypatch):
-    import IPython.display
-
     shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     notebooks.publish("speed", np.float64(3.4123), "x", interval=(3.1, np.float32(3.75)), note="n")
     notebooks.publish("errors", 0)
     assert shown[0]["text/plain"] == "speed: 3.41 x (3.1 to 3.75)  [n]"

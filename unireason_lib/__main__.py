@@ -2,11 +2,5 @@
 
 from unireason_lib.cli import app
 
-
-def main() -> None:
-    """Run the command line."""
-    app(prog_name="python -m unireason_lib")
-
-
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m unireason_lib")

@@ -144,6 +144,14 @@ def _named(answer: str, options: Mapping[str, str]) -> set[str]:
     return set() if denied else set(named)
 
 
+def printable(text: str) -> str:
+    """The text with a mark in place of broken Unicode, control and direction characters: a terminal
+    or a page would follow them."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf")} - {*"\n\t\u200d"}
+    return "".join("\ufffd" if c in hidden else c for c in text)
+
+
 def plain_words(text: str) -> str:
     """Words and numbers in small letters; 1.5 is one number."""
     return " ".join(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.casefold()))

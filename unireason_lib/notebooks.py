@@ -42,10 +42,9 @@ ENVIRONMENT = {
 OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
 
 
-def project_root(start: str | Path = ".") -> Path:
-    """The checkout at or above a folder, else that of this package; it holds ``data/``."""
-    start = Path(start).resolve()
-    for folder in (start, *start.parents, Path(__file__).resolve().parents[1]):
+def project_root() -> Path:
+    """The checkout at or above this folder, else that of this package; it holds ``data/``."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
         if (folder / "notebooks" / "jupytext.toml").is_file():
             return folder
     do = "work inside the cloned repository"

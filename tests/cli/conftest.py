@@ -1,22 +1,18 @@
 """Scans and files of questions to ask about, and a model that can be made to write boxes."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from unireason_lib.cli import app
 
 
 @pytest.fixture(scope="session")
-def scans(tmp_path_factory) -> Path:
+def scans(tmp_path_factory):
     """Images ``0.png`` ... ``5.png`` (80 x 48) and volumes ``0.nii.gz`` ... ``2.nii.gz``."""
     folder = tmp_path_factory.mktemp("scans")
     draw = np.random.default_rng(0)
@@ -32,11 +28,11 @@ def scans(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def questions(tmp_path) -> Callable[..., Path]:
+def questions(tmp_path):
     """A function that writes rows as a ``.jsonl`` file."""
 
-    def write(*rows: dict, name: str = "questions.jsonl") -> Path:
-        path = tmp_path / name
+    def write(*rows):
+        path = tmp_path / "questions.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
 
@@ -44,10 +40,10 @@ def questions(tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def run(tiny_checkpoint) -> Callable[..., Result]:
+def run(tiny_checkpoint):
     """A function that calls ``python -m unireason_lib`` in this process, short replies by default."""
 
-    def call(*words: object) -> Result:
+    def call(*words):
         words = [str(word) for word in words]
         if words[0] == "infer" and "--help" not in words:
             usual = {"--model-path": tiny_checkpoint, "--max-new-tokens": 3, "--device": "cpu"}

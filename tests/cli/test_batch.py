@@ -1,7 +1,5 @@
 """``infer 2d-batch`` and ``3d-batch``: every sample once, errors beside it, and on after a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -94,12 +92,8 @@ def test_results_of_another_model_are_not_mixed(batch, questions, tiny_checkpoin
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (moved / "model.safetensors").write_bytes(weights)
-    for words, message in (
-        (("--model-path", moved), "model.sha256"),
-        (("--seed", 1), "settings.seed was 0 and is now 1"),
-    ):
-        refused, _ = batch(path, *words)
-        assert refused.exit_code == 2 and message in refused.stderr
+    refused, _ = batch(path, "--model-path", moved)
+    assert refused.exit_code == 2 and "model.sha256" in refused.stderr
     assert out.read_bytes() == before
 
 
@@ -109,12 +103,9 @@ def test_a_killed_run_goes_on(batch, questions, scans, tiny_checkpoint, tmp_path
     words = ("--input", path, "--image-root", scans, "--output", out, "--quiet")
     words += ("--model-path", tiny_checkpoint, "--max-new-tokens", 24, "--device", "cpu")
     root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unireason_lib", "infer", "2d-batch", *map(str, words)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-m", "unireason_lib", "infer", "2d-batch", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 600  # on a busy machine
         while not (out.exists() and out.read_bytes().count(b"\n") >= 3):

@@ -1,7 +1,5 @@
 """The commands as a whole: help without waiting, how they end, and from data to a merged model."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -22,16 +20,20 @@ COMMANDS = "infer build sft rl merge evaluate ablate trace plan base tutorial".s
 SMALL = ("--benchmark", "phantom", "--option", "prior_studies=0", "--size", "4x64x64")
 
 
+def python(*words):
+    """A process of its own."""
+    command = [sys.executable, *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 def test_help_imports_nothing_heavy(run):
     heavy = "{'torch', 'transformers', 'matplotlib', 'numpy', 'PIL', 'pandas', 'papermill'}"
     code = (
-        "import sys\nfrom unireason_lib.__main__ import main\n"
-        f"try: main()\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules)"
+        "import sys\nfrom unireason_lib.cli import app\n"
+        f"try: app()\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "evaluate", "--help"],
-        **{"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True},
-    )
+    done = python("-c", code, "evaluate", "--help")
     assert done.returncode == 0, done.stderr
     assert all(name in run("--help").stdout for name in COMMANDS)
     assert all("--help" in run(name, "--help").stdout for name in COMMANDS)
@@ -79,68 +81,31 @@ def data(run, tiny_checkpoint, tmp_path_factory):
     return out
 
 
-def test_training_commands_go_on_and_end_in_a_merged_model(run, data, tiny_checkpoint, tmp_path):
+def test_from_records_to_a_model_that_learnt_and_is_merged(run, data, tiny_checkpoint, tmp_path):
+    """Outcome RL starts from the adapter of fine-tuning; a lost folder was asked of the hub."""
+    sft, rl, merged = (tmp_path / name for name in ("sft", "rl", "merged"))
     quiet = ("--profile", "smoke", "--quiet", "--data", data)
-    first = ("sft", *quiet, "--model", tiny_checkpoint, "--out", tmp_path / "sft")
-    done = run(*first, "--set", "grounding.sft_lora_r=4")
-    assert done.exit_code == 0, done.output
-    assert "records to learn from" in done.stdout and done.stderr == ""
-    log = tmp_path / "sft" / "log.jsonl"
-    lines = log.read_text()
-    assert lines.count('"loss"') == 4 and '"free_running"' in lines
-    again = run(*first, "--set", "grounding.sft_lora_r=4")
-    assert again.exit_code == 0 and log.read_text() == lines  # finished: nothing is done twice
-    other = run(*first, "--set", "grounding.sft_lora_r=8")
-    assert other.exit_code == 2 and "sft_lora_r was 4 and is now 8" in other.stderr
+    first = ("sft", *quiet, "--model", tiny_checkpoint, "--out", sft)
     misspelt = run(*first, "--set", "sft.learning_rat=1")
     assert misspelt.exit_code == 2 and "learning_rate" in misspelt.stderr
-    merged = tmp_path / "merged"
-    words = ("--model", tiny_checkpoint, "--adapter", tmp_path / "sft" / "model", "--out", merged)
-    assert run("merge", *words).exit_code == 0
-    load_model(merged, device="cpu")
-    assert run("merge", *words).exit_code == 2  # it is there already
-
-
-def test_outcome_rl_starts_from_an_adapter(run, data, tiny_checkpoint, tmp_path):
-    out = tmp_path / "rl"
-    words = ("rl", "--profile", "smoke", "--quiet", "--data", data, "--out", out)
-    done = run(*words, "--model", tiny_checkpoint)
+    done = run(*first, "--set", "grounding.sft_lora_r=4")
+    assert done.exit_code == 0 and "records to learn from" in done.stdout and done.stderr == ""
+    lines = (sft / "log.jsonl").read_text()
+    assert lines.count('"loss"') == 4 and '"free_running"' in lines
+    done = run("rl", *quiet, "--model", sft / "model", "--out", rl)
     assert done.exit_code == 0, done.output
-    assert (out / "rollouts.jsonl").is_file() and '"reward"' in (out / "log.jsonl").read_text()
-    load_model(out / "model", device="cpu")
-    lost = run(*words[:-3], "/nothere", "--out", out, "--model", tiny_checkpoint)
+    assert (rl / "rollouts.jsonl").is_file() and '"reward"' in (rl / "log.jsonl").read_text()
+    load_model(rl / "model", device="cpu")
+    lost = run("rl", *quiet[:-1], "/nothere", "--model", tiny_checkpoint, "--out", rl)
     assert lost.exit_code == 2 and "download" not in lost.stderr  # a path is no hub id
-
-
-@pytest.mark.parametrize("name", ["sft", "evaluate"])
-def test_quiet_shows_no_bars_and_no_advice(request, tiny_checkpoint, tmp_path, name):
-    """Loading bars and a FutureWarning came through."""
-    words = [name, "--profile", "smoke", "--quiet", "--model", tiny_checkpoint]
-    words += ["--out", tmp_path / "run"]
-    if name == "sft":
-        words += ["--data", request.getfixturevalue("data"), "--set", "sft.max_steps=1"]
-    else:
-        words += [*SMALL, "--limit", 2]
-    done = subprocess.run(
-        [sys.executable, "-m", "unireason_lib", *map(str, words)],
-        **{"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}},
-        **{"capture_output": True, "text": True},
-    )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert len(done.stdout.splitlines()) == 2 or name == "evaluate"
-
-
-def test_quiet_shows_no_deprecation_warnings(run, monkeypatch, tmp_path):
-    def warn(*_, **__):
-        warnings.warn("this will go", FutureWarning, stacklevel=2)
-        return {}
-
-    monkeypatch.setattr("unireason_lib.tiny_base.measure", warn)
-    words = ("base", "--measure", ROOT / "data" / "tiny-base")
-    assert "warning: this will go" in run(*words).stderr and run(*words, "--quiet").stderr == ""
+    words = ("merge", "--model", tiny_checkpoint, "--adapter", sft / "model", "--out", merged)
+    assert run(*words).exit_code == 0
+    load_model(merged, device="cpu")
+    assert run(*words).exit_code == 2  # it is there already
 
 
 def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
+    """A FutureWarning came through --quiet."""
     from unireason_lib import tiny_base
 
     def pretrain(out, plan, final_size, progress):
@@ -149,22 +114,25 @@ def test_a_base_is_trained_and_measured(run, tmp_path, monkeypatch):
         (out / "model" / "skills.json").write_text(json.dumps(skills))
         return out / "model"
 
+    def measure(model, processor, size):
+        warnings.warn("this will go", FutureWarning, stacklevel=2)
+        return {"shapes": {"right": 1.0, "n": size}}
+
     monkeypatch.setattr(tiny_base, "pretrain", pretrain)
-    monkeypatch.setattr(tiny_base, "measure", lambda *given: {"shapes": {"right": 1.0, "n": 7}})
-    done = run("base", "--out", tmp_path / "base", "--steps", 2, "--size", 5, "--quiet")
+    monkeypatch.setattr(tiny_base, "measure", measure)
+    done = run("base", "--out", tmp_path / "base", "--steps", 2, "--size", 5)
     assert done.exit_code == 0 and "right 0.500 (n=5)" in done.stdout
-    measured = run("base", "--measure", ROOT / "data" / "tiny-base", "--size", 2)
-    assert "shapes             right 1.000 (n=7)" in measured.stdout
-
-
-# --- evaluate --------------------------------------------------------------------------------
+    words = ("base", "--measure", ROOT / "data" / "tiny-base", "--size", 2)
+    measured, quiet = run(*words), run(*words, "--quiet")
+    assert measured.stdout == quiet.stdout == "shapes             right 1.000 (n=2)\n"
+    assert "warning: this will go" in measured.stderr and quiet.stderr == ""
 
 
 @pytest.fixture
 def evaluate(run, tiny_checkpoint):
     """A function that evaluates the tiny model with short replies."""
 
-    def call(*words: object):
+    def call(*words):
         model = ("--model", tiny_checkpoint, "--device", "cpu", "--profile", "smoke", "--quiet")
         return run("evaluate", *model, "--set", "generation.max_new_tokens=4", *words)
 
@@ -173,36 +141,36 @@ def evaluate(run, tiny_checkpoint):
 
 def test_an_evaluation_goes_on_and_has_blank_images_beside(run, evaluate, tmp_path):
     out = tmp_path / "deep" / "result.jsonl"
-    done = evaluate(*SMALL, "--limit", 6, "--out", out, "--with-blank")
+    done = evaluate(*SMALL, "--limit", 4, "--out", out, "--with-blank")
     assert done.exit_code == 0 and "| dimension" in done.stdout and "blank images" in done.stdout
     lines = list(read_results(out))
-    assert len(lines) == 6
-    assert len(list(read_results(tmp_path / "deep" / "result.blank.jsonl"))) == 6
-    assert evaluate(*SMALL, "--limit", 8, "--output", out).exit_code == 0  # both names are options
-    assert list(read_results(out))[:6] == lines and len(list(read_results(out))) == 8
-    other = evaluate(*SMALL, "--limit", 8, "--out", out, "--control", "blank")
-    assert other.exit_code == 2 and "control" in other.stderr
+    assert len(lines) == len(list(read_results(tmp_path / "deep" / "result.blank.jsonl"))) == 4
+    assert evaluate(*SMALL, "--limit", 5, "--output", out).exit_code == 0  # both names are options
+    assert list(read_results(out))[:4] == lines and len(list(read_results(out))) == 5
     compared = run("evaluate", "--out", out, "--compare", out)  # without a model: a report
     assert compared.exit_code == 0 and "accuracy: " in compared.stdout
     lost = run("evaluate", "--out", tmp_path / "none.jsonl")
     assert lost.exit_code == 2 and "--model" in lost.stderr
 
 
+def test_quiet_shows_no_bars_and_no_advice(tiny_checkpoint, tmp_path):
+    """Loading bars came through: in a process of its own, where libraries are loaded anew."""
+    words = ["evaluate", "--profile", "smoke", "--quiet", "--model", tiny_checkpoint, *SMALL]
+    words += ["--limit", 1, "--set", "generation.max_new_tokens=4", "--out", tmp_path / "run"]
+    done = python("-m", "unireason_lib", *words)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_a_question_without_its_scan_ends_with_exit_code_1(evaluate, tmp_path):
     Image.new("RGB", (64, 48), (120, 90, 60)).save(tmp_path / "there.png")
-    rows = [
-        {"image": name, "question": text, "answer": "yes"}
-        for name, text in (("there.png", "Is it?"), ("gone.png", "Is it?"), ("there.png", ""))
-    ]
+    asked = (("there.png", "Is it?"), ("gone.png", "Is it?"), ("there.png", ""))
+    rows = [{"image": name, "question": text, "answer": "yes"} for name, text in asked]
     (tmp_path / "q.json").write_text(json.dumps(rows), encoding="utf-8")
     words = ("--benchmark", f"pathvqa:{tmp_path / 'q.json'}", "--out", tmp_path / "r.jsonl")
     done = evaluate(*words)
     assert done.exit_code == 1 and "q.json, row 3" in done.stderr and "gone.png" in done.stderr
     Image.new("RGB", (64, 48)).save(tmp_path / "gone.png")
     assert evaluate(*words).exit_code == 0 and len(list(read_results(tmp_path / "r.jsonl"))) == 2
-
-
-# --- notebooks -------------------------------------------------------------------------------
 
 
 def test_a_study_is_planned(run, monkeypatch, tmp_path):
@@ -213,15 +181,13 @@ def test_a_study_is_planned(run, monkeypatch, tmp_path):
 
 
 def test_a_tutorial_that_fails_says_so(run, monkeypatch):
-    import unireason_lib.notebooks as tooling
-
     given = []
 
     def execute(*words):
-        given.append(words)
+        given.extend(words)
         return [{"status": "passed"}, {"status": "failed"}]
 
-    monkeypatch.setattr(tooling, "run", execute)
+    monkeypatch.setattr("unireason_lib.notebooks.run", execute)
     done = run("tutorial", "00", "03", "--profile", "smoke", "-p", "SEED=1")
     assert done.exit_code == 1
-    assert given == [(["00", "03"], "smoke", {"SEED": 1}, Path("runs/tutorial"), 1)]
+    assert given == [["00", "03"], "smoke", {"SEED": 1}, Path("runs/tutorial"), 1]

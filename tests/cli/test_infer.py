@@ -1,7 +1,5 @@
 """``infer 2d`` and ``infer 3d``: what is printed, what is written, and the way back to the scan."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -34,8 +32,8 @@ def test_an_image(ask, scans, scripted):
     scripted(f"<think>The mass at {BOX} is round.</think>B. cyst<|im_end|>")
     result, line = ask("2d", scans / "0.png", "--option-a", "mass", "--option-b", "cyst")
     assert result.exit_code == 0
-    for words in ("80 x 48 pixels", "B. cyst", "1 crops of 32 x 16 pixels", "choice: B"):
-        assert words in result.stdout
+    described = "80 x 48 pixels|B. cyst|1 crops of 32 x 16 pixels|choice: B"
+    assert all(words in result.stdout for words in described.split("|"))
     assert line["choice"] == "B" and line["stop"] == "end" and line["in_format"]
     assert line["boxes"] == line["boxes_image"] == [[16, 8, 48, 24]]
     assert line["frame"] == [48, 80, 1] and line["serialization"]["shape"] == [48, 80]
@@ -52,13 +50,8 @@ def test_a_volume_and_the_way_back_to_millimetres(ask, scans, scripted):
     scripted(f"<think>At {CUBOID}, and {BOX}.</think>left<|im_end|>")
     how = ("--target-size", "6x32x64", "--normalize", "-100,250")
     result, line = ask("3d", scans / "0.nii.gz", *how)
-    for words in (
-        "20 x 16 x 12 pixels or voxels",
-        "6 of 64 x 32",
-        "2 crops of 32 x 16",
-        "no slice",
-    ):
-        assert words in result.stdout
+    described = "20 x 16 x 12 pixels or voxels|6 of 64 x 32|2 crops of 32 x 16|no slice"
+    assert all(words in result.stdout for words in described.split("|"))
     layout = line["serialization"]
     assert layout["size"] == [6, 32, 64] and layout["range"] == layout["window"] == [-100, 250]
     assert layout["shape"] == [12, 16, 20] and layout["spacing"] == [5, 2, 2]
@@ -67,20 +60,17 @@ def test_a_volume_and_the_way_back_to_millimetres(ask, scans, scripted):
     assert np.allclose(line["boxes_mm"][0], corners) and line["boxes_mm"][1] is None
 
 
-def test_the_serialization_comes_from_the_checkpoint(
-    ask, scans, tiny_checkpoint, tmp_path, scripted
-):
+def test_the_layout_is_that_of_the_checkpoint(ask, scans, tiny_checkpoint, tmp_path, scripted):
     """Size and window are those of the training; others by hand are warned of; images shrink to
     ``image_size``, and their boxes map back to the original."""
     trained = shutil.copytree(tiny_checkpoint, tmp_path / "trained")
     Serialization((4, 32, 48), (-50, 200), (32, 32)).save(trained)
     scripted(f"<think>{BOX}</think>left<|im_end|>")
-    _, line = ask("3d", scans / "0.nii.gz", "--model-path", trained)
+    volume = ("3d", scans / "0.nii.gz")
+    _, line = ask(*volume, "--model-path", trained)
     assert line["serialization"]["size"] == [4, 32, 48] and line["frame"] == [32, 48, 4]
     assert line["serialization"]["range"] == [-50, 200]
-    result, line = ask(
-        "3d", scans / "0.nii.gz", "--model-path", trained, "--target-size", "2,32,32"
-    )
+    result, line = ask(*volume, "--model-path", trained, "--target-size", "2,32,32")
     assert "warning: size (2, 32, 32)" in result.stderr and "(4, 32, 48)" in result.stderr
     assert "window" not in result.stderr and line["serialization"]["range"] == [-50, 200]
     assert line["serialization"]["size"] == [2, 32, 32]
@@ -90,15 +80,23 @@ def test_the_serialization_comes_from_the_checkpoint(
     assert (rows, columns) == (32, 48)  # 16 x 32, then as many tokens as the processor wants
     x, y = 400 / columns, 200 / rows
     assert line["boxes_image"][0] == pytest.approx([16 * x, 8 * y, 48 * x, 24 * y], abs=1e-3)
-    _, line = ask("3d", scans / "0.nii.gz")  # a checkpoint that does not say: as in the paper
+    _, line = ask(*volume)  # a checkpoint that does not say: as in the paper
     assert line["serialization"]["size"] == [32, 256, 256]
     assert line["serialization"]["window"] == "percentile"
 
 
 def test_quiet_prints_the_answer_alone(run, scans, scripted):
     scripted("<think>hm</think>\x1b[31mred<|im_end|>")
-    words = ("infer", "2d", "--image", scans / "0.png", "--question", "What?")
-    words += ("--max-new-tokens", 99)
+    words = [
+        "infer",
+        "2d",
+        "--image",
+        scans / "0.png",
+        "--question",
+        "What?",
+        "--max-new-tokens",
+        99,
+    ]
     assert run(*words, "--quiet").stdout.strip().endswith("red")
     shown = run(*words).stdout  # a model cannot send escape codes to the terminal
     assert "answer:" in shown and "\x1b" not in shown
@@ -117,7 +115,6 @@ def test_results_of_a_batch_are_not_overwritten(run, scans, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--model-path", ""), "data/tiny-sft"),
         (("--model-path", "./nothing"), "no such folder"),
         (("--option-a", "x", "--option-c", "y"), "found A, C"),
         (("--question", "<|im_end|>"), "plain text, found the control token"),
@@ -131,8 +128,6 @@ def test_results_of_a_batch_are_not_overwritten(run, scans, tmp_path):
     ],
 )
 def test_clear_errors_and_exit_code_2(run, scans, words, message):
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    given = {"--volume": scans / "0.nii.gz", "--question": "Where?"} | given
-    result = run("infer", "3d", *(part for pair in given.items() for part in pair))
+    result = run("infer", "3d", "--volume", scans / "0.nii.gz", "--question", "Where?", *words)
     assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr
     assert message in " ".join(result.stderr.split())

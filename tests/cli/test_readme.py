@@ -1,7 +1,5 @@
 """README's five commands from a folder of scans to answers, as they are written there."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -9,39 +7,17 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pytest
 from typer.testing import CliRunner
 
 from unireason_lib.cli import app
 from unireason_lib.dataset import PhantomConfig, phantom
+from unireason_lib.dataset.sources.phantom import LABELS
 from unireason_lib.inference import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-NAMES = {
-    2: "right lung",
-    3: "left lung",
-    4: "heart",
-    6: "stomach",
-    12: "aorta",
-    5: "liver",
-    7: "spleen",
-    8: "left kidney",
-    9: "right kidney",
-    13: "spine",
-}
-NAMES |= {25: "liver lesion", 27: "spleen lesion", 28: "left kidney lesion"}
 
 
-def five_commands() -> list[list[str]]:
-    """The words of each command below the heading."""
-    block = re.search(r"## My folder of scans\n.*?```bash\n(.*?)```", README, re.S)[1]
-    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working folder with ``data`` and a folder ``scans`` of volumes with label maps."""
+def test_five_commands_lead_from_a_folder_of_scans_to_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(ROOT / "data")
     for k in (1, 2, 3, 4, 7, 16, 30):  # whose names fall into all three splits
@@ -50,17 +26,16 @@ def folder(tmp_path, monkeypatch):
             (path := Path("scans", name)).mkdir(parents=True, exist_ok=True)
             image = nib.Nifti1Image(array.astype(np.int16).transpose(2, 1, 0), study.scan.affine)
             nib.save(image, path / f"case_{k:02}.nii.gz")
-    names = {str(value): NAMES.get(value) for value in range(1, 40)}
+    names = {str(value): name for value, name in LABELS.items()} | {"1": None}  # the whole body
     Path("scans/names.json").write_text(json.dumps(names))
-    return tmp_path
 
-
-def test_five_commands_lead_from_a_folder_of_scans_to_answers(folder):
-    commands = five_commands()
-    assert [words[:4][-1] for words in commands] == ["build", "sft", "evaluate", "trace", "infer"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## My folder of scans\n.*?```bash\n(.*?)```", readme, re.S)[1]
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert [words[3] for words in commands] == ["build", "sft", "evaluate", "trace", "infer"]
     for words in commands:
         assert words[:3] == ["python", "-m", "unireason_lib"]
-        few = {"sft": ["--profile", "smoke"], "evaluate": ["--profile", "smoke"]}.get(words[3], [])
+        few = ["--profile", "smoke"] if words[3] in ("sft", "evaluate") else []
         done = CliRunner().invoke(app, [*words[3:], *few])
         assert done.exit_code == 0, (words[3], done.output, done.exception)
     lines = list(read_results("runs/mine/test.jsonl"))

@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D, format_box
@@ -88,20 +89,13 @@ def clean():
     def check(figure):
         assert figure.alt
         figure.draw_without_rendering()
-        placed = [(t.get_text(), t.get_window_extent()) for t in _texts(figure)]
+        texts = [*figure.texts, *(text for one in figure.legends for text in one.get_texts())]
+        for axes in figure.axes:
+            texts += axes.findobj(Text) if axes.axison else [*axes.texts, axes._left_title]
+        placed = [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text().strip()]
         for (one, a), (other, b) in combinations(placed, 2):
             common = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
             assert min(common) <= 1.5, f"{one!r} lies on {other!r}"
         return figure
 
     return check
-
-
-def _texts(figure):
-    texts = list(figure.texts) + [t for legend in figure.legends for t in legend.get_texts()]
-    for axes in figure.axes:
-        texts += [*axes.texts, axes.title, axes._left_title]
-        if axes.axison:
-            texts += [axes.xaxis.label, axes.yaxis.label]
-            texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
-    return [text for text in texts if text.get_text().strip()]

@@ -1,13 +1,15 @@
 """The viewer: slices, windows and boxes, and a reply that goes on from the user's region. Widgets
-are set in Python here; ``test_in_a_browser.py`` does it in JupyterLab."""
+are set in Python here; ``test_in_a_browser.py`` does it in JupyterLab. And objects as tables."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from unireason_lib.boxes import Box2D, Box3D, format_box
+from unireason_lib.dataset import Study
 from unireason_lib.display import SliceViewer
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest
@@ -105,3 +107,19 @@ def test_a_box_in_an_image_has_no_slices_and_text_is_no_markup(generator, script
 def test_images_in_which_a_box_would_mean_another_place_are_refused(generator, slices):
     with pytest.raises(RequestError, match="processor's frame"):
         ask_about(slices, generator, images=slices[1:])
+
+
+def test_objects_show_themselves_without_the_markup_of_others(volume_trace):
+    html = volume()._repr_html_()
+    assert "10 x 20 x 30" in html and "3 x 2 x 1" in html and "L-P-S" in html
+    assert html.count("data:image/png;base64,") == 3
+    assert "assumed" in replace(volume(), has_affine=False)._repr_html_()
+    labels = np.zeros((10, 20, 30), int)
+    labels[2:4, 5:9, 6:9] = 1
+    about = {"id": SCRIPT, "patient": SCRIPT, "source": "test", "modality": "CT"}
+    study = Study.from_labels(labels, {1: SCRIPT, 2: "spleen"}, scan=volume(), **about)
+    shown_study, shown_trace = study._repr_html_(), volume_trace._repr_html_()
+    assert "24 voxels" in shown_study and "spleen" in shown_study
+    assert shown_trace.count("<img") == 7 and "&lt;think&gt;It lies at" in shown_trace
+    assert "outside" in shown_trace and "56 injected" in shown_trace
+    assert "<script" not in html + shown_study + shown_trace

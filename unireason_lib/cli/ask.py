@@ -8,17 +8,17 @@ from typing import Any
 
 import typer
 
-from unireason_lib.errors import ModelError, RequestError, UniReasonError
+from unireason_lib.answers import printable
+from unireason_lib.errors import RequestError, UniReasonError
 
-from .options import printable, settings_of, with_options
+from .options import settings_of, values, with_options
 
-CHECKPOINT, SCAN = "model adapter dtype device device_map ", "size window key frame fill_nonfinite "
-REPLY = "max_new_tokens max_rounds temperature top_p seed "
+CHECKPOINT, SCAN = "adapter dtype device device_map", "size window key volume fill"
+REPLY = "max_new_tokens max_rounds temperature top_p seed"
+ASKING = f"model! {CHECKPOINT} {SCAN} {REPLY}"
 
 
-@with_options(
-    "scan! question! option_a option_b option_c option_d out quiet " + CHECKPOINT + SCAN + REPLY
-)
+@with_options(f"scan! question! option_a option_b option_c option_d out quiet {ASKING}")
 def one(given: Any) -> None:
     """Ask about one image or volume. Size and window are by default as the model was trained."""
     from unireason_lib.inference import Sample, ask, read_scan
@@ -42,16 +42,17 @@ def one(given: Any) -> None:
         write_json(given.out, line)
 
 
-@with_options("questions! out! root limit batch_size quiet " + CHECKPOINT + SCAN + REPLY)
+@with_options(f"questions! out! root limit batch_size quiet {ASKING}")
 def batch(given: Any) -> None:
     """Ask a file of questions; one JSON line a sample. Whatever stops it, the same command goes on.
     Exit code 1: some samples failed; their lines say why."""
     from unireason_lib.inference import infer_file
 
     checkpoint, reading, settings = _asking(given)
-    how = {"model": checkpoint, "reading": reading, "settings": settings, "root": given.root}
-    how |= {"batch_size": given.batch_size, "max_samples": given.limit, "quiet": given.quiet}
-    counts = infer_file(given.questions, given.out, dimension=given.command[:2], **how)
+    how = {"model": checkpoint, "reading": reading, "settings": settings}
+    how |= {"dimension": given.command[:2], "max_samples": given.limit}
+    how |= values(given, "root batch_size quiet")
+    counts = infer_file(given.questions, given.out, **how)
     if not given.quiet:
         typer.echo(f"{given.out}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     if counts["failed"]:
@@ -65,14 +66,10 @@ def _asking(given: Any) -> tuple[Any, Any, Any]:
     from unireason_lib.grounding import Settings
     from unireason_lib.inference import Checkpoint, Reading
 
-    if not given.model:
-        expected = "a checkpoint folder, or a hub id like Qwen/Qwen2.5-VL-7B-Instruct"
-        raise ModelError("--model-path", expected, "nothing", "name one; data/tiny-sft ships")
-    checkpoint = Checkpoint(*(getattr(given, name) for name in CHECKPOINT.split()))
-    how = {"size": given.size, "window": given.window, "key": given.key}
-    how |= {"volume": given.frame, "fill": given.fill_nonfinite}
-    reading = Reading.like(checkpoint.serialization, dimension=given.command[:2], **how)
-    return checkpoint, reading, Settings(**{name: getattr(given, name) for name in REPLY.split()})
+    checkpoint = Checkpoint(given.model, **values(given, CHECKPOINT))
+    trained, scan = checkpoint.serialization, values(given, SCAN)
+    reading = Reading.like(trained, dimension=given.command[:2], **scan)
+    return checkpoint, reading, Settings(**values(given, REPLY))
 
 
 def _described(line: Mapping[str, Any]) -> str:
@@ -139,13 +136,12 @@ def _ask_benchmark(given: Any) -> None:
     profile = settings_of(given)
     checkpoint = Checkpoint(given.model, given.adapter, given.dtype, given.device)
     how = {"frame": checkpoint.frame(), "serialization": checkpoint.serialization}
-    how |= {name: getattr(given, name) for name in ("size", "window", "split", "limit")}
-    how |= given.option
+    how |= values(given, "size window split limit") | given.option
     questions = open_benchmark(given.benchmark, **how)
     for row in questions.skipped[:5]:
         typer.echo(f"cannot be asked: {row.name}: {row.reason[:300]}", err=True)
-    asking = {"settings": Settings(**profile.generation.model_dump()), "quiet": given.quiet}
-    asking["batch_size"] = profile.evaluation.batch_size
+    settings, size = Settings(**profile.generation.model_dump()), profile.evaluation.batch_size
+    asking = {"settings": settings, "batch_size": size, "quiet": given.quiet}
     if given.with_blank:
         ask(questions, beside(given.out, "blank"), checkpoint, control="blank", **asking)
     ask(questions, given.out, checkpoint, control=given.control, **asking)

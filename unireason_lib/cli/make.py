@@ -13,7 +13,7 @@ import typer
 
 from unireason_lib.errors import DatasetError
 
-from .options import settings_of, with_options
+from .options import settings_of, values, with_options
 
 
 @with_options(
@@ -35,14 +35,13 @@ def build(given: Any) -> None:
     if len(given.fractions) != 3 or isinstance(given.fractions, str):
         found, do = repr(given.fractions), "write 0.9,0.05,0.05"
         raise DatasetError("--fractions", "three numbers, by commas", found, do)
-    names = "limit per_family prior_studies seed size window writer images".split()
     config = building.BuildConfig(
         sources=tuple(map(building.SourceSpec.parse, given.source)),
         families=tuple(name.strip() for name in given.families.split(",") if name.strip()) or None,
         frame=Checkpoint(given.model).frame() if given.model else QWEN_FRAME,
         writer_options=given.writer_option,
         fractions=dict(zip(("train", "val", "test"), given.fractions, strict=True)),
-        **{name: getattr(given, name) for name in names},
+        **values(given, "limit per_family prior_studies seed size window writer images"),
     )
     if given.dry_run:
         guess = building.dry_run(config)
@@ -51,8 +50,8 @@ def build(given: Any) -> None:
         if guess.writer_cost is not None:
             typer.echo(f"writer: {guess.writer_cost}")
         return
-    running = {"workers": given.workers, "ray": given.ray, "progress": sys.stderr.isatty()}
-    report = building.build(config, given.out, override=given.override, **running)
+    running = values(given, "workers ray override") | {"progress": sys.stderr.isatty()}
+    report = building.build(config, given.out, **running)
     about = {name: report.manifest[name] for name in ("records", "images", "studies", "refused")}
     about |= {"counts": report.manifest["counts"], "warnings": report.manifest["warnings"]}
     made = f"{report.built:,} studies processed now" if report.built else "was finished already"
@@ -184,9 +183,9 @@ def ablate(given: Any) -> None:
     from unireason_lib.notebooks import project_root
 
     grid = load_grid(given.grid).at(given.profile, "\n".join(given.set or ()))
-    how = {name: getattr(given, name) for name in ("seeds", "workers", "keep", "look", "dry_run")}
+    how = values(given, "seeds workers keep look dry_run") | {"only": given.only or ()}
     how["command"] = "python -m unireason_lib " + shlex.join(["ablate", *sys.argv[2:]])
-    study = run_study(grid, project_root(), only=given.only or (), say=typer.echo, **how)
+    study = run_study(grid, project_root(), say=typer.echo, **how)
     if study.failed or study.skipped:
         raise typer.Exit(1)
 
@@ -201,9 +200,8 @@ def plan(given: Any) -> None:
     """
     from unireason_lib.planning import STAGES, estimate
 
-    how = {name: getattr(given, name) for name in ("model", "sharding", "price")}
-    made = estimate(settings_of(given), given.gpus, stages=given.stage or STAGES, **how)
-    typer.echo(made.to_markdown())
+    how = values(given, "model sharding price") | {"stages": given.stage or STAGES}
+    typer.echo(estimate(settings_of(given), given.gpus, **how).to_markdown())
 
 
 @with_options("notebooks profile parameter out workers", out=Path("runs/tutorial"))

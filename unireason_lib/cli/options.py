@@ -41,8 +41,8 @@ def with_options(names: str, **defaults: Any) -> Callable[..., Callable[..., Non
 
     def decorate(run: Callable[[SimpleNamespace], None]) -> Callable[..., None]:
         def command(context: typer.Context, **words: Any) -> None:
-            values = {name: _read(name, given) for name, given in words.items()}
-            run(SimpleNamespace(command=context.info_name, **values))
+            read = {name: _read(name, given) for name, given in words.items()}
+            run(SimpleNamespace(command=context.info_name, **read))
 
         own = inspect.Parameter("context", keyword, annotation=typer.Context)
         command.__signature__ = inspect.Signature([own, *parameters])
@@ -95,10 +95,9 @@ def quiet_libraries() -> None:
     disable_progress_bars()
 
 
-def printable(text: str) -> str:
-    """The text without control characters but line breaks and tabs: what a model writes must not
-    reach the terminal as escape codes."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+def values(given: Any, names: str) -> dict[str, Any]:
+    """What was given for these options, as keyword arguments."""
+    return {name: getattr(given, name) for name in names.split()}
 
 
 def settings_of(given: Any) -> Any:
@@ -122,12 +121,11 @@ def _read(name: str, given: Any) -> Any:
         return check_size(value) if name == "size" else value
     if how != "pairs":
         return given
-    values: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     for text in given or ():
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise RequestError(
-                f"--{name.replace('_', '-')}", "name=value", repr(text), "correct it"
-            )
-        values[key] = parse_value(value)
-    return values
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(flag, "name=value", repr(text), "correct it")
+        pairs[key] = parse_value(value)
+    return pairs

@@ -2,7 +2,7 @@
 
 from .figures import pipeline_figure, plot_intervals, plot_lines
 from .images import show_images, show_record, show_slices, show_trace
-from .page import TracePage, trace_html
+from .page import TracePage
 from .tokens import token_owners, token_strip
 from .viewer import SliceViewer
 
@@ -18,5 +18,4 @@ __all__ = [
     "show_trace",
     "token_owners",
     "token_strip",
-    "trace_html",
 ]

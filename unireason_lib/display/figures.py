@@ -7,7 +7,6 @@ tell apart; boxes also have numbers and line styles, curves have markers.
 from __future__ import annotations
 
 import io
-import unicodedata
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -27,16 +26,15 @@ LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 WIDTH = 9.0  # inches of a full figure
 
-STEPS = {
-    "01": ("dataset construction", "masks, boxes,\nquestions,\nrationales"),
-    "02": ("slice serialization", "volume, slices,\nimage tokens"),
-    "03": ("grounded interface", "write a box,\nget the region's\ntokens back"),
-    "04": ("SFT", "imitate\ngrounded\nreasoning"),
-    "05": ("outcome RL", "reward for\nanswer and\nformat only"),
-    "06": ("evaluation", "accuracy,\ngrounding,\nintervals"),
-    "07": ("ablations", "which part\nmakes it work"),
+STEPS = {  # of the pipeline: name and content
+    "dataset construction": "masks, boxes,\nquestions,\nrationales",
+    "slice serialization": "volume, slices,\nimage tokens",
+    "grounded interface": "write a box,\nget the region's\ntokens back",
+    "SFT": "imitate\ngrounded\nreasoning",
+    "outcome RL": "reward for\nanswer and\nformat only",
+    "evaluation": "accuracy,\ngrounding,\nintervals",
+    "ablations": "which part\nmakes it work",
 }
-"""Number of the notebook -> name and content of each step of the pipeline, in order."""
 
 Pairs = Sequence[tuple[float, float]]
 Reference = tuple[str, float] | None  # name and place of a line to compare with
@@ -134,18 +132,16 @@ def plot_intervals(
 
 
 def pipeline_figure(active_step: str | None = None) -> AltFigure:
-    """The map at the head of every notebook; the step with this name or number (see :data:`STEPS`)
-    is filled. Raises RequestError for a step that does not exist."""
-    known = {key: number for number, (name, _) in STEPS.items() for key in (number, name)}
-    need(active_step is None or active_step in known, "step", f"one of {list(known)}", active_step)
-    alt = f"steps: {', '.join(name for name, _ in STEPS.values())}"
-    alt += f"; here {active_step}" * bool(active_step)
+    """The map at the head of every notebook; this one of :data:`STEPS` is filled. Raises
+    RequestError for a step that does not exist."""
+    need(active_step in (None, *STEPS), "step", f"one of {', '.join(STEPS)}", active_step)
+    alt = f"steps: {', '.join(STEPS)}" + f"; here {active_step}" * bool(active_step)
     figure = AltFigure(WIDTH, 1.35, alt)
     axes = figure.subplots()
     axes.set(xlim=(0.45, len(STEPS) + 0.55), ylim=(-1.05, 0.6))
     axes.set_axis_off()
-    for k, (number, (name, content)) in enumerate(STEPS.items(), start=1):
-        active = number == known.get(active_step)
+    for k, (name, content) in enumerate(STEPS.items(), start=1):
+        active = name == active_step
         fill_color, edge, ink = (ACTIVE, ACTIVE, "white") if active else ("#eaf2f8", "#a9bccb", INK)
         axes.bar(k, 0.9, 0.84, -0.45, color=fill_color, edgecolor=edge)
         text = {"ha": "center", "fontweight": "bold" if active else "normal"}
@@ -191,13 +187,6 @@ def evenly(items: Sequence[Any], limit: int) -> list[Any]:
     """At most ``limit`` of the items, evenly from the first to the last."""
     step = max(1, len(items) / limit)
     return [items[int((k + 0.5) * step)] for k in range(min(limit, len(items)))]
-
-
-def clean(text: str) -> str:
-    """The text without broken Unicode, control and direction characters."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf")} - {*"\n\t\u200d"}
-    return "".join("\ufffd" if c in hidden else c for c in text)
 
 
 def arrays_of(images: Any) -> list[np.ndarray]:

@@ -17,13 +17,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from unireason_lib.answers import printable
 from unireason_lib.boxes import Box, Box2D, Box3D, format_box
 from unireason_lib.display.figures import (
     WIDTH,
     AltFigure,
     arrays_of,
     box_look,
-    clean,
     evenly,
     flat,
     legend,
@@ -34,28 +34,22 @@ from unireason_lib.imaging.crops import slice_range
 
 Boxes = Sequence[Box] | Mapping[Any, Box]
 Looks = Iterable[tuple[int, Box]]  # index of the colour and number, box
-RADIOLOGICAL = "RLAP"  # sides of the patient at the left, right, upper and lower edge of a slice
 
 
-def show_slices(
-    images: Any, boxes: Boxes | None = None, *, columns: int = 8, letters: str = ""
-) -> AltFigure:
+def show_slices(images: Any, boxes: Boxes | None = None, *, letters: str = "") -> AltFigure:
     """The slices of a volume in a grid, with boxes (in pixels of the slices; a mapping names them)
     on the slices that they span. A :class:`unireason_lib.imaging.SliceStack` is shown in the
     proportions of the patient, with letters of the directions where they are known; PIL images and
-    (Z, Y, X) uint8 as the model gets them, with the ``letters`` of :func:`show_images`.
-
-    Raises RequestError for no images, or boxes that are none.
-    """
+    (Z, Y, X) uint8 as the model gets them, with the ``letters`` of :func:`show_images`. Raises
+    RequestError for no images, or boxes that are none."""
     arrays, (boxes, names) = arrays_of(images), named_boxes(boxes)
     tiles = [(a, on_slice(enumerate(boxes), z, len(arrays))) for z, a in enumerate(arrays)]
     alt = f"{len(arrays)} slices with {len(boxes)} boxes {', '.join(names)}"
-    figure = _grid(tiles, max(4, columns), alt, list(map(str, range(len(arrays)))), names)
-    aspect = 1.0
+    figure, aspects = _grid(tiles, 8, alt, list(map(str, range(len(arrays)))), names), []
     if getattr(images, "has_affine", False):
-        letters, (_, down, across) = letters or RADIOLOGICAL, images.spacing
-        aspect = down / across
-    return _orient(figure, [letters] * len(tiles), [aspect] * len(tiles))
+        _, down, across = images.spacing
+        letters, aspects = "RLAP", [down / across] * len(arrays)
+    return _orient(figure, [letters] * len(arrays), aspects)
 
 
 def show_images(
@@ -70,10 +64,8 @@ def show_images(
     """Unrelated images side by side, each with boxes in its own pixels and a title above; of a
     cuboid the rectangle is drawn. Mappings name the boxes, the longest one for all. ``letters``:
     for each image the sides of the patient at its left, right, upper and lower edge (``"RLAP"``,
-    or nothing); ``aspects``: height over width of its pixels in the patient.
-
-    Raises RequestError for no images, or boxes that are none.
-    """
+    or nothing); ``aspects``: height over width of its pixels in the patient. Raises RequestError
+    for no images, or boxes that are none."""
     arrays, named = arrays_of(images), [named_boxes(one) for one in boxes or [None] * len(images)]
     tiles = [(a, list(enumerate(own))) for a, (own, _) in zip(arrays, named, strict=True)]
     names = max((names for _, names in named), key=len)
@@ -96,7 +88,7 @@ def show_trace(trace: Any, images: Any = None, *, frame: Any = None) -> AltFigur
     crops = [(m, crop) for m in reply.mentions for crop in evenly(m.crops, 6)][:12]
     tiles += [(array, []) for array in arrays_of(crop for _, crop in crops)] if crops else []
     titles += [f"box {mention.number}: crop" for mention, _ in crops]
-    text = clean(_text(reply))
+    text = printable(_text(reply))
     figure = _grid(tiles, 6 if arrays[1:] else 4, text, titles, numbers=True)
     lines = "\n".join(fill(line, 110) for line in text.split("\n")).split("\n")
     lines[30:] = ["…"] * (len(lines) > 30)
@@ -110,16 +102,11 @@ def show_record(record: Any, images: Sequence[Any]) -> AltFigure:
     ``images`` are its images before the processor."""
     line = {name: getattr(record, name) for name in ("id", "question", "options")}
     line |= {"text": record.reply, "choice": record.answer, "truth": record.answer}
-    how = {"status": "injected", "crops": []}
-    size, pixels = arrays_of(images)[0].shape[:2], record.frame.pixels
-    line["pointings"] = [
-        {"text": format_box(box), "box": pixels(box, *size).as_tuple(), **how}
-        for box in record.boxes
-    ]
+    line["pointings"], size = [], arrays_of(images)[0].shape[:2]
+    for box in record.boxes:
+        place = {"text": format_box(box), "box": record.frame.pixels(box, *size).as_tuple()}
+        line["pointings"].append(place | {"status": "injected", "crops": []})
     return show_trace(line, images, frame=record.frame)
-
-
-# -- parts of figures ------------------------------------------------------------------------------
 
 
 def named_boxes(boxes: Boxes | None) -> tuple[list[Box], list[str]]:

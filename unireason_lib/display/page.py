@@ -15,18 +15,17 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
+from unireason_lib.answers import printable
 from unireason_lib.boxes import Box
-from unireason_lib.display.figures import BOX_COLORS, clean, flat, need
+from unireason_lib.display.figures import BOX_COLORS, flat, need
 from unireason_lib.display.replies import Reply, read_reply
 from unireason_lib.imaging.crops import crop_rectangle, slice_range
-from unireason_lib.io import write_whole
 
 MAX_BYTES = 48 * 2**20  # of images in one page, which a browser opens within seconds
 
@@ -60,12 +59,12 @@ class TracePage:
 
     def html(self) -> str:
         """The page; a :class:`unireason_lib.errors.RequestError` when it has no replies."""
-        need(self._rows, "page", "replies, and images for each reply", "no replies")
+        need(self._rows, "page", "replies", "none")
         data = {"runs": list(self._runs), "images": self._images, "notice": self.notice}
         data |= {"rows": list(self._rows.values()), "colors": BOX_COLORS}
         here, loader = files("unireason_lib.display"), PackageLoader("unireason_lib", "display")
         style, script = (Markup((here / f"page.{end}").read_text("utf-8")) for end in ("css", "js"))
-        how = {"title": clean(self.title), "style": style, "script": script, "hash": _hash}
+        how = {"title": printable(self.title), "style": style, "script": script, "hash": _hash}
         environment = Environment(loader=loader, autoescape=True)
         return environment.get_template("page.html.jinja").render(data=_clean(data), **how)
 
@@ -75,10 +74,9 @@ class TracePage:
         room = (len(slices), *reply.images[0].size) if slices else (0, 0, 0)
         for piece in reply.pieces:
             if not isinstance(piece, str):
-                place = _place(piece.box, *room) if piece.box else None
-                status = piece.status if piece.status != "injected" else ""
                 about = {"words": piece.text, "number": piece.number, "crops": piece.fetched}
-                piece = about | {"status": status, "place": place}
+                about["status"] = "" if piece.status == "injected" else piece.status
+                piece = about | {"place": _place(piece.box, *room) if piece.box else None}
             pieces.append(piece)
         truths = [(name, _place(box, *room)) for name, box in reply.truth_boxes]
         shown = {name: getattr(reply, name) for name in "choice right iou error facts".split()}
@@ -100,28 +98,6 @@ class TracePage:
         self._images |= new
         self._bytes += size
         return keys
-
-
-def trace_html(
-    traces: Sequence[Any],
-    images: Sequence[Any] | None = None,
-    *,
-    frame: Any = None,
-    path: str | Path | None = None,
-    title: str = "Grounded replies",
-) -> str:
-    """A page of replies, written to ``path`` as well: :class:`TracePage` with the ``images`` of
-    each reply (None: text only). A :class:`unireason_lib.errors.RequestError` for no replies, other
-    numbers of replies and of images, or images from which a reply's crops were not cut."""
-    images, page = [None] * len(traces) if images is None else images, TracePage(title)
-    expected = "replies, and images for each reply"
-    need(len(images) == len(traces), "page", expected, (len(traces), len(images)))
-    for trace, own in zip(traces, images, strict=True):
-        page.add(trace, own, frame=frame)
-    html = page.html()
-    if path is not None:
-        write_whole(path, html)
-    return html
 
 
 def _place(box: Box, count: int, width: int, height: int) -> dict[str, Any] | None:
@@ -149,7 +125,7 @@ def _clean(value: Any) -> Any:
         return {name: _clean(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(one) for one in value]
-    return clean(value) if isinstance(value, str) else value
+    return printable(value) if isinstance(value, str) else value
 
 
 def _hash(content: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from IPython.display import HTML
 from markupsafe import Markup
 
-from unireason_lib.display.figures import clean
+from unireason_lib.answers import printable
 
 IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 OWNERS = {  # words of the legend, fill and edge of the chips
@@ -63,6 +63,6 @@ def token_strip(one: Any, tokenizer: Any) -> HTML:
             images, tokens = words.count(IMAGE_TOKENS[0]), words.count(IMAGE_TOKENS[1])
             words = [f"{images} image{'s' * (images > 1)}, {tokens} tokens"]
         for word in words:
-            word = clean(word.replace("\n", "↵").replace("\t", "⇥") or "∅")
+            word = printable(word.replace("\n", "↵").replace("\t", "⇥") or "∅")
             html += CHIP.format(*OWNERS[owner][1:], word)
     return HTML(html + Markup("</div>"))

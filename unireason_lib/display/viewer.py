@@ -172,8 +172,6 @@ class SliceViewer(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The widget, and the present slice for pages that cannot run it."""
-        shown = super()._repr_mimebundle_(**kwargs)
-        data, metadata = shown if isinstance(shown, tuple) else (shown, {})
         alt = f"slice {self.slider.value} of {len(self._slices)}, window {self.window.label}"
         still = {"image/png": base64.b64encode(self._image.value).decode()}
-        return data | still, metadata | {"image/png": {"alt": alt}}
+        return super()._repr_mimebundle_(**kwargs) | still, {"image/png": {"alt": alt}}
