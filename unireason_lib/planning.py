@@ -3,8 +3,9 @@
 Parameters and floating-point operations (FLOPs) are counted on the model itself: on PyTorch's meta
 device every tensor has its shape and no memory, and ``FlopCounterMode`` adds up what each operation
 would cost. (It counts all of the attention square; kernels that skip the masked half save 7 % at
-3,000 tokens.) How well GPUs are used is not known before a run, so hours are a range. All
-assumptions are in ``configs/planning.yaml``.
+3,000 tokens.) Weights, gradients and optimizer are accelerate's estimate; activations, keys and
+values, and sharding are estimated here. How well GPUs are used is not known before a run, so hours
+are a range. All assumptions are in ``configs/planning.yaml``.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ class Stage:
         float32. Activations are what a layer keeps for its backward pass (arXiv 2205.05198); with
         checkpointing that is its input alone. Logits exist for 1,024 tokens at once (TRL's chunks).
         """
+        from accelerate.commands.estimate import estimate_training_usage
+
         text, settings, whole = self.model.config.text_config, self.settings, self.lora_r is None
         language, vision = parameters(self.model)
         learns = language if whole else lora_parameters(self.model, self.lora_r)
@@ -202,9 +205,10 @@ class Stage:
         kept = 2 * kept + inputs if settings.gradient_checkpointing else layers * kept
         tokens = settings.per_device_train_batch_size * self.samples.tokens.max()
         reference = self.name == "grpo" and settings.beta and whole
+        optimizer = max(estimate_training_usage(4 * learns, "float32").values())
         return {
             "frozen weights": frozen / shards,
-            "weights, gradients, optimizer": 16.0 * learns / shards,
+            "weights, gradients, optimizer": optimizer / shards,
             "reference model": 2.0 * (language + vision) / shards if reference else 0.0,
             "weights in use": in_use,
             "activations": float(tokens * kept),
@@ -318,12 +322,18 @@ def estimate(
     stages: Sequence[str] = STAGES,
     price: float | None = None,
 ) -> Estimate:
-    """Memory, hours and price of the training stages of a profile on ``gpus`` like ``"8xH100"``, of
-    ``model`` (see :func:`shaped_model`; None: the profile's base). ``sharding`` None: ZeRO-3 for a
-    whole model on several GPUs, else DDP; ``price``: US dollars for an hour of one GPU. With
-    ``grpo.use_vllm`` a server takes as many GPUs again. A :class:`PlanError` for an unknown name,
-    settings that do not run on these GPUs, and a stage that does not fit: it names the nearest
-    set-ups that do."""
+    """Memory, hours and price of the training stages of a profile.
+
+    Args:
+        profile: All settings; ``grpo.use_vllm`` means a server on as many GPUs again.
+        gpus, model: ``"8xH100"``; see :func:`shaped_model` (None: the profile's base).
+        sharding: Of :data:`SHARDING`; None: ZeRO-3 for a whole model on several GPUs, else DDP.
+        stages, price: Of :data:`STAGES`; US dollars for an hour of one GPU.
+
+    Raises:
+        PlanError: An unknown name, settings that do not run on these GPUs, or a stage that does not
+            fit; the message names the nearest set-ups that do.
+    """
     number, gpu = gpus.split("x", 1) if "x" in gpus else ("1", gpus)
     if gpu not in KNOWN["gpus"] or not re.fullmatch(r"[1-9]\d*", number):
         expected = "a number, x and one of " + ", ".join(KNOWN["gpus"])
