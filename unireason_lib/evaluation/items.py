@@ -1,7 +1,6 @@
-"""An item: one question with everything that is needed to ask it and to judge the reply.
-
-Behind this type generated questions, Parquet and public tables are the same. Images are not part of
-it; it knows how to get them, so a scan that cannot be read fails when its question is asked.
+"""An item: one question with everything that is needed to ask it and to judge the reply, whether it
+was generated or comes from Parquet or a public table. It knows how to get its images, so a scan
+that cannot be read fails when its question is asked.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Item:
 
 
 class Skipped(NamedTuple):
-    """A row of a benchmark that cannot be a question: its file and row, and why."""
+    """A row of a benchmark that cannot be a question, and why."""
 
     name: str
     reason: str
@@ -102,10 +101,9 @@ class Benchmark:
     def __post_init__(self) -> None:
         twice = [repr(name) for name, n in Counter(i.id for i in self).items() if n > 1]
         if not self.items or twice:
-            first = "".join(
-                f" ({len(self.skipped)} rows skipped: {one.reason})" for one in self.skipped[:1]
-            )
-            found = f"{twice[0]} twice" if twice else f"none{first}"
+            found = f"{twice[0]} twice" if twice else "none"
+            if self.skipped and not twice:
+                found += f" ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
             expected, do = "questions with different ids", "check path, split, limit"
             raise DatasetError(f"benchmark {self.name}", expected, found, do)
 
@@ -119,7 +117,7 @@ class Benchmark:
 def items_of(
     rows: Iterable[tuple[str, Callable[[], Iterable[Item]]]], skipped: list[Skipped]
 ) -> Iterator[Item]:
-    """The items of rows, each a name and what makes its items; a row that cannot is noted."""
+    """The items of rows, each a name and what makes its items; those that cannot be are noted."""
     for name, make in rows:
         try:
             yield from list(make())
@@ -128,9 +126,8 @@ def items_of(
 
 
 def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> Iterator[Item]:
-    """Give every item its guess: of its options, the one that was right most often in training, by
-    dimension and kind of question (the family where no kind is known). This is the question-only
-    baseline, which knows the training answers and never looks at an image."""
+    """Give every item its guess, the question-only baseline: of its options, the one that was right
+    most often in training, by dimension and kind of question (the family where none is known)."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for item in training:
         text = item.options.get(item.answer, "")

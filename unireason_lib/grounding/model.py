@@ -49,7 +49,7 @@ def load_model(
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import is_flash_attn_2_available
 
-    from unireason_lib.grounding.attention import SDPA_ON_CPU
+    from unireason_lib.grounding.cache import SDPA_ON_CPU
 
     path = str(path)
     if dtype not in DTYPES:

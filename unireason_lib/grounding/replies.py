@@ -11,7 +11,7 @@ import math
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,21 +80,19 @@ class GroundedInterface(ABC):
 
     def generate(
         self,
-        requests: Iterable[GroundedRequest | Mapping[str, Any]],
+        requests: Sequence[GroundedRequest],
         *,
         batch_size: int | None = None,
         samples: int = 1,
         scripts: Sequence[Script | None] | None = None,
         **settings: Any,
     ) -> list[Trace]:
-        """Answer requests, or mappings of their fields, ``batch_size`` together; 2D and 3D may mix.
+        """Answer requests, ``batch_size`` together (None: all); 2D and 3D may mix.
 
         One trace a request and sample: all ``samples`` of the first request, which share the
         encoding of its prompt, then of the second. ``scripts``: for each request what the model is
-        made to write, or None. ``settings``: ``max_new_tokens``, ``temperature``, ``seed``, ... of
-        :class:`Settings`."""
+        made to write, or None. ``settings``: those of :class:`Settings`."""
         how = Settings(**settings)
-        requests = [r if isinstance(r, GroundedRequest) else GroundedRequest(**r) for r in requests]
         scripts = [None] * len(requests) if scripts is None else scripts
         size = max(1, len(requests)) if batch_size is None else batch_size
         if len(scripts) != len(requests) or samples < 1 or size < 1:
