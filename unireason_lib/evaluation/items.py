@@ -59,17 +59,15 @@ class Item:
     def boxes_in(
         self, frame: ProcessorFrame, height: int, width: int
     ) -> tuple[tuple[str, Box], ...]:
-        """The truth boxes in pixels of the frame of the model that is asked, for images of
-        ``height`` and ``width``. A ``DatasetError`` when the question has boxes in its words that
-        are written for another."""
+        """The truth boxes in pixels of the frame of the model that is asked. A ``DatasetError``
+        when the question has boxes in its words that are written for another."""
         own, size = self.frame or frame, (height, width)
         if self.states_boxes:
             check_same_extent(self.id, own, frame, size)
+        (rows, columns), (own_rows, own_columns) = frame.size(*size), own.size(*size)
+        factors = columns / own_columns, rows / own_rows
         boxes = ((name, own.pixels(box, *size)) for name, box in self.truth_boxes)
-        if own.size(*size) == frame.size(*size):
-            return tuple(boxes)
-        moved = ((name, own.from_frame(box, *size)) for name, box in boxes)
-        return tuple((name, frame.to_frame(box, *size)) for name, box in moved)
+        return tuple((name, box.scale(*factors)) for name, box in boxes)
 
     def to_dict(self) -> dict[str, Any]:
         """The item without images and boxes, ready for JSON; the answer is its ``truth``."""
