@@ -116,18 +116,6 @@ def test_proportions_have_wilsons_interval_for_what_their_patients_are_worth():
     assert repeated == pytest.approx(width(row, patients), rel=0.01)
 
 
-def test_paired_seeds_take_out_what_seeds_share():
-    study = Study(8, patients=40, each=5, seeds=1, of_seeds=0.0, of_patients=0.0)
-    shifts = study.draw.normal(0, 0.15, 6)
-    a, b = (
-        np.concatenate([study.values(mean + shift, np.zeros(40)) for shift in shifts])
-        for mean in (0.5, 0.62)
-    )
-    loose, paired = (difference(a, b, study.patients, paired) for paired in (False, True))
-    assert paired.difference.value == loose.difference.value
-    assert paired.standard_error < 0.6 * loose.standard_error
-
-
 def test_one_checkpoint_each_says_nothing_about_conditions():
     study, wrong, single = Study(6, patients=30, each=5, seeds=5, of_seeds=0.08), 0, 0
     for _ in range(200):

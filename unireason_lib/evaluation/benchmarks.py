@@ -159,10 +159,9 @@ def study_items(
             return View(source[k], **shown).images()
 
         def make(k: int) -> Iterator[Item]:
-            how = {"seed": seed, "prior": prior, "per_family": per_family}
-            how["families"] = [families[(k * each + n) % len(families)] for n in range(each)]
+            turn = [families[(k * each + n) % len(families)] for n in range(each)]
             view = View(source[k], **shown)
-            for question in ask(view, **how):
+            for question in ask(view, families=turn, seed=seed, prior=prior, per_family=per_family):
                 yield _item(question, view, source=source.name, load=partial(images_of, k))
 
         rows = ((f"{source.name}[{k}]", partial(make, k)) for k in range(len(source)))
