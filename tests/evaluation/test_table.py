@@ -28,14 +28,7 @@ from unireason_lib.evaluation import (
     summary,
 )
 from unireason_lib.evaluation import table as tables
-from unireason_lib.evaluation.table import (
-    average_box_iou,
-    beside,
-    consistency,
-    pooled,
-    read_pooled,
-    select,
-)
+from unireason_lib.evaluation.table import beside, consistency, pooled, read_pooled, select
 from unireason_lib.grounding import Settings
 from unireason_lib.inference import read_results
 
@@ -275,7 +268,8 @@ def test_the_average_box_is_that_of_other_patients_and_scales_with_the_image(lin
     ]
     # heights of the others, as fractions: 1, 1, 1; 1/2, 1, 1; 1/2, 1
     expected = pytest.approx([1 / 2, 5 / 6, 3 / 4, math.nan], nan_ok=True)
-    assert average_box_iou(lines) == expected
-    assert math.isnan(average_box_iou(lines[:1])[0])  # nobody else has a liver
-    average = summary(as_table(lines))["iou_average_box"].iloc[0]
+    table = as_table(lines)
+    assert list(table["iou_average_box"]) == expected
+    assert as_table(lines[:1])["iou_average_box"].isna().all()  # nobody else has a liver
+    average = summary(table)["iou_average_box"].iloc[0]
     assert average == pytest.approx((1 / 2 + 5 / 6 + 3 / 4) / 3)

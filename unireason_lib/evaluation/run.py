@@ -20,17 +20,10 @@ from unireason_lib.evaluation.controls import CONTROLS, OTHER_CROPS, other_crops
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.evaluation.table import beside, consistency
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference import (
-    Checkpoint,
-    Reading,
-    answer_stream,
-    complete_results,
-    read_results,
-    read_scan,
-    scan_below,
-)
-from unireason_lib.inference.batch import error_of
-from unireason_lib.inference.results import run_note
+from unireason_lib.inference import Checkpoint
+from unireason_lib.inference.batch import answer_stream, error_of
+from unireason_lib.inference.results import complete_results, read_results, run_note
+from unireason_lib.inference.scan import Reading, read_scan, scan_below
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     import pandas as pd
