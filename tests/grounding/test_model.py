@@ -124,7 +124,6 @@ def test_settings_of_loading(tiny_checkpoint):
 
 
 def replaced(name, old, new):
-    """A change of one text in a file of a checkpoint."""
     return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 
 

@@ -158,12 +158,11 @@ def test_a_served_model_replies_as_one_in_this_process(served, requests):
     assert len(sent) > len(prompts)
 
 
-@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_qwen3"])
-def test_both_families_are_served(fixture, request):
-    """Boxes in the scale of the family, and crops, reach the server as they do the model."""
+def test_qwen3_is_served(tiny_qwen3):
+    """Boxes in the scale of its family, and crops, reach the server as they do the model."""
     images = [Image.linear_gradient("L").resize((64, 64)).rotate(90 * k) for k in range(3)]
     question = GroundedRequest("Where?", images, {"A": "left", "B": "right"}, "3d")
-    with serving(*request.getfixturevalue(fixture)) as (stand_in, client, model, processor):
+    with serving(*tiny_qwen3) as (stand_in, client, model, processor):
         inside, generator = GroundedGenerator(model, processor), ServedGenerator(client, processor)
         box = format_box(generator.frame.written(Box3D(5, 5, 0, 60, 60, 2), 64, 64, depth=3))
         texts = f"<think>See {box}", "</think>A. left<|im_end|>"
