@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from unireason_lib.evaluation import evaluate, open_benchmark
-from unireason_lib.grounding import GroundedGenerator, Settings
-from unireason_lib.inference import read_results
+from unireason_lib.grounding import Settings
+from unireason_lib.inference import Checkpoint, read_results
 
 CUBOID = "<think><|box_start|>[16,8,1,48,24,3]<|box_end|></think>B. cyst<|im_end|>"
 BOX = "<think><|box_start|>[16,8,48,24]<|box_end|></think>B. cyst<|im_end|>"
@@ -71,14 +71,16 @@ def test_one_reply_about_a_scan_outside_the_current_folder(run, trace, scans, sc
 
 
 @pytest.mark.parametrize("control", ["noise", "random-crop"])
-def test_results_of_an_evaluation_show_their_images(trace, tiny_model, scripted, tmp_path, control):
+def test_results_of_an_evaluation_show_their_images(
+    trace, tiny_checkpoint, scripted, tmp_path, control
+):
     """A line is the one form of a reply; its images come from the benchmark, as they were shown."""
-    generator, out = GroundedGenerator(*tiny_model), tmp_path / "e.jsonl"
-    how = {"dimension": "2d", "limit": 2, "frame": generator.frame, "prior_studies": 0}
+    checkpoint, out = Checkpoint(str(tiny_checkpoint), device="cpu"), tmp_path / "e.jsonl"
+    how = {"dimension": "2d", "limit": 2, "frame": checkpoint.frame(), "prior_studies": 0}
     benchmark = open_benchmark("phantom", **how)
     scripted(BOX)
     settings = Settings(max_new_tokens=99)
-    evaluate(benchmark, out, generator, settings=settings, control=control, quiet=True)
+    evaluate(benchmark, out, checkpoint, settings=settings, control=control, quiet=True)
     line = next(read_results(out))
     reply = {"text", "answer", "choice", "boxes", "pointings", "in_format", "stop", "rounds"}
     assert reply | {"prediction", "truth", "frame"} <= set(line)
@@ -93,14 +95,14 @@ def test_results_of_an_evaluation_show_their_images(trace, tiny_model, scripted,
     assert result.exit_code == 0 and "shown without images" in result.stderr
 
 
-def test_a_data_set_that_moved_is_found_by_its_new_place(trace, tiny_model, tmp_path, scans):
+def test_a_data_set_that_moved_is_found_by_its_new_place(trace, tiny_checkpoint, tmp_path, scans):
     rows = [{"img_name": "0.png", "question": "Is it?", "answer": "Yes", "q_lang": "en"}]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "test.json").write_text(json.dumps(rows))
     shutil.copy(scans / "0.png", tmp_path / "old")
-    generator, out = GroundedGenerator(*tiny_model), tmp_path / "e.jsonl"
-    benchmark = open_benchmark("slake", tmp_path / "old", frame=generator.frame)
-    evaluate(benchmark, out, generator, settings=Settings(max_new_tokens=3), quiet=True)
+    checkpoint, out = Checkpoint(str(tiny_checkpoint), device="cpu"), tmp_path / "e.jsonl"
+    benchmark = open_benchmark("slake", tmp_path / "old", frame=checkpoint.frame())
+    evaluate(benchmark, out, checkpoint, settings=Settings(max_new_tokens=3), quiet=True)
     (tmp_path / "old").rename(tmp_path / "new")
     assert "shown without images" in trace(out)[0].stderr
     assert trace(out, "--image-root", tmp_path / "new")[0].stderr == ""

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from unireason_lib.evaluation import open_benchmark
-from unireason_lib.grounding import GroundedGenerator
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference import ResultsFile
+from unireason_lib.inference import Checkpoint, complete_results
 
-OVERLAPS = ("iou_first", "iou_best", "iou_all", "crop_fraction")
 LINE = {"dimension": "2d", "family": "lesion analysis", "kind": "texture", "boxes": []}
 LINE |= {"options": {"A": "liver", "B": "spleen"}, "frame": [64, 64, 1], "seconds": 0.1}
-LINE |= {"rounds": 1, "own_tokens": 10, "injected_tokens": 0}
-FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
+LINE |= {"rounds": 1, "own_tokens": 10, "injected_tokens": 0, "text": "", "in_format": True}
+LINE |= dict.fromkeys(("iou_first", "iou_best", "iou_all", "crop_fraction"))
+LINE |= {"question": "What is it?", "truth": "A"}
 
 
 @pytest.fixture(scope="session")
-def phantoms():
+def frame():
+    """That of the tiny model."""
+    return ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
+
+
+@pytest.fixture(scope="session")
+def phantoms(frame):
     """Six 2D and six 3D questions about held-out phantoms, in volumes of four slices."""
-    return open_benchmark("phantom", limit=12, frame=FRAME, size=(4, 64, 64), prior_studies=0)
+    return open_benchmark("phantom", limit=12, frame=frame, size=(4, 64, 64), prior_studies=0)
 
 
 @pytest.fixture(scope="session")
-def generator(tiny_model):
-    """The tiny model with random weights, ready to be asked."""
-    return GroundedGenerator(*tiny_model)
+def checkpoint(tiny_checkpoint):
+    """The tiny model with random weights, loaded once."""
+    return Checkpoint(str(tiny_checkpoint), device="cpu")
 
 
 @pytest.fixture
-def scripted(scripted, generator):
+def scripted(scripted, checkpoint):
     """A function that makes the model write what ``parts_of(request)`` gives, in every reply."""
 
     def write(parts_of):
         scripted(lambda request: (*parts_of(request), "<|im_end|>"))
-        return generator
+        return checkpoint.generator()
 
     return write
 
@@ -45,9 +52,8 @@ def line():
 
     def make(name, patient="p", right=True, **more):
         prediction = None if right is None else "A" if right else "B"
-        asked = {"id": name, "patient": patient, "question": "What is it?", "truth": "A"}
-        reply = {"prediction": prediction, "correct": bool(right), "text": "", "in_format": True}
-        return LINE | asked | reply | dict.fromkeys(OVERLAPS) | more
+        reply = {"id": name, "patient": patient, "prediction": prediction, "correct": bool(right)}
+        return LINE | reply | more
 
     return make
 
@@ -70,9 +76,8 @@ def write(tmp_path):
 
     def to_file(name, lines, **run):
         run = {"benchmark": {"name": "made"}, "control": "none"} | run
-        with ResultsFile(tmp_path / name, run) as file:
-            for one in lines:
-                file.append(one)
+        questions = [SimpleNamespace(id=one["id"]) for one in lines]
+        complete_results(tmp_path / name, run, questions, lambda todo: lines, quiet=True)
         return tmp_path / name
 
     return to_file

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,23 +21,17 @@ from unireason_lib.dataset.sources import SourceSpec, open_source
 from unireason_lib.errors import DatasetError, ScanWarning
 from unireason_lib.evaluation import most_likely_answers, open_benchmark
 from unireason_lib.evaluation.benchmarks import FIRST_PATIENT, PATIENTS
-from unireason_lib.imaging import ProcessorFrame, Serialization
-
-FRAME = ProcessorFrame(patch_size=8, merge_size=2, min_pixels=32 * 32, max_pixels=128 * 128)
+from unireason_lib.imaging import Serialization
 
 
 @pytest.fixture(scope="module")
-def debiased():
+def debiased(frame):
     """A benchmark as it is really asked, with an answer prior."""
-    return open_benchmark("phantom", limit=120, frame=FRAME, prior_studies=120)
+    return open_benchmark("phantom", limit=120, frame=frame, prior_studies=120)
 
 
-def numbers(benchmark) -> set[int]:
-    return {int(item.patient.removeprefix("phantom-")) for item in benchmark}
-
-
-def test_a_longer_benchmark_begins_with_the_shorter_one(phantoms):
-    longer = open_benchmark("phantom", limit=20, frame=FRAME, size=(4, 64, 64), prior_studies=0)
+def test_a_longer_benchmark_begins_with_the_shorter_one(phantoms, frame):
+    longer = open_benchmark("phantom", limit=20, frame=frame, size=(4, 64, 64), prior_studies=0)
     assert longer.identity == phantoms.identity
     for one, other in zip(phantoms, longer, strict=False):
         assert one.to_dict() == other.to_dict() and one.truth_boxes == other.truth_boxes
@@ -52,13 +45,12 @@ def test_both_dimensions_and_all_families_are_asked(debiased):
     assert max(Counter(item.patient for item in debiased).values()) <= 2
     letters = Counter(item.answer for item in debiased)
     assert set(letters) == set("ABCD") and max(letters.values()) < 50
-    boxed = [item for item in debiased if item.truth_boxes]
-    assert len(boxed) > 80
-    for item in boxed:
-        for _, box in item.truth_boxes:
-            assert isinstance(box, Box2D if item.dimension == "2d" else Box3D)
-            inside = box.clip(64, 64) if item.dimension == "2d" else box.clip(64, 64, 8)
-            assert inside == box and not box.is_empty
+    boxes = [(item.dimension, box) for item in debiased for _, box in item.truth_boxes]
+    assert len(boxes) > 80
+    for dimension, box in boxes:
+        assert isinstance(box, Box2D if dimension == "2d" else Box3D)
+        inside = box.clip(64, 64) if dimension == "2d" else box.clip(64, 64, 8)
+        assert inside == box and not box.is_empty
 
 
 def test_most_likely_answers_learn_from_training(phantoms):
@@ -70,13 +62,12 @@ def test_most_likely_answers_learn_from_training(phantoms):
     assert guesses == ["B", None, None]
 
 
-def test_volumes_are_laid_out_as_the_checkpoint_was_trained_and_others_warned_of():
-    trained = Serialization((4, 32, 32), (-50, 200))
-    how = {"dimension": "3d", "limit": 2, "frame": FRAME, "prior_studies": 0}
-    how["serialization"] = trained
+def test_volumes_are_laid_out_as_the_checkpoint_was_trained_and_others_warned_of(frame):
+    how = {"dimension": "3d", "limit": 2, "frame": frame, "prior_studies": 0}
+    how["serialization"] = Serialization((4, 32, 32), (-50, 200))
     with warnings.catch_warnings(action="error", category=ScanWarning):
         found = open_benchmark("phantom", **how)
-    assert (found.identity["size"], found.identity["window"]) == ([4, 32, 32], [-50, 200])
+    assert [found.identity[name] for name in ("size", "window")] == [[4, 32, 32], [-50, 200]]
     assert [image.size for image in found.items[0].load()] == [(32, 32)] * 4
     for other in ({"size": (2, 64, 64)}, {"window": (0, 100)}):
         (name,) = other
@@ -85,96 +76,69 @@ def test_volumes_are_laid_out_as_the_checkpoint_was_trained_and_others_warned_of
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_nobody_who_is_asked_about_was_trained_on(split):
+def test_nobody_who_is_asked_about_was_trained_on(split, frame):
     """The data set that models learn from, however large, and the benchmark share no patient."""
-    trained = [range(0, FIRST_3D), range(FIRST_3D, 2 * FIRST_3D)]  # so many, or 2D runs into 3D
     begin = FIRST_PATIENT[split]
     asked = range(begin, begin + FIRST_3D + PATIENTS)
     others = [first for name, first in FIRST_PATIENT.items() if name != split]
-    assert all(begin >= one.stop for one in trained)
-    assert not any(first in asked for first in others)
-    found = open_benchmark("phantom", split=split, limit=10, frame=FRAME, seed=5, prior_studies=20)
-    assert all(n in asked for n in numbers(found))
+    assert begin >= 2 * FIRST_3D and not any(first in asked for first in others)
+    found = open_benchmark("phantom", split=split, limit=10, frame=frame, seed=5, prior_studies=20)
+    assert all(int(item.patient.removeprefix("phantom-")) in asked for item in found)
     (one,), (other,) = (open_source("phantom", start=k, count=1) for k in (begin, 0))
     assert one.patient != other.patient and not np.array_equal(one.labels, other.labels)
-
-
-def test_another_folder_is_another_benchmark(tmp_path):
-    """Else its lines would go into the results of the first one."""
-    labels = np.zeros((24, 24, 12), np.uint8)
-    for k, (x, y) in enumerate(((1, 2), (13, 3), (2, 14), (14, 13)), start=1):
-        labels[x : x + 5 + k, y : y + 6, 2 : 5 + k] = k
-    names = {"1": "liver", "2": "spleen", "3": "left kidney", "4": "right kidney"}
-    for folder in (tmp_path / "one", tmp_path / "other"):
-        for part, array in (("images", labels.astype(np.int16) * 40), ("labels", labels)):
-            (folder / part).mkdir(parents=True)
-            nib.save(nib.Nifti1Image(array, np.diag([2, 2, 3, 1])), folder / part / "anna.nii.gz")
-        (folder / "names.json").write_text(json.dumps({"names": names}), encoding="utf-8")
-    one, other, again = (
-        open_benchmark("folder", tmp_path / name, size=(4, 64, 64), frame=FRAME, title="mine")
-        for name in ("one", "other", "one")
-    )
-    assert [item.question for item in one] == [item.question for item in other]
-    assert one.identity == again.identity != other.identity
 
 
 # --- Parquet -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def built(tmp_path_factory, frame) -> Path:
     """A small data set as the build writes it: train and test, 2D and 3D."""
     sources = ({"dimension": "2d", "count": 8}, {"dimension": "3d", "count": 8, "start": 500})
     config = BuildConfig(
         tuple(SourceSpec("phantom", None, options) for options in sources),
         size=(4, 64, 64),
-        frame=FRAME,
+        frame=frame,
         prior_studies=0,
         fractions={"train": 0.5, "val": 0.0, "test": 0.5},
     )
     return build(config, tmp_path_factory.mktemp("set") / "data").folder
 
 
-def test_our_parquet_by_its_folder(built):
-    found = open_benchmark(str(built), frame=FRAME)
+def test_our_parquet_by_its_folder(built, frame):
+    found = open_benchmark(str(built), frame=frame)
     assert {item.dimension for item in found} == {"2d", "3d"} and len(found) > 10
-    train = open_benchmark("parquet", built, split="train", frame=FRAME)
+    train = open_benchmark("parquet", built, split="train", frame=frame)
     assert not {i.patient for i in found} & {i.patient for i in train}
     item = next(i for i in found if i.dimension == "3d" and i.truth_boxes)
     assert len(item.load()) == 4 and item.load()[0].size == (64, 64)
-    assert item.boxes_in(FRAME, 64, 64) == item.truth_boxes
+    assert item.boxes_in(frame, 64, 64) == item.truth_boxes
     assert any(i.guess for i in found)  # learnt from the training rows
     # a model of another scale is asked what states no box; true boxes are pixels for both
-    thousandths = replace(FRAME, scale=1000)
-    for one in found:
-        if one.states_boxes:
-            with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
-                one.boxes_in(thousandths, 64, 64)
-        else:
-            assert one.boxes_in(thousandths, 64, 64) == one.truth_boxes
-    assert {one.states_boxes for one in found} == {True, False}
+    thousandths = replace(frame, scale=1000)
+    stating, other = (
+        next(i for i in found if i.states_boxes == states) for states in (True, False)
+    )
+    assert other.boxes_in(thousandths, 64, 64) == other.truth_boxes
+    with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
+        stating.boxes_in(thousandths, 64, 64)
 
 
-def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_path):
+def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_path, frame):
     copy = shutil.copytree(built, tmp_path / "copy")
     shutil.rmtree(copy / "images")
-    stored, again = (open_benchmark(str(folder), frame=FRAME) for folder in (built, copy))
+    stored, again = (open_benchmark(str(folder), frame=frame) for folder in (built, copy))
     for one, other in zip(stored, again, strict=True):
         assert [i.tobytes() for i in one.load()] == [i.tobytes() for i in other.load()]
 
 
 def test_the_released_form(tmp_path):
     user = "<image>What is marked?\nA. Leber ä\nB. Spleen\nAnswer please."
-    row = {
-        "prompt": [{"role": "user", "content": user}],
-        "image_ids": ["x1"],
-        "data_source": "samed2d",
-        "reward_model": json.dumps({"ground_truth": "B"}),
-        "extra_info": json.dumps({"index": 0}),
-    }
-    text_only = [{"role": "user", "content": user.removeprefix("<image>")}]
-    truth = json.dumps({"ground_truth": "A"})
-    volume = {"prompt": text_only, "image_ids": [], "data_source": "m3d", "reward_model": truth}
+    row = {"prompt": [{"role": "user", "content": user}], "image_ids": ["x1"]}
+    row |= {"data_source": "samed2d", "reward_model": json.dumps({"ground_truth": "B"})}
+    row["extra_info"] = json.dumps({"index": 0})
+    volume = {"prompt": [{"role": "user", "content": user.removeprefix("<image>")}]}
+    volume |= {"image_ids": [], "data_source": "m3d"}
     (tmp_path / "rl").mkdir()
     rows = [row, row | volume, row | {"reward_model": "{no json", "extra_info": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rl" / "train.parquet")
@@ -185,7 +149,7 @@ def test_the_released_form(tmp_path):
     assert flat.options["A"] == "Leber ä" and flat.answer == "B" and flat.dimension == "2d"
     (turn,) = flat.request([Image.new("RGB", (8, 8))]).conversation()
     assert turn["content"][-1]["text"] == user.removeprefix("<image>")  # asked in its own words
-    assert deep.dimension == "3d" and deep.answer == "A"
+    assert deep.dimension == "3d" and deep.answer == "B"
     with pytest.raises(DatasetError, match="say where its volume is"):
         deep.load()
     with pytest.raises(DatasetError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -26,14 +28,7 @@ from unireason_lib.evaluation import (
     summary,
 )
 from unireason_lib.evaluation import table as tables
-from unireason_lib.evaluation.table import (
-    average_box_iou,
-    beside,
-    consistency,
-    pooled,
-    read_pooled,
-    select,
-)
+from unireason_lib.evaluation.table import beside, consistency, pooled, read_pooled, select
 from unireason_lib.grounding import Settings
 from unireason_lib.inference import read_results
 
@@ -58,10 +53,8 @@ def results(write, line):
 
 def test_the_summary_has_every_measure_with_its_interval(results):
     table, text = report(results)
-    families = ["lesion analysis", "size comparison"]
-    assert list(zip(table["dimension"], table["family"], strict=True)) == [
-        (d, family) for family in ("all", *families) for d in ("all", "2d", "3d")
-    ]
+    rows = product(("all", "lesion analysis", "size comparison"), ("all", "2d", "3d"))
+    assert list(zip(table["family"], table["dimension"], strict=True)) == [*rows]
     first = table.iloc[0]
     assert (first["n"], first["failed"], first["patients"]) == (40, 0, 20)
     assert first["accuracy"] == first["hit"] == 0.75 and first["chance"] == 0.5
@@ -73,10 +66,9 @@ def test_the_summary_has_every_measure_with_its_interval(results):
 
 
 def test_baselines_stand_beside(write, line):
-    letters = ["A", "A", "A", "B"]
     lines = [
         line(f"{k}", f"p{k}", letter == "A", truth=letter, guess="B" if k else None)
-        for k, letter in enumerate(letters)
+        for k, letter in enumerate("AAAB")
     ]
     path = write("r.jsonl", lines)
     blank = [line(f"{k}", f"p{k}", k == 0) for k in range(4)] + [line("other", "x")]
@@ -122,8 +114,7 @@ def test_rationale_answer_consistency_is_told_apart_from_accuracy(
     row = as_table([one, other]).iloc[0]
     assert row["concluded"] == concluded and row["correct"] == (letter == "B")
     assert row["followed"] == followed or (followed is None and math.isnan(row["followed"]))
-    whole = summary(as_table([one, other])).iloc[0]
-    assert {"concluded", "followed", "followed_low"} <= {*whole.index}  # beside every accuracy
+    assert {"concluded", "followed_low"} <= {*summary(as_table([one, other]))}
 
 
 def test_failed_replies_count_as_wrong_in_every_table(write, line, failed):
@@ -137,18 +128,16 @@ def test_failed_replies_count_as_wrong_in_every_table(write, line, failed):
     assert whole["concluded"] == table["concluded"].mean() == pytest.approx(2 / 3)
     assert (whole["n"], whole["failed"]) == (4, 2) and table["failed"].sum() == 2
     assert whole["format"] == table["format"].mean() == 1  # no reply, no format
-    good = write("good.jsonl", [line(f"q{k}", f"p{k}", text=text) for k in range(3)])
-    assert compare(read_table(path), read_table(good)).difference.value == pytest.approx(1 / 3)
+    good = as_table([line(f"q{k}", f"p{k}", text=text) for k in range(3)])
+    assert compare(read_table(path), good).difference.value == pytest.approx(1 / 3)
 
 
-def test_two_runs_are_compared_question_by_question(results, write, line):
+def test_two_runs_are_compared_question_by_question(results, line):
     better = [line(f"q{k}", f"p{k // 2}", k % 4 > 0 or k < 30) for k in range(44)]
-    one, other = read_table(results), read_table(write("b.jsonl", better))
+    one, other = read_table(results), as_table(better)
     found = compare(one, other)
     assert found.questions == 40 and found.a == 0.75 and found.b == pytest.approx(38 / 40)
     assert found.difference.low > 0 and "+20.0 (+" in found.text()
-    a, b = (pd.concat([run, run.assign(seed=k)]) for k, run in ((1, one), (2, other)))
-    assert compare(a, b).seeds == (2, 2) and compare(a, b, paired_seeds=True).seeds == (1, 1)
     turned = as_table([line(f"q{k}", f"p{k // 2}", truth="B") for k in range(40)])
     with pytest.raises(DatasetError, match=r"q0 with the right answers 'A' and 'B'"):
         compare(one, turned)
@@ -163,12 +152,11 @@ def test_two_runs_are_compared_question_by_question(results, write, line):
 def files(write, line):
     """One run of the condition "before", two of "RL", and one of them with blank images."""
     right = {("before", 0): {0}, ("RL", 0): {0, 1, 3}, ("RL", 1): {0, 1}, ("RL", 1, "blank"): {2}}
+    about = {k: {"dimension": "2d", "iou_first": 0.25} for k in range(3)} | {3: {"dimension": "3d"}}
 
     def lines(rights):
-        about = {"family": "size, comparison"}
-        for k in (3, 0, 1, 2):
-            flat = {"dimension": "3d" if k == 3 else "2d", "iou_first": None if k == 3 else 0.25}
-            yield line(f"q{k}", f"p{k // 2}", k in rights, **about, **flat)
+        one = partial(line, family="size, comparison")
+        return [one(f"q{k}", f"p{k // 2}", k in rights, **about[k]) for k in (3, 0, 1, 2)]
 
     return {key: write(f"{n}.jsonl", lines(r)) for n, (key, r) in enumerate(right.items())}
 
@@ -207,28 +195,26 @@ def test_rows_are_chosen_by_condition_control_and_more(files):
 def test_the_kept_studies_can_be_computed_again(study):
     """Their verdicts stand on the closed form as they did on the bootstrap."""
     kept = json.loads((KEPT / f"{study}.json").read_text(encoding="utf-8"))["verdicts"]
-    table, comparisons = read_pooled(KEPT / f"{study}.csv.gz"), []
-    assert set(load_grid(ROOT / "data" / "ablations" / f"{study}.yaml").conditions) >= {
-        one[side] for one in kept for side in ("better", "worse")
-    }
+    table, p_values = read_pooled(KEPT / f"{study}.csv.gz"), []
+    conditions = load_grid(ROOT / "data" / "ablations" / f"{study}.yaml").conditions
+    assert {one[side] for one in kept for side in ("better", "worse")} <= {*conditions}
     for one in kept:
         where = {key: one[key] for key in ("dimension", "kind") if one.get(key)}
         sides = [select(table, one[side], **where) for side in ("worse", "better")]
-        comparisons.append(compare(*sides, one["value"], paired_seeds=True))
-        before = one["comparison"]
-        assert comparisons[-1].difference.value == pytest.approx(
-            before["difference"]["value"], abs=1e-6
-        )
-        assert comparisons[-1].p == pytest.approx(before["p"], rel=0.1, abs=0.001)
-    corrected = holm([found.p for found in comparisons])
+        found, before = compare(*sides, one["value"], paired_seeds=True), one["comparison"]
+        assert found.difference.value == pytest.approx(before["difference"]["value"], abs=1e-6)
+        assert found.p == pytest.approx(before["p"], rel=0.1, abs=0.001)
+        p_values.append(found.p)
     significant = [one["verdict"] == "reproduced" for one in kept]
-    assert [p < 0.05 for p in corrected] == significant
+    assert [p < 0.05 for p in holm(p_values)] == significant
 
 
 # --- slices and volumes ------------------------------------------------------------------------
 
 
-def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, scripted):
+def test_slices_are_asked_alone_and_held_against_the_volume(
+    tmp_path, phantoms, scripted, checkpoint
+):
     """A model that writes one place in volumes and, in images, its upper half."""
     cuboid, rectangle = Box3D(0, 0, 1, 32, 32, 3), Box2D(0, 0, 32, 16)
 
@@ -236,9 +222,9 @@ def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, 
         box = format_box(cuboid if request.dimension == "3d" else rectangle)
         return "<think>", box, "</think>A. Left"
 
-    generator, out = scripted(parts), tmp_path / "r.jsonl"
-    how = {"settings": Settings(max_new_tokens=60), "quiet": True}
-    evaluate(phantoms, out, generator, **how)
+    scripted(parts)
+    out, how = tmp_path / "r.jsonl", {"settings": Settings(max_new_tokens=60), "quiet": True}
+    evaluate(phantoms, out, checkpoint, **how)
     slices = slice_benchmark(phantoms, read_results(out))
     single = [i for i in phantoms if i.dimension == "3d" and len(i.truth_boxes) == 1]
     assert single and len(slices) == 2 * len(single)
@@ -247,13 +233,13 @@ def test_slices_are_asked_alone_and_held_against_the_volume(tmp_path, phantoms, 
     parent = next(i for i in single if i.id == first.about["parent"])
     assert parent.about["names"][0] in first.question
     assert first.load()[0].tobytes() == parent.load()[1].tobytes()
-    cuboids = slice_consistency(phantoms, out, generator, **how)
+    cuboids = slice_consistency(phantoms, out, checkpoint, **how)
     assert len(list(read_results(beside(out, "slices")))) == len(slices)
     assert set(cuboids["id"]) == {item.id for item in single} and (cuboids["boxed"] == 1).all()
     assert mean(cuboids, "overlap").value == pytest.approx(0.5)
-    silent, out = scripted(lambda request: ("<think></think>A. Left",)), tmp_path / "silent.jsonl"
-    evaluate(phantoms, out, silent, **how)
-    assert slice_consistency(phantoms, out, silent, **how) is None
+    scripted(lambda request: ("<think></think>A. Left",))
+    out = evaluate(phantoms, tmp_path / "silent.jsonl", checkpoint, **how)
+    assert slice_consistency(phantoms, out, checkpoint, **how) is None
 
 
 def test_slices_without_boxes_count_as_disagreement(line, failed):
@@ -282,8 +268,8 @@ def test_the_average_box_is_that_of_other_patients_and_scales_with_the_image(lin
     ]
     # heights of the others, as fractions: 1, 1, 1; 1/2, 1, 1; 1/2, 1
     expected = pytest.approx([1 / 2, 5 / 6, 3 / 4, math.nan], nan_ok=True)
-    assert average_box_iou(lines) == expected
-    assert average_box_iou(lines[:1], reference=lines[1:2]) == [0.5]
-    assert math.isnan(average_box_iou(lines[:1])[0])  # nobody else has a liver
-    average = summary(as_table(lines))["iou_average_box"].iloc[0]
+    table = as_table(lines)
+    assert list(table["iou_average_box"]) == expected
+    assert as_table(lines[:1])["iou_average_box"].isna().all()  # nobody else has a liver
+    average = summary(table)["iou_average_box"].iloc[0]
     assert average == pytest.approx((1 / 2 + 5 / 6 + 3 / 4) / 3)

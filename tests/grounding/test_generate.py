@@ -1,6 +1,7 @@
 """Grounded generation: exact, batched, and undisturbed by whatever the model writes."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 from unireason_lib.boxes import Box2D, Box3D, format_box
 from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
-from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_model
+from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, Settings, load_model
+from unireason_lib.grounding.generate import _Running
+from unireason_lib.grounding.replies import Row
 
 OPTIONS = {"A": "liver", "B": "left lung"}
 
@@ -108,11 +111,14 @@ def test_logits_are_those_of_a_forward_pass_over_pixels(both, monkeypatch):
 
 def test_what_is_injected_is_counted_in_tokens(both):
     generator, box = both, Box3D(4, 4, 2, 44, 36, 5)
-    request = GroundedRequest("Where?", volume(8), OPTIONS, "3d")
-    trace = write(generator, request, boxed(generator, *box.as_tuple()), 3)
+    request, written = (
+        GroundedRequest("Where?", volume(8), OPTIONS, "3d"),
+        boxed(both, *box.as_tuple()),
+    )
+    trace = write(generator, request, written, 3)
     (pointing,) = trace.pointings
     assert pointing.status == "injected" and pointing.box == box == trace.boxes[0]
-    assert pointing.text == boxed(generator, *box.as_tuple())
+    assert pointing.text == written
     assert trace.to_dict().get("scale") == trace.scale == generator.frame.scale
     assert [crop.size for crop in pointing.crops] == [(40, 32)] * 3
     count = generator.frame.tokens(32, 40)
@@ -182,14 +188,11 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(generator):
 @pytest.mark.parametrize("top_p", [1.0, 0.85])
 def test_sampling_stays_on_the_device_and_follows_the_probabilities(generator, monkeypatch, top_p):
     """No vocabulary-wide table is copied to the CPU for a token; the nucleus is cut as it should."""
-    from unireason_lib.grounding.generate import _Running
-    from unireason_lib.grounding.replies import Row, Settings
-
     settings = Settings(temperature=2.0, top_p=top_p)
     request = GroundedRequest("Where?", [image()])
-    running = _Running(generator, [Row(generator, request, settings, None, 0)])
-    probabilities = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2])
-    scores, (row,) = 2 * probabilities.log()[None], running.rows
+    row = Row(generator, request, settings, None, 0)
+    running, probabilities = _Running(generator, [row]), torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2])
+    scores = 2 * probabilities.log()[None]
     evenly = iter((np.arange(2000) + 0.5) / 2000)
     row.draw = SimpleNamespace(random=lambda: next(evenly))
     real, wide = torch.Tensor.to, len(probabilities)
@@ -208,18 +211,13 @@ def test_sampling_stays_on_the_device_and_follows_the_probabilities(generator, m
 
 
 def test_samples_of_one_request_share_the_prompt_and_differ(generator, monkeypatch):
-    ids, encoded, features = ("r0", "r1"), [], generator.features
-    requests = [GroundedRequest("Where?", volume(4), id=name, dimension="3d") for name in ids]
-
-    def counted(pixels, grids):
-        encoded.append(len(grids))
-        return features(pixels, grids)
-
-    monkeypatch.setattr(generator, "features", counted)
+    requests = [GroundedRequest("Where?", volume(4), id=i, dimension="3d") for i in ("r0", "r1")]
+    features = Mock(wraps=generator.features)
+    monkeypatch.setattr(generator, "features", features)
     how = {"max_new_tokens": 16, "max_rounds": 0}
     traces = generator.generate(requests, samples=3, temperature=1.0, **how)
     assert [trace.request.id for trace in traces] == ["r0"] * 3 + ["r1"] * 3
-    assert sum(encoded) == 8  # every slice once
+    assert sum(len(call.args[1]) for call in features.call_args_list) == 8  # every slice once
     assert len({trace.token_ids for trace in traces}) == 6
     greedy = generator.generate(requests, samples=2, **how)
     alone = generator.generate(requests[1:], **how)[0]
@@ -238,23 +236,22 @@ def test_samples_of_one_request_share_the_prompt_and_differ(generator, monkeypat
         ({"samples": 0}, "samples >= 1"),
         ({"images": []}, "at least one image"),
         ({"images": ["scan.png"]}, "load_image"),
+        ({"images": [np.zeros((64, 64), np.uint16)]}, "0 of 1 images"),
         ({"dimension": "4d"}, "2d or 3d"),
         ({"question": "Where <|image_pad|>?"}, "image_pad"),
     ],
 )
 def test_impossible_requests_and_settings_are_refused(generator, wrong, message):
-    request, settings = {"question": "Where?", "images": [image()]}, {}
-    for name, value in wrong.items():
-        (request if hasattr(GroundedRequest, name) or name in request else settings)[name] = value
+    request = {"question": "Where?", "images": [image()], "dimension": "2d"}
+    settings = {name: value for name, value in wrong.items() if name not in request}
+    request |= {name: wrong[name] for name in wrong.keys() & request}
     with pytest.raises(RequestError, match=message):
-        generator.generate([request], **settings)
+        generator.generate([GroundedRequest(**request)], **settings)
 
 
 def test_images_of_a_request_may_be_arrays():
-    grey = np.zeros((64, 64), np.uint8)
-    assert [i.mode for i in GroundedRequest("Which?", [grey]).images] == ["RGB"]
-    with pytest.raises(RequestError, match="0 of 1 images"):
-        GroundedRequest("Which?", [grey.astype(np.uint16)])
+    request = GroundedRequest("Which?", [np.zeros((64, 64), np.uint8)])
+    assert [i.mode for i in request.images] == ["RGB"]
 
 
 @pytest.mark.parametrize("weights", (torch.float32, torch.bfloat16))

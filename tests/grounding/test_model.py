@@ -7,15 +7,8 @@ from itertools import product
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from PIL import Image
-from transformers import (
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-)
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
-from unireason_lib.backbones import join_features, split_features
 from unireason_lib.errors import ModelError
 from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.grounding.model import adapter_base
@@ -27,7 +20,7 @@ def test_the_tiny_checkpoint_and_its_tokenizer(tiny_checkpoint, tiny_model):
     """Special tokens are one token each; text survives, digits stand alone; the same every time."""
     model, processor = tiny_model
     assert type(model) is Qwen2_5_VLForConditionalGeneration
-    assert type(processor) is Qwen2_5_VLProcessor
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
     assert not list(tiny_checkpoint.glob("*.bin")) + list(tiny_checkpoint.glob("*.pt"))
     tokenizer = processor.tokenizer
@@ -45,7 +38,8 @@ def test_a_tiny_qwen3_is_one(tiny_qwen3):
     """The true classes, with deepstack features, norms of queries and keys, interleaved rotary
     sections and patches of 16 pixels; what the frame reads from its processor."""
     model, processor = tiny_qwen3
-    assert type(model) is Qwen3VLForConditionalGeneration and type(processor) is Qwen3VLProcessor
+    assert type(model) is Qwen3VLForConditionalGeneration
+    assert type(processor).__name__ == "Qwen3VLProcessor"
     assert len(model.model.visual.deepstack_merger_list) == 1
     assert model.model.language_model.layers[0].self_attn.q_norm.weight.shape == (64,)
     rope = model.config.text_config.rope_parameters
@@ -53,23 +47,6 @@ def test_a_tiny_qwen3_is_one(tiny_qwen3):
     frame = ProcessorFrame.from_processor(processor)
     assert frame == ProcessorFrame(16, 2, 1024, 16384, scale=1000)
     assert frame.to_dict() == {**vars(frame)} and "scale" not in QWEN_FRAME.to_dict()
-
-
-def test_features_are_one_tensor_an_image_and_back(tiny_model, tiny_qwen3):
-    images = [Image.new("RGB", size, "red") for size in ((64, 64), (96, 64))]
-    for (model, processor), layers in ((tiny_model, 1), (tiny_qwen3, 2)):
-        inputs = processor.image_processor(images=images, return_tensors="pt")
-        with torch.no_grad():
-            output = model.model.get_image_features(**inputs, return_dict=True)
-        features = split_features(output)
-        tokens = (inputs["image_grid_thw"].prod(-1) // 4).tolist()
-        width = model.config.text_config.hidden_size
-        assert [tuple(one.shape) for one in features] == [(layers, n, width) for n in tokens]
-        joined = join_features(features)
-        parts = [joined.pooler_output, *joined.deepstack_features]
-        expected = [output.pooler_output, *getattr(output, "deepstack_features", [])]
-        for one, other in zip(parts, expected, strict=True):
-            assert torch.equal(torch.cat(one), torch.cat(other))
 
 
 def test_the_seed_decides_the_weights(tmp_path):
@@ -83,16 +60,16 @@ def test_the_seed_decides_the_weights(tmp_path):
             build_tiny(tmp_path / folder, **sizes)
 
 
-def text_part(text):
-    return {"type": "text", "text": text}
+def turn(role, *parts):
+    texts = [{"type": "text", "text": part} if part else {"type": "image"} for part in parts]
+    return {"role": role, "content": texts}
 
 
-BOX, IMAGE = "<|box_start|>[1,2,3,4]<|box_end|>", {"type": "image"}
-THOUGHT = [text_part(f"<think>see {BOX}"), IMAGE, text_part(" so</think>A. x")]
+BOX, IMAGE = "<|box_start|>[1,2,3,4]<|box_end|>", ""
 IMAGES = [
-    {"role": "user", "content": [IMAGE, IMAGE, text_part("q\nA. x")]},
-    {"role": "assistant", "content": THOUGHT},
-    {"role": "user", "content": [text_part("sure?")]},
+    turn("user", IMAGE, IMAGE, "q\nA. x"),
+    turn("assistant", f"<think>see {BOX}", IMAGE, " so</think>A. x"),
+    turn("user", "sure?"),
 ]
 SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
 
@@ -104,23 +81,16 @@ def test_the_chat_format_is_qwens_and_marks_what_the_assistant_wrote(family, fix
     """TRL ships the official templates. Injected images are not marked; the one of Qwen3-VL leaves
     them out."""
     official = (files("trl") / "chat_templates" / f"{family}.jinja").read_text(encoding="utf-8")
-    processor, picture = (
-        request.getfixturevalue(fixture)[1],
-        "<|vision_start|><|image_pad|><|vision_end|>",
-    )
+    _, processor = request.getfixturevalue(fixture)
     for one, prompt in product((SYSTEM, IMAGES), (True, False)):
         how = {"tokenize": False, "add_generation_prompt": prompt}
         ours = processor.apply_chat_template(one, **how)
         if family == "qwen3_vl":
-            ours = ours.replace(BOX + picture, BOX)
+            ours = ours.replace(f"{BOX}<|vision_start|><|image_pad|><|vision_end|>", BOX)
         assert ours == processor.apply_chat_template(one, chat_template=official, **how)
-    text = processor.tokenizer.apply_chat_template(
-        IMAGES[:2],
-        chat_template=processor.chat_template,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
+    how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    how["chat_template"] = processor.chat_template
+    text = processor.tokenizer.apply_chat_template(IMAGES[:2], **how)
     own = [i for i, mask in zip(text["input_ids"], text["assistant_masks"], strict=True) if mask]
     assert processor.tokenizer.decode(own) == f"<think>see {BOX} so</think>A. x<|im_end|>"
 
@@ -142,17 +112,18 @@ def test_an_adapter_is_put_on_top(tiny_checkpoint, tmp_path):
         assert not torch.allclose(adapted, plain(input_ids=ids).logits, atol=1e-3)
     with pytest.raises(ModelError, match="PEFT adapter"):
         load_model(tmp_path / "adapter")
-    # settings that contradict each other
+
+
+def test_settings_of_loading(tiny_checkpoint):
     model, _ = load_model(tiny_checkpoint, dtype="bfloat16", device="cpu")
     assert model.dtype is torch.bfloat16 and not model.training
-    with pytest.raises(ModelError, match="bfloat16"):
-        load_model(tiny_checkpoint, dtype="float8")
-    with pytest.raises(ModelError, match="device_map"):
-        load_model(tiny_checkpoint, device="cpu", device_map="auto")
+    wrong = {"bfloat16": {"dtype": "float8"}, "device_map": {"device": "cpu", "device_map": "auto"}}
+    for message, how in wrong.items():
+        with pytest.raises(ModelError, match=message):
+            load_model(tiny_checkpoint, **how)
 
 
 def replaced(name, old, new):
-    """A change of one text in a file of a checkpoint."""
     return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 
 

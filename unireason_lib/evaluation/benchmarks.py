@@ -19,7 +19,9 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from unireason_lib.boxes import Box3D
 from unireason_lib.dataset.hub import ImageTable, record_images
@@ -37,12 +39,7 @@ from unireason_lib.inference import Reading
 from unireason_lib.io import sha256_of
 from unireason_lib.prompts import question_text
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-FIRST_PATIENT: Mapping[str, int] = {"train": 0, "test": 1_000_000, "val": 2_000_000}
-"""Number of the first phantom patient of each split."""
-
+FIRST_PATIENT = {"train": 0, "test": 1_000_000, "val": 2_000_000}  # of phantoms
 FIRST_3D = 500_000  # within a split: nobody is asked about both in a slice and in a volume
 PATIENTS = 400_000  # of a split and dimension, at most
 QUADRANTS = ("Left and anterior", "Right and anterior", "Left and posterior", "Right and posterior")
@@ -61,7 +58,8 @@ def open_benchmark(
     serialization: Serialization | None = None,
     **options: Any,
 ) -> Benchmark:
-    """Open a benchmark.
+    """Open a benchmark; a ``DatasetError`` for an unknown name, option or split, or nothing usable
+    behind the path.
 
     Args:
         name: See the module; ``name:path`` gives the path as well, and the folder of a data set
@@ -70,14 +68,11 @@ def open_benchmark(
         split: ``"test"``; of phantoms also ``"val"`` or ``"train"`` (what was learnt by heart), of
             Parquet ``"all"``.
         limit: At most so many questions, the first ones; None: all, of phantoms 500.
-        frame: Processor of the model that will be asked; generated boxes are written for it.
-        size, window: How volumes are laid out and shown; None: the benchmark's own, else that of
-            ``serialization``, the checkpoint's (another one is a ``ScanWarning``).
+        frame: Of the model that will be asked; generated boxes are written for it.
+        size, window: How volumes are laid out and shown; None: as the checkpoint's
+            ``serialization`` says (another one is a ``ScanWarning``), else the benchmark's own.
         options: Of :func:`study_items` (``seed``, ``dimension``, ...), :func:`parquet_items` or
             :func:`~.public.public_items`.
-
-    Raises:
-        DatasetError: An unknown name, option or split, or nothing usable behind the path.
     """
     makers = dict.fromkeys(["phantom", *SOURCES], study_items)
     makers |= dict.fromkeys(LAYOUTS, public_items) | {"parquet": parquet_items}
@@ -96,13 +91,15 @@ def open_benchmark(
         if name in LAYOUTS:
             options.setdefault("image_size", serialization.image_size)
     shown = {"frame": frame, "size": size and tuple(size), "window": window}
-    skipped, known = [], inspect.signature(makers[name])
+    skipped: list = []
+    given = name, path or None, split, shown, skipped
+    known = inspect.signature(makers[name])
     try:
-        known.bind(name, path, split, shown, skipped, **options)
+        known.bind(*given, **options)
     except TypeError as error:
-        expected = f"options of {', '.join([*known.parameters][5:])}"
+        expected = f"options of {', '.join([*known.parameters][len(given) :])}"
         raise DatasetError(f"benchmark {name}", expected, error, "correct or remove them") from None
-    items, content = makers[name](name, path or None, split, shown, skipped, **options)
+    items, content = makers[name](*given, **options)
     items = tuple(islice(items, limit or (500 if name == "phantom" else None)))
     path = str(Path(path).resolve()) if path else None
     identity = shown | {"name": name, "path": path, "split": split, "frame": frame.to_dict()}
@@ -129,11 +126,10 @@ def study_items(
     chooses: ``per_family`` of some ``families`` about each study, of which ``a_patient`` (of
     phantoms 2) are asked in turn. Studies that cannot be read are skipped.
 
-    ``prior_studies``: from so many the answer prior is learnt, and which option is the most likely
-    one: of phantoms 300 training patients, of another source its first ones (None: no prior; of a
-    single scan all is known, so anatomy alone answers some questions). ``options`` as for
-    :func:`~unireason_lib.dataset.sources.open_source`; phantoms are a slice of one patient, the
-    volume of the next, and so on, or only one of them with ``dimension="2d"`` or ``"3d"``.
+    From ``prior_studies`` the answer prior is learnt, and which option is the most likely one: of
+    phantoms 300 training patients, of another source its first ones (None: no prior). ``options``
+    as for :func:`~unireason_lib.dataset.sources.open_source`; phantoms are by turns a slice of one
+    patient and the volume of another, or one of them with ``dimension="2d"`` or ``"3d"``.
     """
     if name == "phantom":
         if split not in FIRST_PATIENT or path:
@@ -141,7 +137,8 @@ def study_items(
             raise DatasetError(name, expected, f"{path} and {split!r}", f"write {name} alone")
         a_patient, sources = a_patient or 2, []
         prior_studies = 300 if prior_studies is None else prior_studies
-        for d in [options.pop("dimension", None)] if options.get("dimension") else ["2d", "3d"]:
+        dimension = options.pop("dimension", None)
+        for d in [dimension] if dimension else ["2d", "3d"]:
             phantoms = partial(open_source, "phantom", dimension=d, **options)
             asked = phantoms(start=FIRST_PATIENT[split] + FIRST_3D * (d == "3d"), count=PATIENTS)
             sources.append((asked, phantoms(start=0, count=prior_studies)))
@@ -152,7 +149,7 @@ def study_items(
     each = min(a_patient or len(families), len(families))
 
     def stream(source: Any, training: Any) -> Iterator[Item]:
-        """The questions, study by study; each is asked the next families in turn."""
+        """The questions, study by study, each of the next families in turn."""
         views = [View(study, **shown) for study in islice(training, prior_studies or 0)]
         prior = learn_prior(views, seed=seed) if views else None
         known = (_item(q, view) for view in views for q in ask(view, prior=prior, seed=seed))
@@ -162,10 +159,9 @@ def study_items(
             return View(source[k], **shown).images()
 
         def make(k: int) -> Iterator[Item]:
-            how = {"seed": seed, "prior": prior, "per_family": per_family}
-            how["families"] = [families[(k * each + n) % len(families)] for n in range(each)]
+            turn = [families[(k * each + n) % len(families)] for n in range(each)]
             view = View(source[k], **shown)
-            for question in ask(view, **how):
+            for question in ask(view, families=turn, seed=seed, prior=prior, per_family=per_family):
                 yield _item(question, view, source=source.name, load=partial(images_of, k))
 
         rows = ((f"{source.name}[{k}]", partial(make, k)) for k in range(len(source)))
@@ -201,9 +197,8 @@ def parquet_items(
     dimension: str | None = None,
 ) -> tuple[Iterator[Item], dict[str, Any]]:
     """The questions of a data set: of ``sft/`` where it is (its replies hold true boxes), else of
-    ``rl/``. Released rows name no split: theirs is that of ``release_split``, as in training. Rows
-    say themselves how they are shown. ``m3d_root`` and ``volumes`` as for ``open_release``; of a
-    data set of ours ``m3d_root`` is the folder of the scans whose images it does not store."""
+    ``rl/``, split as in training and shown as the rows say. ``m3d_root`` and ``volumes`` as for
+    ``open_release``; of a data set of ours ``m3d_root`` holds the scans that it does not store."""
     if path is None or not Path(path).is_dir():
         raise DatasetError(path, "the folder of a data set", "none", "give it: parquet:FOLDER")
     if shown["size"] or shown["window"]:
@@ -233,8 +228,8 @@ def parquet_items(
 
 
 def record_item(record: Record, images: Callable[[Record], list[Image.Image]]) -> Item:
-    """A record, ours or of the release, as an item; a ``RequestError`` when its words cannot be
-    asked. ``images`` gives the images of a record."""
+    """A record, ours or of the release, as an item whose images ``images`` gives; a
+    ``RequestError`` when its words cannot be asked."""
     if not record.asked:
         question_text(record.question, record.options)
     same = ("id", "dimension", "question", "kind", "source", "asked")
@@ -252,8 +247,8 @@ def record_item(record: Record, images: Callable[[Record], list[Image.Image]]) -
 
 
 def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) -> Benchmark:
-    """Does a model refer to the same place in a volume and in its slices? Each slice that a cuboid
-    spans, the first box in a reply (``lines``) to a question about one structure, is asked about
+    """Does a model refer to the same place in a volume and in its slices? Each slice of the cuboid
+    that is the first box in a reply (``lines``) to a question about one structure is asked about
     alone, as an image: the rectangle of the cuboid should be the box that is written there.
 
     ``about`` of these items holds ``parent`` (the question about the volume), ``slice`` and
@@ -262,18 +257,19 @@ def slice_benchmark(benchmark: Benchmark, lines: Iterable[Mapping[str, Any]]) ->
     volumes = {item.id: item for item in benchmark if item.dimension == "3d"}
     items: list[Item] = []
     words = WORDS["families"]["spatial localization"]["quadrant"][3]
+    options = dict(zip("ABCD", QUADRANTS, strict=True))
+    asked = {"dimension": "2d", "kind": "quadrant", "options": options, "answer": None}
+    asked |= {"truth_boxes": (), "guess": None}
     for line in (line for line in lines if line.get("boxes") and line["id"] in volumes):
         parent, box = volumes[line["id"]], box_of(line["boxes"][0])
         if not isinstance(box, Box3D) or len(parent.truth_boxes) != 1:
             continue
         name = next(iter(parent.about.get("names", ())), f"the {parent.truth_boxes[0][0]}")
-        asked = {"dimension": "2d", "question": words.format(a=name, it="image"), "answer": None}
-        asked |= {"kind": "quadrant", "options": dict(zip("ABCD", QUADRANTS, strict=True))}
-        asked |= {"truth_boxes": (), "guess": None}
+        question = words.format(a=name, it="image")
         load = lru_cache(maxsize=1)(parent.load)  # slices of one volume are asked together
         for z in slice_range(box, line["frame"][2]):
             about = {"parent": parent.id, "slice": z, "cuboid": list(box.as_tuple())}
-            own = {"id": f"{parent.id}#z{z:03d}", "about": about}
+            own = {"id": f"{parent.id}#z{z:03d}", "about": about, "question": question}
             items.append(replace(parent, **asked, **own, load=lambda z=z, load=load: [load()[z]]))
     if not items:
         expected = "replies about one structure of a volume that begin with a cuboid"

@@ -1,7 +1,6 @@
-"""Controls ask whether the model looks: something is taken away, and the questions asked again.
-
-A model that answers as well when its images are blanked has learnt the answers of the questions;
-one that answers as well when its crops come from elsewhere does not use its crops.
+"""Controls ask whether the model looks: one that answers as well when its images are blanked has
+learnt the answers of the questions; one that answers as well when its crops come from elsewhere
+does not use its crops.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ def shown_images(benchmark: Benchmark, control: str) -> Callable[[Item], Sequenc
     if control == "blank":
         return lambda item: [Image.new("RGB", i.size, (128, 128, 128)) for i in item.load()]
     if control == "noise":
-        return lambda item: [_noise(i, f"{item.id}/{k}") for k, i in enumerate(item.load())]
+        return lambda item: [_noise(i.size, f"{item.id}/{k}") for k, i in enumerate(item.load())]
     if control == "other":
         partner = partners(benchmark.items)
         return lambda item: fitted(partner[item.id].load(), item.load())
     return lambda item: item.load()
 
 
-def _noise(image: Image.Image, seed: str) -> Image.Image:
-    pixels = _draw(seed).integers(0, 256, image.size[::-1], dtype=np.uint8)
+def _noise(size: tuple[int, int], seed: str) -> Image.Image:
+    pixels = _draw(seed).integers(0, 256, size[::-1], dtype=np.uint8)
     return Image.fromarray(pixels).convert("RGB")
 
 
@@ -60,8 +59,7 @@ def _draw(seed: str) -> np.random.Generator:
 
 def partners(items: Sequence[Item]) -> dict[str, Item]:
     """For each item one of another patient and the same dimension: the last one before it, for the
-    first patient the first one after, so that a longer benchmark changes nothing. A
-    ``RequestError`` when a dimension has one patient only."""
+    first patient the first one after, so that a longer benchmark changes nothing."""
     partner: dict[str, Item] = {}
     for dimension in {item.dimension for item in items}:
         same = [item for item in items if item.dimension == dimension]
@@ -86,7 +84,7 @@ def other_crops(
     generator: GroundedGenerator, control: str, benchmark: Benchmark
 ) -> GroundedGenerator:
     """The generator with boxes that fetch what the control says, always the same for the same
-    request and box; as it is under any other control."""
+    request and box; the generator itself under any other control."""
     if control not in OTHER_CROPS:
         return generator
     partner = partners(benchmark.items) if control == "swapped-crop" else {}
@@ -109,12 +107,8 @@ def other_crops(
 def elsewhere(box: Box, limits: Sequence[int], seed: str | None = None) -> Box:
     """A box of the same size that overlaps the given one little: the first of :data:`TRIES` random
     places whose IoU is below :data:`LOW_OVERLAP`, or without ``seed`` of the four places beside it;
-    if there is none, the one that overlaps least.
-
-    Args:
-        box: In pixels and slices; clipped to the limits first, and returned as it is outside them.
-        limits: Width and height, and for a cuboid the number of slices.
-    """
+    if there is none, the one that overlaps least. The box is clipped to the ``limits`` (width,
+    height, for a cuboid number of slices) first, and returned as it is outside them."""
     inside = box.clip(*limits)
     if inside.is_empty:
         return box

@@ -1,7 +1,6 @@
-"""An item: one question with everything that is needed to ask it and to judge the reply.
-
-Behind this type generated questions, Parquet and public tables are the same. Images are not part of
-it; it knows how to get them, so a scan that cannot be read fails when its question is asked.
+"""An item: one question with everything that is needed to ask it and to judge the reply, whether it
+was generated or comes from Parquet or a public table. It knows how to get its images, so a scan
+that cannot be read fails when its question is asked.
 """
 
 from __future__ import annotations
@@ -60,17 +59,15 @@ class Item:
     def boxes_in(
         self, frame: ProcessorFrame, height: int, width: int
     ) -> tuple[tuple[str, Box], ...]:
-        """The truth boxes in pixels of the frame of the model that is asked, for images of
-        ``height`` and ``width``. A ``DatasetError`` when the question has boxes in its words that
-        are written for another."""
+        """The truth boxes in pixels of the frame of the model that is asked. A ``DatasetError``
+        when the question has boxes in its words that are written for another."""
         own, size = self.frame or frame, (height, width)
         if self.states_boxes:
             check_same_extent(self.id, own, frame, size)
+        (rows, columns), (own_rows, own_columns) = frame.size(*size), own.size(*size)
+        factors = columns / own_columns, rows / own_rows
         boxes = ((name, own.pixels(box, *size)) for name, box in self.truth_boxes)
-        if own.size(*size) == frame.size(*size):
-            return tuple(boxes)
-        moved = ((name, own.from_frame(box, *size)) for name, box in boxes)
-        return tuple((name, frame.to_frame(box, *size)) for name, box in moved)
+        return tuple((name, box.scale(*factors)) for name, box in boxes)
 
     def to_dict(self) -> dict[str, Any]:
         """The item without images and boxes, ready for JSON; the answer is its ``truth``."""
@@ -82,7 +79,7 @@ class Item:
 
 
 class Skipped(NamedTuple):
-    """A row of a benchmark that cannot be a question: its file and row, and why."""
+    """A row of a benchmark that cannot be a question, and why."""
 
     name: str
     reason: str
@@ -102,10 +99,9 @@ class Benchmark:
     def __post_init__(self) -> None:
         twice = [repr(name) for name, n in Counter(i.id for i in self).items() if n > 1]
         if not self.items or twice:
-            first = "".join(
-                f" ({len(self.skipped)} rows skipped: {one.reason})" for one in self.skipped[:1]
-            )
-            found = f"{twice[0]} twice" if twice else f"none{first}"
+            found = f"{twice[0]} twice" if twice else "none"
+            if self.skipped and not twice:
+                found += f" ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
             expected, do = "questions with different ids", "check path, split, limit"
             raise DatasetError(f"benchmark {self.name}", expected, found, do)
 
@@ -119,7 +115,7 @@ class Benchmark:
 def items_of(
     rows: Iterable[tuple[str, Callable[[], Iterable[Item]]]], skipped: list[Skipped]
 ) -> Iterator[Item]:
-    """The items of rows, each a name and what makes its items; a row that cannot is noted."""
+    """The items of rows, each a name and what makes its items; those that cannot be are noted."""
     for name, make in rows:
         try:
             yield from list(make())
@@ -128,9 +124,8 @@ def items_of(
 
 
 def most_likely_answers(items: Iterable[Item], training: Iterable[Item]) -> Iterator[Item]:
-    """Give every item its guess: of its options, the one that was right most often in training, by
-    dimension and kind of question (the family where no kind is known). This is the question-only
-    baseline, which knows the training answers and never looks at an image."""
+    """Give every item its guess, the question-only baseline: of its options, the one that was right
+    most often in training, by dimension and kind of question (the family where none is known)."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for item in training:
         text = item.options.get(item.answer, "")

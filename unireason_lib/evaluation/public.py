@@ -45,12 +45,10 @@ def public_items(
     *,
     image_size: Sequence[int] | None = None,
     root: str | Path | None = None,
-    open: bool = False,
 ) -> tuple[Iterator[Item], dict[str, Any]]:
     """The questions of a table, or of those tables in a folder that are named after the split (of
     their rows a split other than ``"test"`` takes all). ``root``: folder of the scans;
-    ``image_size`` as for ``inference.Reading``; ``open``: multiple-choice questions are asked
-    without their options, and answers compared in words."""
+    ``image_size`` as for ``inference.Reading``."""
     layout, tables = LAYOUTS[name], _tables(name, path, split)
     folder = tables[0].parent.resolve()
     above = (one for one in (folder, *folder.parents[:2]) if (one / layout.folder).is_dir())
@@ -66,7 +64,7 @@ def public_items(
             raise row
         wanted = layout.rows.items() if split == "test" else ()
         if all(re.match(form, str(row.get(column) or "")) for column, form in wanted):
-            yield _item(row_id, row, layout, root, read, open)
+            yield _item(row_id, row, layout, root, read)
 
     rows = (
         (f"{table.name}, row {number}", partial(make, f"{name}/{table.stem}/{number}", row))
@@ -95,21 +93,17 @@ def _rows(table: Path) -> Iterator[Row | Exception]:
         return iter(pd.read_parquet(table).rename(columns=str.lower).to_dict("records"))
 
 
-def _item(
-    name: str, row: Row, layout: SimpleNamespace, root: Path, read: Callable, without_options: bool
-) -> Item:
+def _item(name: str, row: Row, layout: SimpleNamespace, root: Path, read: Callable) -> Item:
     image = row.get("image") or row.get("img_name")
     stored = image if isinstance(image, Mapping) else {}  # in Parquet, with its bytes
     image = str(stored.get("path") or name) if stored else image
-    sample = _sample({**row, "image": image} if image else row, layout, without_options)
+    sample = _sample({**row, "image": image} if image else row, layout.dimension)
     scan = sample.scan.replace("\\", "/").removeprefix("./")
     parts = re.fullmatch(layout.path, scan)
     patient = row.get("patient") or (parts["patient"] if parts else scan)
     if content := stored.get("bytes"):
-        patient, load = (
-            hashlib.sha256(content).hexdigest()[:16],
-            lambda: [load_image(content, name=name)],
-        )
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        patient, load = digest, lambda: [load_image(content, name=name)]
     else:  # paths that lead out of the folder are refused here
         places = [parts.expand(place) for place in layout.places] if parts else [scan]
         found = (place for place in places if scan_below(root, place).exists())
@@ -130,7 +124,7 @@ def _item(
     )
 
 
-def _sample(row: Row, layout: SimpleNamespace, without_options: bool) -> Sample:
+def _sample(row: Row, dimension: str) -> Sample:
     """A row as ``inference.samples`` reads it. Gaps between options are closed first, labels ("A:
     liver") taken off, and the letter of the truth moves along."""
     texts = {}
@@ -144,14 +138,12 @@ def _sample(row: Row, layout: SimpleNamespace, without_options: bool) -> Sample:
         if letter not in texts:
             raise RequestError("truth", "an option that is there", letter, "correct the row")
         rest["answer_letter"] = LETTERS[[*texts].index(letter)]
-    sample = sample_of({**rest, "options": list(texts.values())}, 0, layout.dimension)
+    sample = sample_of({**rest, "options": list(texts.values())}, 0, dimension)
     if sample.problem is not None:
         raise sample.problem
     truth = (sample.truth or "").strip(" .").casefold()
     if not sample.options and truth in ("yes", "no"):
-        sample = replace(sample, options={"A": "Yes", "B": "No"}, truth="AB"[truth == "no"])
-    if without_options and sample.options:
-        sample = replace(sample, options={}, truth=sample.truth and sample.options[sample.truth])
+        return replace(sample, options={"A": "Yes", "B": "No"}, truth="AB"[truth == "no"])
     return sample
 
 

@@ -1,8 +1,5 @@
-"""A benchmark and a model -> a file with one JSON line for every question.
-
-The file is the result: metrics and reports are computed from it, at any time and without a model.
-It survives being killed, and the same call goes on with it
-(:mod:`unireason_lib.inference.results`).
+"""A benchmark and a model -> a file with one JSON line for every question, from which all measures
+are computed. It survives being killed, and the same call goes on with it.
 """
 
 from __future__ import annotations
@@ -23,10 +20,10 @@ from unireason_lib.evaluation.controls import CONTROLS, OTHER_CROPS, other_crops
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.evaluation.table import beside, consistency
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference import Checkpoint, Reading, ResultsFile, answer_stream, write_all
-from unireason_lib.inference.batch import error_of
-from unireason_lib.inference.results import read_results, run_note
-from unireason_lib.inference.scan import read_scan, scan_below
+from unireason_lib.inference import Checkpoint
+from unireason_lib.inference.batch import answer_stream, error_of
+from unireason_lib.inference.results import complete_results, read_results, run_note
+from unireason_lib.inference.scan import Reading, read_scan, scan_below
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     import pandas as pd
@@ -40,61 +37,43 @@ _GROUPED = 16  # batches whose questions are sorted by length together
 def evaluate(
     benchmark: Benchmark,
     out: str | Path,
-    checkpoint: Checkpoint | GroundedGenerator,
+    checkpoint: Checkpoint,
     *,
-    settings: Settings | None = None,
+    settings: Settings,
     batch_size: int = 16,
     control: str = "none",
     quiet: bool = False,
 ) -> Path:
-    """Ask a benchmark and keep the replies.
+    """Ask a benchmark, under one of :data:`~.controls.CONTROLS`, ``batch_size`` questions together,
+    and keep the replies in the file ``out`` of JSON lines (:func:`line_of`), which is returned.
 
     Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
     The benchmark may be longer or shorter then (lines of other questions stay), and batch size and
-    device others; anything else that shapes replies may not change.
-
-    Args:
-        out: File of JSON lines (:func:`line_of`), which is returned.
-        checkpoint: What to load once something is left to do, or a generator at hand.
-        batch_size: Questions generated together.
-        control: One of :data:`~.controls.CONTROLS`.
-
-    Raises:
-        RequestError: An unknown control or batch size, or the file belongs to another run.
-        DatasetError: The disk is full, or another process writes the file.
+    device others; for anything else that shapes replies a ``RequestError`` asks for another file.
     """
-    from unireason_lib.grounding import Settings
-
     if control not in CONTROLS or batch_size < 1:
         expected = f"a control of {', '.join(CONTROLS)} and a batch size of 1 or more"
         raise RequestError("evaluation", expected, f"{control!r} and {batch_size}", "correct it")
-    settings, load = settings or Settings(), isinstance(checkpoint, Checkpoint)
     if control == "no-crop":
         settings = replace(settings, max_rounds=0)
-    run = {
-        "benchmark": dict(benchmark.identity),
-        "control": control,
-        "settings": asdict(settings),
-        "version": __version__,
-        **(checkpoint.identity() if load else {"model": checkpoint.model.name_or_path}),
-    }
-    with ResultsFile(out, run, benchmark.opened) as results:
-        todo = [item for item in benchmark if item.id not in results.done]
-        if todo:
-            generator = checkpoint.generator() if load else checkpoint
-            generator = other_crops(generator, control, benchmark)
-            images = shown_images(benchmark, control)
-            lines = ask_items(generator, todo, images, settings=settings, batch_size=batch_size)
-            write_all(lines, results, len(benchmark), len(benchmark) - len(todo), quiet)
+    run = {"benchmark": dict(benchmark.identity), "control": control}
+    run |= {"settings": asdict(settings), "version": __version__, **checkpoint.identity()}
+
+    def lines_of(todo: list[Item]) -> Iterator[dict[str, Any]]:
+        generator = other_crops(checkpoint.generator(), control, benchmark)
+        images = shown_images(benchmark, control)
+        return ask_items(generator, todo, images, settings=settings, batch_size=batch_size)
+
+    complete_results(out, run, benchmark.items, lines_of, opened=benchmark.opened, quiet=quiet)
     return Path(out)
 
 
 def slice_consistency(
-    benchmark: Benchmark, out: str | Path, checkpoint: Checkpoint | GroundedGenerator, **how: Any
+    benchmark: Benchmark, out: str | Path, checkpoint: Checkpoint, **how: Any
 ) -> pd.DataFrame | None:
     """Show each slice of the cuboids that a run (``out``) wrote alone, keep the replies beside it,
-    and compare both (:func:`~.table.consistency`); None where no cuboid was written. ``how``: as
-    for :func:`evaluate`."""
+    and compare both (:func:`~.table.consistency`); None where no cuboid was written. ``how`` as for
+    :func:`evaluate`."""
     try:
         slices = slice_benchmark(benchmark, read_results(out))
     except DatasetError:
@@ -112,7 +91,6 @@ def ask_items(
 ) -> Iterator[dict[str, Any]]:
     """Ask items, ``batch_size`` together, and yield the line of each (:func:`line_of`), in the
     order in which they are done; ``images`` gives what is shown of an item."""
-    from unireason_lib.grounding import Settings
 
     def prepare(item: Item) -> tuple[tuple, GroundedRequest]:
         shown = list(images(item))
@@ -120,10 +98,14 @@ def ask_items(
         frame = *generator.frame.size(height, width), len(shown)
         return (item.boxes_in(generator.frame, height, width), frame), item.request(shown)
 
-    how = {"settings": asdict(settings or Settings()), "batch_size": batch_size}
-    how |= {"failure": lambda item, error: {**item.to_dict(), **error_of(error)}}
     return answer_stream(
-        generator, by_length(items, batch_size), prepare=prepare, line=line_of, **how
+        generator,
+        by_length(items, batch_size),
+        prepare=prepare,
+        line=line_of,
+        failure=lambda item, error: {**item.to_dict(), **error_of(error)},
+        settings=asdict(settings) if settings else {},
+        batch_size=batch_size,
     )
 
 
@@ -131,12 +113,11 @@ def line_of(item: Item, layout: tuple, trace: Trace, seconds: float) -> dict[str
     """One line of results. ``layout``: the truth boxes in the frame of the model, and the frame
     (height, width, number of images).
 
-    The line is the item (:meth:`Item.to_dict`), the reply (``Trace.to_dict``) and: ``prediction``
+    The line is the item (:meth:`Item.to_dict`), the reply (``Trace.to_dict``), ``prediction``
     (letter, or the words of an open answer; None is an abstention), ``correct`` (None when the
     truth is unknown), ``truth_boxes``, ``frame``, those of :func:`overlaps` (None where the
-    question states boxes, which would only be copied), ``crop_fraction`` (mean fraction of the
-    image, or volume, that an injected box fetched; None: no box did) and ``seconds`` (the reply's
-    part of those of its batch).
+    question states boxes, which would only be copied), ``crop_fraction`` (mean fraction of image
+    or volume that a box fetched, if any did) and ``seconds``, the reply's part of its batch's.
     """
     truth, frame = layout
     prediction = trace.choice if item.options else trace.answer or None
@@ -159,10 +140,9 @@ def line_of(item: Item, layout: tuple, trace: Trace, seconds: float) -> dict[str
 
 
 def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | None]:
-    """How well the boxes of a reply, in its order, fit those of what the answer rests on, by
-    intersection over union (a rectangle never overlaps a cuboid). ``iou_first``: of the first box
-    with the true one that it fits best; ``iou_best``: of the best pair; ``iou_all``: mean over the
-    true boxes of their best. 0 when nothing was written; None when there is no truth."""
+    """Intersection over union of written boxes with the true ones; of a rectangle and a cuboid 0.
+    ``iou_first``: of the first box with the true one that it fits best; ``iou_best``: of the best
+    pair; ``iou_all``: mean over the true boxes of their best. None when there is no truth."""
     if not truth:
         return {"iou_first": None, "iou_best": None, "iou_all": None}
     table = [
@@ -175,9 +155,9 @@ def overlaps(written: Sequence[Box], truth: Sequence[Box]) -> dict[str, float | 
 
 
 def by_length(items: Sequence[Item], batch_size: int) -> Iterator[Item]:
-    """Items in an order that puts those of like length into one batch, which is padded to its
-    longest prompt, some batches at a time, so that what is finished when a run is stopped is a fair
-    sample. Questions about one volume, which is slow to read, stay together."""
+    """Items with those of like length in one batch, which is padded to its longest prompt: sorted
+    some batches at a time, so that what a stopped run finished is a fair sample. Questions about
+    one volume, which is slow to read, stay together."""
 
     def length(item: Item) -> tuple[str, int]:
         words = len(item.asked or item.question) + sum(map(len, item.options.values()))
@@ -191,11 +171,9 @@ def shown_results(
     path: str | Path, root: str | Path | None = None
 ) -> Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[Image.Image]]]:
     """A function that gives a line of a file of results, of ``infer`` or ``evaluate``, with its
-    images as the model saw them: of its benchmark, opened as for the run (at ``root``, if that is
-    given), or of the scan that the line names, which lies below ``root`` unless it was the user's
-    own question.
-
-    Crops that were not those of the boxes (a control) are left out of the line.
+    images as the model saw them: of its benchmark, opened again (at ``root``, if that is given), or
+    of the scan that the line names, which lies below ``root`` unless it was the user's own
+    question. Crops that were not those of the boxes (a control) are left out of the line.
     """
     note = run_note(path)
     run, opened = note.get("run") or {}, note.get("opened") or {}

@@ -56,7 +56,7 @@ class Comparison:
     questions: int  # that all runs were asked
 
     def text(self, name: str = "accuracy", scale: float = 100) -> str:
-        """One line: ``name``, the difference times ``scale``, and how sure it is."""
+        """The difference of ``name``, times ``scale``, and how sure it is, in one line."""
         d, (a, b) = self.difference, self.seeds
         p = f"p {self.p:.2g} (Student's t, {self.df:.1f} degrees of freedom)"
         p = "p: cannot tell, nothing varies" if math.isnan(self.p) else p
@@ -70,23 +70,20 @@ class Comparison:
 def plain(found: Interval | Comparison | None) -> dict[str, Any] | None:
     """Ready for JSON, which has no NaN and no infinity: both become None."""
 
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(one) for name, one in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+    def finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        unknown = {name for name, v in pairs if isinstance(v, float) and not math.isfinite(v)}
+        return dict(pairs) | dict.fromkeys(unknown)
 
-    return found and finite(asdict(found))
+    return found and asdict(found, dict_factory=finite)
 
 
 def interval(values: np.ndarray, patients: Sequence[Hashable]) -> Interval:
-    """The mean over ``(seeds, questions)`` values of one condition with its interval; ``patients``
-    are those of the questions.
+    """The mean over ``(seeds, questions)`` values of one condition, about these ``patients``, with
+    Student's interval, without ends where nothing varies or there is one patient only.
 
-    Student's interval; of rights and wrongs Wilson's, for as many independent questions as would
-    have this standard error, or for as many as there are patients where these do not differ (all
-    right, all wrong, or one proportion). Of other measures without ends where nothing varies or
-    there is one patient only.
-    """
+    Of rights and wrongs it is Wilson's, for as many independent questions as would have this
+    standard error, or for as many as there are patients where these do not differ (all right, all
+    wrong, or one proportion)."""
     _, code, counts = np.unique(patients, return_inverse=True, return_counts=True)
     value, k = float(values.mean()), len(counts)
     error, df = _standard_error([_sums(values, code)], counts)
@@ -102,9 +99,9 @@ def interval(values: np.ndarray, patients: Sequence[Hashable]) -> Interval:
 def difference(
     a: np.ndarray, b: np.ndarray, patients: Sequence[Hashable], paired_seeds: bool = False
 ) -> Comparison:
-    """How much better is b than a? Both are ``(seeds, questions)``, ``patients`` those of the
-    questions; with ``paired_seeds`` the k-th seeds of both share what their seed decides (base,
-    records and their order), so that differences are taken seed by seed."""
+    """How much better is b than a? Both are ``(seeds, questions)``, about these ``patients``; with
+    ``paired_seeds`` the k-th seeds of both share what a seed decides (base, records, their order),
+    and differences are taken seed by seed."""
     _, code, counts = np.unique(patients, return_inverse=True, return_counts=True)
     parts = [_sums(b - a, code)] if paired_seeds else [-_sums(a, code), _sums(b, code)]
     value, (error, df) = float(b.mean() - a.mean()), _standard_error(parts, counts)
@@ -122,9 +119,8 @@ def difference(
 
 
 def wilson(successes: float, n: float, df: float = math.inf) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927): good in small cells, never outside
-    [0, 1]. ``successes`` of ``n``, which may be fractional; Student's quantile for a finite ``df``.
-    """
+    """Wilson's 95 % interval of a proportion (Wilson 1927), never outside [0, 1]: ``successes`` of
+    ``n``, which may be fractional; with Student's quantile for a finite ``df``."""
     z, p = _quantile(df), successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -155,9 +151,8 @@ def _sums(table: np.ndarray, code: np.ndarray) -> np.ndarray:
 
 def _standard_error(parts: Sequence[np.ndarray], counts: np.ndarray) -> tuple[float, float]:
     """Standard error of a sum of means, and its degrees of freedom; (0, inf) where nothing varies
-    or there is one patient only. ``parts``: sums ``(seeds, patients)`` with their sign, one for
-    each condition whose seeds are its own, or one of differences; ``counts``: questions of each
-    patient."""
+    or there is one patient only. ``parts``: signed sums ``(seeds, patients)`` of each condition, or
+    of their differences; ``counts``: questions of each patient."""
     n, k = counts.sum(), len(counts)
     if k < 2:
         return 0.0, math.inf

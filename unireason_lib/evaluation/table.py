@@ -1,5 +1,4 @@
-"""Replies as one table (pandas): a row a reply, with the same columns and rules everywhere. What is
-said of them is a group-by of it.
+"""Replies as one table (pandas): a row a reply, with the same columns and rules everywhere.
 
 A question that could not be asked, or whose reply was lost, has **failed**: it counts as wrong
 (``correct`` and ``concluded`` 0), and has no boxes, no format and no letter (NaN). A reply that
@@ -45,8 +44,7 @@ ALONE = ("chance", "rounds", "own_tokens", "injected_tokens", "seconds")  # with
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A file of results as :func:`as_table` has it; a ``RequestError`` when it is missing or holds
-    no replies to a benchmark."""
+    """A file of results as :func:`as_table` has it; a ``RequestError`` for another file."""
     table = as_table(read_results(path))
     if table.empty or not {"truth", "dimension"} <= {*table} or table["dimension"].isna().any():
         found = "none" if table.empty else "no truth or dimension in some"
@@ -68,15 +66,12 @@ def as_table(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return table.assign(iou_average_box=average_box_iou(lines))
 
 
-def average_box_iou(
-    lines: Sequence[Mapping[str, Any]], reference: Iterable[Mapping[str, Any]] | None = None
-) -> list[float]:
-    """For each line the mean IoU of its true boxes with the average box of the same structure in
-    the other patients of ``reference`` (None: of the lines), as fractions of the image: what who
-    knows anatomy and does not look may reach. NaN where no other patient has the structure, or no
-    IoU is measured."""
+def average_box_iou(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """For each line the mean IoU of its true boxes with the average box (as fractions of the image)
+    of the same structure in the other patients: what one who knows anatomy and does not look may
+    reach. NaN where no other patient has the structure, or no IoU is measured."""
     boxes = defaultdict(list)
-    for line in lines if reference is None else reference:
+    for line in lines:
         for name, box in line.get("truth_boxes") or ():
             boxes[line["dimension"], name].append((line["patient"], np.divide(box, _sides(line))))
     values = []
@@ -93,7 +88,7 @@ def average_box_iou(
 
 
 def _sides(line: Mapping[str, Any]) -> tuple[int, ...]:
-    """What the coordinates of a box are measured against: width, height and number of slices."""
+    """Width and height (and number of slices) for each corner of a box."""
     height, width, slices = line["frame"]
     return (width, height, slices) * 2 if line["dimension"] == "3d" else (width, height) * 2
 
@@ -119,19 +114,18 @@ def _measures(line: Mapping[str, Any], reasons: bool) -> dict[str, float]:
 
 
 def mean(table: pd.DataFrame, value: str = "correct") -> Interval | None:
-    """Mean of a column over the seeds and questions of one condition, with its interval, for the
-    questions that all seeds have and where it applies; None when there is none."""
+    """Mean of a column over the seeds and questions of one condition, with its interval, of the
+    questions that all seeds have; None when there is none."""
     wide = _wide(table, value)
-    return interval(wide.to_numpy(), _patients(table, wide)) if wide.size else None
+    return interval(wide.to_numpy(), _patients(table, wide.columns)) if wide.size else None
 
 
 def compare(
     a: pd.DataFrame, b: pd.DataFrame, value: str = "correct", paired_seeds: bool = False
 ) -> Comparison:
     """How much better is b than a, rows of one condition each, on the questions that all their runs
-    were asked? With ``paired_seeds`` equal seeds share what a seed decides (base, records, their
-    order), and those that both have are compared seed by seed. A ``DatasetError`` when no question
-    or seed is common, or a question has another right answer elsewhere."""
+    were asked? With ``paired_seeds`` (see :func:`~.statistics.difference`) on the seeds that both
+    have. A ``DatasetError`` when no question or seed is common, or a right answer differs."""
     if paired_seeds:
         a, b = a[a["seed"].isin(b["seed"])], b[b["seed"].isin(a["seed"])]
     left, right = _wide(a, value), _wide(b, value)
@@ -145,9 +139,8 @@ def compare(
             do = "ask both the same questions: same split, seed, size and options"
             found = f"{name} with the right answers {' and '.join(map(repr, found))}"
             raise DatasetError("comparison", "runs of one benchmark", found, do)
-    return difference(
-        left[shared].to_numpy(), right[shared].to_numpy(), _patients(a, left[shared]), paired_seeds
-    )
+    a_values, b_values = left[shared].to_numpy(), right[shared].to_numpy()
+    return difference(a_values, b_values, _patients(a, shared), paired_seeds)
 
 
 def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -156,18 +149,17 @@ def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
     return known.pivot(index="seed", columns="id", values=value).dropna(axis=1).astype(float)
 
 
-def _patients(table: pd.DataFrame, wide: pd.DataFrame) -> np.ndarray:
-    """Whom the questions of a wide table are about."""
+def _patients(table: pd.DataFrame, questions: pd.Index) -> np.ndarray:
     patients = table.drop_duplicates("id").set_index("id")["patient"]
-    return patients[wide.columns].astype(str).to_numpy()
+    return patients[questions].astype(str).to_numpy()
 
 
 def summary(results: pd.DataFrame, blank: pd.DataFrame | None = None) -> pd.DataFrame:
     """All replies of a run, by dimension, by family (``"all"`` for sums), and by both: ``n``
     questions, ``failed`` of them, ``patients``; means of ``accuracy``, of what is reached without
-    looking (``blank``: replies to blank images; ``question_only``; ``majority``: always the letter
-    that is right most often; ``chance``) and of the other columns of :func:`as_table`, and the ends
-    ``<measure>_low``, ``<measure>_high`` of their intervals. NaN where a measure does not apply."""
+    looking (``blank`` images; ``question_only``; ``majority``: always the letter that is right most
+    often; ``chance``) and of the other columns of :func:`as_table`, each with the ends of its
+    interval (``<measure>_low``, ``<measure>_high``)."""
     scored = results["chance"].notna()
     letters = results[scored].groupby("dimension")["truth"].agg(lambda truth: truth.mode()[0])
     majority = results["truth"] == results["dimension"].map(letters)
@@ -193,8 +185,8 @@ def summary(results: pd.DataFrame, blank: pd.DataFrame | None = None) -> pd.Data
 
 
 def report(path: str | Path) -> tuple[pd.DataFrame, str]:
-    """The :func:`summary` of a file of results, with the blank images :func:`beside` it if they are
-    of the same benchmark; and the same in Markdown, with notes."""
+    """The :func:`summary` of a file of results, with the blank images :func:`beside` it if these
+    are of the same benchmark, and its Markdown with notes."""
     path, blank = Path(path), beside(path, "blank")
     results = read_table(path)
     run, of_blank = (run_note(one).get("run") or {} for one in (path, blank))
@@ -255,8 +247,8 @@ def read_pooled(path: str | Path) -> pd.DataFrame:
 
 
 def select(table: pd.DataFrame, condition: str, **where: str) -> pd.DataFrame:
-    """The rows of a condition; ``where``: columns and what they must hold (``dimension="3d"``,
-    ``control="blank"``), without ``control`` those without any. A ``DatasetError`` for none."""
+    """The rows of a condition where columns hold these words (``dimension="3d"``); ``control`` is
+    ``"none"`` if not given. A ``DatasetError`` when there are none."""
     rows = table[table["condition"] == condition]
     for name, wanted in {"control": "none", **where}.items():
         rows = rows[rows[name] == wanted]

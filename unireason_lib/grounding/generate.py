@@ -28,9 +28,9 @@ VISION_BATCH = 64  # images in the vision tower at a time; bounds its memory, no
 
 
 class GroundedGenerator(GroundedInterface):
-    """Generates grounded replies with a model (perhaps under a PEFT adapter) of one of the families
-    of :mod:`unireason_lib.backbones`, and its processor. ``reuse_cache=False`` is the slow
-    reference: it encodes all again after every box."""
+    """Generates grounded replies with a model of one of the families of
+    :mod:`unireason_lib.backbones` (perhaps under a PEFT adapter) and its processor.
+    ``reuse_cache=False`` is the slow reference: it encodes all again after every box."""
 
     def __init__(self, model: Any, processor: Any, reuse_cache: bool = True) -> None:
         self.model, self.reuse_cache = base_model(model), reuse_cache
@@ -50,8 +50,7 @@ class GroundedGenerator(GroundedInterface):
         self, pixel_values: torch.Tensor, grids: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
         """What the vision tower makes of each image, ``(1 + deepstack layers, tokens, hidden)``,
-        from their pixel values ``(patches, patch_dim)`` and the time, height and width of each in
-        patches."""
+        from pixel values ``(patches, patch_dim)`` and grids (time, height, width in patches)."""
         patches = torch.split(pixel_values, [t * h * w for t, h, w in grids])
         features: list[torch.Tensor] = []
         for first in range(0, len(grids), VISION_BATCH):
@@ -123,9 +122,8 @@ class _Running:
         return tokens
 
     def _sample(self, rows: Sequence[Row], scores: torch.Tensor) -> torch.Tensor:
-        """One token a row, where its next random number meets the cumulative probability, on the
-        device and, in 64 bits, whatever the batch. The nucleus (arXiv 1904.09751) is the most
-        likely tokens up to ``top_p``."""
+        """One token a row, where its next random number meets the cumulative probability: on the
+        device and, in 64 bits, whatever the batch. ``top_p``: arXiv 1904.09751."""
         probabilities, order = (scores / self.settings.temperature).softmax(-1).double(), None
         if self.settings.top_p < 1:
             probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -144,7 +142,7 @@ class _Running:
         lines = {row: line for line, row in enumerate(alive)}
         length = max(len(row.pending) for row in ready)
         ids = torch.full((len(alive), length), self.gen.pad, dtype=torch.long)
-        mask = torch.zeros(len(alive), length, dtype=torch.long)
+        mask = torch.zeros_like(ids)
         positions = torch.zeros(3, len(alive), length, dtype=torch.long)
         for row in ready:
             line, place = lines[row], slice(length - len(row.pending), length)
@@ -153,9 +151,8 @@ class _Running:
             positions[:, line, place] = self._positions(row)
         self.mask = torch.cat([self.mask, mask.to(self.device)], dim=1)
         self.padded |= not bool(mask.all())
-        images = [part for row in ready for part in row.images]  # in the order of their lines
         encoded = None
-        if images:
+        if images := [part for row in ready for part in row.images]:  # in the order of their lines
             pixels = torch.cat([part for part, _ in images])
             features = self.gen.features(pixels, [grid for _, grids in images for grid in grids])
             encoded = {"image": join_features(features)}
@@ -192,8 +189,7 @@ class _Running:
         return positions
 
     def _drop_finished(self, alive: list[Row]) -> list[Row]:
-        """Take complete replies out of the cache, so that nothing is computed for them: an eighth
-        at a time, because that copies the cache."""
+        """Take complete replies out of the cache; an eighth at a time, as that copies the cache."""
         keep = [line for line, row in enumerate(alive) if row.stop is None]
         if len(keep) > len(alive) * 7 / 8:
             return alive

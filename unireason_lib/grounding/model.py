@@ -41,15 +41,15 @@ def load_model(
         adapter: A folder or hub id of a PEFT adapter to put on top.
         dtype: One of :data:`DTYPES`; ``"auto"`` is the checkpoint's own.
         device: ``"cpu"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
-        device_map: Passed to transformers to spread a model over devices; excludes ``device``.
+        device_map: Of transformers, to spread a model over devices; excludes ``device``.
         attn_implementation: Of transformers; ``"auto"`` is flash attention where it can be used.
-        quantization: ``"4bit"`` keeps the language model's matrices in 4 bits (NF4, double
-            quantisation, arXiv 2305.14314) and computes in ``dtype``. Needs bitsandbytes."""
+        quantization: ``"4bit"`` (bitsandbytes): the language model's matrices in NF4 with double
+            quantisation (arXiv 2305.14314), computed with in ``dtype``."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import is_flash_attn_2_available
 
-    from unireason_lib.grounding.attention import SDPA_ON_CPU
+    from unireason_lib.grounding.cache import SDPA_ON_CPU
 
     path = str(path)
     if dtype not in DTYPES:
@@ -99,8 +99,8 @@ def load_model(
 def checkpoint_serialization(
     path: str | Path, adapter: str | Path | None = None
 ) -> Serialization | None:
-    """How scans became images when a checkpoint (folder or hub id) was trained: what the
-    ``serialization.json`` of its adapter says, else its own; None without (stock models)."""
+    """How scans became images when a checkpoint (folder or hub id) was trained, by the
+    ``serialization.json`` of its adapter, else its own; None without (stock models)."""
     from transformers.utils import cached_file
 
     optional = {"_raise_exceptions_for_missing_entries": False}

@@ -11,7 +11,7 @@ import math
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,9 +48,9 @@ class Settings:
 
 
 class Script:
-    """What a model is made to write, for demonstrations of the mechanism and for benchmarks: a text
-    or a tuple of tokens as it stands; a number leaves the model that many tokens of its choice
-    (neither an end nor a box). After all parts it is free."""
+    """What a model is made to write, to show the mechanism or measure it: a text or a tuple of
+    tokens as it stands; a number leaves the model that many tokens of its choice (neither an end
+    nor a box). After all parts it is free."""
 
     def __init__(self, tokenizer: Any, parts: Iterable[str | int | tuple[int, ...]]) -> None:
         self.plan: list[int | None] = []  # None where the model chooses
@@ -63,9 +63,8 @@ class Script:
 
 
 class GroundedInterface(ABC):
-    """What all generators share: a processor of a family of :mod:`unireason_lib.backbones`, the ids
-    of special tokens (``image_token`` stands for a piece of an image, ``ends`` end a turn), prompts
-    and crops."""
+    """What all generators share: processor, ids of special tokens (``image_token`` stands for a
+    piece of an image, ``ends`` end a turn), prompts and crops."""
 
     def __init__(self, processor: Any, image_token: int, ends: frozenset[int]) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -80,21 +79,19 @@ class GroundedInterface(ABC):
 
     def generate(
         self,
-        requests: Iterable[GroundedRequest | Mapping[str, Any]],
+        requests: Sequence[GroundedRequest],
         *,
         batch_size: int | None = None,
         samples: int = 1,
         scripts: Sequence[Script | None] | None = None,
         **settings: Any,
     ) -> list[Trace]:
-        """Answer requests, or mappings of their fields, ``batch_size`` together; 2D and 3D may mix.
+        """Answer requests, ``batch_size`` together (None: all); 2D and 3D may mix.
 
         One trace a request and sample: all ``samples`` of the first request, which share the
         encoding of its prompt, then of the second. ``scripts``: for each request what the model is
-        made to write, or None. ``settings``: ``max_new_tokens``, ``temperature``, ``seed``, ... of
-        :class:`Settings`."""
+        made to write, or None. ``settings``: those of :class:`Settings`."""
         how = Settings(**settings)
-        requests = [r if isinstance(r, GroundedRequest) else GroundedRequest(**r) for r in requests]
         scripts = [None] * len(requests) if scripts is None else scripts
         size = max(1, len(requests)) if batch_size is None else batch_size
         if len(scripts) != len(requests) or samples < 1 or size < 1:
@@ -128,8 +125,8 @@ class GroundedInterface(ABC):
         return inputs["pixel_values"], inputs["image_grid_thw"].tolist()
 
     def crops_for(self, request: GroundedRequest, box: Box) -> list[Image.Image]:
-        """The crops that a box (in pixels of the frame) fetches, cut from the images as the model
-        sees them."""
+        """The crops that a box (in pixels of the frame) fetches from the images as the model sees
+        them."""
         images = request.images[:1] if request.dimension == "2d" else request.images
         aligned = (self.frame.aligned(images[k]) for k in slice_range(box, len(images)))
         return [crop for image in aligned for crop in crop_region([image], box)]
@@ -192,19 +189,18 @@ class Row:
         self._note_malformed(len(self.ids))
         self.stop, self.finished_at = stop, time.perf_counter()
 
-    def _text(self, end: int | None = None) -> str:
-        """The opened box as written."""
+    def _opened_box(self, end: int | None = None) -> str:
         return self.gen.tokenizer.decode(self.ids[self.box_at : end], skip_special_tokens=False)
 
     def _note_malformed(self, end: int) -> None:
         """A box that is still open was never closed."""
         if self.box_at is not None:
-            text = self._text(end)
+            text = self._opened_box(end)
             self.pointings.append(Pointing(text, None, "malformed", (), len(self.ids)))
 
     def _point(self) -> None:
         """A box was closed: read it, and queue its crops behind it."""
-        text, self.box_at = self._text(), None
+        text, self.box_at = self._opened_box(), None
         box, image = next(iter(scan_boxes(text).boxes), None), self.request.images[0]
         box = box and self.gen.frame.pixels(box, image.height, image.width)
         status, crops = self._fetch(box)

@@ -26,10 +26,8 @@ Client = Any  # TRL's ``VLLMClient``: ``image_features`` and ``generate`` are ca
 
 class ServedGenerator(GroundedInterface):
     """Generates through a server; called like :class:`~unireason_lib.grounding.GroundedGenerator`.
-
     The processor is that of the served model; ``ends`` are tokens that end a turn besides its own.
-    Sampled replies cannot be repeated: a seed would give equal prompts equal continuations.
-    """
+    Sampled replies cannot be repeated: a seed would give equal prompts equal continuations."""
 
     def __init__(self, client: Client, processor: Any, ends: Sequence[int] = ()) -> None:
         tokenizer = processor.tokenizer

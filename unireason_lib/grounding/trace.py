@@ -117,8 +117,8 @@ class Trace:
         return thought and boxes and self.text.index(THINK_START) < self.text.index(THINK_END)
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace without images, ready for JSON: the one form of a reply in all results. Perhaps
-        with ``other_syntax``, the boxes in stock Qwen's JSON, which fetch nothing."""
+        """The trace without images, ready for JSON: the one form of a reply in all results.
+        ``other_syntax`` are boxes in stock Qwen's JSON, which fetch nothing."""
         other = [list(box.as_tuple()) for box in scan_boxes(self.text).other_syntax]
         request, names = self.request, ("text", "answer", "choice", "in_format", "stop", "rounds")
         return {

@@ -1,6 +1,5 @@
 """Asking a model one question, or a file of them: while it generates, one thread reads the scans of
-the next batch and no more. Each question fails alone: when a batch breaks inside the model, its
-questions are asked one by one.
+the next batch and no more. Each question fails alone.
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from unireason_lib import __version__
 from unireason_lib.answers import plain_words
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference.checkpoint import Checkpoint
-from unireason_lib.inference.results import ResultsFile, read_results
+from unireason_lib.inference.results import complete_results, read_results
 from unireason_lib.inference.samples import Sample, read_samples
 from unireason_lib.inference.scan import Reading, Scan, read_scan, scan_below
 from unireason_lib.io import sha256_of
@@ -53,9 +50,8 @@ def infer_file(
 ) -> Counter[str]:
     """Ask a file of questions about scans below ``root`` (default: its folder) and keep the replies
     in ``output``, one JSON line each. Called again it goes on: what is answered stays, what failed
-    is tried again; ``max_samples`` (the first rows), ``batch_size`` and device may be others then.
-    Gives the numbers of samples ``asked, answered, failed, judged`` (truth known), ``correct,
-    in_format``."""
+    is tried again. Gives the numbers of samples ``asked, answered, failed, judged`` (truth known),
+    ``correct, in_format``."""
     root = Path(questions).parent if root is None else Path(root)
     if not root.is_dir():
         raise RequestError(root, "a folder of scans", "no folder", "check the path")
@@ -70,23 +66,23 @@ def infer_file(
         if sample.problem:
             raise sample.problem
         scan = read_scan(scan_below(root, sample.scan), dimension, reading)
-        frame.size(scan.images[0].height, scan.images[0].width)  # may refuse it
+        first = scan.images[0]
+        model.generator().frame.size(first.height, first.width)  # may refuse it
         return scan, _request(sample, scan)
 
-    with ResultsFile(output, run) as results:
-        todo = [sample for sample in samples if sample.id not in results.done]
-        if todo:
-            frame = model.generator().frame
-            lines = answer_stream(
-                model.generator(),
-                todo,
-                prepare=prepare,
-                line=lambda sample, scan, trace, _: _line(frame, sample, scan, trace),
-                failure=lambda sample, error: {**_name(sample), **error_of(error, root)},
-                settings=asdict(settings),
-                batch_size=batch_size,
-            )
-            write_all(lines, results, len(samples), len(samples) - len(todo), quiet)
+    def lines_of(todo: list[Sample]) -> Iterator[Line]:
+        frame = model.generator().frame
+        return answer_stream(
+            model.generator(),
+            todo,
+            prepare=prepare,
+            line=lambda sample, scan, trace, _: _line(frame, sample, scan, trace),
+            failure=lambda sample, error: {**_name(sample), **error_of(error, root)},
+            settings=asdict(settings),
+            batch_size=batch_size,
+        )
+
+    complete_results(output, run, samples, lines_of, quiet=quiet)
     names, counts = {sample.id for sample in samples}, Counter(asked=len(samples))
     for line in (line for line in read_results(output) if line["id"] in names):
         counts["failed" if "error" in line else "answered"] += 1
@@ -106,11 +102,12 @@ def answer_stream(
     settings: Mapping[str, Any],
     batch_size: int = 1,
 ) -> Iterator[Line]:
-    """Ask questions of any type, ``batch_size`` together (at most twice as many are prepared), and
-    yield a line for each. ``prepare`` (question -> what it is about, and the request) runs in the
-    reading thread; ``line`` gets question, what it is about, trace and its part of the seconds of
-    its batch, ``failure`` question and error; ``settings`` are those of ``generate``."""
-    rest, reader = iter(questions), ThreadPoolExecutor(1, thread_name_prefix="reader")
+    """Ask questions of any type, ``batch_size`` together, and yield a line for each. ``prepare``
+    (question -> what it is about, and the request) runs in the reading thread; ``line`` gets
+    question, what it is about, trace and its part of the seconds of its batch, ``failure`` question
+    and error; ``settings`` are those of ``generate``. When a batch breaks inside the model, its
+    questions are asked one by one."""
+    rest, reader = iter(questions), ThreadPoolExecutor(1)
 
     def read_ahead() -> list[tuple[Any, Any]]:
         return [(one, reader.submit(prepare, one)) for one in islice(rest, batch_size)]
@@ -143,23 +140,14 @@ def answer_stream(
 
 
 def error_of(error: Exception, root: Path | None = None) -> Line:
-    """What the line of a failed question says; its scan is named as the file of questions does."""
+    """What the line of a failed question says, with paths as they are below ``root``."""
     message, kind = str(error), type(error).__name__
     message = message.replace(f"{root.resolve()}/", "") if root else message
     return {"error": {"type": kind, "message": (message or kind)[:2000]}}
 
 
-def write_all(
-    lines: Iterator[Line], results: ResultsFile, total: int, done: int, quiet: bool
-) -> None:
-    """Append the lines of :func:`answer_stream`, with a progress bar from ``done`` to ``total``."""
-    for line in tqdm(lines, total=total, initial=done, unit="sample", disable=quiet):
-        results.append(line)
-
-
 def _line(frame: ProcessorFrame, sample: Sample, scan: Scan, trace: Trace) -> Line:
-    """One line of results: what was asked, the trace, how the scan was laid out and where the boxes
-    lie on it (see :class:`Scan`), and with a known truth ``truth`` and ``correct``."""
+    """What was asked, the trace, :meth:`Scan.record`, and with a known truth ``correct``."""
     line = _name(sample) | trace.to_dict() | scan.record(trace.boxes, frame)
     if sample.truth is not None:
         same_words = plain_words(trace.answer) == plain_words(sample.truth)

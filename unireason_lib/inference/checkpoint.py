@@ -62,8 +62,8 @@ class Checkpoint:
 
 def model_identity(path: str) -> dict[str, Any]:
     """The name of a folder with a checkpoint or adapter, and a digest of its configuration,
-    tokenizer and weights: of large files the size, the beginning and pieces spread over the rest,
-    as training moves all weights at once. For a hub id its commit, as far as it can be known."""
+    tokenizer and weights (of large files size, beginning and pieces of the rest: training moves all
+    weights at once). For a hub id its commit, if it can be known."""
     folder, digest, commit = Path(path), hashlib.sha256(), None
     if not folder.is_dir():
         from transformers import AutoConfig

@@ -6,73 +6,71 @@ that differs is refused. A sample that failed has ``error`` instead of a reply.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from unireason_lib.errors import RequestError
 from unireason_lib.io import append_lines, locked, read_json, replaceable, write_json, write_whole
 
 
-class ResultsFile:
-    """Append results to a file, and know by ``done`` which are there; used in ``with``. Failed ones
-    are taken out, to be tried again. ``run``, any JSON object, is what makes the results, and must
-    be equal when a run goes on; ``opened`` shows the images again and is not compared.
+def complete_results(
+    path: str | Path,
+    run: Mapping[str, Any],
+    questions: Sequence[Any],
+    lines_of: Callable[[list[Any]], Iterable[Mapping[str, Any]]],
+    *,
+    opened: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> None:
+    """Append the lines of those questions (told by their ``id``) that have none in a file of
+    results yet, or failed: ``lines_of`` gives them. ``run``, any JSON object, is what makes the
+    results, and must be equal when a run goes on; ``opened`` shows the images again and is not
+    compared.
 
     A :class:`RequestError` for a file of another run or none, or a line that is no result; a
     :class:`DatasetError` while another process writes it, or when the disk is full."""
+    path = Path(path).resolve()  # two links to one file must not become two locks
+    run, opened = json.loads(json.dumps([run, opened]))
+    replaceable(path, RequestError)
+    with locked(path.with_name(path.name + ".lock"), str(path)):
+        _check_run(path, run)
+        write_json(run_file(path), {"run": run, "opened": opened})
+        path.touch()
+        done = _take_out(path)
+        if todo := [one for one in questions if one.id not in done]:
+            count = {"total": len(questions), "initial": len(questions) - len(todo)}
+            for line in tqdm(lines_of(todo), **count, unit="sample", disable=quiet):
+                append_lines(path, [line])
 
-    def __init__(
-        self, path: str | Path, run: Mapping[str, Any], opened: Mapping[str, Any] | None = None
-    ) -> None:
-        self.path = Path(path).resolve()  # two links to one file must not become two locks
-        self.run, self.opened = json.loads(json.dumps([run, opened]))
-        self.done: set[str] = set()
 
-    def __enter__(self) -> ResultsFile:
-        replaceable(self.path, RequestError)
-        with ExitStack() as stack:
-            lock = self.path.with_name(self.path.name + ".lock")
-            stack.enter_context(locked(lock, str(self.path)))
-            self._check_run()
-            self.path.touch()
-            self._take_out()
-            self._held = stack.pop_all()
-        return self
+def _check_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Refuse results of another run."""
+    note = run_file(path)
+    if path.exists() and path.stat().st_size > 0:
+        changes = f"results without {note.name}"
+        if note.exists():
+            before = read_json(note, RequestError).get("run") or {}
+            changes = "; ".join(differences(before, run))
+        if changes:
+            do = "write to another file, or delete this one"
+            raise RequestError(path, "results of the same run", changes, do)
 
-    def __exit__(self, *_: object) -> None:
-        self._held.close()
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write one result with its ``id``: wholly on the disk, or nothing of it."""
-        append_lines(self.path, [record])
-        self.done.add(record["id"])
-
-    def _check_run(self) -> None:
-        """Refuse results of another run; note what makes these."""
-        note, do = run_file(self.path), "write to another file, or delete this one"
-        if self.path.exists() and self.path.stat().st_size > 0:
-            changes = f"results without {note.name}"
-            if note.exists():
-                before = read_json(note, RequestError).get("run") or {}
-                changes = "; ".join(differences(before, self.run))
-            if changes:
-                raise RequestError(self.path, "results of the same run", changes, do)
-        write_json(note, {"run": self.run, "opened": self.opened})
-
-    def _take_out(self) -> None:
-        """Note what is done; take out a torn last line and the failed ones."""
-        kept = []
-        for record, line in _records(self.path):
-            if (name := record["id"]) in self.done:
-                found = f"{name!r} twice"
-                raise RequestError(self.path, "one line for each id", found, "take one out")
-            if "error" not in record:
-                self.done.add(name)
-                kept.append(line)
-        if sum(map(len, kept)) < self.path.stat().st_size:
-            write_whole(self.path, kept)
+def _take_out(path: Path) -> set[str]:
+    """The ids of what is done; a torn last line and the failed ones are taken out."""
+    done, kept = set(), []
+    for record, line in _records(path):
+        if (name := record["id"]) in done:
+            raise RequestError(path, "one line for each id", f"{name!r} twice", "take one out")
+        if "error" not in record:
+            done.add(name)
+            kept.append(line)
+    if sum(map(len, kept)) < path.stat().st_size:
+        write_whole(path, kept)
+    return done
 
 
 def run_file(path: Path) -> Path:

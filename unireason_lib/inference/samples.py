@@ -102,8 +102,8 @@ def sample_of(row: Row | Exception, number: int, dimension: str) -> Sample:
         if isinstance(row, Exception):
             raise row
         values["id"] = str(_first(row, IDS, values["id"])).strip()
-        for name in ("scan", "question"):
-            values[name] = _words(row, COLUMNS[dimension] if name == "scan" else (name,))
+        values["scan"] = _words(row, COLUMNS[dimension])
+        values["question"] = _words(row, ("question",))
         values["options"] = _options(row)
         question_text(values["question"], values["options"])
         values["truth"] = _truth(row, values["options"])

@@ -63,12 +63,11 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     def record(self, boxes: Sequence[Box], frame: ProcessorFrame) -> dict[str, Any]:
-        """What a line of results says of the scan, and of the ``boxes`` of a reply in it:
-        ``frame``, rows and columns of the images as the model sees them, and how many;
-        ``serialization``, the fields of :class:`Reading`, ``shape``, and of a volume ``range``,
-        ``spacing`` and ``affine``; the boxes clipped to the scan (None outside), ``boxes_image`` in
-        pixels of the file, or ``boxes_voxel`` (L-P-S) and ``boxes_mm``, two opposite corners in
-        world mm (R-A-S). Perhaps ``warnings``."""
+        """What a line of results says of the scan: ``frame``, rows and columns of the images as the
+        model sees them, and how many; ``serialization``, the fields of :class:`Reading`, ``shape``,
+        and of a volume ``range``, ``spacing`` and ``affine``; the ``boxes`` of a reply clipped to
+        the scan (None outside), ``boxes_image`` in pixels of the file, or ``boxes_voxel`` (L-P-S)
+        and ``boxes_mm``, two opposite corners in world mm (R-A-S)."""
         width, height = self.images[0].size
         layout = {name: value for name, value in vars(self.reading).items() if value is not None}
         layout["shape"] = self.shape
@@ -119,8 +118,8 @@ def read_scan(path: str | Path, dimension: str, reading: Reading) -> Scan:
 
 
 def scan_below(root: str | Path, name: str, absolute: bool = False) -> Path:
-    """The scan that a data file names, by :func:`~unireason_lib.io.safe_path` below the user's
-    ``root``. A ``RequestError`` also when it is a device, or a series has a link that leads out."""
+    """The scan that a data file names below ``root`` (:func:`~unireason_lib.io.safe_path`). A
+    ``RequestError`` also when it is a device, or a series has a link that leads out."""
     root = Path(root).resolve()
     path = safe_path(root, name, "the scan's path", RequestError, absolute)
     for part in path.iterdir() if path.is_dir() else [path]:
