@@ -240,13 +240,11 @@ def _reference(rng: random.Random, shape: Shape, shapes: Sequence[Shape]) -> str
     return " ".join(["the", *words(shape, parts), *["shape"] * ("name" not in parts)])
 
 
-def _pick(rng: random.Random, scene: Scene, count: int) -> _Named:
-    return [(_reference(rng, s, scene.shapes), s) for s in rng.sample(scene.shapes, count)]
-
-
-def _subjects(rng: random.Random, count: int, **how: Any) -> tuple[Scene, list[tuple[str, Shape]]]:
+def _subjects(rng: random.Random, count: int, **how: Any) -> tuple[Scene, _Named]:
+    """A scene, and some of its shapes with the names that they are asked by."""
     scene = _scene(rng, count, **how)
-    return scene, _pick(rng, scene, count)
+    shapes = rng.sample(scene.shapes, count)
+    return scene, [(_reference(rng, shape, scene.shapes), shape) for shape in shapes]
 
 
 def _described(shape: Shape) -> str:
@@ -376,8 +374,8 @@ def describe(rng: random.Random, key: str) -> Exercise:
 def attribute(rng: random.Random, key: str) -> Exercise:
     """Choose the name or the texture of a shape."""
     every, textured = (tuple(NAMES), 0.5) if key == "name" else (TEXTURES, 0.9)
-    scene = _scene(rng, 1, 3, textured=textured)
-    ((name, shape),) = about = _pick(rng, scene, 1)
+    scene, about = _subjects(rng, 1, high=3, textured=textured)
+    ((name, shape),) = about
     right, small = getattr(shape, key), min(shape.box.width, shape.box.height) < 13
     if set(right.split()) & set(name.split()) or (key == "texture" and small):
         raise _Redraw
