@@ -57,12 +57,11 @@ def score(one: Exercise, text: str) -> dict[str, float]:
 
 
 def _summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    summary = {"n": len(rows)}
-    for key in ("right", "iou", "consistent"):
-        if values := [row[key] for row in rows if key in row]:
-            summary[key] = fmean(values)
-            if key == "iou":
-                summary["iou_error"] = pstdev(values) / len(values) ** 0.5
+    keys = ("right", "iou", "consistent")
+    values = {key: [row[key] for row in rows if key in row] for key in keys}
+    summary = {"n": len(rows)} | {key: fmean(several) for key, several in values.items() if several}
+    if ious := values["iou"]:
+        summary["iou_error"] = pstdev(ious) / len(ious) ** 0.5
     return summary
 
 
