@@ -3,6 +3,7 @@
 import ast
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -16,10 +17,11 @@ def functions_of(name, constants=(), **given):
         if isinstance(node, ast.FunctionDef)
         or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in constants)
     ]
-    exec(compile(tree, name, "exec"), space := given)
+    space = SimpleNamespace(**given)
+    exec(compile(tree, name, "exec"), vars(space))
     return space
 
 
 def solutions_of(name):
-    """What the solutions of a notebook define, by name."""
-    return runpy.run_path(str(NOTEBOOKS / "solutions" / f"{name}.py"))
+    """What the solutions of a notebook define."""
+    return SimpleNamespace(**runpy.run_path(str(NOTEBOOKS / "solutions" / f"{name}.py")))

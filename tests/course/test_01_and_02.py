@@ -1,124 +1,79 @@
 """Notebooks 01 and 02: the functions as written there, and the solutions of their exercises."""
 
-import ast
-import runpy
-from dataclasses import dataclass
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from tests.course.notebook import functions_of, solutions_of
+from unireason_lib.config import load_profile
 from unireason_lib.dataset import phantom, phantom_slice
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.questions.baseline import BaselineScore
 from unireason_lib.dataset.view import View
 from unireason_lib.evaluation.statistics import interval
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-COLAB_AND_PAPERS = ("colab.research.google.com", "arxiv.org/abs/2606.11740")
-
-
-def functions_of(name, **more):
-    """The functions that a notebook defines, and its capital constants, without running the rest."""
-    tree = ast.parse((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
-    constants = [
-        n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]).isupper()
-    ]
-    kept = [
-        n for n in constants if "(" not in ast.unparse(n.value) or "zip" in ast.unparse(n.value)
-    ]
-    kept += [n for n in tree.body if isinstance(n, ast.FunctionDef)]
-    space = {"np": np, **more}
-    exec(compile(ast.Module(kept, []), name, "exec"), space)
-    return space
-
 
 @pytest.fixture(scope="module")
 def two():
-    return functions_of("02_slice_serialization")
+    return functions_of("02_slice_serialization", ["OPPOSITE"], np=np)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PSR", "IAL", "SRP"])
 def test_directions_and_the_arrangement_by_hand_agree_with_nibabel(two, codes):
-    array, ras = (
-        np.arange(60, dtype=np.int16).reshape(3, 4, 5),
-        nib.Nifti1Image(np.zeros((3, 4, 5)), np.eye(4)),
-    )
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     wanted = nib.orientations.axcodes2ornt(codes)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(ras.affine), wanted)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), wanted)
     image = nib.Nifti1Image(array, np.diag([2.0, 3, 4, 1])).as_reoriented(turn)
-    assert two["axis_codes"](image.affine) == codes
-    lps, affine = two["to_lps"](np.asarray(image.dataobj), image.affine)
+    assert two.axis_codes(image.affine) == codes
+    lps, affine = two.to_lps(np.asarray(image.dataobj), image.affine)
     assert np.array_equal(lps, array[::-1, ::-1].transpose(2, 1, 0))
-    assert two["axis_codes"](affine) == "LPS"
+    assert two.axis_codes(affine) == "LPS"
     assert np.allclose(affine @ [0, 0, 0, 1], [4, 9, 0, 1]), "voxels keep their place in mm"
 
 
 def test_letters_are_at_the_edges_towards_which_the_patient_lies(two):
-    assert two["edge_letters"]("PLS") == "RLAP", "rows to the back, columns to the left"
-    assert two["edge_letters"]("RAS") == "PALR"
+    assert two.edge_letters("PLS") == "RLAP", "rows to the back, columns to the left"
+    assert two.edge_letters("RAS") == "PALR"
 
 
 @pytest.mark.parametrize("new", [2, 5, 11])
 def test_resampling_by_hand_is_that_of_pytorch(two, new):
     values = np.random.default_rng(0).random((3, 5))
     reference = torch.nn.functional.interpolate(torch.from_numpy(values)[None], new, mode="linear")
-    assert np.allclose(two["resample"](values, new, 1), reference[0])
+    assert np.allclose(two.resample(values, new, 1), reference[0])
 
 
 def test_the_interval_of_the_question_only_baseline_is_over_patients():
-    by_patient = functions_of("01_dataset_construction", interval=interval, profile=_Profile())[
-        "by_patient"
-    ]
+    names = {"np": np, "interval": interval, "profile": load_profile("smoke")}
+    by_patient = functions_of("01_dataset_construction", **names).by_patient
     alike = np.repeat([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0], 12)  # all of a patient alike
     patients = tuple(str(k // 12) for k in range(96))
-    together, apart = (
-        by_patient(BaselineScore(alike, who)) for who in (patients, tuple(map(str, range(96))))
-    )
+    together = by_patient(BaselineScore(alike, patients))
+    apart = by_patient(BaselineScore(alike, tuple(map(str, range(96)))))
     assert together[0] == apart[0] == 37.5
     assert together[2] - together[1] > 2.5 * (apart[2] - apart[1])
 
 
-@dataclass
-class _Profile:
-    """What the default of an argument in notebook 01 reads."""
-
-    per_family: int = 1
-
-    @property
-    def dataset(self):
-        return self
-
-
-def test_solutions_of_notebook_01(tmp_path):
-    solutions = runpy.run_path(str(NOTEBOOKS / "solutions" / "01_dataset_construction.py"))
-    views = [View(phantom_slice(k), frame=solutions["FRAME"]) for k in range(12)]
+def test_solutions_of_notebook_01():
+    solutions = solutions_of("01_dataset_construction")
+    views = [View(phantom_slice(k), frame=solutions.FRAME) for k in range(12)]
     questions = [question for view in views for question in ask(view)]
-    assert solutions["accuracy_of_counts"](questions) <= 1
-    kept = solutions["kept_by_kind"](questions, questions[::2])
+    assert solutions.accuracy_of_counts(questions) <= 1
+    kept = solutions.kept_by_kind(questions, questions[::2])
     assert list(kept.values()) == sorted(kept.values())
 
 
 def test_solutions_of_notebook_02(tmp_path):
-    solutions = runpy.run_path(str(NOTEBOOKS / "solutions" / "02_slice_serialization.py"))
-    assert solutions["border_shift"](16, 16) == 0
+    solutions = solutions_of("02_slice_serialization")
+    assert solutions.border_shift(16, 16) == 0
     centres = torch.arange(8.0)[None, None]
     corners = torch.nn.functional.interpolate(centres, 3, mode="linear", align_corners=True)[0, 0]
     edge = 1.5 * corners[0] - 0.5 * corners[1]  # half a new pixel before the first centre
-    assert solutions["border_shift"](8, 3) == pytest.approx(-0.5 - float(edge))
-    assert {solutions["contrast_left"](first)[0] for first in range(24)} == {0, 0.5, 1}
-    wrong = solutions["repaired"](phantom(901, shape=(16, 64, 64)).scan.affine)
-    (message,) = solutions["warnings_of"](wrong, tmp_path)
+    assert solutions.border_shift(8, 3) == pytest.approx(-0.5 - float(edge))
+    assert {solutions.contrast_left(first)[0] for first in range(24)} == {0, 0.5, 1}
+    wrong = solutions.repaired(phantom(901, shape=(16, 64, 64)).scan.affine)
+    (message,) = solutions.warnings_of(wrong, tmp_path)
     assert "wrong side" in message
-    assert not solutions["warnings_of"](solutions["repaired"](wrong), tmp_path)
-    assert solutions["warnings_of"].__doc__ and "Exercise 3" in solutions["repaired"].__doc__
-
-
-@pytest.mark.parametrize("name", ["01_dataset_construction", "02_slice_serialization"])
-def test_the_form_of_the_course(name):
-    text = (NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")
-    assert text.count("\n") <= 350 and text.count("# %%") <= 45
-    assert text.count("**Predict first") >= 2 and "## Check yourself" in text
-    assert all(link in text for link in (*COLAB_AND_PAPERS, f"solutions/{name}.py"))
+    assert not solutions.warnings_of(solutions.repaired(wrong), tmp_path)
+    assert solutions.warnings_of.__doc__ and "Exercise 3" in solutions.repaired.__doc__

@@ -1,7 +1,5 @@
 """The functions of notebook 03 as they are written there, and its solutions."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from PIL import Image
@@ -27,11 +25,6 @@ def functions(generator, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def solutions():
-    return SimpleNamespace(**solutions_of(NAME))
-
-
-@pytest.fixture(scope="module")
 def trace(generator):
     """A reply with two boxes of different sizes about a volume."""
     images = [Image.new("RGB", (96, 64), (40 * k,) * 3) for k in range(4)]
@@ -45,19 +38,19 @@ def test_positions_are_those_of_transformers_and_go_on_from_any_place(functions,
     ids = [*trace.prompt_ids, *trace.token_ids]
     crops = [generator.encode_crops(one)[1] for one in trace.crops]
     grids = [*generator.encode(trace.request)[2], *(grid for one in crops for grid in one)]
-    positions, at = functions["mrope"](ids, grids)
+    positions, at = functions.mrope(ids, grids)
     types = (torch.tensor([ids]) == generator.image_token).int()
     theirs, _ = generator.model.model.get_rope_index(
         torch.tensor([ids]), types, torch.tensor(grids)
     )
     assert torch.equal(positions, theirs[:, 0]) and at == positions.max() + 1
-    shifted, _ = functions["mrope"](ids, grids, 7)
+    shifted, _ = functions.mrope(ids, grids, 7)
     assert torch.equal(shifted, positions + 7)
 
 
 def test_crops_are_injected_as_the_library_does(functions, trace):
     for crops, pointing in zip(trace.crops, trace.pointings, strict=True):
-        tokens, positions, after, _, grids = functions["inject"](crops, 5)
+        tokens, positions, after, _, grids = functions.inject(crops, 5)
         place = slice(pointing.position, pointing.position + len(tokens))
         assert list(trace.token_ids[place]) == tokens and not any(trace.own_mask[place])
         assert positions.shape == (3, len(tokens)) and len(grids) == len(crops)
@@ -65,13 +58,14 @@ def test_crops_are_injected_as_the_library_does(functions, trace):
 
 
 def test_attention_is_a_mean_over_a_distribution(functions, trace):
-    rows = functions["attention_per_token"](trace)
-    assert len(rows) == len(functions["eager"].model.language_model.layers)
-    count = sum(token == functions["generator"].image_token for token in trace.prompt_ids)
+    rows = functions.attention_per_token(trace)
+    assert len(rows) == len(functions.eager.model.language_model.layers)
+    count = sum(token == functions.generator.image_token for token in trace.prompt_ids)
     assert all(0 < prompt * count < 100 and 0 < crop < 100 for prompt, crop in rows)
 
 
-def test_the_solutions_run(solutions, generator):
+def test_the_solutions_run(generator):
+    solutions = solutions_of(NAME)
     assert solutions.cost_of_cuboid(100, 60, slices=5) == (50, 30)
     accuracy, count = solutions.texture_probe(generator, patients=24)
     assert set(accuracy) == {"whole image", "crop"} and 0 < count < 12

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
+from tests.course.notebook import functions_of, solutions_of
 from unireason_lib.config import load_profile
 from unireason_lib.dataset.build import phantom_set
 from unireason_lib.evaluation import as_table, summary
@@ -42,18 +42,13 @@ def functions(tiny_model):
     return functions_of(NAME, **names)
 
 
-@pytest.fixture(scope="module")
-def solutions():
-    return SimpleNamespace(**solutions_of(NAME))
-
-
 @pytest.mark.parametrize("components", encoding.COMPONENTS)
 def test_the_mask_by_hand_is_that_of_the_library(functions, study, tiny_model, components):
-    encoder, frame = encoding.Encoder(tiny_model[1]), functions["frame"]
+    encoder, frame = encoding.Encoder(tiny_model[1]), functions.frame
     assert set(study.boxed) == {"2d", "3d"}
     for record in study.boxed.values():
         messages = encoding.conversation(record, study.images(record), components, frame)
-        by_hand, one = functions["encode_by_hand"](messages), encoder(messages)
+        by_hand, one = functions.encode_by_hand(messages), encoder(messages)
         assert np.array_equal(by_hand.ids, one.ids)
         assert np.array_equal(by_hand.loss_mask, one.loss_mask) and 0 < by_hand.loss_mask.mean() < 1
 
@@ -66,7 +61,7 @@ def test_the_mean_of_the_losses_is_the_loss_of_the_model(functions, study, tiny_
     )
     batch = encoding.Collator(processor)([one, other])
     with torch.no_grad():
-        tokens, losses = functions["token_losses"](model, batch)
+        tokens, losses = functions.token_losses(model, batch)
         torch.testing.assert_close(losses.mean(), model(**batch).loss, rtol=1e-4, atol=1e-4)
     assert tokens.tolist() == [*one.ids[one.loss_mask], *other.ids[other.loss_mask]]
 
@@ -84,7 +79,7 @@ def test_comments_say_what_is_wrong(functions):
     lines = [line(0), line(1, **wrong), line(2, text="<think>Hm.</think>B. spleen", **wrong)]
     lines.append(line(3, prediction=None, correct=False, text="A thought", iou_all=None))
     table = as_table(lines)
-    comments = [functions["comment"](row) for _, row in table.iterrows()]
+    comments = [functions.comment(row) for _, row in table.iterrows()]
     assert comments == [
         "Right: A. IoU with the true boxes: 0.50. The answer follows from the reasoning.",
         "Wrong: B, not A. IoU with the true boxes: 0.50. The answer does not follow from the reasoning.",
@@ -94,34 +89,22 @@ def test_comments_say_what_is_wrong(functions):
 
 
 def test_intervals_are_by_dimension_and_only_where_a_measure_applies(functions):
-    functions["tables"] = {"a": as_table([line(k, correct=k < 3) for k in range(6)])}
-    ((row, (value, low, high)),) = functions["measured"]("a", "accuracy", "accuracy").items()
+    functions.tables = {"a": as_table([line(k, correct=k < 3) for k in range(6)])}
+    ((row, (value, low, high)),) = functions.measured("a", "accuracy", "accuracy").items()
     assert row == "2D accuracy" and value == 50 and 0 < low < 50 < high < 100
-    assert functions["measured"]("a", "iou_average_box", "IoU", 1) == {}
+    assert functions.measured("a", "iou_average_box", "IoU", 1) == {}
 
 
-def test_the_solutions_run(solutions, study, tiny_model, tiny_checkpoint):
-    model, processor = tiny_model
-    record = study.boxed["3d"]
+def test_the_solutions_run(study, tiny_model, tiny_checkpoint):
+    solutions, (model, processor) = solutions_of(NAME), tiny_model
+    records, record = list(study.boxed.values()), study.boxed["3d"]
     both = solutions.train_with_both_masks(
         lambda: load_model(tiny_checkpoint, device="cpu")[0], processor, record, study.images, 2
     )
     assert len(both) == 2 and all(map(math.isfinite, sum(both.values(), ())))
-    records = list(study.boxed.values())
     assert solutions.accuracy_of_letters(model, processor, records, study.images) in (0, 0.5, 1)
     encoder = encoding.Encoder(processor)
     two = [encoder(encoding.conversation(record, study.images(record))) for record in records]
-    first, second = solutions.weights(two)
-    counts = [one.loss_mask.sum() for one in two]
-    assert first + second == pytest.approx(1) and first / second == pytest.approx(
-        counts[0] / counts[1]
-    )
+    counts = np.array([one.loss_mask.sum() for one in two])
+    assert solutions.weights(two) == pytest.approx(counts / counts.sum())
     assert solutions.weights(two, alike=True) == [0.5, 0.5]
-
-
-def test_the_form_of_the_course():
-    text = (NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8")
-    assert text.count("\n") <= 350 and text.count("# %%") <= 45
-    assert text.count("**Predict first") >= 2 and "## Check yourself" in text
-    links = ("colab.research.google.com", "arxiv.org/abs/2606.11740", "arxiv.org/abs/2106.09685")
-    assert all(link in text for link in (*links, f"solutions/{NAME}"))

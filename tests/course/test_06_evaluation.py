@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
+from tests.course.notebook import functions_of, solutions_of
 from unireason_lib.boxes import Box2D, Box3D
 from unireason_lib.evaluation import Interval, open_benchmark
 from unireason_lib.evaluation.statistics import interval
@@ -21,18 +21,13 @@ def notebook():
     return functions_of(NAME, ["CAUSES"], np=np, pd=pd)
 
 
-@pytest.fixture(scope="module")
-def solutions():
-    return solutions_of(NAME)
-
-
 def test_the_standard_error_counts_patients_and_is_the_librarys(notebook):
     values = np.random.default_rng(0).random(60)  # no proportions: the library's interval is s * t
     patients = [str(k // 3) for k in range(60)]
     found = interval(values[None], patients)
-    half = 2.0930 * notebook["standard_error"](values, patients)  # Student's t, 19 degrees
+    half = 2.0930 * notebook.standard_error(values, patients)  # Student's t, 19 degrees
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-3)
-    alike, apart = (notebook["standard_error"]([1, 1, 0, 0], who) for who in ("aabb", "abcd"))
+    alike, apart = (notebook.standard_error([1, 1, 0, 0], who) for who in ("aabb", "abcd"))
     assert alike > apart
 
 
@@ -45,7 +40,7 @@ def test_the_standard_error_counts_patients_and_is_the_librarys(notebook):
     ],
 )
 def test_iou_by_hand_is_that_of_the_boxes(notebook, one, other):
-    assert notebook["iou"](one.as_tuple(), other.as_tuple()) == pytest.approx(one.iou(other))
+    assert notebook.iou(one.as_tuple(), other.as_tuple()) == pytest.approx(one.iou(other))
 
 
 def reply(true=(), written=(), correct=0.0, concluded=0.0, abstained=0.0):
@@ -74,42 +69,35 @@ HERE, THERE, CUBOID = [0, 0, 8, 8], [20, 20, 30, 30], [0, 0, 0, 8, 8, 2]
     ],
 )
 def test_every_reply_has_one_cause(notebook, row, cause):
-    assert notebook["diagnose"](row)[0] == cause and cause in notebook["CAUSES"]
+    assert notebook.diagnose(row)[0] == cause and cause in notebook.CAUSES
 
 
 def test_a_box_touches_from_a_threshold_on_and_the_untouched_are_named(notebook):
     near = [4, 0, 12, 8]  # IoU 1/3
     row = reply([HERE], [near])
-    assert notebook["diagnose"](row) == ("misread", [], [])
-    assert notebook["diagnose"](row, touching=0.5) == ("missed", [HERE], [near])
+    assert notebook.diagnose(row) == ("misread", [], [])
+    assert notebook.diagnose(row, touching=0.5) == ("missed", [HERE], [near])
 
 
 def test_a_point_is_published_under_a_name_only(notebook):
     published = []
-    notebook["publish"] = lambda *args, **more: published.append((args, more))
+    notebook.publish = lambda *args, **more: published.append((args, more))
     x = Interval(0.5, 0.25, 0.75, 40, 20)
-    assert notebook["points"](x) == (50, 25, 75) and not published
-    notebook["points"](x, "IoU", "", 1)
+    assert notebook.points(x) == (50, 25, 75) and not published
+    notebook.points(x, "IoU", "", 1)
     assert published == [(("IoU", 0.5, ""), {"interval": (0.25, 0.75), "note": "40 questions"})]
 
 
-def test_the_solutions_run(solutions, tiny_model):
+def test_the_solutions_run(tiny_model):
+    solutions = solutions_of(NAME)
     results = pd.DataFrame({"truth_boxes": [[["a", HERE]]] * 2, "boxes": [[[4, 0, 12, 8]], []]})
-    missed = [solutions["proportion_missed"](results, touching) for touching in (0.1, 0.5)]
+    missed = [solutions.proportion_missed(results, touching) for touching in (0.1, 0.5)]
     assert missed == [0.5, 1.0]
-    assert solutions["patients_needed"](Interval(0.5, 0.4, 0.6, 100, 50)) == 2223
-    assert solutions["moved"](Box3D(0, 0, 1, 8, 9, 4), 0.5) == Box3D(4, 0, 1, 12, 9, 4)
+    assert solutions.patients_needed(Interval(0.5, 0.4, 0.6, 100, 50)) == 2223
+    assert solutions.moved(Box3D(0, 0, 1, 8, 9, 4), 0.5) == Box3D(4, 0, 1, 12, 9, 4)
     generator = GroundedGenerator(*tiny_model)
     how = {"families": ["lesion analysis"], "prior_studies": 0, "size": (2, 64, 64), "limit": 4}
     items = open_benchmark("phantom", frame=generator.frame, a_patient=1, **how).items
-    outcome = solutions["accuracy_of_moved"](generator, items, (0, 1))
+    outcome = solutions.accuracy_of_moved(generator, items, (0, 1))
     assert outcome[0][0] > 0.9 and outcome[1][0] < 0.1
     assert all(0 <= right <= 1 for _, right in outcome.values())
-
-
-def test_the_form_of_the_course():
-    text = (NOTEBOOKS / f"{NAME}.py").read_text(encoding="utf-8")
-    assert text.count("\n") <= 350 and text.count("# %%") <= 45
-    assert text.count("**Predict first") >= 2 and "## Check yourself" in text
-    links = "colab.research.google.com", "arxiv.org/abs/2606.11740", f"solutions/{NAME}"
-    assert all(link in text for link in links)

@@ -1,22 +1,17 @@
 """Notebooks 07 and 91: their functions as written there, any study in them, and their solutions."""
 
-import ast
 import json
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t
 
+from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
 from unireason_lib.ablation import load_grid
 from unireason_lib.evaluation.statistics import difference, holm, power
 from unireason_lib.evaluation.table import POOLED, select, write_pooled
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = ("07_ablations", "91_study_statistics")
 GRID = """
 name: other
@@ -35,19 +30,10 @@ claims:
 """
 
 
-def functions_of(name, **given):
-    """The functions that a notebook defines, over the objects that its cells would have made."""
-    tree = ast.parse((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    space = {"np": np, "pd": pd, "t": t, "power": power, "select": select, **given}
-    exec(compile(tree, name, "exec"), space)
-    return SimpleNamespace(**{node.name: space[node.name] for node in tree.body})
-
-
 @pytest.fixture(scope="module")
 def statistics():
     sigma = {"seeds": 0.003, "patients": 0.05, "single replies": 0.2}
-    return functions_of("91_study_statistics", sigma=sigma)
+    return functions_of("91_study_statistics", sigma=sigma, np=np, t=t, power=power)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +63,7 @@ def study(tmp_path_factory):
 
 
 def test_the_standard_error_of_notebook_07_is_that_of_the_library(study):
-    standard_error = functions_of("07_ablations").standard_error
+    standard_error = functions_of("07_ablations", np=np).standard_error
     rng, patients = np.random.default_rng(1), pd.Series(np.repeat(range(12), [1, 2, 3] * 4))
     a, b = (pd.Series(rng.integers(0, 2, len(patients)).astype(float)) for _ in range(2))
     library = difference(a.to_numpy()[None], b.to_numpy()[None], patients).standard_error
@@ -94,11 +80,10 @@ def test_the_closed_form_of_notebook_91_is_that_of_the_library(statistics, count
     assert found == pytest.approx((library.difference.value, library.standard_error, library.df))
 
 
-def test_sums_are_those_of_the_questions_that_both_conditions_have(statistics, study):
+def test_sums_are_those_of_the_questions_that_both_conditions_have(study):
     grid, table, _ = study
-    (claim,) = (one for name, one in grid.claims.items() if name == "mixture")
-    functions = functions_of("91_study_statistics", table=table)
-    sums, counts = functions.seeds_by_patients(claim)
+    functions = functions_of("91_study_statistics", table=table, select=select)
+    sums, counts = functions.seeds_by_patients(grid.claims["mixture"])
     part = table[table["dimension"].eq("3d")]
     means = part.groupby("condition")["correct"].mean()
     assert sums.shape == (3, len(counts)) and counts.sum() == part["id"].nunique()
@@ -150,41 +135,22 @@ def test_any_study_is_shown(name, study, monkeypatch):
 
 def test_solutions_of_notebook_07(study):
     grid, table, _ = study
-    solutions = runpy.run_path(str(NOTEBOOKS / "solutions" / "07_ablations.py"))
-    longer, gained = solutions["without_crops"](grid)
+    solutions = solutions_of("07_ablations")
+    longer, gained = solutions.without_crops(grid)
     assert "all, no crops" in longer.conditions and {job.stage for job in gained} == {"test"}
     assert [job.seed for job in gained] == [0, 1, 2]
     both = pd.concat([table, table.assign(control="no-crop", correct=0.0)])
-    found = solutions["against_control"](both, "all", "no-crop")
+    found = solutions.against_control(both, "all", "no-crop")
     assert found.difference.value == pytest.approx(select(table, "all")["correct"].mean())
-    few = solutions["verdicts_of_fewer"](grid, table, seeds=2)
+    few = solutions.verdicts_of_fewer(grid, table, seeds=2)
     assert set(few["2 seeds"]) == {"cannot tell"} and len(few) == len(grid.claims)
 
 
 def test_solutions_of_notebook_91(study):
     grid, table, _ = study
-    solutions = runpy.run_path(str(NOTEBOOKS / "solutions" / "91_study_statistics.py"))
-    assert (solutions["paired_and_not"](grid, table) > 0).all(axis=None)
-    sigma = solutions["variances"](table, grid.claims["mixture"])
+    solutions = solutions_of("91_study_statistics")
+    assert (solutions.paired_and_not(grid, table) > 0).all(axis=None)
+    sigma = solutions.variances(table, grid.claims["mixture"])
     assert min(sigma) >= 0 and sigma[2] > 0
-    of_seeds, of_patients = (solutions["best_design"](one) for one in ((1, 0, 0.1), (0, 1, 0.1)))
+    of_seeds, of_patients = (solutions.best_design(one) for one in ((1, 0, 0.1), (0, 1, 0.1)))
     assert of_seeds[0] > of_patients[0] and of_seeds[1] < of_patients[1]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_figure_has_a_text_for_screen_readers(name):
-    """(pandas' own plots bring pyplot in, whose pictures in a notebook have none.)"""
-    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells
-    outputs = [
-        o for cell in cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", ())
-    ]
-    assert outputs and all(o.metadata["image/png"]["alt"] for o in outputs)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_form_of_the_course(name):
-    text = (NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8")
-    assert text.count("\n") <= 350 and text.count("# %%") <= 45
-    assert text.count("**Predict first") >= 2 and "## Check yourself" in text
-    links = ("colab.research.google.com", "arxiv.org/abs/2606.11740", f"solutions/{name}.py")
-    assert all(link in text for link in links)

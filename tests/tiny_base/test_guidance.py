@@ -8,14 +8,7 @@ from torch.nn.functional import cross_entropy
 from unireason_lib.boxes import Box2D, format_box
 from unireason_lib.grounding import load_model
 from unireason_lib.tiny_base.exercises import Exercise, exercise
-from unireason_lib.tiny_base.guidance import (
-    GROUPS,
-    HEADS,
-    WEIGHT,
-    Guide,
-    Targets,
-    find_targets,
-)
+from unireason_lib.tiny_base.guidance import GROUPS, HEADS, WEIGHT, Guide, find_targets
 from unireason_lib.tiny_base.pretraining import Plan, Steps
 from unireason_lib.tiny_base.shapes import Scene, Shape
 from unireason_lib.training.encoding import Encoder
@@ -71,17 +64,14 @@ def test_a_box_looks_at_its_shape_and_at_the_name(targets_of):
     one = Exercise((EMPTY, ALONE), "Where is the bar?", f"Image 2, {format_box(BAR.box)}")
     words, looks, targets = targets_of(one)
     image = [k for k, word in enumerate(words) if word == "<|image_pad|>"]
-    start, end = (
-        len(words) - 1 - words[::-1].index(f"<|box_{name}|>") for name in ("start", "end")
-    )
+    start, end = words.index("<|box_start|>"), words.index("<|box_end|>")
     bar = [image[4 + 6], image[4 + 7]]
     writing = {p for p, _ in looks["look"] if p >= start}
     assert writing == set(range(start, end)) and end not in writing
     assert {k for p, k in looks["look"] if p >= start} == {*bar}
     assert {words[k].strip() for p, k in looks["said"]} == {"bar"}
-    np.testing.assert_allclose(
-        targets.edges[0], [start, 34 / 64, 18 / 64, 62 / 64, 30 / 64], rtol=1e-6
-    )
+    edges = [start, 34 / 64, 18 / 64, 62 / 64, 30 / 64]
+    np.testing.assert_allclose(targets.edges[0], edges, rtol=1e-6)
     number = start - words[:start][::-1].index("2") - 1
     assert {k for p, k in looks["look"] if p == number - 1} == {*bar}
     assert [2, number - 1, number] in targets.letters.tolist()
@@ -112,24 +102,16 @@ def test_the_words_that_are_read_off_are_single_tokens(tiny_model):
         assert all(len(tiny_model[1].tokenizer(f" {word}").input_ids) == 1 for word in group)
 
 
-@pytest.fixture
-def guided(tiny_checkpoint):
-    model, processor = load_model(tiny_checkpoint, device="cpu")
-    return Guide(model, processor.tokenizer), processor
-
-
-def test_the_loss_by_hand(guided):
+def test_the_loss_by_hand(tiny_checkpoint):
     """A batch with images and options: attention, early letters, edges and image tokens."""
-    guide, processor = guided
+    model, processor = load_model(tiny_checkpoint, device="cpu")
+    guide = Guide(model, processor.tokenizer)
+    norm, embedding = model.model.language_model.norm, model.get_input_embeddings().weight
     plan = Plan(stages=((1.0, (("one image", 12),)),), steps=1)
     ((_, batch, targets),) = Steps(plan, processor)[0]
     batch.pop("labels")
     with torch.no_grad():
-        output = guide.model.model(**batch, output_attentions=True, output_hidden_states=True)
-        norm, embedding = (
-            guide.model.model.language_model.norm,
-            guide.model.get_input_embeddings().weight,
-        )
+        output = model.model(**batch, output_attentions=True, output_hidden_states=True)
         total, hidden = torch.zeros(()), output.hidden_states
         for index, (layer, head) in enumerate(HEADS.values()):
             shown = [row.long() for row in targets.attention if row[1] == index]
@@ -142,9 +124,7 @@ def test_the_loss_by_hand(guided):
         r, at = targets.edges[:, :2].long().T
         off = norm(hidden[3][r, at]) @ guide.directions - 4 * (targets.edges[:, 2:] - 0.5)
         total += torch.where(off.abs() < 0.2, off**2 / 0.4, off.abs() - 0.1).mean()
-        alone = targets._replace(
-            **{name: getattr(targets, name)[:0] for name in Targets._fields[:3]}
-        )
+        alone = type(targets)(*(part[:0] for part in targets[:3]), targets.tokens)
         images = guide.loss(output, batch["input_ids"], alone)
         found = guide.loss(output, batch["input_ids"], targets)
     assert found.item() == pytest.approx(WEIGHT * total.item() + images.item(), rel=1e-4)

@@ -1,13 +1,13 @@
 """The loop that trains the tiny base, and the tests of its skills."""
 
-import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import load_model
-from unireason_lib.io import locked
+from unireason_lib.io import locked, read_json, read_lines
 from unireason_lib.tiny_base import HELD_OUT, Plan, pretrain
 from unireason_lib.tiny_base.exercises import MAKERS, Exercise, exercise
 from unireason_lib.tiny_base.pretraining import Learner, Steps
@@ -23,8 +23,14 @@ SMALL = Plan(
 QUICK = {"measure_steps": 1000, "measure_size": 1, "final_size": 2, "workers": 0}
 
 
-def lines_of(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+def weights_of(path):
+    return load_model(path, device="cpu")[0].state_dict()
+
+
+def moved(before, after):
+    """Names of the weights that differ."""
+    start, end = weights_of(before), weights_of(after)
+    return {name for name in start if not torch.equal(start[name], end[name])}
 
 
 def test_the_plan_goes_through_its_stages():
@@ -50,10 +56,9 @@ def run(tiny_checkpoint, tmp_path_factory):
 
 
 def test_a_run_leaves_model_log_and_skills(run, tiny_checkpoint):
-    start, end = (load_model(path, device="cpu")[0].state_dict() for path in (tiny_checkpoint, run))
-    moved = {name for name in start if not torch.equal(start[name], end[name])}
-    assert any("visual" in name for name in moved) and any("layers" in name for name in moved)
-    log, skills = lines_of(run), json.loads((run / "skills.json").read_text())
+    names = moved(tiny_checkpoint, run)
+    assert any("visual" in name for name in names) and any("layers" in name for name in names)
+    log, skills = read_lines(run / "log.jsonl"), read_json(run / "skills.json")
     assert [line["step"] for line in log if "skills" in line] == [2, 4]
     (line,) = (line for line in log if "loss" in line)
     stages = {name for _, groups in SMALL.stages for name, _ in groups}
@@ -76,10 +81,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_checkpoint, tmp_path
     monkeypatch.undo()
     assert pretrain(out, SMALL, until=3, **how) == out  # stopped early, and gone on with
     resumed = pretrain(out, SMALL, **how)
-    a, b = (load_model(path, device="cpu")[0].state_dict() for path in (run, resumed))
-    for name, value in a.items():
-        torch.testing.assert_close(value, b[name], atol=1e-6, rtol=0)
-    steps = [line["step"] for line in lines_of(out) if "loss" in line]
+    torch.testing.assert_close(weights_of(run), weights_of(resumed), atol=1e-6, rtol=0)
+    steps = [line["step"] for line in read_lines(out / "log.jsonl") if "loss" in line]
     assert steps == [3, 4]  # no step is logged twice
 
 
@@ -92,21 +95,17 @@ def test_two_runs_do_not_share_a_folder(run, tiny_checkpoint, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny_checkpoint, tmp_path):
     with pytest.raises(TrainingError, match="finite"):
-        pretrain(
-            tmp_path, Plan(**{**vars(SMALL), "learning_rate": 1e30}), start=tiny_checkpoint, **QUICK
-        )
+        pretrain(tmp_path, replace(SMALL, learning_rate=1e30), start=tiny_checkpoint, **QUICK)
 
 
 def test_the_shapes_stage_teaches_the_tower_and_not_the_layers(tiny_checkpoint, tmp_path):
     plan = Plan(stages=((1.0, (("shapes", 8),)),), steps=21, warmup=4)
     trained = pretrain(tmp_path, plan, start=tiny_checkpoint, **QUICK)
-    start, end = (
-        load_model(path, device="cpu")[0].state_dict() for path in (tiny_checkpoint, trained)
-    )
-    moved = {name for name in start if not torch.equal(start[name], end[name])}
-    assert not any("language_model.layers" in name for name in moved)
-    assert any("visual.patch_embed" in n for n in moved) and any("merger" in n for n in moved)
-    losses = [line["loss of shapes"] for line in lines_of(trained) if "loss" in line]
+    names = moved(tiny_checkpoint, trained)
+    assert not any("language_model.layers" in name for name in names)
+    assert any("visual.patch_embed" in n for n in names) and any("merger" in n for n in names)
+    lines = read_lines(trained / "log.jsonl")
+    losses = [line["loss of shapes"] for line in lines if "loss" in line]
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -142,9 +141,8 @@ def test_skills_are_read_from_what_is_written(tiny_model):
     question = "Where?\nA. Left\nB. Above and to the left\nC. Right\nD. Up"
     box = exercise("pointing", 0).box
     one = Exercise((), question, "", letter="B", box=box)
-    right = score(
-        one, "It is at <|box_start|>[1,2,3,4]<|box_end|>. So: above and to the left.\nB. Above"
-    )
+    place = "It is at <|box_start|>[1,2,3,4]<|box_end|>"
+    right = score(one, f"{place}. So: above and to the left.\nB. Above")
     assert right["right"] == right["consistent"] == 1.0 and right["iou"] < 1
     other = score(one, "So: left.\nB. Above and to the left")
     assert other["right"] == 1.0 and other["consistent"] == 0.0 and other["iou"] == 0.0

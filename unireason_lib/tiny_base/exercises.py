@@ -1,10 +1,8 @@
 """What the tiny base is taught: exercises with letters, numbers and plain shapes.
 
-Three kinds of skill:
-
 - **text**: the letter of the option that the conclusion names, in whatever order the options stand
-  and however far away; which of two numbers is less, their difference and middle, many pairs in
-  one exercise; what follows from boxes that are written down;
+  and however far away; pairs of numbers compared, subtracted, averaged; what follows from boxes
+  that are written down;
 - **one image**: box a shape, name it, choose among four answers about it;
 - **several images**: which of them shows something, and where in it.
 
@@ -17,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -74,10 +73,8 @@ def exercise(stage: str, number: int, seed: int = 0) -> Exercise:
     rng = random.Random(f"{seed}/{stage}/{number}")
     name = rng.choices(list(STAGES[stage]), list(STAGES[stage].values()))[0]
     while True:
-        try:
+        with suppress(_Redraw):
             return replace(MAKERS[name](rng), name=name)
-        except _Redraw:
-            continue
 
 
 # --- options and letters
@@ -116,15 +113,10 @@ def _four(rng: random.Random) -> list[str]:
 
 
 def letter(rng: random.Random, plain: bool = False, images: int = 0, times: int = 1) -> Exercise:
-    """The letter of the option that was named, in the question or in the reply.
-
-    Args:
-        rng: Draws everything.
-        plain: Single words, named at once; else longer options, some with a capital letter, and up
-            to 120 words without meaning before the name.
-        images: At most so many images stand before the question and say nothing about it.
-        times: How often an option is named in the reply.
-    """
+    """The letter of the option that was named, in the question or, some ``times``, in the reply.
+    ``plain`` options are single words, named at once; else they are longer, some with a capital
+    letter, and up to 120 words without meaning stand before the name. At most so many ``images``
+    stand before the question and say nothing about it."""
     options = rng.sample(_WORDS, 4) if plain else _four(rng)
     shown = [_capital(o) for o in options] if not plain and rng.random() < 0.6 else options
     scenes = tuple(draw(rng, (32, 32), 1) for _ in range(rng.randint(1, images) if images else 0))
@@ -151,19 +143,22 @@ def _choose(
     images: Sequence[Scene],
     question: str,
     answers: Sequence[str],
+    right: str,
     about: _Named = (),
     thought: str = "",
     written: bool = False,
 ) -> Exercise:
-    """A question with four options in random order, the first of the ``answers`` right. In four of
-    five cases the reply says where it sees the shapes that it is ``about``, then the ``thought``,
-    then the conclusion, else the answer alone. Or the question says where the shapes are
-    (``written``) and there is no image."""
+    """A question with four of the ``answers`` as options in random order, one of them ``right``. In
+    four of five cases the reply says where it sees the shapes that it is ``about``, then the
+    ``thought``, then the conclusion, else the answer alone. Or the question says where the shapes
+    are (``written``) and there is no image."""
     if len({*answers}) < len(answers) or len(answers) < 4:
         raise _Redraw
-    options = rng.sample([answers[0], *rng.sample(list(answers[1:]), 3)], 4)
+    wrong = rng.sample([text for text in answers if text != right], 3)
+    options = rng.sample([right, *wrong], 4)
     shown = dict(zip("ABCD", map(_capital, options), strict=True))
-    right = "ABCD"[options.index(answers[0])]
+    mark = "ABCD"[options.index(right)]
+    answer = f"{mark}. {shown[mark]}"
     if written:
         places = [f"{_capital(name)} is at {_digits(shape.box)}." for name, shape in about]
         images, question, about = (), " ".join([*places, question]), ()
@@ -172,21 +167,20 @@ def _choose(
     parts += [thought] if thought else []
     if not parts or rng.random() < 0.2:
         question = f"{question}\n{_listed(list(shown.values()))}\nAnswer with one option."
-        return Exercise(tuple(images), question, f"{right}. {shown[right]}", right)
-    parts.append(rng.choice(_TEXTS["conclusions"]).format(answers[0]))
-    reply, box = f"{' '.join(parts)}\n{right}. {shown[right]}", about[0][1].box if about else None
-    return Exercise(tuple(images), question_text(question, shown), reply, right, box)
+        return Exercise(tuple(images), question, answer, mark)
+    parts.append(rng.choice(_TEXTS["conclusions"]).format(right))
+    reply, box = f"{' '.join(parts)}\n{answer}", about[0][1].box if about else None
+    return Exercise(tuple(images), question_text(question, shown), reply, mark, box)
 
 
 def numbers(rng: random.Random) -> Exercise:
     """The greatest or smallest of four numbers."""
     word, best = rng.choice((("greatest", max), ("smallest", min)))
     drawn = rng.sample(range(100), 4)
-    answers = sorted(drawn, key=lambda n: n != best(drawn))
     question = f"Which is the {word} of {', '.join(map(str, drawn))}?"
     steps = zip(accumulate(drawn, best), drawn[1:], strict=False)
     thought = " ".join(f"{one} and {other}: {best(one, other)}." for one, other in steps)
-    return _choose(rng, (), question, [str(n) for n in answers], thought=thought)
+    return _choose(rng, (), question, [*map(str, drawn)], str(best(drawn)), thought=thought)
 
 
 _PAIRS: dict[str, Callable[[int, int], str]] = {
@@ -246,13 +240,11 @@ def _reference(rng: random.Random, shape: Shape, shapes: Sequence[Shape]) -> str
     return " ".join(["the", *words(shape, parts), *["shape"] * ("name" not in parts)])
 
 
-def _pick(rng: random.Random, scene: Scene, count: int) -> _Named:
-    return [(_reference(rng, s, scene.shapes), s) for s in rng.sample(scene.shapes, count)]
-
-
-def _subjects(rng: random.Random, count: int, **how: Any) -> tuple[Scene, list[tuple[str, Shape]]]:
+def _subjects(rng: random.Random, count: int, **how: Any) -> tuple[Scene, _Named]:
+    """A scene, and some of its shapes with the names that they are asked by."""
     scene = _scene(rng, count, **how)
-    return scene, _pick(rng, scene, count)
+    shapes = rng.sample(scene.shapes, count)
+    return scene, [(_reference(rng, shape, scene.shapes), shape) for shape in shapes]
 
 
 def _described(shape: Shape) -> str:
@@ -293,9 +285,9 @@ def place(rng: random.Random, written: bool = False) -> Exercise:
         texts = ["upper left", "upper right", "lower left", "lower right"]
     if written:
         question = f"The image is {width} pixels wide and {height} pixels tall. {question}"
-    answers = [texts.pop(int(row) * n + int(column)), *texts]
+    right = texts[int(row) * n + int(column)]
     thought = f"{_worked('middle', x1, x2)}, {_worked('middle', y1, y2)}."
-    return _choose(rng, (scene,), question, answers, about, thought, written)
+    return _choose(rng, (scene,), question, texts, right, about, thought, written)
 
 
 def relation(rng: random.Random, written: bool = False) -> Exercise:
@@ -307,13 +299,11 @@ def relation(rng: random.Random, written: bool = False) -> Exercise:
     if min(map(abs, steps)) < 3 or min(steps[0] * steps[1], steps[2] * steps[3]) < 0:
         raise _Redraw
     texts = [f"{v} and to the {h}" for v in ("above", "below") for h in ("left", "right")]
-    answers = [texts.pop(2 * (steps[2] > 0) + (steps[0] > 0)), *texts]
+    right = texts[2 * (steps[2] > 0) + (steps[0] > 0)]
     question = f"Where is {one}, seen from {other}?"
-    across = _worked("left or right", a.box.x1, b.box.x1)
-    thought = (
-        f"Left edges at {across}. Upper edges at {_worked('above or below', a.box.y1, b.box.y1)}."
-    )
-    return _choose(rng, (scene,), question, answers, about, thought, written)
+    thought = f"Left edges at {_worked('left or right', a.box.x1, b.box.x1)}. "
+    thought += f"Upper edges at {_worked('above or below', a.box.y1, b.box.y1)}."
+    return _choose(rng, (scene,), question, texts, right, about, thought, written)
 
 
 def lengths(rng: random.Random, written: bool = False) -> Exercise:
@@ -326,8 +316,7 @@ def lengths(rng: random.Random, written: bool = False) -> Exercise:
         raise _Redraw
     names = [(w, t) for w in (one, other) for t in (one, other)]
     texts = [f"{w} is wider " + ("and taller" if w == t else f"and {t} taller") for w, t in names]
-    answers = [texts.pop(2 * (wide < 0) + (tall < 0)), *texts]
-    thought = ""
+    right, thought = texts[2 * (wide < 0) + (tall < 0)], ""
     for name, shape in about:
         x1, y1, x2, y2 = shape.box.as_tuple()
         thought += f"{_capital(name)}: {_worked('difference', x1, x2)}, "
@@ -335,7 +324,7 @@ def lengths(rng: random.Random, written: bool = False) -> Exercise:
     thought += f"{a.box.width:.0f} and {b.box.width:.0f}: {one if wide > 0 else other} is wider. "
     thought += f"{a.box.height:.0f} and {b.box.height:.0f}: {one if tall > 0 else other} is taller."
     question = f"Which is wider and which is taller, {one} or {other}?"
-    return _choose(rng, (scene,), question, answers, about, thought, written)
+    return _choose(rng, (scene,), question, texts, right, about, thought, written)
 
 
 def length(rng: random.Random, written: bool = False) -> Exercise:
@@ -345,11 +334,9 @@ def length(rng: random.Random, written: bool = False) -> Exercise:
     first, last = (int(shape.box.as_tuple()[k]) for k in (at, at + 2))
     true, others = last - first, rng.sample(range(4, 40), 12)
     numbers = (true, *(n for n in others if abs(n - true) > 0.22 * true))
-    answers, thought = (
-        [f"about {n} pixels" for n in numbers],
-        f"{_worked('difference', first, last)}.",
-    )
-    return _choose(rng, (scene,), f"How {word} is {name}?", answers, about, thought, written)
+    question, texts = f"How {word} is {name}?", [f"about {n} pixels" for n in numbers]
+    thought = f"{_worked('difference', first, last)}."
+    return _choose(rng, (scene,), question, texts, texts[0], about, thought, written)
 
 
 # --- one image
@@ -387,13 +374,12 @@ def describe(rng: random.Random, key: str) -> Exercise:
 def attribute(rng: random.Random, key: str) -> Exercise:
     """Choose the name or the texture of a shape."""
     every, textured = (tuple(NAMES), 0.5) if key == "name" else (TEXTURES, 0.9)
-    scene = _scene(rng, 1, 3, textured=textured)
-    ((name, shape),) = about = _pick(rng, scene, 1)
+    scene, about = _subjects(rng, 1, high=3, textured=textured)
+    ((name, shape),) = about
     right, small = getattr(shape, key), min(shape.box.width, shape.box.height) < 13
     if set(right.split()) & set(name.split()) or (key == "texture" and small):
         raise _Redraw
-    answers = sorted(every, key=lambda text: text != right)
-    return _choose(rng, (scene,), f"What is the {key} of {name}?", answers, about)
+    return _choose(rng, (scene,), f"What is the {key} of {name}?", every, right, about)
 
 
 def which_box(rng: random.Random) -> Exercise:
@@ -401,8 +387,8 @@ def which_box(rng: random.Random) -> Exercise:
     scene, about = _subjects(rng, 1)
     ((name, shape),) = about
     wrong = [box for box in (_some_box(rng) for _ in range(9)) if box.iou(shape.box) < 0.25]
-    answers = [*map(_digits, [shape.box, *wrong])]
-    return _choose(rng, (scene,), f"Which box holds {name}?", answers, about)
+    texts = [_digits(box) for box in (shape.box, *wrong)]
+    return _choose(rng, (scene,), f"Which box holds {name}?", texts, texts[0], about)
 
 
 def presence(rng: random.Random) -> Exercise:
@@ -414,10 +400,11 @@ def presence(rng: random.Random) -> Exercise:
     if a == b:
         raise _Redraw
     texts = {(1, 1): "both", (1, 0): f"only the {a}", (0, 1): f"only the {b}", (0, 0): "neither"}
-    answers = [texts.pop((a in there, b in there)), *texts.values()]
+    right, texts = texts[a in there, b in there], [*texts.values()]
     about = [(f"the {name}", there[name]) for name in (a, b) if name in there]
     thought = " ".join(f"There is no {name}." for name in (a, b) if name not in there)
-    return _choose(rng, (scene,), f"Which are there, a {a} or a {b}?", answers, about, thought)
+    question = f"Which are there, a {a} or a {b}?"
+    return _choose(rng, (scene,), question, texts, right, about, thought)
 
 
 def count(rng: random.Random) -> Exercise:
@@ -425,9 +412,9 @@ def count(rng: random.Random) -> Exercise:
     scene, word = _scene(rng, 1, 5), rng.choice(("shapes", *(f"{s} shapes" for s in SHADES)))
     counted = [s for s in _left_to_right(scene.shapes) if word in ("shapes", f"{s.shade} shapes")]
     texts = ["none", "one", "two", "three", "four", "five"]
-    answers, about = [texts.pop(len(counted)), *texts], [(f"the {s.name}", s) for s in counted]
+    right, about = texts[len(counted)], [(f"the {s.name}", s) for s in counted]
     thought = "" if counted else f"There are no {word}."
-    return _choose(rng, (scene,), f"How many {word} are there?", answers, about, thought)
+    return _choose(rng, (scene,), f"How many {word} are there?", texts, right, about, thought)
 
 
 def close_up(rng: random.Random) -> Exercise:
@@ -438,8 +425,7 @@ def close_up(rng: random.Random) -> Exercise:
     question = "Image 2 is an enlarged part of image 1. What texture does it show?"
     if rng.random() < 0.4:
         question, images, about = "This is enlarged. What texture does it show?", images[1:], ()
-    answers = sorted(TEXTURES, key=lambda text: text != shape.texture)
-    return _choose(rng, images, question, answers, about)
+    return _choose(rng, images, question, TEXTURES, shape.texture, about)
 
 
 # --- several images
@@ -463,18 +449,16 @@ def find(rng: random.Random, key: str) -> Exercise:
     scenes, name, at = _row(rng)
     shape, number, question = scenes[at].shapes[0], f"Image {at + 1}", f"Where is the {name}?"
     if key == "image" and len(scenes) > 3 and rng.random() < 0.4:
-        answers = [f"image {k + 1}" for k in sorted(range(len(scenes)), key=lambda k: k != at)]
-        about = [(f"image {at + 1}, the {name}", shape)]
-        return _choose(rng, scenes, f"Which image shows the {name}?", answers, about)
+        texts = [f"image {k + 1}" for k in range(len(scenes))]
+        about = [(f"{texts[at]}, the {name}", shape)]
+        return _choose(rng, scenes, f"Which image shows the {name}?", texts, texts[at], about)
     if key == "image":
         reply = f"{number}."
         return Exercise(tuple(scenes), f"Which image shows the {name}?", reply, answer=reply)
     if key == "span":
         last, pixels = rng.randrange(at, len(scenes)), scenes[at].pixels
-        question, number = (
-            f"Which images show the {name}, and where?",
-            f"Images {at + 1} to {last + 1}",
-        )
+        question = f"Which images show the {name}, and where?"
+        number = f"Images {at + 1} to {last + 1}"
         noise = np.random.default_rng(rng.getrandbits(63))
         for k in range(at, last + 1):
             other = (pixels + noise.normal(rng.uniform(-10, 10), 4, pixels.shape)).clip(0, 255)
@@ -483,23 +467,20 @@ def find(rng: random.Random, key: str) -> Exercise:
     return Exercise(tuple(scenes), question, reply, box=shape.box, answer=f"{number},")
 
 
-_ALONE = (
-    letter,
-    option,
-    numbers,
-    pairs,
-    point,
-    which_box,
-    place,
-    relation,
-    lengths,
-    length,
-    presence,
-    count,
-    close_up,
-)
 MAKERS: dict[str, Callable[[random.Random], Exercise]] = {
-    **{make.__name__.replace("_", " "): make for make in _ALONE},
+    "letter": letter,
+    "option": option,
+    "numbers": numbers,
+    "pairs": pairs,
+    "point": point,
+    "which box": which_box,
+    "place": place,
+    "relation": relation,
+    "lengths": lengths,
+    "length": length,
+    "presence": presence,
+    "count": count,
+    "close up": close_up,
     "plain letter": partial(letter, plain=True),
     "plain letters": partial(letter, plain=True, times=3),
     "letters": partial(letter, times=3),

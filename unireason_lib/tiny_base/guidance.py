@@ -130,9 +130,8 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
                     phrase = at(*noun.span())
                     look("phrase", phrase[-1:], phrase)
                     look("said", due, phrase[-1:])
-    rows = [
-        np.array(r, float).reshape(-1, n) for r, n in ((attention, 3), (letters, 3), (edges, 5))
-    ]
+    sizes = zip((attention, letters, edges), (3, 3, 5), strict=True)
+    rows = [np.array(part, float).reshape(-1, size) for part, size in sizes]
     return Targets(*rows, np.concatenate(tokens))
 
 
@@ -177,12 +176,9 @@ def collate_targets(several: Sequence[Targets]) -> Targets:
 
 class Guide:
     """Turns attention and hidden states into a loss, with nothing to be learnt beside the model:
-    words are read off by its embeddings, edges along four fixed random directions.
-
-    Args:
-        model: A ``Qwen2_5_VLForConditionalGeneration`` of four layers or more; it is switched to
-            eager attention, the only implementation that gives its weights.
-        tokenizer: Its tokenizer, in which every word of :data:`GROUPS` is one token.
+    words are read off by its embeddings, edges along four fixed random directions. The ``model``, a
+    ``Qwen2_5_VLForConditionalGeneration`` of four layers or more, is switched to eager attention,
+    which alone gives its weights; every word of :data:`GROUPS` is one token of the ``tokenizer``.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -200,13 +196,8 @@ class Guide:
         return WEIGHT * self._covered(seen.pooler_output, targets.tokens, tower=True)
 
     def loss(self, output: Any, ids: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """The loss of a forward pass.
-
-        Args:
-            output: Of ``model.model`` with ``output_attentions`` and ``output_hidden_states``.
-            ids: ``(rows, tokens)``.
-            targets: From :func:`collate_targets`.
-        """
+        """The loss of a forward pass over ``ids`` ``(rows, tokens)``: the ``output`` of
+        ``model.model`` with ``output_attentions`` and ``output_hidden_states``."""
         hidden, total = output.hidden_states, torch.zeros((), device=ids.device)
         for index, (layer, head) in enumerate(HEADS.values()):
             row, _, source, target = targets.attention[targets.attention[:, 1] == index].long().T
@@ -220,9 +211,8 @@ class Guide:
                 total = total + cross_entropy(logits.float(), ids[row, token])
         if len(targets.edges):
             row, position = targets.edges[:, :2].long().T
-            total = total + self._off(
-                self._normed(hidden[3][row, position]), targets.edges[:, 2:] - 0.5
-            )
+            state = self._normed(hidden[3][row, position])
+            total = total + self._off(state, targets.edges[:, 2:] - 0.5)
         if len(targets.tokens):
             row, position = targets.tokens[:, :2].long().T
             total = total + self._covered(hidden[0][row, position], targets.tokens, tower=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
@@ -23,10 +24,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from unireason_lib import io
 from unireason_lib.errors import TrainingError
 from unireason_lib.grounding import load_model
 from unireason_lib.grounding.tiny import build_tiny
-from unireason_lib.io import locked, read_json, whole_file, whole_folder, write_json, write_whole
 from unireason_lib.training.encoding import IGNORED, Collator, Encoder
 from unireason_lib.training.optim import MuonWithAdamW, fast_bfloat16
 
@@ -42,13 +43,11 @@ class Plan:
     Attributes:
         stages: (proportion of the steps, groups of each of them as (stage of exercises, how many)).
             One group is one forward pass, so that short exercises are not padded to long ones.
-        steps: Optimizer steps in all.
         learning_rate: Highest rate of AdamW (embeddings, norms, biases), reached after ``warmup``
             steps, then falling along a cosine to a tenth; ``muon``: that of Muon (matrices).
-        seed: Of weights and exercises.
+        seed, sizes: Of weights and exercises; of the model (:func:`~.grounding.build_tiny`).
         guidance: Whether the auxiliary targets of :mod:`~unireason_lib.tiny_base.guidance` are
             learnt too; the stage "shapes" then trains the vision tower alone.
-        sizes: Of the model, see :func:`unireason_lib.grounding.build_tiny`.
     """
 
     stages: tuple[tuple[float, tuple[tuple[str, int], ...]], ...] = (
@@ -173,23 +172,19 @@ def pretrain(
 
     Args:
         out: Folder of the run: ``log.jsonl``, ``checkpoint.pt``, and at the end ``model/``.
-        plan: What is learnt when.
         start: A checkpoint to begin with; default: random weights of the plan's sizes and seed.
         until: Stop after so many steps; exercises and rates stay those of the whole plan.
         save_steps, measure_steps: Steps between checkpoints, and between tests of the skills.
         measure_size, final_size: Held-out exercises of each stage in such a test, and in the last.
         workers, progress: Processes that make exercises; whether to show a bar.
 
-    Returns:
-        ``out/model``, with log and ``skills.json``; ``out`` if the run was stopped before its end.
-
-    Raises:
-        TrainingError: The folder holds a run of another plan, or the gradient is not finite.
-        DatasetError: Another process trains into the folder, or the disk is full.
+    Returns ``out/model``, with log and ``skills.json``; ``out`` if it was stopped before its end.
+    Raises a :class:`TrainingError` when the folder holds a run of another plan or the gradient is
+    not finite, a :class:`DatasetError` when another process trains into it or the disk is full.
     """
     plan, out = plan or Plan(), Path(out)
     log, end = out / "log.jsonl", min(until or plan.steps, plan.steps)
-    with locked(out / ".lock", f"the run {out}"):
+    with io.locked(out / ".lock", f"the run {out}"):
         _keep_plan(out / "plan.json", {**asdict(plan), "start": start and str(start)})
         if (out / "model").is_dir():
             return out / "model"
@@ -198,10 +193,9 @@ def pretrain(
         model, processor = load_model(start or out / "start", dtype="float32")
         learner = Learner(plan, model, processor)
         first = _resume(out / "checkpoint.pt", learner)
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        lines = [
-            line for line in lines if json.loads(line)["step"] <= first
-        ]  # the rest comes again
+        # what came after the checkpoint comes again
+        done = [line for line in io.read_lines(log) if line["step"] <= first]
+        io.write_whole(log, "".join(f"{json.dumps(line)}\n" for line in done))
         prefetch = {"prefetch_factor": 4} if workers else {}
         steps = Subset(Steps(plan, processor), range(first, end))
         loader = DataLoader(steps, batch_size=None, num_workers=workers, **prefetch)
@@ -213,34 +207,32 @@ def pretrain(
             if step % 10 == 0 or step == end:
                 line = {"step": step, **{name: fmean(values) for name, values in seen.items()}}
                 line["learning_rate"] = plan.learning_rate * plan.rate(step - 1)
-                lines.append(json.dumps({**line, "seconds": round(monotonic() - began, 2)}))
-                write_whole(log, "".join(f"{line}\n" for line in lines))
+                io.append_lines(log, [{**line, "seconds": round(monotonic() - began, 2)}])
                 seen, began = {}, monotonic()
             if step % measure_steps == 0 or step == plan.steps:
                 skills = measure(model, processor, measure_size)
-                lines.append(json.dumps({"step": step, "skills": skills}))
-                write_whole(log, "".join(f"{line}\n" for line in lines))
+                io.append_lines(log, [{"step": step, "skills": skills}])
             if step % save_steps == 0 or step == end:
                 state = {"model": model.state_dict(), "optimizer": learner.optimizer.state_dict()}
-                with whole_file(out / "checkpoint.pt") as file:
+                with io.whole_file(out / "checkpoint.pt") as file:
                     torch.save({"step": step, **state}, file)
         if end < plan.steps:
             return out
         skills = measure(model, processor, final_size)
-        with whole_folder(out / "model") as temporary:
+        with io.whole_folder(out / "model") as temporary:
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
-            write_json(temporary / "skills.json", skills)
-            write_whole(temporary / "log.jsonl", log.read_text(encoding="utf-8"))
+            io.write_json(temporary / "skills.json", skills)
+            shutil.copy(log, temporary)
         return out / "model"
 
 
 def _keep_plan(path: Path, plan: dict[str, Any]) -> None:
     plan = json.loads(json.dumps(plan))  # lists in place of tuples, as in the file
-    if path.exists() and read_json(path, TrainingError) != plan:
+    if path.exists() and io.read_json(path, TrainingError) != plan:
         do = "give the same plan to go on, or train into another folder"
         raise TrainingError(path, "the plan of this run", "another plan", do)
-    write_json(path, plan)
+    io.write_json(path, plan)
 
 
 def _resume(path: Path, learner: Learner) -> int:

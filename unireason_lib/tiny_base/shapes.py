@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from unireason_lib.boxes import Box2D
+from unireason_lib.imaging import label_boxes
 
 NAMES: dict[str, Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]] = {
     "circle": lambda x, y, rng: np.hypot(x, y) < 1,
@@ -74,19 +75,16 @@ def draw(
     names: Sequence[str] = tuple(NAMES),
     distinct: bool = False,
     radius: tuple[float, float] = (0.09, 0.27),
-    plates: float = 0.4,
 ) -> Scene:
     """Draw a scene; the same state of ``rng`` gives the same one.
 
     Args:
-        rng: Source of all choices.
-        size: Height and width in pixels.
+        rng, size: Source of all choices; height and width in pixels.
         count: Shapes to place; where no space is left there are fewer.
         textured: Proportion of shapes with a texture, of those that are large enough for one.
         fine: Whether textures are one pixel wide, so that they show only when enlarged.
         names: Names to choose from; ``distinct``: each at most once.
         radius: Smallest and largest radius, as proportions of the shorter side.
-        plates: Probability that the shapes lie on a plate before a dark ground.
     """
     grid = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     (rows, columns), shapes = grid, []
@@ -95,7 +93,7 @@ def draw(
     pixels += rng.uniform(-25, 25) * (rows / size[0] - 0.5)
     for _ in range(rng.choice((0, 0, 1, 2, 3))):
         pixels += _smudge(grid, rng)
-    plate = _plate(grid, rng) if rng.random() < plates else np.ones(size, bool)
+    plate = _plate(grid, rng) if rng.random() < 0.4 else np.ones(size, bool)
     pixels, free = np.where(plate, pixels, rng.uniform(0, 45)), plate
     for name in rng.sample(names, count) if distinct else rng.choices(names, k=count):
         shade = rng.choice(SHADES)
@@ -103,7 +101,7 @@ def draw(
         if mask is None:
             continue
         free = free & ~mask
-        box = _around(mask)
+        box = label_boxes(mask.astype(np.uint8))[1]
         large = min(box.width, box.height) >= (8 if fine else 13)
         texture = rng.choice(TEXTURES[1:]) if large and rng.random() < textured else "plain"
         contrast = rng.uniform(*rng.choice(((18, 35), (30, 75))))
@@ -125,11 +123,6 @@ def enlarged(scene: Scene, shape: Shape, rng: random.Random) -> Scene:
     width, height = (max(16, round(side * zoom)) for side in part.size)
     pixels = np.asarray(part.resize((width, height), Image.Resampling.BICUBIC))
     return Scene(pixels, (replace(shape, box=Box2D(0, 0, width, height)),))
-
-
-def _around(mask: np.ndarray) -> Box2D:
-    (ys, xs) = np.nonzero(mask)
-    return Box2D(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
 
 
 def _smudge(grid: np.ndarray, rng: random.Random) -> np.ndarray:

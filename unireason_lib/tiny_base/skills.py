@@ -21,12 +21,8 @@ STAGES = ("text", "one image", "several images")
 def measure(
     model: Any, processor: Any, size: int = 1000, seed: int = 1
 ) -> dict[str, dict[str, float]]:
-    """The skills of a model.
-
-    Args:
-        model, processor: What is tested.
-        size: Exercises of each stage; those whose reply is left to chance do not count.
-        seed: Of the exercises; training uses another.
+    """The skills of a model on exercises of another ``seed`` than those of training, ``size`` of
+    each stage; those whose reply is left to chance do not count.
 
     Returns:
         Exercise -> ``n``; ``right``, the proportion of right letters, or of replies that begin as
@@ -61,9 +57,8 @@ def score(one: Exercise, text: str) -> dict[str, float]:
 
 
 def _summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    values = {
-        key: [row[key] for row in rows if key in row] for key in ("right", "iou", "consistent")
-    }
+    keys = ("right", "iou", "consistent")
+    values = {key: [row[key] for row in rows if key in row] for key in keys}
     summary = {"n": len(rows)} | {key: fmean(several) for key, several in values.items() if several}
     if ious := values["iou"]:
         summary["iou_error"] = pstdev(ious) / len(ious) ** 0.5
@@ -74,25 +69,17 @@ def replies(
     model: Any, processor: Any, exercises: Sequence[Exercise], batch_size: int = 32
 ) -> list[str]:
     """What the model writes, greedily, special tokens kept; exercises of alike lengths together."""
-    prompts = [
-        processor.apply_chat_template(
-            one.messages()[:1], add_generation_prompt=True, tokenize=False
-        )
-        for one in exercises
-    ]
-    order = sorted(range(len(prompts)), key=lambda k: (len(exercises[k].images), len(prompts[k])))
-    texts, was_training = [""] * len(prompts), model.training
+    lengths = [(len(one.images), len(one.question)) for one in exercises]
+    order = sorted(range(len(exercises)), key=lengths.__getitem__)
+    texts, was_training = [""] * len(exercises), model.training
     model.eval()
+    padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
-        images = [scene.image() for k in part for scene in exercises[k].images]
-        inputs = processor(
-            text=[prompts[k] for k in part],
-            images=images or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
+        questions = [exercises[k].messages()[:1] for k in part]
+        inputs = processor.apply_chat_template(questions, processor_kwargs=padded, **how)
+        inputs = inputs.to(model.device)
         with torch.inference_mode():
             written = model.generate(**inputs, max_new_tokens=224, do_sample=False)
         written = processor.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :])
