@@ -1,7 +1,7 @@
 """What is timed, one function a case: set up, then seconds of the work alone.
 
-A case runs in a process of its own (``run.py`` starts it) with one checkout on the path, perhaps
-another one. So it uses the names that outsiders rely on, and the command line.
+A case runs in a process of its own (``run.py`` starts it) with one checkout on the path, and may
+meet an older one. So it uses the names that outsiders rely on, and the command line.
 
     python tests/bench/cases.py CASE FOLDER      prints {"seconds": ..., "result": ...} as JSON
 """
@@ -9,6 +9,8 @@ another one. So it uses the names that outsiders rely on, and the command line.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import sys
@@ -24,7 +26,7 @@ SCAN, SIZE = (512, 512, 96), (32, 256, 256)
 Timed = tuple[float, Any]  # seconds, and what must be equal on both sides (or None)
 
 
-def timed(work: Callable[[], Any], repeats: int = 3) -> Timed:
+def timed(work: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
     """Median seconds of some work, after one run that fills caches, and what it gave."""
     seconds, result = [], work()
     for _ in range(repeats):
@@ -38,13 +40,14 @@ def command(*words: object) -> None:
     """A command of the package, in this process and without its output."""
     from unireason_lib.cli import app
 
-    with contextlib.redirect_stdout(sys.stderr):
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         code = app([str(word) for word in words], standalone_mode=False)
     if code:
-        raise RuntimeError(f"{words[0]} ended with {code}")
+        raise RuntimeError(shown.getvalue())
 
 
-# --- imaging
+# --- imaging ---------------------------------------------------------------------------------
 
 
 def scan_file(folder: Path, suffix: str) -> Path:
@@ -92,9 +95,9 @@ def labels() -> np.ndarray:
     """``(Z, Y, X)`` uint8 with 30 boxes."""
     draw, made = np.random.default_rng(0), np.zeros(SCAN[::-1], np.uint8)
     for label in range(1, 31):
-        size = draw.integers(2, np.array(made.shape) // 4)
-        low = draw.integers(0, made.shape - size)
-        made[tuple(map(slice, low, low + size))] = label
+        size = [int(draw.integers(2, side // 4)) for side in made.shape]
+        low = [int(draw.integers(0, a - b)) for a, b in zip(made.shape, size, strict=True)]
+        made[tuple(slice(a, a + b) for a, b in zip(low, size, strict=True))] = label
     made[0, 0, 1:31] = range(1, 31)  # none is covered by the others
     return made
 
@@ -115,55 +118,53 @@ def boxes_plain(folder: Path) -> Timed:
     def work() -> list[list[int]]:
         found = []
         for label in range(1, 31):
-            places = np.array(np.where(made == label)[::-1])
-            found.append([*places.min(1).tolist(), *(places.max(1) + 1).tolist()])
+            z, y, x = np.where(made == label)
+            ends = [int(one.max()) + 1 for one in (x, y, z)]
+            found.append([*(int(one.min()) for one in (x, y, z)), *ends])
         return found
 
     return timed(work, 2)
 
 
-# --- data sets
+# --- data sets -------------------------------------------------------------------------------
 
 STUDIES = 400
+PRIOR = {"--prior-studies": "0", "--census": "0"}  # now, and before version 0.2
 
 
-def build(folder: Path, studies: int) -> Path:
+def build(folder: Path, studies: int = 0) -> Path:
     """A data set of phantom slices and volumes with the smallest images, made by the command."""
-    out, half = folder / "data", studies // 2
+    out, half = folder / "data", (studies or STUDIES) // 2
     if not (out / "manifest.json").exists():
         words = ["build", "--out", out, "--size", "8,64,64", "--model", tiny(folder)]
         words += ["--source", f"phantom:dimension=2d,count={half}"]
-        words += ["--source", f"phantom:start=500000,count={half}"]
-        command(*words, "--seed", 0, "--prior-studies", 0)
+        words += ["--source", f"phantom:start=500000,count={half}", "--seed", 0]
+        for option, value in PRIOR.items():
+            try:
+                command(*words, option, value)
+                break
+            except Exception:  # an option of another version
+                continue
     return out
 
 
 def build_ours(folder: Path) -> Timed:
     """Studies of phantoms to Parquet: records, images, split; without the time of imports."""
-    build(folder / f"first-{os.getpid()}", 2)
+    build(folder / f"first-{os.getpid()}", studies=2)
     began = time.perf_counter()
-    out = build(folder / f"run-{os.getpid()}", STUDIES)
-    return time.perf_counter() - began, records_of(out)
+    out = build(folder / f"run-{os.getpid()}")
+    seconds = time.perf_counter() - began
+    return seconds, json.loads((out / "manifest.json").read_text())["records"]
 
 
-def build_plain(folder: Path) -> Timed:
-    """No other way: 1,000 records a second."""
-    records = records_of(build(folder, STUDIES))
-    return records / 1000, records
-
-
-def records_of(data: Path) -> int:
-    return json.loads((data / "manifest.json").read_text())["records"]
-
-
-# --- models
+# --- models ----------------------------------------------------------------------------------
 
 
 def tiny(folder: Path, **sizes: int) -> Path:
     """A checkpoint with random weights: speed does not depend on what a model knows."""
     from unireason_lib.grounding import build_tiny
 
-    path = folder / f"tiny{'-'.join(map(str, sizes.values()))}"
+    path = folder.parent / f"tiny{'-'.join(map(str, sizes.values()))}"
     return path if path.exists() else build_tiny(path, **sizes)
 
 
@@ -181,9 +182,10 @@ def generation(folder: Path, boxes: int, **how: Any) -> Timed:
     sizes |= {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
     model, processor = load_model(tiny(folder, **sizes), device="cpu")
     generator = GroundedGenerator(model, processor, **how)
-    (count, side, _), draw = SIZE, np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (count, side, side, 3), np.uint8)
-    slices = [Image.fromarray(one) for one in pixels]
+    count, side, draw = SIZE[0], SIZE[1], np.random.default_rng(0)
+    slices = [
+        Image.fromarray(draw.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(count)
+    ]
     options = {"A": "liver", "B": "spleen", "C": "left kidney", "D": "right kidney"}
     request = GroundedRequest("Where is the lesion?", slices, options, "3d")
     parts: list[Any] = []
@@ -193,23 +195,40 @@ def generation(folder: Path, boxes: int, **how: Any) -> Timed:
     script = Script(processor.tokenizer, (*parts, 1))
     limits = {"max_new_tokens": len(script), "max_rounds": boxes}
     seconds, found = timed(lambda: generator.generate([request], scripts=[script], **limits), 1)
-    return seconds, hash(found[0].token_ids)
+    digest = hashlib.sha256(str(list(map(int, found[0].token_ids))).encode()).hexdigest()
+    return seconds, digest[:16]
 
 
 STEPS, BATCH = 24, 16
+SFT = {  # settings of one run, by their names now and before version 0.2
+    "sft.max_steps": "sft.steps",
+    "sft.per_device_train_batch_size": "sft.batch_size",
+    "grounding.free_running_questions": "sft.probe_size",
+    "grounding.feature_cache": "sft.keep_features",
+    "grounding.muon_learning_rate": "sft.muon",
+    "sft.bf16": "sft.bf16",
+    "sft.logging_steps": "sft.log_steps",
+}
 
 
 def sft_ours(folder: Path) -> Timed:
     """Seconds of a step of the command ``sft``, by the trainer's own clock; images are encoded in
     every step."""
-    data, out = build(folder, STUDIES), folder / f"sft-{os.getpid()}"
-    settings = f"sft.max_steps={STEPS}, sft.per_device_train_batch_size={BATCH}, sft.bf16=false, "
-    settings += "sft.logging_steps=1, grounding.free_running_questions=0, "
-    settings += "grounding.feature_cache=false, grounding.muon_learning_rate=0"
+    data, out = build(folder), folder / f"sft-{os.getpid()}"
+    values = (STEPS, BATCH, 0, "false", 0.0, "false", 1)
     words = ["sft", "--data", data, "--model", tiny(folder), "--out", out, "--quiet"]
-    command(*words, "--set", settings)
-    *_, last = (out / "log.jsonl").read_text().splitlines()
-    return json.loads(last)["train_runtime"] / STEPS, None
+    for names in zip(*SFT.items(), strict=True):
+        settings = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+        try:
+            command(*words, *(word for one in settings for word in ("--set", one)))
+            break
+        except Exception as error:  # settings of another version
+            failure = error
+    else:
+        raise failure
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    runtime = [line["train_runtime"] for line in lines if "train_runtime" in line]
+    return runtime[-1] / STEPS, None
 
 
 def sft_plain(folder: Path) -> Timed:
@@ -221,7 +240,7 @@ def sft_plain(folder: Path) -> Timed:
     from unireason_lib.training.encoding import Collator
     from unireason_lib.training.sft import freeze
 
-    data = build(folder, STUDIES)
+    data = build(folder)
     model, processor = load_model(tiny(folder), dtype="float32", device="cpu")
     freeze(model.train())
     records = training_records(data)
@@ -252,7 +271,6 @@ CASES: dict[str, Callable[[Path], Timed]] = {
     "boxes": boxes_ours,
     "boxes, plain": boxes_plain,
     "build": build_ours,
-    "build, plain": build_plain,
     "3 boxes": lambda folder: generation(folder, 3),
     "3 boxes, plain": lambda folder: generation(folder, 3, reuse_cache=False),
     "8 boxes": lambda folder: generation(folder, 8),
