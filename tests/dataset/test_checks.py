@@ -10,11 +10,9 @@ from unireason_lib.dataset.rationales import TemplateWriter
 from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 
+from .conftest import box, image_record, volume_record
+
 OPTIONS = {"A": "the spleen", "B": "the liver", "C": "the heart", "D": "the stomach"}
-
-
-def box(*coordinates):
-    return f"<|box_start|>[{','.join(map(str, coordinates))}]<|box_end|>"
 
 
 def replied(thought):
@@ -56,7 +54,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("changes, reason", BAD.values(), ids=BAD)
-def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
+def test_a_bad_record_is_refused_for_its_reason(changes, reason):
     assert image_record().reply == GOOD and problems_of(image_record()) == []
     (found, detail), *_ = problems_of(image_record(**changes))
     assert found == reason and detail
@@ -67,7 +65,7 @@ def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
     [((2, 8, 1, 30, 40, 7), "crop"), ((2, 8, 6, 30, 40, 7), "crop"), ((2, 8, 30, 40), "rounds")],
     ids=["one slice too deep", "beyond the slices", "rectangle"],
 )
-def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason, volume_record):
+def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason):
     assert problems_of(volume_record()) == []
     reply = f"<think>There {box(*cuboid)}: right, back.</think>D. Right, back"
     bad = volume_record(reply=reply, evidence=(("liver", cuboid),))

@@ -25,13 +25,7 @@ import pyarrow.parquet as pq
 from unireason_lib.answers import extract_choice
 from unireason_lib.boxes import Box3D, parse_boxes
 from unireason_lib.dataset.hub import ImageTable, load_set
-from unireason_lib.dataset.schema import (
-    PLACEHOLDER,
-    SFT_FEATURES,
-    Record,
-    ScanReference,
-    rl_table,
-)
+from unireason_lib.dataset.schema import PLACEHOLDER, SFT_FEATURES, Record, ScanReference, rl_table
 from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import PAPER_SIZE, Volume, load_volume
 from unireason_lib.io import safe_path, whole_folder
@@ -117,11 +111,11 @@ class Release:
         if record.dimension == "2d":
             return record
         there = False
-        try:
-            if self.m3d_root is not None and volume:
+        if self.m3d_root is not None and volume:
+            try:
                 there = safe_path(self.m3d_root, volume, record.id).exists()
-        except DatasetError:  # it leads out of the folder
-            volume = ""
+            except DatasetError:  # it leads out of the folder
+                volume = ""
         slices = range(PAPER_SIZE[0] if there else 0)
         return replace(
             record,
