@@ -231,15 +231,14 @@ def _draft(
         texts += slice_order_report(array).messages if study.dimension == "3d" else ()
     view = View(study, config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
-    questions, image_ids, images = ask(view, prior=prior, **numbers), view.image_ids, ()
+    questions, images = ask(view, prior=prior, **numbers), ()
     stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
     if questions and stored:
         with _reading(texts):
             planes = [view.pixels] if study.dimension == "2d" else view.pixels
-        images = tuple(map(image_row, image_ids, planes))
-    shared = {"spec": source.spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
-    shown = replace(view, study=replace(study, scan_source=None, labels=None))
-    return Draft(shown, questions, images, {**row, "warnings": []}, shared)
+        images = tuple(map(image_row, view.image_ids, planes))
+    shared = {"spec": source.spec, "seed": config.seed, "stored": stored}
+    return Draft(view.without_scan(), questions, images, {**row, "warnings": []}, shared)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ about (:meth:`View.visible`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
 from typing import Any
@@ -76,18 +76,21 @@ class View:
         """
         box = region.box if isinstance(region, Structure) else region
         if box not in self._written:  # questions ask for the same boxes again and again
-            size, depth = self.image_size, self.depth
-            self._written[box] = self.frame.written(self._shown(box), *size, depth=depth)
+            pairs = zip(self._grid[::-1], self.study.shape[::-1], strict=True)
+            scaled = box.scale(*(new / old for new, old in pairs))  # in pixels of the slices
+            self._written[box] = self.frame.written(scaled, *self.image_size, depth=self.depth)
         return self._written[box]
-
-    def _shown(self, box: Box) -> Box:
-        """A box in voxels, in pixels of the slices."""
-        pairs = zip(self._grid[::-1], self.study.shape[::-1], strict=True)
-        return box.scale(*(new / old for new, old in pairs))
 
     @cached_property
     def _written(self) -> dict[Box, Box]:
         return {}
+
+    def without_scan(self) -> View:
+        """The view without scan and labels, and with all that its records need of them."""
+        view = replace(self, study=replace(self.study, scan_source=None, labels=None))
+        known = {name: getattr(self, name) for name in ("serialization", "image_ids", "_written")}
+        vars(view).update(known)
+        return view
 
     @cached_property
     def _scan(self) -> Volume | np.ndarray:
@@ -110,7 +113,8 @@ class View:
         on padding do not count: the lowest value of the scan, or a single value all over them that
         also fills :data:`PADDED` of the scan. A :class:`DatasetError` without a label map."""
         labels, scan, lowest = self._sampled
-        part = slices_of(self._shown(structure.box).round(outward=True))
+        axes = zip(slices_of(structure.box), self._grid, self.study.shape, strict=True)
+        part = tuple(slice(s.start * new // old, -(-s.stop * new // old)) for s, new, old in axes)
         labels, scan = labels[part], scan[part]
         planes = list(zip(labels, scan, strict=True)) if self.depth else [(labels, scan)]
         middle = len(planes) // 2  # where a structure is large as a rule, so one look is enough
