@@ -351,6 +351,8 @@ def test_b17_other_settings_are_refused_unless_overridden(settings, tmp_path, mo
 SEVERAL = {
     "folder": layouts.make_folder,
     "decathlon": layouts.make_decathlon,
+    "totalsegmentator": layouts.make_totalsegmentator,
+    "m3d-seg": layouts.make_m3d,
     "sam-med2d": layouts.make_demo,
 }
 

@@ -19,20 +19,16 @@ from unireason_lib.dataset.splits import (
 HALVES = {"train": 0.5, "test": 0.5}
 
 
-def assigned(names, scans=None, own=None, fractions=None):
+def assigned(names, scans=None, own=None, **more):
     """Splits of scans of the named patients; without scans nobody looks alike."""
     count = len(names)
     perceptual, voxels = np.zeros((count, HASH_BYTES), np.uint8), np.zeros(count, np.uint64)
     if scans is not None:
-        perceptual = hashes(*scans)
+        perceptual = np.stack([np.frombuffer(perceptual_hash(s), np.uint8) for s in scans])
         voxels = np.array([int.from_bytes(voxel_hash(scan)[:8]) for scan in scans], np.uint64)
     keys = np.array([patient_key(name) for name in names], np.uint64)
-    own = np.array([-1 if s is None else SPLITS.index(s) for s in own or [None] * count], np.int8)
-    return assign_splits(keys, perceptual, voxels, own, *([fractions] if fractions else []))
-
-
-def hashes(*scans):
-    return np.stack([np.frombuffer(perceptual_hash(scan), np.uint8) for scan in scans])
+    own = np.full(count, -1) if own is None else np.array([SPLITS.index(split) for split in own])
+    return assign_splits(keys, perceptual, voxels, own.astype(np.int8), **more)
 
 
 def test_a_patient_has_the_same_split_alone_and_in_any_company():

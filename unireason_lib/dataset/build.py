@@ -199,7 +199,7 @@ def _learn_priors(run: Run, indexes: Sequence[Sequence[Entry]], execute: shards.
     for source, index in enumerate(indexes):
         first = list(islice(index, run.config.prior_studies))
         if first and not run.prior_path(source).exists():
-            parts = execute(shards.learn_shard, run.shards([*[()] * source, first], 8))
+            parts = execute(shards.learn_shard, run.shards([*[()] * source, first]))
             AnswerPrior.merged(parts).save(run.prior_path(source))
 
 

@@ -76,12 +76,10 @@ class Run:
     work: Path
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def shards(
-        self, indexes: Sequence[Sequence[Entry]] | None = None, parts: int = 32
-    ) -> Iterator[Shard]:
-        """All studies in shards, in order, and in several ``parts``, so that no process is idle."""
+    def shards(self, indexes: Sequence[Sequence[Entry]] | None = None) -> Iterator[Shard]:
+        """All studies in order, in 32 shards or more, so that no process is idle."""
         indexes = open_run(self).indexes if indexes is None else indexes
-        size = max(1, min(SHARD, sum(map(len, indexes)) // parts))
+        size = max(1, min(SHARD, sum(map(len, indexes)) // 32))
         for source, index in enumerate(indexes):
             for start in range(0, len(index), size):
                 stop = min(start + size, len(index))
