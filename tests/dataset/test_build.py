@@ -32,24 +32,21 @@ from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.errors import DatasetError, ScanError, ScanWarning
 from unireason_lib.imaging import Volume, load_volume
 
+from .conftest import FRAME
+
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits file sizes, kills processes")
 
 
-@pytest.fixture(scope="session")
-def settings(frame):
+def settings(*sources, **changes):
     """Settings of a small build; arguments replace fields."""
-
-    def make(*sources, **changes):
-        usual = ("phantom:dimension=2d,count=14", "phantom:count=4,start=900")
-        values = {"size": (8, 64, 64), "frame": frame, "prior_studies": 4, "images": "all"}
-        return BuildConfig(tuple(map(SourceSpec.parse, sources or usual)), **{**values, **changes})
-
-    return make
+    usual = ("phantom:dimension=2d,count=14", "phantom:count=4,start=900")
+    values = {"size": (8, 64, 64), "frame": FRAME, "prior_studies": 4, "images": "all"}
+    return BuildConfig(tuple(map(SourceSpec.parse, sources or usual)), **{**values, **changes})
 
 
 @pytest.fixture(scope="session")
-def reference(settings, tmp_path_factory):
+def reference(tmp_path_factory):
     """One finished build."""
     return build(settings(), tmp_path_factory.mktemp("reference") / "set")
 
@@ -98,7 +95,7 @@ class Listed(Source):
 
 
 @pytest.fixture
-def build_from(monkeypatch, settings, tmp_path):
+def build_from(monkeypatch, tmp_path):
     """Build from the given studies, in this process."""
 
     def run(*studies, out="set", source=Listed, **changes):
@@ -112,12 +109,12 @@ def build_from(monkeypatch, settings, tmp_path):
 # --- what comes out ----------------------------------------------------------------------------
 
 
-def test_a_set_for_a_model_that_writes_thousandths(build_from, frame):
+def test_a_set_for_a_model_that_writes_thousandths(build_from):
     """Boxes of texts, options and evidence, lengths in rationales and the words for the unit; boxes
     lie where they lie in the set for a model that writes pixels."""
     studies, sets = (phantom_slice(0), phantom(900), phantom_slice(1)), []
     for scale, unit, other in ((None, "pixels", "thousandths"), (1000, "thousandths", "pixels")):
-        made = build_from(*studies, out=unit, frame=replace(frame, scale=scale), per_family=2)
+        made = build_from(*studies, out=unit, frame=replace(FRAME, scale=scale), per_family=2)
         card = (made.folder / "README.md").read_text(encoding="utf-8")
         assert unit in card and other not in card and not made.manifest["refused"]
         sets.append({one.id: one for one in records_of(made.folder)})
@@ -162,7 +159,7 @@ build(config, folder, **how)
 
 
 @pytest.fixture
-def start(settings, tmp_path):
+def start(tmp_path):
     """Start the reference build in a process of its own, which writes no larger files."""
 
     def begin(limit=-1, **how):
@@ -183,7 +180,7 @@ ENDS = {
 @linux
 @pytest.mark.parametrize("end", ENDS)
 def test_stopped_in_any_way_the_same_command_ends_with_the_same_rows(
-    reference, settings, start, tmp_path, end
+    reference, start, tmp_path, end
 ):
     folder, (sent, code, words) = tmp_path / "set", ENDS[end]
     process = start(workers=2)
@@ -200,9 +197,7 @@ def test_stopped_in_any_way_the_same_command_ends_with_the_same_rows(
     assert not list(folder.rglob("*.partial"))
 
 
-def test_killed_before_the_manifest_the_same_command_ends_with_the_same_rows(
-    settings, tmp_path, monkeypatch
-):
+def test_killed_before_the_manifest_the_same_command_ends_with_the_same_rows(tmp_path, monkeypatch):
     config = settings("phantom:dimension=2d,count=3", prior_studies=0)
     whole = build(config, tmp_path / "whole")
     for name in ("write_whole", "_write", "finalise"):
@@ -215,7 +210,7 @@ def test_killed_before_the_manifest_the_same_command_ends_with_the_same_rows(
 
 
 @linux
-def test_a_full_disk_stops_it_with_a_message(reference, settings, start, tmp_path):
+def test_a_full_disk_stops_it_with_a_message(reference, start, tmp_path):
     folder = tmp_path / "set"
     _, complaint = start(limit=40_000).communicate(timeout=60)
     assert "space on the disk" in complaint and "run the same command again" in complaint
@@ -325,7 +320,7 @@ def test_records_that_fail_a_check_are_kept_apart_with_the_reason(build_from, mo
 # --- going on, or not --------------------------------------------------------------------------
 
 
-def test_b17_other_settings_are_refused_unless_overridden(settings, tmp_path, monkeypatch):
+def test_b17_other_settings_are_refused_unless_overridden(tmp_path, monkeypatch):
     source, usual = "phantom:count=2", {"prior_studies": 0}
     usual["families"] = ("existence verification",)
     first = build(settings(source, **usual), tmp_path / "set")
@@ -360,7 +355,7 @@ SEVERAL = {
 @pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
 @pytest.mark.parametrize("name, make", SEVERAL.items(), ids=SEVERAL)
 def test_b15_two_folders_of_one_name_have_two_names_and_nothing_is_written_into_a_source(
-    settings, tmp_path, name, make
+    tmp_path, name, make
 ):
     """Fault B15: they shared ids, and the second was refused."""
     folders = [make(tmp_path / k / "scans") for k in "ab"]
@@ -376,7 +371,7 @@ def test_b15_two_folders_of_one_name_have_two_names_and_nothing_is_written_into_
         build(config, tmp_path)
 
 
-def test_tasks_of_the_decathlon_share_its_name(settings, tmp_path):
+def test_tasks_of_the_decathlon_share_its_name(tmp_path):
     tasks = [layouts.make_decathlon(tmp_path / task, task) for task in ("Task03", "Task07")]
     report = build(settings(*(f"decathlon:{task}" for task in tasks)), tmp_path / "set")
     assert [source["name"] for source in report.manifest["sources"]] == ["decathlon"] * 2
@@ -386,7 +381,7 @@ def test_tasks_of_the_decathlon_share_its_name(settings, tmp_path):
 # --- before and beside -------------------------------------------------------------------------
 
 
-def test_a_dry_run_comes_near_and_writes_nothing(reference, settings, tmp_path, monkeypatch):
+def test_a_dry_run_comes_near_and_writes_nothing(reference, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = reference.manifest["records"]
     guess = dry_run(settings(), sample=18)
@@ -395,10 +390,10 @@ def test_a_dry_run_comes_near_and_writes_nothing(reference, settings, tmp_path, 
     assert part.sampled == 9 and 0.5 < part.records / whole < 2 and not [*tmp_path.iterdir()]
 
 
-def test_the_laptop_set_is_built_once_and_nobody_is_both_a_slice_and_a_volume(tmp_path, frame):
+def test_the_laptop_set_is_built_once_and_nobody_is_both_a_slice_and_a_volume(tmp_path):
     profile = SimpleNamespace(shape=(8, 64, 64), per_family=1, prior_studies=10)
-    made = phantom_set(tmp_path / "set", 18, 18, frame, profile)
-    assert made.built == 36 and phantom_set(tmp_path / "set", 18, 18, frame, profile).built == 0
+    made = phantom_set(tmp_path / "set", 18, 18, FRAME, profile)
+    assert made.built == 36 and phantom_set(tmp_path / "set", 18, 18, FRAME, profile).built == 0
     records = records_of(tmp_path / "set")
     patients = {d: {r.patient for r in records if r.dimension == d} for d in ("2d", "3d")}
     assert patients["2d"] and not patients["2d"] & patients["3d"] and building.FIRST_3D > 18

@@ -107,11 +107,7 @@ class Study:
 
     @classmethod
     def from_masks(
-        cls,
-        masks: Iterable[tuple[str, np.ndarray]],
-        *,
-        scan: ScanSource,
-        **about: Any,
+        cls, masks: Iterable[tuple[str, np.ndarray]], *, scan: ScanSource, **about: Any
     ) -> Study:
         """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
         (its name is absent). ``masks`` is a stream of (name, mask) of one shape; structure k (from
