@@ -112,11 +112,11 @@ class Release:
         if record.dimension == "2d":
             return record
         there = False
-        if self.m3d_root is not None and volume:
-            try:
+        try:
+            if self.m3d_root is not None and volume:
                 there = safe_path(self.m3d_root, volume, record.id).exists()
-            except DatasetError:  # it leads out of the folder
-                volume = ""
+        except DatasetError:  # it leads out of the folder
+            volume = ""
         slices = range(PAPER_SIZE[0] if there else 0)
         return replace(
             record,
