@@ -327,6 +327,7 @@ def _write(
         format="parquet",
         file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
         use_threads=False,
+        preserve_order=True,  # without it rows change places, in one thread as well
         max_rows_per_file=most,
         **{"min_rows_per_group": most // 50, "max_rows_per_group": most // 50},
         existing_data_behavior="overwrite_or_ignore",
