@@ -77,9 +77,9 @@ class Run:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def shards(self, indexes: Sequence[Sequence[Entry]] | None = None) -> Iterator[Shard]:
-        """All studies in order, in 32 shards or more, so that no process is idle."""
+        """All studies in order, in 16 shards or more, so that no process is idle."""
         indexes = open_run(self).indexes if indexes is None else indexes
-        size = max(1, min(SHARD, sum(map(len, indexes)) // 32))
+        size = max(1, min(SHARD, sum(map(len, indexes)) // 16))
         for source, index in enumerate(indexes):
             for start in range(0, len(index), size):
                 stop = min(start + size, len(index))
