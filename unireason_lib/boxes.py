@@ -30,10 +30,10 @@ class _Box:
     _axes: ClassVar[int]
 
     def __post_init__(self) -> None:
-        for value in self.as_tuple():
-            if isinstance(value, bool) or not math.isfinite(value):
-                found = f"{type(self).__name__}{self.as_tuple()}"
-                raise BoxError("box", "finite numbers", found, "check the coordinates")
+        values = self.as_tuple()
+        if bool in map(type, values) or not all(map(math.isfinite, values)):
+            found = f"{type(self).__name__}{values}"
+            raise BoxError("box", "finite numbers", found, "check the coordinates")
 
     def as_tuple(self) -> tuple[float, ...]:
         """``(x1, y1, x2, y2)`` or ``(x1, y1, z1, x2, y2, z2)``, as the box is written."""

@@ -29,18 +29,12 @@ KEY = "sk-secret-0123456789"
 PRICES = {"price_in": 1000.0, "price_out": 5000.0}  # an answer of 500 + 100 tokens costs 1
 
 
-def good(body, letter=None, extra=""):
-    tags, right, truth = known(body)
-    looks = " ".join(f"I see the {tag} [[{tag}]]." for tag in tags)
-    reasoning = f"Looking. {looks}{extra} Hence: {truth}"
-    return json.dumps({"reasoning": reasoning, "answer": letter or right})
-
-
-def known(body):
-    """What a prompt states: tags of the evidence, letter and words of the right answer."""
+def good(body):
+    """An answer from what a prompt states: tags of the evidence, letter and words of the answer."""
     text = body["messages"][1]["content"]
     letter, truth = re.search(r"^Right answer: ([A-D])\. (.*)$", text, re.M).groups()
-    return re.findall(r"^\* (.*?): \[", text, re.M), letter, truth
+    looks = " ".join(f"I see the {t} [[{t}]]." for t in re.findall(r"^\* (.*?): \[", text, re.M))
+    return json.dumps({"reasoning": f"Looking. {looks} Hence: {truth}", "answer": letter})
 
 
 def is_true(rationale, question, view):
@@ -49,9 +43,9 @@ def is_true(rationale, question, view):
 
 
 def reply(content, **changes):
-    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    choices = [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]
     usage = {"prompt_tokens": 500, "completion_tokens": 100}
-    return {"choices": [choice], "usage": usage, **changes}
+    return {"choices": choices, "usage": usage, **changes}
 
 
 class Server(ThreadingHTTPServer):
@@ -126,21 +120,24 @@ def test_good_answers_are_true_rationales_paid_for_once(writer_for, items, tmp_p
 
 
 BAD = {
-    "another letter": lambda body: good(body, "BCDA"["ABCD".index(known(body)[1])]),
-    "invented box": lambda body: re.sub("I see the .*? Hence", "At [1,2,9,9]. Hence", good(body)),
-    "unknown structure": lambda body: good(body, extra=" Also a unicorn [[unicorn]]."),
-    "no conclusion": lambda body: good(body).replace(f"Hence: {known(body)[2]}", ""),
+    "another letter": ('"answer": "."', '"answer": "E"'),
+    "invented box": ("I see the .*? Hence", "At [1,2,9,9]. Hence"),
+    "unknown structure": ("Looking.", "Looking at a unicorn [[unicorn]]."),
+    "no conclusion": ('Hence: .*?"', '"'),
 }
 
 
-@pytest.mark.parametrize("flaw", BAD)
+@pytest.mark.parametrize("flaw", BAD.values(), ids=BAD)
 def test_bad_answers_are_returned_once_with_reasons_then_refused(writer_for, item, flaw):
-    server = Server(lambda body, nth: BAD[flaw](body) if len(body["messages"]) == 2 else good(body))
+    def bad(body, nth):
+        return re.sub(*flaw, good(body))
+
+    server = Server(lambda body, nth: bad(body, 0) if len(body["messages"]) == 2 else good(body))
     assert is_true(writer_for(server).write(*item), *item)
     messages = server.bodies[1]["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[3]["content"].startswith("This cannot be used:\n- ")
-    stubborn = Server(lambda body, nth: BAD[flaw](body))
+    stubborn = Server(bad)
     for _ in range(2):  # the second time from the cache
         with pytest.raises(RationaleRefused, match=r"a usable rationale, found [a-z]+: "):
             writer_for(stubborn).write(*item)
@@ -148,16 +145,15 @@ def test_bad_answers_are_returned_once_with_reasons_then_refused(writer_for, ite
 
 
 ODD = {
-    "tokens null": {"usage": {"prompt_tokens": None, "completion_tokens": None}},
-    "list of parts": lambda body: [{"type": "text", "text": s} for s in good(body).partition(" ")],
-    "thoughts in the text": lambda body: f"<think>{{so}}</think>{good(body)}",
+    "tokens null": lambda text: reply(text, usage={"prompt_tokens": None}),
+    "list of parts": lambda text: reply([{"type": "text", "text": s} for s in text.partition(" ")]),
+    "thoughts in the text": lambda text: reply(f"<think>{{so}}</think>{text}"),
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_reports_10_and_12_odd_replies_are_read(writer_for, item, name):
-    odd = ODD[name]
-    server = Server(lambda body, _: reply(odd(body)) if callable(odd) else reply(good(body), **odd))
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_reports_10_and_12_odd_replies_are_read(writer_for, item, odd):
+    server = Server(lambda body, nth: odd(good(body)))
     writer = writer_for(server, **PRICES)
     assert is_true(writer.write(*item), *item)
     assert 0 < writer.spent < writer.most(server.bodies[0]) and len(server.bodies) == 1
@@ -177,17 +173,18 @@ def test_report_10_replies_that_say_nothing_are_kept_and_refused(writer_for, ite
     assert len(server.bodies) == writer.spent == 2 - (choices == CUT)
 
 
-ALWAYS = {
-    "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'.": (400, "max_tokens_name"),
-    "Unsupported value: 'temperature' does not support 0.7.": (400, "temperature to null"),
-    "unknown field: fast": (400, "parameters"),
-    f"no access for {KEY}": (401, "the API key"),
-}
+ALWAYS = [
+    ("Unsupported parameter: 'max_tokens'.", 400, "max_tokens_name"),
+    ("Unsupported value: 'temperature' does not support 0.7.", 400, "temperature to null"),
+    ("unknown field: fast", 400, "parameters"),
+    (f"no access for {KEY}", 401, "the API key"),
+]
 
 
-@pytest.mark.parametrize("message", ALWAYS)
-def test_report_11_what_always_fails_stops_the_run_and_says_why(writer_for, items, message):
-    status, advice = ALWAYS[message]
+@pytest.mark.parametrize("message, status, advice", ALWAYS)
+def test_report_11_what_always_fails_stops_the_run_and_says_why(
+    writer_for, items, message, status, advice
+):
     server = Server(lambda body, nth: (status, json.dumps({"error": {"message": message}})))
     with pytest.raises(EndpointError, match=f"{message[:9]}.*do: .*{advice}") as error:
         writer_for(server, concurrency=2, retries=0).prepare(items)
@@ -205,13 +202,6 @@ def test_report_11_questions_that_a_filter_rejects_do_not_end_a_run(writer_for, 
     writer.prepare(items[:6])
     kept = [writer.kept(body)[1] is not None for body in server.bodies]
     assert kept == [True, False, False, False, True, True]
-
-
-@pytest.mark.parametrize("failure", [(429, ""), 1.0])
-def test_failures_that_may_pass_are_repeated(writer_for, item, failure):
-    server = Server(lambda body, nth: failure if nth == 0 else good(body))
-    assert is_true(writer_for(server, timeout=0.5).write(*item), *item)
-    assert len(server.bodies) == 2
 
 
 def test_b5_a_budget_holds_for_all_writers_of_a_cache(writer_for, items):
@@ -234,27 +224,24 @@ from unireason_lib.dataset.annotator import LLMWriter
 from unireason_lib.dataset.questions import ask
 from unireason_lib.dataset.sources.phantom import phantom_slice
 from unireason_lib.dataset.view import View
-from unireason_lib.imaging import ProcessorFrame
-views = [View(phantom_slice(k), frame=ProcessorFrame(8, 2, 32 * 32, 128 * 128)) for k in range(8)]
+views = map(View, map(phantom_slice, range(8)))
 writer = LLMWriter("tester", base_url=sys.argv[1], cache=sys.argv[2], concurrency=3)
 writer.prepare([(question, view) for view in views for question in ask(view)])
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_b6_an_end_at_any_moment_loses_no_answer_that_had_come(writer_for, tmp_path, end):
-    server = Server(lambda body, nth: 0.05)
+def test_b6_a_kill_at_any_moment_loses_no_answer_that_had_come(writer_for, tmp_path):
+    def respond(body, nth):
+        if len(server.bodies) == 10:
+            process.kill()
+        return 0.05
+
+    server = Server(respond)
     command = [sys.executable, "-c", SCRIPT, server.url, str(tmp_path / "cache")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 20
-    while len(server.bodies) < 10 and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(end)
-    error = process.communicate(timeout=20)[1]
+    process = subprocess.Popen(command)
+    assert process.wait(timeout=200) == -signal.SIGKILL
     kept = [body for body in server.bodies if writer_for(server).kept(body)[1] is not None]
-    assert 7 <= len(kept) < 30 and len(server.bodies) - len(kept) <= 3  # those under way
-    if end == signal.SIGINT:
-        assert len(server.bodies) == len(kept) and error.endswith("KeyboardInterrupt\n")
+    assert 7 <= len(kept) and len(server.bodies) - len(kept) <= 3  # those under way
 
 
 def test_b6_ctrl_c_waits_for_requests_under_way(writer_for, items):
@@ -276,7 +263,7 @@ def test_b3_b6_b7_a_spent_budget_stops_the_build_and_a_larger_one_ends_it(monkey
 
     def config_for(server, cache="cache", **options):
         usual = {"model": "tester", "base_url": server.url, "cache": str(tmp_path / cache)}
-        source = SourceSpec("phantom", None, {"dimension": "2d", "count": 8})
+        source = SourceSpec("phantom", None, {"dimension": "2d", "count": 6})
         settings = {"frame": FRAME, "prior_studies": 0, "images": "none", "writer": "llm"}
         return BuildConfig((source,), writer_options={**usual, **PRICES, **options}, **settings)
 

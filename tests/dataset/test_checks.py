@@ -10,18 +10,19 @@ from unireason_lib.dataset.rationales import TemplateWriter
 from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 
+from .conftest import box, image_record, volume_record
+
 OPTIONS = {"A": "the spleen", "B": "the liver", "C": "the heart", "D": "the stomach"}
-
-
-def box(*coordinates):
-    return f"<|box_start|>[{','.join(map(str, coordinates))}]<|box_end|>"
 
 
 def replied(thought):
     return f"<think>{thought}: the liver.</think>B. the liver"
 
 
-FAR = box(4, 4, 40, 300)
+def at(*coordinates):
+    return {"reply": replied(box(*coordinates)), "evidence": (("liver", coordinates),)}
+
+
 GOOD = replied(f"Here {box(4, 4, 40, 30)}, beside {box(30, 2, 48, 20)}")
 BAD = {
     "answer that is no option": ({"answer": "E"}, "options"),
@@ -34,29 +35,20 @@ BAD = {
     "other letter at the end": ({"reply": GOOD.replace(">B. the", ">A. the")}, "format"),
     "box not closed": ({"reply": replied("Here <|box_start|>[4,4,40,30] it is.")}, "tags"),
     "reversed box": ({"reply": replied(f"Here {box(40, 4, 4, 30)} it is.")}, "tags"),
-    "vision token": (
-        {"reply": replied("Here <|vision_start|> it is."), "evidence": ()},
-        "control token",
-    ),
+    "vision token": ({"reply": replied("<|vision_start|>"), "evidence": ()}, "control token"),
     "one number altered": ({"reply": GOOD.replace("[4,4,", "[4,5,")}, "boxes"),
     "box invented": ({"reply": GOOD.replace("</think>", f" {box(1, 1, 9, 9)}</think>")}, "boxes"),
     "box left out": ({"reply": replied(f"Here {box(4, 4, 40, 30)}.")}, "boxes"),
-    "cuboid on an image": (
-        {"reply": replied(box(1, 1, 0, 9, 9, 1)), "evidence": (("liver", (1, 1, 0, 9, 9, 1)),)},
-        "rounds",
-    ),
-    "box outside": ({"reply": replied(FAR), "evidence": (("liver", (4, 4, 40, 300)),)}, "crop"),
+    "cuboid on an image": (at(1, 1, 0, 9, 9, 1), "rounds"),
+    "box outside": (at(4, 4, 40, 300), "crop"),
     "a letter": ({"reply": GOOD.replace("</think>", " The answer is C.</think>")}, "letter"),
-    "concludes otherwise": (
-        {"reply": GOOD.replace(".</think>", ", or the heart.</think>")},
-        "contradiction",
-    ),
+    "concludes otherwise": ({"reply": GOOD.replace(".</", ", or the heart.</")}, "contradiction"),
     "no conclusion": ({"reply": GOOD.replace(": the liver", "")}, "contradiction"),
 }
 
 
 @pytest.mark.parametrize("changes, reason", BAD.values(), ids=BAD)
-def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
+def test_a_bad_record_is_refused_for_its_reason(changes, reason):
     assert image_record().reply == GOOD and problems_of(image_record()) == []
     (found, detail), *_ = problems_of(image_record(**changes))
     assert found == reason and detail
@@ -67,7 +59,7 @@ def test_a_bad_record_is_refused_for_its_reason(changes, reason, image_record):
     [((2, 8, 1, 30, 40, 7), "crop"), ((2, 8, 6, 30, 40, 7), "crop"), ((2, 8, 30, 40), "rounds")],
     ids=["one slice too deep", "beyond the slices", "rectangle"],
 )
-def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason, volume_record):
+def test_boxes_of_a_volume_lie_on_its_slices(cuboid, reason):
     assert problems_of(volume_record()) == []
     reply = f"<think>There {box(*cuboid)}: right, back.</think>D. Right, back"
     bad = volume_record(reply=reply, evidence=(("liver", cuboid),))
@@ -85,17 +77,13 @@ def made(request, view_of):
 
 def test_untrue_boxes_and_evidence_without_a_box_are_noticed(made):
     view, pairs = made
-    tried = 0
+    pairs = [(question, record) for question, record in pairs if record.evidence]
+    assert len(pairs) >= 3
     for question, record in pairs:
-        for k, (name, coordinates) in enumerate(record.evidence):
-            moved = (coordinates[0] + 1, *coordinates[1:])
-            other = next(s.name for s in view.study.structures if s.name != name)
-            for entry in ((name, moved), (other, coordinates)):
-                evidence = (*record.evidence[:k], entry, *record.evidence[k + 1 :])
-                lied = replace(record, evidence=evidence)
-                assert "untrue box" in dict(problems_of(lied, view, question))
-                tried += 1
-        if question.evidence:
-            silent = replace(record, evidence=())
-            assert "evidence" in dict(problems_of(silent, view, question))
-    assert tried >= 8
+        (name, (x, *rest)), *others = record.evidence
+        other = next(s.name for s in view.study.structures if s.name != name)
+        for entry in ((name, (x + 1, *rest)), (other, (x, *rest))):
+            lied = replace(record, evidence=(entry, *others))
+            assert "untrue box" in dict(problems_of(lied, view, question))
+        silent = replace(record, evidence=())
+        assert "evidence" in dict(problems_of(silent, view, question))

@@ -1,5 +1,7 @@
 """Records: the conversation that follows from the reply, images in it, and the way through rows."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
@@ -7,12 +9,14 @@ from unireason_lib.dataset.schema import SFT_FEATURES, Record, rl_table
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging.crops import crop_region
 
-from .conftest import THOUSANDTHS
+from .conftest import THOUSANDTHS, image_record, images_of, volume_record
+
+both = pytest.mark.parametrize("made", [image_record, volume_record])
 
 
-@pytest.mark.parametrize("kind", ["image_record", "volume_record"])
-def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, frame):
-    record = request.getfixturevalue(kind)()
+@both
+def test_loading_cuts_the_same_crops_as_generation(made, frame):
+    record = made()
     images = images_of(record)
     user, assistant = record.load(images)
     aligned = [frame.aligned(image) for image in images]
@@ -38,20 +42,20 @@ def test_loading_cuts_the_same_crops_as_generation(kind, request, images_of, fra
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["image_record", "volume_record"])
-def test_a_record_survives_its_typed_row(kind, changes, request):
-    record = request.getfixturevalue(kind)(**changes)
+@both
+def test_a_record_survives_its_typed_row(made, changes):
+    record = made(**changes)
     sft = pa.Table.from_pylist([record.to_row()], SFT_FEATURES.arrow_schema)
     for table, reply in ((sft, record.reply), (rl_table(sft), "")):
         again = Record.from_row(table.to_pylist()[0])
         assert again.reply == reply
-        assert {**vars(again), "reply": ""} == {**vars(record), "reply": ""}
+        assert replace(again, reply="") == replace(record, reply="")
 
 
-@pytest.mark.parametrize("kind", ["image_record", "volume_record"])
-def test_a_record_is_written_for_a_model_of_another_scale(kind, request, images_of, frame):
+@both
+def test_a_record_is_written_for_a_model_of_another_scale(made, frame):
     """The crops are the same; what cannot be written anew is refused."""
-    record = request.getfixturevalue(kind)(question="Which structure?")
+    record = made(question="Which structure?")
     images, (height, width) = images_of(record), record.image_size
     other = record.written_for(THOUSANDTHS, height, width)
     assert record.written_for(frame, height, width) is record and other.frame == THOUSANDTHS
@@ -61,28 +65,25 @@ def test_a_record_is_written_for_a_model_of_another_scale(kind, request, images_
         assert THOUSANDTHS.pixels(written, height, width) == box
     assert other.written_for(frame, height, width).reply == record.reply
     loaded = [one.load(images, THOUSANDTHS) for one in (record, other)]
-    mine, *theirs = (
+    parts, first, second = (
         [p.get("text") or p["image"].tobytes() for t in turns for p in t["content"]]
         for turns in (record.load(images), *loaded)
     )
-    assert theirs[0] == theirs[1] != mine
-    assert [p for p in mine if isinstance(p, bytes)] == [
-        p for p in theirs[0] if isinstance(p, bytes)
-    ]
-    stated = request.getfixturevalue(kind)(question="What is in [4,4,40,30]?")
+    assert first == second != parts
+    pixels, converted = ([p for p in one if isinstance(p, bytes)] for one in (parts, first))
+    assert pixels == converted
+    stated = made(question="What is in [4,4,40,30]?")
     with pytest.raises(DatasetError, match=r"in thousandths of \(1000, 1000\), found boxes in pix"):
         stated.written_for(THOUSANDTHS, height, width)
 
 
-def test_rows_have_the_columns_of_the_release_beside_typed_ones_and_no_json(volume_record):
+def test_rows_have_the_columns_of_the_release_beside_typed_ones_and_no_json():
     record = volume_record()
     sft = record.to_row()
     (rl,) = rl_table(pa.Table.from_pylist([sft], SFT_FEATURES.arrow_schema)).to_pylist()
-    assert [turn["role"] for turn in sft["messages"]] == ["user", "assistant"]
-    assert sft["messages"][0]["content"] == "<image>" * 6 + record.user_text
-    assert sft["messages"][1]["content"] == record.reply
-    assert sft["image_ids"] == list(record.image_ids)
-    assert rl["prompt"] == sft["messages"][:1] and rl["image_ids"] == sft["image_ids"]
+    contents = {"user": "<image>" * 6 + record.user_text, "assistant": record.reply}
+    assert sft["messages"] == [{"role": k, "content": text} for k, text in contents.items()]
+    assert rl["prompt"] == sft["messages"][:1] and rl["image_ids"] == list(record.image_ids)
     assert rl["reward_model"] == {"style": "rule", "ground_truth": "D"}
     assert (rl["data_source"], rl["ability"]) == ("made", "medical_vqa")
     assert rl["agent_name"] == "urm_single_assistant" and rl["extra_info"]["split"] == "test"

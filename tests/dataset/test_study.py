@@ -12,10 +12,6 @@ ABOUT = {"id": "s1", "patient": "p1", "source": "made", "modality": "CT"}
 LPS = np.diag([-2.0, -2.0, 5.0, 1.0])  # x, y, z voxel size 2, 2, 5 mm
 
 
-def volume_like(labels: np.ndarray) -> Volume:
-    return Volume(np.zeros(labels.shape, np.int16), LPS)
-
-
 def naive(mask: np.ndarray):
     """Box, voxels and centroid of a mask, the slow and obvious way."""
     where = [axis[::-1] for axis in np.argwhere(mask)]
@@ -27,10 +23,8 @@ def test_host_keeps_its_whole_box_when_a_lesion_replaces_its_edge():
     labels = np.zeros((4, 10, 12), np.uint8)
     labels[1:3, 2:8, 3:9] = 5
     labels[1:3, 2:5, 7:11] = 41  # bites a corner off the liver and sticks out of it
-    names = {1: "body", 5: "liver", 41: "liver lesion", 42: "cyst"}
-    study = Study.from_labels(
-        labels, names, scan=volume_like(labels), inside={41: 5, 5: 1}, **ABOUT
-    )
+    names, inside = {1: "body", 5: "liver", 41: "liver lesion", 42: "cyst"}, {41: 5, 5: 1}
+    study = Study.from_labels(labels, names, scan=Volume(labels, LPS), inside=inside, **ABOUT)
     liver, lesion, body = study.find("liver"), study.find("liver lesion"), study.find("body")
     box, voxels, centroid = naive((labels == 5) | (labels == 41))
     assert liver.box == Box3D(*box) == Box3D(3, 2, 1, 11, 8, 3)
@@ -64,9 +58,8 @@ def test_slice_is_a_2d_study_of_the_same_patient():
     labels[0:2, 1:4, 2:5] = 7
     labels[1, 2, 3] = 9
     scan = Volume(np.arange(labels.size, dtype=np.int16).reshape(labels.shape), LPS)
-    names, hosts = {7: "kidney_left", 9: "cyst"}, {9: {"host": "kidney_left"}}
-    about = {"inside": {9: 7}, "attributes": hosts, "key": "k", **ABOUT}
-    study = Study.from_labels(labels, names, scan=scan, **about)
+    about = {"inside": {9: 7}, "attributes": {9: {"host": "kidney_left"}}, "key": "k", **ABOUT}
+    study = Study.from_labels(labels, {7: "kidney_left", 9: "cyst"}, scan=scan, **about)
     cut = study.slice(1)
     assert (cut.dimension, cut.patient, cut.id, cut.shape) == ("2d", "p1", "s1-z001", (6, 8))
     assert (cut.spacing, cut.directions, cut.details["z"]) == ((2.0, 2.0), "LP", 1)

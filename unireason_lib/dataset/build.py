@@ -32,19 +32,12 @@ from datasets import Features
 from tqdm import tqdm
 
 from unireason_lib import __version__
-from unireason_lib.dataset import schema, shards
+from unireason_lib.dataset import schema, shards, splits
 from unireason_lib.dataset.hub import CONFIGS, dataset_card
 from unireason_lib.dataset.questions import FAMILIES, AnswerPrior
 from unireason_lib.dataset.shards import Run
 from unireason_lib.dataset.sources.base import Entry, SourceSpec
-from unireason_lib.dataset.splits import (
-    FRACTIONS,
-    HASH_BYTES,
-    SPLITS,
-    assign_splits,
-    check_fractions,
-    patient_key,
-)
+from unireason_lib.dataset.splits import FRACTIONS, SPLITS
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
 from unireason_lib.imaging.window import Window
@@ -80,7 +73,7 @@ class BuildConfig:
     images: Literal["licensed", "all", "none"] = "licensed"
 
     def __post_init__(self) -> None:
-        check_fractions(self.fractions)
+        splits.check_fractions(self.fractions)
         rules = {
             "sources": (len(self.sources) > 0, "at least one, as --source phantom"),
             "families": ({*(self.families or ())} <= {*FAMILIES}, f"some of {', '.join(FAMILIES)}"),
@@ -189,15 +182,14 @@ def _differences(run: Run) -> list[str]:
 
 def _make_shards(run: Run, workers: int, ray: str | None, progress: bool) -> int:
     """Learn the answer priors, then make the shards that are missing; returns how many studies."""
-    total, left = sum(map(len, shards.open_run(run).indexes)), 0
+    indexes = shards.open_run(run).indexes
+    total = sum(map(len, indexes))
     left = sum(len(shard.entries) for shard in run.shards() if not shard.folder.is_dir())
     if left:
         missing = (shard for shard in run.shards() if not shard.folder.is_dir())
-        with (
-            shards.executor(min(workers, left), ray) as execute,
-            tqdm(total=total, initial=total - left, disable=not progress) as bar,
-        ):
-            _learn_priors(run, shards.open_run(run).indexes, execute)
+        bar = tqdm(total=total, initial=total - left, disable=not progress)
+        with shards.executor(min(workers, left), ray) as execute, bar:
+            _learn_priors(run, indexes, execute)
             for folder in execute(shards.process_shard, missing):
                 bar.update(pq.read_metadata(folder / "studies.parquet").num_rows)
     return left
@@ -207,7 +199,7 @@ def _learn_priors(run: Run, indexes: Sequence[Sequence[Entry]], execute: shards.
     for source, index in enumerate(indexes):
         first = list(islice(index, run.config.prior_studies))
         if first and not run.prior_path(source).exists():
-            parts = execute(shards.learn_shard, run.shards([*[()] * source, first], 8))
+            parts = execute(shards.learn_shard, run.shards([*[()] * source, first]))
             AnswerPrior.merged(parts).save(run.prior_path(source))
 
 
@@ -226,9 +218,9 @@ def finalise(run: Run, folder: Path, overridden: Sequence[str] = ()) -> None:
         """The tables of all shards, with the splits filled in."""
         for part, start in zip(folders, starts, strict=True):
             table = pq.read_table(part / f"{name}.parquet", use_threads=False)  # small
-            splits = studies["split"].to_numpy()[table["study_number"].to_numpy() + start]
+            split = studies["split"].to_numpy()[table["study_number"].to_numpy() + start]
             table = table.drop_columns(["split"] if "split" in table.column_names else [])
-            yield table.append_column("split", pa.array(splits)).filter(pa.array(splits != ""))
+            yield table.append_column("split", pa.array(split)).filter(pa.array(split != ""))
 
     def refused() -> Iterator[pa.Table]:
         """What shards refused, and the studies whose id an earlier one has."""
@@ -279,18 +271,18 @@ def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
     """Decide the split of each study, ``""`` for one whose id an earlier one has; returns what the
     manifest says about studies, and the hash of all rows."""
     first = studies[~studies["id"].duplicated()]
-    keys = [patient_key(name, str(run.config.seed)) for name in first["patient"]]
-    keys = np.array(keys, np.uint64)
+    salt = str(run.config.seed)
+    keys = np.array([splits.patient_key(name, salt) for name in first["patient"]], np.uint64)
     own = np.array([SPLITS.index(s) if s in SPLITS else -1 for s in first["split"]], np.int8)
     perceptual = np.frombuffer(b"".join(first["perceptual_hash"]), np.uint8)
     voxels = np.frombuffer(b"".join(first["voxel_hash"]), np.uint64)[::2]
-    hashes = perceptual.reshape(-1, HASH_BYTES), voxels
-    assigned = assign_splits(keys, *hashes, own, run.config.fractions)
-    splits = np.array(SPLITS, object)[assigned.splits]
-    studies["split"] = pd.Series(splits, first.index).reindex(studies.index, fill_value="")
-    patients = {split: len(np.unique(keys[splits == split])) for split in SPLITS}
+    hashes = perceptual.reshape(-1, splits.HASH_BYTES), voxels
+    assigned = splits.assign_splits(keys, *hashes, own, run.config.fractions)
+    names = np.array(SPLITS, object)[assigned.splits]
+    studies["split"] = pd.Series(names, first.index).reindex(studies.index, fill_value="")
+    patients = {split: len(np.unique(keys[names == split])) for split in SPLITS}
     warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
-    rows = zip(splits, first["digest"], strict=True)
+    rows = zip(names, first["digest"], strict=True)
     content = b"".join(sorted(split.encode() + digest for split, digest in rows))
     return {
         "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest(),
@@ -335,6 +327,7 @@ def _write(
         format="parquet",
         file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
         use_threads=False,
+        preserve_order=True,  # without it rows change places, in one thread as well
         max_rows_per_file=most,
         **{"min_rows_per_group": most // 50, "max_rows_per_group": most // 50},
         existing_data_behavior="overwrite_or_ignore",
@@ -388,7 +381,8 @@ def phantom_set(
     ``shape``, ``per_family`` and ``prior_studies``; the rest as for :func:`build`."""
     flat = {"dimension": "2d", "start": first, "count": patients_2d}
     deep = {"dimension": "3d", "start": FIRST_3D + first, "count": patients_3d}
-    held_out = held_out_fraction(patients_2d, patients_3d)
+    fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
+    held_out = max(0.02, min(1 / 3, 6 / fewest))  # at least about six patients of either kind
     config = BuildConfig(
         sources=(SourceSpec("phantom", None, flat), SourceSpec("phantom", None, deep)),
         size=tuple(settings.shape),
@@ -399,10 +393,3 @@ def phantom_set(
         fractions={"train": 1 - 2 * held_out, "val": held_out, "test": held_out},
     )
     return build(config, folder, workers=workers, wait=True)
-
-
-def held_out_fraction(patients_2d: int, patients_3d: int) -> float:
-    """Fraction of the patients of a phantom set that is kept for validation, and again for a test:
-    2 %, but about six patients of either kind at least."""
-    fewest = min((count for count in (patients_2d, patients_3d) if count), default=1)
-    return max(0.02, min(1 / 3, 6 / fewest))

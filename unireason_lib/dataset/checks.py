@@ -58,7 +58,8 @@ def leaked(question: str, options: Mapping[str, str], answer: str) -> bool:
     def words(text: str) -> str:
         return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
 
-    return [k for k, option in options.items() if words(option) in words(question)] == [answer]
+    stated = words(question)
+    return [k for k, option in options.items() if words(option) in stated] == [answer]
 
 
 def _problems(record: Record) -> Iterator[Problem]:
@@ -112,10 +113,10 @@ def _thought_problems(record: Record, thought: str) -> Iterator[Problem]:
 
 
 def _crop_problems(record: Record) -> Iterator[Problem]:
-    height, width = record.frame.size(*record.image_size)
-    depth = len(record.image_ids)
+    frame, depth = record.frame, len(record.image_ids)
+    height, width = frame.size(*record.image_size)
     for _, coordinates in record.evidence:
-        box = record.frame.pixels(box_of(coordinates), *record.image_size)
+        box = frame.pixels(box_of(coordinates), *record.image_size)
         rectangle, inside = box, True
         if not isinstance(box, Box2D):
             inside = 0 <= box.z1 and box.z2 <= depth and len(slice_range(box, depth))

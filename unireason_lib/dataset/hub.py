@@ -74,11 +74,7 @@ class ImageTable(Mapping):
         return iter(self._rows)
 
     def __getitem__(self, image_id: str) -> Image.Image:
-        return load_image(self.encoded(image_id), name=f"image {image_id}")
-
-    def encoded(self, image_id: str) -> bytes:
-        """The file of an image, as it is stored."""
-        return self._bytes[self._rows[image_id]].as_py()
+        return load_image(self._bytes[self._rows[image_id]].as_py(), name=f"image {image_id}")
 
 
 def record_images(

@@ -20,18 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unireason_lib.answers import extract_choice
 from unireason_lib.boxes import Box3D, parse_boxes
 from unireason_lib.dataset.hub import ImageTable, load_set
-from unireason_lib.dataset.schema import (
-    PLACEHOLDER,
-    SFT_FEATURES,
-    Record,
-    ScanReference,
-    rl_table,
-)
+from unireason_lib.dataset.schema import PLACEHOLDER, SFT_FEATURES, Record, ScanReference, rl_table
 from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import PAPER_SIZE, Volume, load_volume
 from unireason_lib.io import safe_path, whole_folder
@@ -224,14 +219,13 @@ def write_release(folder: str | Path, out: str | Path, m3d_root: str | Path) -> 
             rows.append(record.to_row())
             infos.append(json.dumps(info))
         sft = pa.Table.from_pylist(rows, SFT_FEATURES.arrow_schema)
-        shown = dict.fromkeys(name for row in rows for name in row["image_ids"])
-        images = [
-            {"image_id": n, "path": f"images/{n}.png", "bytes": table.encoded(n)} for n in shown
-        ]
+        images = load_set(folder, "images", "train").with_format("arrow")[:]
+        shown = pa.array([name for row in rows for name in row["image_ids"]], pa.string())
         columns = ["prompt", "image_ids", "data_source", "agent_name", "ability", "reward_model"]
         parts = {"sft": sft.select(["messages", "image_ids"]), "rl": rl_table(sft).select(columns)}
         parts = {n: part.append_column("extra_info", pa.array(infos)) for n, part in parts.items()}
-        for name, part in (parts | {"images": pa.Table.from_pylist(images)}).items():
+        parts["images"] = images.filter(pc.is_in(images["image_id"], shown))
+        for name, part in parts.items():
             (temporary / name).mkdir()
             pq.write_table(part, temporary / name / "part-00000.parquet")
     return Path(out)

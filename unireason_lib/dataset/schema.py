@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,7 +141,7 @@ class Record:
         """The boxes in the reply, in order and as written."""
         return parse_boxes(self.reply)
 
-    @property
+    @cached_property
     def user_text(self) -> str:
         """The words of the user's turn."""
         slices = len(self.image_ids) if self.dimension == "3d" and self.image_ids else None
@@ -215,7 +216,7 @@ class Record:
                 **{"size": None, "frame": None, **self.serialization},
                 **{"window": window if low is None else None, "low": low, "high": high},
             },
-            "scan": self.scan and asdict(self.scan),
+            "scan": self.scan and dict(vars(self.scan)),
         }
 
     @classmethod

@@ -76,12 +76,10 @@ class Run:
     work: Path
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def shards(
-        self, indexes: Sequence[Sequence[Entry]] | None = None, parts: int = 32
-    ) -> Iterator[Shard]:
-        """All studies in shards, in order, and in several ``parts``, so that no process is idle."""
+    def shards(self, indexes: Sequence[Sequence[Entry]] | None = None) -> Iterator[Shard]:
+        """All studies in order, in 16 shards or more, so that no process is idle."""
         indexes = open_run(self).indexes if indexes is None else indexes
-        size = max(1, min(SHARD, sum(map(len, indexes)) // parts))
+        size = max(1, min(SHARD, sum(map(len, indexes)) // 16))
         for source, index in enumerate(indexes):
             for start in range(0, len(index), size):
                 stop = min(start + size, len(index))
@@ -231,15 +229,14 @@ def _draft(
         texts += slice_order_report(array).messages if study.dimension == "3d" else ()
     view = View(study, config.size, config.window, config.frame)
     numbers = {"families": config.families, "per_family": config.per_family, "seed": config.seed}
-    questions, image_ids, images = ask(view, prior=prior, **numbers), view.image_ids, ()
+    questions, images = ask(view, prior=prior, **numbers), ()
     stored = config.images == "all" or (config.images == "licensed" and source.redistributable)
     if questions and stored:
         with _reading(texts):
             planes = [view.pixels] if study.dimension == "2d" else view.pixels
-        images = tuple(map(image_row, image_ids, planes))
-    shared = {"spec": source.spec, "seed": config.seed, "image_ids": image_ids, "stored": stored}
-    shown = replace(view, study=replace(study, scan_source=None, labels=None))
-    return Draft(shown, questions, images, {**row, "warnings": []}, shared)
+        images = tuple(map(image_row, view.image_ids, planes))
+    shared = {"spec": source.spec, "seed": config.seed, "stored": stored}
+    return Draft(view.without_scan(), questions, images, {**row, "warnings": []}, shared)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +67,17 @@ def perceptual_hash(scan: np.ndarray) -> bytes:
 def _block_means(scan: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """Means over the blocks of a grid; a voxel between two blocks counts for both, in part."""
     for axis, blocks in enumerate(grid):
-        voxels, edges = np.arange(scan.shape[axis]), np.linspace(0, scan.shape[axis], blocks + 1)
-        inside = np.minimum(edges[1:, None], voxels + 1) - np.maximum(edges[:-1, None], voxels)
-        weights = np.clip(inside, 0, None).astype(np.float32) / np.float32(edges[1])
+        weights = _weights(scan.shape[axis], blocks)
         scan = np.moveaxis(np.tensordot(weights, scan, (1, axis)), 0, axis)
     return scan
+
+
+@lru_cache
+def _weights(side: int, blocks: int) -> np.ndarray:
+    """(blocks, side): which part of each voxel lies in each block, of the length of a block."""
+    voxels, edges = np.arange(side), np.linspace(0, side, blocks + 1)
+    inside = np.minimum(edges[1:, None], voxels + 1) - np.maximum(edges[:-1, None], voxels)
+    return np.clip(inside, 0, None).astype(np.float32) / np.float32(edges[1])
 
 
 def _near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:

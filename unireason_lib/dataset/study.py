@@ -107,11 +107,7 @@ class Study:
 
     @classmethod
     def from_masks(
-        cls,
-        masks: Iterable[tuple[str, np.ndarray]],
-        *,
-        scan: ScanSource,
-        **about: Any,
+        cls, masks: Iterable[tuple[str, np.ndarray]], *, scan: ScanSource, **about: Any
     ) -> Study:
         """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
         (its name is absent). ``masks`` is a stream of (name, mask) of one shape; structure k (from
@@ -274,20 +270,15 @@ def kind_of(name: str) -> Kind:
 
 def _measure(labels: np.ndarray) -> dict[int, tuple]:
     """Value -> (low corner, high corner, voxels, sum of positions), in the order x, y[, z]."""
-    measured, flat = {}, labels.ndim == 2
-    if flat:  # everything at once; in 3D this would cost more memory than one label at a time
-        axes = np.indices(labels.shape).reshape(2, -1)[::-1] + 0.5
-        sums = np.array([np.bincount(labels.ravel(), weights) for weights in axes]).T.tolist()
-        counts = np.bincount(labels.ravel()).tolist()
+    measured = {}
     for value, place in label_places(labels).items():
         low, high = zip(*((axis.start, axis.stop) for axis in reversed(place)), strict=True)
-        if flat:
-            measured[value] = low, high, counts[value], sums[value]
-            continue
         here = labels[place] == value
-        plane = here.view(np.uint8).sum(axis=0, dtype=np.uint8 if len(here) < 256 else np.int32)
-        by_slice = np.array([np.count_nonzero(part) for part in here])
-        along = plane.sum(axis=0, dtype=int), plane.sum(axis=1, dtype=int), by_slice
+        plane, by_slice = here.view(np.uint8), []
+        if here.ndim == 3:  # summed in the smallest type that holds the sums
+            plane = plane.sum(axis=0, dtype=np.uint8 if len(here) < 256 else np.int32)
+            by_slice = [np.array([np.count_nonzero(part) for part in here])]
+        along = [plane.sum(axis=0, dtype=int), plane.sum(axis=1, dtype=int), *by_slice]
         pairs = zip(along, low, strict=True)
         total = [float(n @ np.arange(start + 0.5, start + len(n))) for n, start in pairs]
         measured[value] = low, high, int(along[0].sum()), total

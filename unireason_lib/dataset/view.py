@@ -8,9 +8,8 @@ about (:meth:`View.visible`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
 from typing import Any
@@ -21,7 +20,7 @@ from PIL import Image
 from unireason_lib import imaging
 from unireason_lib.boxes import Box
 from unireason_lib.dataset.schema import image_names
-from unireason_lib.dataset.study import Structure, Study
+from unireason_lib.dataset.study import Structure, Study, slices_of
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
 
@@ -86,6 +85,13 @@ class View:
     def _written(self) -> dict[Box, Box]:
         return {}
 
+    def without_scan(self) -> View:
+        """The view without scan and labels, and with all that its records need of them."""
+        view = replace(self, study=replace(self.study, scan_source=None, labels=None))
+        known = {name: getattr(self, name) for name in ("serialization", "image_ids", "_written")}
+        vars(view).update(known)
+        return view
+
     @cached_property
     def _scan(self) -> Volume | np.ndarray:
         return self.study.scan
@@ -107,12 +113,10 @@ class View:
         on padding do not count: the lowest value of the scan, or a single value all over them that
         also fills :data:`PADDED` of the scan. A :class:`DatasetError` without a label map."""
         labels, scan, lowest = self._sampled
-        corners, n, part = structure.box.as_tuple(), len(self._grid), []
-        for k, (new, old) in enumerate(zip(self._grid[::-1], self.study.shape[::-1], strict=True)):
-            low, high = corners[k] * new / old, corners[k + n] * new / old
-            part.insert(0, slice(int(low), math.ceil(high)))
-        labels, scan = (array[tuple(part)] for array in (labels, scan))
-        planes = [(labels, scan)] if n == 2 else list(zip(labels, scan, strict=True))
+        axes = zip(slices_of(structure.box), self._grid, self.study.shape, strict=True)
+        part = tuple(slice(s.start * new // old, -(-s.stop * new // old)) for s, new, old in axes)
+        labels, scan = labels[part], scan[part]
+        planes = list(zip(labels, scan, strict=True)) if self.depth else [(labels, scan)]
         middle = len(planes) // 2  # where a structure is large as a rule, so one look is enough
         for plane, values in planes[middle:] + planes[:middle]:
             inside = reduce(or_, (plane == value for value in structure.values))
@@ -158,10 +162,9 @@ def scan_images(
         name: For messages (:class:`ScanError`: not finite, an unknown window)."""
     window = window if isinstance(window, str) else tuple(window)
     if size is not None:
-        volume = (
-            scan if isinstance(scan, Volume) else Volume(scan, imaging.UNKNOWN_AFFINE, name, False)
-        )
-        return imaging.serialize(volume, tuple(size), window).pixels
+        if not isinstance(scan, Volume):
+            scan = Volume(scan, imaging.UNKNOWN_AFFINE, name, False)
+        return imaging.serialize(scan, tuple(size), window).pixels
     if scan.dtype == bool:
         return scan.astype(np.uint8) * 255
     if scan.dtype == np.uint8 and (scan.ndim == 3 or window == "percentile"):
