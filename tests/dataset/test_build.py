@@ -32,6 +32,7 @@ from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources.base import Entry, Source
 from unireason_lib.dataset.sources.phantom import phantom, phantom_slice
 from unireason_lib.errors import DatasetError, ScanError, ScanWarning
+from unireason_lib.evaluation import open_benchmark
 from unireason_lib.imaging import Volume, load_volume
 
 from .conftest import FRAME
@@ -259,6 +260,14 @@ def test_unreadable_studies_are_counted_named_and_skipped(build_from, tmp_path):
     assert details["no-file"].startswith("missing.nii.gz: ")  # and no path of this machine
     assert "bad sector" in details["listed[002]"] and str(root) not in str(details)
     assert {record.study for record in records_of(report.folder)} == {"phantom-000001"}
+
+
+def test_a_split_that_stays_empty_is_warned_of(tmp_path):
+    config = settings("phantom:dimension=2d,count=3", fractions={"train": 0.98, "test": 0.02})
+    with pytest.warns(match="none of 3 patients was drawn for the split test: choose other"):
+        folder = build(config, tmp_path / "set").folder
+    with pytest.raises(DatasetError, match="none in 'test'"):
+        open_benchmark(str(folder))
 
 
 def test_second_ids_are_refused_look_alikes_and_own_splits_kept_and_warnings_told(build_from):

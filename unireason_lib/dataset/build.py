@@ -17,6 +17,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -281,6 +282,10 @@ def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
     names = np.array(SPLITS, object)[assigned.splits]
     studies["split"] = pd.Series(names, first.index).reindex(studies.index, fill_value="")
     patients = {split: len(np.unique(keys[names == split])) for split in SPLITS}
+    for split, fraction in run.config.fractions.items():
+        if fraction and not patients[split]:
+            what = f"none of {sum(patients.values())} patients was drawn for the split {split}"
+            warnings.warn(f"{what}: choose other fractions or another seed", stacklevel=2)
     warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
     rows = zip(names, first["digest"], strict=True)
     content = b"".join(sorted(split.encode() + digest for split, digest in rows))

@@ -99,7 +99,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         twice = [repr(name) for name, n in Counter(i.id for i in self).items() if n > 1]
         if not self.items or twice:
-            found = f"{twice[0]} twice" if twice else "none"
+            found = f"{twice[0]} twice" if twice else f"none in {self.identity.get('split')!r}"
             if self.skipped and not twice:
                 found += f" ({len(self.skipped)} rows skipped: {self.skipped[0].reason})"
             expected, do = "questions with different ids", "check path, split, limit"
