@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +21,6 @@ from unireason_lib.training.grpo import train_grpo
 from unireason_lib.training.sft import train_sft
 
 from . import test_grpo
-from .conftest import launch
 
 CHANGES = {"sft.max_steps": 3, "sft.learning_rate": 1e-3, "sft.bf16": False}
 CHANGES |= {"sft.gradient_accumulation_steps": 1, "grounding.muon_learning_rate": 0.0}
@@ -47,8 +50,8 @@ data, checkpoint, out, changes = sys.argv[1:]
 rank, out, changes = int(os.environ["RANK"]), Path(out), json.loads(changes)
 records, images = training_records(data), images_from(data)
 
-def run(train, name, callbacks=(), **more):
-    profile, loaded = load_profile("smoke", changes, **more), load_model(checkpoint, device="cpu")
+def run(train, name, callbacks=()):
+    profile, loaded = load_profile("smoke", changes), load_model(checkpoint, device="cpu")
     return train(*loaded, records, images, out / name, profile, callbacks=callbacks)
 
 class Poison(TrainerCallback):
@@ -61,20 +64,16 @@ class Interrupt(TrainerCallback):
         if rank == 1 and state.global_step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-def note(note, name, **how):
-    try:
-        run(train_sft, name, **how)
-    except (Exception, KeyboardInterrupt) as error:
-        (out / f"{note}-{rank}").write_text(str(error))
-
-note("interrupted", "sft", callbacks=[Interrupt()])
-made = run(train_sft, "sft")
-assert (made / "model.safetensors").is_file(), "every process returns when the model is there"
-note("nan", "nan", callbacks=[Poison()])
 if rank == 0:
     (out / "damaged").mkdir()
     (out / "damaged" / "settings.json").write_text('{"settings": {}}')
-note("damaged", "damaged")
+for name, callbacks in (("sft", [Interrupt()]), ("nan", [Poison()]), ("damaged", [])):
+    try:
+        run(train_sft, name, callbacks)
+    except (Exception, KeyboardInterrupt) as error:
+        (out / f"{name}-{rank}").write_text(str(error))
+made = run(train_sft, "sft")
+assert (made / "model.safetensors").is_file(), "every process returns when the model is there"
 
 rewards.answer_reward = lambda text, *_: float(len(text) % 2)  # differs within a group
 if rank == 1:  # each look at its clock takes it 1000 s
@@ -101,14 +100,19 @@ distributed.barrier()
 distributed.destroy_process_group()
 """
 
-SAID = {"interrupted": "stopped at step 1", "nan": "finite loss", "damaged": "base"}
-
 
 @pytest.fixture(scope="module")
 def both(data, tiny_checkpoint, tmp_path_factory):
     """The folder of what two processes did."""
     out = tmp_path_factory.mktemp("both")
-    launch(PROGRAM, out, data, tiny_checkpoint, out, json.dumps(CHANGES))
+    (out / "train.py").write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", out / "train.py", data, tiny_checkpoint, out]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    one_thread = {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    how = {"env": os.environ | one_thread, "capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run([*map(str, command), json.dumps(CHANGES)], **how)
+    assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
@@ -136,7 +140,7 @@ def test_two_processes_fine_tune_one_model(both, alone):
 
 def test_two_processes_decide_together(both):
     """One process that raised left the other waiting for ever."""
-    for name, text in SAID.items():
+    for name, text in {"sft": "stopped at step 1", "nan": "finite", "damaged": "base"}.items():
         assert all(text in (both / f"{name}-{rank}").read_text() for rank in (0, 1)), name
     assert "another in another process" in (both / "nan-0").read_text()
 

@@ -149,8 +149,8 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
     for record in records:
         digest.update(f"{record.id}\0{record.reply}\0".encode())
     asked = {"number": len(records), "digest": digest.hexdigest()}
-    now = {"settings": settings, "base": model_identity(name), "records": asked}
-    now = json.loads(json.dumps(now))
+    made_of = {"settings": settings, "base": model_identity(name), "records": asked}
+    now = json.loads(json.dumps(made_of))
     if not path.exists():
         write_json(path, now)
     before = read_json(path)
@@ -257,14 +257,14 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
 def _card(out: Path, model: Any) -> str:
     """The card of a finished run, Markdown with the header of the hub: from its ``settings.json``,
     and what the model says."""
-    base, packages = base_model(model), ("torch", "transformers", "trl", "peft")
+    base, about = base_model(model), read_json(out / "settings.json")
     learn = f"{base.num_parameters(only_trainable=True):,} of {base.num_parameters():,}"
-    versions = {name: version(name) for name in packages}
-    kept = {"name": out.name, "learn": learn, "versions": versions}
+    about |= {"name": out.name, "learn": learn}
+    about["versions"] = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     header = ModelCardData(pipeline_tag="image-text-to-text", tags=["medical", "unireason-lab"])
-    template = str(Path(__file__).with_name("card.jinja"))
-    made = ModelCard.from_template(header, template, **kept, **read_json(out / "settings.json"))
-    return str(made)
+    return str(
+        ModelCard.from_template(header, str(Path(__file__).with_name("card.jinja")), **about)
+    )
 
 
 def merge_adapter(

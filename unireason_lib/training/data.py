@@ -33,20 +33,15 @@ class Records(Sequence):
     """Records of a typed table, made from its memory-mapped ``rows`` when asked for."""
 
     def __init__(self, rows: Dataset) -> None:
-        self.rows, self._records = rows, rows.with_transform(_as_records)
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Records(self.rows.select(range(*index.indices(len(self)))))
-        return self._records[index]["record"]
-
-
-def _as_records(batch: Mapping[str, list[Any]]) -> dict[str, list[Record]]:
-    rows = zip(*batch.values(), strict=True)
-    return {"record": [Record.from_row(dict(zip(batch, row, strict=True))) for row in rows]}
+            return Records(self.rows.select(range(len(self))[index]))
+        return Record.from_row(self.rows[index])
 
 
 def training_records(
@@ -80,7 +75,7 @@ def training_records(
             text = f"{left_out:,} rows about volumes are left out, which the release has not; {do}"
             warnings.warn(f"{folder}: {text}", stacklevel=2)
         rows = Dataset(pa.Table.from_pylist(held, SFT_FEATURES.arrow_schema))
-    about = list(zip(rows["dimension"], rows["kind"], strict=True)) if len(rows) else []
+    about = zip(rows["dimension"], rows["kind"], strict=True)
     usable = [dimension if not kinds or kind in kinds else "" for dimension, kind in about]
     where = {d: [k for k, one in enumerate(usable) if one == d] for d in ("2d", "3d")}
     wanted = dict.fromkeys(where) if records is None else records
