@@ -54,9 +54,9 @@ def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **fixed: Any) -> Any:
-    """The configuration of a trainer (``SFTConfig`` or ``GRPOConfig``) from a section of a profile
-    and arguments that no profile may change; a :class:`TrainingError` when they contradict. With
-    ``bf16: null``, training and rollouts autocast where the machine is fast in it."""
+    """A trainer's ``SFTConfig`` or ``GRPOConfig`` from a section of a profile and arguments that no
+    profile may change; a :class:`TrainingError` when they contradict. ``bf16: null``: autocast
+    where the machine is fast in it."""
     fast = fast_bfloat16() and not section.fp16
     arguments = {
         **section.model_dump(),
@@ -164,9 +164,9 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
 
 
 def _keep_full_precision(trainer: Any) -> None:
-    """Keep what learns in float32, and multiply in 16 bits under autocast: small updates would be
-    lost in the rounding of a bfloat16 weight, and the loss scale of float16 takes no other type.
-    FSDP wants one type for a fully trained model. DeepSpeed keeps a copy itself."""
+    """Keep what learns in float32: small updates would be lost in the rounding of a bfloat16
+    weight, and the loss scale of float16 takes no other type. FSDP wants one type for a fully
+    trained model. DeepSpeed keeps a copy itself."""
     whole = base_model(trainer.model) is trainer.model
     for parameter in () if trainer.is_deepspeed_enabled else trainer.model.parameters():
         if whole or parameter.requires_grad:
