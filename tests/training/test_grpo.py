@@ -141,9 +141,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     for logps in policy, by_hand, output["old_per_token_logps"], output["ref_per_token_logps"]:
         assert (logps - output["sampling_per_token_logps"])[own].abs().max() < 1e-4
-    for row, trace in enumerate(
-        trainer.traces
-    ):  # what is trained on are the model-generated tokens
+    for row, trace in enumerate(trainer.traces):  # the model-generated tokens are trained on
         written = [t for t, mine in zip(trace.token_ids, trace.own_mask, strict=True) if mine]
         assert output["completion_ids"][row][own[row]].tolist() == written
     policy.requires_grad_()

@@ -66,8 +66,7 @@ class FreeRunning(TrainerCallback):
     replies, and of rationales that the answer follows from). With ``best``, a dimension, the run
     ends with the weights of the test in which that had its highest accuracy (the first of equal
     ones). ``say`` gets a line about each test. Not under FSDP, whose sharded weights cannot
-    generate in one process.
-    """
+    generate in one process."""
 
     def __init__(
         self,

@@ -62,8 +62,7 @@ def training_records(
     questions (:data:`~.dataset.questions.FAMILIES`): none named means all. ``release``:
     ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`; rows whose volume is
     missing are left out, with a warning that counts them. A :class:`DatasetError` when there is no
-    such data set, or it has no records of a dimension that is asked for.
-    """
+    such data set, or it has no records of a dimension that is asked for."""
     if _is_built(folder):
         rows = load_set(folder, form, split)
     else:
@@ -129,16 +128,14 @@ def images_from(folder: str | Path, *, m3d_root: str | Path | None = None) -> Im
 class Examples(Sequence):
     """Encoded records, with their ``lengths``, by which batches are made of similar ones.
 
-    With ``keep`` all are encoded now and kept: decoding images, cutting crops and tokenizing takes
-    longer than a training step of a small model. At paper scale, where they do not fit into memory,
-    each is encoded when it is asked for, in the loader's worker processes; its length is then
-    estimated from its text and the sizes of its images and crops. ``components`` of the replies,
-    for those about 2D images perhaps others (:mod:`~.encoding`).
+    With ``keep`` all are encoded now and kept, which takes longer than a step of a small model. At
+    paper scale, where they do not fit into memory, each is encoded when it is asked for, in the
+    loader's worker processes; its length is then estimated from its text and the sizes of its
+    images and crops. ``components`` of the replies, for those about 2D images perhaps others.
 
     Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). In
     place of a record whose question alone is longer the next one stands, with a warning; a
-    :class:`DatasetError` when a hundred in a row are too long.
-    """
+    :class:`DatasetError` when a hundred in a row are too long."""
 
     def __init__(
         self,

@@ -297,8 +297,7 @@ def train_grpo(
     Arguments, return value and errors are those of :func:`~unireason_lib.training.sft.train_sft`,
     with the section ``grpo``. With ``grpo.beta`` and without adapters, the reference is loaded from
     where the model was. The folder also gets ``rollouts.jsonl`` (every reply) and
-    ``left_out.jsonl`` (questions that cannot be asked).
-    """
+    ``left_out.jsonl`` (questions that cannot be asked)."""
     out = Path(out)
     args = _arguments(profile, out, progress)
     # replies are no part of a checkpoint, so a run is resumed at the end of a generation

@@ -51,8 +51,7 @@ def train_sft(
     Gives ``out/model``, a checkpoint in plain transformers form, or a PEFT adapter
     (:mod:`unireason_lib.training.checkpoints`). A :class:`TrainingError` for settings that do not
     fit together and a loss that is not finite, a :class:`DatasetError` as
-    :class:`~.data.Examples` and :func:`~.checkpoints.run` say.
-    """
+    :class:`~.data.Examples` and :func:`~.checkpoints.run` say."""
     out, ours = Path(out), profile.grounding
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     fixed |= {"train_sampling_strategy": "group_by_length", "length_column_name": "tokens"}
