@@ -148,7 +148,7 @@ class Study:
         if commits and commit not in commits:
             known = ", ".join(sorted(commits))
             self.say(f"warning: the code changed: {known} so far, now {commit}")
-        run = {name: getattr(job, name) for name in ("key", "stage", "conditions", "seed")}
+        run = {"key": job.key, "stage": job.stage, "conditions": job.conditions, "seed": job.seed}
         run |= {"seconds": seconds, "commit": commit, "parameters": dict(job.parameters)}
         self.runs[job.key] = run | {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         if job.stage == "test":

@@ -149,8 +149,8 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
     for record in records:
         digest.update(f"{record.id}\0{record.reply}\0".encode())
     asked = {"number": len(records), "digest": digest.hexdigest()}
-    made_of = {"settings": settings, "base": model_identity(name), "records": asked}
-    now = json.loads(json.dumps(made_of))
+    now = {"settings": settings, "base": model_identity(name), "records": asked}
+    now = json.loads(json.dumps(now))
     if not path.exists():
         write_json(path, now)
     before = read_json(path)
@@ -262,9 +262,8 @@ def _card(out: Path, model: Any) -> str:
     about |= {"name": out.name, "learn": learn}
     about["versions"] = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     header = ModelCardData(pipeline_tag="image-text-to-text", tags=["medical", "unireason-lab"])
-    return str(
-        ModelCard.from_template(header, str(Path(__file__).with_name("card.jinja")), **about)
-    )
+    template = str(Path(__file__).with_name("card.jinja"))
+    return str(ModelCard.from_template(header, template, **about))
 
 
 def merge_adapter(

@@ -253,8 +253,9 @@ def grpo_trainer(
 ) -> GroundedGRPOTrainer:
     """The trainer of :func:`train_grpo`, to look at its steps one by one. ``rewards``: TRL's reward
     functions with their weights, one of them named ``answer``; None: those of the profile."""
-    out, grounding, args = Path(out), profile.grounding, _arguments(profile, Path(out), progress)
+    out, grounding = Path(out), profile.grounding
     rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight)
+    args = _arguments(profile, out, progress)
     args.reward_weights = list(rewards.values())
     freeze(model, grounding.freeze_vision)
     made = GroundedGRPOTrainer(
