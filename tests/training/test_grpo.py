@@ -132,7 +132,7 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     inputs, length = {name: output[name] for name in names}, output["completion_ids"].size(1)
     with torch.no_grad():
         policy, *others = trainer._get_per_token_logps_and_entropies(
-            model, ids, mask, length, **inputs
+            model, ids, mask, length, compute_entropy=True, **inputs
         )
         inputs.pop("num_images")
         logits = model(input_ids=ids, attention_mask=mask, **inputs).logits[:, -length - 1 : -1]
