@@ -155,7 +155,7 @@ def nearly_full_disk(kilobytes, named):
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-@pytest.mark.parametrize("kilobytes", [1, 2000], ids=["settings", "checkpoint"])
+@pytest.mark.parametrize("kilobytes", [1, 2000])  # full when it begins, and at a checkpoint
 def test_a_full_disk_is_named(run, tmp_path, kilobytes):
     """There was a traceback of PyTorch, or a bare errno without a path."""
     with nearly_full_disk(kilobytes, "run"):
