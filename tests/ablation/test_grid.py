@@ -84,7 +84,7 @@ def test_a_stage_is_planned_once_for_all_that_share_it(tmp_path):
     for at, job in enumerate(jobs):
         if job.needs:
             before = by_key[job.needs]
-            assert jobs.index(before) < at and job.parameters["MODEL"] == before.makes
+            assert before in jobs[:at] and job.parameters["MODEL"] == before.makes
     rl = next(job for job in jobs if job.stage == "rl" and job.seed == 1)
     assert rl.parameters["OVERRIDES"].endswith("sft.bf16=null") and rl.parameters["SEED"] == 1
     assert "tutorial 05 --profile smoke" in rl.command()
@@ -99,10 +99,8 @@ def test_a_stage_is_planned_once_for_all_that_share_it(tmp_path):
 
 def test_another_profile_is_another_study(tmp_path):
     text = GOOD.replace("profile: smoke", "profile: laptop")
-    grid = grid_of(
-        tmp_path,
-        text.replace("  joint: {}", "  joint: {}\n  short: {sft: {OVERRIDES: sft.max_steps=1}}"),
-    )
+    short = "  joint: {}\n  short: {sft: {OVERRIDES: sft.max_steps=1}}"
+    grid = grid_of(tmp_path, text.replace("  joint: {}", short))
     small = grid.at("smoke", "sft.max_steps=9")
     assert (small.name, small.overrides, small.minutes) == ("mine-smoke", "sft.max_steps=9", {})
     assert list(small.conditions) == ["joint", "RL"] and not small.claims  # 3D only is not run

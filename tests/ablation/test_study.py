@@ -20,23 +20,20 @@ import pytest
 from unireason_lib.ablation import load_grid, plan, run_study, study
 from unireason_lib.errors import DatasetError, GridError
 from unireason_lib.evaluation.table import read_pooled
-from unireason_lib.io import locked
+from unireason_lib.io import locked, read_json
 
 from .test_grid import GOOD
 
 ROOT = Path(__file__).parents[2]
 SHARED = 'PROFILE = "laptop"\nOVERRIDES = ""\nSEED = 0\n'
-MAKE = "from pathlib import Path\nmade = Path('../runs/{}') / RUN / 'model'\n"
 STUBS = {
     "04_sft": (
         'COMPONENTS = "full"\nRECORDS_2D = None\nRUN = ""',
-        MAKE.format("sft") + "assert COMPONENTS != 'answer', 'no such luck'\n"
-        "made.mkdir(parents=True)\n(made / 'seed').write_text(str(SEED))",
+        "from pathlib import Path\nassert COMPONENTS != 'answer', 'no such luck'\n"
+        "made = Path('../runs/sft') / RUN / 'model'\nmade.mkdir(parents=True)\n"
+        "(made / 'seed').write_text(str(SEED))",
     ),
-    "05_outcome_rl": (
-        'MODEL = ""\nRUN = ""',
-        MAKE.format("rl") + "import shutil\nshutil.copytree(f'../{MODEL}', made)",
-    ),
+    "05_outcome_rl": ("", ""),
     "06_evaluation": (
         'MODEL = ""\nRESULTS = ""',
         "import sys\nfrom pathlib import Path\nsys.path.insert(0, '..')\nfrom stub import leave\n"
@@ -66,14 +63,12 @@ def root(tmp_path):
     """A project of stub notebooks, under git."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "stub.py").write_text(f"import json\n\n{inspect.getsource(leave)}")
+    cell, notebook = nbformat.v4.new_code_cell, nbformat.v4.new_notebook
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for name, (parameters, work) in STUBS.items():
-        cell = nbformat.v4.new_code_cell
-        parameters = cell(SHARED + parameters, metadata={"tags": ["parameters"]})
-        notebook = nbformat.v4.new_notebook(cells=[parameters, cell(work)])
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook.metadata["kernelspec"] = kernel
-        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    git(tmp_path, "init", "-q")
+        cells = [cell(SHARED + parameters, metadata={"tags": ["parameters"]}), cell(work)]
+        made = notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(made, tmp_path / "notebooks" / f"{name}.ipynb")
     commit(tmp_path)
     return tmp_path
 
@@ -84,14 +79,10 @@ def run(grid, root, **options):
     return run_study(grid, root, say=said.append, **options), "\n".join(said)
 
 
-def git(folder, *words):
-    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
-    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
-
-
 def commit(folder):
-    git(folder, "add", "notebooks")
-    git(folder, "commit", "-qm", "x")
+    git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in ("init -q", "add notebooks", "commit -qm x"):
+        subprocess.run([*git, *words.split()], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -132,8 +123,8 @@ def test_a_whole_study_is_judged_and_kept(grid, root, executed, tmp_path):
     names, _ = executed
     assert len(names) == len(set(names)) == len(plan(grid)) and not made.failed
     assert "16 of 16" in said and "about" in said and "cannot tell" in said  # two seeds only
-    assert made.missing == made.skipped == []
-    kept = json.loads((tmp_path / "kept" / "mine.json").read_text())
+    assert made.missing == []
+    kept = read_json(tmp_path / "kept" / "mine.json")
     assert kept["made"][0]["command"] == "ablate mine.yaml" and kept["missing"] == []
     assert kept["verdicts"][0]["verdict"] == "cannot tell" and len(kept["runs"]) == 16
     agreement = [run["consistency"] for run in kept["runs"] if run["stage"] == "test"]
@@ -155,8 +146,7 @@ def test_a_run_that_fails_stops_only_what_builds_on_it(grid, root, executed):
     fail.add("rl")
     made, said = run(grid, root)
     assert made.missing == ["RL, seed 0", "RL, seed 1"] and len(made.failed) == 2
-    assert stages(names).count("rl") == 2
-    assert stages(made.skipped) == ["test", "test"]
+    assert stages(names).count("rl") == 2 and stages(names).count("test") == 2 + 6  # not of RL
     assert "failed: rl-RL-seed0" in said and "MemoryError: none left" in said
     assert "verdict" not in said and "3D only" not in said.split("missing")[1].split("failed")[0]
     looked = run(grid, root, look=True)[1]
@@ -172,7 +162,7 @@ def test_a_part_is_not_judged(grid, root, executed, tmp_path):
     for part in ({"seeds": 1}, {"only": ["joint", "3D only"]}):
         _, said = run(grid, root, keep=tmp_path / "kept", **part)
         assert "tests are missing" in said and "verdict" not in said
-        assert json.loads((tmp_path / "kept" / "mine.json").read_text())["verdicts"] == []
+        assert read_json(tmp_path / "kept" / "mine.json")["verdicts"] == []
     kept = {"keep": tmp_path / "kept"}
     assert "verdict" in run(grid, root, **kept)[1]
     assert "verdict" not in run(grid, root, seeds=1, look=True, **kept)[1]  # a part was asked
@@ -213,7 +203,7 @@ def test_edited_code_warns_and_stops_nothing(grid, root, executed):
     assert said.count("warning: the code changed") == 1 and "-dirty" in said
     commit(root)
     assert "warning" not in run(grid, root)[1]  # nothing is left to be made
-    kept = json.loads((root / "runs/ablation/mine/mine.json").read_text())
+    kept = read_json(root / "runs/ablation/mine/mine.json")
     assert len({one["commit"] for one in kept["runs"]}) == 2
 
 
@@ -222,7 +212,7 @@ def test_errors_of_notebooks_are_named_and_kept(grid, root):
     made, said = run(grid, root, seeds=1, only=["answer only"])
     (name,) = made.failed
     assert name.startswith("sft-answer-only") and made.failed[name].endswith("no such luck")
-    assert "AssertionError" in said and stages(made.skipped) == ["test"]
+    assert "AssertionError" in said
     executed = nbformat.read(root / "runs/ablation/mine" / f"{name}.ipynb", 4)
     assert any(cell.source.startswith("# Parameters") for cell in executed.cells)
 
@@ -248,7 +238,7 @@ def test_a_stopped_study_goes_on(grid, root, ending):
     process.communicate(timeout=60)
     assert process.returncode != 0
     before = {path: path.stat().st_mtime for path in root.glob("runs/sft/*/model/seed")}
-    done = len(json.loads(record.read_text())["runs"])
+    done = len(read_json(record)["runs"])
     made, said = run(grid, root, **part)
     assert f"{2 - done} to be made" in said and not made.failed and len(made.table) == 3 * 8
     assert before and all(path.stat().st_mtime == changed for path, changed in before.items())

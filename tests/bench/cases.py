@@ -200,25 +200,21 @@ def generation(folder: Path, boxes: int, **how: Any) -> Timed:
 
 
 STEPS, BATCH = 24, 16
-SFT = {  # settings of one run, by their names now and before version 0.2
-    "sft.max_steps": "sft.steps",
-    "sft.per_device_train_batch_size": "sft.batch_size",
-    "grounding.free_running_questions": "sft.probe_size",
-    "grounding.feature_cache": "sft.keep_features",
-    "grounding.muon_learning_rate": "sft.muon",
-    "sft.bf16": "sft.bf16",
-    "sft.logging_steps": "sft.log_steps",
-}
+SFT = (  # settings of one run, by their names now and before version 0.2
+    "sft.max_steps={} sft.per_device_train_batch_size={} grounding.free_running_questions=0 "
+    "grounding.feature_cache=false grounding.muon_learning_rate=0.0 sft.bf16=false "
+    "sft.logging_steps=1",
+    "sft.steps={} sft.batch_size={} sft.probe_size=0 sft.keep_features=false "
+    "sft.keep_examples=false sft.muon=0.0 sft.bf16=false sft.log_steps=1",
+)
 
 
 def sft_ours(folder: Path) -> Timed:
-    """Seconds of a step of the command ``sft``, by the trainer's own clock; images are encoded in
-    every step."""
+    """Seconds of a step of the command ``sft``, by the trainer's own clock; conversations and
+    images are encoded in every step."""
     data, out = build(folder), folder / f"sft-{os.getpid()}"
-    values = (STEPS, BATCH, 0, "false", 0.0, "false", 1)
     words = ["sft", "--data", data, "--model", tiny(folder), "--out", out, "--quiet"]
-    for names in zip(*SFT.items(), strict=True):
-        settings = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+    for settings in (text.format(STEPS, BATCH).split() for text in SFT):
         try:
             command(*words, *(word for one in settings for word in ("--set", one)))
             break

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
+import signal
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
 from unireason_lib.boxes import states_boxes
 from unireason_lib.config import load_profile
 from unireason_lib.dataset.build import BuildConfig, build
 from unireason_lib.dataset.schema import Record
 from unireason_lib.dataset.sources import SourceSpec
+from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.training.data import Images, images_from, training_records
 
@@ -41,11 +40,28 @@ def quick(**changes):
     return load_profile("smoke", QUICK | changed)
 
 
+class At(TrainerCallback):
+    """Does something at the end of a step, before it is logged and saved."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.act()
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def crash():
+    raise ZeroDivisionError
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """A smaller one than elsewhere: what is tested here are long sequences of steps."""
-    from unireason_lib.grounding import build_tiny
-
     return build_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", **SMALL)
 
 
@@ -66,16 +82,13 @@ class Study:
 def study(data) -> Study:
     """20 records each of single slices and of volumes of four slices."""
     records = training_records(data, {"2d": 20, "3d": 20})
-    parts = [[one for one in records if one.dimension == d] for d in ("2d", "3d")]
-    return Study(tuple(chain(*parts)), images_from(data))
+    return Study(tuple(sorted(records, key=lambda one: one.dimension)), images_from(data))
 
 
 @pytest.fixture(scope="session")
 def families(tiny_checkpoint, study, tmp_path_factory) -> dict[str, tuple[Path, Study]]:
     """Family -> its tiny checkpoint, and the same records with boxes as it writes them; for
     Qwen3-VL without those whose question states boxes."""
-    from unireason_lib.grounding import build_tiny
-
     folder = tmp_path_factory.mktemp("checkpoint") / "qwen3"
     build_tiny(folder, "qwen3_vl", **SMALL, patch_size=FRAME.patch_size)
     records, frame = study.records, replace(FRAME, scale=1000)
@@ -101,22 +114,4 @@ def data(tmp_path_factory):
 @pytest.fixture
 def fresh_model(tiny_checkpoint):
     """``(model, processor)`` of the tiny checkpoint, for a test that changes it."""
-    from unireason_lib.grounding import load_model
-
     return load_model(tiny_checkpoint, device="cpu")
-
-
-def launch(program, folder, *arguments):
-    """Run a program in two processes that meet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "train.py").write_text(program, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(port), str(folder / "train.py"), *map(str, arguments)]
-    environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -18,14 +18,13 @@ from unireason_lib.training.encoding import (
     IGNORED,
     Collator,
     Encoder,
+    FeatureCache,
     conversation,
     injects,
     with_features,
 )
 
 from .conftest import FAMILIES
-
-BOTH = pytest.mark.parametrize("dimension, boxes", [("2d", 1), ("3d", 2)])
 
 
 def encoded(study, processor, dimension, boxes):
@@ -34,28 +33,17 @@ def encoded(study, processor, dimension, boxes):
 
 
 @FAMILIES
-@BOTH
+@pytest.mark.parametrize("dimension, boxes", [("2d", 1), ("3d", 2)])
 def test_loss_is_on_model_generated_tokens_only(families, family, dimension, boxes):
     checkpoint, study = families[family]
-    processor, record = (
-        AutoProcessor.from_pretrained(checkpoint),
-        study.with_boxes(dimension, boxes),
-    )
-    one = encoded(study, processor, dimension, boxes)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    record, one = study.with_boxes(dimension, boxes), encoded(study, processor, dimension, boxes)
     assert processor.tokenizer.decode(one.ids[one.loss_mask]) == record.reply + "<|im_end|>"
-    # everything behind the assistant's header, but whole crops and the last line break
-    tokens = processor.tokenizer.convert_ids_to_tokens(one.ids)
-    start = len(tokens) - tokens[::-1].index("<|im_start|>") + 2
-    inside, expected = False, []
-    for at, token in enumerate(tokens):
-        inside = inside or token == "<|vision_start|>"
-        expected.append(at >= start and not inside)
-        inside = inside and token != "<|vision_end|>"
-    expected[-1] = False
-    assert one.loss_mask.tolist() == expected
+    first = int(one.loss_mask.argmax())
+    rest = processor.tokenizer.convert_ids_to_tokens(one.ids[first:][~one.loss_mask[first:]])
+    assert set(rest[:-1]) == {"<|vision_start|>", "<|image_pad|>", "<|vision_end|>"}  # whole crops
     reply = record.load(study.images(record))[1]["content"]
-    crops = [part for part in reply if part["type"] == "image"]
-    assert tokens[start:].count("<|vision_start|>") == len(crops)
+    assert rest.count("<|vision_start|>") == sum(part["type"] == "image" for part in reply)
 
 
 @pytest.mark.parametrize("dimension", ["2d", "3d"])
@@ -64,13 +52,8 @@ def test_ids_mask_and_patches_are_those_of_the_processor(study, tiny_model, dime
     messages = conversation(record, study.images(record))
     one = Encoder(processor)(messages)
     batch = Collator(processor)([one])
-    reference = processor.apply_chat_template(
-        messages,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        return_assistant_tokens_mask=True,
-    )
+    how = {"return_dict": True, "return_tensors": "pt", "return_assistant_tokens_mask": True}
+    reference = processor.apply_chat_template(messages, tokenize=True, **how)
     assert one.ids.tolist() == reference["input_ids"][0].tolist()
     assert one.loss_mask.tolist() == reference["assistant_masks"].bool().squeeze().tolist()
     assert torch.equal(batch["image_grid_thw"], reference["image_grid_thw"])
@@ -96,26 +79,31 @@ def test_a_batch_is_padded_on_the_right_without_loss_there(study, tiny_model):
 
 
 @FAMILIES
-def test_cached_features_are_what_the_tower_makes_and_can_be_learnt_from(families, family):
-    """Each image is encoded once. Features that were made in inference mode could not be used by a
-    backward pass."""
+def test_images_are_encoded_once_and_features_can_be_learnt_from(families, family):
+    """Carried by examples (SFT) or looked up by the model (RL). Features that were made in
+    inference mode could not be used by a backward pass."""
     checkpoint, study = families[family]
     model, processor = load_model(checkpoint, device="cpu")
     two = [encoded(study, processor, dimension, 1) for dimension in ("2d", "3d")]
-    calls = []
-    hook = model.model.visual.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
+    pixels, calls = Collator(processor)(two), []
+    expected = model(**pixels).loss
+    model.model.visual.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
+    cache = FeatureCache(model)
     with torch.inference_mode():
         cached = with_features([*two, *two], processor, model)
-    hook.remove()
-    assert not any(tokens.is_inference() for one in cached for tokens in one.features)
-    batch = Collator(processor)(cached[2:])
-    assert "pixel_values" not in batch and "mm_encoder_outputs" in batch
+        cache.attach(model)
+        model(**pixels)
+    carried = Collator(processor)(cached[2:])
+    assert "pixel_values" not in carried and "mm_encoder_outputs" in carried
+    for batch in (carried, pixels):
+        loss = model(**batch).loss
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        assert model.get_input_embeddings().weight.grad is not None
+        model.zero_grad(set_to_none=True)
     different = {image.tobytes(): image for one in two for image in one.images}.values()
-    assert len(calls) == 1 and len(calls[0]) == sum(i.size // 3 // 64 for i in different)
-    loss = model(**batch).loss
-    torch.testing.assert_close(loss, model(**Collator(processor)(two)).loss)
-    loss.backward()
-    assert model.get_input_embeddings().weight.grad is not None
+    patches = sum(image.size // 3 // 64 for image in different)
+    assert [len(one) for one in calls] == [patches] * 2 and len(cache.features) == len(different)
 
 
 @pytest.mark.parametrize("components", COMPONENTS)
@@ -147,11 +135,11 @@ def test_records_of_the_other_scale_are_written_anew(families):
     by_id = {record.id: record for record in pixels.records}
     record = thousandths.with_boxes("3d", 2)
     for components in COMPONENTS:
-        mine, theirs = (
+        one, other = (
             encoder(conversation(one, pixels.images(one), components, encoder.frame))
             for one in (record, by_id[record.id])
         )
-        assert (mine.ids == theirs.ids).all() and (mine.loss_mask == theirs.loss_mask).all()
+        assert (one.ids == other.ids).all() and (one.loss_mask == other.loss_mask).all()
     stated = next(r for r in pixels.records if states_boxes(r.user_text))
     with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
         conversation(stated, pixels.images(stated), "full", encoder.frame)
@@ -161,18 +149,15 @@ def test_a_longer_conversation_is_cut_where_no_image_is_cut(study, tiny_model):
     """The beginning stays, up to a token with loss, with as many images as it has."""
     record, processor = study.with_boxes("3d", 2), tiny_model[1]
     encoder, messages = Encoder(processor), conversation(record, study.images(record))
-    whole, vision_end = (
-        encoder(messages),
-        processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-    )
+    whole, vision_end = encoder(messages), processor.tokenizer.get_vocab()["<|vision_end|>"]
     question = int(np.flatnonzero(whole.loss_mask)[0])
-    for limit in range(question + 1, len(whole) + 1):
+    for limit in range(question + 1, len(whole), 3):
         one = encoder(messages, limit)
         assert question < len(one) <= limit and (one.ids == whole.ids[: len(one)]).all()
-        assert len(one.loss_mask) == len(one) and (limit == len(whole) or one.loss_mask[-1])
+        assert len(one.loss_mask) == len(one) and one.loss_mask[-1]
         assert len(one.images) == (one.ids == vision_end).sum()
         assert not whole.loss_mask[len(one) : limit].any()  # no more than needed
-    assert len(encoder(messages, question)) == 0
+    assert len(encoder(messages, len(whole))) == len(whole) and not len(encoder(messages, question))
 
 
 @FAMILIES

@@ -1,10 +1,7 @@
 """Outcome RL: what TRL computes on grounded replies is what they are."""
 
 import errno
-import os
-import signal
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +13,9 @@ from unireason_lib.grounding.replies import Script
 from unireason_lib.io import open_image, read_lines
 from unireason_lib.training import grpo, rewards
 from unireason_lib.training.callbacks import read_log
-from unireason_lib.training.encoding import Collator, Encoder, FeatureCache, conversation
 from unireason_lib.training.grpo import GroundedGRPOTrainer, question_of, train_grpo
 
-from .conftest import FAMILIES
+from .conftest import FAMILIES, At, crash, interrupt
 
 SMALL = {
     "grpo.generation_batch_size": 8,  # two questions, four replies each
@@ -44,13 +40,6 @@ def profile(changes=(), **grpo_section):
     return load_profile("smoke", {**SMALL, **more, **dict(changes)})
 
 
-def pointing(tokenizer, dimension, boxes):
-    """What a reply is made to write: a thought with some boxes, then six tokens of its choice."""
-    box = "[8,8,24,40]" if dimension == "2d" else "[8,8,1,24,40,3]"
-    boxes = [f"<|box_start|>{box}<|box_end|>"] * boxes
-    return Script(tokenizer, ("<think>Look", *boxes, "</think>B.", 6, tokenizer.eos_token))
-
-
 @pytest.fixture
 def paid(monkeypatch):
     """What replies are paid differs within a group."""
@@ -59,13 +48,16 @@ def paid(monkeypatch):
 
 @pytest.fixture
 def scripted(paid, monkeypatch):
-    """Replies hold no, one or three boxes by turns."""
+    """Replies hold no, one or three boxes by turns, and then six tokens of the model's choice."""
     plain = GroundedGenerator.generate
 
     def generate(self, requests, **how):
-        boxes = ((0, 1, 3)[k % 3] for k in range(len(requests)))
-        plans = zip(requests, boxes, strict=True)
-        scripts = [pointing(self.tokenizer, one.dimension, count) for one, count in plans]
+        scripts = []
+        for k, one in enumerate(requests):
+            box = "[8,8,24,40]" if one.dimension == "2d" else "[8,8,1,24,40,3]"
+            boxes = [f"<|box_start|>{box}<|box_end|>"] * (0, 1, 3)[k % 3]
+            parts = "<think>Look", *boxes, "</think>B.", 6, self.tokenizer.eos_token
+            scripts.append(Script(self.tokenizer, parts))
         how["max_new_tokens"] = 200  # enough for all of it
         return plain(self, requests, scripts=scripts, **how)
 
@@ -74,12 +66,12 @@ def scripted(paid, monkeypatch):
 
 @pytest.fixture
 def generations(monkeypatch):
-    """What the trainer makes of its generations: itself, the traces, and TRL's tensors."""
+    """The trainer and, of each generation, TRL's tensors."""
     seen, plain = [], GroundedGRPOTrainer._generate_and_score_completions
 
     def watched(self, inputs):
         output = plain(self, inputs)
-        seen.append(SimpleNamespace(trainer=self, traces=self.traces, output={**output}))
+        seen.append((self, {**output}))
         return output
 
     monkeypatch.setattr(GroundedGRPOTrainer, "_generate_and_score_completions", watched)
@@ -96,10 +88,10 @@ def some(study, count=8):
 def train(study, tiny_checkpoint, tmp_path):
     """Trains a fresh model; gives the folder of the run."""
 
-    def run(settings, folder="run", model=None, records=None, images=None):
+    def run(settings, folder="run", model=None, records=None, images=None, callbacks=()):
         loaded = model or load_model(tiny_checkpoint, device="cpu")
-        given = some(study) if records is None else records, images or study.images
-        return train_grpo(*loaded, *given, tmp_path / folder, settings).parent
+        given = records or some(study), images or study.images, tmp_path / folder, settings
+        return train_grpo(*loaded, *given, callbacks=callbacks).parent
 
     return run
 
@@ -117,7 +109,8 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     train, families, family, scripted, generations, tmp_path
 ):
     """2D and 3D, no, one and three boxes in one batch: of sampling, policy, old and reference.
-    Tokens that may not be sampled have no probability, however likely the model finds them."""
+    Tokens that may not be sampled have no probability, however likely the model finds them. The
+    loss does not depend on what is predicted at injected positions."""
     checkpoint, study = families[family]
     model, processor = load_model(checkpoint, device="cpu")
     forbidden = GroundedGenerator(model, processor).never_written
@@ -126,26 +119,20 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     model, processor = load_model(tmp_path / "base", device="cpu")
-    settings = profile(
-        generation_batch_size=12,  # six questions
-        num_generations=2,
-        gradient_accumulation_steps=1,
-        max_steps=1,
-        learning_rate=0.0,
-        temperature=0.7,
-    )
+    one_step = {"gradient_accumulation_steps": 1, "max_steps": 1, "learning_rate": 0.0}
+    six_questions = {"generation_batch_size": 12, "num_generations": 2}
+    settings = profile(**one_step, **six_questions, temperature=0.7, beta=0.1)
     train(settings, model=(model, processor), records=some(study))
-    (seen,) = generations
-    output, traces = seen.output, seen.traces
-    assert {trace.request.dimension for trace in traces} == {"2d", "3d"}
-    assert {len(trace.crops) for trace in traces} == {0, 1, 3}
+    ((trainer, output),) = generations
+    assert {trace.request.dimension for trace in trainer.traces} == {"2d", "3d"}
+    assert {len(trace.crops) for trace in trainer.traces} == {0, 1, 3}
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
     mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     inputs, length = {name: output[name] for name in names}, output["completion_ids"].size(1)
     with torch.no_grad():
-        policy, *_ = seen.trainer._get_per_token_logps_and_entropies(
-            model, ids, mask, length, **inputs
+        policy, *others = trainer._get_per_token_logps_and_entropies(
+            model, ids, mask, length, compute_entropy=True, **inputs
         )
         inputs.pop("num_images")
         logits = model(input_ids=ids, attention_mask=mask, **inputs).logits[:, -length - 1 : -1]
@@ -154,9 +141,16 @@ def test_log_probabilities_are_those_of_the_sampled_distribution(
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     for logps in policy, by_hand, output["old_per_token_logps"], output["ref_per_token_logps"]:
         assert (logps - output["sampling_per_token_logps"])[own].abs().max() < 1e-4
-    for row, trace in enumerate(traces):  # what is trained on are the model-generated tokens
+    for row, trace in enumerate(trainer.traces):  # the model-generated tokens are trained on
         written = [t for t, mine in zip(trace.token_ids, trace.own_mask, strict=True) if mine]
         assert output["completion_ids"][row][own[row]].tolist() == written
+    policy.requires_grad_()
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (policy, *others)
+    output["advantages"] = torch.linspace(-1, 1, len(output["advantages"]))
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(model, output).backward()
+    assert (policy.grad[~own] == 0).all() and (policy.grad[own] != 0).any()
+    assert (~own & output["completion_mask"].bool()).any()  # there are injected ones
 
 
 def test_rollouts_and_trainer_use_one_autocast(train, monkeypatch, generations):
@@ -164,39 +158,15 @@ def test_rollouts_and_trainer_use_one_autocast(train, monkeypatch, generations):
     types, plain = [], GroundedGenerator.generate
 
     def generate(self, *args, **how):
-        enabled = torch.is_autocast_enabled("cpu")
-        types.append(torch.get_autocast_dtype("cpu") if enabled else None)
+        types.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
         return plain(self, *args, **how)
 
     monkeypatch.setattr(GroundedGenerator, "generate", generate)
-    settings = profile(bf16=True, max_steps=1, gradient_accumulation_steps=1, learning_rate=0.0)
-    train(settings)
-    (output,) = (one.output for one in generations)
+    train(profile(bf16=True, max_steps=1, gradient_accumulation_steps=1, learning_rate=0.0))
+    ((_, output),) = generations
     own = (output["completion_mask"] * output["tool_mask"]).bool()
     difference = (output["old_per_token_logps"] - output["sampling_per_token_logps"])[own].abs()
     assert types == [torch.bfloat16] and difference.mean() < 5e-3
-
-
-def test_injected_positions_have_no_gradient(
-    train, fresh_model, scripted, generations, monkeypatch
-):
-    """The loss does not depend on what is predicted there."""
-    train(profile(max_steps=1, beta=0.1, learning_rate=0.0), model=fresh_model)
-    trainer, output = generations[0].trainer, generations[0].output
-    output["advantages"] = torch.linspace(-1, 1, len(output["advantages"]))
-    kept, plain = {}, trainer._get_per_token_logps_and_entropies
-
-    def watched(*args, **kwargs):
-        logps, *rest = plain(*args, **kwargs)
-        kept["logps"] = logps.detach().requires_grad_()
-        return kept["logps"], *rest
-
-    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", watched)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer._compute_loss(fresh_model[0], output).backward()
-    own = (output["completion_mask"] * output["tool_mask"]).bool()
-    assert (kept["logps"].grad[~own] == 0).all() and (kept["logps"].grad[own] != 0).any()
-    assert (~own & output["completion_mask"].bool()).any()  # there are injected ones
 
 
 def test_a_known_preference_is_learnt(train, fresh_model, study, monkeypatch):
@@ -251,32 +221,14 @@ TWO_STEPS = {"gradient_accumulation_steps": 1, "max_steps": 6, "max_completion_l
 """Two optimizer steps a generation, three generations, two epochs."""
 
 
-def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(train, study, paid, monkeypatch):
+def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(train, study, paid):
     """It is saved at the next boundary, and kills go back to one; no line of a log comes twice."""
-    plain = GroundedGRPOTrainer.training_step
-
-    def run(folder, disturb=lambda done: None):
-        def step(self, *args, **kwargs):
-            loss = plain(self, *args, **kwargs)
-            disturb(self.state.global_step)
-            return loss
-
-        monkeypatch.setattr(GroundedGRPOTrainer, "training_step", step)
-        return train(profile(**TWO_STEPS), folder, records=some(study, 4))
-
-    def ctrl_c(done):
-        if done == 2:  # in the first step of the second generation
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def kill(done):
-        if done == 5:  # in the second step of the third generation
-            raise SystemExit
-
-    with pytest.raises(KeyboardInterrupt):
-        run("broken", ctrl_c)
-    with pytest.raises(SystemExit):
-        run("broken", kill)
-    broken, whole = run("broken"), run("whole")
+    settings, records = profile(**TWO_STEPS), some(study, 4)
+    with pytest.raises(KeyboardInterrupt, match="step 4"):  # asked in the second generation
+        train(settings, "broken", records=records, callbacks=[At(3, interrupt)])
+    with pytest.raises(ZeroDivisionError):  # in the third
+        train(settings, "broken", records=records, callbacks=[At(6, crash)])
+    broken, whole = (train(settings, name, records=records) for name in ("broken", "whole"))
     assert {p.name for p in broken.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
     one, other = weights_of(whole / "model"), weights_of(broken / "model")
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
@@ -286,27 +238,6 @@ def test_a_run_goes_on_exactly_after_ctrl_c_inside_a_generation(train, study, pa
         assert [[line["step"] for line in log] for log in logs] == [list(steps)] * 2
         one, other = ([line[name] for line in log] for log in logs)
         assert one == pytest.approx(other, abs=1e-6)
-
-
-@FAMILIES
-def test_the_feature_cache_changes_nothing(families, family):
-    """Each image is encoded once; what is cached in inference mode can be trained on."""
-    checkpoint, study = families[family]
-    model, processor = load_model(checkpoint, device="cpu")
-    encoded = Encoder(processor)(conversation(some(study, 2)[1], study.images(some(study, 2)[1])))
-    batch, calls = Collator(processor)([encoded, encoded]), []
-    expected = model(**batch).loss
-    cache = FeatureCache(model)
-    cache.attach(model)
-    model.model.visual.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
-    with torch.inference_mode():
-        model(**batch)
-    loss = model(**batch).loss
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    different = {image.tobytes() for image in encoded.images}
-    assert len(calls) == 1 and len(cache.features) == len(different)
-    assert not any(tokens.is_inference() for tokens in cache.features.values())
 
 
 def test_what_cannot_be_asked_is_named_and_left_out(train, study, fresh_model, tmp_path):
@@ -383,21 +314,15 @@ def test_metrics_of_rollouts_are_there_when_nobody_points():
 
     def metrics(*replies):
         names = "dimension", "boxes", "statuses", "reward answer"
-        return grpo.rollout_metrics([dict(zip(names, reply, strict=True)) for reply in replies])
+        found = grpo.rollout_metrics([dict(zip(names, reply, strict=True)) for reply in replies])
+        names = "boxes boxes_answered answer_2d pointing_2d answer_3d pointing_3d"
+        return [found[name] for name in names.split()]
 
-    box = [0, 0, 4, 4]
-    quiet = metrics(("2d", [], [], 0.0), ("2d", [], [], 0.0))
-    assert quiet["boxes"] == quiet["boxes_answered"] == quiet["pointing_2d"] == 0.0
-    assert quiet["pointing_3d"] != quiet["pointing_3d"]  # no such question: nan, null in the log
-    assert metrics(
-        ("2d", [box], ["injected", "malformed"], 1.0),
-        ("2d", [], ["malformed"], 0.0),
-        ("3d", [box, box], ["injected", "outside"], 1.0),
-        ("3d", [box], ["injected"], 1.0),
-    ) == {
-        **{"boxes": 1.0, "boxes_answered": 0.5},
-        **{"pointing_2d": 0.5, "pointing_3d": 1.0, "answer_2d": 0.5, "answer_3d": 1.0},
-    }
+    box, nan = [0, 0, 4, 4], pytest.approx(float("nan"), nan_ok=True)  # no such question
+    assert metrics(("2d", [], [], 0.0), ("2d", [], [], 0.0)) == [0, 0, 0, 0, nan, nan]
+    two = ("2d", [box], ["injected", "malformed"], 1.0), ("2d", [], ["malformed"], 0.0)
+    deep = ("3d", [box, box], ["injected", "outside"], 1.0), ("3d", [box], ["injected"], 1.0)
+    assert metrics(*two, *deep) == [1.0, 0.5, 0.5, 0.5, 1.0, 1.0]
 
 
 def test_adapters_learn_against_their_base(train, paid):

@@ -20,11 +20,10 @@ def test_accelerate_reads_it(name, kind):
     assert config.mixed_precision == "bf16" and config.num_processes == 8 and not config.use_cpu
     assert config.distributed_type.value == kind
     if name == "fsdp2":  # layers that there are, and whole checkpoints
-        for layer in config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","):
-            assert hasattr(modeling_qwen2_5_vl, layer)
+        layers = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
         comment = (FOLDER / "fsdp2.yaml").read_text(encoding="utf-8").split("Qwen3-VL: ")[1]
-        for layer in comment.split()[0].split(","):
-            assert hasattr(modeling_qwen3_vl, layer)
+        assert all(hasattr(modeling_qwen2_5_vl, layer) for layer in layers.split(","))
+        assert all(hasattr(modeling_qwen3_vl, layer) for layer in comment.split()[0].split(","))
         assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
     if name == "zero3":  # whole checkpoints, and the schedule of the profile
         settings = config.deepspeed_config

@@ -16,14 +16,12 @@ def test_every_parameter_that_learns_has_one_optimizer(fresh_model):
     muon, adamw = MuonWithAdamW(model, lr=1e-3, muon_lr=1e-2).parts
     matrices = muon.param_groups[0]["params"]
     wide, vectors = (group["params"] for group in adamw.param_groups)
-    taught = [*matrices, *wide, *vectors]
-    learns = [p for p in model.parameters() if p.requires_grad]
-    assert len({id(p) for p in taught}) == len(taught) == len(learns)
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted(names) == sorted(map(id, [*matrices, *wide, *vectors]))
     assert all("layers" in names[id(p)] and p.ndim == 2 for p in matrices)
     # tied: the output layer too
     assert [names[id(p)] for p in wide] == ["model.language_model.embed_tokens.weight"]
-    assert all(p.ndim == 1 for p in vectors) and not any("visual" in names[id(p)] for p in taught)
+    assert all(p.ndim == 1 for p in vectors)
 
 
 def test_in_float32_the_steps_are_those_of_pytorch():
@@ -53,10 +51,9 @@ def test_one_schedule_moves_both_and_a_state_comes_back(fresh_model):
         parameter.grad = torch.full_like(parameter, 0.1)
     both.step()
     schedule.step()
-    rates = [group["lr"] for part in both.parts for group in part.param_groups]
-    assert rates == pytest.approx([5e-3, 5e-4, 5e-4])
     other = MuonWithAdamW(model, lr=7.0, muon_lr=7.0)
     other.load_state_dict(both.state_dict())
-    assert [group["lr"] for group in other.param_groups] == pytest.approx(rates)
-    assert all(part.state for part in other.parts)
-    assert other.param_groups[0] is other.parts[0].param_groups[0]
+    for one in (both, other):
+        rates = [group["lr"] for part in one.parts for group in part.param_groups]
+        assert rates == pytest.approx([5e-3, 5e-4, 5e-4]) and all(part.state for part in one.parts)
+        assert one.param_groups[0] is one.parts[0].param_groups[0]

@@ -1,7 +1,5 @@
 """Rewards: the released arithmetic to the letter, and a strict one that is not exploited."""
 
-import random
-
 import pytest
 
 from unireason_lib.boxes import Box2D
@@ -17,44 +15,6 @@ BOX = "<|box_start|>[8,8,30,40]<|box_end|>"
 GOOD = f"<think>The liver is at {BOX}. So: liver.</think>B. Liver"
 TRUE = Box2D(8, 8, 30, 40)
 OPTIONS = {"A": "Heart", "B": "Liver", "C": "Spleen", "D": "Aorta"}
-
-
-def released(completion, truth):
-    """Answer and format as the release pays them, read character by character without patterns."""
-
-    def choice(text):
-        lower, plain, at = text.lower(), "", 0
-        while at < len(text):
-            end = lower.find("</think>", at) if lower.startswith("<think>", at) else -1
-            if end >= 0:
-                plain, at = plain + " ", end + len("</think>")
-            else:
-                plain, at = plain + text[at], at + 1
-        word = [False, *(c.isalnum() or c == "_" for c in plain), False]
-        for k, letter in enumerate(plain):
-            if letter in "ABCDabcd" and not word[k] and not word[k + 2]:
-                return letter.upper()
-        return ""
-
-    answer = float(choice(truth) != "" and choice(completion) == choice(truth))
-    if completion == "":
-        return answer, 0.0
-    lower = completion.lower()
-    thoughts = lower.count("<think>") == lower.count("</think>")
-    boxes = completion.count("<|box_start|>") == completion.count("<|box_end|>")
-    return answer, 0.5 * thoughts + 0.5 * boxes
-
-
-def test_the_paper_mode_is_the_released_arithmetic():
-    """On thousands of random completions, and truths as the release writes them."""
-    pieces = "<think> </think> <THINK> </Think> <|box_start|> <|box_end|> <|BOX_END|> [8,8,30,40]"
-    pieces = [*pieces.split(), *"ABCDEabcde", "B. liver", "C:", "(d)", "A_", "é", "a1", "\n", " "]
-    draw = random.Random(0)
-    for _ in range(6000):
-        text = "".join(draw.choices(pieces, k=draw.randrange(12)))
-        truth = draw.choice(["A", "B. liver", "c", "D. a kidney", "", "liver", "(B) A", "E"])
-        paid = answer_reward(text, truth, "paper"), format_reward(text, "paper")
-        assert paid == released(text, truth), (text, truth)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +35,16 @@ def test_the_paper_mode_is_the_released_arithmetic():
         ("E (b)", 0, 1),  # E is none of the four
         ("a1 B_ B", 0, 1),  # a letter beside a digit or a line does not stand alone
         ("<think>\nA\n</think>\nB", 1, 1),  # over lines
+        ("<think>A</think> <think>C</think>B", 1, 1),
+        ("éB", 0, 0),  # a letter of any alphabet beside it
     ],
 )
 def test_answers(text, strict, paper):
     assert answer_reward(text, "B", options=OPTIONS) == strict
     assert answer_reward(text, "B", mode="paper") == paper
     assert answer_reward(text, "B. Liver", options=OPTIONS) == strict
-    assert answer_reward(text, "B. Liver", mode="paper") == paper
-    assert answer_reward(text, "liver: (b)", "paper") == paper  # the truth is read by the same rule
+    for truth in ("B. Liver", "liver: (b)", "<think>A</think>B:"):  # read by the same rule
+        assert answer_reward(text, truth, "paper") == paper
     assert answer_reward(text, "", "paper") == answer_reward(text, "", "strict") == 0
     with pytest.raises(RequestError, match="strict or paper"):
         answer_reward(text, "B", mode="x")
@@ -103,6 +65,8 @@ def test_answers(text, strict, paper):
         ("<think>I look at <|box_start|>[8,8,30,40].</think>B", 0.5, 0.5),
         ("<think>One.</think><think>Two.</think>B", 0.0, 1.0),
         ("B<think>late</think>B", 0.0, 1.0),
+        ("<THINK>One.</Think>B <|BOX_END|>", 0.0, 1.0),  # thoughts in any case of letters
+        ("<think>One. <|box_end|>B", 0.0, 0.0),
         ("<think>I look at <|box_start|>[8,8,9,40]<|box_end|>.</think>B", 0.5, 1.0),  # a line
         ("<think>I look at <|box_start|>[60,8,70,40]<|box_end|>.</think>B", 0.5, 1.0),
         ("<think>I look at <|box_start|>[8,8,0,30,40,2]<|box_end|>.</think>B", 0.5, 1.0),

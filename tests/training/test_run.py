@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -13,76 +12,38 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, TrainerCallback
+from transformers import AutoProcessor
 
 from unireason_lib.backbones import BACKBONES
 from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import Settings, build_tiny, load_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.io import append_lines, locked, read_lines
-from unireason_lib.training.callbacks import (
-    FreeRunning,
-    RunLog,
-    SaveOnInterrupt,
-    balanced,
-    read_log,
-)
+from unireason_lib.training.callbacks import FreeRunning, SaveOnInterrupt, balanced, read_log
 from unireason_lib.training.checkpoints import merge_adapter, serialization_of, whole_checkpoint
 from unireason_lib.training.sft import train_sft
 
-from .conftest import FAMILIES, quick
+from .conftest import FAMILIES, At, crash, interrupt, quick
 
 SHORT = Settings(max_new_tokens=8)
 EPOCHS = {"sft__max_steps": -1, "sft__num_train_epochs": 2.0}  # of two steps
 LORA = {"grounding__sft_lora_r": 4, "grounding__lora_dropout": 0.2}
+PIXELS = {"grounding__feature_cache": False}
 CASES = {
-    "adapters with dropout, within the second epoch": {**EPOCHS, **LORA, "sft__save_steps": 3},
-    "muon, at the end of an epoch": {
-        **EPOCHS,
-        **{"sft__save_steps": 2, "grounding__muon_learning_rate": 1e-2},
-        "grounding__feature_cache": False,
-    },
-    "Qwen3-VL, from pixels": {
-        **EPOCHS,
-        **{"family": "qwen3_vl", "sft__save_steps": 3, "grounding__feature_cache": False},
-    },
+    "adapters with dropout, within the second epoch": {**LORA, "sft__save_steps": 3},
+    "muon, end of an epoch": {"grounding__muon_learning_rate": 1e-2, "sft__save_steps": 2},
+    "Qwen3-VL, from pixels": {**PIXELS, "family": "qwen3_vl", "sft__save_steps": 3},
 }
-
-
-class At(TrainerCallback):
-    """Does something after a step."""
-
-    def __init__(self, step, act):
-        self.step, self.act = step, act
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.act()
-
-
-def kill():
-    raise KeyboardInterrupt
-
-
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
 def run(families, tmp_path):
     """Trains in a folder, as often as it is called; gives the folder of the model."""
 
-    def start(
-        folder="run",
-        records=slice(None, None, 6),
-        callbacks=(),
-        model=None,
-        family="qwen2_5_vl",
-        **changes,
-    ):
+    def start(folder="run", callbacks=(), model=None, family="qwen2_5_vl", every=6, **changes):
         checkpoint, study = families[family]
         model = load_model(model or checkpoint, device="cpu")
-        given = study.records[records], study.images, tmp_path / folder, quick(**changes)
+        given = study.records[::every], study.images, tmp_path / folder, quick(**changes)
         return train_sft(*model, *given, callbacks=callbacks)
 
     return start
@@ -99,12 +60,12 @@ def weights(folder):
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_and_resumed_run_is_the_same_run(run, tmp_path, case):
     """Whatever was drawn before it. No line of its log comes twice, and none that a kill tore."""
-    changes = CASES[case]
+    changes = EPOCHS | CASES[case]
     run("whole", **changes)
     torch.manual_seed(2)
     step = changes["sft__save_steps"] + 1
-    with pytest.raises(KeyboardInterrupt):
-        run("killed", callbacks=[At(step, kill)], **changes)
+    with pytest.raises(ZeroDivisionError):
+        run("killed", callbacks=[At(step, crash)], **changes)
     assert not (tmp_path / "killed" / "model").exists()
     log = tmp_path / "killed" / "log.jsonl"
     append_lines(log, [{"step": step, "free_running": {}}])
@@ -127,7 +88,7 @@ def test_ctrl_c_saves_the_step_under_way(run, tmp_path):
     (out / "checkpoint-10").mkdir()
     (out / "checkpoint-10" / "model.safetensors").touch()
     with pytest.raises(ZeroDivisionError):
-        run(callbacks=[At(2, lambda: 1 / 0)], sft__max_steps=3)
+        run(callbacks=[At(2, crash)], sft__max_steps=3)
     assert signal.getsignal(signal.SIGINT) is before  # it was put back only after a good end
     run(sft__max_steps=3)
     run("whole", sft__max_steps=3)
@@ -157,14 +118,14 @@ def test_another_run_is_refused(run, tmp_path, r):
         with pytest.raises(DatasetError, match="nobody else writing"):
             run(grounding__sft_lora_r=r)
         assert not (tmp_path / "run" / "settings.json").exists()
-    with pytest.raises(KeyboardInterrupt):
-        run(callbacks=[At(1, kill)], grounding__sft_lora_r=r)
+    with pytest.raises(ZeroDivisionError):
+        run(callbacks=[At(1, crash)], grounding__sft_lora_r=r)
     other = build_tiny(tmp_path / "other", seed=5)
     for refused, change in {
         r'base\.name was "tiny" and is now "other"; base\.sha256 was': {"model": other},
         r"sft\.learning_rate was 0\.001 and is now 0\.01": {"sft__learning_rate": 1e-2},
         r"sft\.adam_beta2 was null and is now 0\.5": {"sft__adam_beta2": 0.5},  # was no change
-        r"records\.digest was": {"records": slice(0, 5)},
+        r"records\.digest was": {"every": 8},
     }.items():
         with pytest.raises(DatasetError, match=refused):
             run(grounding__sft_lora_r=r, **change)
@@ -194,25 +155,17 @@ def nearly_full_disk(kilobytes, named):
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-@pytest.mark.parametrize("kilobytes", [1, 2000], ids=["log", "checkpoint"])
+@pytest.mark.parametrize("kilobytes", [1, 2000])  # full when it begins, and at a checkpoint
 def test_a_full_disk_is_named(run, tmp_path, kilobytes):
     """There was a traceback of PyTorch, or a bare errno without a path."""
-    fill = {"callbacks": [RunLog(tmp_path / "run" / "more.jsonl")]} if kilobytes == 1 else {}
     with nearly_full_disk(kilobytes, "run"):
-        run(**fill)
+        run()
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.fixture
-def family():
-    """Of a test that is not about both."""
-    return "qwen2_5_vl"
-
-
-@pytest.fixture
-def poisoned(families, family, tmp_path):
+def poisoned(checkpoint, folder):
     """A base that says how to sample."""
-    folder = shutil.copytree(families[family][0], tmp_path / "poisoned")
+    shutil.copytree(checkpoint, folder)
     settings = {"eos_token_id": [5], "temperature": 9.0, "custom_generate": "a/b"}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     return folder
@@ -226,10 +179,11 @@ def assert_clean(folder):
     assert set(tokenizer.convert_ids_to_tokens(clean["eos_token_id"])) >= {"<|im_end|>"}
 
 
-def test_the_model_of_a_finished_run(run, study, poisoned, tmp_path):
+def test_the_model_of_a_finished_run(run, study, tiny_checkpoint, tmp_path):
     """It is taken as it is; carries serialization and card, and no settings of sampling that its
     base had."""
-    made = run(model=poisoned, sft__max_steps=1)
+    how = {"model": poisoned(tiny_checkpoint, tmp_path / "poisoned"), "sft__max_steps": 1}
+    made = run(**how)
     assert_clean(made)
     layout = Serialization.load(made)
     assert layout == serialization_of(study.records[::6])
@@ -238,16 +192,17 @@ def test_the_model_of_a_finished_run(run, study, poisoned, tmp_path):
     assert "| sft.learning_rate | 0.001 |\n" in card and 'load_model("THIS_FOLDER")' in card
     assert "not for clinical use" in card and "`poisoned`" in card and str(tmp_path) not in card
     written = (made / "model.safetensors").stat().st_mtime_ns
-    again = run(model=poisoned, sft__max_steps=1, grounding__test_questions=3)  # none of sft's
+    again = run(**how, grounding__test_questions=3)  # none of sft's
     assert (again / "model.safetensors").stat().st_mtime_ns == written
 
 
 @FAMILIES
-def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, family, tmp_path):
+def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, families, family, tmp_path):
     """The copy beside a run stayed what it was when the adapter was trained again, and two
     notebooks at once could publish half a model: the second waits for the first."""
+    base = poisoned(families[family][0], tmp_path / "poisoned")
     how = {"grounding__sft_lora_r": 4, "sft__learning_rate": 1e-2, "family": family}
-    adapter = run(model=poisoned, **how)
+    adapter = run(model=base, **how)
     merged = adapter.with_name("model-merged")
     with locked(adapter.with_name("model-merged.lock"), "merged"):
         waiting = threading.Thread(target=whole_checkpoint, args=(adapter,))
@@ -267,19 +222,17 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, poisoned, fami
     plain = kind.from_pretrained(merged, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(merged).tokenizer
     tokens = tokenizer("<think>The liver.</think>A.", return_tensors="pt")
-    adapted = load_model(poisoned, adapter=adapter, device="cpu")[0]
+    adapted = load_model(base, adapter=adapter, device="cpu")[0]
     with torch.no_grad():
         expected = adapted(**tokens).logits
         torch.testing.assert_close(plain(**tokens).logits, expected, atol=1e-4, rtol=1e-4)
     for wrong, out in ((adapter, merged), (merged, tmp_path / "again")):
         with pytest.raises(TrainingError, match=r"no such folder|a PEFT adapter"):
-            merge_adapter(poisoned, wrong, out)
+            merge_adapter(base, wrong, out)
     with nearly_full_disk(100, "full"):
-        merge_adapter(poisoned, adapter, tmp_path / "full")
-    weights_file = adapter / "adapter_model.safetensors"
-    save_file(
-        {k: 2 * v for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"}
-    )
+        merge_adapter(base, adapter, tmp_path / "full")
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(file).items()}, file, {"format": "pt"})
     (left_by_a_kill := merged.with_name("model-merged.0.partial")).mkdir()
     whole_checkpoint(adapter)
     assert (merged / "model.safetensors").stat().st_mtime_ns != made
@@ -309,15 +262,10 @@ def test_free_running_replies_that_fail_are_wrong(study, tiny_model):
 
 
 def test_a_run_ends_with_the_weights_that_were_best(run, study, tmp_path, monkeypatch):
-    accuracy = iter((0.1, 0.7, 0.3, 0.7))
-    part = dict.fromkeys(("failed", "iou", "format", "followed"), 0)
-    monkeypatch.setattr(
-        FreeRunning, "measure", lambda *_: {"2d": {**part, "n": 2, "accuracy": next(accuracy)}}
-    )
+    measured = iter({"2d": {"accuracy": accuracy}} for accuracy in (0.1, 0.7, 0.3, 0.7))
+    monkeypatch.setattr(FreeRunning, "measure", lambda *_: next(measured))
     tests = FreeRunning(balanced(study.records, 4), 1, study.images, SHORT, best="2d")
-    best = run(
-        "best", callbacks=[tests], sft__max_steps=4, sft__save_steps=1, sft__save_total_limit=4
-    )
+    best = run(callbacks=[tests], sft__save_steps=1, sft__save_total_limit=4)
     weights = load_file(best / "model.safetensors")
     for step, same in ((2, True), (4, False)):
         checkpoint = load_file(best.parent / f"checkpoint-{step}" / "model.safetensors")

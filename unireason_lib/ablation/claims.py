@@ -36,8 +36,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        found = {"comparison": plain(self.comparison), "p_holm": self.p}
-        found |= {"verdict": self.verdict, "why": self.why}
+        found = {"p_holm": self.p, "verdict": self.verdict, "why": self.why}
+        found["comparison"] = plain(self.comparison)
         return {"claim": self.name, **self.claim.model_dump(), **found}
 
 
@@ -79,14 +79,12 @@ def _judged(one: Verdict, p: float) -> Verdict:
     return replace(one, p=p, verdict=verdict, why=why)
 
 
-def table_of_conditions(
-    table: pd.DataFrame, names: Iterable[str], control: str = "none"
-) -> pd.DataFrame:
+def table_of_conditions(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     """Means of some conditions over seeds and questions, as text with their 95 % intervals, by
     dimension; what is not measured is left out."""
     rows = []
     for name in names:
-        part = table[(table["condition"] == name) & (table["control"] == control)]
+        part = table[(table["condition"] == name) & (table["control"] == "none")]
         row = {"condition": name, "seeds": part["seed"].nunique()}
         for (value, title), dimension in product(VALUES.items(), ("2d", "3d")):
             if found := mean(part[part["dimension"] == dimension], value):

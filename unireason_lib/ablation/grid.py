@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,9 +147,7 @@ def load_grid(path: str | Path) -> Grid:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         where, ours = ": ".join(map(str, (path, *first["loc"]))), first.get("ctx", {}).get("error")
         if isinstance(ours, UniReasonError):
-            raise GridError(
-                f"{where}: {ours.subject}", ours.expected, ours.found, ours.do
-            ) from None
+            raise GridError(f"{where}: {ours}") from None
         known = {**Grid.model_fields, **Condition.model_fields, **Claim.model_fields}
         unknown = first["type"] == "extra_forbidden"
         do = near(str(first["loc"][-1]), known) if unknown else "correct it"
@@ -190,23 +189,23 @@ def plan(grid: Grid, *, seeds: int | None = None, only: Collection[str] = ()) ->
         expected, do = f"1 to {len(grid.seeds)}, as the grid has", "name more seeds in the grid"
         raise GridError("--seeds", expected, seeds, do)
     jobs: dict[str, Job] = {}
-    for seed in grid.seeds[:seeds]:
-        for name in (name for name in grid.conditions if not only or name in only):
-            before: Job | None = None
-            for stage, given in grid.conditions[name].stages.items():
-                overrides = joined(grid.overrides, given.get("OVERRIDES", ""))
-                given = {**given, "PROFILE": grid.profile, "OVERRIDES": overrides}
-                given["SEED"] = 0 if stage == "test" else seed  # all are asked the same questions
-                needs = before.key if before else None
-                decides = json.dumps([grid.name, stage, sorted(given.items()), needs])
-                key = hashlib.blake2b(decides.encode(), digest_size=5).hexdigest()
-                run = f"{grid.name}-{key}"
-                given |= {"MODEL": before.makes} if before else {}
-                makes = f"runs/{stage}/{run}/model"
-                if stage == "test":
-                    folder = f"runs/evaluation/{run}"
-                    makes = f"{folder}/replies.jsonl"
-                given |= {"RESULTS": folder} if stage == "test" else {"RUN": run}
-                sharing = *(jobs[key].conditions if key in jobs else ()), name
-                before = jobs[key] = Job(key, stage, given, makes, needs, seed, sharing)
+    names = [name for name in grid.conditions if not only or name in only]
+    for seed, name in product(grid.seeds[:seeds], names):
+        before: Job | None = None
+        for stage, given in grid.conditions[name].stages.items():
+            overrides = joined(grid.overrides, given.get("OVERRIDES", ""))
+            given = {**given, "PROFILE": grid.profile, "OVERRIDES": overrides}
+            given["SEED"] = 0 if stage == "test" else seed  # all are asked the same questions
+            needs = before.key if before else None
+            decides = json.dumps([grid.name, stage, sorted(given.items()), needs])
+            key = hashlib.blake2b(decides.encode(), digest_size=5).hexdigest()
+            given |= {"MODEL": before.makes} if before else {}
+            if stage == "test":
+                given["RESULTS"] = f"runs/evaluation/{grid.name}-{key}"
+                makes = f"{given['RESULTS']}/replies.jsonl"
+            else:
+                given["RUN"] = f"{grid.name}-{key}"
+                makes = f"runs/{stage}/{given['RUN']}/model"
+            sharing = *(jobs[key].conditions if key in jobs else ()), name
+            before = jobs[key] = Job(key, stage, given, makes, needs, seed, sharing)
     return list(jobs.values())

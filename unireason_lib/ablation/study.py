@@ -62,7 +62,7 @@ def run_study(
     """
     jobs, folder = plan(grid, seeds=seeds, only=only), root / "runs" / "ablation" / grid.name
     with locked(folder / ".lock", f"the study {grid.name}"):
-        study = Study(grid, root, keep or folder, command)
+        study = Study(grid, root, keep or folder, command, say)
         needed = study.needed(jobs)
         minutes = sum(grid.minutes.get(job.stage, 0) for job in needed) / workers
         say(f"{grid.name}: {len(jobs)} runs, {len(needed)} to be made; about {minutes:.0f} min")
@@ -70,7 +70,7 @@ def run_study(
             for job in needed:
                 say(f"{job.name}: {', '.join(job.conditions)}\n  {job.command()}")
         elif needed:
-            study.make(needed, workers, folder, say)
+            study.make(needed, workers, folder)
         whole = not study.missing and len(jobs) == len(study.jobs)
         verdicts = judge(grid, study.table) if whole else []
         if len(study.table) and not dry_run:
@@ -89,11 +89,11 @@ def run_study(
 class Study:
     """The runs of a grid that passed and their replies, read from and written to one folder."""
 
-    def __init__(self, grid: Grid, root: Path, kept_in: Path, command: str) -> None:
-        self.grid, self.root, self.about = grid, root, kept_in / f"{grid.name}.json"
+    def __init__(self, grid: Grid, root: Path, kept_in: Path, command: str, say: Any) -> None:
+        self.grid, self.root, self.say = grid, root, say
+        self.about = kept_in / f"{grid.name}.json"
         self.jobs = {job.key: job for job in plan(grid)}
         self.failed: dict[str, str] = {}  # name of a run -> what went wrong
-        self.skipped: list[str] = []  # runs that were not begun, since one that they need failed
         kept = read_json(self.about, GridError) if self.about.exists() else {"runs": [], "made": []}
         self.runs = {run["key"]: run for run in kept["runs"] if run["key"] in self.jobs}
         own = root / "runs" / "ablation" / grid.name  # runs of another form of it stay there unused
@@ -124,33 +124,30 @@ class Study:
             needed += [job] if wanted and not there else []
         return needed[::-1]
 
-    def make(
-        self, jobs: Sequence[Job], workers: int, folder: Path, say: Callable[[str], None]
-    ) -> None:
+    def make(self, jobs: Sequence[Job], workers: int, folder: Path) -> None:
         """Run some jobs, stage by stage, and keep what passed."""
         left, threads = {job.key for job in jobs}, max(1, (os.cpu_count() or 1) // workers)
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, spawn, _begin, (str(threads),)) as pool:
             for stage in STAGES:
-                now = [job for job in jobs if job.stage == stage]
-                self.skipped += [job.name for job in now if job.needs in left]
-                now = [job for job in now if job.needs not in left]
+                now = [job for job in jobs if job.stage == stage and job.needs not in left]
                 running = {pool.submit(_execute, j, self.root, folder, self.grid): j for j in now}
                 for future in as_completed(running):
                     job, row = running[future], future.result()
                     if row["status"] == "passed":
                         left.remove(job.key)
-                        self.add(job, row["seconds"], row["commit"], say)
+                        self.add(job, row["seconds"], row["commit"])
                     else:
                         self.failed[job.name] = row["error"]
                     end = f"{row['seconds']} s  {row['status']}  {row['error']}".rstrip()
-                    say(f"  {len(jobs) - len(left)} of {len(jobs)}  {job.name}  {end}")
+                    self.say(f"  {len(jobs) - len(left)} of {len(jobs)}  {job.name}  {end}")
 
-    def add(self, job: Job, seconds: float, commit: str, say: Callable[[str], None]) -> None:
+    def add(self, job: Job, seconds: float, commit: str) -> None:
         """Write down a run that passed, and the replies that notebook 06 left."""
         commits = {run.get("commit", "unknown") for run in self.runs.values()}
         if commits and commit not in commits:
-            say(f"warning: the code changed: {', '.join(sorted(commits))} so far, now {commit}")
+            known = ", ".join(sorted(commits))
+            self.say(f"warning: the code changed: {known} so far, now {commit}")
         run = {"key": job.key, "stage": job.stage, "conditions": job.conditions, "seed": job.seed}
         run |= {"seconds": seconds, "commit": commit, "parameters": dict(job.parameters)}
         self.runs[job.key] = run | {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

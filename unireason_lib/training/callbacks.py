@@ -32,7 +32,7 @@ BEST = "best.safetensors"  # likewise
 
 def read_log(path: str | Path, key: str = "loss") -> list[dict[str, Any]]:
     """The lines of a log that have a key, in order of steps."""
-    return sorted((one for one in read_lines(path) if key in one), key=lambda one: one["step"])
+    return [line for line in read_lines(path) if key in line]
 
 
 def cut_log(path: Path, steps: int) -> None:
@@ -43,20 +43,18 @@ def cut_log(path: Path, steps: int) -> None:
 
 
 class RunLog(TrainerCallback):
-    """Writes the trainer's numbers to a log, of all processes the first."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    """Writes the trainer's numbers to the log, of all processes the first."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Continue the log from the checkpoint."""
         if state.is_world_process_zero:
-            cut_log(self.path, state.global_step)
+            cut_log(Path(args.output_dir) / LOG, state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write a line."""
         if state.is_world_process_zero:
-            append_lines(self.path, [{"step": state.global_step, **(logs or {})}])
+            line = {"step": state.global_step, **kwargs["logs"]}
+            append_lines(Path(args.output_dir) / LOG, [line])
 
 
 class FreeRunning(TrainerCallback):
@@ -68,8 +66,7 @@ class FreeRunning(TrainerCallback):
     replies, and of rationales that the answer follows from). With ``best``, a dimension, the run
     ends with the weights of the test in which that had its highest accuracy (the first of equal
     ones). ``say`` gets a line about each test. Not under FSDP, whose sharded weights cannot
-    generate in one process.
-    """
+    generate in one process."""
 
     def __init__(
         self,
@@ -106,7 +103,7 @@ class FreeRunning(TrainerCallback):
                     self.say(f"step {state.global_step}: {', '.join(parts)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the best weights, if they were kept."""
+        """Take the best weights."""
         if self.best and state.global_step == state.max_steps:
             load_model(kwargs["model"], Path(args.output_dir) / BEST)
 

@@ -54,9 +54,9 @@ def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def trainer_arguments(config: type, section: Any, out: Path, progress: bool, **fixed: Any) -> Any:
-    """The configuration of a trainer (``SFTConfig`` or ``GRPOConfig``) from a section of a profile
-    and arguments that no profile may change; a :class:`TrainingError` when they contradict. With
-    ``bf16: null``, training and rollouts autocast where the machine is fast in it."""
+    """A trainer's ``SFTConfig`` or ``GRPOConfig`` from a section of a profile and arguments that no
+    profile may change; a :class:`TrainingError` when they contradict. ``bf16: null``: autocast
+    where the machine is fast in it."""
     fast = fast_bfloat16() and not section.fp16
     arguments = {
         **section.model_dump(),
@@ -164,9 +164,9 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
 
 
 def _keep_full_precision(trainer: Any) -> None:
-    """Keep what learns in float32, and multiply in 16 bits under autocast: small updates would be
-    lost in the rounding of a bfloat16 weight, and the loss scale of float16 takes no other type.
-    FSDP wants one type for a fully trained model. DeepSpeed keeps a copy itself."""
+    """Keep what learns in float32: small updates would be lost in the rounding of a bfloat16
+    weight, and the loss scale of float16 takes no other type. FSDP wants one type for a fully
+    trained model. DeepSpeed keeps a copy itself."""
     whole = base_model(trainer.model) is trainer.model
     for parameter in () if trainer.is_deepspeed_enabled else trainer.model.parameters():
         if whole or parameter.requires_grad:
@@ -257,14 +257,13 @@ def serialization_of(records: Sequence[Record]) -> Serialization | None:
 def _card(out: Path, model: Any) -> str:
     """The card of a finished run, Markdown with the header of the hub: from its ``settings.json``,
     and what the model says."""
-    base, packages = base_model(model), ("torch", "transformers", "trl", "peft")
+    base, about = base_model(model), read_json(out / "settings.json")
     learn = f"{base.num_parameters(only_trainable=True):,} of {base.num_parameters():,}"
-    versions = {name: version(name) for name in packages}
-    kept = {"name": out.name, "learn": learn, "versions": versions}
+    about |= {"name": out.name, "learn": learn}
+    about["versions"] = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     header = ModelCardData(pipeline_tag="image-text-to-text", tags=["medical", "unireason-lab"])
     template = str(Path(__file__).with_name("card.jinja"))
-    made = ModelCard.from_template(header, template, **kept, **read_json(out / "settings.json"))
-    return str(made)
+    return str(ModelCard.from_template(header, template, **about))
 
 
 def merge_adapter(

@@ -33,20 +33,15 @@ class Records(Sequence):
     """Records of a typed table, made from its memory-mapped ``rows`` when asked for."""
 
     def __init__(self, rows: Dataset) -> None:
-        self.rows, self._records = rows, rows.with_transform(_as_records)
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Records(self.rows.select(range(*index.indices(len(self)))))
-        return self._records[index]["record"]
-
-
-def _as_records(batch: Mapping[str, list[Any]]) -> dict[str, list[Record]]:
-    rows = zip(*batch.values(), strict=True)
-    return {"record": [Record.from_row(dict(zip(batch, row, strict=True))) for row in rows]}
+            return Records(self.rows.select(range(len(self))[index]))
+        return Record.from_row(self.rows[index])
 
 
 def training_records(
@@ -67,8 +62,7 @@ def training_records(
     questions (:data:`~.dataset.questions.FAMILIES`): none named means all. ``release``:
     ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`; rows whose volume is
     missing are left out, with a warning that counts them. A :class:`DatasetError` when there is no
-    such data set, or it has no records of a dimension that is asked for.
-    """
+    such data set, or it has no records of a dimension that is asked for."""
     if _is_built(folder):
         rows = load_set(folder, form, split)
     else:
@@ -80,7 +74,7 @@ def training_records(
             text = f"{left_out:,} rows about volumes are left out, which the release has not; {do}"
             warnings.warn(f"{folder}: {text}", stacklevel=2)
         rows = Dataset(pa.Table.from_pylist(held, SFT_FEATURES.arrow_schema))
-    about = list(zip(rows["dimension"], rows["kind"], strict=True)) if len(rows) else []
+    about = zip(rows["dimension"], rows["kind"], strict=True)
     usable = [dimension if not kinds or kind in kinds else "" for dimension, kind in about]
     where = {d: [k for k, one in enumerate(usable) if one == d] for d in ("2d", "3d")}
     wanted = dict.fromkeys(where) if records is None else records
@@ -134,16 +128,14 @@ def images_from(folder: str | Path, *, m3d_root: str | Path | None = None) -> Im
 class Examples(Sequence):
     """Encoded records, with their ``lengths``, by which batches are made of similar ones.
 
-    With ``keep`` all are encoded now and kept: decoding images, cutting crops and tokenizing takes
-    longer than a training step of a small model. At paper scale, where they do not fit into memory,
-    each is encoded when it is asked for, in the loader's worker processes; its length is then
-    estimated from its text and the sizes of its images and crops. ``components`` of the replies,
-    for those about 2D images perhaps others (:mod:`~.encoding`).
+    With ``keep`` all are encoded now and kept, which takes longer than a step of a small model. At
+    paper scale, where they do not fit into memory, each is encoded when it is asked for, in the
+    loader's worker processes; its length is then estimated from its text and the sizes of its
+    images and crops. ``components`` of the replies, for those about 2D images perhaps others.
 
     Of a conversation of more than ``max_length`` tokens the end is cut off (:class:`~.Encoder`). In
     place of a record whose question alone is longer the next one stands, with a warning; a
-    :class:`DatasetError` when a hundred in a row are too long.
-    """
+    :class:`DatasetError` when a hundred in a row are too long."""
 
     def __init__(
         self,

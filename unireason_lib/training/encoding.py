@@ -155,13 +155,7 @@ class FeatureCache:
     def attach(self, model: Any) -> None:
         """Make a model look here first: the same one, or another with an equal tower, as policy and
         reference have."""
-        model.model.get_image_features = self
-
-    def __call__(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any
-    ) -> Any:
-        """The model's ``get_image_features``."""
-        return join_features(self.of(pixel_values, image_grid_thw, **options))
+        model.model.get_image_features = lambda *args, **how: join_features(self.of(*args, **how))
 
     def of(
         self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any

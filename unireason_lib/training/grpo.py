@@ -255,12 +255,14 @@ def grpo_trainer(
     functions with their weights, one of them named ``answer``; None: those of the profile."""
     out, grounding = Path(out), profile.grounding
     rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight)
+    args = _arguments(profile, out, progress)
+    args.reward_weights = list(rewards.values())
     freeze(model, grounding.freeze_vision)
     made = GroundedGRPOTrainer(
         *(records, images, profile, out),
         model=model,
         reward_funcs=list(rewards),
-        args=_arguments(profile, out, progress, list(rewards.values())),
+        args=args,
         processing_class=processor,
         peft_config=lora_config(grounding.grpo_lora_r, model, grounding),
         callbacks=list(callbacks),
@@ -275,11 +277,8 @@ def grpo_trainer(
     return made
 
 
-def _arguments(
-    profile: Profile, out: Path, progress: bool, weights: list[float] | None = None
-) -> GRPOConfig:
-    fixed = {"reward_weights": weights, "vllm_mode": "server"}
-    fixed |= {"disable_dropout": True, "log_multimodal": False}
+def _arguments(profile: Profile, out: Path, progress: bool) -> GRPOConfig:
+    fixed = {"vllm_mode": "server", "disable_dropout": True, "log_multimodal": False}
     return trainer_arguments(GRPOConfig, profile.grpo, out, progress, **fixed)
 
 
@@ -299,8 +298,7 @@ def train_grpo(
     Arguments, return value and errors are those of :func:`~unireason_lib.training.sft.train_sft`,
     with the section ``grpo``. With ``grpo.beta`` and without adapters, the reference is loaded from
     where the model was. The folder also gets ``rollouts.jsonl`` (every reply) and
-    ``left_out.jsonl`` (questions that cannot be asked).
-    """
+    ``left_out.jsonl`` (questions that cannot be asked)."""
     out = Path(out)
     args = _arguments(profile, out, progress)
     # replies are no part of a checkpoint, so a run is resumed at the end of a generation
@@ -310,12 +308,12 @@ def train_grpo(
         found, do = f"{passes} forward passes of {replies} replies", "change the batch sizes"
         raise TrainingError("grpo: a generation", expected, found, do)
     every = passes * args.num_iterations // args.gradient_accumulation_steps
-    if len(records) < args.generation_batch_size // args.num_generations:
-        expected = f"{args.generation_batch_size // args.num_generations} questions or more"
-        raise TrainingError(out, expected, len(records), "give as many as a generation has")
+    if len(records) < (questions := args.generation_batch_size // args.num_generations):
+        expected, do = f"{questions} questions or more", "give as many as a generation has"
+        raise TrainingError(out, expected, len(records), do)
 
     def trainer() -> GroundedGRPOTrainer:
-        how = {"callbacks": [RunLog(out / LOG), *callbacks], "progress": progress}
+        how = {"callbacks": [RunLog(), *callbacks], "progress": progress}
         return grpo_trainer(model, processor, records, images, out, profile, **how)
 
     saved = run("grpo", profile, out, model, processor, records, trainer, every)

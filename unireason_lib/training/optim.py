@@ -24,9 +24,8 @@ FORBIDDEN_LOGIT = -1e4  # added for tokens that are never sampled: probability 0
 @contextmanager
 def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
     """Within it, TRL's log-probabilities and entropies are of a distribution without some tokens,
-    and on a CPU of labelled tokens only, made once: TRL's fused function of hidden states and
-    output layer, which takes a bias, scores prompt and images too there, and everything twice. In a
-    small model the output layer costs as much as all layers."""
+    and on a CPU of labelled tokens only: TRL's fused function of hidden states and output layer
+    scores prompt and images too there, and all twice, which costs as much as all layers."""
     module = trl.trainer.utils
     fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
 
@@ -37,10 +36,11 @@ def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
             bias.ds_status = getattr(weight, "ds_status", None)  # ZeRO-3 need not gather it
         if hidden.device.type != "cpu" or len(targets) > 16384:  # TRL's needs less memory
             return fused.apply(hidden, weight, bias, targets, temperature, *rest)
-        scores = functional.linear(hidden, weight, bias).float() / temperature
-        scores = scores.log_softmax(-1)
+        logits = functional.linear(hidden, weight, bias).float()
+        scores = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
         with torch.no_grad():
-            entropy, likeliest = -(scores.exp() * scores).sum(-1), scores.argmax(-1) == targets
+            entropy = -scores.exp().mul_(scores).sum(-1)
+            likeliest = scores.argmax(-1) == targets
         chosen = -functional.nll_loss(scores, targets, reduction="none")
         return chosen, entropy, None, None, likeliest
 
@@ -62,9 +62,9 @@ def fast_bfloat16() -> bool:
 
 
 class FloatMuon(torch.optim.Muon):
-    """PyTorch's Muon with the products of its Newton-Schulz iteration in the type of the gradients:
-    bfloat16 takes a quarter of a step of the tiny model on a CPU without such instructions, this a
-    twentieth. Steps agree within the rounding of bfloat16, and either loads the other's state."""
+    """PyTorch's Muon with its Newton-Schulz iteration in the type of the gradients: bfloat16 takes
+    a quarter of a step of the tiny model on a CPU without such instructions, this a twentieth.
+    Steps agree within the rounding of bfloat16, and either loads the other's state."""
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """A step of all matrices that have a gradient."""
@@ -90,10 +90,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers in one; rates are scheduled together, states saved and loaded together.
 
     Weights of the model's linear layers go to Muon with the rate ``muon_lr``, except the output
-    layer's; embeddings, norms, biases and convolutions go to AdamW with ``lr`` and ``betas``.
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), and made in
-    bfloat16 if ``bf16`` says so (None: where the machine is fast in it). Vectors do not decay.
-    """
+    layer's; embeddings, norms, biases and convolutions go to AdamW. Muon's steps are scaled to the
+    size of AdamW's (Liu et al. 2025, arXiv 2502.16982), and made in bfloat16 if ``bf16`` says so
+    (None: where the machine is fast in it). Vectors do not decay."""
 
     def __init__(
         self,

@@ -62,8 +62,7 @@ def format_reward(
     is sound, at least one of them: of four or six numbers as the ``dimension`` says (``"2d"``,
     ``"3d"``; None takes either), and in the ``frame`` that was shown (None does not look).
     ``scale``: of the :class:`~unireason_lib.imaging.ProcessorFrame` for which they are written.
-    ``"paper"`` pays 0.5 for each kind of tags that pair up, 0 for an empty reply.
-    """
+    ``"paper"`` pays 0.5 for each kind of tags that pair up, 0 for an empty reply."""
     if _is_strict(mode):
         sound = _boxes_are_sound(text, dimension, frame, scale)
         return 0.5 + 0.5 * sound if _has_thought(text) else 0.0

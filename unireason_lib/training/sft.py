@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from unireason_lib.config import Grounding, Profile
 from unireason_lib.dataset.schema import Record
 from unireason_lib.errors import TrainingError
-from unireason_lib.training.callbacks import LOG, RunLog, sharding
+from unireason_lib.training.callbacks import RunLog, sharding
 from unireason_lib.training.checkpoints import ExactResume, run, trainer_arguments
 from unireason_lib.training.data import Examples, Images
 from unireason_lib.training.encoding import Collator, with_features
@@ -51,8 +51,7 @@ def train_sft(
     Gives ``out/model``, a checkpoint in plain transformers form, or a PEFT adapter
     (:mod:`unireason_lib.training.checkpoints`). A :class:`TrainingError` for settings that do not
     fit together and a loss that is not finite, a :class:`DatasetError` as
-    :class:`~.data.Examples` and :func:`~.checkpoints.run` say.
-    """
+    :class:`~.data.Examples` and :func:`~.checkpoints.run` say."""
     out, ours = Path(out), profile.grounding
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     fixed |= {"train_sampling_strategy": "group_by_length", "length_column_name": "tokens"}
@@ -87,7 +86,7 @@ def train_sft(
             data_collator=partial(_collate, examples, collator),
             processing_class=processor,
             peft_config=lora_config(ours.sft_lora_r, model, ours, added),
-            callbacks=[RunLog(out / LOG), *callbacks],
+            callbacks=[RunLog(), *callbacks],
             optimizer_cls_and_kwargs=muon,
         )
         # transformers says no for this architecture; then every forward pass of a step would weigh
