@@ -253,7 +253,6 @@ for one in verdicts:
         publish(f"claim: {one.name}", value, unit, interval=tuple(ends), note=one.verdict)
 table_of_claims(verdicts)
 
-
 # %% [markdown]
 # Colours mark parts of the method, pale dots are seeds. If an inconclusive claim has a narrow interval around zero, its effect is small here; if
 # the interval is wide, the study is too small for it. Among many claims some intervals exclude zero by chance, so that alone decides nothing.

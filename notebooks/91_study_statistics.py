@@ -67,7 +67,6 @@ pipeline_figure("ablations")
 # All models of a claim, one per seed, are asked the same questions about the same patients. For each seed and patient we need one number, the sum of
 # the differences (better minus worse) over the questions about this patient: a table of $S$ rows and $P$ columns.
 
-
 # %%
 def seeds_by_patients(claim):
     """Sums of differences (seeds, patients), and the number of questions about each patient."""
@@ -89,6 +88,7 @@ axes, by_mean = figure.subplots(), sums[:, np.argsort(sums.mean(0))]
 axes.imshow(by_mean, aspect="auto", cmap="RdBu", interpolation="nearest", vmin=-2, vmax=2)
 axes.set(xlabel="patients, ordered by their mean difference", ylabel="seed", yticks=range(S))
 figure
+
 
 # %% [markdown]
 # Blue: questions that only the better condition answers; red: only the worse one. A row whose colour differs from the rest is a seed that differs
@@ -116,7 +116,6 @@ figure
 # \bar d \pm t_{0.975,\,\nu} \sqrt{\widehat{\operatorname{Var}}} .$$
 #
 # > **Predict first.** With few seeds and many patients: are the degrees of freedom nearer to $S - 1$ or to $P - 1$?
-
 
 # %%
 def spreads(sums, counts):
@@ -164,6 +163,7 @@ axes.legend()
 display(figure)
 print("largest part:", parts.idxmax(axis=1).to_dict())
 
+
 # %% [markdown]
 # More patients reduce the second and the third part, more seeds the first and the third.
 #
@@ -173,7 +173,6 @@ print("largest part:", parts.idxmax(axis=1).to_dict())
 #
 # > **Predict first.** Drawing both counts the variance of single replies twice, which widens the interval. Drawing from $S$ seeds gives only
 # > $\frac{S-1}{S}$ of their variance, and quantiles ignore that seeds are few: that narrows it. Which effect wins for this claim?
-
 
 # %%
 def bootstrap(sums, counts, rng, draws=4000):
@@ -217,6 +216,7 @@ for _ in range(200):
 outcomes = {way: np.mean([row[way] for row in outcomes], axis=0) for way in outcomes[0]}
 pd.DataFrame(outcomes, index=["truth inside (proportion)", "half width, points"]).T.round(3)
 
+
 # %% [markdown]
 # (200 studies give the proportion to about 0.03.) Intervals that contain the truth in fewer than 95 % of the studies claim too much precision.
 #
@@ -226,7 +226,6 @@ pd.DataFrame(outcomes, index=["truth inside (proportion)", "half width, points"]
 #
 # Holm's correction (1979) multiplies the smallest of $m$ p-values by $m$, the next by $m - 1$, and so on, and none may fall below an
 # earlier one: $\tilde p_{(k)} = \max_{j \le k} \min\big(1, (m - j + 1)\, p_{(j)}\big)$. A claim that cannot be judged has $p = 1$.
-
 
 # %%
 def holm_by_hand(p_values):
@@ -263,12 +262,12 @@ for one, p in zip(verdicts, corrected, strict=True):
         assert one.verdict == {1: "supported at this scale", -1: "contradicted", 0: "inconclusive"}[sign]
 Counter(one.verdict for one in verdicts)
 
+
 # %% [markdown]
 # ## 6 · Power: which differences a study can detect
 #
 # The power is how often a study finds a true difference $\Delta$: $P\big(t_\nu(\Delta / \mathrm{SE}) > t_{1 - \text{level}/2,\,\nu}\big)$, with a
 # noncentral t distribution. Simulated studies with the variances of this claim should find it equally often.
-
 
 # %%
 def planned(S, P):
@@ -287,11 +286,11 @@ for effect in np.linspace(0, 6, 7) * planned(S, P)[0]:
     curves["200 simulated studies"].append((100 * effect, 100 * significant))
 plot_lines(curves, "true difference, percentage points", "found, %", reference=("4 of 5", 80))
 
+
 # %% [markdown]
 # > **Predict first.** For this claim, which helps more: twice the seeds, or twice the patients?
 #
 # Below: the smallest difference found in four of five studies, if its claim has the smallest of the $m$ p-values, tested at level $0.05 / m$.
-
 
 # %%
 def smallest(error, df, level):
