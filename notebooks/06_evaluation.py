@@ -345,6 +345,6 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises ([solutions](solutions/06_evaluation.py))
 #
-# 1. A box touched a structure from an IoU of 0.1. How do the causes change with a threshold of 0.3 or 0.5?
+# 1. A box touched a structure from an IoU of 0.1. In what proportion of replies is a structure missed with 0.3 or 0.5 as the threshold?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?
-# 3. How accurate must a box be? Move the true box by fractions of its side; plot the accuracy on texture questions against the IoU.
+# 3. How accurate must a box be? Move the true box sideways by fractions of its width: how does the accuracy on texture questions fall with the IoU?

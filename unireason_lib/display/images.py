@@ -184,9 +184,11 @@ def _grid(
     side, columns = WIDTH / columns, min(columns, len(tiles))
     titles = ["\n".join(fill(line, int(13 * side)) for line in t.split("\n")) for t in titles or ()]
     lines = max((title.count("\n") + 1 for title in titles), default=0)
-    ratio, rows = max(len(a) / len(a[0]) for a, _ in tiles), -(-len(tiles) // columns)
-    figure = AltFigure(side * columns, rows * (side * ratio + 0.17 * lines), alt)
-    every, titles = figure.subplots(rows, columns, squeeze=False).flat, titles or [""] * len(tiles)
+    ratios = [len(array) / len(array[0]) for array, _ in tiles]
+    rows = [max(ratios[k : k + columns]) for k in range(0, len(tiles), columns)]
+    heights = [side * ratio + 0.17 * lines for ratio in rows]
+    figure, titles = AltFigure(side * columns, sum(heights), alt), titles or [""] * len(tiles)
+    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights).flat
     for axes in figure.axes:
         axes.set_axis_off()
     for (array, boxes), title, axes in zip(tiles, titles, every, strict=False):
