@@ -33,14 +33,18 @@ PROGRAM = """
 import itertools, json, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
+import torch
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 from unireason_lib.config import load_profile
 from unireason_lib.grounding import load_model
 from unireason_lib.training import grpo, rewards
-from unireason_lib.training.data import images_from, training_records
+from unireason_lib.training.data import Examples, images_from, training_records
+from unireason_lib.training.encoding import Collator
 from unireason_lib.training.grpo import train_grpo
-from unireason_lib.training.sft import train_sft
+from unireason_lib.training.sft import freeze, train_sft
 
 data, checkpoint, out, changes = sys.argv[1:]
 rank, out, changes = int(os.environ["RANK"]), Path(out), json.loads(changes)
@@ -75,6 +79,23 @@ rewards.answer_reward = lambda text, *_: float(len(text) % 2)  # differs within 
 if rank == 1:  # each look at its clock takes it 1000 s
     grpo.time = SimpleNamespace(perf_counter=itertools.count(0, 1000).__next__)
 run(train_grpo, "grpo")
+
+model, processor = load_model(checkpoint, device="cpu")
+freeze(model)
+batch, results = Collator(processor)(list(Examples(records[:4], images, processor))), []
+for sharded in (False, True):
+    if sharded:
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in (*model.model.language_model.layers, model):
+            fully_shard(layer, mesh=mesh)
+    loss = model(**batch).loss
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norms = {n: float((g.full_tensor() if sharded else g).norm()) for n, g in grads.items()}
+    held = sum((p.to_local() if sharded else p).numel() for p in model.parameters())
+    results.append([float(loss.detach()), norms, held])
+    model.zero_grad(set_to_none=True)
+(out / f"sharded-{rank}").write_text(json.dumps(results))
 distributed.barrier()
 distributed.destroy_process_group()
 """
@@ -141,3 +162,11 @@ def test_two_processes_reward_one_model(both, alone, tiny_checkpoint, monkeypatc
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
     start = test_grpo.weights_of(tiny_checkpoint)
     assert any(not torch.allclose(one[name], start[name], atol=1e-4) for name in one)
+
+
+def test_the_model_can_be_sharded_by_fsdp2(both):
+    """What fsdp2.yaml asks of it: layers sharded on their own, loss and gradients unchanged."""
+    plain, sharded = json.loads((both / "sharded-0").read_text())
+    assert sharded[0] == pytest.approx(plain[0], abs=1e-5)
+    assert sharded[1] == pytest.approx(plain[1], rel=1e-3, abs=1e-6) and len(plain[1]) > 10
+    assert sharded[2] < 0.55 * plain[2]
