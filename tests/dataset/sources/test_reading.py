@@ -128,3 +128,9 @@ def test_the_most_protected_split_wins_with_a_warning(tmp_path):
     with pytest.warns(ScanWarning, match=r"1 cases.*0004/case/image\.npy"):
         source = open_source("m3d-seg", root)
     assert [entry.split for entry in source.index()] == ["test"]
+
+
+def test_a_folder_is_listed_once(tmp_path):
+    """A study is asked for by its number in the index, which was made anew for each of them."""
+    source = open_source("folder", made.make_folder(tmp_path))
+    assert source.index() is source.index()

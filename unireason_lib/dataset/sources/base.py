@@ -17,7 +17,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -171,8 +171,12 @@ class FileSource(Source):
         kinds = {case.modality for case in self.cases.values()}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
+    @cached_property
+    def _entries(self) -> Sequence[Entry]:
+        return list(self.cases.values())  # once: a source is asked for its index at every study
+
     def index(self) -> Sequence[Entry]:
-        return list(self.cases.values())
+        return self._entries
 
     def case(self, key: str) -> Entry:
         """The case of a key; raises :class:`DatasetError` when there is none."""
