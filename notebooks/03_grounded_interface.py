@@ -36,6 +36,8 @@ from unireason_lib.notebooks import check_versions
 print(check_versions())
 
 # %%
+from dataclasses import replace
+
 import torch
 from transformers import DynamicCache
 
@@ -182,7 +184,6 @@ box = parse_boxes(tokenizer.decode(reply))[-1]
 crops = [frame.aligned(request.images[z]).crop(box.xy.as_tuple()) for z in range(box.z1, box.z2)]
 injected, positions, after, *images = inject(crops, at)
 print(f"{box}: {len(crops)} crops of {crops[0].size} pixels, {len(injected)} tokens in all")
-display.show_images(crops, None, [f"slice {z}" for z in range(box.z1, box.z2)], columns=8)
 
 # %% [markdown]
 # Only the new tokens run through the model, with positions that continue from the last one. To check that nothing is lost, we encode everything
@@ -219,8 +220,7 @@ figure
 # %% [markdown]
 # Where the markers coincide, $t = h = w$: text. Within a grey band, which is one image, $t$ stays constant, $h$ rises from row to row and $w$ runs
 # through each row; each delimiter advances the position by 1.
-# The model continues until it ends its turn; further boxes fetch their crops in the same way. `GroundedGenerator`, which does all this for batches,
-# must write the same tokens.
+# The model continues until it ends its turn. `GroundedGenerator`, which does all this for batches, must write the same tokens.
 
 # %%
 reply, logits, at = reply + injected, kept, after
@@ -241,13 +241,15 @@ verdict = f"{truth}: the answer is {'right' if truth in trace.answer.lower() els
 print(f"The box overlaps the {nearest} best, with an IoU of {overlap[nearest]:.2f}. It is {verdict}.")
 display.token_strip(trace, tokenizer)
 
+# %%
+display.show_trace(trace, request.images, frame=frame)
 
 # %% [markdown]
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
 #
 # ## 4 · What do injected tokens change?
 #
-# **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about lesions, we average the
+# **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about textures, we average the
 # attention of the conclusion (tokens after the last crop) to an image token of the prompt and to a crop token, which is nearer: a ratio proves little.
 
 # %%
@@ -264,8 +266,9 @@ def attention_per_token(trace):
 
 
 # %%
-questions = {"families": ("lesion analysis",), "a_patient": 1, "dimension": "2d", "prior_studies": 100}
-benchmark = open_benchmark("phantom", limit=profile.evaluation.control_questions, frame=frame, **questions)
+how = {"limit": 3 * profile.evaluation.control_questions, "a_patient": 1, "prior_studies": 0}
+asked = open_benchmark("phantom", families=["lesion analysis"], dimension="2d", frame=frame, **how)
+benchmark = replace(asked, items=tuple(item for item in asked if item.kind == "texture"))
 settings = {**profile.generation.model_dump(), "batch_size": profile.evaluation.batch_size}
 eager, _ = load_profile_model(profile.model.model_copy(update={"attention": "eager"}), project_root())
 traces = generator.generate([item.request(item.load()) for item in benchmark], **settings)
@@ -281,7 +284,7 @@ display.plot_lines(curves, "layer", "attention per token, %")
 # **Answers.** In the control `swapped-crop` a box fetches the same region of another patient, while the image of the question stays the same. In a
 # third condition boxes fetch nothing. Up to the end of the first box the reply is the same in all three.
 #
-# > **Predict first.** The questions are about textures of lesions (patterns of single pixels) and densities. What fraction of the answers changes?
+# > **Predict first.** All questions are about textures of lesions, patterns of single pixels. What fraction of the answers changes?
 
 # %%
 requests = [trace.request for trace in traces]
@@ -340,11 +343,8 @@ assert [one.pointings[0].status for one in replies] == ["injected", "outside", "
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
-#
+# ## Exercises ([solutions](solutions/03_grounded_interface.py))
 # 1. How many tokens does a cuboid over 5 slices cost with Qwen2.5-VL's processor (`QWEN_FRAME`), if each crop has 100 x 60 pixels? By how
 #    much does the position advance?
 # 2. Classify the texture linearly from the mean of the vision tower's tokens (`generator.features`) of the whole image, and of the crop.
 # 3. How much time does keeping the cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.
-#
-# Solutions: [`solutions/03_grounded_interface.py`](solutions/03_grounded_interface.py).

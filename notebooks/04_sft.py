@@ -262,9 +262,9 @@ test = open_benchmark(str(folder) if DATA else "phantom", limit=ours.test_questi
 shipped = root / profile.model.path  # a folder of the project, else a hub id
 paths = {"base": base_path, "this run": str(checkpoints.whole_checkpoint(tuned_path))}
 paths["shipped"] = str(shipped) if shipped.is_dir() else profile.model.path
-device, lines, tables = None if profile.model.device == "auto" else profile.model.device, {}, {}
+lines, tables = {}, {}
 for name, path in paths.items():
-    model = Checkpoint(path, dtype=profile.model.dtype, device=device)
+    model = Checkpoint(path, dtype=profile.model.dtype, device=profile.model.device)
     file = out / f"test-{short_hash(dict(test.identity), asdict(how), model.identity())}.jsonl"
     evaluate(test, file, model, settings=how, batch_size=profile.evaluation.batch_size, quiet=True)
     lines[name] = {line["id"]: line for line in read_results(file)}

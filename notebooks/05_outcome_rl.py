@@ -103,15 +103,29 @@ def advantages(rewards):
     return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
 
 
-FIXED = [1.0, 1.0, 0.0, 0.0]
-for group in (FIXED, [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
+def policy_gradient(start, steps=150, rate=0.5, size=8):
+    """The smallest policy, a softmax over four answers: probability of the rewarded one, by step."""
+    logits, curve = torch.tensor([start, *[(1 - start) / 3] * 3]).log().requires_grad_(), []
+    for step in range(steps):
+        log_p = logits.log_softmax(0)
+        curve.append((step, log_p[0].exp().item()))
+        replies = torch.multinomial(log_p.exp(), size, replacement=True)
+        loss = -(advantages([float(o == 0) for o in replies]) * log_p[replies]).mean()
+        logits = (logits - rate * torch.autograd.grad(loss, logits)[0]).detach().requires_grad_()
+    return curve
+
+
+torch.manual_seed(SEED)
+for group in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
     print(group, "->", [f"{a:+.2f}" for a in advantages(group)])
+curves = {f"{p:.1%} at the start": policy_gradient(p) for p in (0.25, 0.02, 0.002)}
+display.plot_lines(curves, "step", "probability of the rewarded answer", reference=("chance", 0.25))
 
 # %% [markdown]
 # Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
-# advantages are zero, and nothing is learnt. For several updates with one group, two more terms are needed: the importance ratio
-# $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probability now and when it was sampled, clipped at $1 \pm \varepsilon$, and the KL estimator k3,
-# $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$, which keeps the policy near the model that training started from:
+# advantages are zero, and nothing is learnt: an answer that is hardly ever sampled may never be found. For several updates with one group, two more
+# terms are needed: the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
+# \varepsilon$, and the KL divergence from the initial model, estimated by k3, $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$:
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 #
@@ -162,13 +176,12 @@ images = data.images_from(folder, m3d_root=held)
 # %% [markdown]
 # The questions are about **other patients** than those of fine-tuning, and have no written replies. The trainer is TRL's `GRPOTrainer` with our
 # rollouts. It updates twice on a first group and once on a second one, which we inspect. The learning rate is high, so that ratios move away from 1,
-# and the rewards are $[1, 1, 0, 0]$ whatever the replies say. By default TRL multiplies $k$ by the ratio $r$;
-# the paper does not, so the profile sets `use_bias_correction_kl: false`.
+# and the rewards are $[1, 1, 0, 0]$ whatever the replies say.
 
 # %%
 def answer(completions, **columns):
     """Takes the place of the reward of the answer."""
-    return FIXED
+    return [1.0, 1.0, 0.0, 0.0]
 
 
 ONE_GROUP = """grpo.num_generations=4, grpo.generation_batch_size=4, grpo.per_device_train_batch_size=4
@@ -184,28 +197,24 @@ print(record.question, *(f"- {trace.text}" for trace in trainer.traces), sep="\n
 policy, (batch,) = trainer.model.eval(), trainer._buffered_inputs  # TRL keeps the group for its next update
 forbidden = grounding.GroundedGenerator(policy, processor).never_written
 mask, old = batch["completion_mask"] * batch["tool_mask"], batch["old_per_token_logps"]
-A, epsilon, curves = advantages([float(a > 0) for a in batch["advantages"]]).to(old), how.grpo.epsilon, {}
+A, epsilon = advantages([float(a > 0) for a in batch["advantages"]]).to(old), how.grpo.epsilon
 new = log_probabilities(policy, batch, forbidden, how.grpo.temperature)
 with policy.disable_adapter():  # without its adapter, the model is the one that training started from
     reference = log_probabilities(policy, batch, forbidden, how.grpo.temperature)
 by_hand = grpo_loss(new, old, reference, mask, A, epsilon, how.grpo.beta)
 by_trainer = trainer.compute_loss(policy, batch).item()
-print(
-    f"{mask.sum()} of {batch['completion_mask'].sum()} tokens count; {by_hand:.6f} by hand, {by_trainer:.6f} by TRL"
-)
+print(f"loss of {mask.sum():.0f} tokens: {by_hand:.6f} by hand, {by_trainer:.6f} by TRL")
 assert abs(by_hand - by_trainer) < (1e-4 if model.dtype == torch.float32 else 0.1)
 print("first step:", {k: round(abs(trainer.state.log_history[0][k]), 3) for k in ("loss", "grad_norm")})
 for i in (A.argmax(), A.argmin()):
-    ratio, name = (new[i] - old[i]).exp()[mask[i] > 0], f"A = {A[i]:+.2f}"
+    ratio = (new[i] - old[i]).exp()[mask[i] > 0]
     clipped = (ratio > 1 + epsilon) if A[i] > 0 else (ratio < 1 - epsilon)
-    print(f"{name}: {clipped.sum()} of {len(ratio)} tokens are clipped")
-    curves[name] = list(enumerate(ratio.tolist()))
-band = {name: [(1 - epsilon, 1 + epsilon)] * len(ratio)}
-display.plot_lines(curves, "generated token of the reply", "importance ratio", band)
+    print(f"A = {A[i]:+.2f}: ratios {ratio.min():.2f} to {ratio.max():.2f}", end=", ")
+    print(f"{clipped.sum()} of {len(ratio)} tokens are clipped")
 
 # %% [markdown]
-# Clipping acts above the band where $A > 0$ and below it where $A < 0$: the reward does not push such a token any further. With `num_iterations=1`
-# all ratios of a run are 1. In the first step the loss is 0, because advantages have zero mean, but its gradient with respect to
+# A token is clipped above $1 + \varepsilon$ where $A > 0$, and below $1 - \varepsilon$ where $A < 0$: the reward does not push it any further. With
+# `num_iterations=1` all ratios of a run are 1. In the first step the loss is 0, because advantages have zero mean, but its gradient with respect to
 # $\log \pi_\theta(o_{i,t})$ is that of the policy gradient, $-m_{i,t} A_i / (G |o_i|)$. So watch the reward, not the loss.
 #
 # ## 3 · Is there anything to improve?
@@ -235,8 +244,7 @@ print(percent.to_string(float_format="{:.0f}".format))
 display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if course else None
 
 # %% [markdown]
-# There is room for improvement where pass@1 lies above guessing and many groups are mixed. Where both are at the level of guessing, RL only
-# exchanges one constant answer for another. The setting `grpo_data.kinds` limits a run to some kinds.
+# There is room where pass@1 is above guessing and many groups are mixed (setting `grpo_data.kinds`). Elsewhere RL only exchanges constant answers.
 #
 # ## 4 · A run that works and one that collapses
 #
@@ -276,10 +284,9 @@ source = {"name": str(folder), "m3d_root": held} if DATA else {"name": "phantom"
 test = evaluation.open_benchmark(**source, limit=profile.grounding.test_questions, frame=frame)
 how = grounding.Settings(profile.generation.max_new_tokens, profile.generation.max_rounds)
 more = {"settings": how, "batch_size": profile.evaluation.batch_size, "quiet": True}
-device = None if profile.model.device == "auto" else profile.model.device
 replies = {"before": start, "after": checkpoints.whole_checkpoint(out / "model")}
 for name, path in replies.items():
-    checkpoint = inference.Checkpoint(path, dtype=profile.model.dtype, device=device)
+    checkpoint = inference.Checkpoint(path, dtype=profile.model.dtype, device=profile.model.device)
     file = out / f"test-{name}-{short_hash(asdict(how), dict(test.identity))}.jsonl"
     rows = evaluation.read_table(evaluation.evaluate(test, file, checkpoint, **more))
     replies[name] = rows.assign(iou=rows["iou_first"].where(rows["boxes"].str.len() > 0))
@@ -318,30 +325,26 @@ def ending(text, options, answer):
 
 lines, options = callbacks.read_log(out / "rollouts.jsonl", "reward"), {r.id: r.options for r in records}
 table = pd.DataFrame(lines)[["id", "text", "reward"]]
-table["ends on"] = [ending(line["text"], options[line["id"]], line["truth"]) for line in lines]
-table["reply"] = pd.cut(table["reward"], [-1, 0.5, 0.999, 2], labels=["unpaid", "answer paid", "fully paid"])
-paid = table[table["reply"] == "fully paid"]
+table["reasoning ends on"] = [ending(line["text"], options[line["id"]], line["truth"]) for line in lines]
+table["reply"] = pd.cut(table["reward"], [-1, 0.5, 0.999, 2], labels=["wrong", "right", "full reward"])
+paid = table[table["reply"] == "full reward"]
 odd = paid[paid["ends on"] == "another"]
-publish("RL: fully paid, reasoning ends on another option", len(odd), note=f"of {len(paid):,}")
+publish("RL: full reward, reasoning ends on another option", len(odd), note=f"of {len(paid):,}")
 print(*(f"{options[one['id']]}\n{one['text']}" for _, one in odd.tail(2).iterrows()), sep="\n\n")
-pd.crosstab(table["reply"], table["ends on"])
+pd.crosstab(table["reply"], table["reasoning ends on"])
 
 # %% [markdown]
-# `fully paid` and `another`: a contradiction that was rewarded. `unpaid` and `right`: good reasoning spoilt by its letter.
+# `full reward` and `another`: a contradiction that was rewarded. `wrong` and `right`: good reasoning spoilt by its letter.
 #
 # ## Check yourself
 
 # %%
-for k in range(0, len(lines), size):  # each group: advantages by hand against those of the trainer
-    logged = torch.tensor([line["advantage"] for line in lines[k : k + size]])
-    assert torch.allclose(advantages([line["reward"] for line in lines[k : k + size]]), logged, atol=1e-3)
+R, A = (torch.tensor([line[k] for line in lines]).view(-1, size) for k in ("reward", "advantage"))
+assert torch.allclose(torch.stack([advantages(group) for group in R.tolist()]), A, atol=1e-3)
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
-#
+# ## Exercises ([solutions](solutions/05_outcome_rl.py))
 # 1. Compute advantages of rewards 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
 # 2. Compare k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$ and k3 as estimators of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$.
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
-#
-# Solutions: [`solutions/05_outcome_rl.py`](solutions/05_outcome_rl.py).

@@ -75,8 +75,8 @@ display.pipeline_figure("evaluation")
 name, root = MODEL or profile.model.path, project_root()
 path = str(root / name if (root / name).is_dir() else name)
 base = adapter_base(root / name)  # of an adapter, the model that it was trained on
-device = None if profile.model.device == "auto" else profile.model.device
-checkpoint = Checkpoint(base or path, path if base else profile.model.adapter, profile.model.dtype, device)
+adapter, place = path if base else profile.model.adapter, (profile.model.dtype, profile.model.device)
+checkpoint = Checkpoint(base or path, adapter, *place)
 settings, frame = Settings(**profile.generation.model_dump()), checkpoint.frame()
 scans = {"size": tuple(profile.dataset.shape), "frame": frame, "seed": SEED}
 how = {"frame": frame, "m3d_root": M3D_ROOT or None} if DATA else scans
@@ -155,7 +155,10 @@ for d, part in results.groupby("dimension"):
     points(mean(part), f"accuracy, {d.upper()}")
 points(mean(blank), "accuracy, images blanked")
 points(mean(results, "format"), "format compliance")
-display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
+table = {w: {row: round(x[0]) for row, x in rows.items()} for w, rows in by_way.items()}
+print(pd.DataFrame(table).to_string())
+shown = {way: by_way[way] for way in ("model", "question-only")}
+display.plot_intervals(shown, "right answers, %", reference=("chance", chance))
 
 
 # %% [markdown]
@@ -196,11 +199,9 @@ display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps
 # ## 4 · Does it look? Two runs, compared pairwise
 #
 # A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ between both runs in place of $r_i$, gives
-# the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, to the extent that the same questions are hard for
-# both.
+# the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, if the same questions are hard for both.
 
 # %%
-print(pd.crosstab(results["correct"], results["blank"]))
 paired = standard_error(results["correct"] - results["blank"], results["patient"])
 apart = np.hypot(s, standard_error(results["blank"], results["patient"]))
 print(f"standard error: paired {100 * paired:.1f} points, as if independent {100 * apart:.1f}")
@@ -214,8 +215,7 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 # %% [markdown]
 # ## 5 · Does it use its crops?
 #
-# The image stays the same, and only what a box **fetches** is changed. Lesions have textures of single pixels, finer than a token of the whole
-# image; the position of an organ is visible without a crop. If an interval lies to the right of zero, the answers depend on what was fetched.
+# Only what a box **fetches** is changed. Lesions have textures of single pixels, finer than a token of the whole image.
 #
 # > **Predict first.** Which questions lose most without their own crops: those about textures, those about densities, or all families together?
 
@@ -233,6 +233,8 @@ print(pd.DataFrame({w: {row: mean(x).text() for row, x in y.items()} for w, y in
 own = runs.pop("own crops")
 lost = {way: {row: compare(x, own[row]).difference for row, x in one.items()} for way, one in runs.items()}
 points(lost["random region"]["textures"], "textures: own crops against random ones", "points")
+most, way, row = max((x.value, way, row) for way, one in lost.items() for row, x in one.items())
+print(f"Most is lost in {row}, {way}: {100 * most:.0f} points.")
 by_way = {way: {row: points(x) for row, x in one.items()} for way, one in lost.items()}
 display.plot_intervals(by_way, "points lost against own crops, paired", reference=("nothing lost", 0))
 
@@ -272,7 +274,6 @@ figure
 
 # %%
 item_of, images, boxes, titles = {item.id: item for item in [*benchmark, *lesions]}, [], [], []
-print(", ".join(f"{cause}: {n}" for cause, n in results["cause"].value_counts().items()))
 both = results["boxes"].str.len().gt(0) & results["truth_boxes"].str.len().gt(0)
 for x in results[results["correct"].eq(0) & both].drop_duplicates("cause").itertuples():
     _, missed, invented = diagnose(x)
@@ -287,9 +288,8 @@ display.show_images(images, boxes, titles, columns=3) if images else "none"
 # %% [markdown]
 # ## 7 · Your own box
 #
-# An intervention separates finding from reading: **you** give the box, and the model continues from there. Below is a question whose lesion it
-# missed, if there is one. Move the sliders, press *Ask with this box* and watch the answer. Then all lesions get their true box at once: where that
-# corrects the answers, the model can read but did not find; where it does not, better boxes will not help.
+# An intervention separates finding from reading: **you** give the box, and the model continues from there. Move the sliders, press *Ask with this
+# box* and watch the answer. Then all lesions get their true box: where that corrects answers, the model can read but did not find.
 #
 # > **Predict first.** Of the questions whose lesion the model missed, what fraction is answered right when it is given the true box?
 
@@ -323,15 +323,16 @@ display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 #
 # `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and, for each scan, `images/anna.nii.gz` with its label map `labels/anna.nii.gz`; as a
 # command: `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without it, we ask
-# about a real brain MRI (a template of 152 people): **one** case, so no interval over patients. Does the reply name what was asked about?
+# about a real brain MRI (a template of 152 people): **one** case, so no interval. The floor is the average box of the structure in **phantoms**.
 
 # %%
 real = open_benchmark(*(("folder", root / REAL) if REAL else ("brain",)), per_family=2, **scans)
 answers = run(real, f"real-{(REAL or 'brain').split('/')[-1]}")
-right, cases = int(answers["correct"].sum()), answers["patient"].nunique()
-print(f"{right} of {len(answers)} right, {cases} patients; mean IoU {answers['iou_all'].mean():.2f}")
+print(f"{answers['correct'].sum():.0f} of {len(answers)} right, {answers['patient'].nunique()} patients")
+both = as_table([*results.to_dict("records"), *answers.to_dict("records")]).iloc[len(results) :]
+both = both.assign(structure=[boxes[0][0] if boxes else "none" for boxes in both["truth_boxes"]])
+print(both.groupby("structure")[["iou_first", "iou_average_box", "correct"]].mean().round(2).to_string())
 line = answers.sort_values("iou_all", na_position="first").iloc[-1].to_dict()
-print(f"Best box: IoU {line['iou_all']:.2f}; this answer is {'right' if line['correct'] else 'wrong'}.")
 display.show_trace(line, {item.id: item for item in real}[line["id"]].load(), frame=frame)
 
 # %% [markdown]
@@ -344,7 +345,6 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises ([solutions](solutions/06_evaluation.py))
-#
 # 1. A box touched a structure from an IoU of 0.1. In what proportion of replies is a structure missed with 0.3 or 0.5 as the threshold?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?
 # 3. How accurate must a box be? Move the true box sideways by fractions of its width: how does the accuracy on texture questions fall with the IoU?

@@ -102,8 +102,6 @@ alone = Counter(stage for one in grid.conditions.values() for stage in one.stage
 pd.DataFrame({"each condition by itself": alone, "runs of the plan": planned})
 
 # %% [markdown]
-# Two conditions and a claim make a study. This one asks whether a model that learnt with crops needs them at test time. A dry run lists the runs
-# and their commands; so does `python -m unireason_lib ablate runs/crops.yaml --dry-run`.
 # Two conditions and a claim make a study. This one asks whether a model that learnt with crops needs them in the test. A dry run lists
 # the runs and their commands; so does `python -m unireason_lib ablate runs/crops.yaml --dry-run`.
 

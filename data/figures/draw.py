@@ -1,27 +1,112 @@
 """The figures of README and guides that no notebook draws: ``python data/figures/draw.py``.
 
+``hero.gif``: the reply of the shipped model to the question of notebook 00 about a volume;
 ``results.png``: three results of the study in ``data/results``; ``architecture.png``: which package
 imports which. Nothing in them is typed. Each file keeps its text for screen readers, with all that
-it shows, as its PNG "Description": the tests compare it with the present results and imports.
+it shows, as its "Description" (PNG) or comment (GIF): the tests compare it with the present state.
 """
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from unireason_lib.ablation import judge, load_grid
-from unireason_lib.display.figures import ACTIVE, INK, LINE_COLORS, MUTED, AltFigure
+from unireason_lib.config import load_profile
+from unireason_lib.display import SliceViewer
+from unireason_lib.display.figures import ACTIVE, BOX_COLORS, INK, LINE_COLORS, MUTED, AltFigure
+from unireason_lib.evaluation import open_benchmark
 from unireason_lib.evaluation.statistics import Interval
 from unireason_lib.evaluation.table import mean, read_pooled
+from unireason_lib.grounding import GroundedGenerator, load_profile_model
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = "claims"  # a grid in data/ablations, and its table in data/results
 
 Rows = list[tuple[str, Interval]]
 Tile = tuple[str, str, Rows, float]  # title, statement, values in %, reference
+
+
+TEXT, LARGE = ImageFont.load_default(15), ImageFont.load_default(17)
+
+# -- hero ------------------------------------------------------------------------------------------
+
+
+class Animation:
+    """One grounded reply about a volume: slices, the model's text word by word, each box with the
+    crops that it fetches, and at last the true box."""
+
+    def __init__(self) -> None:
+        profile = load_profile("laptop")
+        generator = GroundedGenerator(*load_profile_model(profile.model, ROOT))
+        about = {"families": ("lesion analysis",), "prior_studies": 0, "a_patient": 1, "limit": 40}
+        about |= {"config": {"shape": profile.dataset.shape}, "dimension": "3d", "seed": 0}
+        asked = open_benchmark("phantom", frame=generator.frame, **about)
+        self.item = next(one for one in asked if one.kind == "texture")
+        request = self.item.request(self.item.load())
+        self.slices = [generator.frame.aligned(image) for image in request.images]
+        limits = {key: getattr(profile.generation, key) for key in ("max_new_tokens", "max_rounds")}
+        (self.trace,) = generator.generate([request], batch_size=1, **limits)
+        (_, self.lesion), *_ = self.item.truth_boxes
+        options, truth = self.item.options, self.item.answer
+        right = "right" if self.trace.choice == truth else "wrong"
+        overlap = ", ".join(f"{box.iou(self.lesion):.2f}" for box in self.trace.boxes) or "none"
+        self.verdict = f"Truth: {options[truth]}. The answer is {right}.\nIoU: {overlap}"
+        self.alt = f"{self.item.question} {self.trace.text} {self.verdict}"
+
+    def drawn(self, z: int, boxes: dict, text: str, crops=(), verdict: str = "") -> Image.Image:
+        """A slice with its boxes; beside it the text so far, crops of the last box, the verdict."""
+        viewer = SliceViewer(self.slices, boxes, width=400)
+        viewer.slider.value = z
+        canvas = Image.new("RGB", (860, 400), "white")
+        canvas.paste(viewer.image(), (0, 0))
+        color = BOX_COLORS[(len(boxes.keys() - {"truth"}) - 1) % 7]
+        for n, crop in enumerate(crops[:5]):
+            canvas.paste(ImageOps.expand(crop.resize((74, 74), 0), 3, color), (415 + 88 * n, 226))
+        pen = ImageDraw.Draw(canvas)
+        for x, side in ((6, "R"), (384, "L")):
+            pen.text((x, 190), side, "white", TEXT)
+        lines = [line for part in text.split("\n") for line in wrap(part, 60) or [""]]
+        pen.multiline_text((415, 6), "\n".join(lines), INK, TEXT)
+        pen.multiline_text((415, 394), verdict, INK, LARGE, anchor="ld")
+        for n, name in enumerate(boxes):
+            pen.text((8, 8 + 18 * n), name, BOX_COLORS[n % 7], TEXT)
+        return canvas
+
+    def frames(self) -> Iterator[tuple[Image.Image, int]]:
+        """Images, and how long each is shown, in ms."""
+        text = "\n".join([self.item.question, *map(". ".join, self.item.options.items()), "", ""])
+        for z in range(len(self.slices)):
+            yield self.drawn(z, {}, text), 150
+        boxes, crops, pointings = {}, (), (*self.trace.pointings, None)
+        parts = re.split(r"(?<=box_end\|>)", self.trace.text)
+        for part, pointing in zip(parts, pointings, strict=False):
+            for word in re.findall(r"\s*\S+", re.sub("<.*?>", "", part.replace("</think>", "\n"))):
+                text += word
+                yield self.drawn(z, boxes, text, crops), 90
+            if pointing and pointing.crops:
+                boxes[f"box {len(boxes) + 1}"] = pointing.box
+                for n in range(len(pointing.crops) + 1):
+                    z, crops = min(pointing.box.z1 + n, pointing.box.z2 - 1), pointing.crops[:n]
+                    yield self.drawn(z, boxes, text, crops), 450
+        yield self.drawn(z, boxes, text, crops, self.verdict), 2500
+        boxes["truth"] = self.lesion
+        yield self.drawn(int(self.lesion.z1), boxes, text, crops, self.verdict), 3500
+
+    def savefig(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the animation, and beside it its last image but one as a PNG."""
+        images, durations = zip(*self.frames(), strict=True)
+        images[-2].save(path.with_suffix(".png"))
+        palette = images[-1].quantize(160)
+        images = [image.quantize(palette=palette, dither=0) for image in images]
+        how = {"append_images": images[1:], "duration": durations, "loop": 0}
+        images[0].save(path, save_all=True, comment=metadata["Description"], **how)
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -174,7 +259,7 @@ def architecture() -> AltFigure:
     return figure
 
 
-FIGURES = {"results.png": results, "architecture.png": architecture}
+FIGURES = {"hero.gif": Animation, "results.png": results, "architecture.png": architecture}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():

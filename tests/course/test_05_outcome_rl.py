@@ -10,6 +10,7 @@ from unireason_lib.training import rewards
 
 NAME = "05_outcome_rl"
 MODES = ("paper", "strict")
+REWARDS = [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def notebook():
     """The functions and some constants of the notebook."""
     names = {"torch": torch, "rewards": rewards, "rationales": rationales}
     names |= {"SEED": 0, "profile": load_profile("smoke")}
-    constants = ("FIXED", "EXAMPLES", "(OPTIONS, BOX)")
+    constants = ("EXAMPLES", "(OPTIONS, BOX)")
     return functions_of(NAME, constants, **names)
 
 
@@ -29,15 +30,21 @@ def test_only_honest_replies_and_contradictions_are_paid_in_full(notebook):
 
 
 def test_advantages_have_zero_mean_and_the_unit_of_the_group(notebook):
-    for group in (notebook.FIXED, [0.2, 1.0, 0.8, 0.1, 0.0]):
+    for group in (REWARDS, [0.2, 1.0, 0.8, 0.1, 0.0]):
         found = notebook.advantages(group)
         assert abs(found.mean()) < 1e-6 and abs(found.std() - 1) < 1e-3
     assert not notebook.advantages([0.8] * 4).any()
 
 
+def test_a_policy_gradient_finds_the_rewarded_answer_unless_it_is_never_sampled(notebook):
+    torch.manual_seed(0)
+    assert notebook.policy_gradient(0.25)[-1][1] > 0.9
+    assert notebook.policy_gradient(1e-7)[-1][1] < 0.01
+
+
 def test_the_gradient_of_a_first_step_is_the_policy_gradient(notebook):
     mask, old = torch.tensor([[1, 1, 0, 1]] * 3 + [[1, 0, 0, 0]]), -torch.arange(16.0).view(4, 4)
-    advantages, now = notebook.advantages(notebook.FIXED), old.clone().requires_grad_()
+    advantages, now = notebook.advantages(REWARDS), old.clone().requires_grad_()
     loss = notebook.grpo_loss(now, old, old, mask, advantages, 0.2, 0.1)
     loss.backward()
     wanted = -mask * advantages[:, None] / len(mask) / mask.sum(1, keepdim=True)

@@ -66,6 +66,19 @@ def test_a_run_leaves_model_log_and_skills(run, tiny_checkpoint):
     assert skills.keys() <= MAKERS.keys() and all(row["n"] >= 1 for row in skills.values())
 
 
+def test_words_that_no_exercise_contains_get_rows_of_their_own(run):
+    """Else the softmax leaves them all alike; the tokens of a thought begin as the line break."""
+    model, processor = load_model(run, device="cpu")
+    rows, token = model.get_input_embeddings().weight.detach(), processor.tokenizer.encode
+    ids = [token(word)[0] for word in (" spleen", " lung", " kidney", " slice")]
+    alike = torch.corrcoef(rows[ids]).fill_diagonal_(0)
+    known = rows[[token(word)[0] for word in (" ring", " left", "A", ".")]]
+    assert alike.abs().max() < 0.5
+    assert 0.5 < rows[ids].norm(dim=1).mean() / known.norm(dim=1).mean() < 2
+    for word in ("<think>", "</think>"):
+        torch.testing.assert_close(rows[token(word)], rows[token("\n")])
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_checkpoint, tmp_path, monkeypatch):
     out, step = tmp_path / "killed", Learner.step
 

@@ -40,7 +40,7 @@ def load_model(
         path: A folder as transformers saves it, or a hub id (``Qwen/Qwen2.5-VL-7B-Instruct``).
         adapter: A folder or hub id of a PEFT adapter to put on top.
         dtype: One of :data:`DTYPES`; ``"auto"`` is the checkpoint's own.
-        device: ``"cpu"``, ``"cuda:1"``, ...; default: the first GPU, else the CPU.
+        device: ``"cpu"``, ``"cuda:1"``, ...; ``"auto"`` and None: the first GPU, else the CPU.
         device_map: Of transformers, to spread a model over devices; excludes ``device``.
         attn_implementation: Of transformers; ``"auto"`` is flash attention where it can be used.
         quantization: ``"4bit"`` (bitsandbytes): the language model's matrices in NF4 with double
@@ -57,7 +57,7 @@ def load_model(
     if device is not None and device_map is not None:
         raise ModelError("load_model", "device or device_map", "both", "leave one of them out")
     _check_folder(path)
-    if device is None and device_map is None:
+    if device in (None, "auto") and device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     settings: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if quantization is not None:
@@ -135,7 +135,7 @@ def load_profile_model(
         place,
         adapter=settings.adapter,
         dtype=settings.dtype,
-        device=device or (None if settings.device == "auto" else settings.device),
+        device=device or settings.device,
         attn_implementation=settings.attention,
         quantization=settings.quantization,
     )

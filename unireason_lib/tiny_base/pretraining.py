@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from unireason_lib import io
+from unireason_lib.answers import THINK_END, THINK_START
 from unireason_lib.errors import TrainingError
 from unireason_lib.grounding import load_model
 from unireason_lib.grounding.tiny import build_tiny
@@ -115,6 +116,7 @@ class Learner:
         self.optimizer = MuonWithAdamW(model, **rates, weight_decay=0.01, betas=(0.9, 0.98))
         self.highest = [group["lr"] for group in self.optimizer.param_groups]
         self.guide = Guide(model, processor.tokenizer) if plan.guidance else None
+        self.seen = torch.zeros(model.config.text_config.vocab_size, dtype=torch.bool)
         marks = [processor.tokenizer(mark).input_ids[0] for mark in "ABCD."]
         self.marks = torch.tensor(marks, device=model.device)
 
@@ -123,6 +125,7 @@ class Learner:
         for group, rate in zip(self.optimizer.param_groups, self.highest, strict=True):
             group["lr"] = rate * self.plan.rate(number)
         for stage, batch, targets in groups:
+            self.seen[batch["input_ids"].unique()] = True
             batch = {name: value.to(self.model.device) for name, value in batch.items()}
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=fast_bfloat16()):
                 loss, values = self.loss(stage, batch, targets)
@@ -215,9 +218,10 @@ def pretrain(
             if step % save_steps == 0 or step == end:
                 state = {"model": model.state_dict(), "optimizer": learner.optimizer.state_dict()}
                 with io.whole_file(out / "checkpoint.pt") as file:
-                    torch.save({"step": step, **state}, file)
+                    torch.save({"step": step, "seen": learner.seen, **state}, file)
         if end < plan.steps:
             return out
+        draw_unseen(model, processor.tokenizer, learner.seen, plan.seed)
         skills = measure(model, processor, final_size)
         with io.whole_folder(out / "model") as temporary:
             model.save_pretrained(temporary)
@@ -225,6 +229,21 @@ def pretrain(
             io.write_json(temporary / "skills.json", skills)
             shutil.copy(log, temporary)
         return out / "model"
+
+
+def draw_unseen(model: Any, tokenizer: Any, seen: torch.Tensor, seed: int) -> None:
+    """Prepare the rows of tokens that were never ``seen``, (vocabulary,), for fine-tuning: the
+    softmax has pushed them all the same way, so that new words look alike and no skill applies to
+    them. They keep 0.3 of that and get a part of their own, with the covariance of the other rows;
+    ``<think>`` and ``</think>`` begin as the line break, which ends reasoning in the exercises."""
+    rows, generator = model.get_input_embeddings().weight, torch.Generator().manual_seed(seed)
+    known, unseen = rows.detach()[seen].cpu(), rows.detach()[~seen]
+    spread = torch.linalg.cholesky(known.T.cov() + 1e-6 * torch.eye(rows.shape[1]))
+    drawn = torch.randn(unseen.shape, generator=generator) @ spread.T
+    with torch.no_grad():
+        rows[~seen] = 0.3 * unseen.mean(0) + drawn.to(rows)
+        line_break = rows[tokenizer("\n").input_ids[-1]].clone()
+        rows[tokenizer.convert_tokens_to_ids([THINK_START, THINK_END])] = line_break
 
 
 def _keep_plan(path: Path, plan: dict[str, Any]) -> None:
@@ -242,4 +261,5 @@ def _resume(path: Path, learner: Learner) -> int:
     state = torch.load(path, weights_only=True, map_location=learner.model.device)
     learner.model.load_state_dict(state["model"])
     learner.optimizer.load_state_dict(state["optimizer"])
+    learner.seen = state["seen"]
     return state["step"]

@@ -128,7 +128,8 @@ def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
 def add_think_tokens(model: Any, processor: Any) -> list[int]:
     """Add ``<think>`` and ``</think>`` as special tokens where the tokenizer lacks them; gives the
     ids of those that were added. The embedding only ever grows, because checkpoints are padded. The
-    rows of the new tokens, which nobody trained, begin as the mean of the old ones."""
+    rows of the new tokens, which nobody trained, begin as that of the line break: a model without
+    these tokens ends its reasoning with one."""
     tokenizer, rows = processor.tokenizer, model.get_input_embeddings().num_embeddings
     vocabulary, known = tokenizer.get_vocab(), len(tokenizer)
     missing = [token for token in ("<think>", "</think>") if token not in vocabulary]
@@ -138,7 +139,7 @@ def add_think_tokens(model: Any, processor: Any) -> list[int]:
         model.resize_token_embeddings(max(rows, len(tokenizer)), mean_resizing=False)
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                layer.weight[known : len(tokenizer)] = layer.weight[:known].mean(0)
+                layer.weight[known : len(tokenizer)] = layer.weight[tokenizer("\n").input_ids[-1]]
     return tokenizer.convert_tokens_to_ids(missing)
 
 
