@@ -236,7 +236,7 @@ FloatMuon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").s
 update = 0.2 * max(matrix.shape) ** 0.5 * orthogonal(gradient)
 torch.testing.assert_close(matrix.detach(), 0.999 * before - 0.01 * update, rtol=1e-3, atol=1e-5)
 matrix.data = before.clone()
-torch.optim.AdamW([matrix], lr=0.01, weight_decay=0.1, eps=1e-12).step()  # m / sqrt(v) is a sign at first
+torch.optim.AdamW([matrix], lr=0.01, weight_decay=0.1, eps=1e-16).step()  # m / sqrt(v) is a sign at first
 torch.testing.assert_close(matrix.detach(), 0.999 * before - 0.01 * gradient.sign(), rtol=1e-3, atol=1e-5)
 matrix.data = before
 
@@ -272,6 +272,7 @@ shipped = [json.loads(line) for line in (BASE / "log.jsonl").read_text(encoding=
 curves = logs | {"shipped base": [line for line in shipped if line["step"] <= 2 * steps]}
 curves = {n: [(one["step"], one["letter"]) for one in c if "letter" in one] for n, c in curves.items()}
 display.plot_lines(curves, "step", "proportion of right letters", reference=("chance", 0.25))
+
 
 # %% [markdown]
 # If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
