@@ -328,7 +328,7 @@ table = pd.DataFrame(lines)[["id", "text", "reward"]]
 table["reasoning ends on"] = [ending(line["text"], options[line["id"]], line["truth"]) for line in lines]
 table["reply"] = pd.cut(table["reward"], [-1, 0.5, 0.999, 2], labels=["wrong", "right", "full reward"])
 paid = table[table["reply"] == "full reward"]
-odd = paid[paid["ends on"] == "another"]
+odd = paid[paid["reasoning ends on"] == "another"]
 publish("RL: full reward, reasoning ends on another option", len(odd), note=f"of {len(paid):,}")
 print(*(f"{options[one['id']]}\n{one['text']}" for _, one in odd.tail(2).iterrows()), sep="\n\n")
 pd.crosstab(table["reply"], table["reasoning ends on"])
