@@ -123,8 +123,8 @@ display.plot_lines(curves, "step", "probability of the rewarded answer", referen
 
 # %% [markdown]
 # Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
-# advantages are zero, and nothing is learnt: an answer that is hardly ever sampled may never be found. For several updates with one group, two more
-# terms are needed: the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
+# advantages are zero, and nothing is learnt: an answer that is hardly ever sampled is found late or never. For several updates with one group, two
+# more terms are needed: the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
 # \varepsilon$, and the KL divergence from the initial model, estimated by k3, $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$:
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$

@@ -278,20 +278,21 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 # If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
 # be copied. The log of the shipped base, whose steps use larger batches and lower rates, shows when the skill emerged there.
 #
-# **Words that it never saw.** The softmax pushes the embeddings of absent tokens all the same way, as they are never the target. Then "liver" and
-# "spleen" look alike, and fine-tuning has to learn letters anew. So at the end of the plan unseen tokens get rows of their own, drawn with the covariance
-# of the others. `</think>` begins as the line break, in whose place it stands.
+# **Words that it never saw.** The softmax pushes the embeddings of absent tokens all the same way: "liver" and "spleen" look alike, and fine-tuning has
+# to learn letters anew. So at the end unseen tokens get rows of their own, and `</think>` begins as the line break, in whose place it stands.
 
 # %%
-def likeness(rows, words=(" liver", " spleen", " lung", " slice")):
-    """Mean cosine between the embeddings of different words."""
-    units = torch.nn.functional.normalize(rows[[processor.tokenizer(word).input_ids[0] for word in words]])
-    return ((units @ units.T).sum() - len(words)).item() / (len(words) ** 2 - len(words))
+def likeness(rows):
+    """Mean cosine between the embeddings of words of anatomy."""
+    ids = sorted({processor.tokenizer(f" {word}").input_ids[0] for word in anatomy})
+    units = torch.nn.functional.normalize(rows[ids])
+    return ((units @ units.T).sum() - len(ids)).item() / (len(ids) ** 2 - len(ids))
 
 
-short = torch.load(run / name / "checkpoint.pt", weights_only=True)["model"]
-pair = {"short run": short["lm_head.weight"], "shipped base": model.get_input_embeddings().weight}
-print("cosine of unseen words:", {n: round(likeness(rows), 2) for n, rows in pair.items()})
+after = torch.load(run / name / "checkpoint.pt", weights_only=True)["model"]["lm_head.weight"]
+rows = [one.get_input_embeddings().weight for one in (load_model(run / name / "start")[0], model)]
+drawn = {"at random": rows[0], f"after {steps} steps": after, "in the shipped base": rows[1]}
+print("cosine of unseen words:", {when: round(likeness(x), 2) for when, x in drawn.items()})
 
 # %% [markdown]
 # ## 7 · Skills of the base that ships

@@ -33,9 +33,10 @@ Rows = list[tuple[str, Interval]]
 Tile = tuple[str, str, Rows, float]  # title, statement, values in %, reference
 
 
-TEXT, LARGE = ImageFont.load_default(15), ImageFont.load_default(17)
-
 # -- hero ------------------------------------------------------------------------------------------
+
+
+TEXT, LARGE = ImageFont.load_default(15), ImageFont.load_default(17)
 
 
 class Animation:

@@ -158,6 +158,15 @@ def test_what_becomes_of_a_box(generator, status):
             assert len(trace.boxes) == len(trace.crops) == (status != "malformed")
 
 
+def test_a_box_that_the_reply_ends_in_has_the_text_of_the_reply(generator):
+    """Fault: the end of the turn was part of the box, and a notebook could not show the reply."""
+    request = GroundedRequest("Where?", [image()])
+    trace = write(generator, request, "<think>At <|box_start|>[3,4<|im_end|>")
+    (pointing,) = trace.pointings
+    assert pointing.status == "malformed" and trace.text.endswith(pointing.text) and pointing.text
+    assert trace.stop == "end" and "(malformed)" in trace._repr_html_()
+
+
 def test_budgets_hold_and_cut_no_answer(generator):
     request = GroundedRequest("Where?", [image()])
     box, end = "<|box_start|>[0,0,64,64]<|box_end|>", "</think>A. liver<|im_end|>"

@@ -190,7 +190,8 @@ class Row:
         self.stop, self.finished_at = stop, time.perf_counter()
 
     def _opened_box(self, end: int | None = None) -> str:
-        return self.gen.tokenizer.decode(self.ids[self.box_at : end], skip_special_tokens=False)
+        written = [token for token in self.ids[self.box_at : end] if token not in self.gen.ends]
+        return self.gen.tokenizer.decode(written, skip_special_tokens=False)
 
     def _note_malformed(self, end: int) -> None:
         """A box that is still open was never closed."""

@@ -139,8 +139,7 @@ class Trace:
         """A notebook shows the question, and the reply with the crops where they were put in."""
         reply, at = Markup(""), 0
         for pointing in self.pointings:
-            place = self.text.find(pointing.text, at)  # -1: it was written in other characters
-            end = at if place < 0 else place + len(pointing.text)
+            end = self.text.index(pointing.text, at) + len(pointing.text)
             reply += escape(self.text[at:end])
             crops = (image_html(crop, f"crop of {pointing.text}") for crop in pointing.crops)
             reply += Markup("").join(crops) if pointing.crops else f" ({pointing.status})"
