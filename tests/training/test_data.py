@@ -78,6 +78,13 @@ def test_too_long_examples_are_cut_or_replaced(study, tiny_model, keep):
     assert all(np.array_equal(one[0], whole[1].images[0]) for one in shown)
 
 
+def test_an_image_of_several_records_is_kept_once(study, tiny_model):
+    examples = Examples(study.records, study.images, tiny_model[1])
+    images = [image for one in examples for image in one.images]
+    kept = {id(image) for image in images}
+    assert len(kept) == len({(i.shape, i.tobytes()) for i in images}) < len(images)
+
+
 def test_2d_replies_may_have_other_components(study, tiny_model):
     records = (study.records[0], study.records[-1])
     examples = Examples(records, study.images, tiny_model[1], components_2d="answer")

@@ -24,7 +24,7 @@ from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import SFT_FEATURES, Record
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging.crops import crop_rectangle, slice_range
-from unireason_lib.training.encoding import Encoded, Encoder, conversation
+from unireason_lib.training.encoding import Encoded, Encoder, conversation, share_images
 
 Images = Callable[[Record], Sequence[Image.Image]]  # gives the images of a record
 
@@ -153,8 +153,9 @@ class Examples(Sequence):
         self.components = {"2d": components_2d or components, "3d": components}
         self.encoder, self.kept = Encoder(processor), None
         if keep:
+            same: dict[bytes, Any] = {}  # a volume is kept once for all questions about it
             rows = tqdm(range(len(records)), "tokenizing", disable=not progress, unit=" records")
-            self.kept = [self._encode(row) for row in rows]
+            self.kept = [share_images(self._encode(row), same) for row in rows]
             self.lengths = [len(one) for one in self.kept]
         else:
             self.lengths = [self._estimate(record) for record in records]

@@ -178,13 +178,22 @@ class FeatureCache:
         return [self.features[key].to(pixel_values.device) for key in keys]
 
 
+def share_images(one: Encoded, same: dict[bytes, np.ndarray]) -> Encoded:
+    """The same conversation with images that are objects of ``same`` where they are equal to one
+    there; the others are added to it."""
+    digests = (
+        blake2b(f"{i.shape}".encode() + i.tobytes(), digest_size=16).digest() for i in one.images
+    )
+    return replace(one, images=tuple(map(same.setdefault, digests, one.images)))
+
+
 def with_features(
     examples: Sequence[Encoded], processor: Any, model: Any, progress: bool = False
 ) -> list[Encoded]:
     """Examples that carry what a frozen vision tower makes of their images, beside the pixels.
-    Equal images are encoded once, 256 of similar size together."""
+    An image of several examples is encoded once, 256 of similar size together."""
     cache, features = FeatureCache(model), {}
-    images = sorted((image for one in examples for image in one.images), key=np.shape)
+    images = sorted({id(i): i for one in examples for i in one.images}.values(), key=np.shape)
     for first in tqdm(range(0, len(images), 256), "vision features", disable=not progress):
         part = images[first : first + 256]
         inputs = patches(processor.image_processor, part)
