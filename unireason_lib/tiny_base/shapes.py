@@ -37,14 +37,8 @@ NAMES: dict[str, Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]] 
 """Name of a shape -> which points (x, y), in units of its radius, belong to it."""
 
 BLOB = "blob"  # what blobs of the ground are called in the targets of the vision tower
-TURNED = (
-    BLOB,
-    "bar",
-    "triangle",
-    "star",
-    "ellipse",
-    "crescent",
-)  # a turned square would be a diamond
+# A turned square would be a diamond.
+TURNED = (BLOB, "bar", "triangle", "star", "ellipse", "crescent")
 SHADES = ("dark", "bright")
 _STRIPES = ("vertically striped", "horizontally striped", "diagonally striped")
 TEXTURES = ("plain", *_STRIPES, "checkered", "mottled")
@@ -164,10 +158,8 @@ def _place(
 
 def _blob(x: np.ndarray, y: np.ndarray, rng: random.Random) -> np.ndarray:
     """A smooth, irregular outline."""
-    angle, waves = (
-        np.arctan2(y, x),
-        [(k, rng.uniform(0, 0.25 / k), rng.uniform(0, 6.283)) for k in (1, 2, 3, 4)],
-    )
+    angle = np.arctan2(y, x)
+    waves = [(k, rng.uniform(0, 0.25 / k), rng.uniform(0, 6.283)) for k in (1, 2, 3, 4)]
     outline = 0.75 * (1 + sum(size * np.cos(k * angle + start) for k, size, start in waves))
     return np.hypot(x, y / rng.uniform(0.5, 1.0)) < outline
 

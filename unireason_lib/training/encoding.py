@@ -181,9 +181,8 @@ class FeatureCache:
 def share_images(one: Encoded, same: dict[bytes, np.ndarray]) -> Encoded:
     """The same conversation with images that are objects of ``same`` where they are equal to one
     there; the others are added to it."""
-    digests = (
-        blake2b(f"{i.shape}".encode() + i.tobytes(), digest_size=16).digest() for i in one.images
-    )
+    keys = [f"{image.shape}".encode() + image.tobytes() for image in one.images]
+    digests = [blake2b(key, digest_size=16).digest() for key in keys]
     return replace(one, images=tuple(map(same.setdefault, digests, one.images)))
 
 
