@@ -68,7 +68,6 @@ def test_any_argument_of_trl_may_be_set():
         ("laptop", "model.adapter=[1]", "string"),
         ("laptop", "grpo.learning_rate=none", "number"),
         ("laptop", "dtype=float8", "'bfloat16'"),
-        ("laptop", "freeze_vision=false", "feature_cache"),
         ("laptop", "just words", "="),
         # names of TRL: a wrong type passed as text, and a private synonym was accepted
         ("laptop", "sft.lora_rank=sixteen", "lora_rank.*no argument of SFTConfig.*'sft_lora_r'"),

@@ -57,12 +57,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
-    @model_validator(mode="after")
-    def _cache_needs_frozen_vision(self) -> Section:
-        if getattr(self, "feature_cache", False) and not self.freeze_vision:
-            raise ValueError("feature_cache: features stay valid only if freeze_vision is true")
-        return self
-
 
 class _TRLSection(Section):
     """Keyword arguments of a configuration class of TRL. Those beyond laptop.yaml are looked up in

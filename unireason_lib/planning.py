@@ -179,6 +179,12 @@ class Stage:
         layers = text.num_hidden_layers * _widths(text)[1]
         return step, replies, together, 4.0 * together * self.samples.tokens.max() * layers
 
+    @property
+    def tower_learns(self) -> bool:
+        """Whether the vision tower is trained, too."""
+        frozen = self.profile.grounding.freeze_vision
+        return self.name == "sft" and self.lora_r is None and not frozen
+
     def memory(self) -> dict[str, float]:
         """Part -> bytes on one GPU, at most.
 
@@ -191,8 +197,10 @@ class Stage:
         text, settings, whole = self.model.config.text_config, self.settings, self.lora_r is None
         language, vision = parameters(self.model)
         learns = language if whole else lora_parameters(self.model, self.lora_r)
+        learns += vision * self.tower_learns
         shards, cached = 1 if self.sharding == "ddp" else self.count, self.batches()[3]
         frozen = 4.0 * vision if whole else 2.0 * (language + vision)  # float32 as what learns
+        frozen *= not self.tower_learns
         if self.profile.model.quantization == "4bit":
             frozen -= 1.5 * sum(matrix.numel() for matrix in _matrices(self.model))
         in_use = 2.0 * learns * whole  # autocast's copies in 16 bits
@@ -204,6 +212,14 @@ class Stage:
         inputs = 2 * layers * text.hidden_size  # bytes a token, as what a layer keeps
         kept = 2 * kept + inputs if settings.gradient_checkpointing else layers * kept
         tokens = settings.per_device_train_batch_size * self.samples.tokens.max()
+        activations = tokens * kept
+        if self.tower_learns:
+            tower, n = self.model.config.vision_config, dict(self.samples.items())
+            tokens = n["images"] * n["rows"] * n["columns"]
+            tokens += n["crops"] * n["crop_rows"] * n["crop_columns"]
+            patches = tokens.max() * tower.spatial_merge_size**2 * tower.depth
+            kept = 16 * tower.hidden_size + 8 * tower.intermediate_size
+            activations += settings.per_device_train_batch_size * patches * kept
         reference = self.name == "grpo" and settings.beta and whole
         optimizer = max(estimate_training_usage(4 * learns, "float32").values())
         return {
@@ -211,7 +227,7 @@ class Stage:
             "weights, gradients, optimizer": optimizer / shards,
             "reference model": 2.0 * (language + vision) / shards if reference else 0.0,
             "weights in use": in_use,
-            "activations": float(tokens * kept),
+            "activations": float(activations),
             "logits": 12.0 * min(tokens, 1024) * text.vocab_size,
             "keys and values": cached,
             "CUDA context": 1.5e9,
@@ -276,12 +292,13 @@ class Stage:
         ]
 
     def _learning(self, sample: Any, passes: float) -> float:
-        """FLOPs of learning from a sample; the frozen vision tower goes forward only."""
+        """FLOPs of learning from a sample; a frozen vision tower goes forward only."""
         learns = "all" if self.lora_r is None else "adapters"
         flops = language_flops(self.model, sample.tokens, sample.generated, learns)
         if self.settings.gradient_checkpointing:
             flops += language_flops(self.model, sample.tokens, sample.generated)
-        seen = 1 if self.profile.grounding.feature_cache else passes
+        cached = self.profile.grounding.feature_cache and not self.tower_learns
+        seen = 1 if cached else passes * (1 + 2 * self.tower_learns)
         return passes * flops + seen * sum(_vision_flops(self.model, sample))
 
     def _hours(self, flops: float, kind: str) -> np.ndarray:

@@ -38,10 +38,10 @@ from unireason_lib.training.callbacks import SaveOnInterrupt
 from unireason_lib.training.optim import fast_bfloat16
 
 _READ = {  # settings of the section ``grounding`` that decide a run: of one stage, and of both
-    "sft": "muon_learning_rate sft_lora_r components_2d keep_best",
+    "sft": "freeze_vision muon_learning_rate sft_lora_r components_2d keep_best",
     "grpo": "grpo_lora_r reward_mode iou_weight rollout_max_rounds rollout_batch_size "
     "max_prompt_length",
-    "both": "components freeze_vision feature_cache lora_alpha lora_dropout",
+    "both": "components feature_cache lora_alpha lora_dropout",
 }
 
 

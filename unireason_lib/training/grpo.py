@@ -257,7 +257,7 @@ def grpo_trainer(
     rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight)
     args = _arguments(profile, out, progress)
     args.reward_weights = list(rewards.values())
-    freeze(model, grounding.freeze_vision)
+    freeze(model)
     made = GroundedGRPOTrainer(
         *(records, images, profile, out),
         model=model,

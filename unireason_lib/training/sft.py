@@ -75,7 +75,7 @@ def train_sft(
         how |= {"max_length": profile.sft.max_length, "keep": ours.feature_cache}
         how |= {"progress": progress}
         examples, collator = Examples(records, images, processor, **how), Collator(processor)
-        if ours.feature_cache:
+        if ours.feature_cache and ours.freeze_vision:
             examples.kept = with_features(examples.kept, processor, model, progress)
         # TRL asks for a datasets.Dataset: it holds row numbers, workers look the examples up
         rows = {"row": range(len(examples)), "tokens": examples.lengths}

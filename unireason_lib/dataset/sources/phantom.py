@@ -69,7 +69,7 @@ class PhantomConfig:
     length: Range = (130.0, 200.0)  # mm of body in a volume; its slices lie that / Z apart
     top: Range = (-10.0, 40.0)  # mm by which it begins above the dome of the diaphragm
     field_of_view: Range = (280.0, 400.0)  # limits in mm of a slice, which is fitted to the body
-    fat: Range = (5.0, 45.0)  # mm under the skin; thin is commoner than thick
+    fat: Range = (5.0, 25.0)  # mm under the skin; thin is commoner than thick
     variation: float = 0.7  # of anatomy; 1 is a varied clinic, 0 makes all the same
     phases: tuple[float, float, float] = (0.3, 0.3, 0.4)  # frequency: native, arterial, venous
     random_contrast: float = 0.1  # probability of soft tissues without regard to anatomy
