@@ -215,9 +215,9 @@ class Stage:
         activations = tokens * kept
         if self.tower_learns:
             tower, n = self.model.config.vision_config, dict(self.samples.items())
-            tokens = n["images"] * n["rows"] * n["columns"]
-            tokens += n["crops"] * n["crop_rows"] * n["crop_columns"]
-            patches = tokens.max() * tower.spatial_merge_size**2 * tower.depth
+            patches = n["images"] * n["rows"] * n["columns"]
+            patches += n["crops"] * n["crop_rows"] * n["crop_columns"]
+            patches = patches.max() * tower.spatial_merge_size**2 * tower.depth
             kept = 16 * tower.hidden_size + 8 * tower.intermediate_size
             activations += settings.per_device_train_batch_size * patches * kept
         reference = self.name == "grpo" and settings.beta and whole

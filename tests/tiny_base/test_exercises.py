@@ -38,8 +38,8 @@ def test_a_box_is_that_of_the_pixels():
     for seed in range(40):
         scene = draw(random.Random(seed), count=1, textured=0.0)
         (shape,) = scene.shapes
-        if scene.blobs or np.median(scene.pixels[::63, ::63]) < 60:
-            continue  # on blobs, or on a plate before a dark ground
+        if np.median(scene.pixels[::63, ::63]) < 60:
+            continue  # on a plate before a dark ground
         x1, y1, x2, y2 = (int(n) for n in shape.box.as_tuple())
         outside = np.delete(scene.pixels, slice(max(0, y1 - 3), y2 + 3), axis=0).astype(float)
         inside = scene.pixels[y1:y2, x1:x2].astype(float) - np.median(outside)

@@ -1,7 +1,5 @@
 """The auxiliary targets: where to look and what to read off, against the truth of the exercises."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -97,20 +95,6 @@ def test_image_tokens_know_what_they_cover(targets_of):
     assert [GROUPS[1][int(k)] for k in tokens[[5, 10], 2]] == ["bright", "dark"]
     assert [GROUPS[2][int(k)] for k in tokens[[5, 10], 3]] == ["vertically", "plain"]
     np.testing.assert_allclose(tokens[5, 4:10], [0.25, 0, 0.5, 0.25, 0.375, 0.125])
-
-
-def test_image_tokens_know_the_blob_that_no_shape_covers(targets_of):
-    blob = Shape("blob", "dark", "plain", Box2D(0, 0, 48, 32))  # tokens 0 to 2 and 4 to 6
-    scene = replace(ALONE, blobs=(blob,))
-    _, looks, targets = targets_of(Exercise((scene,), "What does image 1 show?", "A dark bar."))
-    names = [GROUPS[0][int(k)] for k in targets.tokens[:, 1]]
-    shown = ["blob", "ring", "blob", "nothing", "blob", "blob", "bar", "bar"]
-    assert names == shown + ["nothing"] * 8
-    np.testing.assert_allclose(targets.tokens[0, 4:8], [0, 0, 0.75, 0.5])
-    assert (
-        looks["look"]
-        == targets_of(Exercise((ALONE,), "What does image 1 show?", "A dark bar."))[1]["look"]
-    )
 
 
 def test_the_words_that_are_read_off_are_single_tokens(tiny_model):

@@ -31,14 +31,14 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from unireason_lib.boxes import Box2D
 
 from .exercises import Exercise
-from .shapes import BLOB, NAMES, SHADES, TEXTURES, Scene, Shape
+from .shapes import NAMES, SHADES, TEXTURES, Scene, Shape
 
 HEADS = {"phrase": (0, 0), "mark": (1, 0), "said": (1, 1), "option": (2, 0), "look": (2, 1)}
 """What is shown -> layer and head that are shown it."""
 
 WEIGHT = 0.3  # of all of this beside the cross entropy
 COVERED = 0.25  # of the smaller one's area: then an image token is of that shape
-GROUPS = ([*NAMES, BLOB, "nothing"], list(SHADES), [texture.split()[0] for texture in TEXTURES])
+GROUPS = ([*NAMES, "nothing"], list(SHADES), [texture.split()[0] for texture in TEXTURES])
 """Words that are read off an image token, one of each group."""
 
 _OPTION = re.compile(r"(?:^|<\|vision_end\|>)([A-D])\. (.+?)(?=<\|im_end\|>|$)", re.MULTILINE)
@@ -145,16 +145,14 @@ def _is_shown(shape: Shape, m: re.Match[str], question: str) -> bool:
 
 
 def _covered(scene: Scene, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every image token, which shape it is of (-1: none), and columns 1 to 9 of its target:
-    the shape, or where there is none the blob."""
+    """For every image token, which shape it is of (-1: none), and columns 1 to 9 of its target."""
     (height, width), n = scene.pixels.shape, rows * columns
     high, wide = height / rows, width / columns
     y, x = np.divmod(np.arange(n), columns) * np.array([[high], [wide]])
     owner, best, covered = np.full(n, -1), np.full(n, COVERED), np.zeros((n, 9))
-    covered[:, 0] = len(NAMES) + 1
+    covered[:, 0] = len(NAMES)
     covered[:, 7], covered[:, 8] = (x + wide / 2) / width, (y + high / 2) / height
-    for k, shape in enumerate((*scene.blobs, *scene.shapes), -len(scene.blobs)):
-        best = np.full(n, COVERED) if k == 0 else best  # a shape lies on blobs
+    for k, shape in enumerate(scene.shapes):
         x1, y1, x2, y2 = shape.box.as_tuple()
         across = (np.minimum(x + wide, x2) - np.maximum(x, x1)).clip(0)
         down = (np.minimum(y + high, y2) - np.maximum(y, y1)).clip(0)
@@ -163,7 +161,7 @@ def _covered(scene: Scene, rows: int, columns: int) -> tuple[np.ndarray, np.ndar
         what = [group.index(word) for group, word in zip(GROUPS, words, strict=True)]
         more = part > best
         covered[more, :7] = *what, x1 / width, y1 / height, x2 / width, y2 / height
-        owner[more], best[more] = max(k, -1), part[more]
+        owner[more], best[more] = k, part[more]
     return owner, covered
 
 
@@ -225,7 +223,7 @@ class Guide:
         """What the states ``(n, hidden)`` of image tokens say of the shapes that they are of. Those
         of the tower are kept as long as words, the others also say which image they are of."""
         state, embedding = self._normed(states), self.model.get_input_embeddings().weight
-        there = tokens[:, 2] <= len(NAMES)
+        there = tokens[:, 2] < len(NAMES)
         several = torch.isin(tokens[:, 0], tokens[tokens[:, 11] > 0, 0])
         origin, total = tokens[:, [9, 10, 9, 10]] if tower else 0.5, states.new_zeros(())
         if tower:

@@ -1,6 +1,6 @@
 """Scenes of plain shapes: grey images whose truth is known for every pixel.
 
-    ground (level, gradient, smudges, perhaps a plate and blobs) -> shapes -> blur -> noise
+    ground (level, gradient, faint smudges, perhaps a plate) -> shapes -> blur -> noise
 
 A shape has a name (ring, bar, ...), a shade against the ground and perhaps a texture; shapes may
 touch. Sizes, contrasts (faint ones, too), noise and textures vary widely, so that a vision tower
@@ -36,9 +36,7 @@ NAMES: dict[str, Callable[[np.ndarray, np.ndarray, random.Random], np.ndarray]] 
 }
 """Name of a shape -> which points (x, y), in units of its radius, belong to it."""
 
-BLOB = "blob"  # what blobs of the ground are called in the targets of the vision tower
-# A turned square would be a diamond.
-TURNED = (BLOB, "bar", "triangle", "star", "ellipse", "crescent")
+TURNED = ("bar", "triangle", "star", "ellipse", "crescent")  # a turned square would be a diamond
 SHADES = ("dark", "bright")
 _STRIPES = ("vertically striped", "horizontally striped", "diagonally striped")
 TEXTURES = ("plain", *_STRIPES, "checkered", "mottled")
@@ -57,12 +55,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image, ``(height, width) uint8``, its shapes, and the blobs that they lie on, with boxes
-    around what is seen of them; no question is about a blob."""
+    """An image, ``(height, width) uint8``, and its shapes."""
 
     pixels: np.ndarray
     shapes: tuple[Shape, ...]
-    blobs: tuple[Shape, ...] = ()
 
     def image(self) -> Image.Image:
         """The image as the processor takes it."""
@@ -99,7 +95,6 @@ def draw(
         pixels += _smudge(grid, rng)
     plate = _plate(grid, rng) if rng.random() < 0.4 else np.ones(size, bool)
     pixels, free = np.where(plate, pixels, rng.uniform(0, 45)), plate
-    pixels, blobs = _blobs(grid, pixels, plate, rng)
     for name in rng.sample(names, count) if distinct else rng.choices(names, k=count):
         shade = rng.choice(SHADES)
         mask = _place(grid, name, radius, free, rng)
@@ -110,7 +105,7 @@ def draw(
         large = min(box.width, box.height) >= (8 if fine else 13)
         texture = rng.choice(TEXTURES[1:]) if large and rng.random() < textured else "plain"
         contrast = rng.uniform(*rng.choice(((18, 35), (30, 75))))
-        value = pixels[mask].mean() + contrast * (1 if shade == "bright" else -1)
+        value = ground + contrast * (1 if shade == "bright" else -1)
         width, swing = 1.0 if fine else rng.uniform(2, 3.6), rng.uniform(18, 40)
         value = value + swing * _pattern(grid, texture, width, rng)
         pixels = np.where(mask, value, pixels)
@@ -118,7 +113,7 @@ def draw(
     blur = 0.0 if fine else rng.choice((0.0, 0.0, 0.5, 0.8))
     pixels = gaussian_filter(pixels, blur) if blur else pixels
     pixels = pixels + noise.normal(0, rng.uniform(0, 10), size)
-    return Scene(np.clip(pixels, 0, 255).astype(np.uint8), tuple(shapes), blobs)
+    return Scene(np.clip(pixels, 0, 255).astype(np.uint8), tuple(shapes))
 
 
 def enlarged(scene: Scene, shape: Shape, rng: random.Random) -> Scene:
@@ -150,36 +145,10 @@ def _place(
         turn = rng.uniform(0, 6.283) if name in TURNED else 0.0
         x, y = (columns - cx) / r, (rows - cy) / r
         x, y = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-        mask = _blob(x, y, rng) if name == BLOB else NAMES[name](x, y, rng)
+        mask = NAMES[name](x, y, rng)
         if mask.sum() >= 9 and free[mask].all():
             return mask
     return None
-
-
-def _blob(x: np.ndarray, y: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A smooth, irregular outline."""
-    angle = np.arctan2(y, x)
-    waves = [(k, rng.uniform(0, 0.25 / k), rng.uniform(0, 6.283)) for k in (1, 2, 3, 4)]
-    outline = 0.75 * (1 + sum(size * np.cos(k * angle + start) for k, size, start in waves))
-    return np.hypot(x, y / rng.uniform(0.5, 1.0)) < outline
-
-
-def _blobs(
-    grid: np.ndarray, pixels: np.ndarray, plate: np.ndarray, rng: random.Random
-) -> tuple[np.ndarray, tuple[Shape, ...]]:
-    """Pixels with up to seven large blobs on the plate in half of the scenes, each of one level,
-    later ones on top; and what is seen of them."""
-    labels, ground, found = np.zeros(plate.shape, np.uint8), pixels[plate].mean(), []
-    for k in range(rng.choice((0, 0, 0, 3, 5, 7))):
-        mask = _place(grid, BLOB, (0.12, 0.42), plate, rng)
-        if mask is not None:
-            labels[mask] = k + 1
-    for k, box in label_boxes(labels).items():
-        shade = rng.choice(SHADES)
-        level = ground + rng.uniform(10, 60) * (1 if shade == "bright" else -1)
-        pixels = np.where(labels == k, level, pixels)
-        found.append(Shape(BLOB, shade, "plain", box))
-    return pixels, tuple(found)
 
 
 def _plate(grid: np.ndarray, rng: random.Random) -> np.ndarray:
