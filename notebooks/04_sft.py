@@ -189,8 +189,9 @@ figure
 #
 # ## 4 · What is trained
 #
-# As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. **Aside: LoRA.** Training a 7B model in full needs
-# several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
+# In the paper, and in the profiles for GPUs, the vision tower and the merger (the projector to the language model) stay frozen: that tower has seen
+# many images. The tiny base's has seen plain shapes only, so here it learns, too. **Aside: LoRA.** Training a 7B model in full needs several large
+# GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
 #
 # $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
 #

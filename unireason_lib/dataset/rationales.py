@@ -124,7 +124,8 @@ def _findings(question: Question, rng: random.Random) -> list[str]:
 def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]:
     """What fills the braces."""
     facts, known = question.facts, TEMPLATES
-    words = {key: str(value) for key, value in facts.items() if not isinstance(value, list)}
+    text = {key: value if isinstance(value, list) else [value] for key, value in facts.items()}
+    words = {key: " and ".join(map(str, values)) for key, values in text.items()}
     words |= {"truth": _within(question.truth), "modality": view.study.modality}
     words["unit"] = view.frame.unit
     words["it"] = "image" if question.dimension == "2d" else "volume"

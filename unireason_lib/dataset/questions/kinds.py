@@ -122,28 +122,36 @@ def directions(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> 
     options, names = [capital(" and ".join(pair)) for pair in sides], fact.names[:: 1 - 2 * flip]
     facts: dict[str, Any] = {"sides": sides[0]}
     for k, axis in enumerate(fact.axes, start=1):
-        centres, number = _centres(anatomy, names, axis)
-        if fact.kind != "quadrant" and centres[0] == centres[-1]:
+        edges, of = zip(*(_edges(anatomy, name, axis) for name in names), strict=True)
+        one, *_, other = *map(_middle, edges), *([of[0] // 2] if fact.kind == "quadrant" else [])
+        if one == other:
             return None
-        facts |= {f"a{k}": centres[0], f"b{k}": centres[-1], f"all{k}": number}
+        unit = "slices" if axis == 2 else anatomy.view.frame.unit
+        facts |= {f"edges_a{k}": edges[0], f"edges_b{k}": edges[-1], f"all{k}": f"{of[0]} {unit}"}
+        facts |= {f"a{k}": one, f"b{k}": other}
     return Draft(options, names, facts, words=words)
 
 
-def _centres(anatomy: Anatomy, names: Sequence[str], axis: int) -> tuple[list[int], str]:
-    """Where the centres of structures are along an axis, in the unit of written boxes or the number
-    of a slice, and of how many."""
-    view = anatomy.view
-    height, width = view.frame.extent(*view.image_size)
-    count, unit = (width, height, view.depth)[axis], "slices" if axis == 2 else view.frame.unit
-    centres = [math.floor(anatomy.phrases[n].centre[axis] * count) + (axis == 2) for n in names]
-    return centres, f"{count} {unit}"
+def _edges(anatomy: Anatomy, name: str, axis: int) -> tuple[list[int], int]:
+    """Where a box begins and ends along an axis, and the extent of the images, as written."""
+    corners = anatomy.view.box(anatomy.structure(name)).as_tuple()
+    height, width = anatomy.view.frame.extent(*anatomy.view.image_size)
+    size = (width, height, anatomy.view.depth)[axis]
+    return [int(corners[axis]), int(corners[axis + anatomy.dims])], size
+
+
+def _middle(edges: Sequence[int]) -> int:
+    return sum(edges) // 2
 
 
 def numbered(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft | None:
     """The quarter of the slices that holds the centre, or the number of lesions."""
     options = [WORDS["options"][fact.kind][(int(value) + k) % 4] for k in range(4)]
     if fact.kind == "level":
-        percent = round(100 * anatomy.phrases[fact.names[0]].centre[2])
+        edges, depth = _edges(anatomy, fact.names[0], 2)
+        if 2 * sum(edges) // depth != int(value):  # said by the box
+            return None
+        percent = 50 * sum(edges) // depth
         return Draft(options, fact.names, {"quarter": int(value) + 1, "percent": percent})
     names, lesions = [f"the {s.name}" for s in anatomy.study.lesions], anatomy.study.lesions
     return Draft(options, names, {"count": int(value)}, evidence=lesions)
@@ -170,8 +178,8 @@ def span(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draf
     """The width of a structure in percent of that of the image."""
     if (values := _measures(anatomy, fact, value, 100 / anatomy.grid[0], most=100)) is None:
         return None
-    pixels, all_of = _pixels(anatomy, fact.names[0], 0)
-    facts = {"pixels": pixels[1] - pixels[0], "all": all_of}
+    edges, all_of = _edges(anatomy, fact.names[0], 0)
+    facts = {"edges": edges, "pixels": edges[1] - edges[0], "all": all_of}
     return Draft([f"About {rounded(percent)} %" for percent in values], fact.names, facts)
 
 
@@ -179,8 +187,10 @@ def offset(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Dr
     """How far two centres are apart from left to right, in percent of the width."""
     if (values := _measures(anatomy, fact, value, most=100)) is None:
         return None
-    (one, all_of), (two, _) = (_pixels(anatomy, name, 0) for name in fact.names)
-    facts = {"x_a": sum(one) // 2, "x_b": sum(two) // 2, "all": all_of}
+    (one, all_of), (two, _) = (_edges(anatomy, name, 0) for name in fact.names)
+    centres = sorted([_middle(one), _middle(two)])
+    facts = {"edges_a": one, "edges_b": two, "x_a": _middle(one), "x_b": _middle(two)}
+    facts |= {"centres": centres, "pixels": centres[1] - centres[0], "all": all_of}
     return Draft([f"About {rounded(percent)} %" for percent in values], fact.names, facts)
 
 
@@ -191,18 +201,13 @@ def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Dr
     if (values := _measures(anatomy, fact, value, step=anatomy.mm[axis])) is None:
         return None
     spans = [round(n * mm) for n, mm in zip(anatomy.grid[:2], anatomy.mm[:2], strict=True)]
-    pixels, all_of = _pixels(anatomy, fact.names[0], axis)
-    facts = {"side": side, "span": spans[axis], "mm": rounded(value[0])}
-    facts |= {"pixels": pixels[1] - pixels[0], "all": all_of}
+    (wide, width), (high, height) = (_edges(anatomy, fact.names[0], k) for k in (0, 1))
+    facts = {"edges_width": wide, "edges_height": high}
+    facts |= {"width_pixels": wide[1] - wide[0], "height_pixels": high[1] - high[0]}
+    facts |= {"side": side, "pixels": facts[f"{side}_pixels"], "all": (width, height)[axis]}
+    facts |= {"span": spans[axis], "mm": rounded(value[0])}
     words = dict(zip(("width", "height"), spans, strict=True))
     return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=words)
-
-
-def _pixels(anatomy: Anatomy, name: str, axis: int) -> tuple[tuple[int, int], int]:
-    """Both edges of a box along an axis, and the extent of the image along it, as written."""
-    corners = anatomy.view.box(anatomy.structure(name)).as_tuple()
-    size = anatomy.view.frame.extent(*anatomy.view.image_size)
-    return (int(corners[axis]), int(corners[axis + anatomy.dims])), size[1 - axis]
 
 
 def _measures(
