@@ -168,9 +168,8 @@ def test_the_centres_that_a_rationale_states_are_on_the_sides_that_it_names(view
             (axis, sign), count = SIDES[side], q.facts[f"all{k}"].split()[0]
             assert count == ("8" if axis == 2 else "64")
             here, there = q.facts[f"a{k}"], q.facts[f"b{k}"]
-            if q.kind == "quadrant":  # the middle; slices count from 1
-                here, there = 2 * here - (axis == 2), int(count)
-            assert (here - there) * sign > 0 or (q.kind == "quadrant" and here == there), q
+            assert q.kind != "quadrant" or there == int(count) // 2
+            assert (here - there) * sign > 0, q
     assert {q.kind for q in asked} == {"quadrant", "relation", "place"}
 
 

@@ -26,6 +26,12 @@ def test_templates_are_true_and_come_to_the_answer(view_of):
         assert not re.search(r"[{}\0]|  | \.|\b[BCD]\b|[(]A[)]|\bA\.", rationale.text)
         assert not re.search(r"\b(I|picture|my|me|we)\b", words)
         assert re.fullmatch(r"[A-Z[<].*\.", rationale.text), rationale.text
+        corners = [point.box.as_tuple() for point in rationale.points]
+        edges = {(c[k], c[k + len(c) // 2]) for c in corners for k in range(len(c) // 2)}
+        for *operands, what, said in re.findall(r"(\d+) and (\d+): (\w+) (\d+)", words):
+            low, high = map(int, operands)
+            assert int(said) == {"middle": (low + high) // 2, "difference": high - low}[what]
+            assert what == "difference" or (low, high) in edges, rationale.text
         # a measure only where the question states the spacing
         assert "mm" in question.text or not re.search(r"\bmm\b", words)
         kinds[question.dimension].add(question.kind)
