@@ -79,7 +79,7 @@ counts = {"records_2d": RECORDS_2D, "records_3d": RECORDS_3D}
 changes += [f"sft_data.{name}={count}" for name, count in counts.items() if count is not None]
 profile = load_profile(PROFILE, "\n".join([OVERRIDES, *changes]))
 ours, wanted = profile.grounding, profile.sft_data
-base, processor = load_profile_model(profile.model, root, BASE or profile.model.base)
+base, processor = load_profile_model(profile.model, root, BASE or profile.model.base, tower=True)
 encoder, tokenizer, base_path = encoding.Encoder(processor), processor.tokenizer, base.name_or_path
 frame = encoder.frame
 patients = wanted.patients_2d, wanted.patients_3d
@@ -189,9 +189,9 @@ figure
 #
 # ## 4 · What is trained
 #
-# In the paper, and in the profiles for GPUs, the vision tower and the merger (the projector to the language model) stay frozen: that tower has seen
-# many images. The tiny base's has seen plain shapes only, so here it learns, too. **Aside: LoRA.** Training a 7B model in full needs several large
-# GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
+# As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's has seen many images; the tiny base's
+# has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), which has learnt from phantoms for hours.
+# **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
 #
 # $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
 #
@@ -226,11 +226,12 @@ print(f"loss of the first step: trainer {line['loss']:.4f}, by hand {losses.mean
 
 # %%
 settings, rounds = checkpoints.run_settings(profile, "sft"), profile.generation.max_rounds
-decides = short_hash(settings, [(one.id, one.reply) for one in records], model_identity(base_path))
+start = [model_identity(str(path)) for path in (base_path, root / (profile.model.tower or base_path))]
+decides = short_hash(settings, [(one.id, one.reply) for one in records], start)
 out = root / "runs" / "sft" / (RUN or f"{PROFILE}-{ours.components.replace(' ', '-')}-seed{SEED}-{decides}")
 how = Settings(profile.generation.max_new_tokens, rounds * encoding.injects(ours.components))
 print(f"{out.relative_to(root)}:", "finished before" if (out / "model").is_dir() else "trains now")
-base, _ = load_profile_model(profile.model, root, base_path)
+base, _ = load_profile_model(profile.model, root, base_path, tower=True)
 tests = callbacks.FreeRunning(validation, ours.free_running_steps, images, how, ours.keep_best, print)
 tuned_path = sft.train_sft(base, processor, records, images, out, profile, callbacks=[tests])
 

@@ -39,7 +39,7 @@ CONFIGS = Path(__file__).parent / "configs"
 NAMES = ("smoke", "laptop", "t4", "gpu")
 _Sizes = Annotated[tuple[int, ...], BeforeValidator(lambda v: tuple(v) if type(v) is list else v)]
 _TYPES: dict[str, Any] = {  # of settings whose value in laptop.yaml does not tell
-    **dict.fromkeys("adapter deepspeed vllm_server_base_url".split(), str | None),
+    **dict.fromkeys("adapter tower deepspeed vllm_server_base_url".split(), str | None),
     **dict.fromkeys("records_2d records_3d sft_lora_r grpo_lora_r".split(), int | None),
     **dict.fromkeys("rollout_batch_size generation_batch_size".split(), int | None),
     "bf16": bool | None,

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
+from unireason_lib.config import load_profile
 from unireason_lib.errors import ModelError
-from unireason_lib.grounding import build_tiny, load_model
+from unireason_lib.grounding import build_tiny, load_model, load_profile_model
 from unireason_lib.grounding.model import adapter_base
 from unireason_lib.grounding.tiny import ADDED_TOKENS, SPECIAL_TOKENS, tiny_tokenizer
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
@@ -112,6 +113,22 @@ def test_an_adapter_is_put_on_top(tiny_checkpoint, tmp_path):
         assert not torch.allclose(adapted, plain(input_ids=ids).logits, atol=1e-3)
     with pytest.raises(ModelError, match="PEFT adapter"):
         load_model(tmp_path / "adapter")
+
+
+def test_a_base_gets_the_tower_of_another_model(tiny_checkpoint, tmp_path):
+    build_tiny(tmp_path / "other", seed=1)
+    build_tiny(tmp_path / "narrow", vision_hidden=32)
+    own = load_model(tiny_checkpoint, device="cpu")[0].state_dict()
+    other = load_model(tmp_path / "other", device="cpu")[0].state_dict()
+    settings = load_profile("laptop", "model.tower=other").model
+    mixed, _ = load_profile_model(settings, tmp_path, str(tiny_checkpoint), tower=True)
+    for name, weight in mixed.state_dict().items():
+        assert torch.equal(weight, (other if "visual" in name else own)[name])
+    plain, _ = load_profile_model(settings, tmp_path, str(tiny_checkpoint))
+    assert all(torch.equal(weight, own[name]) for name, weight in plain.state_dict().items())
+    settings = load_profile("laptop", "model.tower=narrow").model
+    with pytest.raises(ModelError, match=r"narrow.*model\.tower"):
+        load_profile_model(settings, tmp_path, str(tiny_checkpoint), tower=True)
 
 
 def test_settings_of_loading(tiny_checkpoint):

@@ -114,7 +114,8 @@ def _train(stage: str, given: Any) -> None:
     held_out = balanced(held_out, ours.free_running_questions)
     images = images_from(given.data, m3d_root=given.m3d_root)
     path = whole_checkpoint(given.model, settings.model.dtype)
-    loaded = load_profile_model(settings.model, Path.cwd(), path, device=_device())
+    how = {"device": _device(), "tower": stage == "sft"}
+    loaded = load_profile_model(settings.model, Path.cwd(), path, **how)
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
     how = Settings(limits[0], limits[1] * injects(ours.components))
     best = ours.keep_best if stage == "sft" else None

@@ -116,11 +116,17 @@ def checkpoint_serialization(
 
 
 def load_profile_model(
-    settings: Any, project: Path, path: str | None = None, *, device: str | None = None
+    settings: Any,
+    project: Path,
+    path: str | None = None,
+    *,
+    device: str | None = None,
+    tower: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model of a profile's section ``model``, with ``path`` and ``device`` in place of its own.
     Folders are looked up in ``project``; ``"tiny"`` means random weights of the section's sizes,
-    built on first use in ``runs/models``."""
+    built on first use in ``runs/models``. ``tower``: with the vision tower and the merger of the
+    model that the section names for it."""
     name = path or settings.path
     place: str | Path = project / name if (project / name).is_dir() else name
     if name == "tiny":
@@ -131,7 +137,7 @@ def load_profile_model(
         place = project / "runs" / "models" / f"tiny-{'-'.join(map(str, sizes.values()))}"
         if not place.exists():
             build_tiny(place, **sizes)
-    return load_model(
+    model, processor = load_model(
         place,
         adapter=settings.adapter,
         dtype=settings.dtype,
@@ -139,6 +145,13 @@ def load_profile_model(
         attn_implementation=settings.attention,
         quantization=settings.quantization,
     )
+    if tower and settings.tower:
+        own = settings.model_copy(update={"adapter": None})
+        other, _ = load_profile_model(own, project, settings.tower, device="cpu")
+        do = "set model.tower to a model of the same shape, or to null"
+        with raising(ModelError, settings.tower, f"a vision tower like that of {name}", do):
+            base_model(model).model.visual.load_state_dict(other.model.visual.state_dict())
+    return model, processor
 
 
 def adapter_base(folder: str | Path) -> str | None:

@@ -49,7 +49,7 @@ def run_settings(profile: Profile, stage: str) -> dict[str, dict[str, Any]]:
     """What decides the outcome of a run, from its profile: the section of its stage (``"sft"`` or
     ``"grpo"``), and of ``grounding`` and ``model`` what that reads."""
     ours = profile.grounding.model_dump(include=set(f"{_READ[stage]} {_READ['both']}".split()))
-    weights = profile.model.model_dump(include={"dtype", "quantization"})
+    weights = profile.model.model_dump(include={"tower", "dtype", "quantization"})
     return {stage: getattr(profile, stage).model_dump(), "grounding": ours, "model": weights}
 
 
