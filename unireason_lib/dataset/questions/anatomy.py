@@ -63,7 +63,6 @@ class Anatomy:
         self.view, self.study, self.seed = view, study, seed
         self.prior = prior or AnswerPrior({})
         self.dimension, self.dims, self.grid = study.dimension, len(study.shape), study.shape[::-1]
-        self.mm = study.spacing and study.spacing[::-1]
         self.directions = [DIRECTION_WORDS[letter] for letter in study.directions[: self.dims]]
         self._values = {s.label: frozenset(s.values or (s.label,)) for s in study.structures}
         self._least = [max(m, 1 / n) for m, n in zip(MIN_SHIFT, self.grid, strict=False)]
@@ -186,8 +185,9 @@ class Anatomy:
         if kind == "level":
             return self._level(s)
         if kind == "extent":
-            known = self.mm and not s.cut_off
-            return (round(max(self.in_mm(s.size)[:2]), 2),) if known else None
+            height, width = self.view.frame.extent(*self.view.image_size)
+            longer = max(s.size[0], s.size[1] * height / width)
+            return None if s.cut_off else (round(100 * longer, 2),)
         value = s.structure.attributes.get(kind)
         return value if value in WORDS["attributes"][kind] else None
 
@@ -224,10 +224,6 @@ class Anatomy:
         lesions = self.study.lesions
         clear = len(lesions) == len(self.lesions) <= 3 and all(map(is_single, lesions))
         return str(len(lesions)) if clear and (lesions or self.study.all_lesions) else None
-
-    def in_mm(self, fractions: Sequence[float]) -> list[float]:
-        """Fractions of the grid along x, y (and z) in mm."""
-        return [f * n * mm for f, n, mm in zip(fractions, self.grid, self.mm, strict=True)]
 
     def structure(self, name: str) -> Structure:
         """The structure that a phrase means, or that has a name, with its article."""

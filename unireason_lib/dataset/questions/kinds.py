@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unireason_lib.boxes import Box2D, Box3D
@@ -32,12 +32,6 @@ class Draft(NamedTuple):
 def capital(text: str) -> str:
     """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
-
-
-def rounded(value: float) -> str:
-    """Two significant digits, as one would say them."""
-    digits = max(0, len(str(int(value))) - 2)
-    return str(round(value / 10**digits) * 10**digits) if value >= 10 else f"{value:.2g}"
 
 
 def _four(signs: str) -> list[str]:
@@ -124,8 +118,8 @@ def directions(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> 
     for k, axis in enumerate(fact.axes, start=1):
         edges, of = zip(*(_edges(anatomy, name, axis) for name in names), strict=True)
         one, *_, other = *map(_middle, edges), *([of[0] // 2] if fact.kind == "quadrant" else [])
-        if one == other:
-            return None
+        if one == other or (one > other) != (sides[0][k - 1] == both[k - 1][0]):
+            return None  # the boxes do not say it
         unit = "slices" if axis == 2 else anatomy.view.frame.unit
         facts |= {f"edges_a{k}": edges[0], f"edges_b{k}": edges[-1], f"all{k}": f"{of[0]} {unit}"}
         facts |= {f"a{k}": one, f"b{k}": other}
@@ -175,66 +169,56 @@ def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
 
 
 def span(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """The width of a structure in percent of that of the image."""
-    if (values := _measures(anatomy, fact, value, 100 / anatomy.grid[0], most=100)) is None:
-        return None
-    edges, all_of = _edges(anatomy, fact.names[0], 0)
-    facts = {"edges": edges, "pixels": edges[1] - edges[0], "all": all_of}
-    return Draft([f"About {rounded(percent)} %" for percent in values], fact.names, facts)
+    """The width of a structure."""
+    edges, width = _edges(anatomy, fact.names[0], 0)
+    facts = {"edges": edges, "pixels": edges[1] - edges[0]}
+    return _measured(anatomy, fact, value, facts, width)
 
 
 def offset(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """How far two centres are apart from left to right, in percent of the width."""
-    if (values := _measures(anatomy, fact, value, most=100)) is None:
-        return None
-    (one, all_of), (two, _) = (_edges(anatomy, name, 0) for name in fact.names)
+    """How far two centres are apart from left to right."""
+    (one, width), (two, _) = (_edges(anatomy, name, 0) for name in fact.names)
     centres = sorted([_middle(one), _middle(two)])
     facts = {"edges_a": one, "edges_b": two, "x_a": _middle(one), "x_b": _middle(two)}
-    facts |= {"centres": centres, "pixels": centres[1] - centres[0], "all": all_of}
-    return Draft([f"About {rounded(percent)} %" for percent in values], fact.names, facts)
+    facts |= {"centres": centres, "pixels": centres[1] - centres[0]}
+    return _measured(anatomy, fact, value, facts, width)
 
 
 def extent(anatomy: Anatomy, fact: Fact, value: Value, rng: random.Random) -> Draft | None:
-    """The longer side of a box in mm."""
-    wide, high = anatomy.in_mm(anatomy.phrases[fact.names[0]].size)[:2]
-    axis, side = (1, "height") if high > wide else (0, "width")
-    if (values := _measures(anatomy, fact, value, step=anatomy.mm[axis])) is None:
-        return None
-    spans = [round(n * mm) for n, mm in zip(anatomy.grid[:2], anatomy.mm[:2], strict=True)]
-    (wide, width), (high, height) = (_edges(anatomy, fact.names[0], k) for k in (0, 1))
-    facts = {"edges_width": wide, "edges_height": high}
-    facts |= {"width_pixels": wide[1] - wide[0], "height_pixels": high[1] - high[0]}
-    facts |= {"side": side, "pixels": facts[f"{side}_pixels"], "all": (width, height)[axis]}
-    facts |= {"span": spans[axis], "mm": rounded(value[0])}
-    words = dict(zip(("width", "height"), spans, strict=True))
-    return Draft([f"About {rounded(mm)} mm" for mm in values], fact.names, facts, words=words)
+    """The longer side of a box."""
+    (wide, width), (high, _) = (_edges(anatomy, fact.names[0], k) for k in (0, 1))
+    sides = {"width": wide[1] - wide[0], "height": high[1] - high[0]}
+    side = max(sides, key=sides.get)
+    facts = {"edges_width": wide, "edges_height": high, "side": side, "pixels": sides[side]}
+    facts |= {f"{name}_pixels": length for name, length in sides.items()}
+    return _measured(anatomy, fact, value, facts, width)
 
 
-def _measures(
-    anatomy: Anatomy, fact: Fact, value: Value, step: float = 0, most: float = math.inf
-) -> list[float] | None:
-    """The true measurement and those of three other patients, without a prior on a ladder.
-
-    The true one is a multiple of ``step`` (of voxels): so are the others, else its digits tell.
-    """
+def _measured(
+    anatomy: Anatomy, fact: Fact, value: Value, facts: Mapping[str, Any], width: int
+) -> Draft | None:
+    """The length that the boxes say, and those of three other patients, without a prior on a
+    ladder; in the unit of written boxes, which divides the width of an image by ``width``."""
     elsewhere = anatomy.prior.elsewhere(fact, _lengths_apart)
     if anatomy.prior.studies and elsewhere is None:
         return None
     dice = anatomy.dice(fact)
-    factor = dice.uniform(1.25, 1.5)
-    rungs = [k for k in range(4) if value[0] * factor ** (3 - k) <= most]
-    rung = dice.choice(rungs or [3])
+    factor, rung = dice.uniform(1.25, 1.5), dice.randrange(4)
     others = [(value[0] * factor ** (k - rung),) for k in range(4) if k != rung]
-    others = [other for (other,) in (others if elsewhere is None else _shaken(*elsewhere, dice))]
-    values = [value[0], *(round(other / step) * step if step else other for other in others)]
-    fits = 0 < min(values) and max(values) <= most
-    return values if fits and _lengths_apart([(v,) for v in values]) else None
+    others = others if elsewhere is None else _shaken(*elsewhere, dice)
+    lengths = [facts["pixels"], *(round(percent * width / 100) for (percent,) in others)]
+    largest = max(anatomy.view.frame.extent(*anatomy.view.image_size))
+    if not (0 < min(lengths) and max(lengths) <= largest and _lengths_apart(zip(lengths), 2)):
+        return None
+    unit = anatomy.view.frame.unit
+    options = [f"About {length} {unit}" for length in lengths]
+    return Draft(options, fact.names, facts, words={"unit": unit})
 
 
-def _lengths_apart(rows: Sequence[Sequence[float]]) -> bool:
-    """Whether no two lengths differ by less than 12 %."""
+def _lengths_apart(rows: Iterable[Sequence[float]], least: float = 0) -> bool:
+    """Whether no two lengths differ by less than 12 %, or by less than ``least``."""
     lengths = sorted(row[0] for row in rows)
-    return all(b >= 1.12 * a for a, b in itertools.pairwise(lengths))
+    return all(b - a >= max(0.12 * a, least) for a, b in itertools.pairwise(lengths))
 
 
 def _wrong(anatomy: Anatomy, fact: Fact, value: Value | None) -> list[str]:
