@@ -28,6 +28,10 @@ MAX_ROUNDS = 10
 """Boxes in one reply (rounds of region-token injection, released settings of UniReason-Med)."""
 
 
+LISTED = 12
+"""Structures at most in a list of what is visible."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A place in the reasoning: a structure's name and its box as :meth:`View.box` gives it."""
@@ -105,8 +109,9 @@ _MARK = re.compile("\0(.)\0")
 def _findings(question: Question, rng: random.Random) -> list[str]:
     """The sentences that locate the evidence and state what is seen there."""
     known, kind, number = TEMPLATES, question.kind, len(question.evidence)
-    if kind == "pair":  # each of the structures in the order of the question
-        sentences = []
+    if kind == "pair":  # what is there, then each of the structures in the order of the question
+        listed = 0 < len(question.facts["visible"]) <= LISTED
+        sentences = [rng.choice(known["visible"])] if listed else []
         for k, name in enumerate(question.facts["searched"], start=1):
             text = rng.choice(known["searched"]["found" if name in question.names else "absent"])
             if name in question.names:
@@ -126,6 +131,7 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
     facts, known = question.facts, TEMPLATES
     text = {key: value if isinstance(value, list) else [value] for key, value in facts.items()}
     words = {key: " and ".join(map(str, values)) for key, values in text.items()}
+    words["visible"] = ", ".join(facts.get("visible", ()))
     words |= {"truth": _within(question.truth), "modality": view.study.modality}
     words["unit"] = view.frame.unit
     words["it"] = "image" if question.dimension == "2d" else "volume"

@@ -165,6 +165,8 @@ def pair(anatomy: Anatomy, fact: Fact, value: str, rng: random.Random) -> Draft 
     options, searched = [texts.pop(value), *texts.values()], rng.sample((a, b), 2)
     names = [name for name in searched if name[4:] in anatomy.there]
     facts = {"searched": searched, "absent": [name for name in searched if name not in names]}
+    visible = next(here for here, gone in anatomy.sorts if fact.names[0] in (*here, *gone))
+    facts["visible"] = [f"the {name}" for name in visible]
     return Draft(options, names, facts, words=dict(zip("ab", searched, strict=True)))
 
 
