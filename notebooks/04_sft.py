@@ -248,7 +248,7 @@ chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Only the free-running curves show what a user gets. These tests have few questions and are noisy, so a larger one follows.
+# Only the free-running curves show what a user gets. These tests are small and noisy, so a larger one follows.
 #
 # ## 6 · Before and after, and the shipped model
 #
@@ -293,8 +293,7 @@ display.plot_intervals(percent, f"% of {len(test)} questions", reference=("chanc
 
 # %% [markdown]
 # If the printed interval of a difference contains 0, this test cannot tell the two models apart. A model uses the images if the interval of its
-# accuracy lies above that of the question-only baseline. The boxes have a floor, too: the *average box*, the mean box of the same structure in the
-# other patients, placed without looking.
+# accuracy lies above that of the question-only baseline. The floor of boxes is the *average box*: the mean box of the structure in other patients.
 
 # %%
 overlap = {"average box (floor)": measured("base", "iou_average_box", "IoU", 1)}
@@ -348,5 +347,4 @@ print("all checks passed")
 # ## Exercises ([solutions](solutions/04_sft.py))
 # 1. Include the injected tokens in the loss by mistake, and train some steps on one record with many crops. How does the reported loss compare? Why?
 # 2. Give the model the written reasoning up to `</think>`. How often is the next token the right letter? Compare with the free-running accuracy.
-# 3. The loss is a mean over all tokens of a batch. How much more does the longest reply weigh than the shortest? What if all replies weighed the
-#    same?
+# 3. The loss is a mean over all tokens of a batch. How much more does the longest reply weigh than the shortest? And if all weighed the same?

@@ -1,9 +1,9 @@
 """Questions of six families, with four options each, about what is outlined in a study and visible.
 
-Exactly one option is true by measurement. Left and right are the patient's, and millimetres are
-those of the scan, where it states them. What the images do not show (:meth:`View.visible`) is never
-asked about, and absent are only names that the source looked for. The kinds of each family and
-their words are in ``phrasings.yaml``.
+Exactly one option is true by measurement. Left and right are the patient's; lengths are those of
+the boxes, in their unit. What the images do not show (:meth:`View.visible`) is never asked about,
+and absent are only names that the source looked for. The kinds of each family and their words are
+in ``phrasings.yaml``.
 
 Anatomy answers many questions by itself: :func:`learn_prior` learns what can be known without
 looking; with it :func:`ask` keeps questions such that this knowledge is worth nothing, and
