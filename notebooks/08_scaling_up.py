@@ -278,7 +278,7 @@ print(f"divided by all tokens {summed:.1e}, mean of the two means {averaged:.1e}
 
 # %%
 common = {"sft.max_steps": steps, "sft.logging_steps": 1, "sft.bf16": False, "sft.learning_rate": 1e-4}
-common |= {"grounding.muon_learning_rate": 0.0, "grounding.free_running_questions": 0}
+common |= {"grounding.muon_learning_rate": 0.0, "grounding.free_running_questions": 0, "model.tower": None}
 two = common | {"sft.per_device_train_batch_size": batch_size // 2, "sft_data.records_2d": len(records)}
 words = "-m torch.distributed.run --standalone --nproc_per_node 2 -m unireason_lib sft --quiet".split()
 words += [f"--data={release}", f"--model={base}", f"--out={scratch / 'two'}"]

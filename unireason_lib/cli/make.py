@@ -117,6 +117,8 @@ def _train(stage: str, given: Any) -> None:
     how = {"device": _device(), "tower": stage == "sft"}
     loaded = load_profile_model(settings.model, Path.cwd(), path, **how)
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
+    if how["tower"] and settings.model.tower:
+        typer.echo(f"vision tower and merger of {settings.model.tower} (model.tower)")
     how = Settings(limits[0], limits[1] * injects(ours.components))
     best = ours.keep_best if stage == "sft" else None
     tests = FreeRunning(held_out, ours.free_running_steps, images, how, best)
