@@ -79,7 +79,7 @@ counts = {"records_2d": RECORDS_2D, "records_3d": RECORDS_3D}
 changes += [f"sft_data.{name}={count}" for name, count in counts.items() if count is not None]
 profile = load_profile(PROFILE, "\n".join([OVERRIDES, *changes]))
 ours, wanted = profile.grounding, profile.sft_data
-base, processor = load_profile_model(profile.model, root, BASE or profile.model.base, tower=True)
+base, processor = load_profile_model(profile.model, root, BASE or profile.model.base, tower=not BASE)
 encoder, tokenizer, base_path = encoding.Encoder(processor), processor.tokenizer, base.name_or_path
 frame = encoder.frame
 patients = wanted.patients_2d, wanted.patients_3d
@@ -231,7 +231,7 @@ decides = short_hash(settings, [(one.id, one.reply) for one in records], start)
 out = root / "runs" / "sft" / (RUN or f"{PROFILE}-{ours.components.replace(' ', '-')}-seed{SEED}-{decides}")
 how = Settings(profile.generation.max_new_tokens, rounds * encoding.injects(ours.components))
 print(f"{out.relative_to(root)}:", "finished before" if (out / "model").is_dir() else "trains now")
-base, _ = load_profile_model(profile.model, root, base_path, tower=True)
+base, _ = load_profile_model(profile.model, root, base_path, tower=not BASE)
 tests = callbacks.FreeRunning(validation, ours.free_running_steps, images, how, ours.keep_best, print)
 tuned_path = sft.train_sft(base, processor, records, images, out, profile, callbacks=[tests])
 

@@ -134,6 +134,9 @@ def test_memory_is_sharded_as_zero_says():
     assert small["frozen weights"] < 0.5 * lora["frozen weights"]
     more = held("8xH100", "sft.gradient_checkpointing=false")
     assert more["activations"] > 5 * sharded["activations"]
+    learning = held("8xB200", "grounding.freeze_vision=false", sharding="zero3")
+    assert learning[name] == pytest.approx(2e-9 * sum(parameters(shaped_model("7b"))))
+    assert learning["frozen weights"] == 0 and learning["activations"] > sharded["activations"]
 
 
 def test_replies_generated_together_decide_the_cache_of_grpo():

@@ -280,12 +280,12 @@ def test_a_prior_balances_a_lopsided_fact(tmp_path):
 
 def test_a_reader_who_never_looks_stays_near_chance_only_with_a_prior(views, priors):
     halves = {d: some[len(some) // 2 :] for d, some in views.items()}
-    plain = [q for some in halves.values() for v in some[:60] for q in ask(v)]
+    plain = [q for some in halves.values() for v in some for q in ask(v)]
 
     def low(score):
         return interval(score.correct[None], score.patients).low
 
-    assert low(asking.question_only_baseline(plain, epochs=3)["all"]) > 0.33
+    assert low(asking.question_only_baseline(plain, epochs=3)["all"]) > 0.37
     pairs = [(view, priors[d]) for d, some in halves.items() for view in some]
     kept = [q for view, prior in pairs for q in ask(view, prior=prior, per_family=2)]
     scores = asking.question_only_baseline(kept, epochs=3)

@@ -114,10 +114,12 @@ def _train(stage: str, given: Any) -> None:
     held_out = balanced(held_out, ours.free_running_questions)
     images = images_from(given.data, m3d_root=given.m3d_root)
     path = whole_checkpoint(given.model, settings.model.dtype)
-    how = {"device": _device(), "tower": stage == "sft"}
+    from_base = Path(path).resolve() == Path(settings.model.base).resolve()
+    tower = stage == "sft" and from_base and bool(settings.model.tower)
+    how = {"device": _device(), "tower": tower}
     loaded = load_profile_model(settings.model, Path.cwd(), path, **how)
     typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
-    if how["tower"] and settings.model.tower:
+    if tower:
         typer.echo(f"vision tower and merger of {settings.model.tower} (model.tower)")
     how = Settings(limits[0], limits[1] * injects(ours.components))
     best = ours.keep_best if stage == "sft" else None
