@@ -173,7 +173,7 @@ on_lesion = of_slice * lesion.width * lesion.height / np.prod(slice_size)
 print(f"slice: {of_slice} tokens, {on_lesion:.2f} of them on the lesion; its crop: {of_crop} tokens")
 
 # %% [markdown]
-# You see the texture in the slice; the model reads tokens, and a fraction of a token cannot hold it. The tokens of the crop can.
+# In the slice the lesion covers a fraction of one token or few tokens, in its crop many more; notebook 06 measures whether this helps.
 #
 # ## 4 · Your own region
 #
@@ -247,7 +247,7 @@ for dimension in ("2D", "3D"):
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]
-# Notebook 01 removes questions that knowledge of anatomy alone answers, so that blank images leave only chance. Notebook 06 asks many more.
+# Notebook 01 removes most of what knowledge of anatomy alone answers. Notebook 06 asks many more questions, and tests how much is left.
 #
 # ## 6 · From the command line
 #

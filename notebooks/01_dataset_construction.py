@@ -203,14 +203,14 @@ for name, values in percent.items():
 plot_intervals(percent, "right without the image, % (95 % intervals by patient)", reference=("chance", 25))
 
 # %% [markdown]
-# A score below chance is no better than chance: a prior learned from the very patients that are asked about takes its wrong options from them,
-# which misleads the baseline. A family that stays above chance with the other prior may owe that to values that did not occur in its few patients,
-# to facts treated as independent, or to chance, as there are seven intervals; a real build counts thousands of studies.
+# A score below chance is no skill: a prior fitted to the same patients balances their answers, so that what the baseline learns from some of them
+# is reversed in the others. A family that stays above chance with the other prior may owe that to values that did not occur in its few patients, to
+# facts treated as independent, or to chance, as there are seven intervals; a real build counts thousands of studies.
 #
 # ## 5 · Reasoning with boxes
 #
-# A *writer* turns a question into reasoning: it names structures, and their coordinates come from the view alone. The built-in writer composes
-# sentences from templates. Question and reasoning together are a *record*: text and references, no pixels.
+# A *writer* turns a question into reasoning: it names structures; the coordinates are filled in from the masks, never by the writer. The built-in
+# writer composes sentences from templates. Question and reasoning together are a *record*: text and references, no pixels.
 
 # %%
 from unireason_lib.dataset.rationales import TemplateWriter

@@ -105,8 +105,8 @@ show_images(
 )
 
 # %% [markdown]
-# In the first two images the patient's left and right are exchanged, and a brain is nearly its own mirror image: without the letters nobody could
-# say which is which. Which side is left **cannot be told from the array alone; the affine says it**.
+# The first two images are mirror images of each other, and a brain is nearly symmetric: without the letters nobody could say which is which. Which
+# side is left **cannot be told from the array alone; the affine says it**.
 #
 # ## 2 · One arrangement for every file
 #

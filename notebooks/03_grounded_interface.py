@@ -244,13 +244,14 @@ display.token_strip(trace, tokenizer)
 # %%
 display.show_trace(trace, request.images, frame=frame)
 
+
 # %% [markdown]
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
 #
 # ## 4 · What do injected tokens change?
 #
 # **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about textures, we average the
-# attention of the conclusion (tokens after the last crop) to an image token of the prompt and to a crop token, which is nearer: a ratio proves little.
+# attention of the conclusion (tokens after the last crop) to a token of the prompt's images and of the crops, which are nearer: it proves little.
 
 # %%
 def attention_per_token(trace):

@@ -69,8 +69,8 @@ display.pipeline_figure("SFT")
 #
 # **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates
 # replies itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT comes
-# first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters, boxes and the
-# format of a reply, and has never seen a patient. The data set is built as in notebook 01, but larger, and split by patient.
+# first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters, boxes and
+# the format of a reply, but no patient (its tower: section 4). The data set is built as in notebook 01, but larger, and split by patient.
 
 # %%
 root, held = project_root(), {"m3d_root": M3D_ROOT or None}
@@ -190,7 +190,7 @@ figure
 # ## 4 · What is trained
 #
 # As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's has seen many images; the tiny base's
-# has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), which has learnt from phantoms for hours.
+# has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), which learnt from label maps of phantoms.
 # **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
 #
 # $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
@@ -292,8 +292,8 @@ chance = 100 * np.mean([1 / len(item.options) for item in test])
 display.plot_intervals(percent, f"% of {len(test)} questions", reference=("chance (accuracy)", chance))
 
 # %% [markdown]
-# If the printed interval of a difference contains 0, this test cannot tell the two models apart. A model uses the images if the interval of its
-# accuracy lies above that of the question-only baseline. The floor of boxes is the *average box*: the mean box of the structure in other patients.
+# If the printed interval of a difference contains 0, this test cannot tell the two models apart. A model whose interval lies above that of the
+# question-only baseline probably uses the images (notebook 06 tests it). The floor of IoU is the *average box*, the mean of other patients.
 
 # %%
 overlap = {"average box (floor)": measured("base", "iou_average_box", "IoU", 1)}

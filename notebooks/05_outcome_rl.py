@@ -60,9 +60,9 @@ display.pipeline_figure("outcome RL")
 # %% [markdown]
 # ## 1 · What is rewarded
 #
-# The reward of a reply is $R = 0.8\,a + 0.2\,f$, as in the paper: $a$ is 1 for the right letter, $f$ is the format (a closed thought, readable
-# boxes). The position of a box earns nothing. The mode `paper` reproduces the arithmetic of the authors' release (the first lone letter counts, tags
-# must pair); `strict` is ours. A model learns whatever earns $R$, so the first question is what else earns it.
+# The reward of a reply is $R = 0.8\,a + 0.2\,f$, as in the paper: $a$ is 1 for the right letter, $f$ is the format (`strict`: half for one closed
+# thought before an answer, half for boxes that are all valid). The position of a box earns nothing. The mode `paper` is the arithmetic of the
+# authors' release (the first lone letter counts, tags must pair). A model learns whatever earns $R$, so we first ask what else earns it.
 #
 # > **Predict first.** The right answer is B, liver. Which of these replies earn the full reward in each mode?
 
@@ -123,9 +123,9 @@ display.plot_lines(curves, "step", "probability of the rewarded answer", referen
 
 # %% [markdown]
 # Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
-# advantages are zero, and nothing is learnt: an answer that is hardly ever sampled is found late or never. For several updates with one group, two
-# more terms are needed: the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
-# \varepsilon$, and the KL divergence from the initial model, estimated by k3, $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$:
+# advantages are zero, and nothing is learnt: an answer that is hardly ever sampled is found late or never. For several updates with one group, the
+# loss needs the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
+# \varepsilon$. A KL penalty keeps it near the initial policy, by k3: $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$.
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 #
@@ -244,7 +244,7 @@ print(percent.to_string(float_format="{:.0f}".format))
 display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if course else None
 
 # %% [markdown]
-# There is room where pass@1 is above guessing and many groups are mixed (setting `grpo_data.kinds`). Elsewhere RL only exchanges constant answers.
+# RL can improve kinds (`grpo_data.kinds`) whose pass@1 is above guessing and whose groups are often mixed; elsewhere it swaps constant answers.
 #
 # ## 4 · A run that works and one that collapses
 #
@@ -276,7 +276,7 @@ display.plot_lines(curves, "step", "mean of the sampled replies (three steps)")
 # ## 5 · What changed
 #
 # The same questions about held-out patients are asked before and after, with greedy decoding; intervals are paired and over patients. IoU is
-# compared where there is a true box and both replies have a box: a reply without a box has no IoU, which is not an IoU of 0.
+# compared where there is a true box and both replies have a box: replies without a box are left out (notebook 06 counts them as IoU 0).
 
 # %%
 phantoms = {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}

@@ -164,9 +164,9 @@ display.plot_intervals(shown, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 3 · Boxes: IoU and its floor
 #
-# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$, and 0 without a box. Questions that state a box are left out, since it could be copied. The
-# **floor** is the IoU of the true box with the mean box of that structure in other patients: a model that is not clearly above it has not shown that
-# it looks. **Slice-volume consistency** compares a cuboid with the boxes drawn in its slices when they are shown alone (paper: 0.76 to 0.83).
+# $\mathrm{IoU}(A, B) = |A \cap B| \, / \, |A \cup B|$, and 0 without a box (notebook 05 leaves such replies out). Questions that state a box are
+# left out, since it could be copied. The **floor** is the IoU of the structure's mean box in other patients: a model not clearly above it has not
+# shown that it looks. **Slice-volume consistency** is the overlap of a cuboid with the boxes in its slices, each shown alone (paper: 0.76 to 0.83).
 
 # %%
 def iou(one, other):
@@ -196,7 +196,7 @@ if slices is not None:
 display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps.values()) else None
 
 # %% [markdown]
-# ## 4 · Does it look? Two runs, compared pairwise
+# ## 4 · Does it look? A paired comparison of two runs
 #
 # A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ between both runs in place of $r_i$, gives
 # the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, if the same questions are hard for both.
@@ -243,7 +243,7 @@ display.plot_intervals(by_way, "points lost against own crops, paired", referenc
 #
 # A box *touches* a structure if their IoU is at least 0.1. The cause of a wrong answer is the first that applies: **no answer**; **wrong letter**
 # (the reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box); **invented** (some box touches
-# no structure); **misread** (all boxes are in place). A right answer may be right for the wrong reason: **right, box elsewhere**.
+# none of those structures); **misread** (all boxes are in place). A right answer may have a wrong reason: **right, box elsewhere**.
 
 # %%
 COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#cc79a7", "#0072b2", "#656d76"
@@ -321,9 +321,9 @@ display.plot_intervals(by_way, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 8 · Your own scans
 #
-# `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and, for each scan, `images/anna.nii.gz` with its label map `labels/anna.nii.gz`; as a
-# command: `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without it, we ask
-# about a real brain MRI (a template of 152 people): **one** case, so no interval. The floor is the average box of the structure in **phantoms**.
+# `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and, for each scan, `images/anna.nii.gz` with its label map `labels/anna.nii.gz`; as
+# a command: `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without `REAL`, we
+# ask about the MNI152 template, the average MRI of 152 people: **one** image, so no interval. The floor here is that of **phantoms**.
 
 # %%
 real = open_benchmark(*(("folder", root / REAL) if REAL else ("brain",)), per_family=2, **scans)
@@ -345,6 +345,6 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises ([solutions](solutions/06_evaluation.py))
-# 1. A box touched a structure from an IoU of 0.1. In what proportion of replies is a structure missed with 0.3 or 0.5 as the threshold?
+# 1. In section 6 a box touches a structure if their IoU is at least 0.1. How often is a structure missed at 0.3 or 0.5?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?
 # 3. How accurate must a box be? Move the true box sideways by fractions of its width: how does the accuracy on texture questions fall with the IoU?

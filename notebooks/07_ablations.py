@@ -177,12 +177,13 @@ for dimension in ("2d", "3d"):
     print(f"{dimension.upper()}: interval wholly above that of blank images: {', '.join(above) or 'none'}")
 
 # %% [markdown]
-# Where the two intervals of a condition overlap, its models may not use images at all, and a comparison with them says little. Conditions are
-# not compared by these intervals: all answer the same questions, which allows a sharper comparison.
+# Where the two intervals of a condition overlap, this figure does not show that its models use the images. Conditions are not compared by these
+# intervals: all answer the same questions, and paired differences are sharper.
 #
 # ## 4 · One paired difference, by hand
 #
-# For every seed, questions are compared one by one: won if only the better condition is right, lost if only the other one is.
+# For every seed, questions are compared one by one: won if only the condition that is expected to be better is right, lost if only the other one
+# is.
 
 # %%
 name, claim = next((name, one) for name, one in grid.claims.items() if one.value == "correct")
@@ -323,7 +324,8 @@ cost = pd.DataFrame(about["runs"]).groupby("stage", sort=False)["seconds"].agg([
 pd.DataFrame({"runs": cost["count"], "minutes each": cost["mean"] / 60, "hours": cost["sum"] / 3600}).round(1)
 
 # %% [markdown]
-# **Limits.** A tiny model learns in minutes what a 7B model already knows; phantom slices resemble phantom volumes; all seeds share a base.
+# **Limits.** The tiny model starts without the skills of a pretrained 7B model, so effects may differ there; phantom slices resemble phantom
+# volumes; all seeds share a base.
 #
 # ## Check yourself
 

@@ -126,8 +126,8 @@ plot_lines({"7B": percent}, "tokens", "attention's square, % of FLOPs", referenc
 # %% [markdown]
 # ## 3 · Memory of training
 #
-# With AdamW in mixed precision a trained parameter takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter takes 4 where it is
-# kept in float32 like those that learn, 2 in bfloat16 (LoRA). If $G$ GPUs shard all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
+# With AdamW in mixed precision a trained parameter takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter takes 4 bytes in
+# float32 (full fine-tuning) and 2 in bfloat16 (LoRA). If $G$ GPUs shard all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
 #
 # $$M = \underbrace{\frac{16\,N_\text{learns} + 4\,N_\text{frozen}}{G}}_{\text{weights, gradients, optimizer states}} + \underbrace{2 \cdot \frac{2\,N_\text{learns}}{L}}_{\text{two layers gathered}} + \underbrace{B\,T\,(2hL + 2a)}_{\text{activations}} + \underbrace{12\,V \cdot 1024}_{\text{logits, in chunks}} + M_\text{CUDA}.$$
 #
@@ -171,9 +171,9 @@ figure
 #
 # $$t = \frac{F}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
 #
-# $F$ is counted. (Rollouts also pay, token by token, for reading all weights: more hours than their FLOPs suggest.) The utilization $u$, the proportion of the peak that a run attains, is **assumed**: a good and a poor value give a lower and an upper
-# bound, and the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your own with `--price`) and the number of questions of outcome
-# RL are assumed, too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
+# $F$ is counted. (Decoding is memory-bound, so rollouts take longer than their FLOPs suggest.) The utilization $u$, the proportion of the peak that
+# a run attains, is **assumed**: a good and a poor value give bounds, the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your
+# own with `--price`) and the number of questions of outcome RL are assumed, too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
 
 # %%
 bounds = [f"{unit}, {bound} bound" for unit in ("hours", "USD") for bound in ("lower", "upper")]

@@ -98,9 +98,8 @@ boxes = [[shape.box for shape in scene.shapes] for scene in scenes]
 display.show_images([scene.pixels for scene in scenes], boxes, shapes)
 
 # %% [markdown]
-# **Questions** are answered by looking, or by comparing two numbers. A comparison is written **where the numbers stand** (*Left edges at 8 and 31: to
-# the left*), because a model that writes left to right cannot look up a result that is written nowhere. Exercises called `pairs` train this step many
-# times each.
+# **Questions** are answered by looking, or by comparing two numbers. A comparison is written **right after its numbers** (*Left edges at 8 and 31:
+# to the left*): later tokens can use a result only once it is written. Exercises called `pairs` train this step many times each.
 #
 # > **Predict first.** In *relation of boxes* below, which of the four options follows from the two boxes?
 
@@ -278,8 +277,9 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 # If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
 # be copied. The log of the shipped base, whose steps use larger batches and lower rates, shows when the skill emerged there.
 #
-# **Words that it never saw.** The softmax pushes the embeddings of absent tokens all the same way: "liver" and "spleen" look alike, and fine-tuning has
-# to learn letters anew. So at the end unseen tokens get rows of their own, and `</think>` begins as the line break, in whose place it stands.
+# **Words that it never saw.** The softmax pushes the embeddings of absent tokens all the same way: "liver" and "spleen" look alike, and fine-tuning
+# has to learn letters anew. So after the training unseen tokens get new random embeddings, and `<think>` and `</think>` copy that of the line
+# break, which ends the reasoning in the exercises.
 
 # %%
 def likeness(rows):

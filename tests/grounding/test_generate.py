@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
 
 from unireason_lib.boxes import Box2D, Box3D, format_box
 from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, Settings, load_model
+from unireason_lib.grounding.cache import sdpa_on_cpu
 from unireason_lib.grounding.generate import _Running
 from unireason_lib.grounding.replies import Row
 
@@ -281,3 +283,14 @@ def test_a_cpu_attends_in_float32_and_writes_as_with_transformers_own(
         same = len(a.token_ids) if exact else 9
         assert a.token_ids[:same] == b.token_ids[:same]
         assert np.allclose(a.logprobs[:same], b.logprobs[:same], atol=1e-4 if exact else 0.1)
+
+
+def test_attention_is_in_float32_on_a_cpu():
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 1, 2, 5, 8, generator=random).bfloat16().requires_grad_().unbind()
+    module = torch.nn.Module()
+    module.is_causal = True
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = sdpa_on_cpu(module, *states, None)
+    exact = scaled_dot_product_attention(*(x.float() for x in states), is_causal=True)
+    assert torch.equal(output, exact.transpose(1, 2).bfloat16())

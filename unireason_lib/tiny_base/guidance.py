@@ -174,6 +174,13 @@ def collate_targets(several: Sequence[Targets]) -> Targets:
     return Targets(*(torch.from_numpy(np.concatenate(parts)).float() for parts in columns))
 
 
+def edge_directions(width: int) -> torch.Tensor:
+    """The directions ``(width, 4)`` along which a hidden state says x1, y1, x2, y2 of a box:
+    random, orthogonal, of length 1, and always the same."""
+    normal = torch.randn(width, 4, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(normal)[0]
+
+
 class Guide:
     """Turns attention and hidden states into a loss, with nothing to be learnt beside the model:
     words are read off by its embeddings, edges along four fixed random directions. The ``model``, a
@@ -186,9 +193,7 @@ class Guide:
         model.set_attn_implementation("eager")
         words = [[f" {word}" for word in group] for group in GROUPS] + ["123456789"]
         self.groups = [torch.tensor([tokenizer(w).input_ids[0] for w in group]) for group in words]
-        generator = torch.Generator().manual_seed(0)
-        normal = torch.randn(model.config.text_config.hidden_size, 4, generator=generator)
-        self.directions = torch.linalg.qr(normal)[0].to(model.device)
+        self.directions = edge_directions(model.config.text_config.hidden_size).to(model.device)
 
     def tower_loss(self, batch: dict[str, torch.Tensor], targets: Targets) -> torch.Tensor:
         """The loss of images alone: the vision tower learns, and the layers are not run."""
