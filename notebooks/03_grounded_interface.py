@@ -218,8 +218,7 @@ axes.legend()
 figure
 
 # %% [markdown]
-# Where the markers coincide, $t = h = w$: text. Within a grey band, which is one image, $t$ stays constant, $h$ rises from row to row and $w$ runs
-# through each row; each delimiter advances the position by 1.
+# Where the markers coincide, $t = h = w$: text. Within a grey band, one image, $t$ is constant, $h$ rises row by row, $w$ runs through each row.
 # The model continues until it ends its turn. `GroundedGenerator`, which does all this for batches, must write the same tokens.
 
 # %%
@@ -243,7 +242,6 @@ display.token_strip(trace, tokenizer)
 
 # %%
 display.show_trace(trace, request.images, frame=frame)
-
 
 # %% [markdown]
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
