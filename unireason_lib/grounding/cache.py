@@ -3,7 +3,8 @@ the attention over it on a CPU.
 
 ``DynamicCache`` copies all that it holds for every new token: behind a volume, thousands of slice
 tokens. PyTorch's attention in bfloat16 takes twice as long on a CPU as in float32 for a single
-query, and three times as long in its backward pass: there it is computed in float32.
+query, and three times as long in its backward pass: there it is computed in float32,
+in which keys and values are kept.
 """
 
 from __future__ import annotations
