@@ -243,6 +243,7 @@ display.token_strip(trace, tokenizer)
 # %%
 display.show_trace(trace, request.images, frame=frame)
 
+
 # %% [markdown]
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
 #

@@ -9,8 +9,7 @@
 # - compare answers, boxes and reasoning before and after training, with intervals and with baselines that never look at an image.
 #
 # **Time** about 20 minutes on 2 CPU cores, nearly all in one cell that can be stopped and resumed; hours on GPUs for a 7B model (profile `gpu`).
-# **Needs** no other notebook: the base model ships in `data/tiny-base`, the data set is built on first use. **Synthetic**: all patients are CT-like
-# torso phantoms. *Not for clinical use.*
+# **Needs** no other notebook: the base is in `data/tiny-base`, data are built here. **Synthetic**: all patients are phantoms. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685).
 
@@ -90,8 +89,11 @@ if not DATA:  # a finished set is taken as it is, and a stopped build goes on
 
 # %%
 limits = {"2d": wanted.records_2d, "3d": wanted.records_3d}
-records, images = data.training_records(folder, limits, seed=SEED, **held), data.images_from(folder, **held)
-validation = data.training_records(folder, split="val", seed=SEED, **held)
+records = data.training_records(folder, limits, seed=SEED, temperature=wanted.mixing_temperature, **held)
+images, validation = (
+    data.images_from(folder, **held),
+    data.training_records(folder, split="val", seed=SEED, **held),
+)
 validation = callbacks.balanced(validation, ours.free_running_questions)
 print(f"{len(records):,} records to learn from, {len(validation)} of validation patients")
 ranked = sorted(records[:500], key=lambda one: (len(one.boxes) > 0, one.family == "lesion analysis"))
@@ -307,9 +309,7 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 # %% [markdown]
 # ## 7 · Replies, right and wrong
 #
-# The first replies are not chosen by their outcome: the base and this run answer the first lesion question in 2D and in 3D. The last reply is the
-# first wrong answer of this run. The comments are computed; notebook 06 sorts all wrong answers by what went wrong.
-
+# Not chosen by outcome: the base and this run answer the first lesion question in 2D and in 3D. The last reply is the first wrong one of this run.
 
 # %%
 def comment(row):

@@ -262,12 +262,12 @@ for name, changes in {**runs, "the run": {}}.items():
     grpo.train_grpo(load_start()[0], processor, records, images, out, settings)
     log = pd.DataFrame(callbacks.read_log(out / "log.jsonl", "reward")).set_index("step")
     for part, key in {"reward": "reward", **(KEYS if name == "the run" else {})}.items():
-        smooth = log[key].astype(float).dropna().rolling(3, 1).mean()
+        smooth = log[key].astype(float).dropna().rolling(10, 1).mean()
         if len(smooth):
             curves[f"{name}: {part}"] = list(smooth.items())
-            print(f"{name}: {part} {smooth.iloc[0]:.2f} at first, {smooth.iloc[-1]:.2f} at the end")
+            print(f"{name}: {part}: {smooth.iloc[:10].iloc[-1]:.2f} at first, {smooth.iloc[-1]:.2f} at last")
 print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].describe().loc[["mean", "max"]])
-display.plot_lines(curves, "step", "mean of the sampled replies (three steps)")
+display.plot_lines(curves, "step", "mean of the sampled replies (ten steps)")
 
 # %% [markdown]
 # In a healthy run one expects that the reward for answers rises, that for the format holds, and KL and the fraction of zero-variance

@@ -73,17 +73,17 @@ display.pipeline_figure("evaluation")
 
 # %%
 name, root = MODEL or profile.model.path, project_root()
-path = str(root / name if (root / name).is_dir() else name)
-base = adapter_base(root / name)  # of an adapter, the model that it was trained on
+path, base = str(root / name if (root / name).is_dir() else name), adapter_base(root / name)
 adapter, place = path if base else profile.model.adapter, (profile.model.dtype, profile.model.device)
-checkpoint = Checkpoint(base or path, adapter, *place)
+checkpoint = Checkpoint(base or path, adapter, *place)  # of an adapter, with the model that it was trained on
 settings, frame = Settings(**profile.generation.model_dump()), checkpoint.frame()
+source, wanted = str(data_folder(DATA)) if DATA else "phantom", profile.evaluation
 scans = {"size": tuple(profile.dataset.shape), "frame": frame, "seed": SEED}
-how = {"frame": frame, "m3d_root": M3D_ROOT or None} if DATA else scans
-source = str(data_folder(DATA)) if DATA else "phantom"
-benchmark = open_benchmark(source, limit=profile.evaluation.questions, **how)
+phantoms = scans | {"skip_patients": wanted.skip_patients}
+how = {"frame": frame, "m3d_root": M3D_ROOT or None} if DATA else phantoms
+benchmark = open_benchmark(source, limit=wanted.questions, **how)
 digest = hashlib.sha256(repr([checkpoint.identity(), settings, benchmark.identity]).encode()).hexdigest()[:8]
-asking = {"settings": settings, "batch_size": profile.evaluation.batch_size, "quiet": True}
+asking = {"settings": settings, "batch_size": wanted.batch_size, "quiet": True}
 folder = root / (RESULTS or f"runs/evaluation/{profile.name}-{name.split('/')[-1]}-{digest}")
 
 
@@ -220,7 +220,7 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 # > **Predict first.** Which questions lose most without their own crops: those about textures, those about densities, or all families together?
 
 # %%
-how = {"limit": 3 * profile.evaluation.control_questions, "prior_studies": 0, "a_patient": 1, **scans}
+how = {"limit": 3 * profile.evaluation.control_questions, "prior_studies": 0, "a_patient": 1, **phantoms}
 lesions = open_benchmark("phantom", families=["lesion analysis"], **how)
 asked = {"all families": ("replies", few)}
 for kind, file in {"texture": "textures", "density": "densities"}.items():

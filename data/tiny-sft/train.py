@@ -1,4 +1,4 @@
-"""How ``data/tiny-sft`` was trained: ``python data/tiny-sft/train.py``, two hours on two cores.
+"""How ``data/tiny-sft`` was trained: ``python data/tiny-sft/train.py``, three hours on two cores.
 
 The vision tower of Qwen2.5-VL has seen a great many images before it is frozen for fine-tuning;
 that of the tiny base has seen plain shapes. So, in this order,
@@ -6,10 +6,11 @@ that of the tiny base has seen plain shapes. So, in this order,
 1. phantoms are made, of which the label map of every slice is known;
 2. the tower learns to say what the label map says, half an hour that cannot be resumed;
 3. the tower is frozen, and the language model fine-tuned on grounded records, in two processes of
-   7 GB each; a stopped run goes on from its last checkpoint.
+   7 GB each; a stopped run goes on from its last checkpoint;
+4. tower and language model are fine-tuned together at half the rates, likewise.
 
-What ships are RUN/sft/model, RUN/tower-.../tower.json and RUN/sft/log.jsonl. No stage learns from
-patients of the benchmark, or from those on which it is validated.
+What ships are RUN/all/model, RUN/tower-.../tower.json and the log.jsonl of both fine-tunings. No
+stage learns from patients of the benchmark, or from those on which it is validated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shlex
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -45,7 +47,9 @@ from unireason_lib.training.encoding import patches
 from unireason_lib.training.optim import MuonWithAdamW, fast_bfloat16
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = "sft.save_steps=500 grounding.free_running_steps=2500"
+FROZEN = "sft_data.mixing_temperature=1 grounding.free_running_steps=2500"
+TOGETHER = """grounding.freeze_vision=false sft.learning_rate=4e-4 grounding.muon_learning_rate=1e-3
+grounding.free_running_steps=1600"""
 TRAINING, HELD_OUT = 100_000, 2_000_000  # first patients of the slices; volumes 500,000 further on
 SIDE, CELL = 64, 4  # pixels: of an image, and of the cells whose class is read off an image token
 CLASSES = [0, *sorted(LABELS)]  # values of a label map: air, body, organs, lesions
@@ -278,8 +282,9 @@ def main() -> None:
     how = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.replace("``", ""), formatter_class=how)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/tiny-sft", metavar="RUN")
-    numbers = {"slices": 20_000, "tower-steps": 2_500, "patients-2d": 9_000, "patients-3d": 5_000}
-    for name, number in (numbers | {"steps": 7_500}).items():
+    numbers = {"slices": 20_000, "tower-steps": 2_500, "patients-2d": 18_000}
+    numbers |= {"patients-3d": 11_000, "steps": 7_500, "last-steps": 3_200}
+    for name, number in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default: {number}")
     parser.add_argument("--processes", type=int, default=2, choices=(1, 2, 4, 8, 16))
     given = parser.parse_args()
@@ -297,16 +302,20 @@ def main() -> None:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             write_json(folder / "tower.json", probe.measure(*held_out))
-    settings = (
-        f"sft.max_steps={given.steps} sft.per_device_train_batch_size={16 // given.processes}"
-    )
-    command = f"-m torch.distributed.run --nproc_per_node={given.processes} -m unireason_lib sft"
-    command = [sys.executable, *command.split(), "--data", out / "data", "--model", tower]
-    command += ["--out", out / "sft", *(f"--set={one}" for one in f"{settings} {SETTINGS}".split())]
+    common, commands = f"sft.per_device_train_batch_size={16 // given.processes}", []
+    run = f"-m torch.distributed.run --nproc_per_node={given.processes} -m unireason_lib sft"
+    stages = [(tower, out / "sft", given.steps, (7, 4), FROZEN)]  # records of a step, of 16 in all
+    stages += [(out / "sft/model", out / "all", given.last_steps, (8, 8), TOGETHER)]
+    for start, to, steps, (flat, deep), settings in stages:
+        settings += f" {common} sft.max_steps={steps} sft.save_steps=500"
+        settings += f" sft_data.records_2d={flat * steps} sft_data.records_3d={deep * steps}"
+        settings = [f"--set={one}" for one in settings.split()]
+        where = ["--data", out / "data", "--model", start, "--out", to]
+        commands.append(shlex.join(map(str, [sys.executable, *run.split(), *where, *settings])))
     threads = str(max(1, cores // given.processes))
     os.chdir(ROOT)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
-    os.execve(sys.executable, [*map(str, command)], environment)  # Ctrl-C goes to the training
+    os.execve("/bin/sh", ["sh", "-c", " && ".join(commands)], environment)  # gets Ctrl-C as well
 
 
 if __name__ == "__main__":

@@ -39,6 +39,17 @@ def test_a_longer_benchmark_begins_with_the_shorter_one(phantoms, frame):
     assert not flat & {item.patient for item in phantoms if item.dimension == "3d"}
 
 
+def test_patients_can_be_passed_over(frame):
+    """A study asks patients whom nobody looked at while its models were chosen."""
+    how = {"frame": frame, "size": (4, 32, 32), "prior_studies": 2}
+    everyone, later = (
+        open_benchmark("phantom", limit=n, skip_patients=k, **how) for n, k in ((40, 0), (8, 5))
+    )
+    first, last = ({item.patient for item in items} for items in (everyone, later))
+    assert last and last <= first and len(first - last) >= 2 * 5  # slices and volumes
+    assert later.identity != open_benchmark("phantom", limit=8, **how).identity
+
+
 def test_both_dimensions_and_all_families_are_asked(debiased):
     assert Counter(item.dimension for item in debiased) == {"2d": 60, "3d": 60}
     assert len({item.family for item in debiased}) == 6

@@ -39,6 +39,20 @@ def test_records_are_chosen_by_dimension_and_number(data):
     assert {r.id for r in fewer} <= {r.id for r in more}
 
 
+def test_a_temperature_brings_rare_kinds_more_often(data):
+    """At 2, numbers of records are as the square roots of what there is; at 1 as they are."""
+    there = Counter(r.kind for r in training_records(data, {"2d": None}))
+    wanted = sum(there.values())
+    mixed = training_records(data, {"2d": None}, temperature=2.0)
+    counts = Counter(r.kind for r in mixed)
+    assert counts.total() == wanted
+    roots = {kind: n**0.5 for kind, n in there.items()}
+    for kind, root in roots.items():
+        assert abs(counts[kind] - wanted * root / sum(roots.values())) <= 1
+        times = Counter(r.id for r in mixed if r.kind == kind).values()
+        assert max(times) - min(times) <= 1 and (len(times) == there[kind] or max(times) == 1)
+
+
 @pytest.mark.parametrize(
     ("how", "named"),
     [

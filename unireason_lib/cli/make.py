@@ -106,7 +106,9 @@ def _train(stage: str, given: Any) -> None:
         limits = section.max_completion_length, ours.rollout_max_rounds
     wanted = getattr(settings, f"{stage}_data")
     counts = {"2d": wanted.records_2d, "3d": wanted.records_3d}
-    records = training_records(given.data, counts, **where)
+    records = training_records(
+        given.data, counts, temperature=getattr(wanted, "mixing_temperature", 1.0), **where
+    )
     try:
         held_out = training_records(given.data, split="val", **where)
     except DatasetError:  # a small data set, or one that keeps no patient apart

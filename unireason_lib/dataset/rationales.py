@@ -122,7 +122,11 @@ def _findings(question: Question, rng: random.Random) -> list[str]:
     if kind == "structure":
         located = known["marked"]
     elif kind == "count":
-        located, findings = known["counted"][number], findings[number > 0]
+        first, *others = ["none"] if not number else ["first", *["further"] * (number - 1)]
+        sentences = [rng.choice(known["counted"][first])]
+        for k, which in enumerate(others, start=1):
+            sentences.append(rng.choice(known["counted"][which]).replace("{0}", f"{{{k}}}"))
+        return [*sentences, rng.choice(findings[number > 0])]
     return [rng.choice(located), rng.choice(findings)]
 
 

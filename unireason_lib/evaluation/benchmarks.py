@@ -120,6 +120,7 @@ def study_items(
     a_patient: int | None = None,
     per_family: int = 1,
     prior_studies: int | None = None,
+    skip_patients: int = 0,
     **options: Any,
 ) -> tuple[Iterator[Item], dict[str, Any]]:
     """Questions about the studies of a source, by the rules of the training data, which ``seed``
@@ -129,7 +130,8 @@ def study_items(
     From ``prior_studies`` the answer prior is learnt, and which option is the most likely one: of
     phantoms 300 training patients, of another source its first ones (None: no prior). ``options``
     as for :func:`~unireason_lib.dataset.sources.open_source`; phantoms are by turns a slice of one
-    patient and the volume of another, or one of them with ``dimension="2d"`` or ``"3d"``.
+    patient and the volume of another, or one of them with ``dimension="2d"`` or ``"3d"``. The first
+    ``skip_patients`` of a source are passed over.
     """
     if name == "phantom":
         if split not in FIRST_PATIENT or path:
@@ -164,7 +166,9 @@ def study_items(
             for question in ask(view, families=turn, seed=seed, prior=prior, per_family=per_family):
                 yield _item(question, view, source=source.name, load=partial(images_of, k))
 
-        rows = ((f"{source.name}[{k}]", partial(make, k)) for k in range(len(source)))
+        rows = (
+            (f"{source.name}[{k}]", partial(make, k)) for k in range(skip_patients, len(source))
+        )
         return most_likely_answers(items_of(rows, skipped), known)
 
     turns = zip_longest(*(stream(*pair) for pair in sources))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ def training_records(
     seed: int = 0,
     form: Literal["sft", "rl"] = "sft",
     kinds: Collection[str] = (),
+    temperature: float = 1.0,
     **release: Any,
 ) -> Records:
     """Records of a split of a data set, or of the authors' release, in the random order of a seed.
@@ -59,7 +61,9 @@ def training_records(
     ``records``: dimension -> how many of it (None: all); None takes all of both, a dimension left
     out none. More than there are means that some come again, each as often as any other; a smaller
     number is part of a larger one. ``form``: ``"sft"`` with replies, ``"rl"`` without. ``kinds`` of
-    questions (:data:`~.dataset.questions.FAMILIES`): none named means all. ``release``:
+    questions (:data:`~.dataset.questions.FAMILIES`): none named means all; those of a dimension are
+    mixed in proportion to the ``1 / temperature``-th power of their numbers (Raffel et al. 2020,
+    arXiv 1910.10683): above 1, rare kinds come more often than they are. ``release``:
     ``m3d_root`` and ``volumes`` of :func:`~.dataset.release.open_release`; rows whose volume is
     missing are left out, with a warning that counts them. A :class:`DatasetError` when there is no
     such data set, or it has no records of a dimension that is asked for."""
@@ -85,8 +89,22 @@ def training_records(
         found = ", ".join(f"{len(numbers)} in {d}" for d, numbers in where.items())
         do = "build a data set that has them, or ask for others"
         raise DatasetError(folder, expected, found, do)
-    parts = [_passes(rows.select(where[d]), n, seed) for d, n in wanted.items() if n]
+    parts = [_mixed(rows.select(where[d]), n, seed, temperature) for d, n in wanted.items() if n]
     return Records(concatenate_datasets(parts).shuffle(seed=seed))
+
+
+def _mixed(rows: Dataset, count: int, seed: int, temperature: float) -> Dataset:
+    """``count`` rows, the kinds of questions mixed as :func:`training_records` says."""
+    if temperature == 1:
+        return _passes(rows, count, seed)
+    of_kind: dict[str, list[int]] = {}
+    for number, kind in enumerate(rows["kind"]):
+        of_kind.setdefault(kind, []).append(number)
+    weights = [len(numbers) ** (1 / temperature) for numbers in of_kind.values()]
+    ends = [round(count * end / sum(weights)) for end in accumulate(weights)]
+    counts = [end - start for start, end in pairwise([0, *ends])]
+    chosen = zip(of_kind.values(), counts, strict=True)
+    return concatenate_datasets([_passes(rows.select(k), n, seed) for k, n in chosen if n])
 
 
 def _passes(rows: Dataset, count: int, seed: int) -> Dataset:

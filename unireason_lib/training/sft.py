@@ -9,6 +9,7 @@ the section ``sft`` of a profile.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from unireason_lib.training.checkpoints import ExactResume, run, trainer_argumen
 from unireason_lib.training.data import Examples, Images
 from unireason_lib.training.encoding import Collator, with_features
 from unireason_lib.training.optim import MuonWithAdamW, token_scores
+
+# peft asks for an attribute that transformers has renamed
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 # linear layers of the language model; plain names would also fit the vision tower
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
