@@ -192,7 +192,7 @@ figure
 # ## 4 · What is trained
 #
 # As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's has seen many images; the tiny base's
-# has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), which learnt from label maps of phantoms.
+# has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), trained on these and other phantoms.
 # **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
 #
 # $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$

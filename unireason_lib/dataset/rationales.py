@@ -122,10 +122,9 @@ def _findings(question: Question, rng: random.Random) -> list[str]:
     if kind == "structure":
         located = known["marked"]
     elif kind == "count":
-        first, *others = ["none"] if not number else ["first", *["further"] * (number - 1)]
-        sentences = [rng.choice(known["counted"][first])]
-        for k, which in enumerate(others, start=1):
-            sentences.append(rng.choice(known["counted"][which]).replace("{0}", f"{{{k}}}"))
+        which = ["first", *["further"] * (number - 1)] if number else ["none"]
+        sentences = [rng.choice(known["counted"][one]) for one in which]
+        sentences = [text.replace("{0}", f"{{{k}}}") for k, text in enumerate(sentences)]
         return [*sentences, rng.choice(findings[number > 0])]
     return [rng.choice(located), rng.choice(findings)]
 
