@@ -16,7 +16,7 @@ UV := $(or $(shell command -v uv),$(VENV)/bin/uv)
 READY := $(VENV)/ready-$(shell { cat requirements.lock pyproject.toml; pwd; } | cksum | tr ' ' '-')
 
 export PYTHONNOUSERSITE := 1
-unexport PYTHONPATH PYTHONHOME
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE # packages are compiled once
 # tests live on what the repository and its packages carry: any attempt to download fails at once
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 # one thread a process: two processes would fight over two cores

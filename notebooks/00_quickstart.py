@@ -102,7 +102,7 @@ display.show_trace(trace_2d.to_dict() | {"truth": item_2d.answer}, requests[0].i
 
 
 # %% [markdown]
-# A phantom is synthetic, so its answer and its boxes are known exactly. The overlap of two boxes is their intersection over union, from 0 to 1, in
+# A phantom is synthetic, so its answer and its boxes are known exactly; a right answer can still have a wrong box or sentence. The overlap of two boxes is their intersection over union, from 0 to 1, in
 # pixels for rectangles and in voxels for cuboids; here it is computed by hand and by the library:
 #
 # $$\mathrm{IoU}(A, B) = \frac{|A \cap B|}{|A \cup B|}$$
@@ -170,17 +170,18 @@ slice_size, crop_size = frame.size(*view.image_size), frame.size(lesion.height, 
 of_slice, of_crop = (np.prod(size) // frame.factor**2 for size in (slice_size, crop_size))
 assert of_crop == frame.tokens(lesion.height, lesion.width)
 on_lesion = of_slice * lesion.width * lesion.height / np.prod(slice_size)
-print(f"slice: {of_slice} tokens, {on_lesion:.2f} of them on the lesion; its crop: {of_crop} tokens")
+print(f"slice: {of_slice} tokens, {on_lesion:.2f} of them on the lesion;", end=" ")
+print(f"its crop: {of_crop} tokens, {of_crop / on_lesion:.0f} times as many")
 
 # %% [markdown]
-# In the slice the lesion covers a fraction of one token or few tokens, in its crop many more; notebook 06 measures whether this helps.
+# A crop gives the lesion many times the tokens that it has in the slice; notebook 06 measures whether this helps.
 #
 # ## 4 · Your own region
 #
 # Set the box and press *Ask with this box*: the reply then begins with your box, its crops are inserted, and the model continues freely. `viewer.ask`
 # does the same from Python, for pages on which widgets do not run.
 #
-# > **Predict first.** The box is the model's own, the true box of the lesion, or on the spine. Which of them can give a right answer for good reason?
+# > **Predict first.** We try three boxes: the model's own, the true box of the lesion, one on the spine. With which is a right answer more than luck?
 
 # %%
 viewer = display.SliceViewer(study.scan, window="abdomen", request=requests[1], generator=generator, **limits)
@@ -200,7 +201,8 @@ answers = {trace.choice for _, trace in viewer.traces}
 print("Here the answer", "depends on the region." if len(answers) > 1 else "is the same for all regions.")
 
 # %% [markdown]
-# Only crops of the lesion show its texture; a right answer with a box elsewhere (IoU 0) is luck. Notebook 06 tests wrong crops on many patients.
+# You may see the texture in the slices; the model gets fewer tokens there, and without its crops it hardly answers such questions better than by chance
+# (notebooks 03 and 06). A right answer with a box elsewhere (IoU 0) is luck.
 #
 # ## 5 · How often is it right?
 #

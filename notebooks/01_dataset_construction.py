@@ -69,7 +69,8 @@ for name, color in {"liver": (0, 114, 178), "spine": (230, 159, 0), "aorta": (20
 show_images([plane, overlay], titles=["scan", "liver blue, spine orange, aorta pink"], letters=["RLAP"] * 2)
 
 # %% [markdown]
-# The masks fit. The patient's right is on the left of the image (notebook 02), and so is the liver.
+# The masks fit. The letters are directions in the patient: R right and L left, A front (anterior), P back (posterior). The liver lies on the right. A
+# lesion is *hyperdense* if it is brighter than its *host*, the organ that it lies in, *hypodense* if darker, *isodense* if alike.
 #
 # ## 2 · From a mask to a box in the text
 #
@@ -183,8 +184,8 @@ for pair in (("the liver", "the spleen"), ("the aorta", "the lesion")):
     print(" seen from ".join(pair), prior.counts.get(Fact("relation", "2d", (0, 1), pair)))
 
 # %% [markdown]
-# The signs of a relation are directions along x and y. Liver and spleen have the same relation in nearly everybody; for a lesion one has to look.
-# Now we ask all questions again, with the prior of these same patients and with a prior of other patients:
+# The two signs are directions along x and y: with `-`, the centre of the first lies further to the patient's right, or further to the front. For liver
+# and spleen they are the same in nearly everybody; for a lesion one has to look. Now we ask all questions again, with the prior of these same patients and with a prior of other patients:
 
 # %%
 from unireason_lib.display import plot_intervals
@@ -225,8 +226,7 @@ written_3d = writer.write(question_3d, volume)
 show_record(Record.make(volume, question_3d, written_3d, writer=writer.name, seed=SEED), volume.images())
 
 # %% [markdown]
-# In a volume a box is a cuboid, and each slice that it spans gives one crop; the crops of box 2 show a checkered lesion that is hard to see in the
-# slices. **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told what is true, and it refers to
+# In a volume a box is a cuboid, and each slice that it spans gives one crop. **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told what is true, and it refers to
 # structures by tags, never by coordinates. A refused reply is sent back once with the reasons; if that fails, its record is refused and counted.
 # Nothing is sent here; below are a prompt and two replies that we made up.
 
@@ -341,10 +341,10 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
-#
 # 1. Write a question-only baseline of your own: of the options, take the one that was right most often for other patients in questions of the same
 #    kind about the same structures. How close does it come to ours, before and after debiasing?
 # 2. Of which kinds of questions does the prior remove most, and why?
-# 3. Put NIfTI scans of your own into `images/`, label maps into `labels/` and a `names.json` beside them, and generate questions about them.
+# 3. Put NIfTI scans of your own into `images/`, label maps into `labels/` and a `names.json` beside them (or store two phantoms, as in section 3 of
+#    notebook 02), and generate questions about them.
 #
 # Solutions: [`solutions/01_dataset_construction.py`](solutions/01_dataset_construction.py).

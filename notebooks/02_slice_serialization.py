@@ -106,7 +106,8 @@ show_images(
 
 # %% [markdown]
 # The first two images are mirror images of each other, and a brain is nearly symmetric: without the letters nobody could say which is which. Which
-# side is left **cannot be told from the array alone; the affine says it**.
+# side is left **cannot be told from the array alone; the affine says it**. In the third file the last index runs from left to right, so the same
+# expression cuts the brain from front to back.
 #
 # ## 2 · One arrangement for every file
 #
@@ -290,8 +291,8 @@ for name, box in regions.items():
 show_slices(stack, {name: stack.from_voxel(box) for name, box in regions.items()})
 
 # %% [markdown]
-# Slices run from the feet to the head. The box on the left thalamus lies on the side of the letter L in every slice that it spans: affine, atlas
-# and resampling agree.
+# Slices run from the feet to the head; the last ones lie above the brain. The box on the left thalamus lies on the side of the letter L in every slice
+# that it spans: affine, atlas and resampling agree.
 #
 # ## 7 · From slices to the model's pixels and tokens
 #
@@ -341,8 +342,7 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
-#
-# 1. With `align_corners=True` the centres of the outermost pixels coincide. By how many voxels would a box at the border be off?
+# 1. With `align_corners=True` the centres of the outermost pixels coincide. By how many voxels would a box at the border be off (182 slices to 16)?
 # 2. Average blocks of slices instead of interpolating. A lesion spans 3 slices of a volume of 192, of which 16 are made. How much of its contrast
 #    is left with each method, depending on where it lies?
 # 3. Repair the affine of patient b, and show that the library no longer warns.

@@ -61,7 +61,6 @@ display.pipeline_figure("grounded interface")
 
 # %% [markdown]
 # ## 1 · A box is text, in the pixels of the processor
-#
 # Four numbers are a rectangle in an image, six a cuboid in a stack of slices, `[x1, y1, z1, x2, y2, z2]`; the second corner is exclusive. The
 # parser accepts well-formed boxes, counts malformed ones, and never raises.
 
@@ -86,7 +85,6 @@ display.show_images([frame.aligned(large.images()[0])], [boxes], columns=2)
 # The converted box encloses the lesion; the other one, in pixels of the larger scan, is too large and lies too far down and to the right.
 #
 # ## 2 · Positions: M-RoPE
-#
 # Rotary embeddings rotate queries and keys by angles proportional to the position, so attention depends on differences between positions. In
 # Qwen2.5-VL every token has three positions $(t, h, w)$, each of which rotates a part of the features. With $p$ the next free position, a text
 # token gets $(p, p, p)$; the token in row $r$ and column $c$ of an image gets $(p, p + r, p + c)$. After either,
@@ -95,7 +93,6 @@ display.show_images([frame.aligned(large.images()[0])], [boxes], columns=2)
 #
 # so an image of $H \times W$ tokens advances $p$ by $\max(H, W)$. Slices in the prompt and crops in the reply follow the same rule. We compute it
 # by hand; on the prompt of a question about a volume, the result must agree with `get_rope_index` of transformers.
-#
 # > **Predict first.** An image of 4 x 4 tokens follows position 9. At which position is the text after it: 10, 14 or 26?
 
 # %%
@@ -134,7 +131,6 @@ print(f"{len(prompt)} tokens, {is_image.sum()} of them of {len(grids)} slices; t
 
 # %% [markdown]
 # ## 3 · One reply, token by token
-#
 # `run` feeds new tokens to the model, on top of a key-value cache; `write` takes the most likely token until a box or the turn ends.
 
 # %%
@@ -205,7 +201,7 @@ assert torch.equal(whole[:, -len(injected) :], positions) and error < 1e-3 < fla
 # %%
 start, first = len(prompt) + len(reply), prompt.index(generator.image_token)
 parts = {"prompt: text and first slice": range(first + is_image.sum() // len(grids) + 6)}
-parts["reply: end of the box, crops"] = range(start - 8, min(start + 16, len(everything)))
+parts["reply: end of the box, crops"] = range(start - 8, min(start + 17, len(everything)))
 figure = AltFigure(9, 3, "M-RoPE positions t, h, w against the index of the token: prompt and reply")
 for axes, (title, part) in zip(figure.subplots(1, 2), parts.items(), strict=True):
     for name, row, color, size in zip("thw", whole, LINE_COLORS, (9, 6, 3), strict=False):
@@ -218,8 +214,9 @@ axes.legend()
 figure
 
 # %% [markdown]
-# Where the markers coincide, $t = h = w$: text. Within a grey band, one image, $t$ is constant, $h$ rises row by row, $w$ runs through each row.
-# The model continues until it ends its turn. `GroundedGenerator`, which does all this for batches, must write the same tokens.
+# Outside the grey bands the markers coincide, $t = h = w$: text. Within a band, one image, $t$ is constant, $h$ rises row by row and $w$ runs through
+# each row; only the first token has three equal positions. The model continues until it ends its turn. `GroundedGenerator`, which does all this for
+# batches, must write the same tokens.
 
 # %%
 reply, logits, at = reply + injected, kept, after
@@ -248,9 +245,9 @@ display.show_trace(trace, request.images, frame=frame)
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
 #
 # ## 4 · What do injected tokens change?
-#
 # **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about textures, we average the
-# attention of the conclusion (tokens after the last crop) to a token of the prompt's images and of the crops, which are nearer: it proves little.
+# attention of the conclusion (tokens after the last crop) to a token of the prompt's images and of the crops. Crops also lie nearer, so a higher
+# attention alone does not prove that they are used; the test of the answers, below, is the stronger one.
 
 # %%
 def attention_per_token(trace):
@@ -267,8 +264,8 @@ def attention_per_token(trace):
 
 # %%
 how = {"limit": 3 * profile.evaluation.control_questions, "a_patient": 1, "prior_studies": 0}
-asked = open_benchmark("phantom", families=["lesion analysis"], dimension="2d", frame=frame, **how)
-benchmark = replace(asked, items=tuple(item for item in asked if item.kind == "texture"))
+lesion_items = open_benchmark("phantom", families=["lesion analysis"], dimension="2d", frame=frame, **how)
+benchmark = replace(lesion_items, items=tuple(x for x in lesion_items if x.kind == "texture"))
 settings = {**profile.generation.model_dump(), "batch_size": profile.evaluation.batch_size}
 eager, _ = load_profile_model(profile.model.model_copy(update={"attention": "eager"}), project_root())
 traces = generator.generate([item.request(item.load()) for item in benchmark], **settings)
@@ -283,7 +280,6 @@ display.plot_lines(curves, "layer", "attention per token, %")
 # %% [markdown]
 # **Answers.** In the control `swapped-crop` a box fetches the same region of another patient, while the image of the question stays the same. In a
 # third condition boxes fetch nothing. Up to the end of the first box the reply is the same in all three.
-#
 # > **Predict first.** All questions are about textures of lesions, patterns of single pixels. What fraction of the answers changes?
 
 # %%
@@ -299,14 +295,17 @@ changed, count = sum(different), len(different)
 interval = tuple(100 * end for end in wilson(changed, count))
 how = {"interval": interval, "note": f"{changed} of {count} replies with crops"}
 publish("answers changed by swapped crops", 100 * changed / count, "%", **how)
+print(
+    "right:", ", ".join(f"{value:.0f} % with {name}" for name, (value, *_) in right.items()), "(chance 25 %)"
+)
 display.plot_intervals({"right": right}, "right answers, % (95 % Wilson interval)", reference=("chance", 25))
 
 # %% [markdown]
-# ## 5 · Your own region
+# If swapped crops change most answers and both other conditions come near chance, the injected tokens decide these answers.
 #
+# ## 5 · Your own region
 # The button *Ask with this box* makes the reply begin with `<think>` and the box set by the sliders (through a `Script`); its crops are injected,
 # and the model continues freely. The method `ask` does the same from Python, for pages on which widgets do not run.
-#
 # > **Predict first.** Two boxes lie on the two lesions of the volume, the third on the spine. What will the model answer to the third?
 
 # %%
@@ -346,5 +345,6 @@ print("all checks passed")
 # ## Exercises ([solutions](solutions/03_grounded_interface.py))
 # 1. How many tokens does a cuboid over 5 slices cost with Qwen2.5-VL's processor (`QWEN_FRAME`), if each crop has 100 x 60 pixels? By how
 #    much does the position advance?
-# 2. Classify the texture linearly from the mean of the vision tower's tokens (`generator.features`) of the whole image, and of the crop.
+# 2. Classify the texture linearly from the mean of the image tokens (`generator.features(*generator.encode_crops(images))`) of the whole image, and of
+#    the crop.
 # 3. How much time does keeping the cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.

@@ -65,11 +65,10 @@ display.pipeline_figure("SFT")
 
 # %% [markdown]
 # ## 1 · Two stages, and the data of the first
-#
 # **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates
 # replies itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT comes
-# first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it knows letters, boxes and
-# the format of a reply, but no patient (its tower: section 4). The data set is built as in notebook 01, but larger, and split by patient.
+# first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it can choose a letter and box
+# a shape, but knows neither the format of a reply nor any patient (its tower: section 4). The data set is that of notebook 01, larger.
 
 # %%
 root, held = project_root(), {"m3d_root": M3D_ROOT or None}
@@ -90,10 +89,8 @@ if not DATA:  # a finished set is taken as it is, and a stopped build goes on
 # %%
 limits = {"2d": wanted.records_2d, "3d": wanted.records_3d}
 records = data.training_records(folder, limits, seed=SEED, temperature=wanted.mixing_temperature, **held)
-images, validation = (
-    data.images_from(folder, **held),
-    data.training_records(folder, split="val", seed=SEED, **held),
-)
+images = data.images_from(folder, **held)
+validation = data.training_records(folder, split="val", seed=SEED, **held)
 validation = callbacks.balanced(validation, ours.free_running_questions)
 print(f"{len(records):,} records to learn from, {len(validation)} of validation patients")
 ranked = sorted(records[:500], key=lambda one: (len(one.boxes) > 0, one.family == "lesion analysis"))
@@ -103,10 +100,9 @@ display.show_record(deep, images(deep))
 
 
 # %% [markdown]
-# One training record: its slices, and the reply that the model learns to write, with the true box.
+# One training record: the slices that its box spans, and the reply that the model learns to write, with the true box.
 #
 # ## 2 · Which tokens carry the loss
-#
 # A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text and the token `<|im_end|>` that ends
 # the turn: these carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given
 # and carry none. We build this mask by hand; the library uses markers in the chat template, and must agree on every token.
@@ -147,7 +143,6 @@ display.token_strip(encoded[deep.dimension], tokenizer)
 
 # %% [markdown]
 # ## 3 · The loss
-#
 # Let $y_1, \dots, y_T$ be the tokens of a conversation, $v$ its images, and $m_t \in \{0, 1\}$ the loss mask. SFT minimizes the mean cross entropy
 #
 # $$\mathcal L(\theta) = -\,\frac{\sum_{t} m_t \, \log p_\theta(y_t \mid y_{<t},\, v)}{\sum_{t} m_t} ,$$
@@ -183,14 +178,16 @@ for kind, color in zip(("words ", "boxes ", "letter"), display.figures.LINE_COLO
 axes.set_xticks(nats.index, words, rotation=90, fontsize=6)
 axes.set(title="-log p in nats (blue: words, orange: boxes, green: letter)", xlim=(-1, len(words)))
 print(nats.groupby(kinds).agg(["count", "mean", "sum"]).round(2))
+print(
+    f"guessing: {np.log(len(tokenizer)):.1f} nats; digits of the boxes: {nats[np.char.isdigit(words)].mean():.1f}"
+)
 figure
 
 # %% [markdown]
-# The highest bars are the tokens from which the model learns most in this record. The letter that decides the answer is one token among many, so a
-# loss that is already low says little about the accuracy.
+# Guessing among all tokens would cost $\ln$ (number of tokens), as printed: on words above it, the base expects other words. Once a box is opened, its
+# digits cost little. The letter that decides the answer is one token among many, so the mean loss says little about the accuracy.
 #
 # ## 4 · What is trained
-#
 # As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's has seen many images; the tiny base's
 # has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), trained on these and other phantoms.
 # **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
@@ -219,12 +216,11 @@ print(f"loss of the first step: trainer {line['loss']:.4f}, by hand {losses.mean
 
 # %% [markdown]
 # ## 5 · Training
-#
 # The loss takes the written reply as given, but a user gives none. So at intervals, questions about **validation** patients are asked *free-running*:
 # the model generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell loads a finished run and
 # resumes a stopped one; otherwise it trains. *Interrupt kernel* saves a checkpoint first. (A 7B model is trained by `python -m unireason_lib sft`
 # under `accelerate launch`; give the folder of its run as `RUN`.)
-# > **Predict first.** Which curve is the last to rise: tokens predicted with the reply given, free-running boxes, or free-running answers?
+# > **Predict first.** Which is lowest at the end: tokens predicted with the reply given, IoU of free-running boxes, or free-running answers?
 
 # %%
 settings, rounds = checkpoints.run_settings(profile, "sft"), profile.generation.max_rounds
@@ -239,7 +235,7 @@ tuned_path = sft.train_sft(base, processor, records, images, out, profile, callb
 
 # %%
 log, free = (callbacks.read_log(out / "log.jsonl", key) for key in ("loss", "free_running"))
-curves = {"loss, of its first value": [(one["step"], one["loss"] / log[0]["loss"]) for one in log]}
+curves = {"loss / first loss": [(one["step"], one["loss"] / log[0]["loss"]) for one in log]}
 curves |= {"tokens predicted, reply given": [(one["step"], one["mean_token_accuracy"]) for one in log]}
 for key, label in {"accuracy": "accuracy, free-running", "iou": "IoU, free-running"}.items():
     for d in free[-1]["free_running"]:
@@ -250,10 +246,9 @@ chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Only the free-running curves show what a user gets. These tests are small and noisy, so a larger one follows.
+# Only the free-running curves show what a user gets. With so few questions an interval is about ±17 points wide, so a larger test follows.
 #
 # ## 6 · Before and after, and the shipped model
-#
 # The base, this run, and the model of the profile (trained longer or differently, see the README) answer the same questions about patients of the
 # **test** split. Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
 # *Format compliance*: one thought, readable boxes, then an option. *Rationale-answer consistency*: among replies whose reasoning names an option, the
@@ -295,7 +290,8 @@ display.plot_intervals(percent, f"% of {len(test)} questions", reference=("chanc
 
 # %% [markdown]
 # If the printed interval of a difference contains 0, this test cannot tell the two models apart. A model whose interval lies above that of the
-# question-only baseline probably uses the images (notebook 06 tests it). The floor of IoU is the *average box*, the mean of other patients.
+# question-only baseline probably uses the images (notebook 06 tests it); the base often names no option, so it can be below chance. The floor of IoU
+# is the *average box*, the mean of other patients.
 
 # %%
 overlap = {"average box (floor)": measured("base", "iou_average_box", "IoU", 1)}
@@ -310,23 +306,26 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 # ## 7 · Replies, right and wrong
 #
 # Not chosen by outcome: the base and this run answer the first lesion question in 2D and in 3D. The last reply is the first wrong one of this run.
+# *No slice*: a rectangle in a volume names no slices and fetches nothing. Read the reasoning: consistency checks its last option only, not its logic.
 
 # %%
 def comment(row):
-    """Whether a reply is right, how well its boxes fit, and whether the answer follows from the reasoning."""
+    """Whether a reply is right, how well its boxes fit, and whether it answers what its reasoning ends on."""
     chosen = row["prediction"] if pd.notna(row["prediction"]) else "no option"
     text = f"Right: {chosen}." if row["correct"] else f"Wrong: {chosen}, not {row['truth']}."
     text += f" IoU with the true boxes: {row['iou_all']:.2f}." if pd.notna(row["iou_all"]) else ""
-    follows = {1.0: "The answer follows", 0.0: "The answer does not follow"}.get(row["followed"])
-    return f"{text} {follows} from the reasoning." if follows else f"{text} The reasoning names no option."
+    ends = {1.0: "The reasoning ends on it.", 0.0: "The reasoning ends on another option."}
+    return f"{text} {ends.get(row['followed'], 'The reasoning names no option.')}"
 
 
 wrong = tables["this run"].query("correct == 0")
 consistent = (wrong["followed"] == 1).sum()
-print(f"this run: {len(wrong)} of {len(test)} answers are wrong; {consistent} follow from their reasoning")
+print(
+    f"this run: {len(wrong)} of {len(test)} answers are wrong; the reasoning of {consistent} ends on that answer"
+)
 lesions_first = sorted(test, key=lambda item: item.family != "lesion analysis")
-shown = [next(i for i in lesions_first if i.dimension == d) for d in sorted({i.dimension for i in test})]
-replies = [(name, item) for item in shown for name in ("base", "this run")]
+firsts = [next(i for i in lesions_first if i.dimension == d) for d in sorted({i.dimension for i in test})]
+replies = [(name, item) for item in firsts for name in ("base", "this run")]
 replies += [("this run", item) for item in test if item.id in set(wrong["id"])][:1]
 for name, item in replies:
     print(f"{name}, {item.dimension.upper()}. {comment(tables[name].set_index('id').loc[item.id])}")

@@ -43,6 +43,7 @@ print(check_versions())
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers.utils import logging
@@ -54,16 +55,15 @@ from unireason_lib.notebooks import project_root, publish, short_hash
 from unireason_lib.training import callbacks, checkpoints, data, grpo, rewards
 
 profile, root = load_profile(PROFILE, OVERRIDES, **{"grpo.seed": SEED}), project_root()
-logging.set_verbosity_error()  # what libraries tell one another is not for readers
+logging.set_verbosity_error()  # silence the libraries' warnings
 display.pipeline_figure("outcome RL")
+
 
 # %% [markdown]
 # ## 1 · What is rewarded
-#
 # The reward of a reply is $R = 0.8\,a + 0.2\,f$, as in the paper: $a$ is 1 for the right letter, $f$ is the format (`strict`: half for one closed
 # thought before an answer, half for boxes that are all valid). The position of a box earns nothing. The mode `paper` is the arithmetic of the
 # authors' release (the first lone letter counts, tags must pair). A model learns whatever earns $R$, so we first ask what else earns it.
-#
 # > **Predict first.** The right answer is B, liver. Which of these replies earn the full reward in each mode?
 
 # %%
@@ -82,12 +82,12 @@ EXAMPLES = {
 }
 pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for mode in ("paper", "strict")})
 
+
 # %% [markdown]
 # `strict` pays in full only for reasoning with a box inside the image. One unwanted reply still earns the full reward: it reasons for one option and
 # answers with another. An outcome reward cannot detect this; section 6 counts such replies.
 #
 # ## 2 · From the policy gradient to the loss of GRPO
-#
 # A reply $o$ to a question $q$ is sampled token by token from the policy $\pi_\theta$. The gradient of the expected reward is
 #
 # $$\nabla_\theta\, \mathbb{E}[R] = \mathbb{E}_{o \sim \pi_\theta} \Big[ A \sum_t \nabla_\theta \log \pi_\theta(o_t \mid q, o_{<t}) \Big], \quad A = R - b ,$$
@@ -116,22 +116,22 @@ def policy_gradient(start, steps=150, rate=0.5, size=8):
 
 
 torch.manual_seed(SEED)
-for group in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
-    print(group, "->", [f"{a:+.2f}" for a in advantages(group)])
+groups = [1.0, 1, 0, 0], [1.0, 0, 0, 0], [1.0, 1, 1, 1]
+print(*(f"{group} -> {advantages(group).numpy().round(2)}" for group in groups), sep="\n")
 curves = {f"{p:.1%} at the start": policy_gradient(p) for p in (0.25, 0.02, 0.002)}
 display.plot_lines(curves, "step", "probability of the rewarded answer", reference=("chance", 0.25))
+
 
 # %% [markdown]
 # Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
 # advantages are zero, and nothing is learnt: an answer that is hardly ever sampled is found late or never. For several updates with one group, the
 # loss needs the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
-# \varepsilon$. A KL penalty keeps it near the initial policy, by k3: $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$.
+# \varepsilon$. A KL penalty keeps the policy near the initial one, by k3: $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$.
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 #
 # The **mask** $m$ is 1 for tokens that the model generated and 0 for injected ones; $|o_i| = \sum_t m_{i,t}$. Log-probabilities come from the logits
 # one position earlier, at the sampling temperature; crops enter at the positions where they were injected.
-
 
 # %%
 def grpo_loss(new, old, reference, mask, advantages, epsilon, beta):
@@ -155,28 +155,29 @@ def log_probabilities(network, batch, forbidden, temperature):
 
 
 # %%
-def questions(seed=SEED, kinds=profile.grpo_data.kinds):
-    """Questions of some kinds (empty: all), as many as the profile says, in the order of a seed."""
-    counts = {"2d": profile.grpo_data.records_2d, "3d": profile.grpo_data.records_3d}
-    return data.training_records(folder, counts, seed=seed, form="rl", kinds=kinds.split(), m3d_root=held)
+def questions(kinds="", most=None, seed=SEED):
+    """Questions of some kinds (empty: all), at most so many of each dimension, in the order of a seed."""
+    counts = {"2d": most, "3d": most} if most else {"2d": wanted.records_2d, "3d": wanted.records_3d}
+    return data.training_records(folder, counts, seed=seed, form="rl", kinds=kinds.split(), m3d_root=m3d)
 
 
-given, held = MODEL or profile.model.path, M3D_ROOT or None
+given, m3d, wanted = MODEL or profile.model.path, M3D_ROOT or None, profile.grpo_data
 start = checkpoints.whole_checkpoint(root / given if (root / given).is_dir() else given)
 load_start = partial(grounding.load_profile_model, profile.model, root, start)
 model, processor = load_start()
-patients = profile.grpo_data.patients_2d, profile.grpo_data.patients_3d
+patients = wanted.patients_2d, wanted.patients_3d
 frame = grounding.GroundedGenerator(model, processor).frame
 made_of = short_hash(patients, profile.dataset.model_dump(), asdict(frame), __version__)
 folder = data.data_folder(DATA) if DATA else root / f"runs/data/phantoms-rl-{PROFILE}-{made_of}"
-if not DATA:  # patients far behind those of fine-tuning, who are counted from 0
+if not DATA:  # numbers that no patient of fine-tuning has
     build.phantom_set(folder, *patients, frame, profile.dataset, first=200_000, workers=2)
-images = data.images_from(folder, m3d_root=held)
+images = data.images_from(folder, m3d_root=m3d)
+
 
 # %% [markdown]
-# The questions are about **other patients** than those of fine-tuning, and have no written replies. The trainer is TRL's `GRPOTrainer` with our
-# rollouts. It updates twice on a first group and once on a second one, which we inspect. The learning rate is high, so that ratios move away from 1,
-# and the rewards are $[1, 1, 0, 0]$ whatever the replies say.
+# The questions are about **other patients** than those of fine-tuning. The trainer is TRL's `GRPOTrainer` with our
+# rollouts. It updates twice on a first group and once on a second one, which we inspect. Learning rate and $\beta$ are high, so that ratios move away
+# from 1 and the KL penalty counts; the rewards are $[1, 1, 0, 0]$ whatever the replies say.
 
 # %%
 def answer(completions, **columns):
@@ -186,31 +187,36 @@ def answer(completions, **columns):
 
 ONE_GROUP = """grpo.num_generations=4, grpo.generation_batch_size=4, grpo.per_device_train_batch_size=4
 grpo.gradient_accumulation_steps=1, grpo.num_iterations=2, grpo.max_steps=3, grpo.learning_rate=3e-3, grpo.bf16=false
-grpo.max_completion_length=192, grpo.save_strategy=no, grpo.use_vllm=false, grounding.grpo_lora_r=8"""
+grpo.beta=1.0, grpo.max_completion_length=192, grpo.save_strategy=no, grpo.use_vllm=false, grounding.grpo_lora_r=8"""
 how, out = load_profile(PROFILE, f"{OVERRIDES}\n{ONE_GROUP}"), root / "runs" / "rl" / "one-group"
-record = next((r for r in questions(kinds="") if (r.dimension, r.kind) == ("2d", "texture")), questions()[0])
+record = next((r for r in questions() if (r.dimension, r.kind) == ("2d", "texture")), questions()[0])
 trainer = grpo.grpo_trainer(model, processor, [record], images, out, how, rewards={answer: 1.0})
 trainer.train()
 print(record.question, *(f"- {trace.text}" for trace in trainer.traces), sep="\n")
 
 # %%
 policy, (batch,) = trainer.model.eval(), trainer._buffered_inputs  # TRL keeps the group for its next update
-forbidden = grounding.GroundedGenerator(policy, processor).never_written
-mask, old = batch["completion_mask"] * batch["tool_mask"], batch["old_per_token_logps"]
-A, epsilon = advantages([float(a > 0) for a in batch["advantages"]]).to(old), how.grpo.epsilon
-new = log_probabilities(policy, batch, forbidden, how.grpo.temperature)
+tokens, old = grounding.GroundedGenerator(policy, processor), batch["old_per_token_logps"]
+injected = torch.tensor([tokens.vision_start, tokens.vision_end, tokens.image_token], device=old.device)
+present, forbidden = batch["completion_mask"], tokens.never_written
+mask = present * ~torch.isin(batch["completion_ids"], injected)  # which the model cannot generate
+assert torch.equal(mask, present * batch["tool_mask"]), "TRL has the same mask"
+A = advantages([float(a > 0) for a in batch["advantages"]]).to(old)  # TRL has shuffled the replies
+new, epsilon = log_probabilities(policy, batch, forbidden, how.grpo.temperature), how.grpo.epsilon
 with policy.disable_adapter():  # without its adapter, the model is the one that training started from
     reference = log_probabilities(policy, batch, forbidden, how.grpo.temperature)
 by_hand = grpo_loss(new, old, reference, mask, A, epsilon, how.grpo.beta)
-by_trainer = trainer.compute_loss(policy, batch).item()
-print(f"loss of {mask.sum():.0f} tokens: {by_hand:.6f} by hand, {by_trainer:.6f} by TRL")
+by_trainer, no_kl = trainer.compute_loss(policy, batch).item(), grpo_loss(new, old, new, mask, A, epsilon, 0)
+print(
+    f"loss of {mask.sum():.0f} tokens: {by_hand:.6f} by hand, {by_trainer:.6f} by TRL; without KL {no_kl:.6f}"
+)
 assert abs(by_hand - by_trainer) < (1e-4 if model.dtype == torch.float32 else 0.1)
 print("first step:", {k: round(abs(trainer.state.log_history[0][k]), 3) for k in ("loss", "grad_norm")})
 for i in (A.argmax(), A.argmin()):
     ratio = (new[i] - old[i]).exp()[mask[i] > 0]
     clipped = (ratio > 1 + epsilon) if A[i] > 0 else (ratio < 1 - epsilon)
-    print(f"A = {A[i]:+.2f}: ratios {ratio.min():.2f} to {ratio.max():.2f}", end=", ")
-    print(f"{clipped.sum()} of {len(ratio)} tokens are clipped")
+    ends = f"{ratio.min():.2f} to {ratio.max():.2f}"
+    print(f"A = {A[i]:+.2f}: ratios {ends}, {clipped.sum()} of {len(ratio)} tokens are clipped")
 
 # %% [markdown]
 # A token is clipped above $1 + \varepsilon$ where $A > 0$, and below $1 - \varepsilon$ where $A < 0$: the reward does not push it any further. With
@@ -218,69 +224,72 @@ for i in (A.argmax(), A.argmin()):
 # $\log \pi_\theta(o_{i,t})$ is that of the policy gradient, $-m_{i,t} A_i / (G |o_i|)$. So watch the reward, not the loss.
 #
 # ## 3 · Is there anything to improve?
-#
 # RL makes more likely what the model already samples. **pass@1** is the fraction of right replies, **pass@8** the fraction of questions with at
 # least one right reply among eight. Only **mixed groups**, with right and wrong replies, teach about answers.
-#
 # > **Predict first.** What is pass@8 of guessing among four options, and what fraction of groups of eight guesses is mixed?
 
 # %%
-size, course, mixed = profile.grpo.num_generations, not RUN, {}  # a study's run leaves out what only teaches
-looked_at = callbacks.balanced(questions(kinds=""), profile.grounding.test_questions) if course else []
+size, teaches, mixed = profile.grpo.num_generations, not RUN, {}  # a study's run leaves out what only teaches
+probes = questions(most=profile.grounding.test_questions // 2) if teaches else []
 how = {"max_new_tokens": profile.grpo.max_completion_length, "temperature": profile.grpo.temperature}
 how |= {"max_rounds": profile.grounding.rollout_max_rounds, "seed": SEED, "batch_size": 24}
 generator, limit = grounding.GroundedGenerator(*load_start()), profile.grounding.max_prompt_length
-requests = [grpo.question_of(one, images, generator, limit)[0] for one in looked_at]
+requests = [grpo.question_of(one, images, generator, limit)[0] for one in probes]
 replies = iter(generator.generate(requests, samples=size, **how))
-right = [sum(next(replies).choice == one.answer for _ in range(size)) / size for one in looked_at]
-rows = [(x.dimension.upper(), x.kind, r, r > 0, 0 < r < 1) for x, r in zip(looked_at, right, strict=True)]
+right = [sum(next(replies).choice == one.answer for _ in range(size)) / size for one in probes]
+rows = [(x.dimension.upper(), x.kind, r, r > 0, 0 < r < 1) for x, r in zip(probes, right, strict=True)]
 headroom = pd.DataFrame(rows, columns=["dimension", "kind", "pass@1", f"pass@{size}", "mixed"])
 for (d, kind), part in headroom.groupby(["dimension", "kind"])["mixed"]:
     values = part.mean(), *evaluation.wilson(part.sum(), len(part))
-    mixed.setdefault(d, {})[kind] = tuple(100 * x for x in values)
+    mixed.setdefault(d, {}).update({kind: tuple(100 * x for x in values)} if len(part) >= 10 else {})
 print(f"guessing: pass@8 {1 - 0.75**8:.0%}, mixed groups of 8 {1 - 0.75**8 - 0.25**8:.0%}")
 percent = 100 * headroom.groupby(["kind", "dimension"]).mean().unstack()
-print(percent.to_string(float_format="{:.0f}".format))
-display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if course else None
+print(percent.to_string(float_format="{:.0f}".format, na_rep=""))
+display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if any(mixed.values()) else None
 
 # %% [markdown]
-# RL can improve kinds (`grpo_data.kinds`) whose pass@1 is above guessing and whose groups are often mixed; elsewhere it swaps constant answers.
+# RL can improve kinds whose pass@1 is above guessing and whose groups are often mixed; where a model only guesses, it can only guess another option.
+# This run asks about `grpo_data.kinds`: *box* (which is right), *count* (of lesions), *extent* (the longer side), *offset* (distance of
+# centres), *pair* (which structures are there), *relation* (direction from one to the other), *span* (width).
 #
 # ## 4 · A run that works and one that collapses
-#
-# Both runs have the same start, questions, seed and rewards; the second one has 30 times the learning rate, and few steps.
+# Both runs have the same start, questions, seed and rewards; the one that collapses has 30 times the learning rate, and few steps.
 
 # %%
 KEYS = {"answer 2D": "answer_2d", "answer 3D": "answer_3d", "format": "rewards/format/mean"}
 rate, steps = 30 * profile.grpo.learning_rate, 2 if PROFILE == "smoke" else 10
-runs = {"30 times the rate": {"grpo.learning_rate": rate, "grpo.max_steps": steps}} if course else {}
-records, curves, identity = questions(), {}, inference.model_identity(start)
+runs = {"30 times the rate": {"grpo.learning_rate": rate, "grpo.max_steps": steps}} if teaches else {}
+records, curves, identity = questions(wanted.kinds), {}, inference.model_identity(start)
 for name, changes in {**runs, "the run": {}}.items():
     settings = load_profile(PROFILE, OVERRIDES, **{"grpo.seed": SEED}, **changes)
     decides = checkpoints.run_settings(settings, "grpo"), identity, [r.id for r in records]
     out = root / "runs" / "rl" / (RUN or f"{PROFILE}-seed{SEED}-{short_hash(decides)}")
     grpo.train_grpo(load_start()[0], processor, records, images, out, settings)
     log = pd.DataFrame(callbacks.read_log(out / "log.jsonl", "reward")).set_index("step")
+    k = max(1, len(log) // 2)
     for part, key in {"reward": "reward", **(KEYS if name == "the run" else {})}.items():
-        smooth = log[key].astype(float).dropna().rolling(10, 1).mean()
-        if len(smooth):
+        if len(values := log[key].astype(float).dropna()):
+            (first, last), var = (values[:k].mean(), values[-k:].mean()), values[:k].var() + values[-k:].var()
+            smooth = values.rolling(min(10, k), 1).mean().iloc[min(10, k, len(values)) - 1 :]
             curves[f"{name}: {part}"] = list(smooth.items())
-            print(f"{name}: {part}: {smooth.iloc[:10].iloc[-1]:.2f} at first, {smooth.iloc[-1]:.2f} at last")
-print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].describe().loc[["mean", "max"]])
-display.plot_lines(curves, "step", "mean of the sampled replies (ten steps)")
+            change = f"{last - first:+.2f} ± {1.96 * (var / k) ** 0.5:.2f} in the last"
+            print(f"{name}: {part}: {first:.2f} in the first {k} steps, {change} {k}")
+print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].rolling(k).mean().iloc[[k - 1, -1]])
+display.plot_lines(curves, "step", "mean of the sampled replies (moving average)")
 
 # %% [markdown]
-# In a healthy run one expects that the reward for answers rises, that for the format holds, and KL and the fraction of zero-variance
-# groups (`frac_reward_zero_std`) grow slowly. In a collapse the reward falls within a few steps and does not recover: updates this large destroy what fine-tuning taught.
+# Look for three things: the reward rises from the first half to the second by more than its error (±: 95 % interval over steps), the format holds, KL
+# stays small. Every step has other questions, so single steps tell little. If a few questions are asked again and again, the reward rises much more,
+# but it may be memory (exercise 4). In the other run, large updates destroy what fine-tuning taught.
 #
 # ## 5 · What changed
-#
-# The same questions about held-out patients are asked before and after, with greedy decoding; intervals are paired and over patients. IoU is
-# compared where there is a true box and both replies have a box: replies without a box are left out (notebook 06 counts them as IoU 0).
+# The same questions about held-out patients are asked before and after, with greedy decoding; intervals are paired and over patients. The IoU leaves
+# out replies without a box (notebook 06 counts them as 0). This compares two checkpoints; whether RL helps is a question about many runs (notebook
+# 07), and of ten intervals one may exclude zero by chance.
 
 # %%
 phantoms = {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}
-source = {"name": str(folder), "m3d_root": held} if DATA else {"name": "phantom", **phantoms}
+source = {"name": str(folder), "m3d_root": m3d} if DATA else {"name": "phantom", **phantoms}
 test = evaluation.open_benchmark(**source, limit=profile.grounding.test_questions, frame=frame)
 how = grounding.Settings(profile.generation.max_new_tokens, profile.generation.max_rounds)
 more = {"settings": how, "batch_size": profile.evaluation.batch_size, "quiet": True}
@@ -294,48 +303,38 @@ for name, path in replies.items():
 # %%
 MEASURES = {"right answers": "correct", "right conclusions": "concluded", "format compliance": "format"}
 MEASURES |= {"rationale-answer consistency": "followed", "100 x IoU of the first box": "iou"}
-rows, changes = [], {"2D": {}, "3D": {}}
+changes = {"2D": {}, "3D": {}}
 for d, name, value in ((d, *one) for d in changes for one in MEASURES.items()):
     pair = [one[one["dimension"] == d.lower()].dropna(subset=value) for one in replies.values()]
     if not pair[0]["id"].isin(pair[1]["id"]).any():
         continue  # nothing to measure
     gain = evaluation.compare(*pair, value)
     change, *ends = (100 * x for x in (gain.difference.value, gain.difference.low, gain.difference.high))
-    verdict = "higher" if ends[0] > 0 else "lower" if ends[1] < 0 else "inconclusive"
-    rows.append((d, name, gain.questions, 100 * gain.a, 100 * gain.b, verdict))
     changes[d] |= {name: (change, *ends)} if ends[0] == ends[0] else {}  # nan where all replies are alike
-    publish(f"RL, {d}: change of {name}", change, "points", interval=ends)
-table = pd.DataFrame(rows, columns="dimension measure questions before after verdict".split())
-print(table.round(1).to_string(index=False))
-changed, reference = any(changes.values()), ("no change", 0)
-display.plot_intervals(changes, "after minus before, points", reference=reference) if changed else None
+    note = f"{100 * gain.a:.1f} before, {100 * gain.b:.1f} after, {gain.questions} questions"
+    publish(f"RL, {d}: change of {name}", change, "points", interval=ends, note=note)
+display.plot_intervals(changes, "points gained", reference=("none", 0)) if any(changes.values()) else None
 
 # %% [markdown]
 # ## 6 · Replies that conclude one thing and answer another
-#
 # The reward reads the letter, not the reasoning. For every reply sampled in training: does the reasoning end on the right option?
 
-
 # %%
-def ending(text, options, answer):
-    """Whether the last option named in the reasoning is that of the answer: "right", "another", "none"."""
-    letter = rationales.conclusion(text.partition("</think>")[0], options)
-    return "none" if letter is None else "right" if letter == answer else "another"
-
-
 lines, options = callbacks.read_log(out / "rollouts.jsonl", "reward"), {r.id: r.options for r in records}
-table = pd.DataFrame(lines)[["id", "text", "reward"]]
-table["reasoning ends on"] = [ending(line["text"], options[line["id"]], line["truth"]) for line in lines]
-table["reply"] = pd.cut(table["reward"], [-1, 0.5, 0.999, 2], labels=["wrong", "right", "full reward"])
+table = pd.DataFrame(lines)[["id", "text", "truth", "reward"]]
+thoughts = table["text"].str.partition("</think>")[0]
+ends = [rationales.conclusion(text, options[i]) for text, i in zip(thoughts, table["id"], strict=True)]
+table["ends on"] = np.select([pd.isna(ends), table["truth"] == ends], ["no option", "right"], "another")
+labels = ["wrong", "no full reward", "full reward"]
+table["reply"] = pd.cut(table["reward"], [-1, 0.5, 0.999, 2], labels=labels)
 paid = table[table["reply"] == "full reward"]
-odd = paid[paid["reasoning ends on"] == "another"]
+odd = paid[paid["ends on"] == "another"]
 publish("RL: full reward, reasoning ends on another option", len(odd), note=f"of {len(paid):,}")
-print(*(f"{options[one['id']]}\n{one['text']}" for _, one in odd.tail(2).iterrows()), sep="\n\n")
-pd.crosstab(table["reply"], table["reasoning ends on"])
+print(*(f"{options[one['id']]}\n{one['text']}" for _, one in odd.tail(2).iterrows()), sep="\n\n", end="")
+pd.crosstab(table["reply"], table["ends on"])
 
 # %% [markdown]
-# `full reward` and `another`: a contradiction that was rewarded. `wrong` and `right`: good reasoning spoilt by its letter.
-#
+# *No full reward*: right, but with an incomplete format. *Full reward* and *another*: a contradiction that was rewarded.
 # ## Check yourself
 
 # %%
@@ -348,3 +347,4 @@ print("all checks passed")
 # 1. Compute advantages of rewards 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
 # 2. Compare k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$ and k3 as estimators of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$.
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
+# 4. Train on few questions (`OVERRIDES="grpo_data.records_2d=80, grpo_data.records_3d=80"`). Compare the rise of the reward with section 5.

@@ -8,7 +8,7 @@
 # - compute a paired difference by hand, and read a verdict with its interval;
 # - find out where a difference comes from: families of questions, single seeds, the reasoning or the letter.
 #
-# **Time** under a minute on 2 CPU cores or a GPU: one run is executed, the study's results are loaded (`make replicate`: hours). **Needs** no
+# **Time** about two minutes on 2 CPU cores or a GPU: one run is executed, the study's results are loaded (`make replicate`: hours). **Needs** no
 # other notebook. **Synthetic**: all patients; results hold for a tiny model, not for the paper's 7B model. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (the claims); [Variance in benchmarks](https://arxiv.org/abs/2103.03098)
@@ -139,7 +139,8 @@ replies[["id", "dimension", "own_tokens", "injected_tokens", "correct", "iou_fir
 #
 # ## 3 · The study that ships
 #
-# Its table has a row for every condition, seed and question. Some questions were asked again under a `control`, such as blank images.
+# Its table has a row for every condition, seed and question. Some questions were asked again under a `control`, such as blank images. `concluded` is
+# 1 where the reasoning ends on the right option, `followed` where the letter is that of the option that the reasoning ends on.
 
 # %%
 about, table = read_json(root / f"{STUDY}.json"), read_pooled(root / f"{STUDY}.csv.gz")
@@ -172,18 +173,18 @@ for dimension in ("2d", "3d"):
     blank = {name: percent(mean(parts[name, "blank"])) for name in names if (name, "blank") in parts}
     series = {"own images": own, "blank images": blank} if blank else {"own images": own}
     dots = {"own images": {name: by_seed(name, dimension=dimension) for name in names}}
-    display(plot_intervals(series, f"right answers in {dimension.upper()}, %", form=".1f", dots=dots))
+    chance = {"form": ".1f", "reference": ("one in four", 25)}
+    display(plot_intervals(series, f"right answers in {dimension.upper()}, %", dots=dots, **chance))
     above = [name for name in blank if own[name][1] > blank[name][2]]
     print(f"{dimension.upper()}: interval wholly above that of blank images: {', '.join(above) or 'none'}")
 
 # %% [markdown]
-# Where the two intervals of a condition overlap, this figure does not show that its models use the images. Conditions are not compared by these
-# intervals: all answer the same questions, and paired differences are sharper.
+# Where the two intervals of a condition overlap, this figure does not show that its models use the images. A condition below one in four often gives
+# no answer, or has learnt a wrong one. Conditions are not compared by these intervals: all answer the same questions, and paired differences are sharper.
 #
 # ## 4 · One paired difference, by hand
 #
-# For every seed, questions are compared one by one: won if only the condition that is expected to be better is right, lost if only the other one
-# is.
+# For every seed, questions are compared one by one: won if only the condition that is expected to be better is right, lost if only the other is.
 
 # %%
 name, claim = next((name, one) for name, one in grid.claims.items() if one.value == "correct")

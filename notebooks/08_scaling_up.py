@@ -57,7 +57,6 @@ pipeline_figure()
 
 # %% [markdown]
 # ## 1 · Parameters: true shapes without weights
-#
 # On PyTorch's *meta* device a tensor has a shape but no storage, so the 7B model can be built here. Its size follows from the hidden size $h$, the
 # number of layers $L$, the widths $q$ of all queries and $k$ of all keys of a token, the MLP width $i$ and the vocabulary $V$:
 #
@@ -92,7 +91,6 @@ for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
 
 # %% [markdown]
 # ## 2 · FLOPs: a formula and a counter
-#
 # A matrix of $n \times m$ costs $2nm$ FLOPs per token; the scores and the weighted sums of attention cost $2 T^2 q$ each per layer. A forward pass over
 # $T$ tokens with logits for $T'$ of them, and training on it, take
 #
@@ -119,15 +117,15 @@ assert 3 * by_hand == language_flops(model, volume.tokens, volume.generated, "al
 print(f"{volume.tokens:,} tokens: {by_hand:.3g} FLOPs, {square / by_hand:.1%} of them in attention's square")
 flops = {T: forward_flops(config, T, 1) for T in range(2000, 60_001, 2000)}
 percent = [(T, 100 * square / total) for T, (total, square) in flops.items()]
-print(f"the curve crosses one half near {next(T for T, part in percent if part > 50):,} tokens")
+half = language_parameters(config)[0] / (2 * config.hidden_size * config.num_hidden_layers)  # q = h
+print(f"the square costs as much as the matrices at {half:,.0f} tokens")
 plot_lines({"7B": percent}, "tokens", "attention's square, % of FLOPs", reference=("half", 50))
 
 
 # %% [markdown]
 # ## 3 · Memory of training
-#
 # With AdamW in mixed precision a trained parameter takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter takes 4 bytes in
-# float32 (full fine-tuning) and 2 in bfloat16 (LoRA). If $G$ GPUs shard all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
+# float32 (full fine-tuning) and 2 in bfloat16 (LoRA). Without sharding, autocast also holds a 16-bit copy of the trained weights. If $G$ GPUs shard all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
 #
 # $$M = \underbrace{\frac{16\,N_\text{learns} + 4\,N_\text{frozen}}{G}}_{\text{weights, gradients, optimizer states}} + \underbrace{2 \cdot \frac{2\,N_\text{learns}}{L}}_{\text{two layers gathered}} + \underbrace{B\,T\,(2hL + 2a)}_{\text{activations}} + \underbrace{12\,V \cdot 1024}_{\text{logits, in chunks}} + M_\text{CUDA}.$$
 #
@@ -168,10 +166,10 @@ figure
 
 # %% [markdown]
 # ## 4 · Hours and price: an estimate between two bounds
-#
 # $$t = \frac{F}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
 #
-# $F$ is counted. (Decoding is memory-bound, so rollouts take longer than their FLOPs suggest.) The utilization $u$, the proportion of the peak that
+# Full fine-tuning does not fit on one card of 80 GB; sharded, or with LoRA, it does. $F$ is counted: with checkpointing the forward pass runs twice, so
+# training takes $4F$, and the frozen vision tower is added. (Decoding is memory-bound, so rollouts take longer than FLOPs suggest.) The utilization $u$, the proportion of the peak that
 # a run attains, is **assumed**: a good and a poor value give bounds, the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your
 # own with `--price`) and the number of questions of outcome RL are assumed, too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
 

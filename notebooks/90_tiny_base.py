@@ -146,7 +146,7 @@ for proportion, groups in plan.stages:
 # | --- | --- | --- |
 # | *phrase* | last token of an option, and of its text in the conclusion | all tokens of that text |
 # | *mark* | every token of an option | the letter before it |
-# | *said* | the token before an answer letter | the end of the conclusion |
+# | *answer* | the token before an answer letter | the end of the conclusion |
 # | *option* | the same token | the end of the option with the same text |
 # | *look* | tokens of a box, or of a shape's name | image tokens of the shape |
 #
@@ -168,11 +168,11 @@ output = model.model(**batch, output_attentions=True, output_hidden_states=True)
 
 def attention_on_targets(attentions, pairs):
     """Head -> the attention from each token to each of its targets."""
-    found = {}
+    by_head = {}
     for index, (name, (layer, head)) in enumerate(HEADS.items()):  # which head gets which target
         row, _, source, target = pairs[pairs[:, 1] == index].long().T
-        found[name] = attentions[layer][row, head, source, target]
-    return found
+        by_head[name] = attentions[layer][row, head, source, target]
+    return by_head
 
 
 # %%
@@ -191,13 +191,13 @@ with torch.no_grad():
 
 def attention_to_all_targets(attentions):
     """Head -> median and quartiles, over tokens, of the attention to all targets of a token."""
-    found = {}
+    by_head = {}
     for index, (name, values) in enumerate(attention_on_targets(attentions, targets.attention).items()):
         pairs = targets.attention[targets.attention[:, 1] == index].long()
         tokens, place = torch.unique(pairs[:, [0, 2]], dim=0, return_inverse=True)
         totals = torch.zeros(len(tokens)).index_add(0, place, values.detach())
-        found[name] = tuple(totals.quantile(torch.tensor([0.5, 0.25, 0.75])).tolist())
-    return found
+        by_head[name] = tuple(totals.quantile(torch.tensor([0.5, 0.25, 0.75])).tolist())
+    return by_head
 
 
 looks = {"shipped base": attention_to_all_targets(output.attentions)}
@@ -206,8 +206,7 @@ display.plot_intervals(looks, "attention of a token to all its targets (median, 
 
 
 # %% [markdown]
-# A head that looks where it should has its marker near 1 (blue); with random weights (orange) attention is spread over all tokens. A head of the base
-# with wide quartiles finds its target for some tokens only.
+# A head that looks where it should has its marker near 1 (blue); with random weights (orange) attention is spread over all tokens.
 #
 # ## 5 · Two optimizers, one formula
 #
@@ -215,7 +214,7 @@ display.plot_intervals(looks, "attention of a token to all its targets (median, 
 #
 # $$u_\text{AdamW} = \frac{\hat m}{\sqrt{\hat v} + \epsilon}, \qquad u_\text{Muon} = 0.2\,\sqrt{\max(n, m)}\;U V^\top \quad\text{for the momentum } M = U \Sigma V^\top .$$
 #
-# Muon replaces all singular values by about 1, so every direction of a matrix is updated equally. Instead of an SVD it iterates
+# Muon moves all singular values towards 1, so that the directions of a matrix are updated more equally. Instead of an SVD it iterates
 # $X \leftarrow aX + (bA + cA^2)X$, $A = XX^\top$, five times.
 
 # %%
@@ -275,11 +274,12 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 
 # %% [markdown]
 # If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
-# be copied. The log of the shipped base, whose steps use larger batches and lower rates, shows when the skill emerged there.
+# be copied. (The first loss includes the auxiliary terms: compare the letters.) The log of the shipped base, whose steps use larger batches and lower
+# rates, shows when the skill emerged there.
 #
 # **Words that it never saw.** The softmax pushes the embeddings of absent tokens all the same way: "liver" and "spleen" look alike, and fine-tuning
-# has to learn letters anew. So after the training unseen tokens get new random embeddings, and `<think>` and `</think>` copy that of the line
-# break, which ends the reasoning in the exercises.
+# has to learn letters anew. So after the training the embeddings of unseen tokens are drawn anew around 0.3 of their common
+# direction; `<think>` and `</think>` copy that of the line break, which ends the reasoning in the exercises.
 
 # %%
 def likeness(rows):
@@ -319,19 +319,19 @@ print("right in fewer than 60 %:", ", ".join(weak) or "none")
 for name in (name for name, row in skills.items() if "iou" in row):
     value, error = skills[name]["iou"], 1.96 * skills[name]["iou_error"]
     print(f"IoU of the first box, {name}: {value:.2f} ({value - error:.2f} to {value + error:.2f})")
-asked = [exercise("pointing", HELD_OUT + k, SEED + 1) for k in range(10 * profile.notebook.questions)]
-asked = [one for one in asked if one.name == "point"][: profile.notebook.questions]
+tests = [exercise("pointing", HELD_OUT + k, SEED + 1) for k in range(10 * profile.notebook.questions)]
+tests = [one for one in tests if one.name == "point"][: profile.notebook.questions]
 boxes, titles = [], []
-for one, text in zip(asked, replies(model, processor, asked), strict=True):
+for one, text in zip(tests, replies(model, processor, tests), strict=True):
     written = [box for box in parse_boxes(text)[:1] if not isinstance(box, Box3D)]
     boxes.append(dict(zip(("truth", "written by the model"), [one.box, *written], strict=False)))
     iou = written[0].iou(one.box) if written else 0.0
     titles.append(f"{one.question[:26]}\nIoU {iou:.2f}: {'right' if iou >= 0.5 else 'wrong'}")
-display.show_images([one.images[0].pixels for one in asked], boxes, titles)
+display.show_images([one.images[0].pixels for one in tests], boxes, titles)
 
 # %% [markdown]
-# These are the first held-out exercises of their kind, not selected ones; *right* means an IoU of at least 0.5. Skills that are not above chance here
-# are no basis for fine-tuning: notebook 04 has to teach them, or do without them. `python -m unireason_lib base --out runs/tiny-base` runs the whole
+# These are the first held-out exercises of their kind, not selected ones; *right* means an IoU of at least 0.5. A skill that the printed lines call weak
+# has to be learnt in fine-tuning (notebook 04). `python -m unireason_lib base --out runs/tiny-base` runs the whole
 # plan (and resumes after a kill); with `--measure FOLDER` it measures only the skills.
 #
 # ## Check yourself

@@ -284,7 +284,7 @@ for effect in np.linspace(0, 6, 7) * planned(S, P)[0]:
     significant = np.mean([value / error > t.ppf(0.975, df) for value, error, df in studies])
     curves["formula"].append((100 * effect, 100 * power(*planned(S, P), effect)))
     curves["200 simulated studies"].append((100 * effect, 100 * significant))
-plot_lines(curves, "true difference, percentage points", "found, %", reference=("4 of 5", 80))
+plot_lines(curves, "true difference, percentage points", "detected, %", reference=("4 of 5", 80))
 
 
 # %% [markdown]
@@ -303,12 +303,13 @@ curves = {}
 for k in (P // 2, P, 2 * P, 8 * P):
     curves[f"{k} patients"] = [(seeds, smallest(*planned(seeds, k), 0.05 / m)) for seeds in numbers]
 for seeds, patients in ((S, P), (2 * S, P), (S, 2 * P)):
-    found = smallest(*planned(seeds, patients), 0.05 / m)
-    print(f"{seeds} seeds, {patients} patients: {found:.1f} points")
+    points = smallest(*planned(seeds, patients), 0.05 / m)
+    print(f"{seeds} seeds, {patients} patients: {points:.1f} points")
 plot_lines(curves, "seeds", "smallest difference, points")
 
 # %% [markdown]
-# Where the curves coincide, more patients do not help. The table has the smallest detectable difference of every claim, tested alone at level 0.05
+# Where the curves coincide, more patients do not help; where seeds dominate the error, they can even cost degrees of freedom. A curve begins where
+# 100 points would suffice. The table has the smallest detectable difference of every claim, tested alone at level 0.05
 # and at Holm's strictest level, $0.05/m$:
 
 # %%
@@ -342,9 +343,8 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
-#
 # 1. **Unpaired seeds.** Compare the conditions of each claim with `paired_seeds=False`. Where does the standard error grow, and why?
-# 2. **Spend a budget.** A seed costs one training of each condition (12 minutes), a question 0.2 seconds. Which numbers of seeds and patients give the shortest 95 % interval in
-#    10 hours, with the variances of the claim above?
+# 2. **Spend a budget.** A seed costs one training of each condition (12 minutes), a question 0.2 seconds. Which numbers of seeds and patients
+#    give the shortest 95 % interval in 10 hours, with the variances of the claim above?
 #
 # Solutions: [`solutions/91_study_statistics.py`](solutions/91_study_statistics.py).

@@ -29,6 +29,22 @@ def tiny_model(tiny_checkpoint):
 
 
 @pytest.fixture(scope="session")
+def generator(tiny_model):
+    """What lets the tiny model reply."""
+    from unireason_lib.grounding import GroundedGenerator
+
+    return GroundedGenerator(*tiny_model)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_checkpoint):
+    """The tiny checkpoint as commands open it, loaded once."""
+    from unireason_lib.inference import Checkpoint
+
+    return Checkpoint(str(tiny_checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory):
     """``(model, processor)`` of a Qwen3-VL that is smaller still, with deepstack features."""
     from unireason_lib.grounding import build_tiny, load_model

@@ -117,7 +117,7 @@ def test_hours_and_dollars_follow_from_flops():
     steps = first(overrides="sft.max_steps=100")
     assert steps["FLOPs"] == pytest.approx(row["FLOPs"] * 100 * 2 * 4 * 8 / 220_000)
     few = first(overrides="sft_data.records_2d=1000,sft_data.records_3d=0")
-    assert "1 passes over 1,000 records" in few["part"] and first(price=1.0)["USD"] < row["USD"]
+    assert "1 times 1,000 records" in few["part"] and first(price=1.0)["USD"] < row["USD"]
 
 
 def test_memory_is_sharded_as_zero_says():
@@ -171,8 +171,6 @@ def test_the_command(tmp_path):
         ("8xH100", 0, "sft, zero3"),
         ("T4 --profile t4", 0, "| grpo"),
         ("8xA100 --stage eval", 2, "found eval"),
-        ("8xH100 --sharding tensor", 2, "tensor"),
-        ("8xH100 --model Qwen/Qwen9", 2, "Qwen/Qwen2.5-VL-7B-Instruct"),
         ("T4 --profile t4 --model Qwen/Qwen3-VL-4B-Instruct", 0, "| grpo"),
         (f"8xH100 --model {tmp_path}", 2, "qwen3_vl (Qwen3-VL), found qwen3_vl_moe"),
     ):

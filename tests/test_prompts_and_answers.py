@@ -47,11 +47,10 @@ def test_numbers_scripts_yes_and_no(reply, options, letter):
 SLOW = "answer |answer is B. |A,|(|\\boxed{|A. Anterior\n|not |left lung |exclud|. \n|\t|option |an|so "
 
 
-@pytest.mark.parametrize("length", [8_000, 80_000])
 @pytest.mark.parametrize("pattern", [". . .", *SLOW.split("|")])
-def test_reading_an_answer_takes_linear_time_B12(pattern, length):
+def test_reading_an_answer_takes_linear_time_B12(pattern):
     """8,000 characters of ". . ." took two seconds."""
-    started, text = time.perf_counter(), pattern * (length // len(pattern))
+    started, text = time.perf_counter(), pattern * (80_000 // len(pattern))
     extract_choice(text, REPLIES["options"])
     extract_choice(f"answer{text}x", REPLIES["options"])
     assert time.perf_counter() - started < 2

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -71,22 +70,21 @@ def test_packages_import_in_no_circle():
 
 
 def test_light_parts_import_without_heavy_packages():
-    """Reading a profile or results must not wait for torch (`--help`: `cli/test_commands.py`)."""
-    code = (
-        "import sys, unireason_lib.notebooks, unireason_lib.config as c; c.load_profile('smoke')\n"
-        "assert 'pandas' not in sys.modules\nimport unireason_lib.evaluation\n"
-        "assert not {'torch', 'transformers', 'matplotlib', 'papermill'} & set(sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    """`--help`, reading a profile and reading results must not wait for torch."""
+    code = """
+import sys
+from unireason_lib.cli import app
+try: app()
+except SystemExit: pass
+assert not {'torch', 'transformers', 'matplotlib', 'numpy', 'PIL', 'pandas', 'papermill'} & {*sys.modules}
+import unireason_lib.notebooks, unireason_lib.config as c; c.load_profile('smoke')
+assert 'pandas' not in sys.modules
+import unireason_lib.evaluation
+assert not {'torch', 'transformers', 'matplotlib', 'papermill'} & {*sys.modules}
+"""
+    words = [sys.executable, "-c", code, "evaluate", "--help"]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-
-
-def test_continuous_integration_and_conda_use_what_a_developer_uses():
-    assert (ROOT / ".ci" / "run").read_text().strip().endswith("exec make test")
-    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
-    assert jobs["linux"]["steps"][-1] == {"run": "make test"}
-    nested = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]
-    assert nested == {"pip": ["-r requirements.lock", "-e ."]}
 
 
 PROGRAM = """#!/bin/sh

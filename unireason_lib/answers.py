@@ -6,8 +6,6 @@ letter beside another option's text, and a thought that was never closed has not
 Runs of blanks are joined first, so that no text can make the patterns below slow.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping

@@ -9,8 +9,6 @@ exclusive, as in a Python slice: ``[0,0,4,4]`` covers 16 pixels. What a model wr
 :func:`scan_boxes` reads what is well formed, counts what is not and never raises.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable
@@ -55,6 +53,11 @@ class _Box:
     def height(self) -> float:
         """Extent along y in pixels, never negative."""
         return max(0, self.y2 - self.y1)
+
+    @property
+    def _size(self) -> float:
+        """Pixels or voxels covered."""
+        return math.prod(max(0, b - a) for a, b in zip(*self._corners(), strict=True))
 
     @property
     def is_empty(self) -> bool:
@@ -108,12 +111,12 @@ class Box2D(_Box):
     x2: float
     y2: float
 
-    @property
-    def area(self) -> float:
-        """Pixels covered."""
-        return self.width * self.height
+    area = _Box._size
 
-    _size = area
+    @property
+    def xy(self) -> Self:
+        """Itself, as the rectangle of a cuboid is."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -133,17 +136,12 @@ class Box3D(_Box):
         """The cuboid seen along z: the rectangle that it fills on each of its slices."""
         return Box2D(self.x1, self.y1, self.x2, self.y2)
 
+    volume = _Box._size
+
     @property
     def depth(self) -> float:
         """Number of slices, never negative."""
         return max(0, self.z2 - self.z1)
-
-    @property
-    def volume(self) -> float:
-        """Voxels covered."""
-        return self.width * self.height * self.depth
-
-    _size = volume
 
 
 Box = Box2D | Box3D

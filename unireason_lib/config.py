@@ -12,26 +12,17 @@ any other of their arguments may be set too. A name that does not exist and a va
 type are errors that say what was perhaps meant.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, create_model
+from pydantic import model_validator as validated
 
 from unireason_lib.errors import ProfileError
 
@@ -52,21 +43,17 @@ _TYPES: dict[str, Any] = {  # of settings whose value in laptop.yaml does not te
 }
 
 
-class Section(BaseModel):
+class Section(BaseModel, frozen=True, extra="forbid", strict=True, protected_namespaces=()):
     """Settings that belong together: read-only, of exactly the names and types of laptop.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
-
-class _TRLSection(Section):
+class _TRLSection(Section, extra="allow"):
     """Keyword arguments of a configuration class of TRL. Those beyond laptop.yaml are looked up in
     the class when one is set, because importing TRL takes seconds. Some would change nothing here,
     or break a run: ``configs/refused.yaml`` lists them."""
 
-    model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="after")
-    def _known_to_trl(self) -> _TRLSection:
+    @validated(mode="after")
+    def _known_to_trl(self) -> Self:
         config_class = f"{type(self).__name__.upper()}Config"
         for name, value in (self.model_extra or {}).items():
             types = _trl_types(config_class)

@@ -4,8 +4,6 @@ All are ``ValueError`` subclasses, for a caller who only wants "bad input", and 
 pool: pickling keeps the four parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

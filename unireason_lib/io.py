@@ -3,8 +3,6 @@
 :func:`open_image` for every image. A folder that two processes could write is :func:`locked`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -8,8 +8,6 @@ values, and sharding are estimated here. How well GPUs are used is not known bef
 are a range. All assumptions are in ``configs/planning.yaml``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -259,7 +257,7 @@ class Stage:
             passes = settings.max_steps * step / total
             passes = passes if settings.max_steps > 0 else settings.num_train_epochs
             flops = sum(n * self._learning(self.samples.loc[d], passes) for d, n in counts.items())
-            what = f"{passes:.3g} passes over {total:,} records"
+            what = f"{passes:.3g} times {total:,} records"
             return [(what, flops, self._hours(flops, "training"))]
         group, steps = settings.num_generations, max(1, replies // step) * settings.num_iterations
         generations = settings.num_train_epochs * total * group / replies

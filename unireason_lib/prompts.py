@@ -3,8 +3,6 @@ trained with answers worse for no medical reason. First the image, or the slices
 foot to head, then the question, its options, and how to reply.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -224,11 +224,13 @@ def speed_up(visual: nn.Module) -> None:
     embed.forward = lambda patch: functional.linear(patch, embed.proj.weight.flatten(1))
 
 
-def train_tower(model: Any, processor: Any, slices: Pair, steps: int, seed: int = 0) -> TowerProbe:
+def train_tower(
+    model: Any, processor: Any, slices: Pair, steps: int, shapes: int, seed: int = 0
+) -> TowerProbe:
     """Train the vision tower and merger of a model on slices and their classes; every fourth step
-    sees small squares of them, enlarged as crops are. The tokens of images of plain shapes, of 64
-    and 32 pixels, are held near those of the base, so that its language model still knows them. A
-    :class:`TrainingError` for a gradient that is not finite."""
+    sees small squares of them, enlarged as crops are. The tokens of images of plain shapes, this
+    many of 32 pixels and of 64, are held near those of the base, so that its language model still
+    knows them. A :class:`TrainingError` for a gradient that is not finite."""
     torch.manual_seed(seed)
     (images, classes), rng = slices, random.Random(seed)
     frame, batch = ProcessorFrame.from_processor(processor), 128
@@ -236,23 +238,23 @@ def train_tower(model: Any, processor: Any, slices: Pair, steps: int, seed: int 
     probe = TowerProbe(model, processor).train()
     optimizer = MuonWithAdamW(probe, lr=1e-3, muon_lr=3e-3, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 2), steps)
-    shapes = [
-        [draw(rng, (side, side), rng.randint(1, side // 16)) for _ in range(4000)]
+    scenes = [
+        [draw(rng, (side, side), rng.randint(1, side // 16)) for _ in range(shapes)]
         for side in (32, 64)
     ]
-    shapes = [torch.from_numpy(np.stack([scene.pixels for scene in some])) for some in shapes]
+    drawn = [torch.from_numpy(np.stack([scene.pixels for scene in some])) for some in scenes]
     with torch.no_grad():
-        before = [torch.cat([probe.tokens(part) for part in some.split(250)]) for some in shapes]
+        before = [torch.cat([probe.tokens(part) for part in some.split(250)]) for some in drawn]
     length = [tokens.square().mean() for tokens in before]
     for step in (bar := trange(1, steps + 1, desc="vision tower")):
         rows, size = torch.randint(len(images), (batch,)), step % 2
         some = images[rows], classes[rows]
         if step % 4 == 0:
             some = tuple(squares(*some, rng.randrange(10, 40), frame))
-        rows = torch.randint(len(shapes[size]), (batch // 4 // (1 + size),))
+        rows = torch.randint(shapes, (batch // 4 // (1 + size),))
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
             loss = probe.loss(*some)
-            moved = (probe.tokens(shapes[size][rows]) - before[size][rows]).square().mean()
+            moved = (probe.tokens(drawn[size][rows]) - before[size][rows]).square().mean()
         (loss + 2 * moved / length[size]).backward()
         norm = nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
         if not norm.isfinite():
@@ -282,7 +284,7 @@ def main() -> None:
     how = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.replace("``", ""), formatter_class=how)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/tiny-sft", metavar="RUN")
-    numbers = {"slices": 20_000, "tower-steps": 2_500, "patients-2d": 18_000}
+    numbers = {"slices": 20_000, "shapes": 4_000, "tower-steps": 2_500, "patients-2d": 18_000}
     numbers |= {"patients-3d": 11_000, "steps": 7_500, "last-steps": 3_200}
     for name, number in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default: {number}")
@@ -297,7 +299,7 @@ def main() -> None:
     if not tower.is_dir():
         slices = make_slices(given.slices, TRAINING)
         held_out = make_slices(-(-given.slices // 20), HELD_OUT)
-        probe = train_tower(model, processor, slices, given.tower_steps)
+        probe = train_tower(model, processor, slices, given.tower_steps, given.shapes)
         with whole_folder(tower) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)

@@ -1,5 +1,10 @@
 """Solutions of notebook 05. Run it, ``python notebooks/solutions/05_outcome_rl.py``, or import its
-functions."""
+functions.
+
+Exercise 4, by the command ``python -m unireason_lib tutorial 05`` with ``-p SEED=0`` and 1: from the
+first twenty steps to the last, the reward rose from 0.73 to 0.80 and from 0.77 to 0.84, but test
+accuracy changed by -2.7 and -3.0 points in 2D and +1.7 and +1.3 in 3D, none of it clearly:
+the model remembered answers to its 160 questions."""
 
 from collections.abc import Mapping, Sequence
 

@@ -52,7 +52,7 @@ def test_names_that_yaml_reads_as_booleans_stay_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "part"),
     [
         ("seeds: 2", "seeds: 0", "at least 1 item"),
         ("seeds: 2", "seeds: [1, 1]", "different numbers"),
@@ -67,9 +67,9 @@ def test_names_that_yaml_reads_as_booleans_stay_names(tmp_path):
         ("conditions:", "conditions: [", "a grid in YAML"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, old, new, said):
+def test_what_is_wrong_is_named(tmp_path, old, new, part):
     assert old in GOOD
-    with pytest.raises(GridError, match=rf"(?s)mine\.yaml.*{said}"):
+    with pytest.raises(GridError, match=rf"(?s)mine\.yaml.*{part}"):
         grid_of(tmp_path, GOOD.replace(old, new, 1))
 
 

@@ -6,8 +6,6 @@ meet an older one. So it uses the names that outsiders rely on, and the command 
     python tests/bench/cases.py CASE FOLDER      prints {"seconds": ..., "result": ...} as JSON
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -129,7 +127,6 @@ def boxes_plain(folder: Path) -> Timed:
 # --- data sets -------------------------------------------------------------------------------
 
 STUDIES = 400
-PRIOR = {"--prior-studies": "0", "--census": "0"}  # now, and before version 0.2
 
 
 def build(folder: Path, studies: int = 0) -> Path:
@@ -139,12 +136,7 @@ def build(folder: Path, studies: int = 0) -> Path:
         words = ["build", "--out", out, "--size", "8,64,64", "--model", tiny(folder)]
         words += ["--source", f"phantom:dimension=2d,count={half}"]
         words += ["--source", f"phantom:start=500000,count={half}", "--seed", 0]
-        for option, value in PRIOR.items():
-            try:
-                command(*words, option, value)
-                break
-            except Exception:  # an option of another version
-                continue
+        command(*words, "--prior-studies", 0)
     return out
 
 
@@ -200,13 +192,8 @@ def generation(folder: Path, boxes: int, **how: Any) -> Timed:
 
 
 STEPS, BATCH = 24, 16
-SFT = (  # settings of one run, by their names now and before version 0.2
-    "sft.max_steps={} sft.per_device_train_batch_size={} grounding.free_running_questions=0 "
-    "grounding.feature_cache=false grounding.muon_learning_rate=0.0 sft.bf16=false "
-    "sft.logging_steps=1",
-    "sft.steps={} sft.batch_size={} sft.probe_size=0 sft.keep_features=false "
-    "sft.keep_examples=false sft.muon=0.0 sft.bf16=false sft.log_steps=1",
-)
+SFT = f"""sft.max_steps={STEPS} sft.per_device_train_batch_size={BATCH} sft.logging_steps=1 sft.bf16=false
+grounding.free_running_questions=0 grounding.feature_cache=false grounding.muon_learning_rate=0.0"""
 
 
 def sft_ours(folder: Path) -> Timed:
@@ -214,14 +201,7 @@ def sft_ours(folder: Path) -> Timed:
     images are encoded in every step."""
     data, out = build(folder), folder / f"sft-{os.getpid()}"
     words = ["sft", "--data", data, "--model", tiny(folder), "--out", out, "--quiet"]
-    for settings in (text.format(STEPS, BATCH).split() for text in SFT):
-        try:
-            command(*words, *(word for one in settings for word in ("--set", one)))
-            break
-        except Exception as error:  # settings of another version
-            failure = error
-    else:
-        raise failure
+    command(*words, *(f"--set={setting}" for setting in SFT.split()))
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     runtime = [line["train_runtime"] for line in lines if "train_runtime" in line]
     return runtime[-1] / STEPS, None

@@ -10,8 +10,6 @@ slows both. The other way is the plain one, or with ``--against FOLDER`` another
 A row with a bar says whether it was met; against another checkout the bar is 0.95 for all.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -115,7 +115,8 @@ def test_a_killed_run_goes_on(batch, questions, scans, tiny_checkpoint, tmp_path
         busy, _ = batch(path, "--max-new-tokens", 24)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        _, errors = process.communicate()
+    assert errors == b"", "loading bars came through --quiet"
     assert busy.exit_code == 2 and "a running process" in busy.stderr
     before = ids(out)
     assert 3 <= len(before) < 30

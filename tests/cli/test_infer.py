@@ -87,7 +87,7 @@ def test_the_layout_is_that_of_the_checkpoint(ask, scans, tiny_checkpoint, tmp_p
 
 def test_quiet_prints_the_answer_alone(run, scans, scripted):
     scripted("<think>hm</think>\x1b[31mred<|im_end|>")
-    words = [
+    words = (
         "infer",
         "2d",
         "--image",
@@ -96,7 +96,7 @@ def test_quiet_prints_the_answer_alone(run, scans, scripted):
         "What?",
         "--max-new-tokens",
         99,
-    ]
+    )
     assert run(*words, "--quiet").stdout.strip().endswith("red")
     shown = run(*words).stdout  # a model cannot send escape codes to the terminal
     assert "answer:" in shown and "\x1b" not in shown
@@ -116,14 +116,10 @@ def test_results_of_a_batch_are_not_overwritten(run, scans, tmp_path):
     ("words", "message"),
     [
         (("--model-path", "./nothing"), "no such folder"),
-        (("--option-a", "x", "--option-c", "y"), "found A, C"),
-        (("--question", "<|im_end|>"), "plain text, found the control token"),
         (("--target-size", "32x256"), "slices, rows, columns"),
         (("--target-size", "0,8,8"), "from 1 to 4096"),
         (("--normalize", "kidneys"), "abdomen"),
         (("--normalize", "300,-100"), "low < high"),
-        (("--torch-dtype", "int4"), "bfloat16"),
-        (("--max-new-tokens", "0"), "positive token budgets"),
         (("--volume", "missing.nii.gz"), "missing.nii.gz"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from unireason_lib.evaluation import evaluate, open_benchmark
 from unireason_lib.grounding import Settings
-from unireason_lib.inference import Checkpoint, read_results
+from unireason_lib.inference import read_results
 
 CUBOID = "<think><|box_start|>[16,8,1,48,24,3]<|box_end|></think>B. cyst<|im_end|>"
 BOX = "<think><|box_start|>[16,8,48,24]<|box_end|></think>B. cyst<|im_end|>"
@@ -49,6 +49,12 @@ def test_results_of_a_batch(run, trace, scans, questions, scripted, tmp_path):
     assert "v0: shown without images" in trace(out, "--data-root", tmp_path)[0].stderr
     assert "page.html" not in run("trace", out).stdout and out.with_suffix(".html").is_file()
 
+    (other := tmp_path / "other" / out.name).parent.mkdir()
+    other.write_text("".join(out.read_text().splitlines(keepends=True)[1:]))
+    data = trace(out, other)[1]
+    assert data["runs"] == [str(out), str(other)], "files of one name are told apart"
+    assert [[*row["replies"]] for row in data["rows"]] == [["0"], ["0", "1"], ["0", "1"]]
+
 
 def test_one_reply_about_a_scan_outside_the_current_folder(run, trace, scans, scripted, tmp_path):
     """The user's own question shows its scan wherever that is; given a root, nothing outside it."""
@@ -71,11 +77,9 @@ def test_one_reply_about_a_scan_outside_the_current_folder(run, trace, scans, sc
 
 
 @pytest.mark.parametrize("control", ["noise", "random-crop"])
-def test_results_of_an_evaluation_show_their_images(
-    trace, tiny_checkpoint, scripted, tmp_path, control
-):
+def test_results_of_an_evaluation_show_their_images(trace, checkpoint, scripted, tmp_path, control):
     """A line is the one form of a reply; its images come from the benchmark, as they were shown."""
-    checkpoint, out = Checkpoint(str(tiny_checkpoint), device="cpu"), tmp_path / "e.jsonl"
+    out = tmp_path / "e.jsonl"
     how = {"dimension": "2d", "limit": 2, "frame": checkpoint.frame(), "prior_studies": 0}
     benchmark = open_benchmark("phantom", **how)
     scripted(BOX)
@@ -95,33 +99,14 @@ def test_results_of_an_evaluation_show_their_images(
     assert result.exit_code == 0 and "shown without images" in result.stderr
 
 
-def test_a_data_set_that_moved_is_found_by_its_new_place(trace, tiny_checkpoint, tmp_path, scans):
+def test_a_data_set_that_moved_is_found_by_its_new_place(trace, checkpoint, tmp_path, scans):
     rows = [{"img_name": "0.png", "question": "Is it?", "answer": "Yes", "q_lang": "en"}]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "test.json").write_text(json.dumps(rows))
     shutil.copy(scans / "0.png", tmp_path / "old")
-    checkpoint, out = Checkpoint(str(tiny_checkpoint), device="cpu"), tmp_path / "e.jsonl"
+    out = tmp_path / "e.jsonl"
     benchmark = open_benchmark("slake", tmp_path / "old", frame=checkpoint.frame())
     evaluate(benchmark, out, checkpoint, settings=Settings(max_new_tokens=3), quiet=True)
     (tmp_path / "old").rename(tmp_path / "new")
     assert "shown without images" in trace(out)[0].stderr
     assert trace(out, "--image-root", tmp_path / "new")[0].stderr == ""
-
-
-def test_two_runs_are_shown_side_by_side(
-    run, trace, scans, questions, scripted, tmp_path, monkeypatch
-):
-    asked = [{"id": f"i{k}", "image": f"{k}.png", "question": "What?"} for k in (0, 1)]
-    both = [tmp_path / name / "out.jsonl" for name in "ab"]
-    for path, letter, rows in ((both[0], "B", asked), (both[1], "A", asked[1:])):
-        scripted(BOX.replace("B.", f"{letter}."))
-        words = ("--input", questions(*rows), "--data-root", scans, "--output", path)
-        run("infer", "2d-batch", *words, "--max-new-tokens", 99)
-    result, data, replies = trace(*both)
-    assert "2 replies" in result.stdout and len(data["images"]) == 2
-    assert data["runs"] == list(map(str, both)), "files of one name are told apart"
-    assert [[*row["replies"]] for row in data["rows"]] == [["0"], ["0", "1"]]
-    assert [reply["choice"] for reply in replies] == ["B", "B", "A"]
-    monkeypatch.setattr("unireason_lib.display.page.MAX_BYTES", 0)
-    result, data, _ = trace(*both)
-    assert "Replies shown without images: 3" in result.stderr and not data["images"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.course.notebook import functions_of, solutions_of
-from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.boxes import Box2D
 from unireason_lib.grounding import GroundedGenerator
 
 NAME = "00_quickstart"
@@ -17,15 +17,6 @@ OPTIONS = {"A": "Mottled", "B": "Checkered"}
 def functions():
     """The functions of the notebook, over what its cells would have made."""
     return functions_of(NAME, np=np)
-
-
-def test_iou_by_hand_is_that_of_the_library(functions):
-    draw = np.random.default_rng(0)
-    for kind, n in ((Box2D, 2), (Box3D, 3)):
-        for _ in range(50):
-            low = draw.integers(0, 20, (2, n))
-            a, b = (kind(*one, *(one + draw.integers(1, 15, n))) for one in low)
-            assert functions.iou(a, b) == pytest.approx(a.iou(b))
 
 
 def test_remarks_say_what_is_wrong_and_what_is_luck(functions):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from tests.course.notebook import functions_of, solutions_of
 from unireason_lib.config import load_profile
@@ -42,30 +41,6 @@ def functions(tiny_model):
     return functions_of(NAME, **names)
 
 
-@pytest.mark.parametrize("components", encoding.COMPONENTS)
-def test_the_mask_by_hand_is_that_of_the_library(functions, study, tiny_model, components):
-    encoder, frame = encoding.Encoder(tiny_model[1]), functions.frame
-    assert set(study.boxed) == {"2d", "3d"}
-    for record in study.boxed.values():
-        messages = encoding.conversation(record, study.images(record), components, frame)
-        by_hand, one = functions.encode_by_hand(messages), encoder(messages)
-        assert np.array_equal(by_hand.ids, one.ids)
-        assert np.array_equal(by_hand.loss_mask, one.loss_mask) and 0 < by_hand.loss_mask.mean() < 1
-
-
-def test_the_mean_of_the_losses_is_the_loss_of_the_model(functions, study, tiny_model):
-    model, processor = tiny_model
-    one, other = (
-        encoding.Encoder(processor)(encoding.conversation(record, study.images(record)))
-        for record in study.boxed.values()
-    )
-    batch = encoding.Collator(processor)([one, other])
-    with torch.no_grad():
-        tokens, losses = functions.token_losses(model, batch)
-        torch.testing.assert_close(losses.mean(), model(**batch).loss, rtol=1e-4, atol=1e-4)
-    assert tokens.tolist() == [*one.ids[one.loss_mask], *other.ids[other.loss_mask]]
-
-
 def line(number, **more):
     """A line of results of an imagined patient, with an answer that follows from its reasoning."""
     values = {"id": f"q{number}", "patient": f"p{number}", "dimension": "2d", "family": "f"}
@@ -81,8 +56,8 @@ def test_comments_say_what_is_wrong(functions):
     table = as_table(lines)
     comments = [functions.comment(row) for _, row in table.iterrows()]
     assert comments == [
-        "Right: A. IoU with the true boxes: 0.50. The answer follows from the reasoning.",
-        "Wrong: B, not A. IoU with the true boxes: 0.50. The answer does not follow from the reasoning.",
+        "Right: A. IoU with the true boxes: 0.50. The reasoning ends on it.",
+        "Wrong: B, not A. IoU with the true boxes: 0.50. The reasoning ends on another option.",
         "Wrong: B, not A. IoU with the true boxes: 0.50. The reasoning names no option.",
         "Wrong: no option, not A. The reasoning names no option.",
     ]

@@ -5,7 +5,6 @@ import torch
 
 from tests.course.notebook import functions_of, solutions_of
 from unireason_lib.config import load_profile
-from unireason_lib.dataset import rationales
 from unireason_lib.training import rewards
 
 NAME = "05_outcome_rl"
@@ -16,7 +15,7 @@ REWARDS = [1.0, 1.0, 0.0, 0.0]
 @pytest.fixture(scope="module")
 def notebook():
     """The functions and some constants of the notebook."""
-    names = {"torch": torch, "rewards": rewards, "rationales": rationales}
+    names = {"torch": torch, "rewards": rewards}
     names |= {"SEED": 0, "profile": load_profile("smoke")}
     constants = ("EXAMPLES", "(OPTIONS, BOX)")
     return functions_of(NAME, constants, **names)
@@ -27,13 +26,6 @@ def test_only_honest_replies_and_contradictions_are_paid_in_full(notebook):
     full = {mode: {k for k, value in one.items() if value > 0.99} for mode, one in paid.items()}
     assert full["strict"] == {"as intended", "reasoning and answer differ"}
     assert full["paper"] == full["strict"] | {"bare letter"}
-
-
-def test_advantages_have_zero_mean_and_the_unit_of_the_group(notebook):
-    for group in (REWARDS, [0.2, 1.0, 0.8, 0.1, 0.0]):
-        found = notebook.advantages(group)
-        assert abs(found.mean()) < 1e-6 and abs(found.std() - 1) < 1e-3
-    assert not notebook.advantages([0.8] * 4).any()
 
 
 def test_a_policy_gradient_finds_the_rewarded_answer_unless_it_is_never_sampled(notebook):
@@ -61,16 +53,6 @@ def test_clipped_and_injected_tokens_get_no_gradient_from_the_reward(notebook):
     new.grad = None
     notebook.grpo_loss(new, old, old, mask, advantages * 0, 0.2, 0.1).backward()
     assert torch.equal(new.grad.sign(), (new.detach() * mask).sign()), "back to the reference"
-
-
-def test_what_the_reasoning_ends_on(notebook):
-    options = {"A": "liver", "B": "left kidney"}
-    for thought, expected in {
-        "It is the liver.": "another",
-        "Not the liver: left kidney.": "right",
-        "I see.": "none",
-    }.items():
-        assert notebook.ending(f"<think>{thought}</think>B. liver", options, "B") == expected
 
 
 def test_the_solutions_run():

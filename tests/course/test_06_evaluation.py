@@ -1,5 +1,6 @@
 """The functions of notebook 06 as they are written there, and its solutions."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,8 @@ import pandas as pd
 import pytest
 
 from tests.course.notebook import functions_of, solutions_of
-from unireason_lib.boxes import Box2D, Box3D
+from unireason_lib.boxes import Box3D
+from unireason_lib.dataset.schema import box_of
 from unireason_lib.evaluation import Interval, open_benchmark
 from unireason_lib.evaluation.statistics import interval
 from unireason_lib.grounding import GroundedGenerator
@@ -18,7 +20,7 @@ NAME = "06_evaluation"
 @pytest.fixture(scope="module")
 def notebook():
     """The functions of the notebook and its classes of replies."""
-    return functions_of(NAME, ["CAUSES"], np=np, pd=pd)
+    return functions_of(NAME, ["CAUSES", "STATED"], np=np, pd=pd, re=re, box_of=box_of)
 
 
 def test_the_standard_error_counts_patients_and_is_the_librarys(notebook):
@@ -31,22 +33,10 @@ def test_the_standard_error_counts_patients_and_is_the_librarys(notebook):
     assert alike > apart
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (Box2D(0, 0, 2, 2), Box2D(1, 0, 3, 2)),
-        (Box2D(0, 0, 2, 2), Box2D(2, 0, 3, 2)),
-        (Box3D(0, 0, 1, 8, 9, 4), Box3D(2, 1, 0, 7, 12, 3)),
-    ],
-)
-def test_iou_by_hand_is_that_of_the_boxes(notebook, one, other):
-    assert notebook.iou(one.as_tuple(), other.as_tuple()) == pytest.approx(one.iou(other))
-
-
-def reply(true=(), written=(), correct=0.0, concluded=0.0, abstained=0.0):
+def reply(true=(), written=(), correct=0.0, concluded=0.0, abstained=0.0, text=""):
     true = [["a", box] for box in true]
     row = {"truth_boxes": true, "boxes": list(written), "correct": correct, "failed": 0.0}
-    return SimpleNamespace(**row, concluded=concluded, abstained=abstained)
+    return SimpleNamespace(**row, concluded=concluded, abstained=abstained, text=text)
 
 
 HERE, THERE, CUBOID = [0, 0, 8, 8], [20, 20, 30, 30], [0, 0, 0, 8, 8, 2]
@@ -63,7 +53,9 @@ HERE, THERE, CUBOID = [0, 0, 8, 8], [20, 20, 30, 30], [0, 0, 0, 8, 8, 2]
         (reply([HERE], [CUBOID]), "missed"),
         (reply([HERE], [[0, 0, 8, 9], THERE]), "invented"),
         (reply([], [HERE]), "invented"),
-        (reply([HERE], [HERE]), "misread"),
+        (reply([HERE], [HERE], text="7 and 42: difference 35; 31 and 36: middle 33"), "misread"),
+        (reply([HERE], [HERE], text="7 and 42: difference 36"), "miscalculated"),
+        (reply([HERE], [HERE], text="31 and 36: middle 34"), "miscalculated"),
         (reply([HERE], [THERE], concluded=1), "wrong letter"),
         (reply([HERE], [HERE], concluded=1, abstained=1), "no answer"),
     ],

@@ -9,16 +9,6 @@ import pytest
 import torch
 
 from tests.course.notebook import NOTEBOOKS, functions_of, solutions_of
-from unireason_lib.planning import shaped_model
-
-
-def test_sharding_divides_what_is_sharded_and_nothing_else():
-    memory = functions_of("08_scaling_up", torch=torch).training_memory
-    config = shaped_model("3b").config.text_config
-    one, four = (memory(config, 3e9, 6e8, gpus, 4096) for gpus in (1, 4))
-    for part in one:
-        sharded = part in ("frozen weights", "weights, gradients, optimizer")
-        assert four[part] == pytest.approx(one[part] / (4 if sharded else 1))
 
 
 def test_the_slurm_script_is_one_in_both_files(tmp_path):

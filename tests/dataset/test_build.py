@@ -364,17 +364,10 @@ def test_b17_other_settings_are_refused_unless_overridden(tmp_path, monkeypatch)
     assert "size was" in again["overridden"][0] and again["settings"] == config.public()
 
 
-SEVERAL = {
-    "folder": layouts.make_folder,
-    "decathlon": layouts.make_decathlon,
-    "totalsegmentator": layouts.make_totalsegmentator,
-    "m3d-seg": layouts.make_m3d,
-    "sam-med2d": layouts.make_demo,
-}
-
-
 @pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
-@pytest.mark.parametrize("name, make", SEVERAL.items(), ids=SEVERAL)
+@pytest.mark.parametrize(
+    "name, make", [("folder", layouts.make_folder), ("decathlon", layouts.make_decathlon)]
+)
 def test_b15_two_folders_of_one_name_have_two_names_and_nothing_is_written_into_a_source(
     tmp_path, name, make
 ):

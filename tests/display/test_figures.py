@@ -28,7 +28,6 @@ CHARTS = {
         {"one": [(1, 2.0), (2, 3.0)], "two": [(1, 1.0)]},
         "step",
         "loss",
-        {"one": [(1, 3), (2, 4)]},
         reference=("costs $5 and $6", 2.5),
     ),
     "intervals": lambda: plot_intervals(

@@ -12,7 +12,7 @@ from unireason_lib.boxes import Box2D, Box3D, format_box
 from unireason_lib.dataset import Study
 from unireason_lib.display import SliceViewer
 from unireason_lib.errors import RequestError
-from unireason_lib.grounding import GroundedGenerator, GroundedRequest
+from unireason_lib.grounding import GroundedRequest
 from unireason_lib.imaging import Volume, serialize
 
 SCRIPT = "<script>alert(1)</script>"
@@ -51,11 +51,6 @@ def test_the_viewer_shows_images_and_refuses_what_is_none(slices):
     assert viewer.slider.value == 4 and np.array_equal(shown(viewer), np.asarray(slices[4]))
     with pytest.raises(RequestError):
         SliceViewer(slices, ["box"])
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_model):
-    return GroundedGenerator(*tiny_model)
 
 
 def ask_about(slices, generator, dimension="3d", **more):

@@ -1,14 +1,12 @@
 """Lines of results that never saw a model, and a benchmark small enough to be asked in seconds."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
 
 from unireason_lib.evaluation import open_benchmark
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference import Checkpoint, complete_results
+from unireason_lib.inference import complete_results
 
 LINE = {"dimension": "2d", "family": "lesion analysis", "kind": "texture", "boxes": []}
 LINE |= {"options": {"A": "liver", "B": "spleen"}, "frame": [64, 64, 1], "seconds": 0.1}
@@ -27,12 +25,6 @@ def frame():
 def phantoms(frame):
     """Six 2D and six 3D questions about held-out phantoms, in volumes of four slices."""
     return open_benchmark("phantom", limit=12, frame=frame, size=(4, 64, 64), prior_studies=0)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny_checkpoint):
-    """The tiny model with random weights, loaded once."""
-    return Checkpoint(str(tiny_checkpoint), device="cpu")
 
 
 @pytest.fixture

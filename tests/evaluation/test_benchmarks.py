@@ -1,9 +1,6 @@
 """Questions about phantoms and other outlined scans; data sets in Parquet."""
 
-from __future__ import annotations
-
 import json
-import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -133,14 +130,6 @@ def test_our_parquet_by_its_folder(built, frame):
     assert other.boxes_in(thousandths, 64, 64) == other.truth_boxes
     with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
         stating.boxes_in(thousandths, 64, 64)
-
-
-def test_images_that_are_not_stored_are_read_through_their_source(built, tmp_path, frame):
-    copy = shutil.copytree(built, tmp_path / "copy")
-    shutil.rmtree(copy / "images")
-    stored, again = (open_benchmark(str(folder), frame=frame) for folder in (built, copy))
-    for one, other in zip(stored, again, strict=True):
-        assert [i.tobytes() for i in one.load()] == [i.tobytes() for i in other.load()]
 
 
 def test_the_released_form(tmp_path):

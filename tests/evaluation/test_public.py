@@ -1,7 +1,5 @@
 """Public benchmarks, each on a fixture in its own form, with the rows that go wrong in it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Asking a benchmark: the lines, and the controls."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial
@@ -107,15 +105,6 @@ def test_overlaps_of_first_best_and_all_boxes():
     cuboid = Box3D(0, 0, 0, 10, 10, 4)
     assert overlaps([Box3D(0, 0, 2, 10, 10, 6)], [cuboid])["iou_best"] == 0.333333
     assert overlaps([Box2D(0, 0, 10, 10)], [cuboid])["iou_best"] == 0  # a rectangle is no cuboid
-
-
-def test_a_shorter_benchmark_and_other_settings(tmp_path, phantoms, checkpoint):
-    out = QUICK(Benchmark("p", phantoms.items[:2], phantoms.identity), tmp_path / "r", checkpoint)
-    before = list(read_results(out))
-    shorter = Benchmark("p", phantoms.items[:1], phantoms.identity)
-    assert list(read_results(QUICK(shorter, out, checkpoint))) == before  # those of others stay
-    with pytest.raises(RequestError, match="max_new_tokens was 4 and is now 80"):
-        QUICK(shorter, out, checkpoint, settings=LONG)
 
 
 # --- controls ----------------------------------------------------------------------------------

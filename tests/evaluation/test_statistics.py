@@ -1,7 +1,5 @@
 """Intervals and comparisons on data whose truth is known, by small simulations."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

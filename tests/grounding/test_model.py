@@ -6,7 +6,6 @@ from itertools import product
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from unireason_lib.config import load_profile
@@ -96,25 +95,6 @@ def test_the_chat_format_is_qwens_and_marks_what_the_assistant_wrote(family, fix
     assert processor.tokenizer.decode(own) == f"<think>see {BOX} so</think>A. x<|im_end|>"
 
 
-def test_an_adapter_is_put_on_top(tiny_checkpoint, tmp_path):
-    base, processor = load_model(tiny_checkpoint, device="cpu")
-    lora = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)")
-    wrapped = get_peft_model(base, lora)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    wrapped.save_pretrained(tmp_path / "adapter")
-    plain, _ = load_model(tiny_checkpoint, device="cpu")
-    tuned, _ = load_model(tiny_checkpoint, adapter=tmp_path / "adapter", device="cpu")
-    ids = processor.tokenizer("Where is the liver?", return_tensors="pt").input_ids
-    with torch.inference_mode():
-        expected, adapted = wrapped.eval()(input_ids=ids).logits, tuned(input_ids=ids).logits
-        assert torch.allclose(adapted, expected, atol=1e-5)
-        assert not torch.allclose(adapted, plain(input_ids=ids).logits, atol=1e-3)
-    with pytest.raises(ModelError, match="PEFT adapter"):
-        load_model(tmp_path / "adapter")
-
-
 def test_a_base_gets_the_tower_of_another_model(tiny_checkpoint, tmp_path):
     build_tiny(tmp_path / "other", seed=1)
     build_tiny(tmp_path / "narrow", vision_hidden=32)
@@ -169,6 +149,8 @@ def test_an_adapter_says_what_it_was_trained_on(tiny_checkpoint, tmp_path):
     config = tmp_path / "adapter_config.json"
     config.write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct"}')
     assert adapter_base(tmp_path) == "Qwen/Qwen2.5-VL-3B-Instruct"
+    with pytest.raises(ModelError, match="PEFT adapter"):
+        load_model(tmp_path)
     for content, message in (("{}", "base_model_name_or_path"), ("no", "JSON")):
         config.write_text(content)
         with pytest.raises(ModelError, match=message):

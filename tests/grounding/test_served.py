@@ -136,7 +136,8 @@ def served():
 def requests(served):
     """Questions about slices and volumes in which the model writes boxes."""
     frame = GroundedGenerator(*served[2:]).frame
-    items = open_benchmark("phantom", limit=6, size=(4, 64, 64), frame=frame)
+    how = {"limit": 6, "size": (4, 64, 64), "prior_studies": 0, "frame": frame}
+    items = open_benchmark("phantom", **how)
     return [item.request(item.load()) for item in items]
 
 
@@ -196,6 +197,6 @@ def test_what_cannot_be_done_is_refused(served, requests, monkeypatch):
         generator.generate(requests[:1], scripts=[Script(processor.tokenizer, ("A",))])
     monkeypatch.setattr(stand_in, "drop_stop", True)
     with pytest.raises(RequestError, match="the one that stopped it included"):
-        generator.generate(requests[:1], **HOW)
+        generator.generate(requests, **HOW)
     with pytest.raises(RequestError, match=r"127\.0\.0\.1:9.*a vLLM server.*vllm serve"):
         connect("http://127.0.0.1:9", 0.0)

@@ -57,7 +57,8 @@ def images_with_boxes(draw):
 @given(images_with_boxes())
 def test_boxes_go_there_and_back(image):
     height, width, box = image
-    there = QWEN.to_frame(box, height, width)
+    (rows, columns) = QWEN.size(height, width)
+    there = box.scale(columns / width, rows / height)
     back = QWEN.from_frame(there, height, width).as_tuple()
     assert back == pytest.approx(box.as_tuple(), abs=1e-6)
     written = QWEN.written(box, height, width, depth=8)

@@ -45,12 +45,12 @@ def test_every_letter_is_shown_where_to_look(stage, targets_of):
         words, looks, targets = targets_of(one)
         bare = [word.strip().lower() for word in words]
         marks, due = dict(looks["mark"]), dict(looks["option"])
-        assert due.keys() <= dict(looks["said"]).keys()
+        assert due.keys() <= dict(looks["answer"]).keys()
         for position, option in looks["option"]:
-            said = dict(looks["said"])[position]
-            assert option < said <= position and bare[said] == bare[option]
+            target = dict(looks["answer"])[position]
+            assert option < target <= position and bare[target] == bare[option]
             assert bare[marks[option]] == bare[position + 1] and bare[position + 1] in "abcd"
-            for end in (said, option):  # the end of a phrase looks at all of it
+            for end in (target, option):  # the end of a phrase looks at all of it
                 looked = sorted(k for source, k in looks["phrase"] if source == end)
                 assert looked == list(range(looked[0], end + 1))
             assert [2, position, position + 1] in targets.letters.tolist()
@@ -69,7 +69,7 @@ def test_a_box_looks_at_its_shape_and_at_the_name(targets_of):
     writing = {p for p, _ in looks["look"] if p >= start}
     assert writing == set(range(start, end)) and end not in writing
     assert {k for p, k in looks["look"] if p >= start} == {*bar}
-    assert {words[k].strip() for p, k in looks["said"]} == {"bar"}
+    assert {words[k].strip() for p, k in looks["answer"]} == {"bar"}
     edges = [start, 34 / 64, 18 / 64, 62 / 64, 30 / 64]
     np.testing.assert_allclose(targets.edges[0], edges, rtol=1e-6)
     number = start - words[:start][::-1].index("2") - 1

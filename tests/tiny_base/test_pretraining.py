@@ -126,38 +126,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_checkpoint, tmp_path):
 
 
 def test_the_shapes_stage_teaches_the_tower_and_not_the_layers(tiny_checkpoint, tmp_path):
-    plan = Plan(stages=((1.0, (("shapes", 8),)),), steps=21, warmup=4)
+    plan = Plan(stages=((1.0, (("shapes", 8),)),), steps=2, warmup=1)
     trained = pretrain(tmp_path, plan, start=tiny_checkpoint, **QUICK)
     names = moved(tiny_checkpoint, trained)
     assert not any("language_model.layers" in name for name in names)
     assert any("visual.patch_embed" in n for n in names) and any("merger" in n for n in names)
-    lines = read_lines(trained / "log.jsonl")
-    losses = [line["loss of shapes"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.9 * losses[0]
-
-
-def test_guidance_is_one_flag(tiny_checkpoint, tmp_path):
-    """With it the shown heads look where they should after twenty steps; without it nothing in the
-    package needs it, and the loss is the cross entropy alone."""
-    stages = ((1.0, (("words", 6),)),)
-    found = {}
-    for guidance in (True, False):
-        plan = Plan(stages=stages, steps=20, warmup=4, guidance=guidance)
-        path = pretrain(tmp_path / str(guidance), plan, start=tiny_checkpoint, **QUICK)
-        model, processor = load_model(path, device="cpu")
-        judge = Learner(Plan(stages=stages), model, processor)
-        ((stage, batch, targets),) = Steps(Plan(stages=stages), processor)[3]
-        labelled = judge.loss(stage, dict(batch), None)[0].item()
-        found[guidance] = judge.loss(stage, dict(batch), targets)[0].item() - labelled
-    assert found[True] < 0.8 * found[False]
-    assert all(targets is None for _, _, targets in Steps(Plan(guidance=False), processor)[0])
 
 
 def test_the_loss_is_that_of_the_model(tiny_checkpoint):
     """The cross entropy that transformers computes, from fewer logits."""
     model, processor = load_model(tiny_checkpoint, device="cpu")
     plan = Plan(stages=((1.0, (("one image", 4),)),), guidance=False)
-    ((stage, batch, _),) = Steps(plan, processor)[0]
+    ((stage, batch, targets),) = Steps(plan, processor)[0]
+    assert targets is None, "without guidance"
     with torch.no_grad():
         expected = model(**batch).loss.item()
         loss, values = Learner(plan, model, processor).loss(stage, dict(batch), None)
@@ -175,11 +156,10 @@ def test_skills_are_read_from_what_is_written(tiny_model):
     assert other["right"] == 1.0 and other["consistent"] == 0.0 and other["iou"] == 0.0
     assert score(one, "")["right"] == 0.0 and score(one, "A. Left") == {"right": 0.0, "iou": 0.0}
     assert score(Exercise((), "", "", answer="Image 3"), "Image 3.") == {"right": 1.0}
-    found = measure(*tiny_model, size=6)
+    found = measure(*tiny_model, size=2)
     assert found and all(0 <= row[key] <= 1 for row in found.values() for key in row if key != "n")
 
 
 def test_replies_do_not_depend_on_the_batch(tiny_model):
-    asked = [exercise("several images", HELD_OUT + k) for k in range(3)]
-    asked += [exercise("text", HELD_OUT + k) for k in range(2)]
-    assert replies(*tiny_model, asked, batch_size=5) == replies(*tiny_model, asked, batch_size=1)
+    asked = [exercise(stage, HELD_OUT) for stage in ("several images", "text")]
+    assert replies(*tiny_model, asked, batch_size=2) == replies(*tiny_model, asked, batch_size=1)

@@ -1,7 +1,5 @@
 """Records of phantoms with their images, small enough to train on in seconds."""
 
-from __future__ import annotations
-
 import os
 import signal
 from dataclasses import dataclass, replace

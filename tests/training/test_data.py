@@ -1,7 +1,5 @@
 """From a data set to records, their images and their tokens: ours, and the authors' release."""
 
-from __future__ import annotations
-
 import pickle
 from collections import Counter
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The loss mask, token by token; equality with what the processor makes; caches and components."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from unireason_lib.boxes import states_boxes
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
 from unireason_lib.training.encoding import (
@@ -140,9 +137,6 @@ def test_records_of_the_other_scale_are_written_anew(families):
             for one in (record, by_id[record.id])
         )
         assert (one.ids == other.ids).all() and (one.loss_mask == other.loss_mask).all()
-    stated = next(r for r in pixels.records if states_boxes(r.user_text))
-    with pytest.raises(DatasetError, match=r"thousandths.*build --model"):
-        conversation(stated, pixels.images(stated), "full", encoder.frame)
 
 
 def test_a_longer_conversation_is_cut_where_no_image_is_cut(study, tiny_model):

@@ -1,7 +1,5 @@
 """Two optimizers in one: who learns what, one schedule, one state."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """The folder of a run: killed and resumed, held by one, refused to another, and the model in it."""
 
-from __future__ import annotations
-
 import json
 import resource
 import shutil
@@ -110,16 +108,15 @@ def test_a_second_ctrl_c_stops_at_once():
         interrupt()
 
 
-@pytest.mark.parametrize("r", [None, 4], ids=["full", "adapters"])
-def test_another_run_is_refused(run, tmp_path, r):
+def test_another_run_is_refused(run, tmp_path):
     """One with another base went on silently, with LoRA old adapters on a new base. Two at once
     both trained, mixed their logs, and one ended with a bare errno."""
     with locked(tmp_path / "run" / "run.lock", "x"):
         with pytest.raises(DatasetError, match="nobody else writing"):
-            run(grounding__sft_lora_r=r)
+            run(**LORA)
         assert not (tmp_path / "run" / "settings.json").exists()
     with pytest.raises(ZeroDivisionError):
-        run(callbacks=[At(1, crash)], grounding__sft_lora_r=r)
+        run(callbacks=[At(1, crash)], **LORA)
     other = build_tiny(tmp_path / "other", seed=5)
     for refused, change in {
         r'base\.name was "tiny" and is now "other"; base\.sha256 was': {"model": other},
@@ -128,7 +125,7 @@ def test_another_run_is_refused(run, tmp_path, r):
         r"records\.digest was": {"every": 8},
     }.items():
         with pytest.raises(DatasetError, match=refused):
-            run(grounding__sft_lora_r=r, **change)
+            run(**LORA, **change)
 
 
 def test_another_hub_id_is_refused_where_no_commit_is_known(study, fresh_model, tmp_path):
@@ -222,9 +219,10 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint_by_one(run, families, fami
     plain = kind.from_pretrained(merged, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(merged).tokenizer
     tokens = tokenizer("<think>The liver.</think>A.", return_tensors="pt")
-    adapted = load_model(base, adapter=adapter, device="cpu")[0]
+    without, adapted = (load_model(base, adapter=a, device="cpu")[0] for a in (None, adapter))
     with torch.no_grad():
         expected = adapted(**tokens).logits
+        assert not torch.allclose(without(**tokens).logits, expected, atol=1e-3)
         torch.testing.assert_close(plain(**tokens).logits, expected, atol=1e-4, rtol=1e-4)
     for wrong, out in ((adapter, merged), (merged, tmp_path / "again")):
         with pytest.raises(TrainingError, match=r"no such folder|a PEFT adapter"):

@@ -1,7 +1,5 @@
 """Fine-tuning: the loss, what learns and what does not, and every setting doing what it says."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -19,7 +17,7 @@ from unireason_lib.training.encoding import Collator
 from unireason_lib.training.optim import FloatMuon, MuonWithAdamW, token_scores
 from unireason_lib.training.sft import add_think_tokens, freeze, train_sft
 
-from .conftest import FAMILIES, quick
+from .conftest import FAMILIES, SMALL, quick
 
 SINGLE = {"sft__max_steps": 2, "sft__gradient_accumulation_steps": 1}
 
@@ -101,12 +99,6 @@ def test_only_the_language_model_learns(tune, families, family, tmp_path):
     assert {name for name in before if "language_model.layers" in name} <= moved
 
 
-def test_checkpointed_activations_are_computed_twice(tune):
-    watch = Watch()
-    tune(callbacks=[watch], sft__gradient_checkpointing=True, **(SINGLE | {"sft__max_steps": 1}))
-    assert len(watch.types) == 2
-
-
 def test_accumulated_batches_are_one_large_batch(tune):
     """Every token of a step weighs the same, in whichever forward pass it is."""
     sizes = ("sft__per_device_train_batch_size", "sft__gradient_accumulation_steps")
@@ -157,7 +149,7 @@ def test_think_tokens_are_added_without_harm(monkeypatch, tmp_path, padding):
 
     bare = tuple(token for token in SPECIAL_TOKENS if "think" not in token)
     monkeypatch.setattr(tiny, "SPECIAL_TOKENS", bare)
-    model, processor = load_model(tiny.build_tiny(tmp_path / "bare"), device="cpu")
+    model, processor = load_model(tiny.build_tiny(tmp_path / "bare", **SMALL), device="cpu")
     size = len(processor.tokenizer)
     if padding:
         model.resize_token_embeddings(size + padding)

@@ -1,8 +1,8 @@
 """The script that trained ``data/tiny-sft``."""
 
-import importlib.util
+import importlib
 import os
-import subprocess
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from unireason_lib.cli import app
 from unireason_lib.dataset.sources.phantom import INSIDE, phantom
 from unireason_lib.grounding import load_model
 from unireason_lib.imaging import ProcessorFrame, label_boxes
@@ -24,10 +26,9 @@ SCRIPT = ROOT / "data/tiny-sft/train.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_tiny_sft", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # the processes of its pool import it as well
+        yield importlib.import_module(SCRIPT.stem)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,22 @@ def test_squares_have_the_size_of_crops(script, base):
     assert (pixels.float() / 4 - classes.float()).abs().max() < 2
 
 
-def test_the_whole_script_trains_what_can_be_loaded(tmp_path):
-    small = "--slices 5 --tower-steps 2 --patients-2d 12 --patients-3d 6 --steps 2 --last-steps 2"
-    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), *small.split()]
-    command += ["--processes", "1"]
-    how = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, **how)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_whole_script_trains_what_can_be_loaded(script, monkeypatch, tmp_path):
+    small = "--slices 5 --shapes 40 --tower-steps 2 --patients-2d 12 --patients-3d 6 --steps 2"
+    small += " --last-steps 2 --processes 1"
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path), *small.split()])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    process = []
+    monkeypatch.setattr(os, "execve", lambda *words: process.extend(words))
+    script.main()
+    _, (*_, commands), environment = process
+    for command in commands.split(" && "):
+        launcher, words = command.split(" -m unireason_lib ")
+        words += " --quiet --set grounding.free_running_questions=0"
+        assert launcher.endswith(" -m torch.distributed.run --nproc_per_node=1")
+        done = CliRunner().invoke(app, shlex.split(words), env=environment)
+        assert done.exit_code == 0, done.output
     assert set(read_json(tmp_path / "tower-2-5/tower.json")) == {"IoU of organs", "IoU of lesions"}
     folders = (tmp_path / name for name in ("tower-2-5", "sft/model", "all/model"))
     models = [load_model(folder)[0].model for folder in (ROOT / "data/tiny-base", *folders)]

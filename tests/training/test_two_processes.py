@@ -1,7 +1,5 @@
 """Two processes train one model: what several GPUs do, on the CPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

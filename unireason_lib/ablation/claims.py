@@ -1,8 +1,6 @@
 """What a table of replies says of the claims: differences with intervals, corrected for their
 number (Holm 1979), and the verdicts that follow."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ parameters, seed, and the run it builds on), so two conditions with the same fin
 same run, and :func:`plan` lists it once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -16,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError
@@ -106,7 +104,7 @@ class Grid(_Strict):
     claims: dict[str, Claim] = {}
 
     @validated(mode="after")
-    def _agrees(self) -> Grid:
+    def _agrees(self) -> Self:
         """Seeds differ, conditions that are named exist, and the profile has all settings."""
         if len(set(self.seeds)) < len(self.seeds):
             raise GridError("seeds", "different numbers", self.seeds, "correct the file")
@@ -122,7 +120,7 @@ class Grid(_Strict):
         for name in set(names) - set(self.conditions):
             raise GridError(where, "a condition", repr(name), near(name, self.conditions))
 
-    def at(self, profile: str | None = None, overrides: str = "") -> Grid:
+    def at(self, profile: str | None = None, overrides: str = "") -> Self:
         """The same study with more overrides or, with another profile, under a name of its own and
         without what fits its own profile only: overrides, minutes, and conditions that set
         ``max_steps``; ``smoke`` keeps the conditions that the grid lists for it."""

@@ -7,8 +7,6 @@ Exit codes: 0 all is well; 1 something in a batch failed, and the results say wh
 be done, with a message that says what to do; 130 interrupted.
 """
 
-from __future__ import annotations
-
 import typer
 
 from .ask import batch, evaluate, one, trace

@@ -1,7 +1,5 @@
 """``infer``, ``evaluate`` and ``trace``: asking a model, and looking at its replies."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any

@@ -1,7 +1,5 @@
 """``build sft rl merge base ablate plan tutorial``: commands that make data, models and studies."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -84,7 +82,6 @@ def rl(given: Any) -> None:
 
 
 def _train(stage: str, given: Any) -> None:
-    """Records, model, training."""
     settings = settings_of(given)  # before the seconds of importing torch
 
     from unireason_lib.grounding import Settings, load_profile_model
@@ -98,17 +95,17 @@ def _train(stage: str, given: Any) -> None:
     if stage == "sft":
         from unireason_lib.training.sft import train_sft as train
 
-        where["form"], limits = "sft", (limits.max_new_tokens, limits.max_rounds)
+        wanted, where["form"] = settings.sft_data, "sft"
+        mixing = {"temperature": wanted.mixing_temperature}
+        limits = limits.max_new_tokens, limits.max_rounds
     else:
         from unireason_lib.training.grpo import train_grpo as train
 
-        where |= {"form": "rl", "kinds": settings.grpo_data.kinds.split()}
+        wanted, mixing = settings.grpo_data, {}
+        where |= {"form": "rl", "kinds": wanted.kinds.split()}
         limits = section.max_completion_length, ours.rollout_max_rounds
-    wanted = getattr(settings, f"{stage}_data")
     counts = {"2d": wanted.records_2d, "3d": wanted.records_3d}
-    records = training_records(
-        given.data, counts, temperature=getattr(wanted, "mixing_temperature", 1.0), **where
-    )
+    records = training_records(given.data, counts, **mixing, **where)
     try:
         held_out = training_records(given.data, split="val", **where)
     except DatasetError:  # a small data set, or one that keeps no patient apart

@@ -1,7 +1,5 @@
 """What commands share: their options, read into values, and how they end."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import warnings

@@ -7,8 +7,6 @@ it, and before a request is sent, the most that it can cost is set aside: nothin
 and a budget is never exceeded (a kill or time-out may be billed).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -187,13 +185,9 @@ class LLMWriter:
         if least <= 0 or not priced or own & {*self.parameters} or re.search("[@?]", self.base_url):
             rules = "limits above 0, prices for a budget, a plain base_url, no setting as parameter"
             raise DatasetError("LLM writer", rules, self, "correct it")
+        self.name = f"llm:{self.model}"  # stored with every record
         self._lock = threading.Lock()
         self._counts = Counter()  # of failures in a row, and whether there was an answer
-
-    @property
-    def name(self) -> str:
-        """``"llm:<model>"``, stored with every record."""
-        return f"llm:{self.model}"
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides an answer, in plain values; nothing secret."""

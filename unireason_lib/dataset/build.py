@@ -10,8 +10,6 @@ which shard (:func:`finalise`): ids that occur twice, the split by patient, the 
     out/README.md manifest.json    the card, and last the manifest: a set that has one is finished
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -40,8 +38,7 @@ from unireason_lib.dataset.shards import Run
 from unireason_lib.dataset.sources.base import Entry, SourceSpec
 from unireason_lib.dataset.splits import FRACTIONS, SPLITS
 from unireason_lib.errors import DatasetError
-from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
-from unireason_lib.imaging.window import Window
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Window
 from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
 
 MOST_LISTED = 100

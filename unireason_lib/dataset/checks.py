@@ -4,22 +4,17 @@ A wrong coordinate or a contradiction does more harm than a missing record. So e
 and against its study; what fails is kept in the configuration ``refused``, with its reason.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from unireason_lib.answers import CONTROL_TOKEN, THINK_END, THINK_START, extract_choice
-from unireason_lib.boxes import BOX_END, BOX_START, Box2D, scan_boxes
+from unireason_lib.boxes import BOX_END, BOX_START, scan_boxes
+from unireason_lib.dataset.questions import Question
 from unireason_lib.dataset.rationales import MAX_ROUNDS, conclusion
 from unireason_lib.dataset.schema import Record, box_of
+from unireason_lib.dataset.view import View
 from unireason_lib.errors import RequestError
 from unireason_lib.imaging.crops import MAX_ASPECT, crop_rectangle, slice_range
-
-if TYPE_CHECKING:
-    from unireason_lib.dataset.questions import Question
-    from unireason_lib.dataset.view import View
 
 Problem = tuple[str, str]
 """A reason in a word or two, and what exactly was found."""
@@ -117,12 +112,10 @@ def _crop_problems(record: Record) -> Iterator[Problem]:
     height, width = frame.size(*record.image_size)
     for _, coordinates in record.evidence:
         box = frame.pixels(box_of(coordinates), *record.image_size)
-        rectangle, inside = box, True
-        if not isinstance(box, Box2D):
-            inside = 0 <= box.z1 and box.z2 <= depth and len(slice_range(box, depth))
-            rectangle = box.xy
-        cut = crop_rectangle(rectangle, width, height)
-        if cut is None or rectangle.clip(width, height) != rectangle or not inside:
+        slices = slice_range(box, depth)
+        inside = box is box.xy or (0 <= box.z1 and box.z2 <= depth and len(slices))
+        cut = crop_rectangle(box.xy, width, height)
+        if cut is None or box.xy.clip(width, height) != box.xy or not inside:
             yield "crop", f"{list(coordinates)} in {width} x {height} x {depth}"
         elif max(cut.width, cut.height) > MAX_ASPECT * min(cut.width, cut.height):
             yield "crop", f"{list(coordinates)} is too long and thin"

@@ -5,8 +5,6 @@
 the source* that read them at the build: with the same axis order, flips and channels.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct
@@ -27,6 +25,7 @@ from unireason_lib.errors import DatasetError, raising
 from unireason_lib.imaging import load_image
 
 CONFIGS = ("sft", "rl", "images", "refused")
+_opened = lru_cache(maxsize=16)(open_source)
 
 
 def load_set(
@@ -104,11 +103,6 @@ def record_images(
     pixels = scan_images(source.scan(record.scan.key), layout["size"], layout["window"], record.id)
     planes = [pixels] if record.dimension == "2d" else pixels
     return [Image.fromarray(plane).convert("RGB") for plane in planes]
-
-
-@lru_cache(maxsize=16)
-def _opened(spec: str, root: str | None) -> Source:
-    return open_source(spec, root)
 
 
 def push_set(

@@ -8,8 +8,6 @@ composes short reports from the parts in ``rationales.yaml``; another asks a lan
 What a rationale must keep to is checked with its record: :mod:`unireason_lib.dataset.checks`.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping
@@ -60,21 +58,13 @@ class Rationale:
 def conclusion(text: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that occurs last in a text, as whole words of any case, the longer
     of two that end there; None when none does."""
-    folded, best = text.casefold(), (-1, 0, None)
+    folded, places = text.casefold(), [(-1, 0, None)]
     for letter, option in options.items():
         option = option.rstrip(".").casefold()
-        start = folded.rfind(option) if option else -1
-        while start >= 0:
-            end = start + len(option)
-            if not (_is_word(folded[:start][-1:]) or _is_word(folded[end : end + 1])):
-                best = max(best, (end, len(option), letter), key=lambda place: place[:2])
-                break
-            start = folded.rfind(option, 0, end - 1)
-    return best[2]
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+        whole = rf"(?<!\w)(?={re.escape(option)}(?!\w))" if option else r"(?!)"
+        starts = (match.start() for match in re.finditer(whole, folded))
+        places += [(start + len(option), len(option), letter) for start in starts]
+    return max(places, key=lambda place: place[:2])[2]
 
 
 TEMPLATES: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
@@ -135,8 +125,8 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
     text = {key: value if isinstance(value, list) else [value] for key, value in facts.items()}
     words = {key: " and ".join(map(str, values)) for key, values in text.items()}
     words["visible"] = ", ".join(facts.get("visible", ()))
-    words |= {"truth": _within(question.truth), "modality": view.study.modality}
-    words["unit"] = view.frame.unit
+    truth = question.truth[:1].lower() + question.truth[1:]  # inside a sentence
+    words |= {"truth": truth, "modality": view.study.modality, "unit": view.frame.unit}
     words["it"] = "image" if question.dimension == "2d" else "volume"
     words |= dict(zip("abc", question.names, strict=False))
     words |= {f"name{k}": name for k, name in enumerate(facts.get("searched", ()), start=1)}
@@ -149,8 +139,3 @@ def _words(question: Question, view: View, rng: random.Random) -> dict[str, str]
         if attribute in facts:
             words[f"{attribute}_seen"] = rng.choice(known["appearance"][facts[attribute]])
     return words | {key[:1].upper() + key[1:]: capital(value) for key, value in words.items()}
-
-
-def _within(option: str) -> str:
-    """An option's text inside a sentence."""
-    return option[:1].lower() + option[1:]

@@ -6,8 +6,6 @@ belong to M3D, and a 3D row is text only. With ``m3d_root`` the volumes that a u
 attached, by the path that a row names or by a table of the user's.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -146,6 +144,10 @@ def open_release(
     if m3d_root is not None and not Path(m3d_root).is_dir():
         raise DatasetError(m3d_root, "the folder of M3D", "no folder", "correct --m3d-root")
     if not Path(where).is_dir():
+        name = str(where)
+        if name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(where).exists():
+            do = "check the path; build makes a data set, and a hub id reads owner/name"
+            raise DatasetError(where, "the folder of a data set", "no such folder", do)
         do = f"check the name, or download it: hf download --repo-type dataset {where}"
         with raising(DatasetError, where, "a folder, or a cached data set", do):
             where = snapshot_download(str(where), repo_type="dataset", local_files_only=True)

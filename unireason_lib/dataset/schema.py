@@ -22,19 +22,9 @@ import yaml
 from datasets import Features, List, Value
 
 from unireason_lib.answers import THINK_END, THINK_START
-from unireason_lib.boxes import (
-    BOX_START,
-    Box,
-    Box2D,
-    Box3D,
-    format_box,
-    parse_boxes,
-    scan_boxes,
-    states_boxes,
-)
+from unireason_lib.boxes import BOX_START, Box, Box2D, Box3D, format_box, scan_boxes, states_boxes
 from unireason_lib.errors import DatasetError
-from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
-from unireason_lib.imaging.crops import crop_region
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, crop_region
 from unireason_lib.prompts import question_text
 
 if TYPE_CHECKING:
@@ -139,7 +129,7 @@ class Record:
     @property
     def boxes(self) -> list[Box]:
         """The boxes in the reply, in order and as written."""
-        return parse_boxes(self.reply)
+        return list(scan_boxes(self.reply).boxes)
 
     @cached_property
     def user_text(self) -> str:

@@ -7,8 +7,6 @@ survives linear changes of intensity, noise, JPEG and resampling, not cropping o
 **voxel hash** of the exact values, for scans with too little content for the first.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache

@@ -6,23 +6,19 @@ liver 5, liver = {5, 41}, and its box, volume and centroid are those of the whol
 (z, y, x) or (y, x), boxes half open in voxels; the middle of voxel 3 is 3.5.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import DatasetError, LabelError
-from unireason_lib.imaging import Volume, check_same_grid
-from unireason_lib.imaging.labels import label_places, whole_labels
+from unireason_lib.imaging import Volume, Window, check_same_grid, label_places, whole_labels
 from unireason_lib.imaging.summary import table_html, thumbnails
-from unireason_lib.imaging.window import Window
 
 Kind = Literal["organ", "lesion"]
 ScanSource = Volume | np.ndarray | Callable[[], Any]
@@ -90,7 +86,7 @@ class Study:
         inside: Mapping[int, int] | None = None,
         attributes: Mapping[int, Mapping[str, Any]] | None = None,
         **about: Any,
-    ) -> Study:
+    ) -> Self:
         """Build a study from a label map, measuring every structure.
 
         Args:
@@ -108,7 +104,7 @@ class Study:
     @classmethod
     def from_masks(
         cls, masks: Iterable[tuple[str, np.ndarray]], *, scan: ScanSource, **about: Any
-    ) -> Study:
+    ) -> Self:
         """Build a study from one mask per structure; masks may overlap, repeat a name, or be empty
         (its name is absent). ``masks`` is a stream of (name, mask) of one shape; structure k (from
         1) gets label k. Other arguments as in :meth:`from_labels`."""
@@ -135,7 +131,7 @@ class Study:
         return cls._measured(codes, names, values, scan, {}, about)
 
     @classmethod
-    def _measured(cls, labels, names, values, scan, attributes, about) -> Study:
+    def _measured(cls, labels, names, values, scan, attributes, about) -> Self:
         subject = about.get("id", "study")
         if not labels.size or labels.min() < 0 or labels.max() >= _MAX_LABEL:
             expected, found = f"values of 0 and more, below {_MAX_LABEL}", f"shape {labels.shape}"
@@ -203,7 +199,7 @@ class Study:
             raise DatasetError(self.id, "a label map", "boxes only", "use structure.box instead")
         return np.isin(self.labels, structure.values)
 
-    def slice(self, z: int) -> Study:
+    def slice(self, z: int) -> Self:
         """Axial slice ``z`` (0 at the feet) of a volume as a 2D study of the same patient,
         structures measured again; what does not reach it is absent. Attributes stay those of the
         whole structure, a lazy scan stays lazy. A :class:`DatasetError` when there is no such

@@ -6,13 +6,11 @@ With 300 slices laid out as 32, most planes are left out: what no image shows mu
 about (:meth:`View.visible`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -85,7 +83,7 @@ class View:
     def _written(self) -> dict[Box, Box]:
         return {}
 
-    def without_scan(self) -> View:
+    def without_scan(self) -> Self:
         """The view without scan and labels, and with all that its records need of them."""
         view = replace(self, study=replace(self.study, scan_source=None, labels=None))
         known = {name: getattr(self, name) for name in ("serialization", "image_ids", "_written")}

@@ -4,8 +4,6 @@ The colours are those of Okabe and Ito (Color Universal Design, 2008), which col
 tell apart; boxes also have numbers and line styles, curves have markers.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -16,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from unireason_lib.boxes import Box, Box2D, Box3D
 from unireason_lib.errors import RequestError
 
 INK, MUTED, FAINT, ACTIVE = "#1f2328", "#656d76", "#e4e8ec", "#0072b2"
@@ -69,20 +66,16 @@ def plot_lines(
     series: Mapping[str, Pairs],
     xlabel: str,
     ylabel: str,
-    band: Mapping[str, Pairs] | None = None,
     *,
     reference: Reference = None,
 ) -> AltFigure:
-    """Curves: name -> points (x, y) in order of x; ``band`` has (low, high) at each point. Raises
-    RequestError for nothing to plot."""
+    """Curves: name -> points (x, y) in order of x. Raises RequestError for nothing to plot."""
     need(series and all(series.values()), "plot_lines", "points of each curve", series)
     figure = AltFigure(7, 3.6, f"{ylabel} over {xlabel}: {', '.join(series)}")
     axes = figure.subplots()
     for (name, points), color, marker in zip(series.items(), LINE_COLORS, MARKERS, strict=False):
         x, y = zip(*points, strict=True)
         axes.plot(x, y, marker, ls="-", color=color, ms=5, markevery=len(x) // 20 + 1, label=name)
-        if band and name in band:
-            axes.fill_between(x, *zip(*band[name], strict=True), color=color, alpha=0.18)
     if reference:
         axes.axhline(reference[1], color=INK, linestyle="--", linewidth=1.1, label=reference[0])
     if axes.dataLim.y0 >= 0:
@@ -200,8 +193,3 @@ def arrays_of(images: Any) -> list[np.ndarray]:
         arrays.append(array)
     need(arrays, "images", "at least one", "none")
     return arrays
-
-
-def flat(box: Box) -> Box2D:
-    """A box seen along z."""
-    return box.xy if isinstance(box, Box3D) else box

@@ -5,8 +5,6 @@ so the edge x1 is drawn at x1 - 0.5. A cuboid lies on slices z1 .. z2 - 1, a rec
 image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -25,7 +23,6 @@ from unireason_lib.display.figures import (
     arrays_of,
     box_look,
     evenly,
-    flat,
     legend,
     need,
 )
@@ -62,13 +59,15 @@ def show_images(
     aspects: Sequence[float] = (),
 ) -> AltFigure:
     """Unrelated images side by side, each with boxes in its own pixels and a title above; of a
-    cuboid the rectangle is drawn. Mappings name the boxes, the longest one for all. ``letters``:
+    cuboid the rectangle is drawn. Mappings name the boxes; a name has one colour. ``letters``:
     for each image the sides of the patient at its left, right, upper and lower edge (``"RLAP"``,
     or nothing); ``aspects``: height over width of its pixels in the patient. Raises RequestError
     for no images, or boxes that are none."""
     arrays, named = arrays_of(images), [named_boxes(one) for one in boxes or [None] * len(images)]
-    tiles = [(a, list(enumerate(own))) for a, (own, _) in zip(arrays, named, strict=True)]
-    names = max((names for _, names in named), key=len)
+    names = list(dict.fromkeys(name for _, own in named for name in own))
+    looks = [[*map(names.index, own)] or range(len(some)) for some, own in named]
+    pairs = zip(arrays, looks, named, strict=True)
+    tiles = [(a, list(zip(look, some, strict=True))) for a, look, (some, _) in pairs]
     alt = f"{len(arrays)} images: {', '.join(titles or names)}"
     numbers = any(own[1:] for _, own in tiles)
     figure = _grid(tiles, max(2, columns), alt, titles, names, numbers)
@@ -143,7 +142,7 @@ def _draw_tile(axes: Axes, array: np.ndarray, boxes: Looks, title: str, numbers:
     axes.imshow(array, cmap="gray", vmin=0, vmax=255)
     axes.set_title(title, loc="left", fontsize=8)
     for index, box in boxes:
-        box, look = flat(box).clip(width, height), box_look(index)
+        box, look = box.xy.clip(width, height), box_look(index)
         rim = [withStroke(linewidth=3.4, foreground="#000000b0")]
         style = {"fill": False, "linewidth": 1.8, "clip_on": False, "path_effects": rim, **look}
         axes.add_patch(Rectangle((box.x1 - 0.5, box.y1 - 0.5), box.width, box.height, **style))

@@ -6,8 +6,6 @@ content security policy forbids it), an image is inside once however many replie
 are drawn from the slices, and what a model or a data set wrote becomes text, never markup.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -23,7 +21,7 @@ from PIL import Image
 
 from unireason_lib.answers import printable
 from unireason_lib.boxes import Box
-from unireason_lib.display.figures import BOX_COLORS, flat, need
+from unireason_lib.display.figures import BOX_COLORS, need
 from unireason_lib.display.replies import Reply, read_reply
 from unireason_lib.imaging.crops import crop_rectangle, slice_range
 
@@ -103,10 +101,10 @@ class TracePage:
 def _place(box: Box, count: int, width: int, height: int) -> dict[str, Any] | None:
     """Slices (``from`` up to before ``to``), rectangle and crop of a box; None outside. Edges of
     pixels are whole numbers."""
-    span, inside = slice_range(box, count), flat(box).clip(width, height)
+    span, inside = slice_range(box, count), box.xy.clip(width, height)
     if not span or inside.is_empty:
         return None
-    rectangles = {"at": inside, "cut": crop_rectangle(flat(box), width, height)}
+    rectangles = {"at": inside, "cut": crop_rectangle(box.xy, width, height)}
     edges = {name: (one.x1, one.y1, one.width, one.height) for name, one in rectangles.items()}
     return {"from": span.start, "to": span.stop, **edges}
 

@@ -5,8 +5,6 @@ images; crops are cut again from the images given. A line is untrusted: nonsense
 reply with an error, and never raises here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

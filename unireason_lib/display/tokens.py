@@ -5,8 +5,6 @@ respect: only the tokens that the model generates carry loss. A strip shows all 
 chip a token; the tokens of images, which have no letters, are counted.
 """
 
-from __future__ import annotations
-
 from itertools import groupby
 from typing import Any
 

@@ -19,10 +19,9 @@ from PIL import Image, ImageDraw
 
 from unireason_lib.answers import THINK_START
 from unireason_lib.boxes import Box, Box2D, Box3D, format_box
-from unireason_lib.display.figures import BOX_COLORS, arrays_of, flat, need
+from unireason_lib.display.figures import BOX_COLORS, arrays_of, need
 from unireason_lib.display.images import Boxes, named_boxes
-from unireason_lib.imaging import CT_WINDOWS, Volume, serialize, window_range
-from unireason_lib.imaging.crops import slice_range
+from unireason_lib.imaging import CT_WINDOWS, Volume, serialize, slice_range, window_range
 from unireason_lib.imaging.summary import table_html
 
 if TYPE_CHECKING:  # torch takes seconds
@@ -158,7 +157,7 @@ class SliceViewer(widgets.VBox):
         pen, scale = ImageDraw.Draw(drawn), (width / plane.shape[1], height / plane.shape[0])
         for i, box in enumerate([*self._boxes, *([self.box] if self.sides else [])]):
             if self.slider.value in slice_range(box, len(self._slices)) and not box.is_empty:
-                box = flat(box).scale(*scale)
+                box = box.xy.scale(*scale)
                 pen.rectangle((box.x1, box.y1, box.x2 - 1, box.y2 - 1), None, BOX_COLORS[i % 7], 3)
         places = ((9, height / 2), (width - 9, height / 2), (width / 2, 9), (width / 2, height - 9))
         for letter, place in zip("RLAP", places, strict=True) if self._oriented else ():

@@ -7,7 +7,7 @@ one's own asked.
 """
 
 # ruff: noqa: F401
-from unireason_lib.evaluation.benchmarks import open_benchmark, slice_benchmark
+from unireason_lib.evaluation.benchmarks import open_benchmark, record_item, slice_benchmark
 from unireason_lib.evaluation.controls import CONTROLS
 from unireason_lib.evaluation.items import Benchmark, Item, most_likely_answers
 from unireason_lib.evaluation.run import ask_items, evaluate, shown_results, slice_consistency

@@ -10,8 +10,6 @@ Training counts phantom patients from 0 upwards; those of ``test`` begin at 1,00
 ``val`` at 2,000,000, so no split meets another whatever is built.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,8 +31,7 @@ from unireason_lib.dataset.view import View
 from unireason_lib.errors import DatasetError
 from unireason_lib.evaluation.items import Benchmark, Item, items_of, most_likely_answers
 from unireason_lib.evaluation.public import LAYOUTS, public_items
-from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Serialization
-from unireason_lib.imaging.crops import slice_range
+from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Serialization, slice_range
 from unireason_lib.inference import Reading
 from unireason_lib.io import sha256_of
 from unireason_lib.prompts import question_text

@@ -21,18 +21,10 @@ from unireason_lib.evaluation.items import Benchmark, Item
 if TYPE_CHECKING:
     from unireason_lib.grounding import GroundedGenerator, GroundedRequest
 
-CONTROLS = {
-    "none": "the images as they are",
-    "blank": "all images mid grey",
-    "noise": "all images random pixels",
-    "other": "the images of another patient, in the same size",
-    "random-crop": "the images as they are, but a box fetches a random region of its size",
-    "shifted-crop": "likewise, but the region beside the box",
-    "swapped-crop": "likewise, but the same region of another patient",
-    "no-crop": "the images as they are, and boxes fetch nothing",
-}
-
-OTHER_CROPS = ("random-crop", "shifted-crop", "swapped-crop")  # what comes back is not of the box
+OTHER_CROPS = ("random-crop", "shifted-crop", "swapped-crop")
+"""A box fetches a random region of its size, the one beside it, or its own of another patient."""
+CONTROLS = ("none", "blank", "noise", "other", *OTHER_CROPS, "no-crop")
+"""Images as they are, mid grey, random pixels, of another patient; crops of elsewhere; no crops."""
 TRIES, LOW_OVERLAP = 16, 0.1
 
 

@@ -7,8 +7,6 @@ answered by yes or no gets these two as options; any other without options is op
 cannot be a question is skipped and named; a scan that cannot be read fails when it is asked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

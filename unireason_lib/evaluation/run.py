@@ -20,10 +20,9 @@ from unireason_lib.evaluation.controls import CONTROLS, OTHER_CROPS, other_crops
 from unireason_lib.evaluation.items import Benchmark, Item
 from unireason_lib.evaluation.table import beside, consistency
 from unireason_lib.imaging import ProcessorFrame
-from unireason_lib.inference import Checkpoint
-from unireason_lib.inference.batch import answer_stream, error_of
+from unireason_lib.inference import Checkpoint, Reading, answer_stream, read_scan, scan_below
+from unireason_lib.inference.batch import error_of
 from unireason_lib.inference.results import complete_results, read_results, run_note
-from unireason_lib.inference.scan import Reading, read_scan, scan_below
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     import pandas as pd
@@ -181,7 +180,7 @@ def shown_results(
 
     @cache
     def benchmark() -> tuple[dict[str, Item], Callable[[Item], Sequence[Image.Image]]]:
-        how = _with_tuples(opened) | {"frame": ProcessorFrame(**opened["frame"])}
+        how = opened | {"frame": ProcessorFrame(**opened["frame"])}
         how["path"] = root or how["path"]
         made = open_benchmark(**how)
         return {item.id: item for item in made}, shown_images(made, control)
@@ -210,9 +209,4 @@ def _scan_of(line: Mapping[str, Any], root: str | Path | None) -> Sequence[Image
     layout = layout | ({"window": layout["range"]} if "range" in layout else {})
     how = {one.name: layout[one.name] for one in fields(Reading) if one.name in layout}
     path = scan_below(Path(root), name, absolute=True) if root else Path(name)
-    return read_scan(path, line["dimension"], Reading(**_with_tuples(how))).images
-
-
-def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return read_scan(path, line["dimension"], Reading(**how)).images

@@ -13,8 +13,6 @@ of freedom of Satterthwaite (1946); 95 % intervals and p-values are those of Stu
 seed the statement is about checkpoints; only several make it one about ways of training.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass

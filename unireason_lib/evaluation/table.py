@@ -5,8 +5,6 @@ A question that could not be asked, or whose reply was lost, has **failed**: it 
 chooses no option is an abstention: wrong as well. NaN always means that nothing is to be measured.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 from collections import defaultdict
@@ -24,8 +22,7 @@ from unireason_lib.dataset.rationales import conclusion
 from unireason_lib.dataset.schema import box_of
 from unireason_lib.errors import DatasetError, RequestError, raising
 from unireason_lib.evaluation.statistics import Comparison, Interval, difference, interval
-from unireason_lib.inference import read_results
-from unireason_lib.inference.results import run_note
+from unireason_lib.inference.results import read_results, run_note
 from unireason_lib.io import write_whole
 
 WORDS = ("control", "id", "patient", "dimension", "family", "kind")

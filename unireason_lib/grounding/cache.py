@@ -7,8 +7,6 @@ query, and three times as long in its backward pass: there it is computed in flo
 in which keys and values are kept.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -12,8 +12,6 @@ again:
   and the padding is hidden by the attention mask and carries no position.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

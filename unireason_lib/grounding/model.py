@@ -3,20 +3,21 @@ safetensors only, never code from a checkpoint, and how scans became images in i
 (``serialization.json``).
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import cached_file, is_bitsandbytes_available, is_flash_attn_2_available
 
 from unireason_lib.backbones import backbone_of
 from unireason_lib.boxes import BOX_END, BOX_START
 from unireason_lib.errors import ModelError, raising
+from unireason_lib.grounding.cache import SDPA_ON_CPU
+from unireason_lib.grounding.tiny import build_tiny
 from unireason_lib.imaging.serialize import Serialization
 from unireason_lib.io import read_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")
@@ -32,7 +33,7 @@ def load_model(
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
     quantization: str | None = None,
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+) -> tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]:
     """Load a model and its processor in evaluation mode; a :class:`ModelError` says what is missing
     or broken in the checkpoint, or contradictory in the arguments.
 
@@ -45,12 +46,6 @@ def load_model(
         attn_implementation: Of transformers; ``"auto"`` is flash attention where it can be used.
         quantization: ``"4bit"`` (bitsandbytes): the language model's matrices in NF4 with double
             quantisation (arXiv 2305.14314), computed with in ``dtype``."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import is_flash_attn_2_available
-
-    from unireason_lib.grounding.cache import SDPA_ON_CPU
-
     path = str(path)
     if dtype not in DTYPES:
         raise ModelError("dtype", " or ".join(DTYPES), repr(dtype), "choose one of them")
@@ -73,13 +68,15 @@ def load_model(
     expected = "a complete, readable checkpoint (config, safetensors, processor)"
     do = "check the folder, or for a hub id the network, the spelling and your access"
     with raising(ModelError, path, expected, do):
-        backbone_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type, path)
+        backbone_of(
+            transformers.AutoConfig.from_pretrained(path, trust_remote_code=False).model_type, path
+        )
         # an adapter that was saved with its processor may have tokens that the base lacks
         complete = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
         place = str(adapter) if complete else path
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        processor = transformers.AutoProcessor.from_pretrained(place, trust_remote_code=False)
         settings |= {"device_map": device_map, "attn_implementation": attn_implementation}
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, **settings
         )
         if complete and len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -101,8 +98,6 @@ def checkpoint_serialization(
 ) -> Serialization | None:
     """How scans became images when a checkpoint (folder or hub id) was trained, by the
     ``serialization.json`` of its adapter, else its own; None without (stock models)."""
-    from transformers.utils import cached_file
-
     optional = {"_raise_exceptions_for_missing_entries": False}
     for place in filter(None, (adapter, path)):
         folder = Path(place)
@@ -122,7 +117,7 @@ def load_profile_model(
     *,
     device: str | None = None,
     tower: bool = False,
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+) -> tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]:
     """The model of a profile's section ``model``, with ``path`` and ``device`` in place of its own.
     Folders are looked up in ``project``; ``"tiny"`` means random weights of the section's sizes,
     built on first use in ``runs/models``. ``tower``: with the vision tower and the merger of the
@@ -130,8 +125,6 @@ def load_profile_model(
     name = path or settings.path
     place: str | Path = project / name if (project / name).is_dir() else name
     if name == "tiny":
-        from unireason_lib.grounding.tiny import build_tiny
-
         names = ("hidden", "layers", "vision_hidden", "vision_layers", "patch_size")
         sizes = {name: getattr(settings, name) for name in names}
         place = project / "runs" / "models" / f"tiny-{'-'.join(map(str, sizes.values()))}"
@@ -173,14 +166,10 @@ def base_model(model: Any) -> Any:
 
 
 def _four_bits(quantization: str, dtype: Any) -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
-
     if quantization != "4bit" or not is_bitsandbytes_available():
         do = "pip install -e '.[gpu]', or train adapters of 16-bit weights (quantization=none)"
         raise ModelError("quantization", "4bit, with bitsandbytes installed", quantization, do)
-    return BitsAndBytesConfig(
+    return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -22,8 +22,7 @@ from PIL import Image
 from unireason_lib.boxes import BOX_END, BOX_START, Box, Box2D, scan_boxes
 from unireason_lib.errors import RequestError
 from unireason_lib.grounding.trace import GroundedRequest, Pointing, Trace
-from unireason_lib.imaging.crops import crop_region, slice_range
-from unireason_lib.imaging.frame import ProcessorFrame
+from unireason_lib.imaging import ProcessorFrame, crop_region, slice_range
 
 NEVER_WRITTEN = "im_start vision_start vision_end vision_pad image_pad video_pad"
 """Control tokens that a model may never write: they would forge an image or another turn."""

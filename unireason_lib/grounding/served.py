@@ -11,8 +11,6 @@ client is TRL's, which also carries the weights of outcome RL to the server.
 ``--enable-scale-out`` is asked for by vLLM 0.30 and later, and unknown to earlier versions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any

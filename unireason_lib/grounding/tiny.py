@@ -2,8 +2,6 @@
 profile model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` trains it.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from importlib.resources import files

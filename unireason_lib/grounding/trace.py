@@ -2,8 +2,6 @@
 wrote it, with what was put in between, and what each box fetched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -3,8 +3,6 @@ cuboid the same rectangle from each slice it spans. Crops are cut from the image
 shows it* (``ProcessorFrame.aligned``), because boxes are written in those pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -48,7 +46,6 @@ def slice_range(box: Box, count: int) -> range:
 def crop_region(images: Sequence[Image.Image], box: Box) -> list[Image.Image]:
     """The crops that a box names, in slice order; none when it lies outside. The images (one, or
     the slices of a volume) are as the processor shows them, the box is in their pixels."""
-    rectangle = box if isinstance(box, Box2D) else box.xy
     chosen = (images[index] for index in slice_range(box, len(images)))
-    cuts = ((image, crop_rectangle(rectangle, *image.size)) for image in chosen)
+    cuts = ((image, crop_rectangle(box.xy, *image.size)) for image in chosen)
     return [image.crop(cut.as_tuple()) for image, cut in cuts if cut is not None]

@@ -6,8 +6,6 @@ missing slice, slices without a position, two scales of values) is refused: a vo
 looks fine and measures wrong. So are *enhanced* files of many frames, which dcm2niix converts.
 """
 
-from __future__ import annotations
-
 import warnings
 import zlib
 from collections.abc import Sequence

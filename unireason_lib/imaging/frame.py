@@ -7,12 +7,10 @@ module is the only owner of that scale: training data, prompts, crops and figure
 :class:`ProcessorFrame`. A box is *written* in a text, and in pixels of the frame everywhere else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 
@@ -35,12 +33,12 @@ class ProcessorFrame:
     scale: int | None = None  # of written boxes: None, pixels; 1000, thousandths of the sides
 
     @classmethod
-    def published(cls, backbone: Backbone) -> ProcessorFrame:
+    def published(cls, backbone: Backbone) -> Self:
         """The frame of the published models of a family."""
         return cls(backbone.patch_size, 2, *backbone.areas, scale=backbone.scale)
 
     @classmethod
-    def from_processor(cls, processor: Any) -> ProcessorFrame:
+    def from_processor(cls, processor: Any) -> Self:
         """Read the frame from a Qwen-VL processor or image processor of transformers 5."""
         owner = getattr(processor, "image_processor", processor)
         expected = "patch_size, merge_size, resample and size (shortest_edge, longest_edge)"
@@ -89,13 +87,8 @@ class ProcessorFrame:
         same = image.size == (width, height)
         return image if same else image.resize((width, height), self.resample)
 
-    def to_frame(self, box: Box, height: int, width: int) -> Box:
-        """A box in pixels of the image, in pixels of the frame (not rounded; z is untouched)."""
-        new_height, new_width = self.size(height, width)
-        return box.scale(new_width / width, new_height / height)
-
     def from_frame(self, box: Box, height: int, width: int) -> Box:
-        """The way back: a box in pixels of the frame, in pixels of the image."""
+        """A box in pixels of the frame, in pixels of the image (not rounded; z is untouched)."""
         new_height, new_width = self.size(height, width)
         return box.scale(width / new_width, height / new_height)
 

@@ -1,7 +1,5 @@
 """Label maps: whole numbers on the scan's grid, and the boxes of all labels in one pass."""
 
-from __future__ import annotations
-
 import warnings
 from itertools import product
 

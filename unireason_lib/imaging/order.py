@@ -1,8 +1,6 @@
 """Are the slices in order? Neighbours in a body look alike: what is shuffled or repeated shows in
 the correlation of each slice with the next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ volume, 2D images RGB. Nothing is allocated on the word of a header alone: sizes
 the file and with :data:`unireason_lib.imaging.MAX_VOXELS` first.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import warnings

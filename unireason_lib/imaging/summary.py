@@ -1,7 +1,5 @@
 """How objects show themselves in a notebook: a table and thumbnails in HTML, all text escaped."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping

@@ -9,8 +9,6 @@ NIfTI's world, which grows to the right, the front and the head (R-A-S). Boxes a
 live on voxel *edges*: edge ``e`` lies at centre index ``e - 0.5``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@ spans the 1st to the 99th percentile of the volume, ``"minmax"`` all of it; a pa
 explicit range; and CT has its named windows, which only make sense for Hounsfield units.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -3,8 +3,6 @@ tore is cut off when the run goes on. ``out.jsonl.run.json`` says what made the 
 that differs is refused. A sample that failed has ``error`` instead of a reply.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

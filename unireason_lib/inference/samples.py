@@ -5,8 +5,6 @@ case and spacing; options by columns (``Choice A``), in JSON also as a list or a
 under ``options``. A row that cannot be asked carries its :attr:`Sample.problem` and fails alone.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

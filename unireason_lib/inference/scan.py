@@ -2,24 +2,20 @@
 the image, voxels and mm.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 
-from unireason_lib.boxes import Box, Box2D, Box3D
+from unireason_lib.boxes import Box, Box2D
 from unireason_lib.errors import RequestError, ScanWarning
-from unireason_lib.imaging.frame import ProcessorFrame
+from unireason_lib.imaging import PAPER_SIZE, ProcessorFrame, Serialization, Volume, Window
 from unireason_lib.imaging.order import slice_order_report
 from unireason_lib.imaging.read import load_image, load_volume
-from unireason_lib.imaging.serialize import PAPER_SIZE, Serialization, serialize
-from unireason_lib.imaging.volume import Volume
-from unireason_lib.imaging.window import Window
+from unireason_lib.imaging.serialize import serialize
 from unireason_lib.io import safe_path
 
 
@@ -38,7 +34,7 @@ class Reading:
         Serialization(self.size, self.window or "percentile", self.image_size)  # checks them
 
     @classmethod
-    def like(cls, trained: Serialization | None, *, dimension: str = "3d", **given: Any) -> Reading:
+    def like(cls, trained: Serialization | None, *, dimension: str = "3d", **given: Any) -> Self:
         """What is given by hand (and not None), else what a checkpoint was trained with, else the
         paper's. A ``ScanWarning`` when something else is given than it was trained with."""
         given = {name: value for name, value in given.items() if value is not None}
@@ -90,7 +86,7 @@ class Scan:
     def _placed(self, box: Box, frame: ProcessorFrame) -> Box | None:
         if self.volume is not None and isinstance(box, Box2D):
             return None  # four numbers name no slice of a volume
-        box = box.xy if self.volume is None and isinstance(box, Box3D) else box
+        box = box.xy if self.volume is None else box
         (width, height), sides = self.images[0].size, self.shape[::-1]
         shown = (width, height, len(self.images))
         factors = (old / new for old, new in zip(sides, shown, strict=False))

@@ -11,8 +11,6 @@ learnt in 4,200 steps and are not asked. Nothing is of the study: no organ, no p
 no crop put back into a reply. Exercise number ``i`` is the same in every run.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -467,20 +465,10 @@ def find(rng: random.Random, key: str) -> Exercise:
     return Exercise(tuple(scenes), question, reply, box=shape.box, answer=f"{number},")
 
 
+_PLAIN = (letter, option, numbers, pairs, point, which_box, place, relation, lengths, length)
+_PLAIN += (presence, count, close_up)
 MAKERS: dict[str, Callable[[random.Random], Exercise]] = {
-    "letter": letter,
-    "option": option,
-    "numbers": numbers,
-    "pairs": pairs,
-    "point": point,
-    "which box": which_box,
-    "place": place,
-    "relation": relation,
-    "lengths": lengths,
-    "length": length,
-    "presence": presence,
-    "count": count,
-    "close up": close_up,
+    **{make.__name__.replace("_", " "): make for make in _PLAIN},
     "plain letter": partial(letter, plain=True),
     "plain letters": partial(letter, plain=True, times=3),
     "letters": partial(letter, times=3),

@@ -7,7 +7,7 @@ reply (``Plan.guidance`` turns all of it off; fine-tuning and RL never have it):
 
 - *phrase*: the last token of an option, and of its text in the conclusion, looks at all of it;
 - *mark*: every token of an option looks at the letter before it;
-- *said*, *option*: where a letter is due, look at the conclusion, and at the option that says so;
+- *answer*, *option*: where a letter is due, look at the conclusion, and at the option that says so;
 - *look*: while a box, the number of an image or a shape's name is written, look at that shape;
 - the letter, the number and the edges of the box are read off behind the layer that looked;
 - what an image token covers (name, shade, texture and edges of the shape) is read off it, behind
@@ -17,8 +17,6 @@ Guided attention is from speech synthesis (Tachibana et al. 2018, arXiv 1710.089
 from deeply supervised nets (Lee et al. 2015, arXiv 1409.5185), reading along every location from
 dense detectors (FCOS, Tian et al. 2019, arXiv 1904.01355). Nothing is added to the architecture.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ from unireason_lib.boxes import Box2D
 from .exercises import Exercise
 from .shapes import NAMES, SHADES, TEXTURES, Scene, Shape
 
-HEADS = {"phrase": (0, 0), "mark": (1, 0), "said": (1, 1), "option": (2, 0), "look": (2, 1)}
+HEADS = {"phrase": (0, 0), "mark": (1, 0), "answer": (1, 1), "option": (2, 0), "look": (2, 1)}
 """What is shown -> layer and head that are shown it."""
 
 WEIGHT = 0.3  # of all of this beside the cross entropy
@@ -93,7 +91,7 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
         if (place := plain.rfind(line[2].lower(), behind, line.start())) >= 0:
             phrase, due = at(place, place + len(line[2])), at(*line.span(1))[0] - 1
             look("phrase", phrase[-1:], phrase)
-            look("said", [due], phrase[-1:])
+            look("answer", [due], phrase[-1:])
             look("option", [due], at(*options[line[1]].span(2))[-1:])
             letters.append((2, due, due + 1))
 
@@ -129,7 +127,7 @@ def find_targets(one: Exercise, words: Sequence[str], grids: Sequence[Sequence[i
                 for noun in nouns[-1:]:  # its name in the reply, or in a question without options
                     phrase = at(*noun.span())
                     look("phrase", phrase[-1:], phrase)
-                    look("said", due, phrase[-1:])
+                    look("answer", due, phrase[-1:])
     sizes = zip((attention, letters, edges), (3, 3, 5), strict=True)
     rows = [np.array(part, float).reshape(-1, size) for part, size in sizes]
     return Targets(*rows, np.concatenate(tokens))

@@ -6,8 +6,6 @@ Exercises and rates follow from the number of the step, so a run that was killed
 checkpoint to the same weights.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -27,8 +25,7 @@ from tqdm import tqdm
 from unireason_lib import io
 from unireason_lib.answers import THINK_END, THINK_START
 from unireason_lib.errors import TrainingError
-from unireason_lib.grounding import load_model
-from unireason_lib.grounding.tiny import build_tiny
+from unireason_lib.grounding import build_tiny, load_model
 from unireason_lib.training.encoding import IGNORED, Collator, Encoder
 from unireason_lib.training.optim import MuonWithAdamW, fast_bfloat16
 

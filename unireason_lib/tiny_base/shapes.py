@@ -8,8 +8,6 @@ that tells them apart has features for other grey images too. Nothing here comes
 organ, no body, no scan.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Skills of the tiny base on held-out exercises: what it writes itself counts, not its loss."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from statistics import fmean, pstdev

@@ -4,8 +4,6 @@ The log is a file of JSON lines: ``step`` and either the trainer's numbers, redu
 processes, or under ``free_running`` what the replies were worth that the model generated then.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import signal
@@ -13,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate.utils import gather_object, parse_flag_from_env
 from safetensors.torch import load_model, save_model
@@ -21,8 +19,7 @@ from transformers import TrainerCallback
 
 from unireason_lib.dataset.schema import Record
 from unireason_lib.errors import TrainingError
-from unireason_lib.evaluation import as_table, ask_items
-from unireason_lib.evaluation.benchmarks import record_item
+from unireason_lib.evaluation import as_table, ask_items, record_item
 from unireason_lib.grounding import GroundedGenerator, Settings
 from unireason_lib.io import append_lines, read_lines, write_whole
 
@@ -46,12 +43,10 @@ class RunLog(TrainerCallback):
     """Writes the trainer's numbers to the log, of all processes the first."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Continue the log from the checkpoint."""
         if state.is_world_process_zero:
             cut_log(Path(args.output_dir) / LOG, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write a line."""
         if state.is_world_process_zero:
             line = {"step": state.global_step, **kwargs["logs"]}
             append_lines(Path(args.output_dir) / LOG, [line])
@@ -103,7 +98,6 @@ class FreeRunning(TrainerCallback):
                     self.say(f"step {state.global_step}: {', '.join(parts)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the best weights."""
         if self.best and state.global_step == state.max_steps:
             load_model(kwargs["model"], Path(args.output_dir) / BEST)
 
@@ -139,7 +133,7 @@ class SaveOnInterrupt(TrainerCallback):
         self.every, self.asked, self.save = every, False, False
         self._before: Any = None
 
-    def __enter__(self) -> SaveOnInterrupt:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self

@@ -7,8 +7,6 @@ out/checkpoint-*     weights, optimizer, schedule and place in the data
 out/model/           at the end, with its card and serialization
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter
@@ -205,7 +203,6 @@ class ExactResume:
             super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass."""
         loss = super().training_step(*args, **kwargs)
         finite = bool(torch.isfinite(loss).all())
         if not all(gather_object([finite])):  # one that raises alone leaves the others waiting

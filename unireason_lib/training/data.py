@@ -5,8 +5,6 @@ or its hub id), which names a volume by its path only: with ``m3d_root`` rows wh
 holds are used, without it only those about 2D images.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -19,7 +17,6 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from tqdm import tqdm
 
-from unireason_lib.boxes import Box2D
 from unireason_lib.dataset.hub import ImageTable, load_set, record_images
 from unireason_lib.dataset.release import open_release, release_split
 from unireason_lib.dataset.schema import SFT_FEATURES, Record
@@ -70,7 +67,7 @@ def training_records(
     if _is_built(folder):
         rows = load_set(folder, form, split)
     else:
-        opened = _open_release(folder, **release).records(form)
+        opened = open_release(folder, **release).records(form)
         ours = [record for record in opened if release_split(record) == split]
         held = [one.to_row() for one in ours if one.dimension == "2d" or one.image_ids]
         if left_out := len(ours) - len(held):
@@ -121,17 +118,7 @@ def _is_built(folder: str | Path) -> bool:
 def data_folder(name: str | Path) -> Path:
     """The folder of a data set: itself, or for a hub id what of it lies in the local cache; a
     :class:`DatasetError` when neither is there."""
-    return Path(name) if Path(name).is_dir() else _open_release(name).folder
-
-
-def _open_release(name: str | Path, **more: Any) -> Any:
-    """The authors' release; a path that does not exist is not advised as a hub id."""
-    path = Path(name)
-    local = str(name).startswith((".", "/", "~")) or str(name).count("/") != 1 or path.exists()
-    if local and not path.is_dir():
-        do = "check the path; build makes a data set, and a hub id reads owner/name"
-        raise DatasetError(name, "the folder of a data set", "no such folder", do)
-    return open_release(name, **more)
+    return open_release(name).folder
 
 
 def images_from(folder: str | Path, *, m3d_root: str | Path | None = None) -> Images:
@@ -191,7 +178,7 @@ class Examples(Sequence):
         tokens += len(self.encoder.tokenizer.encode(record.user_text + record.reply))
         for box in record.boxes if self.components[record.dimension] == "full" else ():
             box, (height, width) = frame.pixels(box, *size), frame.size(*size)
-            cut = crop_rectangle(box if isinstance(box, Box2D) else box.xy, width, height)
+            cut = crop_rectangle(box.xy, width, height)
             if cut is not None:
                 crop = 2 + frame.tokens(int(cut.height), int(cut.width))
                 tokens += len(slice_range(box, count)) * crop

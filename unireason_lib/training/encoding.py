@@ -21,8 +21,6 @@ components      the reply                                at inference
 ==============  =======================================  ====================================
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b

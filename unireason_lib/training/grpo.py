@@ -9,8 +9,6 @@ here are those of TRL 1.16, which is pinned.
     records -> questions -> GroundedGenerator -> rewards -> GRPOTrainer -> model/, rollouts.jsonl
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

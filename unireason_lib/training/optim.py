@@ -5,8 +5,6 @@ weight matrix by the nearest orthogonal matrix before it is added, so that all i
 at one pace. It is for the matrices of the layers; AdamW learns the rest. Both are PyTorch's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -26,8 +24,7 @@ def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
     """Within it, TRL's log-probabilities and entropies are of a distribution without some tokens,
     and on a CPU of labelled tokens only: TRL's fused function of hidden states and output layer
     scores prompt and images too there, and all twice, which costs as much as all layers."""
-    module = trl.trainer.utils
-    fused, on_gpu = module._ChunkedLogProbFunction, module._use_triton
+    fused = trl.trainer.utils._ChunkedLogProbFunction
 
     def apply(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, *rest: Any):
         if forbidden:
@@ -44,12 +41,9 @@ def token_scores(forbidden: Sequence[int] = ()) -> Iterator[None]:
         chosen = -functional.nll_loss(scores, targets, reduction="none")
         return chosen, entropy, None, None, likeliest
 
-    module._ChunkedLogProbFunction = SimpleNamespace(apply=apply)
-    module._use_triton = lambda device: True
-    try:
+    ours = {"_ChunkedLogProbFunction": SimpleNamespace(apply=apply), "_use_triton": lambda _: True}
+    with patch.multiple(trl.trainer.utils, **ours):
         yield
-    finally:
-        module._ChunkedLogProbFunction, module._use_triton = fused, on_gpu
 
 
 def fast_bfloat16() -> bool:
@@ -67,7 +61,6 @@ class FloatMuon(torch.optim.Muon):
     Steps agree within the rounding of bfloat16, and either loads the other's state."""
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """A step of all matrices that have a gradient."""
         with patch("torch.optim._muon._zeropower_via_newtonschulz", _orthogonal):
             super().step(closure)
 
@@ -121,16 +114,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """A step of both."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both, in order."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of :meth:`state_dict`."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = self._groups()

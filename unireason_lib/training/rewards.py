@@ -12,8 +12,6 @@ A reward is a number between 0 and 1 for a reply as text (control tokens kept). 
   read, lie in the image and are no lines.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import inf

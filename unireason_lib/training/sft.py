@@ -7,8 +7,6 @@ the section ``sft`` of a profile.
     records -> Examples -> [features of the frozen tower] -> SFTTrainer -> model/, log.jsonl
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -114,7 +112,6 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
         return sampler
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss."""
         with token_scores():
             return super().compute_loss(*args, **kwargs)
 

@@ -10,8 +10,6 @@ looking; with it :func:`ask` keeps questions such that this knowledge is worth n
 :func:`question_only_baseline` measures what remains.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import Counter, defaultdict

@@ -5,8 +5,6 @@ depends on the spacing of voxels or on the size of the images. Each measure give
 near-tie: no question has an answer on which two readers could differ.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import zlib
@@ -14,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import yaml
 
@@ -46,7 +44,7 @@ class Placed(NamedTuple):
     centre: Sequence[float]
     cut_off: bool  # the border of the images may hide a part, so the true extent is unknown
 
-    def overlaps(self, other: Placed) -> bool:
+    def overlaps(self, other: Self) -> bool:
         """Whether two structures have voxels in common (a tumour and its liver)."""
         return not self.values.isdisjoint(other.values)
 
@@ -126,7 +124,7 @@ class Anatomy:
         for axes in axes_of_kind:
             names = every
             if self.prior.studies:
-                known = self.prior.open_names(kind, self.dimension, axes)
+                known = self.prior.open_names.get((kind, self.dimension, axes), ())
                 names = [n for n in every if n in known]
             if names and len(names[0]) == 1:
                 keys = [rng.random() * (0.3 if n[0] in self.hosts else 1) for n in names]

@@ -5,8 +5,6 @@ options beside it: a conditional logit over hashed features, learnt from some pa
 the others. When it stays near chance, what a model reaches above that is from the images.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import zlib

@@ -4,8 +4,6 @@ Options come with the true one first; of kinds whose options are not simply the 
 fact, with what each option claims, so that the answer prior can judge them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

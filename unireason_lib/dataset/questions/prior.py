@@ -11,8 +11,6 @@ Where an option can be anything (a length, a box) the wrong ones are those of *o
 Several claims are multiplied as if independent; the question-only baseline measures what remains.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -21,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -69,7 +67,7 @@ class AnswerPrior:
     _samples: dict[Fact, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def merged(cls, parts: Iterable[AnswerPrior]) -> AnswerPrior:
+    def merged(cls, parts: Iterable[Self]) -> Self:
         """The prior of all studies of several, in any order."""
         counts, studies = defaultdict(Counter), 0
         for part in parts:
@@ -92,12 +90,10 @@ class AnswerPrior:
 
         return keep_probability([math.prod(itertools.starmap(probability, o)) for o in options])
 
-    def open_names(self, kind: str, dimension: str, axes: Axes) -> frozenset:
-        """Names of the facts about which one has to look: met, and no value nearly certain."""
-        return self._open.get((kind, dimension, axes), frozenset())
-
     @cached_property
-    def _open(self) -> dict[tuple, frozenset]:
+    def open_names(self) -> dict[tuple, frozenset]:
+        """Kind, dimension and axes -> names of the facts about which one has to look: met, and no
+        value nearly certain."""
         names = defaultdict(list)
         for fact, values in self.counts.items():
             ranked = sorted((*values.values(), 0, 0, 0), reverse=True)
@@ -130,7 +126,7 @@ class AnswerPrior:
         write_json(path, {"studies": self.studies, "facts": facts})
 
     @classmethod
-    def load(cls, path: str | Path) -> AnswerPrior:
+    def load(cls, path: str | Path) -> Self:
         """Read what :meth:`save` wrote; :class:`DatasetError` when it is something else."""
         saved, counts = read_json(path), {}
         with raising(DatasetError, path, "a saved answer prior", "learn the prior again"):

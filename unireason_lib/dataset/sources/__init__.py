@@ -1,8 +1,6 @@
 """Where studies come from: phantoms, made when asked for, the brain template that a package
 installs, and folders of published data sets or of one's own (``LAYOUTS.md``)."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ Two things that files say are doubted. **Sides**: a header can be mirrored again
 (:func:`settle_sides`). **One lesion**: a label often covers several (:func:`count_lesions`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import warnings
@@ -19,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import yaml
@@ -71,7 +69,7 @@ class SourceSpec:
     options: Mapping[str, Any] = field(default_factory=dict)  # values are JSON, else text
 
     @classmethod
-    def parse(cls, text: str) -> SourceSpec:
+    def parse(cls, text: str) -> Self:
         """Read ``name``, ``name:path``, ``name:option=value,...`` or ``name:path,option=value``."""
         name, _, rest = text.partition(":")
         path, *options = re.split(r"(?:^|,)(?=[a-z_][a-z0-9_]*=)", rest)

@@ -4,8 +4,6 @@
 Harvard-Oxford atlas, copies of FSL 5.0 under its non-commercial licence. Real anatomy, but **not
 one patient**: the average of 152 adults after nonlinear alignment, and no training set."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ sets are mirrored against others), so nothing is asked about sides; that z is th
 array is assumed. Masks are never read as pickles, and what they promise is compared with the scan
 before anything is allocated."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings
@@ -24,8 +22,7 @@ from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
 from unireason_lib.errors import LabelError, ScanError, ScanWarning, raising
-from unireason_lib.imaging import Volume, load_volume
-from unireason_lib.imaging.read import npz_headers
+from unireason_lib.imaging import Volume, load_volume, npz_headers
 from unireason_lib.io import read_json
 
 WARNING = "array without geometry: spacing, units and directions (left and right) are unknown"

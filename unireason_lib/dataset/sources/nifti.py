@@ -4,8 +4,6 @@ To make a study, of the scan only the header is read. Some decathlon headers are
 R-A-S where the anatomy lies L-P-S (MONAI model-zoo issue 766): ``flip="xy"`` puts them right.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +18,7 @@ from unireason_lib.dataset.sources.base import Entry, names_table, value_names, 
 from unireason_lib.dataset.splits import SPLITS
 from unireason_lib.dataset.study import Study, space_of
 from unireason_lib.errors import DatasetError
-from unireason_lib.imaging import Volume, check_same_grid, load_volume, orient
-from unireason_lib.imaging.read import nifti_grid
+from unireason_lib.imaging import Volume, check_same_grid, load_volume, nifti_grid, orient
 from unireason_lib.io import read_json
 
 _FREE = re.compile(r"CC[- ]?(0|BY([- ]SA)?)([- ]?\d\.\d)?", re.IGNORECASE)
@@ -80,7 +77,6 @@ class DecathlonSource(NiftiSource):
 
     @cached_property
     def cases(self) -> Mapping[str, Entry]:
-        """Training cases, once per channel."""
         cases, path = {}, self.root / "dataset.json"
         with well_formed(path, 'modality like {"0": "CT"}, training: list of image and label'):
             table = self.about["modality"]
@@ -132,7 +128,6 @@ class TotalSegmentatorSource(NiftiSource):
         return cases
 
     def study(self, key: str) -> Study:
-        """One case, from its masks or from its label map."""
         (outlines,) = self.case(key).labels
         if outlines.endswith(".nii.gz"):
             return super().study(key)

@@ -17,15 +17,13 @@ averaging, which makes a second, closer look worth it.
 equally in every phase, at most one an organ; slices of an 8-slice volume lie 16 to 25 mm apart and
 are thin; organs are smooth and uniform; pancreas and muscles are painted but not outlined."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import yaml
@@ -163,7 +161,7 @@ class PhantomSource(Source):
 
     def index(self) -> Sequence[Entry]:
         numbers = range(self.start, self.start + self.count)
-        return LazyIndex(numbers, lambda number: Entry(str(number), _name(number)))
+        return LazyIndex(numbers, lambda number: Entry(str(number), f"phantom-{number:06d}"))
 
     def study(self, key: str) -> Study:
         """The study of patient ``key``, with its scan, which comes with the labels."""
@@ -176,10 +174,6 @@ class PhantomSource(Source):
         return self.study(key).scan
 
 
-def _name(seed: int) -> str:
-    return f"phantom-{seed:06d}"
-
-
 class _Parts(NamedTuple):
     """Ellipsoids of tissue in the order of painting, n of them."""
 
@@ -189,7 +183,7 @@ class _Parts(NamedTuple):
     bends: np.ndarray  # (n,): inside is u^2 + (v - bend u^2)^2 + w^2 < 1
 
     @classmethod
-    def of(cls, codes, centre, radii, turn, bends, lean) -> _Parts:
+    def of(cls, codes, centre, radii, turn, bends, lean) -> Self:
         """Turned by radians in the axial plane, then leaning."""
         c, s, (to_x, to_y), n = np.cos(turn), np.sin(turn), lean.T, len(turn)
         axes, back = np.zeros((n, 3, 3)), np.zeros((n, 3, 3))  # back: the inverse of the axes
@@ -422,7 +416,7 @@ def _study(patient: _Patient, lesions: list[_Lesion], config, shape, z: int | No
     """The patient scanned on a grid (Z, Y, X), or on its plane ``z`` alone."""
     planes = range(shape[0]) if z is None else range(z, z + 1)
     labels, scan = _scan(patient, lesions, shape, planes, config)
-    name = _name(patient.seed)
+    name = f"phantom-{patient.seed:06d}"
     spacing = tuple(mm / n for mm, n in zip(patient.extent, shape, strict=True))
     if z is None:
         # x runs to the left and y to the back, against the axes of NIfTI.

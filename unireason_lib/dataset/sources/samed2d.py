@@ -6,8 +6,6 @@ spacing; and **a class without a mask need not be absent** (very small masks wer
 mask says so). Masks of another size are stretched with a warning, or refused when the aspect
 differs. Classes called ``union_...`` and nameless ones are skipped."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -93,11 +91,8 @@ class SAMed2DSource(_Images):
             }
 
     @cached_property
-    def _keys(self) -> list[str]:
-        return list(self.cases)
-
-    def index(self) -> Sequence[Entry]:
-        return base.LazyIndex(self._keys, self.case)
+    def _entries(self) -> Sequence[Entry]:
+        return base.LazyIndex(list(self.cases), self.case)
 
     def case(self, key: str) -> Entry:
         """What the name ``modality_sub--dataset--case--axis_slice`` of an image says."""
@@ -134,7 +129,6 @@ class SAMMed2DSource(_Images):
 
     @cached_property
     def cases(self) -> Mapping[str, Entry]:
-        """Images with their masks."""
         masks: dict[str, list[str]] = {image: [] for image in self._names_in("images")}
         for mask in self._names_in("masks"):
             image = mask
