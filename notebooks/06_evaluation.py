@@ -275,12 +275,12 @@ item_of, images, boxes, titles = {item.id: item for item in [*benchmark, *lesion
 both = results["boxes"].str.len().gt(0) & results["truth_boxes"].str.len().gt(0)
 for x in results[results["correct"].eq(0) & both].drop_duplicates("cause").itertuples():
     _, missed, invented = diagnose(x)
-    cause = (missed or invented or x.boxes)[0]  # a box of it, and a slice through that
-    z = int(box_of(cause).center[2]) if len(cause) == 6 else 0
+    cause, planes = (missed or invented or x.boxes)[0], item_of[x.id].load()  # a slice through this box
+    z = int(np.clip(box_of(cause).center[2], 0, len(planes) - 1)) if len(cause) == 6 else 0
     names = {f"true box {k}": box_of(box) for k, (_, box) in enumerate(x.truth_boxes, 1)}
     names |= {f"model's box {k}": box_of(box) for k, box in enumerate(x.boxes, 1)}
     boxes.append({n: b for n, b in names.items() if len(b.as_tuple()) == 4 or b.z1 <= z < b.z2})
-    images.append(frame.aligned(item_of[x.id].load()[z]))
+    images.append(frame.aligned(planes[z]))
     titles.append(f"{x.cause}\n{x.question}\n{x.answer} (right: {x.truth})")
     print(f"{x.cause}; right would be {x.options[x.truth]}: {x.text}")
 display.show_images(images, boxes, titles, columns=3) if images else "none"

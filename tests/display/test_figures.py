@@ -94,6 +94,13 @@ def test_numbers_of_boxes_on_one_place_stay_apart(slices, clean):
     assert "2" not in [text.get_text() for text in figure.axes[0].texts], "outside of the image"
 
 
+def test_a_name_has_one_colour_in_all_images(slices):
+    box = Box2D(5, 6, 25, 30)
+    figure = show_images(slices[:2], [{"true": box, "model": box}, {"model": box}])
+    (_, model), (alone,) = ([patch.get_edgecolor() for patch in a.patches] for a in figure.axes[:2])
+    assert model == alone
+
+
 def test_what_cannot_be_drawn_is_refused():
     for draw, *wrong in (
         (plot_lines, {}, "x", "y"),
