@@ -129,7 +129,8 @@ def encode_by_hand(messages):
     return encoding.Encoded(np.array(ids), np.array(mask), ())
 
 
-messages = {d: encoding.conversation(one, images(one), ours.components, frame) for d, one in examples.items()}
+taught = {"2d": ours.components_2d or ours.components, "3d": ours.components}
+messages = {d: encoding.conversation(one, images(one), taught[d], frame) for d, one in examples.items()}
 display.token_strip(encode_by_hand(messages[flat.dimension]), tokenizer)
 
 # %%
