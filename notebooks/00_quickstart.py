@@ -62,7 +62,8 @@ display.pipeline_figure()
 #
 # ## 1 · A model and two questions
 #
-# The profile names the checkpoint: a folder or a hub id. The tiny model has the architecture of the paper's 7B model.
+# The *profile*, a set of settings chosen by `PROFILE` above, names the checkpoint: a folder or a hub id. The tiny model has the architecture of the
+# paper's 7B model.
 
 # %%
 model, processor = load_profile_model(profile.model, root)
@@ -73,8 +74,8 @@ print(f"{profile.model.path}: {type(model).__name__}, {model.num_parameters() / 
 
 
 # %% [markdown]
-# Both questions are about **held-out patients**: the first one of its kind about an image, and the first one of another kind about a volume. They
-# were chosen before any reply was generated, so the replies may be wrong.
+# Both questions are about **held-out patients**. Each is the first test question of its kind, one about an image and one about a volume; they were
+# chosen before any reply was generated, so the replies may be wrong.
 
 # %%
 def first_question(dimension, family, kind):
@@ -102,8 +103,9 @@ display.show_trace(trace_2d.to_dict() | {"truth": item_2d.answer}, requests[0].i
 
 
 # %% [markdown]
-# A phantom is synthetic, so its answer and its boxes are known exactly; a right answer can still have a wrong box or sentence. The overlap of two boxes is their intersection over union, from 0 to 1, in
-# pixels for rectangles and in voxels for cuboids; here it is computed by hand and by the library:
+# A phantom is synthetic, so the right answer and the true boxes are known exactly. A reply with the right answer can still contain a wrong box or a
+# wrong sentence. The overlap of two boxes is their intersection over union (IoU), from 0 to 1, in pixels for rectangles and in voxels for cuboids;
+# here it is computed by hand and by the library:
 #
 # $$\mathrm{IoU}(A, B) = \frac{|A \cap B|}{|A \cup B|}$$
 
@@ -162,8 +164,8 @@ boxes |= {f"box {number} of the reply": box for number, box in enumerate(trace_3
 display.show_slices([frame.aligned(image) for image in requests[1].images], boxes, letters="RLAP")
 
 # %% [markdown]
-# The processor resizes an image to $H' \times W'$ pixels, both multiples of $f$, the side of a token; small images are enlarged. An image has
-# $H' W' / f^2$ tokens; the fraction of them that falls on the lesion is the lesion's fraction of the area:
+# The processor resizes an image to $H' \times W'$ pixels, both multiples of $f$, the side of the square that becomes one token; small images are
+# enlarged. An image has $H' W' / f^2$ tokens; the fraction of them that falls on the lesion is the lesion's fraction of the area:
 
 # %%
 slice_size, crop_size = frame.size(*view.image_size), frame.size(lesion.height, lesion.width)
@@ -181,7 +183,8 @@ print(f"its crop: {of_crop} tokens, {of_crop / on_lesion:.0f} times as many")
 # Set the box and press *Ask with this box*: the reply then begins with your box, its crops are inserted, and the model continues freely. `viewer.ask`
 # does the same from Python, for pages on which widgets do not run.
 #
-# > **Predict first.** We try three boxes: the model's own, the true box of the lesion, one on the spine. With which is a right answer more than luck?
+# > **Predict first.** We try three boxes: the model's own, the true box of the lesion, one on the spine. For which of them would a right answer be
+# > more than chance?
 
 # %%
 viewer = display.SliceViewer(study.scan, window="abdomen", request=requests[1], generator=generator, **limits)
@@ -201,13 +204,14 @@ answers = {trace.choice for _, trace in viewer.traces}
 print("Here the answer", "depends on the region." if len(answers) > 1 else "is the same for all regions.")
 
 # %% [markdown]
-# You may see the texture in the slices; the model gets fewer tokens there, and without its crops it hardly answers such questions better than by chance
-# (notebooks 03 and 06). A right answer with a box elsewhere (IoU 0) is luck.
+# You may see the texture in the slices; the model gets fewer tokens there, and without crops it answers such questions hardly better than
+# chance (notebooks 03 and 06). A right answer with a box elsewhere (IoU 0) is luck.
 #
 # ## 5 · How often is it right?
 #
-# We ask one question about each of several held-out patients, half of them about images, and then the same questions with every image **blanked**. If
-# $k$ of $n$ answers are right, $\hat p = k/n$ estimates the accuracy; Wilson's 95 % interval contains the accuracies compatible with it ($z = 1.96$):
+# We ask one question about each of several held-out patients, half of them about images, and then the same questions with every image **blanked**,
+# that is, replaced by grey. If $k$ of $n$ answers are right, $\hat p = k/n$ estimates the accuracy; Wilson's 95 % interval contains the accuracies
+# compatible with it ($z = 1.96$):
 #
 # $$\frac{1}{1 + z^2/n} \left( \hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}} \right)$$
 #
@@ -249,7 +253,8 @@ for dimension in ("2D", "3D"):
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]
-# Notebook 01 removes most of what knowledge of anatomy alone answers. Notebook 06 asks many more questions, and tests how much is left.
+# The benchmark leaves out most questions that knowledge of anatomy alone would answer (notebook 01 shows how). Notebook 06 asks more questions and
+# measures how much can still be guessed.
 #
 # ## 6 · From the command line
 #

@@ -164,8 +164,8 @@ print("{:.1f} %, 95 % interval by patient {:.1f} to {:.1f} %".format(*by_patient
 # %% [markdown]
 # ### Debiasing with an answer prior
 #
-# An **answer prior** counts, over many patients, how often each value of a fact is true. If the four options of a question are true in proportions
-# $P_1 \dots P_4$ of the patients and option $k$ is the right one, the question is kept with probability
+# An **answer prior** counts, over many patients, how often each value of a fact (such as the direction between two organs) is true. If the four options
+# of a question are true in proportions $P_1 \dots P_4$ of the patients and option $k$ is the right one, the question is kept with probability
 # $$\text{keep}(k) = \frac{\min_j P_j}{P_k} \quad\Rightarrow\quad P(k \mid \text{kept}) \propto P_k \cdot \frac{\min_j P_j}{P_k} = \min_j P_j$$
 # which is the same for every $k$: given the words, all options are equally likely. A fact whose rarest value hardly ever occurs is never asked
 # about. **Predict first:** with $P = (0.55, 0.25, 0.15, 0.05)$, what fraction of the questions is kept?
@@ -184,8 +184,8 @@ for pair in (("the liver", "the spleen"), ("the aorta", "the lesion")):
     print(" seen from ".join(pair), prior.counts.get(Fact("relation", "2d", (0, 1), pair)))
 
 # %% [markdown]
-# The two signs are directions along x and y: with `-`, the centre of the first lies further to the patient's right, or further to the front. For liver
-# and spleen they are the same in nearly everybody; for a lesion one has to look. Now we ask all questions again, with the prior of these same patients and with a prior of other patients:
+# The two signs are directions along x and y: with `-`, the centre of the first lies further to the patient's right, or further to the front. For the
+# liver and the spleen they are the same in nearly everybody; for a lesion one has to look. We ask again, with the prior of these and of other patients:
 
 # %%
 from unireason_lib.display import plot_intervals
@@ -273,7 +273,7 @@ for name, one in broken.items():
 # %% [markdown]
 # ## 7 · Splits by patient, and copies under another name
 #
-# If slices of one person were in both training and test, the test would measure memory. So **patients** are split, by a number computed from their
+# If slices of one person were in both training and test, the test would measure memorization. So **patients** are split, by a hash of their
 # name. The same scan may appear under two names, so each scan gets a **perceptual hash**: one bit for each pair of neighbouring blocks, which is 1
 # where the mean of the second is clearly higher. Scans that differ in at most `TOLERANCE` bits stay in one split. **Predict first:** which of
 # these modified copies of one brain will be recognized?

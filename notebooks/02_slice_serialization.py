@@ -173,7 +173,7 @@ titles = [f"patient {letter}, slice {z}" for letter in "ab" for z in (6, 8, 10)]
 show_images([*planes["a"], *planes["b"]], None, titles, columns=3, letters=["RLAP"] * 6)
 
 # %% [markdown]
-# The library checks the positions of liver and spleen whenever a source reads a study with either of them:
+# The library checks the positions of liver and spleen whenever it reads a labelled scan (a *study*, notebook 01) that has either of them:
 
 # %%
 import warnings
@@ -343,8 +343,8 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises
 # 1. With `align_corners=True` the centres of the outermost pixels coincide. By how many voxels would a box at the border be off (182 slices to 16)?
-# 2. Average blocks of slices instead of interpolating. A lesion spans 3 slices of a volume of 192, of which 16 are made. How much of its contrast
-#    is left with each method, depending on where it lies?
+# 2. Average blocks of slices instead of interpolating. A lesion spans 3 of the 192 slices of a volume that is resampled to 16. How much of its
+#    contrast is left with each method, depending on where it lies?
 # 3. Repair the affine of patient b, and show that the library no longer warns.
 #
 # Solutions: [`solutions/02_slice_serialization.py`](solutions/02_slice_serialization.py).

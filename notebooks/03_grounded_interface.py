@@ -71,8 +71,8 @@ for inside in ("[10,12,3,60,50,7]", "[9,10,15,15]", "[9,9,3,3]", "[nan,0,1,1]"):
 
 # %% [markdown]
 # The processor resizes every image: with patches of $p$ pixels, $m \times m$ of which become one token, a side of $s$ pixels becomes
-# $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together if the area is outside its limits. Boxes are written **after** that
-# resize, $x' = x \cdot w' / w$. Without this conversion, a box is well formed but lies in the wrong place.
+# $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together if the area is outside the processor's limits. Boxes are written in
+# the pixels **after** that resize, $x' = x \cdot w' / w$. Without this conversion, a box is well formed but lies in the wrong place.
 
 # %%
 large = View(phantom_slice(1_000_027, 160), frame=frame)
@@ -214,7 +214,7 @@ axes.legend()
 figure
 
 # %% [markdown]
-# Outside the grey bands the markers coincide, $t = h = w$: text. Within a band, one image, $t$ is constant, $h$ rises row by row and $w$ runs through
+# Outside the grey bands the markers coincide, $t = h = w$: text. Within a band (one image), $t$ is constant, $h$ rises row by row and $w$ runs through
 # each row; only the first token has three equal positions. The model continues until it ends its turn. `GroundedGenerator`, which does all this for
 # batches, must write the same tokens.
 
@@ -246,8 +246,8 @@ display.show_trace(trace, request.images, frame=frame)
 #
 # ## 4 · What do injected tokens change?
 # **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about textures, we average the
-# attention of the conclusion (tokens after the last crop) to a token of the prompt's images and of the crops. Crops also lie nearer, so a higher
-# attention alone does not prove that they are used; the test of the answers, below, is the stronger one.
+# attention that the conclusion (tokens after the last crop) pays to one image token of the prompt, and to one of the crops. Crops also lie nearer, so
+# higher attention alone does not prove that they are used; the test of the answers, below, is the stronger one.
 
 # %%
 def attention_per_token(trace):
@@ -301,12 +301,12 @@ print(
 display.plot_intervals({"right": right}, "right answers, % (95 % Wilson interval)", reference=("chance", 25))
 
 # %% [markdown]
-# If swapped crops change most answers and both other conditions come near chance, the injected tokens decide these answers.
+# If swapped crops change most answers and accuracy falls towards chance without the right crops, these answers rest mainly on the injected tokens.
 #
 # ## 5 · Your own region
-# The button *Ask with this box* makes the reply begin with `<think>` and the box set by the sliders (through a `Script`); its crops are injected,
-# and the model continues freely. The method `ask` does the same from Python, for pages on which widgets do not run.
-# > **Predict first.** Two boxes lie on the two lesions of the volume, the third on the spine. What will the model answer to the third?
+# The button *Ask with this box* makes the reply begin with `<think>` and the box set by the sliders (a `Script` forces these tokens); its crops are
+# injected, and the model continues freely. The method `ask` does the same from Python, for pages on which widgets do not run.
+# > **Predict first.** Two boxes lie on the two lesions of the volume, the third on the spine. What will the model answer for the third?
 
 # %%
 viewer = display.SliceViewer(study.scan, window="abdomen", request=request, generator=generator, **settings)

@@ -68,7 +68,7 @@ display.pipeline_figure("SFT")
 # **Stage 1, SFT** (this notebook): the model imitates written replies whose boxes are true. **Stage 2, outcome RL** (notebook 05): it generates
 # replies itself and is rewarded for the right answer and the format. RL can only reinforce what the model already does now and then, so SFT comes
 # first. The paper starts from Qwen2.5-VL-7B. The base here has the same architecture and was trained on plain shapes: it can choose a letter and box
-# a shape, but knows neither the format of a reply nor any patient (its tower: section 4). The data set is that of notebook 01, larger.
+# a shape, but knows neither the format of a reply nor any anatomy (its vision tower: section 4). The data set is built as in notebook 01, but larger.
 
 # %%
 root, held = project_root(), {"m3d_root": M3D_ROOT or None}
@@ -185,12 +185,12 @@ print(
 figure
 
 # %% [markdown]
-# Guessing among all tokens would cost $\ln$ (number of tokens), as printed: on words above it, the base expects other words. Once a box is opened, its
-# digits cost little. The letter that decides the answer is one token among many, so the mean loss says little about the accuracy.
+# Guessing among all tokens would cost $\ln$ (number of tokens), as printed; where words cost more, the base expects other words. Once a box is opened,
+# its digits cost little. The letter that decides the answer is one token among many, so the mean loss says little about the accuracy.
 #
 # ## 4 · What is trained
-# As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's has seen many images; the tiny base's
-# has seen plain shapes only, so here the tower of the shipped model takes its place (`model.tower`), trained on these and other phantoms.
+# As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's tower has seen many images, that of
+# the tiny base only plain shapes. So the tower of the shipped model (`model.tower`), trained on these and other phantoms, takes its place here.
 # **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
 #
 # $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
@@ -221,7 +221,7 @@ print(f"loss of the first step: trainer {line['loss']:.4f}, by hand {losses.mean
 # the model generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell loads a finished run and
 # resumes a stopped one; otherwise it trains. *Interrupt kernel* saves a checkpoint first. (A 7B model is trained by `python -m unireason_lib sft`
 # under `accelerate launch`; give the folder of its run as `RUN`.)
-# > **Predict first.** Which is lowest at the end: tokens predicted with the reply given, IoU of free-running boxes, or free-running answers?
+# > **Predict first.** Which ends lowest: token accuracy with the reply given, IoU of free-running boxes, or accuracy of free-running answers?
 
 # %%
 settings, rounds = checkpoints.run_settings(profile, "sft"), profile.generation.max_rounds
@@ -247,12 +247,12 @@ chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Only the free-running curves show what a user gets. With so few questions an interval is about ±17 points wide, so a larger test follows.
+# Only the free-running curves show what a user gets. With so few questions each interval is about ±17 points, so a larger test follows.
 #
 # ## 6 · Before and after, and the shipped model
-# The base, this run, and the model of the profile (trained longer or differently, see the README) answer the same questions about patients of the
+# The base, this run, and the model of the profile (*shipped*; how it was trained: `data/README.md`) answer the same questions about patients of the
 # **test** split. Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
-# *Format compliance*: one thought, readable boxes, then an option. *Rationale-answer consistency*: among replies whose reasoning names an option, the
+# *Format compliance*: one closed thought, valid boxes, an answer. *Rationale-answer consistency*: among replies whose reasoning names an option, the
 # proportion that answers with the last one named; such a reply can still be wrong. Intervals are 95 %, over patients.
 
 # %%
@@ -291,8 +291,8 @@ display.plot_intervals(percent, f"% of {len(test)} questions", reference=("chanc
 
 # %% [markdown]
 # If the printed interval of a difference contains 0, this test cannot tell the two models apart. A model whose interval lies above that of the
-# question-only baseline probably uses the images (notebook 06 tests it); the base often names no option, so it can be below chance. The floor of IoU
-# is the *average box*, the mean of other patients.
+# question-only baseline probably uses the images (notebook 06 tests it); the base often names no option, so it can be below chance. The floor of the
+# IoU is that of the *average box*, the mean of a structure's boxes in other patients.
 
 # %%
 overlap = {"average box (floor)": measured("base", "iou_average_box", "IoU", 1)}
@@ -306,7 +306,7 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 # %% [markdown]
 # ## 7 · Replies, right and wrong
 #
-# Not chosen by outcome: the base and this run answer the first lesion question in 2D and in 3D. The last reply is the first wrong one of this run.
+# The base and this run answer the first lesion question in 2D and in 3D, not chosen by outcome; the last reply shown is this run's first wrong one.
 # *No slice*: a rectangle in a volume names no slices and fetches nothing. Read the reasoning: consistency checks its last option only, not its logic.
 
 # %%
@@ -347,4 +347,4 @@ print("all checks passed")
 # ## Exercises ([solutions](solutions/04_sft.py))
 # 1. Include the injected tokens in the loss by mistake, and train some steps on one record with many crops. How does the reported loss compare? Why?
 # 2. Give the model the written reasoning up to `</think>`. How often is the next token the right letter? Compare with the free-running accuracy.
-# 3. The loss is a mean over all tokens of a batch. How much more does the longest reply weigh than the shortest? And if all weighed the same?
+# 3. The loss is a mean over all tokens of a batch. How much more does the longest reply weigh than the shortest? What changes if all weigh the same?

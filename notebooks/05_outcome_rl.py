@@ -62,9 +62,9 @@ display.pipeline_figure("outcome RL")
 # %% [markdown]
 # ## 1 · What is rewarded
 # The reward of a reply is $R = 0.8\,a + 0.2\,f$, as in the paper: $a$ is 1 for the right letter, $f$ is the format (`strict`: half for one closed
-# thought before an answer, half for boxes that are all valid). The position of a box earns nothing. The mode `paper` is the arithmetic of the
-# authors' release (the first lone letter counts, tags must pair). A model learns whatever earns $R$, so we first ask what else earns it.
-# > **Predict first.** The right answer is B, liver. Which of these replies earn the full reward in each mode?
+# thought, `<think>...</think>`, before an answer; half for boxes that are all valid). The position of a box earns nothing. The mode `paper` is the
+# arithmetic of the authors' release (the first lone letter counts, tags must pair). A model learns whatever earns $R$, so we first ask what else does.
+# > **Predict first.** The right answer is B, liver. Which of the replies below earn the full reward in each mode?
 
 # %%
 def reward(text, mode):
@@ -93,8 +93,8 @@ pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for 
 # $$\nabla_\theta\, \mathbb{E}[R] = \mathbb{E}_{o \sim \pi_\theta} \Big[ A \sum_t \nabla_\theta \log \pi_\theta(o_t \mid q, o_{<t}) \Big], \quad A = R - b ,$$
 #
 # since $\nabla p = p \nabla \log p$, for every baseline $b$ that does not depend on the reply. GRPO samples a group of $G$ replies to one question. The
-# mean reward of the group is the baseline (it contains $R_i$, which only scales the gradient by $\frac{G-1}{G}$), and the standard deviation (of a
-# sample, $G - 1$) is the unit of the **advantage** $A_i = (R_i - \mathrm{mean}(R)) / (\mathrm{std}(R) + 10^{-4})$.
+# mean reward of the group is the baseline (it contains $R_i$, which only scales the gradient by $\frac{G-1}{G}$), and the sample standard
+# deviation (with $G - 1$) is the unit of the **advantage** $A_i = (R_i - \mathrm{mean}(R)) / (\mathrm{std}(R) + 10^{-4})$.
 
 # %%
 def advantages(rewards):
@@ -125,8 +125,8 @@ display.plot_lines(curves, "step", "probability of the rewarded answer", referen
 # %% [markdown]
 # Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
 # advantages are zero, and nothing is learnt: an answer that is hardly ever sampled is found late or never. For several updates with one group, the
-# loss needs the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm
-# \varepsilon$. A KL penalty keeps the policy near the initial one, by k3: $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$.
+# loss needs the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm \varepsilon$.
+# A KL penalty keeps the policy near the initial one; its k3 estimate is $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$.
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 #
@@ -225,7 +225,7 @@ for i in (A.argmax(), A.argmin()):
 #
 # ## 3 · Is there anything to improve?
 # RL makes more likely what the model already samples. **pass@1** is the fraction of right replies, **pass@8** the fraction of questions with at
-# least one right reply among eight. Only **mixed groups**, with right and wrong replies, teach about answers.
+# least one right reply among eight. Only **mixed groups**, with right and wrong replies, teach which answer is right.
 # > **Predict first.** What is pass@8 of guessing among four options, and what fraction of groups of eight guesses is mixed?
 
 # %%
@@ -248,7 +248,7 @@ print(percent.to_string(float_format="{:.0f}".format, na_rep=""))
 display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if any(mixed.values()) else None
 
 # %% [markdown]
-# RL can improve kinds whose pass@1 is above guessing and whose groups are often mixed; where a model only guesses, it can only guess another option.
+# RL can improve kinds whose pass@1 is above guessing and whose groups are often mixed; where the model only guesses, RL can only change its guess.
 # This run asks about `grpo_data.kinds`: *box* (which is right), *count* (of lesions), *extent* (the longer side), *offset* (distance of
 # centres), *pair* (which structures are there), *relation* (direction from one to the other), *span* (width).
 #
@@ -280,12 +280,12 @@ display.plot_lines(curves, "step", "mean of the sampled replies (moving average)
 # %% [markdown]
 # Look for three things: the reward rises from the first half to the second by more than its error (±: 95 % interval over steps), the format holds, KL
 # stays small. Every step has other questions, so single steps tell little. If a few questions are asked again and again, the reward rises much more,
-# but it may be memory (exercise 4). In the other run, large updates destroy what fine-tuning taught.
+# but that may be memorization (exercise 4). In the other run, large updates destroy what fine-tuning taught.
 #
 # ## 5 · What changed
 # The same questions about held-out patients are asked before and after, with greedy decoding; intervals are paired and over patients. The IoU leaves
 # out replies without a box (notebook 06 counts them as 0). This compares two checkpoints; whether RL helps is a question about many runs (notebook
-# 07), and of ten intervals one may exclude zero by chance.
+# 07), and one of ten intervals may exclude zero by chance. The position of a box earns no reward, so the IoU may fall while answers improve.
 
 # %%
 phantoms = {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}
@@ -347,4 +347,4 @@ print("all checks passed")
 # 1. Compute advantages of rewards 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
 # 2. Compare k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$ and k3 as estimators of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$.
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
-# 4. Train on few questions (`OVERRIDES="grpo_data.records_2d=80, grpo_data.records_3d=80"`). Compare the rise of the reward with section 5.
+# 4. Train on few questions (`OVERRIDES="grpo_data.records_2d=80, grpo_data.records_3d=80"`). Compare the reward's rise with the accuracy in section 5.

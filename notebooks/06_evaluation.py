@@ -66,8 +66,9 @@ display.pipeline_figure("evaluation")
 # %% [markdown]
 # ## 1 · A benchmark and a run
 #
-# The questions are about held-out phantoms, slices and volumes; the answer prior is removed (notebook 01), so that reading the question alone should
-# not help (section 2 checks this). A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of another model.
+# The questions are about held-out phantoms, slices and volumes; they are debiased by an answer prior (notebook 01), so that reading the question
+# alone should not help (section 2 checks this). A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of
+# another model.
 
 # %%
 name, root = MODEL or profile.model.path, project_root()
@@ -160,9 +161,10 @@ display.plot_intervals(two, "right answers, %", reference=("chance", chance))
 # %% [markdown]
 # ## 3 · Boxes: IoU and its floor
 #
-# The IoU (notebook 00) counts as 0 without a box (notebook 05 leaves such replies out). Questions that state a box are left out, since it could be
+# A reply without a box counts as IoU 0 (notebook 00; notebook 05 leaves such replies out). Questions that state a box are left out, since it could be
 # copied. The **floor** is the IoU of the structure's mean box in other patients: only a model clearly above it has shown
-# that it looks. **Slice-volume consistency** is the overlap of a cuboid with the boxes in its slices, each shown alone (paper: 0.76 to 0.83).
+# that it looks. **Slice-volume consistency** is the overlap of a cuboid with the boxes that the model writes when each of its slices is shown
+# alone (paper: 0.76 to 0.83).
 
 # %%
 few = replace(benchmark, items=benchmark.items[: profile.evaluation.control_questions])
@@ -181,8 +183,9 @@ display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps
 # %% [markdown]
 # ## 4 · Does it look? A paired comparison of two runs
 #
-# A **control** takes something away and asks again. The formula of section 2, with the difference $d_i$ between both runs in place of $r_i$, gives
-# the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, if the same questions are hard for both.
+# A **control** takes information away and asks the same questions again. The formula of section 2, with the difference $d_i$ between both runs in
+# place of $r_i$, gives the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, if the same questions are hard
+# for both.
 
 # %%
 paired = standard_error(results["correct"] - results["blank"], results["patient"])
@@ -199,8 +202,8 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 # %% [markdown]
 # ## 5 · Does it use its crops?
 #
-# Only what a box **fetches** is changed. Textures of lesions vary from pixel to pixel; a token of the whole image sums them up with what lies around.
-# `no crops` never occurred in training, so part of its loss may come from the unusual reply.
+# Only what a box **fetches** is changed. Textures of lesions vary from pixel to pixel; a token of the whole image averages them with what lies around.
+# `no crops` never occurred in training, so part of the points lost may come from the unusual reply.
 #
 # > **Predict first.** Which questions lose most: those about texture alone, those about density and texture, or all families together?
 
@@ -226,7 +229,7 @@ display.plot_intervals(by_way, "points lost against own crops, paired", referenc
 #
 # A box *touches* a structure if their IoU is at least 0.1, whatever the reply calls it. The cause of a wrong answer is the first that applies: **no
 # answer**; **wrong letter** (the reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box);
-# **invented** (some box touches none of those structures); **miscalculated** (a difference or middle that the reasoning states is not that of its
+# **invented** (some box touches none of those structures); **miscalculated** (a difference or midpoint in the reasoning does not follow from its
 # numbers); **misread** (none of these). A right answer may have a wrong reason: **right, box elsewhere**, or a wrong calculation.
 
 # %%
@@ -288,9 +291,9 @@ display.show_images(images, boxes, titles, columns=3) if images else "none"
 # %% [markdown]
 # ## 7 · Your own box
 #
-# An intervention separates finding from reading: **you** give the box, and the model continues from there. Move the sliders, press *Ask with this
-# box* and watch the answer. The question is the first one about a lesion that the model answers wrongly, if there is one; besides its true box we
-# give one elsewhere. Exercise 3 does this for many lesions, because one right answer may be luck.
+# An intervention separates localization from interpretation: **you** give the box, and the model continues from there. Move the sliders, press *Ask
+# with this box* and watch the answer. The question is the first one about a lesion that the model answers wrongly, if there is one; besides its true
+# box we give one elsewhere. Exercise 3 does this for many lesions, because one right answer may be luck.
 #
 # > **Predict first.** Which of the three boxes leads to the right answer: the model's own, the one elsewhere, the true one?
 

@@ -18,8 +18,8 @@
 PROFILE = "laptop"
 OVERRIDES = ""
 SEED = 0
-GRID = "data/ablations/claims.yaml"  # the study
-STUDY = "data/results/claims"  # its results, without .json and .csv.gz; your own: runs/results/claims
+GRID = "data/ablations/first/claims.yaml"  # the study
+STUDY = "data/results/first/claims"  # its results, without .json and .csv.gz; your own: runs/results/...
 
 # %% tags=["setup"]
 # Set-up. On Colab: fetch and install the project; elsewhere: only check the installed versions.
@@ -62,7 +62,7 @@ pipeline_figure("ablations")
 # %% [markdown]
 # ## 1 · From a claim to two conditions
 #
-# An ablation removes one part of a method, trains again, and measures what is lost. Both ways of training, the **conditions**, have the same
+# An ablation removes one part of a method, trains again, and measures what is lost. The two ways of training, called **conditions**, have the same
 # base, seeds and questions. With $y_{sq} = 1$ where the model of seed $s$ answers question $q$ correctly and $0$ otherwise, the effect of the
 # part is the mean difference over $S$ seeds and $n$ questions,
 #
@@ -102,6 +102,7 @@ alone = Counter(stage for one in grid.conditions.values() for stage in one.stage
 pd.DataFrame({"each condition by itself": alone, "runs of the plan": planned})
 
 # %% [markdown]
+# ## 2 · A small study, and one of its runs
 # Two conditions and a claim make a study. This one asks whether a model that learnt with crops needs them in the test. A dry run lists
 # the runs and their commands; so does `python -m unireason_lib ablate runs/crops.yaml --dry-run`.
 
@@ -180,7 +181,7 @@ for dimension in ("2d", "3d"):
 
 # %% [markdown]
 # Where the two intervals of a condition overlap, this figure does not show that its models use the images. A condition below one in four often gives
-# no answer, or has learnt a wrong one. Conditions are not compared by these intervals: all answer the same questions, and paired differences are sharper.
+# no answer or prefers wrong options. Conditions are not compared by these intervals: paired differences over the same questions are more precise.
 #
 # ## 4 · One paired difference, by hand
 #
@@ -241,7 +242,7 @@ for one in judged:
     dots.setdefault(claim.part, {})[row] = each.dropna()
 xlabel, zero = "difference in right answers, percentage points (95 % interval)", ("no difference", 0)
 figure = plot_intervals(series, xlabel, reference=zero, form="+.1f", dots=dots)
-if STUDY == "data/results/claims" and PROFILE != "smoke":
+if STUDY == "data/results/first/claims" and PROFILE != "smoke":
     figure.savefig(root / "data" / "figures" / "claims.png", dpi=150)
 display(figure)
 by_width = sorted(judged, key=lambda one: one.comparison.standard_error)
@@ -283,7 +284,8 @@ starred = sum(low > 0 or high < 0 for _, low, high in effects.values())
 print(f"*: interval excludes zero: {starred} of {len(effects)}; chance alone gives {0.05 * len(effects):.1f}")
 
 # %% [markdown]
-# Blue: the condition that should be better is ahead; red: behind; empty: too few questions. Strong colour: the part matters there.
+# Blue: the condition that should be better is ahead; red: behind; empty: too few questions. A strong colour is a large difference; without * it may
+# be chance.
 #
 # ## 7 · Differences between seeds: reasoning and letters
 #
@@ -325,8 +327,7 @@ cost = pd.DataFrame(about["runs"]).groupby("stage", sort=False)["seconds"].agg([
 pd.DataFrame({"runs": cost["count"], "minutes each": cost["mean"] / 60, "hours": cost["sum"] / 3600}).round(1)
 
 # %% [markdown]
-# **Limits.** The tiny model starts without the skills of a pretrained 7B model, so effects may differ there; phantom slices resemble phantom
-# volumes; all seeds share a base.
+# **Limits.** A pretrained 7B model starts with skills that this one lacks, so its effects may differ; phantom slices resemble volumes; one base only.
 #
 # ## Check yourself
 
@@ -341,7 +342,6 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises
-#
 # 1. **Your condition.** Add to the study's grid its first condition, tested without crops. Which runs are added to the plan?
 # 2. **One model, other crops.** The table contains the same models under controls. Compute the paired difference between a condition and itself
 #    with random crops. Why does this need no second training?

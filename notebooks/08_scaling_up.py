@@ -96,8 +96,8 @@ for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
 #
 # $$F = 2\,T\,N_\text{matrices} + 4\,T^2 q L + 2\,T' V h, \qquad F_\text{training} = 3F,$$
 #
-# because the backward pass takes two products for each of the forward pass. (Fast kernels skip the masked half of the attention square; it is counted
-# here.) PyTorch's `FlopCounterMode` counts the operations of a run on the meta device; both must agree.
+# because the backward pass takes two matrix products for each one of the forward pass. The term in $T^2$ is called the *attention square* below; fast
+# kernels skip its masked half, which is counted here. PyTorch's `FlopCounterMode` counts the operations of a run on the meta device; both must agree.
 #
 # > **Predict first.** A volume of 32 slices is a prompt of about 3,000 tokens. What fraction of the FLOPs is the attention square, $4\,T^2 q L$?
 
@@ -191,7 +191,7 @@ Markdown(work.to_markdown(index=False, floatfmt=".3g"))
 # ## 5 · The KV cache of the rollouts
 #
 # Generation keeps the keys and values of every token: $2 \cdot 2\,k\,L\,T$ bytes per reply in 16 bits. In grouped-query attention $q / k$ query heads
-# share one key head, which makes the cache smaller by this factor. The model on the meta device fills a real cache:
+# share one key-value head, which makes the cache smaller by this factor. The model on the meta device fills a real cache:
 
 # %%
 h, L, q, k, *_ = sizes(config)

@@ -67,9 +67,9 @@ display.pipeline_figure()
 # %% [markdown]
 # ## 1 · What it must not know
 #
-# The study asks what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a reply. Like any
-# pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a function of $k$ and of the
-# seed. No exercise may contain a word of the phantoms' anatomy or of the clinic, or a cuboid:
+# The study (notebook 07) asks what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a
+# reply. Like any pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a
+# function of $k$ and of the seed. No exercise may contain an anatomical or clinical word, or a cuboid:
 
 # %%
 exercises = {stage: [exercise(stage, k, SEED) for k in range(60 if smoke else 250)] for stage in STAGES}
@@ -85,7 +85,7 @@ for stage, weights in STAGES.items():
     print(f"{stage:<16}{', '.join(weights)}")
 
 # %% [markdown]
-# Exercises and study share the syntax of boxes, the words for positions and the names of textures, but not which lesion has which texture.
+# Exercises and study share the syntax of boxes, the words for positions and the names of textures, but the exercises never show a lesion.
 #
 # ## 2 · What it is taught
 #
@@ -140,7 +140,7 @@ for proportion, groups in plan.stages:
 # ## 4 · Auxiliary targets: where attention heads should look
 #
 # To answer `B. Ring` a model must find the conclusion among the options and copy the letter before it: several steps, each useless without the others.
-# The true targets of these steps are known: four attention heads get them, and a fifth looks at the shape whose box is written:
+# The true targets of these steps are known: four attention heads are trained towards them, a fifth towards the shape whose box is written:
 #
 # | head | from | to |
 # | --- | --- | --- |
@@ -154,8 +154,8 @@ for proportion, groups in plan.stages:
 #
 # $$\mathcal{L} = \mathcal{L}_\text{CE} + w\,\Big(\sum_h \frac{1}{|\mathcal{T}_h|} \sum_{(t, s) \in \mathcal{T}_h} -\log a_{ts} \;+\; \mathcal{L}_\text{letters} + \mathcal{L}_\text{edges} + \mathcal{L}_\text{covered}\Big).$$
 #
-# The other terms predict letters and edges of boxes from early layers, and what an image token covers from the vision tower. Nothing is added to the
-# architecture, and fine-tuning uses none of these terms.
+# The other terms predict letters and edges of boxes from early layers, and from the vision tower's output what each image token covers. Nothing is
+# added to the architecture, and fine-tuning uses none of these terms.
 
 # %%
 model, processor = load_model(BASE, dtype="float32", device="cpu")
@@ -277,9 +277,9 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 # be copied. (The first loss includes the auxiliary terms: compare the letters.) The log of the shipped base, whose steps use larger batches and lower
 # rates, shows when the skill emerged there.
 #
-# **Words that it never saw.** The softmax pushes the embeddings of absent tokens all the same way: "liver" and "spleen" look alike, and fine-tuning
-# has to learn letters anew. So after the training the embeddings of unseen tokens are drawn anew around 0.3 of their common
-# direction; `<think>` and `</think>` copy that of the line break, which ends the reasoning in the exercises.
+# **Words that it never saw.** The softmax pushes the embeddings of absent tokens all in the same direction: "liver" and "spleen" look alike, and
+# fine-tuning would have to learn letters again. So after the training the embeddings of unseen tokens are replaced by random ones around 0.3 times
+# their mean; `<think>` and `</think>` copy the embedding of the line break, which ends the reasoning in the exercises.
 
 # %%
 def likeness(rows):
@@ -330,8 +330,8 @@ for one, text in zip(tests, replies(model, processor, tests), strict=True):
 display.show_images([one.images[0].pixels for one in tests], boxes, titles)
 
 # %% [markdown]
-# These are the first held-out exercises of their kind, not selected ones; *right* means an IoU of at least 0.5. A skill that the printed lines call weak
-# has to be learnt in fine-tuning (notebook 04). `python -m unireason_lib base --out runs/tiny-base` runs the whole
+# These are the first held-out exercises of their kind, not selected ones; *right* means an IoU of at least 0.5. A skill that is
+# right in fewer than 60 % has to be learnt in fine-tuning (notebook 04). `python -m unireason_lib base --out runs/tiny-base` runs the whole
 # plan (and resumes after a kill); with `--measure FOLDER` it measures only the skills.
 #
 # ## Check yourself
@@ -347,4 +347,4 @@ print("all checks passed")
 # ## Exercises ([solutions](solutions/90_tiny_base.py))
 # 1. Why does *option* need *phrase* if options end alike ("left and upper", "right and upper")? Compare their last tokens after layer 0.
 # 2. In training, up to 120 filler words stand between options and conclusion. Up to what distance does the model still find the letter?
-# 3. From which singular values on do the five steps of Muon's iteration end near 1? (They act on each singular value separately.)
+# 3. From which size on do singular values end near 1 after the five steps of Muon's iteration? (They act on each singular value separately.)

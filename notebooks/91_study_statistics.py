@@ -17,8 +17,8 @@
 PROFILE = "laptop"
 OVERRIDES = ""
 SEED = 0
-GRID = "data/ablations/claims.yaml"  # the study
-STUDY = "data/results/claims"  # its results, without .json and .csv.gz
+GRID = "data/ablations/first/claims.yaml"  # the study
+STUDY = "data/results/first/claims"  # its results, without .json and .csv.gz
 PROTOCOL = "data/results/protocol.md"  # what was fixed before the study, and what was changed; empty: none
 
 # %% tags=["setup"]
@@ -168,11 +168,10 @@ print("largest part:", parts.idxmax(axis=1).to_dict())
 # More patients reduce the second and the third part, more seeds the first and the third.
 #
 # ## 3 · Bootstrap of seeds and patients
-#
 # A bootstrap needs no formula: draw seeds and patients with replacement, many times, and take the quantiles of the means.
 #
-# > **Predict first.** Drawing both counts the variance of single replies twice, which widens the interval. Drawing from $S$ seeds gives only
-# > $\frac{S-1}{S}$ of their variance, and quantiles ignore that seeds are few: that narrows it. Which effect wins for this claim?
+# > **Predict first.** Drawing seeds and patients counts the variance of single replies twice, which widens the interval. Drawing from $S$ seeds gives
+# > only $\frac{S-1}{S}$ of their variance, and quantiles ignore that seeds are few: that narrows it. Which effect wins for this claim?
 
 # %%
 def bootstrap(sums, counts, rng, draws=4000):
@@ -241,7 +240,8 @@ p_values = {one.name: 1.0 if one.p is None else one.comparison.p for one in verd
 m, corrected = len(p_values), holm_by_hand([*p_values.values()])
 assert np.allclose(corrected, holm([*p_values.values()]))
 chance = rng.random((2000, m))  # p-values where nothing has an effect
-print(f"of {m} claims without effect, one has p < 5 %: {(chance < 0.05).any(1).mean():.0%} of the studies")
+few = (chance < 0.05).any(1).mean()
+print(f"of {m} claims without effect, at least one has p < 5 % in {few:.0%} of the studies")
 print(f"after the correction: {np.mean([min(holm_by_hand(row)) < 0.05 for row in chance]):.0%}")
 pd.DataFrame({"p": p_values, "p, Holm": dict(zip(p_values, corrected, strict=True))}).round(4)
 

@@ -99,9 +99,9 @@ def test_verdicts_in_readme_are_those_of_the_study():
     from unireason_lib.ablation import judge, load_grid
     from unireason_lib.evaluation.table import read_pooled
 
-    grid = load_grid(ROOT / "data/ablations/claims.yaml")
+    grid = load_grid(ROOT / "data/ablations/first/claims.yaml")
     names = {"supported": [], "inconclusive": [], "contradicted": []}
-    for one in judge(grid, read_pooled(ROOT / "data/results/claims.csv.gz")):
+    for one in judge(grid, read_pooled(ROOT / "data/results/first/claims.csv.gz")):
         names[one.verdict.split()[0]].append(one.name)
     for verdict, claims in names.items():
         line = re.search(rf"^- \*\*{verdict.title()}\*\*[^:]*: (.*)\.$", text_of("README.md"), re.M)

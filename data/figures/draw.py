@@ -27,7 +27,7 @@ from unireason_lib.evaluation.table import mean, read_pooled
 from unireason_lib.grounding import GroundedGenerator, load_profile_model
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = "claims"  # a grid in data/ablations, and its table in data/results
+STUDY = "first/claims"  # a grid in data/ablations, and its table in data/results
 
 Rows = list[tuple[str, Interval]]
 Tile = tuple[str, str, Rows, float]  # title, statement, values in %, reference

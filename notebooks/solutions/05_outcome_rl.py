@@ -3,8 +3,8 @@ functions.
 
 Exercise 4, by the command ``python -m unireason_lib tutorial 05`` with ``-p SEED=0`` and 1: from the
 first twenty steps to the last, the reward rose from 0.73 to 0.80 and from 0.77 to 0.84, but test
-accuracy changed by -2.7 and -3.0 points in 2D and +1.7 and +1.3 in 3D, none of it clearly:
-the model remembered answers to its 160 questions."""
+accuracy changed by -2.7 and -3.0 points in 2D and +1.7 and +1.3 in 3D, not clearly different from
+zero: the model may have memorized answers to its 160 questions."""
 
 from collections.abc import Mapping, Sequence
 

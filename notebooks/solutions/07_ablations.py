@@ -43,8 +43,8 @@ def verdicts_of_fewer(grid: Grid, table: pd.DataFrame, seeds: int = 3) -> pd.Dat
 if __name__ == "__main__":
     from unireason_lib.notebooks import project_root
 
-    grid = load_grid(project_root() / "data/ablations/claims.yaml")
-    table = read_pooled(project_root() / "data/results/claims.csv.gz")
+    grid = load_grid(project_root() / "data/ablations/first/claims.yaml")
+    table = read_pooled(project_root() / "data/results/first/claims.csv.gz")
     _, gained = without_crops(grid)
     print("1. gained:", *(job.name for job in gained), sep="\n   ")
     condition = next(iter(grid.conditions))

@@ -66,8 +66,8 @@ def best_design(
 if __name__ == "__main__":
     from unireason_lib.notebooks import project_root
 
-    grid = load_grid(project_root() / "data/ablations/claims.yaml")
-    table = read_pooled(project_root() / "data/results/claims.csv.gz")
+    grid = load_grid(project_root() / "data/ablations/first/claims.yaml")
+    table = read_pooled(project_root() / "data/results/first/claims.csv.gz")
     print(f"1.\n{paired_and_not(grid, table).round(4).to_string()}")
     for name, claim in grid.claims.items():
         if claim.value == "correct":

@@ -189,12 +189,14 @@ def test_rows_are_chosen_by_condition_control_and_more(files):
         select(table, "SFT")
 
 
-@pytest.mark.parametrize("study", sorted(path.stem for path in KEPT.glob("*.json")))
+@pytest.mark.parametrize(
+    "study", sorted(p.relative_to(KEPT).with_suffix("") for p in KEPT.rglob("*.json")), ids=str
+)
 def test_the_kept_studies_can_be_computed_again(study):
     """Their verdicts stand on the closed form as they did on the bootstrap."""
-    kept = json.loads((KEPT / f"{study}.json").read_text(encoding="utf-8"))["verdicts"]
-    table, p_values = read_pooled(KEPT / f"{study}.csv.gz"), []
-    conditions = load_grid(ROOT / "data" / "ablations" / f"{study}.yaml").conditions
+    kept = json.loads((KEPT / study).with_suffix(".json").read_text(encoding="utf-8"))["verdicts"]
+    table, p_values = read_pooled((KEPT / study).with_suffix(".csv.gz")), []
+    conditions = load_grid((ROOT / "data" / "ablations" / study).with_suffix(".yaml")).conditions
     assert {one[side] for one in kept for side in ("better", "worse")} <= {*conditions}
     for one in kept:
         where = {key: one[key] for key in ("dimension", "kind") if one.get(key)}

@@ -180,8 +180,8 @@ def ablate(given: Any) -> None:
     """Run the conditions of a grid with every seed; what several share is made once.
 
     Each run is a notebook in runs/ablation/NAME. A run that fails stops only what builds on it, and
-    the same command goes on where it was stopped. Results are shown when all conditions and seeds
-    are there: a study that may stop when its numbers please proves nothing.
+    the same command resumes where it was stopped. Results are shown when all conditions and seeds
+    are complete: a study that may be stopped once its numbers look good proves nothing.
     """
     from unireason_lib.ablation import load_grid, run_study
     from unireason_lib.notebooks import project_root
