@@ -103,8 +103,8 @@ display.show_trace(trace_2d.to_dict() | {"truth": item_2d.answer}, requests[0].i
 
 
 # %% [markdown]
-# A phantom is synthetic, so the right answer and the true boxes are known exactly. A reply with the right answer can still contain a wrong box or a
-# wrong sentence. The overlap of two boxes is their intersection over union (IoU), from 0 to 1, in pixels for rectangles and in voxels for cuboids;
+# A phantom is synthetic, so the right answer and the true boxes are known exactly. A reply with the right answer can still contain a wrong sentence, or a
+# box on another structure than its sentence names. The overlap of two boxes is their intersection over union (IoU), from 0 to 1, in pixels for rectangles and in voxels for cuboids;
 # here it is computed by hand and by the library:
 #
 # $$\mathrm{IoU}(A, B) = \frac{|A \cap B|}{|A \cup B|}$$
@@ -249,7 +249,7 @@ display.plot_intervals(accuracy, f"right of {count // 2}, % (95 % interval)", re
 for dimension in ("2D", "3D"):
     (value, low, high), blank = (accuracy[name][dimension] for name in accuracy)
     word = "above" if low > 25 else "below" if high < 25 else "not distinguishable from"
-    note = f"{word} chance, 25 %; with blank images {blank[0]:.0f} %"
+    note = f"{word} chance, 25 %; with blank images {blank[0]:.0f} ({blank[1]:.0f} to {blank[2]:.0f}) %"
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]

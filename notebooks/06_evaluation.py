@@ -126,7 +126,7 @@ print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points w
 
 
 # %% [markdown]
-# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (hence above chance); **question-only**, the
+# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (of its dimension, hence not below chance there); **question-only**, the
 # option most often right in training (notebook 01 fits a stronger one); **blank**, the model on grey images. If question-only is above chance, the options may give answers away.
 
 # %%
@@ -230,7 +230,8 @@ display.plot_intervals(by_way, "points lost against own crops, paired", referenc
 # A box *touches* a structure if their IoU is at least 0.1, whatever the reply calls it. The cause of a wrong answer is the first that applies: **no
 # answer**; **wrong letter** (the reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box);
 # **invented** (some box touches none of those structures); **miscalculated** (a difference or midpoint in the reasoning does not follow from its
-# numbers); **misread** (none of these). A right answer may have a wrong reason: **right, box elsewhere**, or a wrong calculation.
+# numbers); **misread** (none of these). The first that applies is a symptom: a box at the edge of
+# another structure may be the cause. A right answer may have a wrong reason: **right, box elsewhere**, or a wrong calculation.
 
 # %%
 COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#f0e442", "#cc79a7", "#0072b2", "#656d76"

@@ -72,14 +72,15 @@ pipeline_figure("ablations")
 # reasoning help, and so do injected region tokens. **Stages**: outcome RL, rewarded for answer and format only, improves on SFT.
 #
 # A condition is one set of notebook parameters (`sft`: notebook 04, `rl`: 05, `test`: 06) and states what differs from the defaults.
-# A claim says which of two conditions should be better, in which column (`value`), on which questions. Both are written before
+# A claim says which of two conditions should be better, in which column (`value`), on which questions. Boxes are tested without regions,
+# regions as what they add to boxes. Conditions and claims are written before
 # the first run, so that nobody can choose the comparisons that came out well.
 
 # %%
 grid = load_grid(root / GRID)
 print(f"{grid.about}\nAll conditions: seeds {grid.seeds}, {grid.overrides}")
 rows = {name: {"about": one.about} | one.stages for name, one in grid.conditions.items()}
-claims = {name: one.model_dump(exclude={"says", "kind"}) for name, one in grid.claims.items()}
+claims = {name: one.model_dump(exclude={"kind"}) for name, one in grid.claims.items()}
 with pd.option_context("display.max_colwidth", None):
     display(pd.DataFrame(rows).T.fillna("no such stage"), pd.DataFrame(claims).T.fillna("all"))
 
@@ -288,9 +289,8 @@ print(f"*: interval excludes zero: {starred} of {len(effects)}; chance alone giv
 # be chance.
 #
 # ## 7 · Differences between seeds: reasoning and letters
-#
-# A right reply needs a right conclusion ("... the left kidney") and the letter of that option. **Conclusion right** scores the option that the
-# reasoning names last; **rationale-answer consistency** is the proportion of replies whose letter is that of this option.
+# A consistent right reply has a right conclusion ("... the left kidney") and the letter of that option; some letters are right by luck. **Conclusion
+# right** scores the option that the reasoning names last; **rationale-answer consistency** is the proportion of replies with the letter of this option.
 #
 # > **Predict first.** In the claim with the widest interval, one seed may answer far worse than the others. Does that model see less?
 

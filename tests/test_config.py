@@ -104,5 +104,5 @@ def test_literals_as_typed():
     typed = ["3", " 1e-5", "true", "None", "[8, 64]", "tiny", "'a b'", "a=b", ""]
     values = [3, 1e-5, True, None, [8, 64], "tiny", "a b", "a=b", ""]
     assert [parse_value(text) for text in typed] == values
-    parsed = parse_overrides("a.b=1,c=[1,2];d=(3,4)\ne=x, f={'g': 1, 'h': 2}")
-    assert parsed == {"a.b": 1, "c": [1, 2], "d": (3, 4), "e": "x", "f": {"g": 1, "h": 2}}
+    parsed = parse_overrides("a.b=1,c=[1,2];d=(3,4)\ne=x, f={'g': 1, 'h': [2, {}]}")
+    assert parsed == {"a.b": 1, "c": [1, 2], "d": (3, 4), "e": "x", "f": {"g": 1, "h": [2, {}]}}

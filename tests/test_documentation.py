@@ -102,7 +102,9 @@ def test_verdicts_in_readme_are_those_of_the_study():
     grid = load_grid(ROOT / "data/ablations/first/claims.yaml")
     names = {"supported": [], "inconclusive": [], "contradicted": []}
     for one in judge(grid, read_pooled(ROOT / "data/results/first/claims.csv.gz")):
-        names[one.verdict.split()[0]].append(one.name)
+        scale = 100 if one.claim.value == "correct" else 1
+        effect = one.comparison.difference.text(scale, "+") + " IoU" * (scale == 1)
+        names[one.verdict.split()[0]].append(f"{one.claim.says}, {effect}")
     for verdict, claims in names.items():
         line = re.search(rf"^- \*\*{verdict.title()}\*\*[^:]*: (.*)\.$", text_of("README.md"), re.M)
         expected = "; ".join(claims) or "none"

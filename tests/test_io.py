@@ -49,6 +49,14 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert (folder / "a.txt").read_text() == "first" and os.listdir(folder.parent) == ["set"]
 
 
+def test_lines_are_read_as_they_were_written_and_torn_ones_passed_over_report_5(tmp_path):
+    texts, path = ["a\u2028b", "c\x85d", "µ"], tmp_path / "a.jsonl"
+    files.append_lines(path, [{"text": text} for text in texts])
+    assert [line["text"] for line in files.read_lines(path)] == texts
+    path.write_bytes(path.read_bytes() + '{"text": "µ'.encode()[:-1])
+    assert [line["text"] for line in files.read_lines(path)] == texts
+
+
 def test_what_is_no_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(DatasetError, match=r"pipe\.json: expected a file or nothing"):

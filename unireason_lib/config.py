@@ -14,7 +14,6 @@ type are errors that say what was perhaps meant.
 
 import ast
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -146,8 +145,13 @@ def load_profile(
 def parse_overrides(text: str) -> dict[str, Any]:
     """``"a.b=3, c=[1,2]"`` -> ``{"a.b": 3, "c": [1, 2]}``; semicolons and newlines separate too. A
     :class:`ProfileError` when a part has no ``=``."""
-    changes = {}
-    for part in re.split(r"[,;\n](?![^\[({]*[\])}])", text):
+    changes, parts, depth = {}, [""], 0
+    for sign in text:
+        depth += (sign in "[({") - (sign in "])}")
+        parts[-1] += sign
+        if sign in ",;\n" and not depth:
+            parts[-1:] = [parts[-1][:-1], ""]
+    for part in parts:
         key, equals, value = part.partition("=")
         if equals:
             changes[key.strip()] = parse_value(value)

@@ -59,7 +59,11 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         if not folder.is_dir():
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     except OSError as error:
         raise disk_error(folder, error) from error
     finally:
@@ -111,7 +115,7 @@ def append_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON lines; torn ones are passed over, no file has none."""
     lines = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
+    for line in Path(path).read_bytes().split(b"\n") if Path(path).exists() else ():
         with contextlib.suppress(ValueError):  # torn by a kill
             lines.append(json.loads(line))
     return lines

@@ -131,6 +131,7 @@ def tiles() -> list[Tile]:
     ]
     controls = {"none": "own crops", "random-crop": "random crops", "no-crop": "no crops"}
     crops = [(name, accuracy(f"{first}, textures", key)) for key, name in controls.items()]
+    asked = table.loc[table["condition"] == f"{first}, textures", "id"].nunique()
     judged = [one for one in judge(grid, table) if one.claim.part == "mixture"]
     judged.sort(key=lambda one: "supported" not in one.verdict)  # the large figure is the first
     claim = "slices help, "
@@ -145,7 +146,7 @@ def tiles() -> list[Tile]:
         ),
         (
             "Does it use its crops?",
-            "right answers about textures, with own against random crops",
+            f"right answers about textures, with own against random crops ({asked} questions)",
             crops,
             25,
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.dataset.sources.layouts import make_folder
 from unireason_lib.errors import DatasetError
 from unireason_lib.grounding import load_model
 from unireason_lib.inference import read_results
@@ -72,7 +73,7 @@ def test_from_records_to_a_model_that_learnt_and_is_merged(run, data, tiny_check
     misspelt = run(*first, "--set", "sft.learning_rat=1")
     assert misspelt.exit_code == 2 and "learning_rate" in misspelt.stderr
     done = run(*first, "--set", "grounding.sft_lora_r=4")
-    assert done.exit_code == 0 and "records to learn from" in done.stdout and done.stderr == ""
+    assert done.exit_code == 0 and "training records" in done.stdout and done.stderr == ""
     lines = (sft / "log.jsonl").read_text()
     assert lines.count('"loss"') == 4 and '"free_running"' in lines
     done = run("rl", *quiet, "--model", sft / "model", "--out", rl)
@@ -153,7 +154,7 @@ def test_a_question_without_its_scan_ends_with_exit_code_1(evaluate, tmp_path):
 def test_a_study_is_planned(run, monkeypatch, tmp_path):
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.setattr("unireason_lib.notebooks.project_root", lambda: tmp_path)
-    done = run("ablate", ROOT / "data" / "ablations" / "claims.yaml", "--dry-run", "--seeds", 1)
+    done = run("ablate", ROOT / "data" / "ablations" / "second.yaml", "--dry-run", "--seeds", 1)
     assert done.exit_code == 0 and "runs, " in done.stdout and "test-joint-seed0" in done.stdout
 
 
@@ -168,3 +169,17 @@ def test_a_tutorial_that_fails_says_so(run, monkeypatch):
     done = run("tutorial", "00", "03", "--profile", "smoke", "-p", "SEED=1")
     assert done.exit_code == 1
     assert given == [["00", "03"], "smoke", {"SEED": 1}, Path("runs/tutorial"), 1]
+
+
+def test_a_build_says_which_scans_it_could_not_read_and_what_a_folder_lacks(run, tmp_path):
+    """A beginner had to open a table of Parquet for it."""
+    scans = make_folder(tmp_path / "scans")
+    torn = scans / "images/ben-visit1.nii.gz"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    words = ("build", "--size", "4,64,64", "--out", tmp_path / "set", "--source")
+    done = run(*words, f"folder:{scans}")
+    assert done.exit_code == 1 and "test        0 records of 0 patients" in done.stdout
+    assert "scans-ben-visit1: " in done.stderr and "a whole NIfTI file" in done.stderr
+    (scans / "names.json").unlink()
+    done = run(*words, f"folder:{scans}")
+    assert done.exit_code == 2 and "a folder with names.json" in done.stderr

@@ -262,6 +262,20 @@ def test_unreadable_studies_are_counted_named_and_skipped(build_from, tmp_path):
     assert {record.study for record in records_of(report.folder)} == {"phantom-000001"}
 
 
+def test_a_scan_that_breaks_while_it_is_read_costs_one_study_report_1(tmp_path):
+    """With an answer prior, too, which reads scans before records are made."""
+    root = layouts.make_folder(tmp_path / "scans")
+    torn, holed = (root / f"images/{case}.nii.gz" for case in ("anna-visit1", "ben-visit1"))
+    torn.write_bytes(torn.read_bytes()[:-200])
+    values = layouts.ramp(*layouts.SHAPE).astype(np.float32)
+    values[0, 0, 0] = np.nan
+    layouts.save_nifti(holed, values)
+    report = build(settings(f"folder:{root}", prior_studies=10), tmp_path / "set")
+    assert report.unreadable == 2 and report.manifest["studies"]["read"] == 1
+    details = {row["study"]: row["detail"] for row in refused_of(report)}
+    assert "NaN" in details["scans-ben-visit1"] and len(details) == 2
+
+
 def test_a_split_that_stays_empty_is_warned_of(tmp_path):
     config = settings("phantom:dimension=2d,count=3", fractions={"train": 0.98, "test": 0.02})
     with pytest.warns(match="none of 3 patients was drawn for the split test: choose other"):
@@ -355,13 +369,35 @@ def test_b17_other_settings_are_refused_unless_overridden(tmp_path, monkeypatch)
         config, (name,) = settings(source, **usual, **changes), changes
         with pytest.raises(DatasetError, match=f"{name} was"):
             build(config, tmp_path / "set")
-        assert build(config, tmp_path / "set", override=True).manifest == first.manifest
+        with pytest.raises(DatasetError, match=r"undo the change, or build elsewhere\.$"):
+            build(config, tmp_path / "set", override=True)  # nothing is done to a finished one
+    assert json.loads((tmp_path / "set/manifest.json").read_text()) == first.manifest
     for wrong in ({"limit": 0}, {"fractions": {"train": 0.3}}, {"families": ("poetry",)}):
         with pytest.raises(DatasetError):
             settings(**wrong)
     (tmp_path / "set/manifest.json").unlink()  # as if it had not been finished
     again = build(config, tmp_path / "set", override=True).manifest
     assert "size was" in again["overridden"][0] and again["settings"] == config.public()
+
+
+@pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")
+@pytest.mark.parametrize(
+    "name, make, file",
+    [
+        ("folder", layouts.make_folder, "names.json"),
+        ("decathlon", layouts.make_decathlon, "dataset.json"),
+        ("totalsegmentator", layouts.make_multilabel, "labels.json"),
+    ],
+)
+def test_other_names_of_the_labels_are_noticed_report_2(tmp_path, name, make, file):
+    root = make(tmp_path / "data")
+    names = f",names={file}" if name == "totalsegmentator" else ""
+    config = settings(f"{name}:{root}{names}", prior_studies=0, images="none")
+    build(config, tmp_path / "set")
+    text = (root / file).read_text()
+    (root / file).write_text(text.replace("liver", "heart").replace("Liver", "Heart"))
+    with pytest.raises(DatasetError, match="indexes was"):
+        build(config, tmp_path / "set")
 
 
 @pytest.mark.filterwarnings("ignore::unireason_lib.errors.ScanWarning")

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
+from math import prod
 
 import numpy as np
 import pytest
@@ -53,6 +54,11 @@ def test_volumes_are_hounsfield_units_in_lps(clinic):
         assert np.median(scan[labels == ORGANS["spine"]]) > 70
 
 
+def cm3(study):
+    """Of a voxel."""
+    return prod(study.spacing) / 1e3
+
+
 def test_organs_have_textbook_volumes():
     """Kidneys had 330 cm3."""
     studies = [phantom(seed, config=replace(WHOLE, absent=0)) for seed in range(60)]
@@ -60,11 +66,11 @@ def test_organs_have_textbook_volumes():
     ranges |= {"heart": (450, 1000), "stomach": (150, 500), "right lung": (1500, 3500)}
     ranges |= dict.fromkeys(("left kidney", "right kidney"), (110, 230))
     for name, (low, high) in ranges.items():  # cm3 of adults, generous
-        sizes = [study.find(name).size / 1e3 for study in studies]
+        sizes = [study.find(name).voxels * cm3(study) for study in studies]
         assert low < np.percentile(sizes, 5) and np.percentile(sizes, 95) < high, (name, sizes)
         assert np.std(sizes) / np.mean(sizes) > 0.07
     for name, low, high in (("aorta", 17, 28), ("inferior vena cava", 16, 32)):  # mm across
-        areas = [study.slice(18).find(name).size for study in studies]
+        areas = [study.slice(18).find(name).voxels * prod(study.spacing[1:]) for study in studies]
         assert low < 2 * np.sqrt(np.median(areas) / np.pi) < high
 
 
@@ -75,10 +81,11 @@ def test_slices_and_lesions_have_plausible_sizes(clinic):
     assert 280 <= 64 * spacings[:, 2].min() < 310 and 370 < 64 * spacings[:, 2].max() <= 400.001
     lesions = [lesion for study in clinic for lesion in study.lesions]
     assert all(42 <= lesion.attributes["diameter_mm"] <= 72 for lesion in lesions)
-    assert 40 < np.median([lesion.size for lesion in lesions]) / 1e3 < 90
-    for lesion in lesions:
+    volumes = [lesion.voxels * cm3(study) for study in clinic for lesion in study.lesions]
+    assert 40 < np.median(volumes) < 90
+    for lesion, volume in zip(lesions, volumes, strict=True):
         ball = np.pi / 6 * lesion.attributes["diameter_mm"] ** 3
-        assert 0.5 < lesion.size / ball < 1.6
+        assert 0.5 < 1e3 * volume / ball < 1.6
         assert min(lesion.box.width, lesion.box.height) >= 5  # pixels: room for a texture
     hosts = Counter(lesion.attributes["host"] for lesion in lesions)
     assert set(hosts) == set(HOSTS) and max(hosts.values()) == hosts["liver"] < 0.55 * len(lesions)

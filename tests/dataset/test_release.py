@@ -98,12 +98,21 @@ def test_a_table_names_volumes_and_none_outside_of_the_folder_is_read(release, m
     table = tmp_path / "volumes.csv"
     paths = {"ct/0001/x.npy": (32, False), "ct/none.npy": (0, False), "../secret.npy": (0, True)}
     for path, expected in paths.items():
-        table.write_text(f"id,volume\nsft-00000003,{path}\n")
+        table.write_text(f"id,volume\nsft-00000003,{path}\nsft-00000001,\n")
         data = open_release(release, m3d_root=m3d_root, volumes=table)
         *_, record = data.records("sft")
         assert (len(record.image_ids), record.scan is None) == expected
     _, named, _ = open_release(release, m3d_root=m3d_root).records("rl")  # by its own row
     assert {image.size for image in images_of(data, named)} == {(256, 256)}
+
+
+def test_the_id_of_a_row_counts_the_files_of_all_splits_report_8(tmp_path):
+    for split in ("test", "train", "validation"):
+        rows = [{"messages": turns(f"{split} {k}", "x"), "image_ids": []} for k in range(2)]
+        write(tmp_path / f"sft/{split}-0.parquet", rows)
+    data = open_release(tmp_path)
+    every, part = ({key: str(row) for key, row in data.rows("sft", s)} for s in ("all", "train"))
+    assert list(part) == ["sft-00000002", "sft-00000003"] and part.items() <= every.items()
 
 
 def test_bad_input_is_named(release, tmp_path):

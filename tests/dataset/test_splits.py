@@ -53,6 +53,17 @@ def test_look_alikes_under_different_names_stay_together_even_through_a_third():
     assert len(set(tied.splits[[0, 1, 40, 41]].tolist())) == 1 and tied.groups == 39
 
 
+def test_groups_fall_into_the_splits_as_single_patients_do_report_3():
+    """They had the least of their draws, so groups of three were never held out."""
+    names = np.array([patient_key(f"p{i}") for i in range(6000)], np.uint64)
+    alike = np.repeat(np.arange(1, 2001, dtype=np.uint64), 3)
+    hashes, own = np.zeros((6000, HASH_BYTES), np.uint8), np.full(6000, -1, np.int8)
+    made = assign_splits(names, hashes, alike, own)
+    shares = np.bincount(made.splits, minlength=3) / 6000
+    single = np.bincount(assign_splits(names, hashes, 0 * alike, own).splits, minlength=3) / 6000
+    assert made.groups == 2000 and np.abs(shares - single).max() < 0.03
+
+
 def test_a_split_of_the_source_is_kept_and_the_protected_one_wins_a_dispute():
     scan, other = phantom_slice(1).scan, phantom_slice(2).scan
     made = assigned("abc", [scan, scan, other], ["train", "test", "val"])

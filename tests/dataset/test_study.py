@@ -28,7 +28,7 @@ def test_host_keeps_its_whole_box_when_a_lesion_replaces_its_edge():
     liver, lesion, body = study.find("liver"), study.find("liver lesion"), study.find("body")
     box, voxels, centroid = naive((labels == 5) | (labels == 41))
     assert liver.box == Box3D(*box) == Box3D(3, 2, 1, 11, 8, 3)
-    assert liver.voxels == voxels and liver.size == voxels * 20
+    assert liver.voxels == voxels
     np.testing.assert_allclose(liver.centroid, centroid)
     assert lesion.box == Box3D(7, 2, 1, 11, 5, 3) and lesion.kind == "lesion"
     assert body.voxels == voxels  # nested two deep, and without a voxel of its own
@@ -66,7 +66,7 @@ def test_slice_is_a_2d_study_of_the_same_patient():
     assert (cut.scan == scan.array[1]).all() and (cut.labels == labels[1]).all()
     assert study.key == "k" and cut.key == ""  # no source can read a slice by the volume's key
     kidney, cyst = cut.structures
-    assert kidney.box == Box2D(2, 1, 5, 4) and kidney.size == 9 * 4.0
+    assert kidney.box == Box2D(2, 1, 5, 4) and kidney.voxels == 9
     assert cyst.box == Box2D(3, 2, 4, 3) and cyst.attributes == {"host": "kidney_left"}
     assert [s.name for s in study.slice(0).structures] == ["kidney_left"]
     assert study.slice(2).structures == () and study.slice(2).absent == ("kidney_left", "cyst")

@@ -217,5 +217,9 @@ def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
     data.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     data.save_as(path)
     assert path.stat().st_size < 5_000 and load_volume(path).shape == (1, 400, 400)
+    data.file_meta.add_new(0x00020102, "OB", bytes(2000))  # before the transfer syntax or after
+    data.file_meta.add_new(0x00020001, "OB", bytes(2000))
+    data.save_as(tmp_path / "b.dcm", enforce_file_format=False)
     monkeypatch.setattr(dicom, "MAX_INFLATED", 100_000)
-    refuse(path, "at most 100000 bytes", "deflated to")
+    for name in ("a.dcm", "b.dcm"):
+        refuse(tmp_path / name, "at most 100000 bytes", "deflated to")

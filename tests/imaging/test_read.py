@@ -123,12 +123,19 @@ def test_headers_that_contradict_themselves_about_directions_report_9(tmp_path):
 def test_sizes_are_checked_before_anything_is_allocated_B9(tmp_path):
     """A small npz or gzip could ask for any amount of memory."""
     side = int(MAX_VOXELS ** (1 / 3)) + 2
+    np.save(tmp_path / "small.npy", RAMP)
     stream = io.BytesIO()
     form = {"descr": "<f8", "fortran_order": False, "shape": (side, side, side)}
     np.lib.format.write_array_header_1_0(stream, form)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
         archive.writestr("x.npy", stream.getvalue())
-    refuse(tmp_path / "bomb.npz", "at most 536,870,912 voxels")
+        archive.writestr("small.npy", (tmp_path / "small.npy").read_bytes())
+    refuse(tmp_path / "bomb.npz", "x", "small", "name one")
+    with pytest.raises(ScanError, match="at most 536,870,912 voxels"):
+        load_volume(tmp_path / "bomb.npz", key="x")
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "a") as archive:  # NumPy opens the other x
+        archive.writestr("small", stream.getvalue())
+    refuse(tmp_path / "bomb.npz", "two arrays have one name")
     for suffix in (".nii", ".nii.gz"):
         for sides in ((32767,) * 3, (500,) * 3, (-3, 4, 5), (0, 4, 5)):
             refuse(save(tmp_path / f"scan{suffix}", RAMP, dim=[3, *sides, 1, 1, 1, 1]), "scan.nii")
@@ -153,6 +160,8 @@ def test_missing_empty_and_misnamed_files(tmp_path):
     refuse(tmp_path, "a folder", read=load_image)
     (tmp_path / "empty.nii").touch()
     refuse(tmp_path / "empty.nii", "empty file")
+    Image.new("L", (8, 8)).save(tmp_path / "exif.png", exif=b"Exif\0\0garbage")
+    refuse(tmp_path / "exif.png", "readable EXIF data", read=load_image)
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
     refuse(tmp_path / "image.png", "load_image", "PNG")
     plain, png = save(tmp_path / "p.nii", RAMP).read_bytes(), (tmp_path / "image.png").read_bytes()

@@ -1,6 +1,5 @@
 """``build sft rl merge base ablate plan tutorial``: commands that make data, models and studies."""
 
-import json
 import os
 import shlex
 import sys
@@ -27,6 +26,7 @@ def build(given: Any) -> None:
     Exit code 1: finished, but some studies could not be read (see the configuration "refused").
     """
     from unireason_lib.dataset import build as building
+    from unireason_lib.dataset.hub import load_set
     from unireason_lib.imaging import QWEN_FRAME
     from unireason_lib.inference import Checkpoint
 
@@ -50,13 +50,20 @@ def build(given: Any) -> None:
         return
     running = values(given, "workers ray override") | {"progress": sys.stderr.isatty()}
     report = building.build(config, given.out, **running)
-    about = {name: report.manifest[name] for name in ("records", "images", "studies", "refused")}
-    about |= {"counts": report.manifest["counts"], "warnings": report.manifest["warnings"]}
+    counts, studies = report.manifest["counts"]["split"], report.manifest["studies"]
     made = f"{report.built:,} studies processed now" if report.built else "was finished already"
-    typer.echo(f"{report.folder}: {made}, {report.seconds:.1f} s\n{json.dumps(about, indent=1)}")
+    typer.echo(f"{report.folder}: {made}, {report.seconds:.1f} s")
+    for split, patients in studies["patients_by_split"].items():
+        typer.echo(f"{split:5}  {counts.get(split, 0):6,} records of {patients:,} patients")
+    if config.prior_studies and sum(counts.values()) < 2 * studies["read"]:
+        do = "--prior-studies 0 keeps them"
+        typer.echo(f"questions whose answer can be guessed without the images are left out; {do}")
+    typer.echo(f"{report.folder / 'manifest.json'}: counts by family, kind, source; warnings")
     if report.unreadable:
-        do = 'load_dataset(folder, "refused") says why'
-        typer.echo(f"{report.unreadable} studies could not be read; {do}", err=True)
+        refused = load_set(report.folder, "refused", "train").to_pandas()
+        typer.echo(f"{report.unreadable} studies could not be read, first of them:", err=True)
+        for row in refused[refused["reason"] == "unreadable"].head(3).itertuples():
+            typer.echo(f"  {row.study}: {row.detail}", err=True)
         raise typer.Exit(1)
 
 
@@ -117,7 +124,7 @@ def _train(stage: str, given: Any) -> None:
     tower = stage == "sft" and from_base and bool(settings.model.tower)
     how = {"device": _device(), "tower": tower}
     loaded = load_profile_model(settings.model, Path.cwd(), path, **how)
-    typer.echo(f"{len(records):,} records to learn from, {len(held_out)} of other patients")
+    typer.echo(f"{len(records):,} training records, {len(held_out)} for validation while training")
     if tower:
         typer.echo(f"vision tower and merger of {settings.model.tower} (model.tower)")
     how = Settings(limits[0], limits[1] * injects(ours.components))

@@ -142,8 +142,11 @@ def build(
         workers, ray = 1, None
     with locked(run.work / "lock", folder.name, wait):
         differences = _differences(run)
-        if differences and not override:
-            do = "undo the change, build elsewhere, or go on all the same with --override"
+        if differences and (not override or manifest_path.exists()):
+            unfinished = (
+                "" if manifest_path.exists() else ", or continue all the same with --override"
+            )
+            do = f"undo the change, or build elsewhere{unfinished}"
             raise DatasetError(folder, "the settings it was begun with", "; ".join(differences), do)
         if not manifest_path.exists():
             for leftover in run.work.glob("shards/*/*.partial"):
@@ -163,10 +166,10 @@ def _differences(run: Run) -> list[str]:
     differs from what is written there."""
     now, path = {**run.config.public(), "version": __version__}, run.work / "settings.json"
     now["indexes"] = []
-    for index in shards.open_run(run).indexes:
-        digest = hashlib.blake2b(digest_size=16)
+    for source, index in zip(*shards.open_run(run)[:2], strict=True):
+        digest = hashlib.blake2b(repr(source.about or "").encode(), digest_size=16)
         for entry in index:
-            digest.update(repr((entry.key, entry.patient, entry.split)).encode())
+            digest.update(repr((entry.key, entry.patient, entry.split, *entry.labels)).encode())
         now["indexes"].append(f"{len(index)} studies, {digest.hexdigest()}")
     if not path.exists():
         write_json(path, now)
@@ -279,19 +282,21 @@ def _assign(studies: pd.DataFrame, run: Run) -> dict[str, Any]:
     names = np.array(SPLITS, object)[assigned.splits]
     studies["split"] = pd.Series(names, first.index).reindex(studies.index, fill_value="")
     patients = {split: len(np.unique(keys[names == split])) for split in SPLITS}
+    total = sum(patients.values())
+    alike = total - assigned.groups
     for split, fraction in run.config.fractions.items():
-        if fraction and not patients[split]:
-            what = f"none of {sum(patients.values())} patients was drawn for the split {split}"
-            warnings.warn(f"{what}: choose other fractions or another seed", stacklevel=2)
+        if fraction and total and not patients[split]:
+            what = f"none of {total} patients was drawn for the split {split}"
+            why = f" ({alike} look like another one, and share its split)" if alike else ""
+            warnings.warn(f"{what}{why}: choose other fractions or another seed", stacklevel=2)
     warned = studies[studies["warnings"].map(len) > 0][["id", "warnings"]]
     rows = zip(names, first["digest"], strict=True)
     content = b"".join(sorted(split.encode() + digest for split, digest in rows))
     return {
         "content_hash": hashlib.blake2b(content, digest_size=16).hexdigest(),
         "studies": {
-            **{"read": len(first), "patients": sum(patients.values())},
-            **{"patients_by_split": patients},
-            "near_duplicates": sum(patients.values()) - assigned.groups,
+            **{"read": len(first), "patients": total, "patients_by_split": patients},
+            "near_duplicates": alike,
         },
         "warnings": {
             "studies": len(warned),

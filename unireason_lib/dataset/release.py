@@ -56,9 +56,13 @@ class Release:
         """Ids and columns of one folder; of a split only where files are named after it. The id
         is ``sft-00000012``: the row's number over all files in the order of their names."""
         number, paths = 0, sorted((self.folder / form).glob("*.parquet"))
-        for path in [p for p in paths if p.name.startswith(f"{split}-")] or paths:
+        chosen = [p for p in paths if p.name.startswith(f"{split}-")] or paths
+        for path in paths:
             with raising(DatasetError, path, "a Parquet file", "download it again"):
                 file = pq.ParquetFile(path)
+            if path not in chosen:
+                number += file.metadata.num_rows
+                continue
             for batch in file.iter_batches(256):
                 for row in batch.to_pylist():
                     yield f"{form}-{number:08d}", row
@@ -154,7 +158,7 @@ def open_release(
     table: Mapping[str, str] = {}
     if volumes:
         with raising(DatasetError, volumes, "CSV with the columns id and volume", "correct it"):
-            table = pd.read_csv(volumes, dtype=str).set_index("id")["volume"].to_dict()
+            table = pd.read_csv(volumes, dtype=str).dropna().set_index("id")["volume"].to_dict()
     return Release(Path(where), Path(m3d_root) if m3d_root else None, table)
 
 

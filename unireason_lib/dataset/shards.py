@@ -187,8 +187,9 @@ def learn_shard(shard: Shard) -> AnswerPrior:
         for entry in shard.entries:
             with contextlib.suppress(UniReasonError):  # counted when its records are due
                 with _reading([]):
-                    study = source.study(entry.key)
-                yield View(study, config.size, config.window, config.frame)
+                    view = View(source.study(entry.key), config.size, config.window, config.frame)
+                    view.visible_labels  # noqa: B018  (reads the scan: a broken one costs one study)
+                yield view
 
     with warnings.catch_warnings(action="ignore", category=ScanWarning):
         return learn_prior(views(), seed=config.seed)

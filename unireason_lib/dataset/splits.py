@@ -135,7 +135,9 @@ def assign_splits(
     pairs = np.unique(pairs[member[pairs[:, 0]] != member[pairs[:, 1]]], axis=0)
     graph = coo_array((np.ones(len(pairs), bool), member[pairs].T), shape=(len(names),) * 2)
     count, group = connected_components(graph, directed=False)
-    group = np.unique(group, return_index=True)[1][group]  # its first patient, whose draw counts
+    # a group has the draw of one of its patients: not the first, since names are sorted as drawn
+    order = np.argsort(names * np.uint64(0x9E3779B97F4A7C15), kind="stable")
+    group = order[np.unique(group[order], return_index=True)[1]][group]
     claimed = np.full(len(names), -1, np.int8)
     np.maximum.at(claimed, group[member], own)
     uniform = (names >> np.uint64(11)).astype(np.float64) / (1 << 53)

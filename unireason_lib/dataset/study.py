@@ -6,7 +6,6 @@ liver 5, liver = {5, 41}, and its box, volume and centroid are those of the whol
 (z, y, x) or (y, x), boxes half open in voxels; the middle of voxel 3 is 3.5.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -46,7 +45,6 @@ class Structure:
     box: Box  # the smallest half-open one, in whole voxels
     centroid: tuple[float, ...]  # mean position (x, y[, z]) in box coordinates
     voxels: int  # how many belong to it
-    size: float | None = None  # mm3 (mm2 in an image); None when the spacing is unknown
     kind: Kind = "organ"
     attributes: Mapping[str, Any] = field(default_factory=dict)  # of a lesion: host, components ...
     values: tuple[int, ...] = ()  # all of the label map that belong to it, its own first
@@ -146,7 +144,7 @@ class Study:
         names = {label: name for label, name in names.items() if name is not None}
         rows = [(k, name, values[k], attributes.get(k, {})) for k, name in names.items()]
         about = {"vocabulary": tuple(dict.fromkeys(names.values())), **space, **about}
-        structures = _structures(measured, rows, about.get("spacing"))
+        structures = _structures(measured, rows)
         space = {"dimension": f"{labels.ndim}d", "shape": labels.shape}
         return cls(scan_source=scan, labels=labels, structures=structures, **space, **about)
 
@@ -219,7 +217,7 @@ class Study:
             shape=plane.shape,
             scan_source=scan() if isinstance(self.scan_source, Volume | np.ndarray) else scan,
             labels=plane,
-            structures=_structures(_measure(plane), rows, spacing),
+            structures=_structures(_measure(plane), rows),
             spacing=spacing,
             directions=self.directions[:2],
             details={**self.details, "z": z, "volume": self.id},
@@ -281,7 +279,7 @@ def _measure(labels: np.ndarray) -> dict[int, tuple]:
     return measured
 
 
-def _structures(measured, rows: Iterable[tuple], spacing) -> tuple[Structure, ...]:
+def _structures(measured, rows: Iterable[tuple]) -> tuple[Structure, ...]:
     """Structures of what was measured of their values; ``rows``: label, name, values, attributes.
     Those that are not there are left out."""
     structures = []
@@ -297,7 +295,6 @@ def _structures(measured, rows: Iterable[tuple], spacing) -> tuple[Structure, ..
             box=(Box2D if len(total[0]) == 2 else Box3D)(*low, *high),
             centroid=tuple(sum(axis) / voxels for axis in zip(*total, strict=True)),
             voxels=voxels,
-            size=voxels * math.prod(spacing) if spacing else None,
             kind=attributes.pop("kind", None) or kind_of(name),
             attributes=attributes,
             values=values,

@@ -19,7 +19,7 @@ from unireason_lib import imaging
 from unireason_lib.boxes import Box
 from unireason_lib.dataset.schema import image_names
 from unireason_lib.dataset.study import Structure, Study, slices_of
-from unireason_lib.errors import DatasetError
+from unireason_lib.errors import DatasetError, ScanError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Volume, Window
 
 MIN_PIXELS = 12
@@ -139,7 +139,10 @@ class View:
             scan = scan if scan.ndim == 2 else scan.max(axis=2)
         elif self._grid != labels.shape:
             labels, scan = (imaging.serialize_labels(array, self._grid) for array in (labels, scan))
-        return labels, scan, scan.min()
+        if np.isnan(lowest := scan.min()):
+            do = "fill them, and save the scan again"
+            raise ScanError(self.study.id, "finite values", "NaN", do)
+        return labels, scan, lowest
 
     @cached_property
     def visible_labels(self) -> frozenset[int]:

@@ -35,7 +35,15 @@ rationale-answer consistency."""
 
 PERCENT = ("accuracy", "blank", "question_only", "majority", "concluded", "followed")
 PERCENT += ("abstained", "format", "hit")
-TITLES = {"blank": "blank images, %", "followed": "rationale-answer consistency, %"}
+TITLES = {
+    **{"blank": "accuracy with blank images, %", "question_only": "question-only baseline, %"},
+    **{"majority": "most frequent letter, %", "concluded": "reasoning ends on the right option, %"},
+    **{"followed": "rationale-answer consistency, %", "abstained": "no option chosen, %"},
+    **{"format": "format compliance, %", "hit": "a box with IoU of 0.5 or more, %"},
+    **{"iou_first": "IoU of the first box", "iou_best": "IoU of the best box"},
+    **{"iou_all": "IoU of all true boxes", "iou_average_box": "IoU of the average box"},
+    "crop_fraction": "area of a crop, of the image",
+}
 OTHERS = ("iou_first", "iou_best", "iou_all", "iou_average_box", "crop_fraction")
 ALONE = ("chance", "rounds", "own_tokens", "injected_tokens", "seconds")  # without intervals
 
@@ -183,7 +191,8 @@ def summary(results: pd.DataFrame, blank: pd.DataFrame | None = None) -> pd.Data
 
 def report(path: str | Path) -> tuple[pd.DataFrame, str]:
     """The :func:`summary` of a file of results, with the blank images :func:`beside` it if these
-    are of the same benchmark, and its Markdown with notes."""
+    are of the same benchmark, and in Markdown: all measures by dimension, three of them by family,
+    and notes."""
     path, blank = Path(path), beside(path, "blank")
     results = read_table(path)
     run, of_blank = (run_note(one).get("run") or {} for one in (path, blank))
@@ -194,7 +203,13 @@ def report(path: str | Path) -> tuple[pd.DataFrame, str]:
         ends = table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
         scale, title = (100, f"{name}, %") if name in PERCENT else (1, name)
         cells = [Interval(*row, 0, 0).text(scale) if row[0] == row[0] else "-" for row in ends]
-        shown[TITLES.get(name, title.replace("_", " "))] = cells
+        shown[TITLES.get(name, title)] = cells
+    rows, sums = shown["dimension"] != "all", shown["family"] == "all"
+    if shown.loc[rows, "dimension"].nunique() == 1:
+        sums &= rows
+    wide = shown[sums].drop(columns="family").set_index("dimension").rename_axis(None).T
+    some = ["dimension", "family", "n", "accuracy, %", TITLES["blank"], TITLES["iou_first"]]
+    parts = shown.loc[rows & (shown["family"] != "all"), [x for x in some if x in shown]]
     notes = [
         f"{path.name}, control {run.get('control')}"
         + "; no run with blank images yet" * (not same),
@@ -206,7 +221,8 @@ def report(path: str | Path) -> tuple[pd.DataFrame, str]:
         other = results["other_syntax"].dropna()
         written = f"{other.map(len).sum()} boxes in {len(other)} replies"
         notes.append(f"{written} are JSON (bbox_2d), as stock Qwen writes, and fetch nothing")
-    return table, "\n".join([shown.to_markdown(index=False), "", *(f"- {n}" for n in notes)])
+    texts = [wide.to_markdown(), "", parts.to_markdown(index=False), ""]
+    return table, "\n".join([*texts, *(f"- {note}" for note in notes)])
 
 
 def beside(path: str | Path, what: str) -> Path:

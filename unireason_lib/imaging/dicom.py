@@ -24,7 +24,6 @@ from unireason_lib.imaging.window import Window, to_grey
 SUFFIXES = (".dcm", ".dicom", ".ima")
 TOLERANCE = 0.1  # part of a step by which a slice may lie beside its place: positions are rounded
 MAX_INFLATED = 2**28  # bytes that one deflated file may hold
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FIRST_TYPES = (b"UL", b"OB", b"CS", b"UI", b"DA", b"TM", b"SH", b"LO")
 _readable = partial(raising, ScanError, expected="a readable DICOM file", do="export it again")
@@ -225,12 +224,14 @@ def _read(path: Path, **options: Any) -> Any:
 
 def _check_deflated(path: Path) -> None:
     """Inflate a file of the deflated transfer syntax up to a limit: pydicom knows none."""
+    from pydicom import filereader, uid
+
     with path.open("rb") as stream:
-        head = stream.read(1024)
-        if _DEFLATED not in head:
+        filereader.read_preamble(stream, force=True)
+        meta = filereader._read_file_meta_info(stream)
+        if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
             return
-        meta = 132 if head[128:132] == b"DICM" else 0  # whose first element is its length
-        stream.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
+        filereader._read_command_set_elements(stream)
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflater.decompress(stream.read(), MAX_INFLATED)
     if inflater.unconsumed_tail:

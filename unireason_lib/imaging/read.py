@@ -49,7 +49,7 @@ def load_volume(path: str | Path, *, key: str | None = None, frame: int | None =
         return _numpy(path, key, frame)
     if dicom.is_dicom(head) or name.endswith(dicom.SUFFIXES):
         return dicom.load_dicom(path)
-    do = "convert it, or use load_image for an image"
+    do = "convert it; an image is read by infer 2d, 2d-batch and load_image"
     raise ScanError(path, "a NIfTI, DICOM, .npy or .npz volume", f"{head[:8]!r} ...", do)
 
 
@@ -66,7 +66,8 @@ def load_image(
             return dicom.load_dicom_image(source, window)
     name = name or (source if isinstance(source, Path) else "image")
     image = open_image(source, name)
-    ImageOps.exif_transpose(image, in_place=True)  # most images need no copy
+    with raising(ScanError, name, "readable EXIF data", "save the image again without them"):
+        ImageOps.exif_transpose(image, in_place=True)  # most images need no copy
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(to_grey(np.asarray(image), window or "minmax", name))
     return image.convert("RGB")
@@ -223,7 +224,10 @@ def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     whatever follows, and reads no more."""
     headers = {}
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
+        names = archive.namelist()
+        if len({name.removesuffix(".npy") for name in names}) < len(names):
+            raise ValueError("two arrays have one name")  # NumPy may load the other one
+        for name in names:
             with archive.open(name) as stream:
                 first = npy.read_magic(stream) == (1, 0)
                 read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0

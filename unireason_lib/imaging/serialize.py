@@ -17,7 +17,7 @@ from PIL import Image
 
 from unireason_lib.boxes import Box3D
 from unireason_lib.errors import ScanError, raising
-from unireason_lib.imaging.volume import Volume
+from unireason_lib.imaging.volume import Volume, check_voxels
 from unireason_lib.imaging.window import Window, check_window, window_range
 from unireason_lib.io import read_json, write_json
 
@@ -127,7 +127,8 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
     whole = all(isinstance(side, int | np.integer) and 1 <= side <= MAX_SIZE for side in size)
     if not whole or len(size) != 3:
         raise ScanError("size", f"slices, rows, columns from 1 to {MAX_SIZE}", size, "correct it")
-    return tuple(int(side) for side in size)
+    check_voxels(size := tuple(map(int, size)), "size")
+    return size
 
 
 def _finite(volume: Volume, fill: float | None) -> np.ndarray:

@@ -32,7 +32,7 @@ def thumbnails(array: np.ndarray, spacing: tuple[float, float, float] | None) ->
     (z, y, x), (dz, dy, dx) = (side // 2 for side in array.shape), spacing or (1.0, 1.0, 1.0)
     planes = {"axial": (array[z], dy, dx)}
     planes |= {"coronal": (array[::-1, y], dz, dx), "sagittal": (array[::-1, :, x], dz, dy)}
-    low, high = np.nanpercentile(array[z], (1, 99))
+    low, high = np.nanpercentile(array[z].astype(float), (1, 99))
     scale = 160 / max(np.multiply(array.shape, (dz, dy, dx)))  # screen pixels a mm
     shown = Markup("")
     for name, (plane, down, across) in planes.items():

@@ -1,5 +1,6 @@
 """Sources of NIfTI files: decathlon, TotalSegmentator and plain folders."""
 
+import os
 import re
 
 import nibabel as nib
@@ -23,7 +24,7 @@ def test_decathlon_tumours_are_counted_parts_of_their_organ(tmp_path):
     assert first.id == first.patient == "decathlon-Task07_Pancreas-case_0"
     pancreas, tumour = first.find("pancreas"), first.find("pancreatic tumour")
     assert pancreas.box.as_tuple() == LIVER and pancreas.voxels == 400  # the hole is closed
-    assert pancreas.size == 400 * 6.0 and first.directions == "LPS"
+    assert first.spacing == (3.0, 2.0, 1.0) and first.directions == "LPS"
     assert tumour.attributes == {"host": "pancreas", "components": 2}
     assert second.absent == ("pancreatic tumour",) and second.split is None
 
@@ -127,9 +128,26 @@ def test_folder_with_a_table_of_names(tmp_path):
     assert boxes_of(study) == {"liver": LIVER, "liver tumour": TUMOUR}
     assert study.absent == ("left kidney",) and study.find("liver").voxels == 382
     people = {s.patient for s in open_source("folder", root, patient="(.+)-visit", title="own")}
-    assert people == {"own-anna", "own-ben"}
+    assert people == {"patient-anna", "patient-ben"}
+    elsewhere = open_source("folder", made.make_folder(tmp_path / "b"), patient="(.+)-visit")
+    assert {s.patient for s in elsewhere} == people  # in whatever folder
     with pytest.raises(DatasetError, match="patient"):
         open_source("folder", root, patient="(x+)")
+
+
+@pytest.mark.parametrize("inside", [{"9": 1}, {"2": 9}])
+def test_a_part_or_organ_without_a_name_is_named_report_10(tmp_path, inside):
+    root = made.make_folder(tmp_path, {"names": {"1": "liver", "2": "cyst"}, "inside": inside})
+    with pytest.raises(DatasetError, match=r"names\.json: .* found \[9\] in inside"):
+        open_source("folder", root)
+
+
+def test_a_file_name_that_is_not_utf_8_is_named_report_9(tmp_path):
+    root = made.make_folder(tmp_path)
+    name = os.fsencode(root / "images/ben-visit1.nii.gz")
+    os.rename(name, name.replace(b"ben", b"M\xfcller"))
+    with pytest.raises(DatasetError, match=r"file names in UTF-8, found 'images/M.udcfcller"):
+        open_source("folder", root)
 
 
 def test_folder_with_a_longer_description(tmp_path):

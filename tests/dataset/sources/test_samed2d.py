@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from tests.dataset.sources.layouts import SAMed2D, make_demo
 from unireason_lib.boxes import Box2D
@@ -42,6 +43,15 @@ def test_masks_of_another_size_are_stretched_with_a_warning_or_refused(made):
         assert source[0].find("liver").box == Box2D(10, 4, 30, 24)
     with pytest.raises(LabelError, match=r"z_0002--0000_000\.png.*40 x 60, found 60 x 40"):
         source[1]
+
+
+def test_an_image_that_its_masks_do_not_turn_with_is_refused_report_7(made):
+    stem = made.add("ct_00--FLARE22--1--z_0001", {"0000_000": (5, 5, 20, 15)})
+    path, turned = made.root / f"images/{stem}.png", Image.Exif()
+    turned[ExifTags.Base.Orientation] = 3
+    Image.open(path).save(path, exif=turned)
+    with pytest.raises(ScanError, match="an upright image, found EXIF orientation 3"):
+        made.open()[0]
 
 
 def test_what_is_wrong_with_one_image_costs_no_other(made):

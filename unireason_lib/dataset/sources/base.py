@@ -109,6 +109,7 @@ class Source(ABC):
     modality: str  # of its scans, or "mixed"
     path: Path | None  # the folder that it reads
     redistributable: bool = False  # whether a set made from its scans may be passed on with them
+    about: Any = None  # what files beside the scans say (names, licence): a changed one is noticed
     registered: ClassVar[str]  # its name in the registry
     chooses: ClassVar[frozenset[str]] = frozenset()  # options that do not decide how a scan is read
 
@@ -152,6 +153,8 @@ class FileSource(Source):
         if not len(self):
             what = f"a folder with cases of {self.registered}"
             raise DatasetError(self.path, what, "none", "check path and options")
+        if bad := next(filter(re.compile("[\ud800-\udfff]").search, self.cases), None):
+            raise DatasetError(self.root, "file names in UTF-8", ascii(bad), "rename the file")
 
     @property
     def name(self) -> str:

@@ -43,7 +43,7 @@ class M3DSegSource(base.FileSource):
     modality = "CT"
 
     @cached_property
-    def _tables(self) -> dict[str, dict[str, Any]]:
+    def about(self) -> dict[str, dict[str, Any]]:
         """Code -> content of its JSON file."""
         codes = sorted(folder.name for folder in self.root.glob("[0-9]" * 4))
         return {code: read_json(self.root / code / f"{code}.json") for code in codes}
@@ -52,7 +52,7 @@ class M3DSegSource(base.FileSource):
     def cases(self) -> Mapping[str, Entry]:
         masks: dict[str, str] = {}
         splits: dict[str, list[str]] = {}
-        for code, table in self._tables.items():
+        for code, table in self.about.items():
             with well_formed(f"{code}.json", "train and test: lists of image and label"):
                 for split in ("train", "val", "test"):
                     for entry in table.get(split, ()):  # in prepared lists one for each mask
@@ -69,7 +69,7 @@ class M3DSegSource(base.FileSource):
     def _names(self, code: str) -> dict[int, str | None]:
         """Label -> readable name; a name that two labels share means neither."""
         known = names_table(self.registered)["names"].get(code, {})
-        names = base.value_names(self._tables[code].get("labels"), f"{code}.json", known)
+        names = base.value_names(self.about[code].get("labels"), f"{code}.json", known)
         often = Counter(names.values())
         return {label: name if often[name] == 1 else None for label, name in names.items()}
 

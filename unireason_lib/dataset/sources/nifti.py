@@ -142,6 +142,10 @@ class TotalSegmentatorSource(NiftiSource):
         hosts = names_table(self.registered)["hosts"]
         return self.measured(key, Study.from_masks, masks(), hosts=hosts, **space_of(grid))
 
+    @property
+    def about(self) -> Names | None:
+        return self.names and self.meaning
+
     @cached_property
     def meaning(self) -> Names:
         if self.names is None:
@@ -164,6 +168,9 @@ class FolderOfScans(NiftiSource):
     chooses = frozenset({"patient"})
 
     def __post_init__(self) -> None:
+        if not (self.root / "names.json").is_file():
+            do = 'write the names of the label values into it: {"1": "liver", "2": "liver lesion"}'
+            raise DatasetError(self.root, "a folder with names.json", "none", do)
         table = read_json(self.root / "names.json")
         about = self.about = table if isinstance(table.get("names"), dict) else {"names": table}
         self.license = str(about.get("license") or "not stated in names.json")
@@ -171,6 +178,9 @@ class FolderOfScans(NiftiSource):
         with well_formed("names.json", 'inside like {"2": 1}'):
             inside = {int(p): int(around) for p, around in about.get("inside", {}).items()}
         self.meaning = value_names(about["names"], "names.json"), inside
+        if unknown := {*inside, *inside.values()} - {*self.meaning[0]}:
+            expected, found = "labels that have a name", f"{sorted(unknown)} in inside"
+            raise DatasetError("names.json", expected, found, "name them, or correct inside")
         super().__post_init__()
 
     @property
@@ -184,9 +194,11 @@ class FolderOfScans(NiftiSource):
         for path in sorted(self.root.glob("images/[!.]*.nii*")):
             case = path.name.removesuffix(".gz").removesuffix(".nii")
             with well_formed("patient", f"a regular expression with a group that fits {case}"):
-                patient = f"{self.name}-{re.match(self.patient, case)[1]}"
+                who = re.match(self.patient, case)[1]
             plain = f"labels/{case}.nii"
             label = plain if (self.root / plain).exists() else f"{plain}.gz"
             key, name = f"images/{path.name}", f"{self.name}-{case}"
+            # a pattern of one's own says who it is, in several folders too
+            patient = name if self.patient == type(self).patient else f"patient-{who}"
             cases[key] = Entry(key, patient, id=name, modality=modality, labels=(label,))
         return cases

@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from unireason_lib.dataset.sources import base
 from unireason_lib.dataset.sources.base import Entry, names_table, well_formed
 from unireason_lib.dataset.study import Study
-from unireason_lib.errors import DatasetError, LabelError, ScanWarning
+from unireason_lib.errors import DatasetError, LabelError, ScanError, ScanWarning
 from unireason_lib.imaging import load_image
 from unireason_lib.io import open_image, read_json
 
@@ -34,7 +34,11 @@ class _Images(base.FileSource):
 
     def _study(self, key: str, names: Sequence[str]) -> Study:
         """A study of an image; ``names`` are those of its masks, not all of which mean anything."""
-        shape = open_image(self.scan_file(key)).size[::-1]
+        image = open_image(self.scan_file(key))
+        if (turn := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:  # masks have none
+            do = "save it as it is to be seen, and its masks likewise"
+            raise ScanError(self.scan_file(key), "an upright image", f"EXIF orientation {turn}", do)
+        shape = image.size[::-1]
         pairs = zip(names, self.case(key).labels, strict=True)
         masks = [
             (base.structure_name(name), _read_mask(self.file(path), shape))
