@@ -82,6 +82,11 @@ def test_any_argument_of_trl_may_be_set():
         ("laptop", "grpo.top_p=0.9", "top_p.*plain sampling"),
         ("laptop", "grpo.vllm_mode=colocate", "vllm_mode.*vLLM server"),
         ("laptop", "grpo.reward_weights=[1.0]", "reward_weights.*iou_weight"),
+        ("laptop", "sft.save_only_model=true", "resumed exactly"),
+        ("laptop", "grpo.ignore_data_skip=true", "resumed exactly"),
+        ("laptop", "sft.pad_to_multiple_of=64", "multiple of 8"),
+        ("laptop", "grpo.sync_ref_model=true", "reference model"),
+        ("laptop", "grpo.mask_truncated_completions=true", "no tokens"),
     ],
 )
 def test_wrong_names_and_types_are_refused_with_help(name, overrides, says):

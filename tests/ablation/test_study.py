@@ -184,6 +184,25 @@ def test_another_machine_goes_on_from_what_was_kept(grid, root, executed, tmp_pa
         run(other, root, keep=tmp_path / "kept")
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        "conditions: {joint: {test: {OVERRIDES: generation.max_rounds=1}}}",
+        "conditions: {together: {}}",
+        "conditions: {joint: {}, the same: {}}",
+    ],
+)
+def test_a_changed_grid_has_the_replies_of_its_own_conditions(root, executed, tmp_path, after):
+    """Old replies were shown as those of a changed test, and a renamed condition had none."""
+    path = tmp_path / "mine.yaml"
+    for conditions in ("conditions: {joint: {}}", after):
+        path.write_text(f"name: mine\nprofile: smoke\nseeds: 2\n{conditions}\n")
+        made, _ = run(load_grid(path), root)
+    own = made.table[made.table["control"].eq("none")]
+    assert not made.missing and set(own["condition"]) == {*made.grid.conditions}
+    assert (own.groupby(["condition", "seed", "id"]).size() == 1).all() and not made.failed
+
+
 def test_a_dry_run_only_shows_cost_and_commands(grid, root, executed):
     grid = grid.model_copy(update={"minutes": {"sft": 4, "rl": 6, "test": 1}})
     with locked(root / "runs/ablation/mine/.lock", "x"), pytest.raises(DatasetError, match="mine"):

@@ -68,7 +68,14 @@ def test_one_reply_about_a_scan_outside_the_current_folder(run, trace, scans, sc
         assert reply["pieces"][1]["place"]["cut"] == [16, 8, 32, 16]
     line = json.loads(out.read_text())
     broken = {"window": "nonsense"}
-    for change in ({"image": "../secret.png"}, {"frame": None}, {"serialization": broken}):
+    for change in (
+        {"image": "../secret.png"},
+        {"frame": None},
+        {"serialization": broken},
+        {"frame": [8, 8]},
+        {"frame": [0, 8, 1]},
+        {"frame": [10**5, 10**5, 1]},
+    ):
         out.write_text(json.dumps({**line, **change}))
         result, _, _ = trace(out, "--image-root", scans)
         assert result.exit_code == 0 and "shown without images" in result.stderr

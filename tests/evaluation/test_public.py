@@ -85,6 +85,15 @@ def test_the_window_of_volumes_is_not_put_on_x_rays(tmp_path):
     assert shown.size == (32, 26) and len(np.unique(np.asarray(shown))) > 100
 
 
+def test_a_table_without_the_column_that_chooses_rows_is_taken_whole(tmp_path):
+    """VQA-RAD as Parquet of image, question, answer had no question."""
+    Image.new("RGB", (40, 32)).save(buffer := io.BytesIO(), "PNG")
+    row = {"image": {"bytes": buffer.getvalue()}, "question": "Is it?", "answer": "yes"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
+    assert len(open_benchmark("vqa-rad", tmp_path / "test.parquet")) == 1
+    assert len(open_benchmark("slake", tmp_path, split="te(st")) == 1  # a name, no pattern
+
+
 def test_splits_languages_and_folders(tmp_path):
     table(tmp_path / "slake" / "train.json", [])
     table(tmp_path / "slake" / "test.json", [SLAKE, CHINESE])

@@ -130,6 +130,15 @@ def test_failed_replies_count_as_wrong_in_every_table(write, line, failed):
     assert compare(read_table(path), good).difference.value == pytest.approx(1 / 3)
 
 
+def test_seeds_without_a_value_are_left_out_of_pairs(results):
+    """Seeds 1 and 2 of one were compared with seeds 0 and 1 of the other."""
+    one = pd.concat([read_table(results).assign(seed=seed) for seed in range(3)])
+    other = one.assign(iou_first=one["iou_first"] + 0.1 * one["seed"])
+    one.loc[one["seed"] == 0, "iou_first"] = other.loc[other["seed"] == 2, "iou_first"] = math.nan
+    found = compare(one, other, "iou_first", paired_seeds=True)
+    assert found.seeds == (1, 1) and found.difference.value == pytest.approx(0.1)
+
+
 def test_two_runs_are_compared_question_by_question(results, line):
     better = [line(f"q{k}", f"p{k // 2}", k % 4 > 0 or k < 30) for k in range(44)]
     one, other = read_table(results), as_table(better)

@@ -79,6 +79,18 @@ def test_batched_cached_and_encoded_again_write_the_same(both):
     assert [len(crops) for trace in together for crops in trace.crops] == [1, 3, 2, 1, 3]
 
 
+def test_a_large_batch_may_be_encoded_again_report_14(generator):
+    """One of nine had ended, too few to be taken out of the batch."""
+    texts = ["<|im_end|>"] + [f"<think>{boxed(generator, 5, 5, 60, 60)}"] * 8
+    scripts = [
+        Script(generator.tokenizer, (text, 3) if "box" in text else (text,)) for text in texts
+    ]
+    requests = [GroundedRequest("Where?", [image()])] * 9
+    slow = GroundedGenerator(generator.model, generator.processor, reuse_cache=False)
+    replies = (g.generate(requests, scripts=scripts, max_new_tokens=24) for g in (generator, slow))
+    assert [*map(lambda a, b: a.token_ids == b.token_ids, *replies)] == [True] * 9
+
+
 def test_logits_are_those_of_a_forward_pass_over_pixels(both, monkeypatch):
     """transformers' own, with all images in one sequence; it reads every kind of feature."""
     request, script = (one[2] for one in mixed(both))  # crops of several tokens, three times
@@ -162,6 +174,11 @@ def test_a_box_that_the_reply_ends_in_has_the_text_of_the_reply(generator):
     (pointing,) = trace.pointings
     assert pointing.status == "malformed" and trace.text.endswith(pointing.text) and pointing.text
     assert trace.stop == "end" and "(malformed)" in trace._repr_html_()
+    trace = write(
+        generator, request, "<think><|box_start|>[3,4 <|box_start|>[0,0,64,64]<|box_end|>"
+    )
+    position = trace.pointings[0].position  # behind the first box, where the second one opens
+    assert generator.tokenizer.decode([trace.token_ids[position]]) == "<|box_start|>"
 
 
 def test_budgets_hold_and_cut_no_answer(generator):
@@ -258,6 +275,8 @@ def test_impossible_requests_and_settings_are_refused(generator, wrong, message)
 def test_images_of_a_request_may_be_arrays():
     request = GroundedRequest("Which?", [np.zeros((64, 64), np.uint8)])
     assert [i.mode for i in request.images] == ["RGB"]
+    with pytest.raises(RequestError, match="at most 8 options, found 9"):
+        GroundedRequest("Which?", [image()], ["x"] * 9)
 
 
 @pytest.mark.parametrize("dtype, autocast", [("float32", False), ("bfloat16", True)])
@@ -286,3 +305,5 @@ def test_attention_is_in_float32_on_a_cpu():
         output, _ = sdpa_on_cpu(module, *states, None)
     exact = scaled_dot_product_attention(*(x.float() for x in states), is_causal=True)
     assert torch.equal(output, exact.transpose(1, 2).bfloat16())
+    moved, _ = sdpa_on_cpu(module, *(x.to("meta") for x in states), None)  # by a trainer
+    assert moved.dtype == torch.bfloat16 and moved.device.type == "meta"

@@ -120,6 +120,13 @@ def test_settings_of_loading(tiny_checkpoint):
             load_model(tiny_checkpoint, **how)
 
 
+def test_an_adapter_of_pickles_is_refused(tiny_checkpoint, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors, found none"):
+        load_model(tiny_checkpoint, adapter=tmp_path)
+
+
 def replaced(name, old, new):
     return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 

@@ -334,7 +334,10 @@ def test_adapters_learn_against_their_base(train, paid):
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
 
 
-def test_rollouts_of_a_server(train, fresh_model, paid, monkeypatch):
+@pytest.mark.parametrize(
+    "address", [{"base_url": "http://here:8000"}, {"host": "here", "port": 8000}]
+)
+def test_rollouts_of_a_server(train, fresh_model, paid, monkeypatch, address):
     """What a server would have to do is asked of the trainer's own model: weights go over before
     every generation, and replies come back with processed log-probabilities."""
     model = fresh_model[0]
@@ -362,7 +365,7 @@ def test_rollouts_of_a_server(train, fresh_model, paid, monkeypatch):
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Generation)
     monkeypatch.setattr(grpo, "connect", lambda address: f"client of {address}")
     monkeypatch.setattr(grpo, "ServedGenerator", Served)
-    server = {"use_vllm": True, "vllm_server_base_url": "http://here:8000"}
+    server = {"use_vllm": True, **{f"vllm_server_{name}": x for name, x in address.items()}}
     out = train(profile(**server, learning_rate=1e-3), model=fresh_model)
     assert asked == [2] * 2 and len(sent) == 2 and not torch.equal(*sent)
     lines = read_log(out / "log.jsonl", "reward")

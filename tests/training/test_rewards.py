@@ -120,3 +120,7 @@ def test_rewards_have_the_signature_of_trl():
     paid = [reward(completions=completions, **given) for reward in rewards]
     assert paid == [[1, 0, 1, 1], [1, 0, 1, 1], [1, 0, 0, 0.5]]
     assert [f.__name__ for f in reward_functions("paper")] == ["answer", "format"]
+    thrice = [[{"content": GOOD.replace("</think>", 2 * BOX + "</think>")}]]
+    for rounds, worth in ((3, 1.0), (2, 0.5)):  # a box that fetches nothing earns nothing
+        _, form = reward_functions("strict", rounds=rounds)
+        assert form(completions=thrice, dimension=["2d"], frame=[(64, 64, 1)]) == [worth]

@@ -85,6 +85,8 @@ def test_ctrl_c_saves_the_step_under_way(run, tmp_path):
     assert (out / "checkpoint-1" / "trainer_state.json").is_file()
     (out / "checkpoint-10").mkdir()
     (out / "checkpoint-10" / "model.safetensors").touch()
+    shutil.copytree(out / "checkpoint-1", out / "checkpoint-2")
+    (out / "checkpoint-2" / "trainer_state.json").write_text('{"global_st')
     with pytest.raises(ZeroDivisionError):
         run(callbacks=[At(2, crash)], sft__max_steps=3)
     assert signal.getsignal(signal.SIGINT) is before  # it was put back only after a good end
@@ -126,6 +128,10 @@ def test_another_run_is_refused(run, tmp_path):
     }.items():
         with pytest.raises(DatasetError, match=refused):
             run(**LORA, **change)
+    about = tmp_path / "run" / "settings.json"
+    about.write_text(about.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(DatasetError, match="processes was 2 and is now 1"):  # it skipped records
+        run(**LORA)
 
 
 def test_another_hub_id_is_refused_where_no_commit_is_known(study, fresh_model, tmp_path):
@@ -270,3 +276,25 @@ def test_a_run_ends_with_the_weights_that_were_best(run, study, tmp_path, monkey
         assert same == all(torch.equal(checkpoint[k], weights[k]) for k in weights)
     with pytest.raises(TrainingError, match=r"keep_best.*questions in 3d"):
         FreeRunning(study.records[:0], 1, study.images, SHORT, best="3d")
+
+
+def test_the_best_of_4_bit_weights(study, tiny_checkpoint, tmp_path):
+    """The whole quantized model was saved, which cannot be loaded."""
+    model = load_model(tiny_checkpoint, device="cpu", dtype="float32", quantization="4bit")
+    tests = FreeRunning(balanced(study.records, 4), 1, study.images, SHORT, best="2d")
+    given = study.records[:4], study.images, tmp_path / "out", quick(sft__max_steps=1, **LORA)
+    assert train_sft(*model, *given, callbacks=[tests]).is_dir()
+    assert not any("base_layer" in name for name in load_file(tmp_path / "out/best.safetensors"))
+
+
+def test_free_running_tests_compute_as_training_does(run, study, monkeypatch):
+    """Flash attention takes no float32, and every reply failed in silence."""
+    seen = []
+    measured = {"2d": {"accuracy": 0.0}}
+    monkeypatch.setattr(
+        FreeRunning, "measure", lambda *_: seen.append(torch.is_autocast_enabled("cpu")) or measured
+    )
+    for bf16 in (True, False):
+        tests = FreeRunning(study.records[:1], 1, study.images, SHORT)
+        run(str(bf16), callbacks=[tests], sft__max_steps=1, sft__bf16=bf16)
+    assert seen == [True, False]

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
 from unireason_lib.errors import DatasetError, TrainingError
 from unireason_lib.grounding import load_model
 from unireason_lib.grounding.tiny import SPECIAL_TOKENS
-from unireason_lib.training import checkpoints
+from unireason_lib.training import checkpoints, sft
 from unireason_lib.training.callbacks import read_log
 from unireason_lib.training.data import Examples
 from unireason_lib.training.encoding import Collator
@@ -178,7 +179,24 @@ def test_adapters_are_learnt_on_4_bit_weights(tune, tiny_checkpoint):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_settings_that_do_not_fit_are_errors_that_say_so(tune):
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_are_not_pinned(tune, monkeypatch, cached):
+    """A batch with them cannot be, so a GPU stopped at the first one; a CPU pins nothing."""
+    asked, plain = [], sft.trainer_arguments
+
+    def arguments(*args, **fixed):
+        asked.append(fixed.get("dataloader_pin_memory", True))
+        return plain(*args, **fixed)
+
+    monkeypatch.setattr(sft, "trainer_arguments", arguments)
+    tune(grounding__feature_cache=cached, **SINGLE)
+    assert asked == [not cached]
+
+
+def test_settings_that_do_not_fit_are_errors_that_say_so(tune, fresh_model):
+    model = get_peft_model(fresh_model[0], LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TrainingError, match=r"model\.adapter.*give the adapter's folder"):
+        tune(model=(model, fresh_model[1]))
     with pytest.raises(TrainingError, match=r"arguments that fit together.*SchedulerType"):
         tune(sft__lr_scheduler_type="none")
     with pytest.raises(DatasetError, match=r"at most 10 tokens.*raise sft\.max_length"):

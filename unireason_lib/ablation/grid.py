@@ -150,7 +150,7 @@ def load_grid(path: str | Path) -> Grid:
         unknown = first["type"] == "extra_forbidden"
         do = near(str(first["loc"][-1]), known) if unknown else "correct it"
         raise GridError(where, first["msg"], repr(first["input"])[:200], do) from None
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise GridError(path, "a grid in YAML", error, "see data/ablations") from error
 
 

@@ -15,7 +15,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Study:
         self.jobs = {job.key: job for job in plan(grid)}
         self.failed: dict[str, str] = {}  # name of a run -> what went wrong
         kept = read_json(self.about, GridError) if self.about.exists() else {"runs": [], "made": []}
-        self.runs = {run["key"]: run for run in kept["runs"] if run["key"] in self.jobs}
+        self.runs = {run["key"]: run for run in kept["runs"] if self._is_of_grid(run)}
         own = root / "runs" / "ablation" / grid.name  # runs of another form of it stay there unused
         if kept_in != own and len(self.runs) < len(kept["runs"]):
             expected, found = "results of this grid, or none", "runs of another form of it"
@@ -105,8 +105,14 @@ class Study:
         if (packed := self.about.with_suffix(".csv.gz")).exists():
             rows = table.read_pooled(packed)  # it may hold more than the other file says
             names = rows["condition"].str.removesuffix(SUFFIXES["textures"])
-            done = [(c, self.jobs[k].seed) for k in self.runs for c in self.jobs[k].conditions]
+            tests = [run for run in self.runs.values() if run["stage"] == "test"]
+            done = [(name, run["seed"]) for run in tests for name in run["conditions"]]
             self.table = rows[pd.MultiIndex.from_arrays([names, rows["seed"]]).isin(done)]
+
+    def _is_of_grid(self, run: Mapping[str, Any]) -> bool:
+        """Whether a kept run belongs to this form of the grid; a test with all that share it."""
+        job = self.jobs.get(run["key"])
+        return bool(job) and (job.stage != "test" or {*job.conditions} == {*run["conditions"]})
 
     @property
     def missing(self) -> list[str]:
@@ -144,6 +150,7 @@ class Study:
 
     def add(self, job: Job, seconds: float, commit: str) -> None:
         """Write down a run that passed, and the replies that notebook 06 left."""
+        job = self.jobs[job.key]  # with all conditions that share it, perhaps some were left out
         commits = {run.get("commit", "unknown") for run in self.runs.values()}
         if commits and commit not in commits:
             known = ", ".join(sorted(commits))

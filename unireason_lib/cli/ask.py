@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from unireason_lib.answers import printable
-from unireason_lib.errors import RequestError, UniReasonError
+from unireason_lib.errors import RequestError
 
 from .options import settings_of, values, with_options
 
@@ -168,7 +168,7 @@ def trace(given: Any) -> None:
         for line in (lines[one] for one in wanted[: given.limit] if one in lines):
             try:
                 page.add(*((line,) if "error" in line else show(line)), run=run)
-            except (UniReasonError, OSError, LookupError, TypeError, AttributeError) as problem:
+            except (OSError, LookupError, TypeError, ValueError, AttributeError) as problem:
                 typer.echo(f"{line['id']}: shown without images. {problem}", err=True)
                 page.add(line, run=run)
     out = given.out or given.results[0].with_suffix(".html")

@@ -7,6 +7,7 @@ reply with an error, and never raises here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def _read(line: Mapping[str, Any], crops: Sequence[Any], images: Sequence[Image.
         choice=choice,
         truth=truth,
         right=bool(line.get("correct", choice == truth)) if truth else None,
-        iou=None if first is None else min(max(float(first), 0.0), 1.0),
+        iou=None if first is None or isnan(float(first)) else min(max(float(first), 0.0), 1.0),
         truth_boxes=[(str(name), box_of(box)) for name, box in line.get("truth_boxes", ())],
         error=str(error["message"] if isinstance(error, Mapping) else error),
         facts=" · ".join(f"{FACTS[name]}: {_short(line[name])}" for name in known),

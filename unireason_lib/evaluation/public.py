@@ -81,7 +81,8 @@ def _tables(name: str, path: str | Path | None, split: str) -> list[Path]:
     if not files:
         expected, found = f"a table ({', '.join(known)}) or a folder of them", path or "no path"
         raise DatasetError(f"benchmark {name}", expected, found, f"give it: {name}:FILE")
-    return [p for p in files if re.search(rf"(?<![a-z]){split}", p.stem.lower())] or files
+    named = re.compile(rf"(?<![a-z]){re.escape(split)}")
+    return [p for p in files if named.search(p.stem.lower())] or files
 
 
 def _rows(table: Path) -> Iterator[Row | Exception]:

@@ -23,6 +23,7 @@ from unireason_lib.imaging import ProcessorFrame
 from unireason_lib.inference import Checkpoint, Reading, answer_stream, read_scan, scan_below
 from unireason_lib.inference.batch import error_of
 from unireason_lib.inference.results import complete_results, read_results, run_note
+from unireason_lib.io import MAX_IMAGE_PIXELS
 
 if TYPE_CHECKING:  # torch takes seconds, which nobody waits for who only reads results
     import pandas as pd
@@ -194,6 +195,9 @@ def shown_results(
         else:
             images = _scan_of(line, root)
         rows, columns, _ = line["frame"]  # 3 is bicubic, as the processor resizes
+        if not 0 < rows * columns <= MAX_IMAGE_PIXELS:
+            expected = f"at most {MAX_IMAGE_PIXELS:,} pixels"
+            raise RequestError(line["id"], expected, f"{rows} x {columns}", "correct its frame")
         images = [i if i.size == (columns, rows) else i.resize((columns, rows), 3) for i in images]
         boxes = line["pointings"]
         if control in OTHER_CROPS:

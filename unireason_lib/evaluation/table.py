@@ -51,8 +51,9 @@ ALONE = ("chance", "rounds", "own_tokens", "injected_tokens", "seconds")  # with
 def read_table(path: str | Path) -> pd.DataFrame:
     """A file of results as :func:`as_table` has it; a ``RequestError`` for another file."""
     table = as_table(read_results(path))
-    if table.empty or not {"truth", "dimension"} <= {*table} or table["dimension"].isna().any():
-        found = "none" if table.empty else "no truth or dimension in some"
+    needed = {"truth", "dimension", "family", "patient"}
+    if table.empty or not needed <= {*table} or table["dimension"].isna().any():
+        found = "none" if table.empty else f"no {', '.join(sorted(needed))} in some"
         raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
     return table
 
@@ -134,8 +135,11 @@ def compare(
     if paired_seeds:
         a, b = a[a["seed"].isin(b["seed"])], b[b["seed"].isin(a["seed"])]
     left, right = _wide(a, value), _wide(b, value)
+    if paired_seeds:  # a seed may have no value of this column
+        seeds = left.index.intersection(right.index)
+        left, right = left.loc[seeds], right.loc[seeds]
     shared = left.columns.intersection(right.columns)
-    if shared.empty:
+    if shared.empty or left.empty or right.empty:
         found = f"none with {value} in {len(left)} and {len(right)} runs"
         raise DatasetError("table", "questions that all runs share", found, "ask all the same")
     if "truth" in a and "truth" in b:

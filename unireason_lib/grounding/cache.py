@@ -32,7 +32,8 @@ class GrowingLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the new tokens and return all keys and values."""
         key_states, value_states = (
-            x.to(self.kept_in or x.dtype) for x in (key_states, value_states)
+            x.to((x.device.type == "cpu" and self.kept_in) or x.dtype)
+            for x in (key_states, value_states)
         )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -71,7 +72,10 @@ def sdpa_on_cpu(
     *args: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' ``sdpa`` in float32; queries, keys and values may be of any type."""
+    """transformers' ``sdpa`` in float32; queries, keys and values may be of any type. As it is for
+    a model that a trainer has moved off the CPU."""
+    if query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, *args, **options)
     states = (x.float() for x in (query, key, value))
     with torch.autocast("cpu", enabled=False):
         output, _ = sdpa_attention_forward(module, *states, *args, **options)

@@ -164,7 +164,7 @@ class _Running:
             logits_to_keep=1,
         )
         fed, last = [lines[row] for row in ready], output.logits[:, -1]
-        if len(ready) < len(alive):
+        if len(ready) < len(alive) and self.logits is not None:
             self.logits[fed] = last[fed]
         else:
             self.logits = last
@@ -192,7 +192,7 @@ class _Running:
         if len(keep) > len(alive) * 7 / 8:
             return alive
         if keep:
-            index = torch.tensor(keep, device=self.device)
+            index = torch.tensor(keep)  # on the CPU: layers may lie on several devices
             self.cache.batch_select_indices(index)
             self.mask, self.logits = self.mask[index], self.logits[index]
         return [alive[line] for line in keep]

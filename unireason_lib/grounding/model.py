@@ -84,6 +84,10 @@ def load_model(
         if adapter is not None:
             from peft import PeftModel
 
+            weights = Path(adapter) / "adapter_model.safetensors"
+            if Path(adapter).is_dir() and not weights.is_file():
+                do = "save it again with safetensors"
+                raise ModelError(adapter, "adapter_model.safetensors", "none", do)
             model = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
         if device is not None:
             model = model.to(device)

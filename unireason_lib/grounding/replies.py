@@ -196,7 +196,7 @@ class Row:
         """A box that is still open was never closed."""
         if self.box_at is not None:
             text = self._opened_box(end)
-            self.pointings.append(Pointing(text, None, "malformed", (), len(self.ids)))
+            self.pointings.append(Pointing(text, None, "malformed", (), end))
 
     def _point(self) -> None:
         """A box was closed: read it, and queue its crops behind it."""

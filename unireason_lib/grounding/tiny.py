@@ -12,6 +12,7 @@ import yaml
 
 from unireason_lib.backbones import Backbone, backbone_of
 from unireason_lib.errors import ModelError
+from unireason_lib.io import whole_folder
 
 _QWEN = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start "
 _QWEN += "quad_end vision_start vision_end vision_pad image_pad video_pad"
@@ -57,10 +58,12 @@ def build_tiny(
         video_processor=videos(**images),
         chat_template=backbone.template(),
     )
-    temporary = folder.with_name(folder.name + ".partial")
-    for part in (model, processor):
-        part.save_pretrained(temporary)
-    return temporary.replace(folder)
+    if folder.is_dir():
+        folder.rmdir()  # empty
+    with whole_folder(folder) as temporary:
+        for part in (model, processor):
+            part.save_pretrained(temporary)
+    return folder
 
 
 def _config(

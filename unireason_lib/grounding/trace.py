@@ -42,6 +42,9 @@ class GroundedRequest:
             raise RequestError(f"request {self.id!r}", expected, found, do)
         vars(self)["images"] = tuple(i if i.mode == "RGB" else i.convert("RGB") for i in images)
         if not isinstance(self.options, Mapping):
+            if len(self.options) > len(LETTERS):
+                expected, found = f"at most {len(LETTERS)} options", len(self.options)
+                raise RequestError(f"request {self.id!r}", expected, found, "ask about fewer")
             vars(self)["options"] = dict(zip(LETTERS, self.options, strict=False))
 
     def conversation(self) -> list[Mapping[str, Any]]:

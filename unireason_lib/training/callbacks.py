@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from accelerate.utils import gather_object, parse_flag_from_env
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from unireason_lib.dataset.schema import Record
@@ -83,14 +84,18 @@ class FreeRunning(TrainerCallback):
         """The test, if it is due: in all processes, because weights may be sharded over them."""
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
         if due and self.items:
-            found = self.measure(kwargs["model"], kwargs["processing_class"])
+            kind = torch.bfloat16 if args.bf16 else torch.float16  # as in training
+            with torch.autocast(args.device.type, kind, enabled=args.bf16 or args.fp16):
+                found = self.measure(kwargs["model"], kwargs["processing_class"])
             if state.is_world_process_zero:
                 log = Path(args.output_dir) / LOG
                 if self.best:
                     lines = [line["free_running"] for line in read_log(log, "free_running")]
                     before = [line[self.best]["accuracy"] for line in lines]
                     if found[self.best]["accuracy"] > max(before, default=-1):
-                        save_model(kwargs["model"], str(log.with_name("best.partial")))
+                        learnt = kwargs["model"].named_parameters()
+                        learnt = {n: p.detach().contiguous() for n, p in learnt if p.requires_grad}
+                        save_file(learnt, log.with_name("best.partial"))
                         log.with_name("best.partial").replace(log.with_name(BEST))
                 append_lines(log, [{"step": state.global_step, "free_running": found}])
                 if self.say:
@@ -99,7 +104,8 @@ class FreeRunning(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.best and state.global_step == state.max_steps:
-            load_model(kwargs["model"], Path(args.output_dir) / BEST)
+            best = load_file(Path(args.output_dir) / BEST)
+            kwargs["model"].load_state_dict(best, strict=False)
 
     def measure(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
         """Ask all questions now; gives dimension -> numbers."""

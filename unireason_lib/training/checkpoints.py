@@ -105,7 +105,8 @@ def run(
         if trainer.args.disable_tqdm:
             trainer.remove_callback(PrinterCallback)
         # a checkpoint is whole when its state is there, which is written last
-        whole = [int(p.parent.name[11:]) for p in out.glob("checkpoint-*/trainer_state.json")]
+        states = filter(_is_whole, out.glob("checkpoint-*/trainer_state.json"))
+        whole = [int(path.parent.name[11:]) for path in states]
         last = str(out / f"checkpoint-{max(whole)}") if whole else None
         with SaveOnInterrupt(every) as interrupt, full_disk_named(out):
             trainer.add_callback(interrupt)
@@ -114,6 +115,13 @@ def run(
             step = trainer.state.global_step
             raise KeyboardInterrupt(f"stopped at step {step}; the same call goes on from there")
         return _save(trainer, processor, out / "model", records)
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return bool(read_json(state))
+    except DatasetError:  # torn by a kill
+        return False
 
 
 @contextmanager
@@ -148,10 +156,11 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
         digest.update(f"{record.id}\0{record.reply}\0".encode())
     asked = {"number": len(records), "digest": digest.hexdigest()}
     now = {"settings": settings, "base": model_identity(name), "records": asked}
+    now["processes"] = PartialState().num_processes  # each adds to the batch
     now = json.loads(json.dumps(now))
     if not path.exists():
         write_json(path, now)
-    before = read_json(path)
+    before = {"processes": now["processes"], **read_json(path)}
     # a folder that was moved is known by its digest; hub ids perhaps have no commit to compare
     if now["base"].get("sha256") == before["base"].get("sha256", ""):
         before["base"] = now["base"]

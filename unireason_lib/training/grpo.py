@@ -45,7 +45,7 @@ from unireason_lib.training.checkpoints import ExactResume, run, trainer_argumen
 from unireason_lib.training.data import Images
 from unireason_lib.training.encoding import FeatureCache, injects
 from unireason_lib.training.optim import token_scores
-from unireason_lib.training.rewards import reward_functions
+from unireason_lib.training.rewards import MAX_ROUNDS, reward_functions
 from unireason_lib.training.sft import freeze, lora_config
 
 
@@ -189,7 +189,8 @@ class GroundedGRPOTrainer(ExactResume, GRPOTrainer):
             self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
         # every process asks its own questions
-        self._client = self._client or connect(self.args.vllm_server_base_url)
+        url = f"http://{self.args.vllm_server_host}:{self.args.vllm_server_port}"
+        self._client = self._client or connect(self.args.vllm_server_base_url or url)
         ends = end_tokens(base_model(self.accelerator.unwrap_model(self.model)), self._tokenizer)
         yield ServedGenerator(self._client, self.processing_class, ends)
 
@@ -252,7 +253,8 @@ def grpo_trainer(
     """The trainer of :func:`train_grpo`, to look at its steps one by one. ``rewards``: TRL's reward
     functions with their weights, one of them named ``answer``; None: those of the profile."""
     out, grounding = Path(out), profile.grounding
-    rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight)
+    rounds = grounding.rollout_max_rounds or MAX_ROUNDS
+    rewards = rewards or reward_functions(grounding.reward_mode, grounding.iou_weight, rounds)
     args = _arguments(profile, out, progress)
     args.reward_weights = list(rewards.values())
     freeze(model)

@@ -53,16 +53,17 @@ def format_reward(
     dimension: str | None = None,
     frame: Frame | None = None,
     scale: int | None = None,
+    rounds: int = MAX_ROUNDS,
 ) -> float:
     """Half for the thought, half for the boxes.
 
     ``"strict"`` pays 0.5 for a thought in order, and 0.5 more when there is one and every box in it
-    is sound, at least one of them: of four or six numbers as the ``dimension`` says (``"2d"``,
+    is sound, 1 to ``rounds`` of them: of four or six numbers as the ``dimension`` says (``"2d"``,
     ``"3d"``; None takes either), and in the ``frame`` that was shown (None does not look).
     ``scale``: of the :class:`~unireason_lib.imaging.ProcessorFrame` for which they are written.
     ``"paper"`` pays 0.5 for each kind of tags that pair up, 0 for an empty reply."""
     if _is_strict(mode):
-        sound = _boxes_are_sound(text, dimension, frame, scale)
+        sound = _boxes_are_sound(text, dimension, frame, scale, rounds)
         return 0.5 + 0.5 * sound if _has_thought(text) else 0.0
     lower, pairs = text.lower(), text.count(BOX_START) == text.count(BOX_END)
     thoughts = lower.count(THINK_START) == lower.count(THINK_END)
@@ -84,7 +85,7 @@ def iou_reward(
 
 
 def reward_functions(
-    mode: Mode = "strict", iou_weight: float = 0.0
+    mode: Mode = "strict", iou_weight: float = 0.0, rounds: int = MAX_ROUNDS
 ) -> dict[Callable[..., list[float]], float]:
     """The rewards of a run as TRL's reward functions, each with its weight; 0 leaves the optional
     one out. They read the columns ``truth`` (a letter), ``options`` (letter -> text),
@@ -97,7 +98,9 @@ def reward_functions(
     def format(completions, *, dimension, frame, scale=(None,), **columns) -> list[float]:
         replies = zip(completions, dimension, frame, strict=True)
         return [
-            format_reward(one[0]["content"], mode, dimension=d, frame=shown, scale=scale[0])
+            format_reward(
+                one[0]["content"], mode, dimension=d, frame=shown, scale=scale[0], rounds=rounds
+            )
             for one, d, shown in replies
         ]
 
@@ -139,15 +142,14 @@ def _read(boxes: Sequence[Box], frame: Frame | None, scale: int | None) -> list[
 
 
 def _boxes_are_sound(
-    text: str, dimension: str | None, frame: Frame | None, scale: int | None
+    text: str, dimension: str | None, frame: Frame | None, scale: int | None, rounds: int
 ) -> bool:
-    """Whether there are boxes in the thought, none after it and no more than are answered with
-    their region, and all of them can be read, have the right dimension, lie in what was shown, and
-    are no lines."""
+    """Whether there are boxes in the thought, none after it and no more than ``rounds``, and all of
+    them can be read, have the right dimension, lie in what was shown, and are no lines."""
     thought, boxes = text.partition(THINK_END)[0], scan_boxes(text.partition(THINK_END)[0]).boxes
     opened, closed = text.count(BOX_START), text.count(BOX_END)
     in_thought = opened == thought.count(BOX_START) and closed == thought.count(BOX_END)
-    readable = in_thought and 1 <= opened <= MAX_ROUNDS and opened == closed == len(boxes)
+    readable = in_thought and 1 <= opened <= rounds and opened == closed == len(boxes)
     return readable and all(_is_sound(b, dimension, frame) for b in _read(boxes, frame, scale))
 
 

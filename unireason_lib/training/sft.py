@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from unireason_lib.config import Grounding, Profile
 from unireason_lib.dataset.schema import Record
 from unireason_lib.errors import TrainingError
+from unireason_lib.grounding.model import base_model
 from unireason_lib.training.callbacks import RunLog, sharding
 from unireason_lib.training.checkpoints import ExactResume, run, trainer_arguments
 from unireason_lib.training.data import Examples, Images
@@ -57,6 +58,8 @@ def train_sft(
     out, ours = Path(out), profile.grounding
     fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     fixed |= {"train_sampling_strategy": "group_by_length", "length_column_name": "tokens"}
+    if ours.feature_cache and ours.freeze_vision:  # features are a ModelOutput, which nothing pins
+        fixed["dataloader_pin_memory"] = False
     arguments = trainer_arguments(SFTConfig, profile.sft, out, progress, **fixed)
     muon = None  # beside AdamW where a full model learns in one piece
     in_pieces = ours.sft_lora_r is not None or arguments.deepspeed or sharding()
@@ -118,7 +121,10 @@ class GroundedSFTTrainer(ExactResume, SFTTrainer):
 
 def freeze(model: Any, vision: bool = True) -> tuple[int, int]:
     """Let the language model learn, and vision tower and merger too unless they are frozen; gives
-    how many parameters learn, and how many do not."""
+    how many parameters learn, and how many do not. A :class:`TrainingError` for an adapter."""
+    if base_model(model) is not model:
+        do = "set model.adapter to null, and give the adapter's folder as --model, which merges it"
+        raise TrainingError("model.adapter", "a whole model to train", "an adapter on it", do)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights never do
     model.model.visual.requires_grad_(not vision)
