@@ -41,7 +41,7 @@ smoke: $(READY)
 study: $(READY)
 	@rm -rf runs/ablation/second-smoke
 	@$(ONE_THREAD) $(PY) -m unireason_lib ablate data/ablations/second.yaml --profile smoke --seeds 1 --workers $(WORKERS) --look
-replicate: $(READY) ## the second study on this machine (hours; goes on where it was stopped), into runs/results
+replicate: $(READY) ## the second study on this machine (hours; resumes where it was stopped), into runs/results
 	@$(ONE_THREAD) $(PY) -m unireason_lib ablate data/ablations/second.yaml --workers $(WORKERS) --keep runs/results
 lab: $(READY) ## JupyterLab on the notebooks, kept in step with their paired scripts
 	@$(PY) -m jupyter lab notebooks

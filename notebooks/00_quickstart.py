@@ -5,7 +5,7 @@
 #
 # After this notebook you can
 # - ask a grounded model about an image or a volume, and check its boxes and its answer against the truth;
-# - box a region yourself, and let the model go on from it;
+# - box a region yourself, and let the model continue from it;
 # - measure how often the model is right, and how often it would be right without any image.
 #
 # **Time** half a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in

@@ -68,7 +68,7 @@ class DatasetError(UniReasonError):
 
 
 class TrainingError(UniReasonError):
-    """A training run cannot begin, or cannot sensibly go on."""
+    """A training run cannot begin, or cannot sensibly continue."""
 
 
 class GridError(UniReasonError):

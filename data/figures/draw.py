@@ -165,19 +165,20 @@ def results() -> AltFigure:
         number = number if reference else f"{100 * values[0][1].value:+.1f} points"
         text.set_axis_off()
         text.set(xlim=(0, 1), ylim=(0, 1))
-        text.text(0, 0.9, title, fontsize=11.5, weight="bold", color=INK)
-        text.text(0, 0.5, number, fontsize=19, color=ACTIVE)
-        text.text(0, 0.36, fill(statement, 36), fontsize=9, color=MUTED, va="top")
+        text.text(-0.55, 0.9, title, fontsize=11.5, weight="bold", color=INK)
+        text.text(-0.55, 0.5, number, fontsize=19, color=ACTIVE)
+        text.text(-0.55, 0.36, fill(statement, 36), fontsize=9, color=MUTED, va="top")
+        for artist in text.texts:  # may be wider than the axes below
+            artist.set_in_layout(False)
         for y, (_, one) in enumerate(values):
             color = LINE_COLORS[0] if y == 0 else INK
             low, value, high = (100 * x for x in (one.low, one.value, one.high))
             axes.plot([low, high], [y, y], "|-", color=color)
             axes.plot(value, y, "o", color=color)
-            style = {"fontsize": 8.5, "va": "center", "color": color}
-            where = {"transform": axes.get_yaxis_transform()}
-            axes.text(1.02, y, one.text(100, sign), **where, **style)
         axes.axvline(reference, color=MUTED, linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(values)), [fill(name, 13) for name, _ in values])
+        names = [f"{fill(name, 22)}\n{one.text(100, sign)}" for name, one in values]
+        axes.set_yticks(range(len(values)), names)
+        axes.set_xlabel("% right" if reference else "percentage points", fontsize=8.5)
         axes.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, 100) if reference else None)
         axes.tick_params(labelsize=8.5)
         axes.spines[["top", "right"]].set_visible(False)

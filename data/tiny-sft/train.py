@@ -6,7 +6,7 @@ that of the tiny base has seen plain shapes. So, in this order,
 1. phantoms are made, of which the label map of every slice is known;
 2. the tower learns to say what the label map says, half an hour that cannot be resumed;
 3. the tower is frozen, and the language model fine-tuned on grounded records, in two processes of
-   7 GB each; a stopped run goes on from its last checkpoint;
+   7 GB each; a stopped run resumes from its last checkpoint;
 4. tower and language model are fine-tuned together at half the rates, likewise.
 
 What ships are RUN/all/model, RUN/tower-.../tower.json and the log.jsonl of both fine-tunings. No

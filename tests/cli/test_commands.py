@@ -26,7 +26,7 @@ def test_help_shows_the_commands(run):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (KeyboardInterrupt(), 130, "the same command resumes"),
         (DatasetError("it", "one", "none", "get one"), 2, "error: it: expected one, found none"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "m.json: expected space on the disk"),
         (RuntimeError("write: No space left on device"), 2, "m.json: expected space on the disk"),

@@ -1,4 +1,4 @@
-"""The viewer: slices, windows and boxes, and a reply that goes on from the user's region. Widgets
+"""The viewer: slices, windows and boxes, and a reply that continues from the user's region. Widgets
 are set in Python here; ``test_in_a_browser.py`` does it in JupyterLab. And objects as tables."""
 
 import io

@@ -3,7 +3,7 @@
 Each run is a notebook that papermill executes in a process of its own, several at a time, stage by
 stage; the executed notebooks lie in ``runs/ablation/NAME``, beside the table of all replies
 ``NAME.csv.gz`` and ``NAME.json``, which says how it was made. A run that is in there is not made
-again, so the same call goes on after a kill or a failure; a run that fails stops only those that
+again, so the same call resumes after a kill or a failure; a run that fails stops only those that
 build on it. Each run names its git commit, and a study that several made says so.
 """
 

@@ -42,8 +42,8 @@ def one(given: Any) -> None:
 
 @with_options(f"questions! out! root limit batch_size quiet {ASKING}")
 def batch(given: Any) -> None:
-    """Ask a file of questions; one JSON line a sample. Whatever stops it, the same command goes on.
-    Exit code 1: some samples failed; their lines say why."""
+    """Ask a file of questions; one JSON line a sample. Whatever stops it, the same command
+    resumes it. Exit code 1: some samples failed; their lines say why."""
     from unireason_lib.inference import infer_file
 
     checkpoint, reading, settings = _asking(given)
@@ -97,7 +97,7 @@ def evaluate(given: Any) -> None:
     """Ask a model a benchmark; print accuracy, boxes and baselines with intervals. Without --model:
     report on the results in --out.
 
-    Whatever stops a run, the same command goes on with it. Exit code 1: some questions could not be
+    Whatever stops a run, the same command resumes it. Exit code 1: some questions could not be
     asked; their lines say why, and the same command tries them again.
     """
     import pandas as pd

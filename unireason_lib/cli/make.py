@@ -22,7 +22,7 @@ def build(given: Any) -> None:
     """Build a data set of grounded questions from scans with masks; with --model, boxes are written
     in the pixels of its processor.
 
-    The same command goes on with a build that was stopped or killed, and ends with the same rows.
+    The same command resumes a build that was stopped or killed, and ends with the same rows.
     Exit code 1: finished, but some studies could not be read (see the configuration "refused").
     """
     from unireason_lib.dataset import build as building
@@ -71,7 +71,7 @@ def build(given: Any) -> None:
 def sft(given: Any) -> None:
     """Fine-tune a model on grounded records: loss on the tokens it generates, vision tower frozen.
 
-    A run that was stopped or killed goes on from its last checkpoint. Losses and free-running
+    A run that was stopped or killed resumes from its last checkpoint. Losses and free-running
     accuracy are in log.jsonl; the finished model, or its adapter (grounding.sft_lora_r), in model/.
     """
     _train("sft", given)
@@ -81,7 +81,7 @@ def sft(given: Any) -> None:
 def rl(given: Any) -> None:
     """Train a fine-tuned model by GRPO: rewards for answer and format, none for boxes.
 
-    A run that was stopped or killed goes on from its last checkpoint. Rewards, KL and lengths are
+    A run that was stopped or killed resumes from its last checkpoint. Rewards, KL and lengths are
     in log.jsonl, every reply in rollouts.jsonl; the finished model, or its adapter
     (grounding.grpo_lora_r), in model/.
     """
@@ -161,7 +161,7 @@ def merge(given: Any) -> None:
 def base(given: Any) -> None:
     """Pre-train the tiny base on generic exercises: letters, boxes, choosing among images.
 
-    A run that was stopped or killed goes on from its last checkpoint. The finished model is in
+    A run that was stopped or killed resumes from its last checkpoint. The finished model is in
     model/, with its log and its skills on held-out exercises beside the weights.
     """
     from unireason_lib import tiny_base

@@ -65,7 +65,7 @@ class Command(TyperCommand):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
-            message, code = "interrupted; the same command goes on from what is finished", 130
+            message, code = "interrupted; the same command resumes from what is finished", 130
         except UniReasonError as error:
             stopped = isinstance(error.__context__, KeyboardInterrupt)
             message, code = (str(error), 130) if stopped else (f"error: {error}", 2)

@@ -285,7 +285,7 @@ class LLMWriter:
         if reserved is None:
             expected = f"{self.most(body):.4g} for the next answer"
             found = f"{self.spent:.4g} of {self.budget:.4g} spent or set aside"
-            do = "go on with a larger budget; all answers are kept"
+            do = "continue with a larger budget; all answers are kept"
             raise BudgetSpent("budget", expected, found, do)
         try:
             fields = {name: body[name] for name in body.keys() - {"model", "messages"}}

@@ -1,7 +1,7 @@
 """The whole construction: sources -> studies -> questions -> reasoning -> checks -> Parquet.
 
 Shards (:mod:`unireason_lib.dataset.shards`) are made by any number of processes in any order, and a
-build that is killed at any moment goes on with those that are missing. What needs to know *all*
+build that is killed at any moment continues with those that are missing. What needs to know *all*
 studies comes last, in one process and in their order, so that the rows do not depend on who made
 which shard (:func:`finalise`): ids that occur twice, the split by patient, the final files::
 
@@ -46,7 +46,7 @@ MOST_LISTED = 100
 
 
 class BuildStopped(DatasetError):
-    """The build was interrupted; running the same command again goes on from here."""
+    """The build was interrupted; running the same command again resumes it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class BuildConfig:
 
     def public(self) -> dict[str, Any]:
         """The settings in plain values, without places on this machine. Of a language model only
-        what decides its answers: a budget, prices or limits may change while a build goes on."""
+        what decides its answers: a budget, prices or limits may change when a build is resumed."""
         values = asdict(self) | {"frame": self.frame.to_dict()}
         values["sources"] = [str(replace(spec, path=None)) for spec in self.sources]
         options = values.pop("writer_options")
@@ -120,15 +120,15 @@ def build(
     wait: bool = False,
     override: bool = False,
 ) -> BuildReport:
-    """Build a data set in ``out``, or go on with one of the same settings there.
+    """Build a data set in ``out``, or resume one of the same settings there.
 
     ``workers``: processes; ``ray``: address of a cluster that has the folder, or ``"local"``; the
     rows do not depend on them, and an LLM writer works in this one. ``wait``: for another process
-    that builds there. ``override``: go on although settings, sources or version differ.
+    that builds there. ``override``: continue although settings, sources or version differ.
 
     Raises:
         DatasetError: Another folder, settings, sources or version; a full disk; a killed worker.
-        BuildStopped, BudgetSpent, EndpointError: Cannot go on; all that is finished is kept."""
+        BuildStopped, BudgetSpent, EndpointError: Cannot continue; all that is finished is kept."""
     started, built = time.perf_counter(), 0
     folder = Path(out).resolve()
     manifest_path, run = folder / "manifest.json", Run(config, folder / ".build")
@@ -155,7 +155,7 @@ def build(
                 built = _make_shards(run, workers, ray, progress)
                 finalise(run, folder, differences)
             except KeyboardInterrupt:
-                text = "stopped; run the same command again to go on from here"
+                text = "stopped; run the same command again to resume"
                 raise BuildStopped(text) from None
         shutil.rmtree(run.work / "shards", ignore_errors=True)
         return BuildReport(folder, read_json(manifest_path), time.perf_counter() - started, built)

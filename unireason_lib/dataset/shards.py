@@ -156,7 +156,7 @@ class Draft(NamedTuple):
 
 def process_shard(shard: Shard) -> Path:
     """Make the tables of one shard, whole or not at all, and return their folder. Errors of a
-    writer that cannot go on come through; answers that were paid for are kept."""
+    writer that cannot continue come through; answers that were paid for are kept."""
     if shard.folder.is_dir():
         return shard.folder
     writer = open_run(shard.run).writer

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds
 
 class SliceViewer(widgets.VBox):
     """Slices with a slider (arrow keys move it), for a volume a choice of windows, and with a
-    request a box that the user sets and from which the model goes on (:meth:`ask`).
+    request a box that the user sets and from which the model continues (:meth:`ask`).
 
     Args:
         images: A Volume or SliceStack of :mod:`unireason_lib.imaging`, PIL images, or (Z, Y, X)
@@ -126,7 +126,7 @@ class SliceViewer(widgets.VBox):
             side.value = ends
 
     def ask(self, box: Box | None) -> Trace:
-        """Make the reply begin with a thought about this box; the model goes on freely, with the
+        """Make the reply begin with a thought about this box; the model continues freely, with the
         region's crops in view. None: it writes its own boxes."""
         from unireason_lib.grounding import Script
 

@@ -1,5 +1,5 @@
 """A benchmark and a model -> a file with one JSON line for every question, from which all measures
-are computed. It survives being killed, and the same call goes on with it.
+are computed. It survives being killed, and the same call resumes it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def evaluate(
     """Ask a benchmark, under one of :data:`~.controls.CONTROLS`, ``batch_size`` questions together,
     and keep the replies in the file ``out`` of JSON lines (:func:`line_of`), which is returned.
 
-    Whatever stops it, calling it again goes on: what is answered stays, what failed is tried again.
-    The benchmark may be longer or shorter then (lines of other questions stay), and batch size and
-    device others; for anything else that shapes replies a ``RequestError`` asks for another file.
+    Whatever stops it, calling it again resumes it: what is answered stays, what failed is tried
+    again. The benchmark may be longer or shorter then (lines of other questions stay), and batch
+    size and device others; for anything else that shapes replies a ``RequestError`` asks for
+    another file.
     """
     if control not in CONTROLS or batch_size < 1:
         expected = f"a control of {', '.join(CONTROLS)} and a batch size of 1 or more"

@@ -1,5 +1,5 @@
 """Grounded generation: the model writes until it closes a box, the crop's image tokens are put into
-the same reply, and it goes on with them in view. Nothing is encoded twice: the key-value cache of
+the same reply, and it continues with them in view. Nothing is encoded twice: the key-value cache of
 prompt and reply is kept, and only the new crop is appended. For that to equal encoding everything
 again:
 

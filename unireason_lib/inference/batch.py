@@ -49,7 +49,7 @@ def infer_file(
     quiet: bool = False,
 ) -> Counter[str]:
     """Ask a file of questions about scans below ``root`` (default: its folder) and keep the replies
-    in ``output``, one JSON line each. Called again it goes on: what is answered stays, what failed
+    in ``output``, one JSON line each. Called again it resumes: what is answered stays, what failed
     is tried again. Gives the numbers of samples ``asked, answered, failed, judged`` (truth known),
     ``correct, in_format``."""
     root = Path(questions).parent if root is None else Path(root)

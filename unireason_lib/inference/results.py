@@ -1,5 +1,5 @@
 """A file of results that survives: each line is appended in one piece and synced; one that a crash
-tore is cut off when the run goes on. ``out.jsonl.run.json`` says what made the results, and a run
+tore is cut off on resuming. ``out.jsonl.run.json`` says what made the results, and a run
 that differs is refused. A sample that failed has ``error`` instead of a reply.
 """
 
@@ -25,7 +25,7 @@ def complete_results(
 ) -> None:
     """Append the lines of those questions (told by their ``id``) that have none in a file of
     results yet, or failed: ``lines_of`` gives them. ``run``, any JSON object, is what makes the
-    results, and must be equal when a run goes on; ``opened`` shows the images again and is not
+    results, and must be equal when a run is resumed; ``opened`` shows the images again and is not
     compared.
 
     A :class:`RequestError` for a file of another run or none, or a line that is no result; a

@@ -2,7 +2,7 @@
 
 Tying an option's text to its letter is a skill of its own and is taught first, on text alone;
 beside it the vision tower learns what its tokens cover. Boxes follow, then everything together.
-Exercises and rates follow from the number of the step, so a run that was killed goes on from its
+Exercises and rates follow from the number of the step, so a run that was killed resumes from its
 checkpoint to the same weights.
 """
 
@@ -168,7 +168,7 @@ def pretrain(
     workers: int = 1,
     progress: bool = False,
 ) -> Path:
-    """Train a tiny checkpoint on exercises; a run that was stopped or killed goes on.
+    """Train a tiny checkpoint on exercises; a run that was stopped or killed is resumed.
 
     Args:
         out: Folder of the run: ``log.jsonl``, ``checkpoint.pt``, and at the end ``model/``.
@@ -246,7 +246,7 @@ def draw_unseen(model: Any, tokenizer: Any, seen: torch.Tensor, seed: int) -> No
 def _keep_plan(path: Path, plan: dict[str, Any]) -> None:
     plan = json.loads(json.dumps(plan))  # lists in place of tuples, as in the file
     if path.exists() and io.read_json(path, TrainingError) != plan:
-        do = "give the same plan to go on, or train into another folder"
+        do = "give the same plan to resume it, or train into another folder"
         raise TrainingError(path, "the plan of this run", "another plan", do)
     io.write_json(path, plan)
 

@@ -113,7 +113,7 @@ def run(
             trainer.train(resume_from_checkpoint=last)
         if interrupt.asked:
             step = trainer.state.global_step
-            raise KeyboardInterrupt(f"stopped at step {step}; the same call goes on from there")
+            raise KeyboardInterrupt(f"stopped at step {step}; the same call resumes from there")
         return _save(trainer, processor, out / "model", records)
 
 
@@ -150,7 +150,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Record]) -> None:
-    """Write down what a run is made of; refuse to go on with another."""
+    """Write down what a run is made of; refuse to continue with another."""
     digest, name = blake2b(digest_size=16), base_model(model).name_or_path
     for record in records:
         digest.update(f"{record.id}\0{record.reply}\0".encode())
@@ -166,7 +166,7 @@ def _check_settings(path: Path, settings: dict, model: Any, records: Sequence[Re
         before["base"] = now["base"]
     if changes := differences(before, now):
         expected = "the settings, base model and records that this run was begun with"
-        do = "undo the change to go on, or train into another folder"
+        do = "undo the change to resume, or train into another folder"
         raise DatasetError(path.parent, expected, "; ".join(changes), do)
 
 
@@ -181,7 +181,7 @@ def _keep_full_precision(trainer: Any) -> None:
 
 
 class ExactResume:
-    """Mixin for trainers: a resumed run really goes on from its checkpoint, and a run whose loss is
+    """Mixin for trainers: a resumed run really resumes from its checkpoint, and a run whose loss is
     not finite ends in all processes before its weights are changed."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -216,7 +216,7 @@ class ExactResume:
         finite = bool(torch.isfinite(loss).all())
         if not all(gather_object([finite])):  # one that raises alone leaves the others waiting
             found = "another in another process" if finite else loss.item()
-            do = "lower the learning rate and call again: the run goes on from its last checkpoint"
+            do = "lower the learning rate and call again: the run resumes from its last checkpoint"
             raise TrainingError(f"step {self.state.global_step}", "a finite loss", found, do)
         return loss
 

@@ -293,7 +293,7 @@ def train_grpo(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> Path:
-    """Train a fine-tuned model on outcomes; a stopped run goes on from its last checkpoint.
+    """Train a fine-tuned model on outcomes; a stopped run resumes from its last checkpoint.
 
     Arguments, return value and errors are those of :func:`~unireason_lib.training.sft.train_sft`,
     with the section ``grpo``. With ``grpo.beta`` and without adapters, the reference is loaded from

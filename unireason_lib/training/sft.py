@@ -48,7 +48,7 @@ def train_sft(
     progress: bool = False,
 ) -> Path:
     """Fine-tune a model (which is changed) on grounded records, by the sections ``sft`` and
-    ``grounding`` of a profile; a stopped run goes on from its last checkpoint. ``images`` gives the
+    ``grounding`` of a profile; a stopped run resumes from its last checkpoint. ``images`` gives the
     images of a record.
 
     Gives ``out/model``, a checkpoint in plain transformers form, or a PEFT adapter
