@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from unireason_lib.config import load_profile
 from unireason_lib.errors import DatasetError, ScanError, TrainingError
@@ -332,6 +334,21 @@ def test_adapters_learn_against_their_base(train, paid):
     assert (made / "adapter_config.json").exists() and not list(made.glob("model*.safetensors"))
     kl = [line["kl"] for line in read_log(out / "log.jsonl", "kl")]
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] > kl[0]
+
+
+def test_rollouts_have_adapters_within_the_weights(fresh_model):
+    """Which then are what they were, to the bit: a resumed run starts from the base's."""
+    model = get_peft_model(fresh_model[0], LoraConfig(target_modules=["q_proj"]))
+    layer = next(one for one in model.modules() if isinstance(one, LoraLayer))
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    layer.base_layer.weight.data *= 1 / 3
+    tokens, before = torch.arange(5)[None], layer.base_layer.weight.detach().clone()
+    apart = model(input_ids=tokens).logits
+    with pytest.raises(KeyboardInterrupt), grpo.merged(model):
+        assert layer.merged and not torch.equal(layer.base_layer.weight, before)
+        torch.testing.assert_close(model(input_ids=tokens).logits, apart, atol=1e-4, rtol=1e-4)
+        raise KeyboardInterrupt
+    assert not layer.merged and torch.equal(layer.base_layer.weight, before)
 
 
 @pytest.mark.parametrize(
