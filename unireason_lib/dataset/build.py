@@ -167,7 +167,8 @@ def _differences(run: Run) -> list[str]:
     now, path = {**run.config.public(), "version": __version__}, run.work / "settings.json"
     now["indexes"] = []
     for source, index in zip(*shards.open_run(run)[:2], strict=True):
-        digest = hashlib.blake2b(repr(source.about or "").encode(), digest_size=16)
+        about = repr(source.about).encode() if source.about else b""
+        digest = hashlib.blake2b(about, digest_size=16)
         for entry in index:
             digest.update(repr((entry.key, entry.patient, entry.split, *entry.labels)).encode())
         now["indexes"].append(f"{len(index)} studies, {digest.hexdigest()}")
