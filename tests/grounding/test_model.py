@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForCondition
 
 from unireason_lib.config import load_profile
 from unireason_lib.errors import ModelError
-from unireason_lib.grounding import build_tiny, load_model, load_profile_model
+from unireason_lib.grounding import build_tiny, load_model, load_profile_model, tiny
 from unireason_lib.grounding.model import adapter_base
 from unireason_lib.grounding.tiny import ADDED_TOKENS, SPECIAL_TOKENS, tiny_tokenizer
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame
@@ -47,6 +47,19 @@ def test_a_tiny_qwen3_is_one(tiny_qwen3):
     frame = ProcessorFrame.from_processor(processor)
     assert frame == ProcessorFrame(16, 2, 1024, 16384, scale=1000)
     assert frame.to_dict() == {**vars(frame)} and "scale" not in QWEN_FRAME.to_dict()
+
+
+def test_of_two_that_build_at_once_the_first_one_counts(tmp_path, monkeypatch):
+    """Two processes wrote the same files, and one of them failed."""
+
+    def meanwhile():
+        (folder / "theirs").mkdir(parents=True)
+        return tokenizer
+
+    folder, tokenizer = tmp_path / "tiny", tiny.tiny_tokenizer()
+    monkeypatch.setattr(tiny, "tiny_tokenizer", meanwhile)
+    assert build_tiny(folder, hidden=64, layers=2, vision_hidden=32, vision_layers=2) == folder
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
 
 
 def test_the_seed_decides_the_weights(tmp_path):

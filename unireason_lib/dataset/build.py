@@ -142,13 +142,12 @@ def build(
         workers, ray = 1, None
     with locked(run.work / "lock", folder.name, wait):
         differences = _differences(run)
-        if differences and (not override or manifest_path.exists()):
-            unfinished = (
-                "" if manifest_path.exists() else ", or continue all the same with --override"
-            )
-            do = f"undo the change, or build elsewhere{unfinished}"
+        finished = manifest_path.exists()
+        if differences and (finished or not override):
+            do = "undo the change, or build elsewhere"
+            do += "" if finished else ", or continue all the same with --override"
             raise DatasetError(folder, "the settings it was begun with", "; ".join(differences), do)
-        if not manifest_path.exists():
+        if not finished:
             for leftover in run.work.glob("shards/*/*.partial"):
                 shutil.rmtree(leftover)
             try:

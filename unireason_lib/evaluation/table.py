@@ -51,9 +51,9 @@ ALONE = ("chance", "rounds", "own_tokens", "injected_tokens", "seconds")  # with
 def read_table(path: str | Path) -> pd.DataFrame:
     """A file of results as :func:`as_table` has it; a ``RequestError`` for another file."""
     table = as_table(read_results(path))
-    needed = {"truth", "dimension", "family", "patient"}
-    if table.empty or not needed <= {*table} or table["dimension"].isna().any():
-        found = "none" if table.empty else f"no {', '.join(sorted(needed))} in some"
+    missing = sorted({"truth", "dimension", "family", "patient"} - {*table})
+    if table.empty or missing or table["dimension"].isna().any():
+        found = "none" if table.empty else f"no {' and '.join(missing) or 'dimension'} in some"
         raise RequestError(path, "lines of an evaluation", found, "give what evaluate wrote")
     return table
 

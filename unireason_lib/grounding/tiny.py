@@ -4,6 +4,7 @@ profile model ``tiny`` and every test load one; ``unireason_lib.tiny_base`` trai
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def build_tiny(
         video_processor=videos(**images),
         chat_template=backbone.template(),
     )
-    if folder.is_dir():
-        folder.rmdir()  # empty
+    with suppress(OSError):  # none, or another process was quicker
+        folder.rmdir()
     with whole_folder(folder) as temporary:
         for part in (model, processor):
             part.save_pretrained(temporary)
