@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 03 · The grounded interface: a box in a reply fetches the region's image tokens
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/03_grounded_interface.ipynb)
 #
-# After this notebook you can
+# One image token stands for a whole square of pixels, and what is smaller is blurred in it. So let the model name a region, and show it that region
+# again, enlarged: a second look, within one reply. After this notebook you can
 # - generate a grounded reply token by token, with crops and M-RoPE positions by hand, and reproduce the library's reply exactly;
-# - measure what the injected tokens change: attention, and the answers when crops come from another patient;
+# - measure what the injected tokens change: attention, and the answers when a crop shows the lesion of another patient;
 # - put a box on a region yourself, and see how the answer depends on it.
 #
-# **Time** half a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in
+# **Time** about a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in
 # `data/tiny-sft`. **Synthetic**: all scans are CT-like torso phantoms, not used in training. *Not for clinical use.*
-#
-# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [M-RoPE](https://arxiv.org/abs/2409.12191).
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [RoPE](https://arxiv.org/abs/2104.09864),
+# [M-RoPE](https://arxiv.org/abs/2409.12191); other models that look twice: [Visual CoT](https://arxiv.org/abs/2403.16999), [DeepEyes](https://arxiv.org/abs/2505.14362).
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -36,7 +36,9 @@ from unireason_lib.notebooks import check_versions
 print(check_versions())
 
 # %%
+from copy import copy
 from dataclasses import replace
+from itertools import product
 
 import torch
 from transformers import DynamicCache
@@ -48,7 +50,6 @@ from unireason_lib.dataset import phantom, phantom_slice
 from unireason_lib.dataset.view import View
 from unireason_lib.display.figures import LINE_COLORS, AltFigure
 from unireason_lib.evaluation import open_benchmark, wilson
-from unireason_lib.evaluation.controls import other_crops
 from unireason_lib.grounding import GroundedGenerator, GroundedRequest, Script, load_profile_model
 from unireason_lib.notebooks import project_root, publish
 
@@ -72,7 +73,7 @@ for inside in ("[10,12,3,60,50,7]", "[9,10,15,15]", "[9,9,3,3]", "[nan,0,1,1]"):
 # %% [markdown]
 # The processor resizes every image: with patches of $p$ pixels, $m \times m$ of which become one token, a side of $s$ pixels becomes
 # $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together if the area is outside the processor's limits. Boxes are written in
-# the pixels **after** that resize, $x' = x \cdot w' / w$. Without this conversion, a box is well formed but lies in the wrong place.
+# the pixels **after** that resize: $x' = x \cdot w' / w$ if it changes the width $w$ to $w'$. An unconverted box is well formed but in a wrong place.
 
 # %%
 large = View(phantom_slice(1_000_027, 160), frame=frame)
@@ -83,16 +84,12 @@ display.show_images([frame.aligned(large.images()[0])], [boxes], columns=2)
 
 # %% [markdown]
 # The converted box encloses the lesion; the other one, in pixels of the larger scan, is too large and lies too far down and to the right.
-#
 # ## 2 · Positions: M-RoPE
 # Rotary embeddings rotate queries and keys by angles proportional to the position, so attention depends on differences between positions. In
 # Qwen2.5-VL every token has three positions $(t, h, w)$, each of which rotates a part of the features. With $p$ the next free position, a text
-# token gets $(p, p, p)$; the token in row $r$ and column $c$ of an image gets $(p, p + r, p + c)$. After either,
-#
-# $$p \leftarrow \max(\text{all positions so far}) + 1 ,$$
-#
-# so an image of $H \times W$ tokens advances $p$ by $\max(H, W)$. Slices in the prompt and crops in the reply follow the same rule. We compute it
-# by hand; on the prompt of a question about a volume, the result must agree with `get_rope_index` of transformers.
+# token gets $(p, p, p)$; the token in row $r$ and column $c$ of an image gets $(p, p + r, p + c)$. After either, $p$ becomes the largest position so
+# far plus one, so an image of $H \times W$ tokens advances it by $\max(H, W)$. Slices in the prompt and crops in the reply follow the same rule. We
+# compute it by hand; on the prompt of a question about a volume, the result must agree with `get_rope_index` of transformers.
 # > **Predict first.** An image of 4 x 4 tokens follows position 9. At which position is the text after it: 10, 14 or 26?
 
 # %%
@@ -130,8 +127,9 @@ print(f"{len(prompt)} tokens, {is_image.sum()} of them of {len(grids)} slices; t
 
 
 # %% [markdown]
+# The text continues at 10 + max(4, 4). All tokens of a slice share one $t$, and each slice is an image of its own, so $z$ is known from their order.
 # ## 3 · One reply, token by token
-# `run` feeds new tokens to the model, on top of a key-value cache; `write` takes the most likely token until a box or the turn ends.
+# The volume has two lesions: the box in the reply decides which one is meant. `run` feeds new tokens to the model, `write` lets it continue.
 
 # %%
 def run(tokens, positions, cache=None, pixels=None, grids=(), network=model, **more):
@@ -179,7 +177,8 @@ def inject(crops, start):
 box = parse_boxes(tokenizer.decode(reply))[-1]
 crops = [frame.aligned(request.images[z]).crop(box.xy.as_tuple()) for z in range(box.z1, box.z2)]
 injected, positions, after, *images = inject(crops, at)
-print(f"{box}: {len(crops)} crops of {crops[0].size} pixels, {len(injected)} tokens in all")
+(w, h), n, area = crops[0].size, len(crops), frame.factor**2
+print(f"{box}: {n} crops of {w} x {h}, {len(injected) // n - 2} tokens each ({w * h / area:.1f} in a slice)")
 
 # %% [markdown]
 # Only the new tokens run through the model, with positions that continue from the last one. To check that nothing is lost, we encode everything
@@ -243,11 +242,9 @@ display.show_trace(trace, request.images, frame=frame)
 
 # %% [markdown]
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
-#
 # ## 4 · What do injected tokens change?
 # **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about textures, we average the
-# attention that the conclusion (tokens after the last crop) pays to one image token of the prompt, and to one of the crops. Crops also lie nearer, so
-# higher attention alone does not prove that they are used; the test of the answers, below, is the stronger one.
+# attention that the conclusion (tokens after the last crop) pays to one image token of the prompt, and to one of the crops.
 
 # %%
 def attention_per_token(trace):
@@ -264,45 +261,49 @@ def attention_per_token(trace):
 
 # %%
 how = {"limit": 3 * profile.evaluation.control_questions, "a_patient": 1, "prior_studies": 0}
-lesion_items = open_benchmark("phantom", families=["lesion analysis"], dimension="2d", frame=frame, **how)
-benchmark = replace(lesion_items, items=tuple(x for x in lesion_items if x.kind == "texture"))
+asked = open_benchmark("phantom", families=["lesion analysis"], dimension="2d", frame=frame, **how)
+items = [item for item in asked if item.kind == "texture"]
 settings = {**profile.generation.model_dump(), "batch_size": profile.evaluation.batch_size}
+traces = generator.generate([item.request(item.load()) for item in items], **settings)
 eager, _ = load_profile_model(profile.model.model_copy(update={"attention": "eager"}), project_root())
-traces = generator.generate([item.request(item.load()) for item in benchmark], **settings)
-by_reply = torch.tensor([attention_per_token(trace) for trace in traces if any(trace.crops)])
-percent = by_reply.mean(0)
-curves = dict(zip(("image tokens of the prompt", "crop tokens"), percent.T.tolist(), strict=True))
-curves = {name: [(str(n), one) for n, one in enumerate(curve, 1)] for name, curve in curves.items()}
-print(f"Mean of {len(by_reply)} replies. Attention to a crop token / to an image token, by layer:")
-print(", ".join(f"{ratio:.1f}" for ratio in percent[:, 1] / percent[:, 0]))
+percent = torch.tensor([attention_per_token(trace) for trace in traces if any(trace.crops)]).mean(0)
+names = "image tokens of the prompt", "crop tokens"
+curves = {name: [(str(n + 1), x[k].item()) for n, x in enumerate(percent)] for k, name in enumerate(names)}
+print("crop token / image token, by layer:", [round(x, 1) for x in (percent[:, 1] / percent[:, 0]).tolist()])
 display.plot_lines(curves, "layer", "attention per token, %")
 
+
 # %% [markdown]
-# **Answers.** In the control `swapped-crop` a box fetches the same region of another patient, while the image of the question stays the same. In a
-# third condition boxes fetch nothing. Up to the end of the first box the reply is the same in all three.
-# > **Predict first.** All questions are about textures of lesions, patterns of single pixels. What fraction of the answers changes?
+# Ratios above 1 prove little, since crops also lie nearer. **Answers** prove more: the image stays, but the box fetches the lesion of another patient
+# (a *transplant*), with another texture that is among the options. Up to the end of the first box both replies are the same.
+# > **Predict first.** Which texture will the answers name: that of the image, or that of the transplant?
 
 # %%
-requests = [trace.request for trace in traces]
-swapped = other_crops(generator, "swapped-crop", benchmark).generate(requests, **settings)
-without = generator.generate(requests, **settings | {"max_rounds": 0})
-right = {}
-for name, replies in {"own crops": traces, "swapped crops": swapped, "no crops": without}.items():
-    count = sum(one.choice == item.answer for one, item in zip(replies, benchmark, strict=True))
-    right[name] = tuple(100 * x for x in (count / len(benchmark), *wilson(count, len(benchmark))))
-different = [a.choice != b.choice for a, b in zip(traces, swapped, strict=True) if any(a.crops)]
-changed, count = sum(different), len(different)
-interval = tuple(100 * end for end in wilson(changed, count))
-how = {"interval": interval, "note": f"{changed} of {count} replies with crops"}
-publish("answers changed by swapped crops", 100 * changed / count, "%", **how)
-print(
-    "right:", ", ".join(f"{value:.0f} % with {name}" for name, (value, *_) in right.items()), "(chance 25 %)"
-)
-display.plot_intervals({"right": right}, "right answers, % (95 % Wilson interval)", reference=("chance", 25))
+def transplant(request, box):
+    """Crops of the lesion of the other patient, whatever the box."""
+    donor = donors[request.id]
+    return generator.crops_for(replace(request, images=donor.load()), donor.truth_boxes[0][1])
+
+
+texture, donors = {item.id: item.options[item.answer] for item in items}, {}
+for shift in range(1, len(items)):  # the nearest patient whose texture is another of the options
+    for item, other in zip(items, items[shift:] + items[:shift], strict=True):
+        if texture[item.id] != texture[other.id] in item.options.values():
+            donors.setdefault(item.id, other)
+surgeon, own = copy(generator), [one for one in traces if one.request.id in donors]
+surgeon.crops_for = transplant
+replies = {"own crop": own, "transplant": surgeon.generate([one.request for one in own], **settings)}
+other = {name: texture[donor.id] for name, donor in donors.items()}
+named, n = {"texture of the image": {}, "texture of the transplant": {}}, len(own)
+for (crop, some), (source, right) in product(replies.items(), zip(named, (texture, other), strict=True)):
+    count = sum(one.request.options.get(one.choice) == right[one.request.id] for one in some)
+    named[source][crop] = tuple(100 * x for x in (count / n, *wilson(count, n)))
+value, *ends = named["texture of the transplant"]["transplant"]
+publish("answers that follow a transplant", value, "%", interval=tuple(ends), note=f"{n} questions")
+display.plot_intervals(named, "answers that name it, % (95 % Wilson interval)", reference=("chance", 25))
 
 # %% [markdown]
-# If swapped crops change most answers and accuracy falls towards chance without the right crops, these answers rest mainly on the injected tokens.
-#
+# Where answers follow the transplant, against the image, they are read from the injected tokens.
 # ## 5 · Your own region
 # The button *Ask with this box* makes the reply begin with `<think>` and the box set by the sliders (a `Script` forces these tokens); its crops are
 # injected, and the model continues freely. The method `ask` does the same from Python, for pages on which widgets do not run.
@@ -328,23 +329,22 @@ middle = [frame.aligned(request.images[int(box.z1 + box.z2) // 2]) for box in re
 display.show_images(middle, [{"box of the user": box} for box in regions.values()], titles, columns=3)
 
 # %% [markdown]
-# There is no lesion in the spine. No training reply had a box on a wrong region, so the model never learnt to reject one.
-#
+# There is no lesion in the spine, yet the reply describes one: no option lets it say so, and all boxes of its training were true (notebook 01).
 # ## Check yourself
-#
-# A model in training also writes boxes that make no sense. None of them stops the reply.
+# > **Predict first.** A model in training writes senseless boxes, too. Which fetch crops: partly or wholly outside, swapped corners, no slices named?
 
 # %%
 cases = "[-9,-9,0,30,30,2] [8,8,99,40,40,120] [40,40,3,8,8,1] [1,1,4,4]".split()
 scripts = [Script(tokenizer, (f"<|box_start|>{inside}<|box_end|>", 1)) for inside in cases]
 replies = generator.generate([request] * len(cases), scripts=scripts, max_new_tokens=40)
 assert [one.pointings[0].status for one in replies] == ["injected", "outside", "malformed", "no slice"]
+assert all(sum(one.own_mask) > len(script) for one, script in zip(replies, scripts, strict=True))
 print("all checks passed")
 
 # %% [markdown]
+# **Keep**: pixels of the processor, one turn, one cache, answers read from crops. **Next**: [04](04_sft.ipynb) teaches a model to write such replies.
 # ## Exercises ([solutions](solutions/03_grounded_interface.py))
-# 1. How many tokens does a cuboid over 5 slices cost with Qwen2.5-VL's processor (`QWEN_FRAME`), if each crop has 100 x 60 pixels? By how
-#    much does the position advance?
-# 2. Classify the texture linearly from the mean of the image tokens (`generator.features(*generator.encode_crops(images))`) of the whole image, and of
-#    the crop.
+# 1. What does a cuboid over 5 slices cost, in tokens and positions, with `unireason_lib.imaging.QWEN_FRAME`, if each crop has 100 x 60 pixels?
+# 2. Predict the texture of single lesions by ridge regression on the mean image token (`generator.features(*generator.encode_crops(images))`) of the
+#    whole image, then of the crop of the true box (`phantom_slice(1_000_000 + k)`, 300 patients). What does the gap say about section 4?
 # 3. How much time does keeping the cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.

@@ -67,12 +67,13 @@ pipeline_figure("ablations")
 #
 # $$\Delta = \frac{1}{S\,n} \sum_{s,\,q} \left( y^{\text{with}}_{sq} - y^{\text{without}}_{sq} \right) .$$
 #
-# The paper makes three claims. **Mixture**: slices in addition to scarce volumes improve answers about volumes. **Components**: boxes in the
+# The paper makes three claims. **Mixture**: grounded slices beside scarce volumes improve answers about volumes. **Components**: boxes in the
 # reasoning help, and so do injected region tokens. **Stages**: outcome RL, rewarded for answer and format only, improves on SFT.
 #
 # A condition is one set of notebook parameters (`sft`: notebook 04, `rl`: 05, `test`: 06) and states what differs from the defaults. A claim says which
-# of two conditions should be better, in which column (`value`), on which questions. Boxes are tested without regions, regions as what they add to boxes.
-# Conditions and claims are written before the first run, so that nobody can choose the comparisons that came out well.
+# of two conditions should be better, in which column (`value`), on which questions. Boxes are tested without regions, regions as what they add to
+# boxes; without slices, steps and volumes seen cannot both stay equal, so that claim has several comparisons. All of this is fixed before any test is
+# looked at, so that nobody can choose what came out well; the protocol ([notebook 91](91_study_statistics.ipynb), section 7) lists every change.
 
 # %%
 grid = load_grid(root / GRID)
@@ -84,7 +85,6 @@ with pd.option_context("display.max_colwidth", None):
 
 # %% [markdown]
 # A run is determined by its seed, its parameters and those of the stages before it. Below, the distinct runs are counted by hand.
-#
 # > **Predict first.** Some conditions differ from each other only in RL or in the test. How many fine-tunings does this grid need?
 
 # %%
@@ -136,7 +136,6 @@ replies[["id", "dimension", "own_tokens", "injected_tokens", "correct", "iou_fir
 # %% [markdown]
 # No token was injected, as the condition says. (Replies are cut short in the profile `smoke`.) Without `--dry-run`, `ablate` does this
 # for a whole grid, and collects all replies in one table.
-#
 # ## 3 · The study that ships
 # Its table has a row for every condition, seed and question. Some questions were asked again under a `control`, such as blank images. `concluded` is
 # 1 where the reasoning ends on the right option, `followed` where the letter is that of the option that the reasoning ends on.
@@ -178,8 +177,9 @@ for dimension in ("2d", "3d"):
     print(f"{dimension.upper()}: interval wholly above that of blank images: {', '.join(above) or 'none'}")
 
 # %% [markdown]
-# Where the two intervals of a condition overlap, this figure does not show that its models use the images. A condition below one in four often gives
-# no answer or prefers wrong options. Conditions are not compared by these intervals: paired differences over the same questions are more precise.
+# Where the two intervals of a condition overlap, this figure does not show that its models use the images. Below one in four, replies have no valid
+# answer or prefer wrong options; the figure does not tell which. A condition that learnt from slices only or volumes only answers the others
+# untrained (zero-shot). Conditions are not compared by these intervals: paired differences over the same questions are more precise.
 # Whether crops matter shows where the whole image tells little: questions about textures (notebook 03), with other crops or none.
 
 # %%
@@ -188,11 +188,12 @@ parts, series = dict([*table.groupby(["condition", "control"])]), {}
 for way, control in crops.items():
     keys = {name: (f"{name}, textures", control) for name in names}
     series[way] = {name: percent(mean(parts[key])) for name, key in keys.items() if key in parts}
-display(plot_intervals(series, "right answers about textures, %", **chance)) if all(series.values()) else None
+count = table.loc[table["condition"].str.endswith(", textures"), "id"].nunique()
+display(plot_intervals(series, f"right of {count} textures, %", **chance)) if all(series.values()) else None
 
 # %% [markdown]
-# Where all three agree, boxes fetch nothing. Where only own crops help, answers are read from them; models trained without regions cannot do that.
-#
+# The three are one and the same where boxes fetch nothing. Where boxes fetch crops but own ones help no more than random ones, the answers do not rest
+# on them; where only own crops help, they do. This asks whether a trained model uses its crops, not whether training with regions makes it better.
 # ## 4 · One paired difference, by hand
 # For every seed, questions are compared one by one: won if only the condition that is expected to be better is right, lost if only the other is.
 
@@ -207,8 +208,8 @@ pd.DataFrame(counts | {"percentage points": (100 * differences.mean(axis=1)).rou
 
 
 # %% [markdown]
-# How precise is the difference for one seed? Answers about one patient tend to be right or wrong together, so deviations $d_q - \bar d$ are
-# summed over the questions of each of $P$ patients before they are squared:
+# How precise is the difference for one seed? Let $d_q$ be 1 for a question that is won, -1 for a lost one, else 0. Answers about one patient tend to be
+# right or wrong together, so deviations $d_q - \bar d$ are summed over the questions of each of $P$ patients before they are squared:
 #
 # $$\mathrm{SE}^2 = \frac{P}{P - 1} \cdot \frac{1}{n^2} \sum_{p=1}^{P} \Big( \sum_{q \in p} (d_q - \bar d) \Big)^2 .$$
 #
@@ -234,7 +235,6 @@ print(f"all seeds: {compare(*sides, paired_seeds=True).text(name)}")
 # The variance of a difference is the sum of both variances minus twice the covariance: pairing helps if both conditions are right on the same
 # questions. One seed compares two checkpoints. A statement about ways of training has to include the spread over seeds, as the last line does;
 # [notebook 91](91_study_statistics.ipynb) derives it.
-#
 # ## 5 · The claims and their verdicts
 # A claim is **supported** at this scale if its interval lies above zero and its p-value, corrected for the number of claims (Holm,
 # notebook 91), is below 5 %; **contradicted** if the same holds below zero; **inconclusive** otherwise.
@@ -260,12 +260,14 @@ for one in verdicts:
         scale, unit = (100, "points") if one.claim.value == "correct" else (1, "")
         value, *ends = (scale * x / 100 for x in percent(one.comparison.difference))
         publish(f"claim: {one.name}", value, unit, interval=tuple(ends), note=one.verdict)
-table_of_claims(verdicts)
+display(table_of_claims(verdicts))
+counts = pd.DataFrame([(one.claim.part, one.verdict) for one in verdicts], columns=["part", "verdict"])
+counts.value_counts().unstack(fill_value=0)
 
 # %% [markdown]
-# Colours mark parts of the method, pale dots are seeds. If an inconclusive claim has a narrow interval around zero, its effect is small here; if
-# the interval is wide, the study is too small for it. Among many claims some intervals exclude zero by chance, so that alone decides nothing.
-#
+# Colours mark the paper's three claims, pale dots are seeds; a claim about IoU has another unit and is in the table only. The last table counts the
+# verdicts for each claim of the paper. If an inconclusive claim has a narrow interval around zero, its effect is small here; if the interval is wide,
+# the study is too small for it. Among many claims some intervals exclude zero by chance, so that alone decides nothing.
 # ## 6 · Differences by family of questions
 # Nothing from here on was claimed beforehand: this is exploration. Families with at least 20 questions are compared.
 
@@ -284,7 +286,7 @@ axes.imshow(values, cmap="RdBu", vmin=-1.7 * limit, vmax=1.7 * limit, aspect="au
 for (claim, family), (value, low, high) in effects.items():
     place = values.columns.get_loc(family), values.index.get_loc(claim)
     axes.text(*place, f"{round(value):+d}{'*' * (low > 0 or high < 0)}", ha="center", va="center")
-axes.set_yticks(range(len(values)), values.index)
+axes.set_yticks(range(len(values)), values.index.str.wrap(30))
 axes.set_xticks(range(values.shape[1]), [name.replace(" ", "\n") for name in values.columns], fontsize=8)
 display(figure)
 starred = sum(low > 0 or high < 0 for _, low, high in effects.values())
@@ -293,12 +295,10 @@ print(f"*: interval excludes zero: {starred} of {len(effects)}; chance alone giv
 # %% [markdown]
 # Blue: the condition that should be better is ahead; red: behind; empty: too few questions. A strong colour is a large difference; without * it may
 # be chance.
-#
 # ## 7 · Differences between seeds: reasoning and letters
 # A consistent right reply has a right conclusion ("... the left kidney") and the letter of that option; some letters are right by luck. **Conclusion
 # right** scores the option that the reasoning names last; **rationale-answer consistency** is the proportion of replies with the letter of this option.
-#
-# > **Predict first.** In the claim with the widest interval, one seed may answer far worse than the others. Does that model see less?
+# > **Predict first.** Below is the claim with the widest interval. If one of its seeds answers far worse than the others, does that model see less?
 
 # %%
 columns = {"correct": "right answers", "concluded": "conclusion right", "followed": "consistency"}
@@ -318,17 +318,18 @@ print(pd.DataFrame({seed: seeds[side].loc[seed], "others": seeds[side].drop(seed
 
 # %% [markdown]
 # A marker at the far left that is low in the left panel, but among the others in the right one, is a model that reasons as well as they do and
-# writes the wrong letter; a mean over seeds hides it.
+# writes the wrong letter; a mean over seeds hides it. If both panels look alike, letters follow conclusions, and seeds differ in what they conclude.
 # ## 8 · Running a whole study
 # `ablate GRID --workers 2` runs a study stage by stage. A failed run stops only the runs that build on it, the same command resumes after a
-# kill, and with `--keep FOLDER` another machine can continue. This study took:
+# kill, and with `--keep FOLDER` another machine can continue. The runs of this study, two of which ran at a time, took:
 
 # %%
 cost = pd.DataFrame(about["runs"]).groupby("stage", sort=False)["seconds"].agg(["count", "mean", "sum"])
 pd.DataFrame({"runs": cost["count"], "minutes each": cost["mean"] / 60, "hours": cost["sum"] / 3600}).round(1)
 
 # %% [markdown]
-# **Limits.** A pretrained 7B model starts with skills that this one lacks, so its effects may differ; phantom slices resemble volumes; one base only.
+# **Limits.** A pretrained 7B model starts with skills that this one lacks, so its effects may differ; phantom slices resemble volumes; one base only,
+# with one frozen vision tower (`data/README.md`: what it had seen). **Next**: [91](91_study_statistics.ipynb), how sure a study like this can be.
 # ## Check yourself
 
 # %%
@@ -341,10 +342,8 @@ assert replies["injected_tokens"].eq(0).all(), "no box fetched a crop"
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
-# 1. **Your condition.** Add to the study's grid its first condition, tested without crops. Which runs are added to the plan?
-# 2. **One model, other crops.** The table contains the same models under controls. Compute the paired difference between a condition and itself
-#    with random crops. Why does this need no second training?
+# ## Exercises ([solutions](solutions/07_ablations.py))
+# 1. **Your condition.** Add to the study's grid its first condition, tested without crops (`grid.model_copy`). Which runs are added to the plan?
+# 2. **One model, other crops.** The table contains the same models under controls: `select(table, name, control="random-crop")`. Compute the paired
+#    difference between a condition, also on textures, and itself with random crops. Why does this need no second training?
 # 3. **Fewer seeds.** Judge the claims with three seeds only. Which verdicts change? What would it mean if they had come out better?
-#
-# Solutions: [`solutions/07_ablations.py`](solutions/07_ablations.py).

@@ -9,11 +9,13 @@
 # - tell a falling loss from a learnt skill: the letter of an answer comes late, abruptly, or not at all.
 #
 # This step comes before the pipeline. The paper fine-tunes Qwen2.5-VL-7B-Instruct, which two CPU cores cannot run. `data/tiny-base` replaces it: the
-# same architecture with a few million parameters, trained on exercises that a program generates. Notebook 04 fine-tunes it.
+# same architecture with a few million parameters, trained on exercises that a program generates. This appendix, best read after 04, shows where the
+# small model's skills and weaknesses come from.
 #
 # **Time** about a minute on 2 CPU cores; a GPU is not used. **Needs** no other notebook. **Synthetic**: everything. *Not for clinical use.*
 #
-# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923); auxiliary targets:
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923); letters of options:
+# [symbol binding](https://arxiv.org/abs/2210.12353), [induction heads](https://arxiv.org/abs/2209.11895); auxiliary targets:
 # [guided attention](https://arxiv.org/abs/1710.08969), [deeply supervised nets](https://arxiv.org/abs/1409.5185); optimizers:
 # [AdamW](https://arxiv.org/abs/1711.05101), [Muon](https://kellerjordan.github.io/posts/muon), [Muon at scale](https://arxiv.org/abs/2502.16982).
 
@@ -66,10 +68,10 @@ display.pipeline_figure()
 
 # %% [markdown]
 # ## 1 · What it must not know
-#
-# The study (notebook 07) asks what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a
-# reply. Like any pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a
-# function of $k$ and of the seed. No exercise may contain an anatomical or clinical word, or a cuboid:
+# Notebooks 04, 05 and 07 ask what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a
+# reply. (This holds for the language model: notebook 04 replaces the vision tower by one that was trained on phantoms, `data/README.md`.) Like any
+# pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a function of $k$ and
+# of the seed. No exercise may contain an anatomical or clinical word, or a cuboid:
 
 # %%
 exercises = {stage: [exercise(stage, k, SEED) for k in range(60 if smoke else 250)] for stage in STAGES}
@@ -85,10 +87,10 @@ for stage, weights in STAGES.items():
     print(f"{stage:<16}{', '.join(weights)}")
 
 # %% [markdown]
-# Exercises and study share the syntax of boxes, the words for positions and the names of textures, but the exercises never show a lesion.
-#
+# Exercises and scans still resemble each other, on purpose: both have the same syntax of boxes, words for positions and names of textures; in some
+# images a large oval carries the shapes; *close up* shows an enlarged part as a further image, *span of images* asks in which of several images a shape
+# lies. New in fine-tuning are organs, lesions, cuboids, and crops inside a reply.
 # ## 2 · What it is taught
-#
 # **Shapes** on a noisy background: names, shades, textures, sizes and contrasts vary widely; the box of a shape is the bounding box of its pixels.
 
 # %%
@@ -108,26 +110,19 @@ for name in ("pairs", "relation of boxes", "letter", "span of images"):
     one = next(one for one in every if one.name == name and len(one.reply) > 12)
     print(f"--- {name}, {len(one.images)} images\n{one.question}\n> {one.reply}\n")
 
+# %% [markdown]
+# One exercise of each kind, with the first line of its question and the last line of its reply. Section 7 measures most of these skills.
 
-def solve_pairs(question):
-    """The reply to an exercise `pairs`, by hand."""
-    what, numbers = question.split("? ")
-    words = {"Less or greater": ("less", "greater"), "Left or right": ("to the left", "to the right")}
-    answers = []
-    for a, b in (map(int, pair.split(" and ")) for pair in numbers.split(", ")):
-        first, second = words.get(what, ("above", "below"))
-        results = {"Difference": f"difference {abs(a - b)}", "Middle": f"middle {(a + b) // 2}"}
-        answers.append(f"{a} and {b}: {results.get(what, first if a < b else second)}.")
-    return " ".join(answers)
-
-
-assert all(solve_pairs(one.question) == one.reply for one in every if one.name == "pairs")
+# %%
+for name, one in {one.name: one for one in reversed(every)}.items():
+    question, reply = one.question.splitlines()[0], one.reply.splitlines()[-1]
+    print(f"{name:<21}{question[:66]:<68}> {reply[:50]}")
 
 # %% [markdown]
 # ## 3 · The plan of stages
-#
-# Text comes first, then boxes, then everything together. Each group in a step has its own forward pass, so that short exercises are not padded to long
-# ones. The learning rate rises over $w$ steps and falls to a tenth, $\eta(s) = \eta_{\max}\,(0.1 + 0.45\,(1 + \cos \pi \frac{s - w}{S - w}))$.
+# Every answer needs its letter, and choosing it is a skill of its own that emerges abruptly (section 6): so text comes first, then boxes, then all.
+# Each group of a step has its own forward pass, so that short exercises are not padded to long ones. At step $s$ of $S$ the learning rate, at most
+# $\eta_{\max}$, has risen over $w$ steps of warm-up and falls to a tenth: $\eta(s) = \eta_{\max}\,(0.1 + 0.45\,(1 + \cos \pi \frac{s - w}{S - w}))$.
 
 # %%
 plan, first = Plan(), 0
@@ -138,7 +133,6 @@ for proportion, groups in plan.stages:
 
 # %% [markdown]
 # ## 4 · Auxiliary targets: where attention heads should look
-#
 # To answer `B. Ring` a model must find the conclusion among the options and copy the letter before it: several steps, each useless without the others.
 # The true targets of these steps are known: four attention heads are trained towards them, a fifth towards the shape whose box is written:
 #
@@ -150,9 +144,12 @@ for proportion, groups in plan.stages:
 # | *option* | the same token | the end of the option with the same text |
 # | *look* | tokens of a box, or of a shape's name | image tokens of the shape |
 #
-# With $a_{ts}$ the attention of head $h$ from token $t$ to its target $s$, and $\mathcal{T}_h$ all such pairs,
+# The heads form a chain over three layers. *Phrase* gathers an option, and the conclusion, in its last token; *mark* adds the letter to the option;
+# *answer* brings the conclusion to where a letter is due; *option* finds the option with the same content, whose letter can be copied from there (an
+# induction head). With $a^h_{ts}$ the attention of head $h$ from token $t$ to its target $s$, $\mathcal{T}_h$ all such pairs, a weight $\gamma$ (in
+# the code `WEIGHT`) and the cross entropy of the reply $\mathcal{L}_\text{CE}$,
 #
-# $$\mathcal{L} = \mathcal{L}_\text{CE} + w\,\Big(\sum_h \frac{1}{|\mathcal{T}_h|} \sum_{(t, s) \in \mathcal{T}_h} -\log a_{ts} \;+\; \mathcal{L}_\text{letters} + \mathcal{L}_\text{edges} + \mathcal{L}_\text{covered}\Big).$$
+# $$\mathcal{L} = \mathcal{L}_\text{CE} + \gamma\,\Big(\sum_h \frac{1}{|\mathcal{T}_h|} \sum_{(t, s) \in \mathcal{T}_h} -\log a^h_{ts} \;+\; \mathcal{L}_\text{letters} + \mathcal{L}_\text{edges} + \mathcal{L}_\text{covered}\Big).$$
 #
 # The other terms predict letters and edges of boxes from early layers, and from the vision tower's output what each image token covers. Nothing is
 # added to the architecture, and fine-tuning uses none of these terms.
@@ -207,15 +204,16 @@ display.plot_intervals(looks, "attention of a token to all its targets (median, 
 
 # %% [markdown]
 # A head that looks where it should has its marker near 1 (blue); with random weights (orange) attention is spread over all tokens.
-#
 # ## 5 · Two optimizers, one formula
+# AdamW trains embeddings, norms and biases, Muon the matrices of the layers. With the rate $\eta$ and the weight decay $\lambda$, both take
+# $\theta \leftarrow (1 - \eta\lambda)\,\theta - \eta\,u$ with
 #
-# AdamW trains embeddings, norms and biases, Muon the matrices of the layers. Both take $\theta \leftarrow (1 - \eta\lambda)\,\theta - \eta\,u$ with
+# $$u_\text{AdamW} = \frac{\hat m}{\sqrt{\hat v} + \epsilon}, \qquad u_\text{Muon} = 0.2\,\sqrt{\max(p, q)}\;U V^\top .$$
 #
-# $$u_\text{AdamW} = \frac{\hat m}{\sqrt{\hat v} + \epsilon}, \qquad u_\text{Muon} = 0.2\,\sqrt{\max(n, m)}\;U V^\top \quad\text{for the momentum } M = U \Sigma V^\top .$$
-#
-# Muon moves all singular values towards 1, so that the directions of a matrix are updated more equally. Instead of an SVD it iterates
-# $X \leftarrow aX + (bA + cA^2)X$, $A = XX^\top$, five times.
+# Here $\hat m$ and $\hat v$ are the running means of the gradient and of its square; $U \Sigma V^\top$ is the SVD of Muon's momentum $M$, a matrix of
+# $p \times q$, and the factor gives entries of about the size of AdamW's. Without $\Sigma$ all singular values are alike: all directions of a matrix
+# are updated equally. Instead of an SVD, Muon starts from $X = M / \lVert M \rVert_F$ and iterates $X \leftarrow aX + (bA + cA^2)X$ with
+# $A = XX^\top$ five times. At the first step, below, $M$ is a multiple of the gradient, and $\hat m / \sqrt{\hat v}$ is its sign.
 
 # %%
 def orthogonal(matrix, a=3.4445, b=-4.775, c=2.0315):
@@ -247,12 +245,11 @@ display.plot_lines(curves, "index of the singular value", "proportion of the lar
 
 # %% [markdown]
 # Where the gradient's curve falls off at once, a plain gradient step would move few directions; Muon's update moves many more. Singular values far
-# below the largest are not yet near 1 after five steps (exercise 3).
-#
+# below the largest are not yet near 1 after five steps (exercise 3). Whether the model learns faster by it is not measured here.
 # ## 6 · A short run, with and without auxiliary targets
-#
 # The exercises `words` name one of four options and ask for its letter. Both runs start from the same random weights and see the same exercises; only
-# the auxiliary targets differ. The figure shows the proportion of right letters (chance: one in four).
+# the auxiliary targets differ. The figure shows the proportion of right letters where the model is given the right tokens before them (teacher
+# forcing), on exercises that it has not learnt from yet; chance is one in four.
 #
 # > **Predict first.** The loss falls in both runs. Will both give the right letter at the end?
 
@@ -274,12 +271,13 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 
 # %% [markdown]
 # If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
-# be copied. (The first loss includes the auxiliary terms: compare the letters.) The log of the shipped base, whose steps use larger batches and lower
-# rates, shows when the skill emerged there.
+# be copied. (The first loss includes the auxiliary terms: compare the letters.) A longer run without auxiliary targets was stopped with its
+# letters at chance (`data/README.md`). The log of the shipped base, with larger batches and lower rates, shows when the skill emerged there.
 #
 # **Words that it never saw.** The softmax pushes the embeddings of absent tokens all in the same direction: "liver" and "spleen" look alike, and
-# fine-tuning would have to learn letters again. So after the training the embeddings of unseen tokens are replaced by random ones around 0.3 times
-# their mean; `<think>` and `</think>` copy the embedding of the line break, which ends the reasoning in the exercises.
+# fine-tuning would have to learn letters again. So after the whole training the embeddings of unseen tokens were replaced by random ones around 0.3
+# times their mean; `<think>` and `</think>` copy the embedding of the line break, which ends the reasoning in the exercises. Below, a cosine near 1
+# means that the words look alike; the short run (the one with cross entropy alone) is without that repair, the shipped base is with it.
 
 # %%
 def likeness(rows):
@@ -296,9 +294,9 @@ print("cosine of unseen words:", {when: round(likeness(x), 2) for when, x in dra
 
 # %% [markdown]
 # ## 7 · Skills of the base that ships
-#
-# The skills were measured on held-out exercises, **free-running**: only what the model itself writes counts. The intervals are Wilson's, 95 %. Chance
-# is one quarter where there are four options; a free answer (a name, a box, a number) has no chance level.
+# The skills were measured on held-out exercises, **free-running**: only what the model itself writes counts. A reply with options is right by its
+# letter, a free answer (a name, the number of an image, the results of `pairs`) if all of it is right; boxes are measured by their IoU, printed below.
+# The intervals are Wilson's, 95 %. Chance is one quarter where there are four options; a free answer has no chance level.
 
 # %%
 skills = json.loads((BASE / "skills.json").read_text(encoding="utf-8"))
@@ -330,9 +328,10 @@ for one, text in zip(tests, replies(model, processor, tests), strict=True):
 display.show_images([one.images[0].pixels for one in tests], boxes, titles)
 
 # %% [markdown]
-# These are the first held-out exercises of their kind, not selected ones; *right* means an IoU of at least 0.5. A skill that is
-# right in fewer than 60 % has to be learnt in fine-tuning (notebook 04). `python -m unireason_lib base --out runs/tiny-base` runs the whole
-# plan (and resumes after a kill); with `--measure FOLDER` it measures only the skills.
+# These are the first held-out exercises of their kind, not selected ones; *right* in a title means an IoU of at least 0.5. A skill that is weak here
+# has to be learnt in fine-tuning, or limits it. `python -m unireason_lib base --out runs/tiny-base` runs the whole plan (hours; a killed run resumes);
+# with `--measure FOLDER` it measures only the skills. The exercises were changed during the training of the shipped base (`data/README.md` says how),
+# so the command gives similar weights, not the same ones. **Next**: [notebook 04](04_sft.ipynb) fine-tunes this base.
 #
 # ## Check yourself
 

@@ -11,7 +11,8 @@
 # **Time** under a minute on 2 CPU cores. **Needs** no other notebook, but builds on 07. **Synthetic**: all patients. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (the claims); [Error bars for evaluations](https://arxiv.org/abs/2411.00640);
-# [Variance in benchmarks](https://arxiv.org/abs/2103.03098); Searle, Casella and McCulloch, *Variance Components* (1992), chapter 4.
+# [Variance in benchmarks](https://arxiv.org/abs/2103.03098); [bootstrap of crossed factors](https://arxiv.org/abs/0712.1111); Searle, Casella and
+# McCulloch, *Variance Components* (1992), chapter 4.
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -63,9 +64,8 @@ pipeline_figure("ablations")
 
 # %% [markdown]
 # ## 1 · A crossed design: seeds x patients
-#
-# All models of a claim, one per seed, are asked the same questions about the same patients. For each seed and patient we need one number, the sum of
-# the differences (better minus worse) over the questions about this patient: a table of $S$ rows and $P$ columns.
+# All models of a claim, one per seed, are asked the same questions about the same patients. For each seed and patient we need the sum of differences
+# (better minus worse) over the questions: a table of $S$ rows, $P$ columns. *This claim* is, from here on, the one with the largest standard error.
 
 # %%
 def seeds_by_patients(claim):
@@ -91,12 +91,11 @@ figure
 
 
 # %% [markdown]
-# Blue: only the condition that is expected to be better is right; red: only the other one. A row whose colour differs from the rest is a seed that
-# differs from the others; columns of one colour are patients on which seeds agree; speckles are the noise of single replies.
-#
+# Blue: only the condition expected to be better is right; red: only the other one; white: both or neither; dark: several questions. A row of another
+# colour than the rest is a seed that differs; columns of one colour are patients on which seeds agree; speckles are the noise of single replies.
 # ## 2 · Variance components, standard error, degrees of freedom
-#
-# With one question per patient, this is a two-way analysis of variance with random effects of seeds, patients and single replies:
+# With one question per patient, this is a two-way analysis of variance: $d_{sp}$ is the true difference $\Delta$ plus random effects of the seed, the
+# patient and the single reply, with variances $\sigma_\alpha^2$, $\sigma_\beta^2$, $\sigma_\varepsilon^2$; $\bar d$ is the mean of the table:
 #
 # $$d_{sp} = \Delta + \alpha_s + \beta_p + \varepsilon_{sp}, \qquad
 # \operatorname{Var}(\bar d) = \frac{\sigma_\alpha^2}{S} + \frac{\sigma_\beta^2}{P} + \frac{\sigma_\varepsilon^2}{S P} .$$
@@ -145,7 +144,9 @@ print(f"{name}: {100 * value:+.1f} points (95 %: {100 * low:+.1f} to {100 * high
 print(f"{df:.1f} degrees of freedom; S - 1 = {S - 1}, P - 1 = {P - 1}")
 
 # %% [markdown]
-# Which part dominates the error? The bars are $\sigma_\alpha / \sqrt S$, $\sigma_\beta / \sqrt P$ and $\sigma_\varepsilon / \sqrt{SP}$.
+# The degrees of freedom are near $S - 1$ where $V_s$ is most of the variance, and grow where it is small beside $V_p$. Which part dominates the error?
+# The bars are $\sigma_\alpha / \sqrt S$, $\sigma_\beta / \sqrt P$ and $\sigma_\varepsilon / \sqrt{SP}$; one is missing where its estimate is zero:
+# seeds, or patients, differ no more than single replies explain.
 
 # %%
 parts = {}
@@ -157,7 +158,7 @@ figure = AltFigure(9, 0.42 * len(parts) + 1, "standard error of each claim: seed
 axes = figure.subplots()
 for k, (part, color) in enumerate(zip(parts, LINE_COLORS, strict=False)):
     axes.barh(np.arange(len(parts)) + (k - 1) / 4, 100 * parts[part] ** 0.5, 0.25, color=color, label=part)
-axes.set_yticks(range(len(parts)), parts.index)
+axes.set_yticks(range(len(parts)), parts.index.str.wrap(30))
 axes.set(xlabel="part of the standard error, percentage points", ylim=(len(parts) - 0.4, -0.6))
 axes.legend()
 display(figure)
@@ -166,7 +167,6 @@ print("largest part:", parts.idxmax(axis=1).to_dict())
 
 # %% [markdown]
 # More patients reduce the second and the third part, more seeds the first and the third.
-#
 # ## 3 · Bootstrap of seeds and patients
 # A bootstrap needs no formula: draw seeds and patients with replacement, many times, and take the quantiles of the means.
 #
@@ -217,14 +217,14 @@ pd.DataFrame(outcomes, index=["truth inside (proportion)", "half width, points"]
 
 
 # %% [markdown]
-# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in fewer than 95 % of the studies claim too much precision.
-#
+# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in fewer than 95 % of the studies claim too much precision, in
+# clearly more they are wider than needed. The bootstrap errs both ways: too narrow where the few seeds dominate the error, too wide where replies do.
 # ## 4 · Many claims: Holm's correction
+# > **Predict first.** If none of $m$ independent claims had an effect, how often would at least one have p < 5 %, in either direction?
 #
-# > **Predict first.** If none of the claims had an effect and each was tested at 5 %, how often would at least one be "supported"?
-#
-# Holm's correction (1979) multiplies the smallest of $m$ p-values by $m$, the next by $m - 1$, and so on, and none may fall below an
-# earlier one: $\tilde p_{(k)} = \max_{j \le k} \min\big(1, (m - j + 1)\, p_{(j)}\big)$. A claim that cannot be judged has $p = 1$.
+# Holm's correction (1979) multiplies the smallest of $m$ p-values by $m$, the next by $m - 1$, and so on, and none may fall below an earlier one:
+# $\tilde p_{(k)} = \max_{j \le k} \min\big(1, (m - j + 1)\, p_{(j)}\big)$, with $p_{(j)}$ the $j$-th smallest; 1 if a claim cannot be judged.
+# Instead of $1 - 0.95^m$, at most 5 % of studies then have a false finding, also if claims share models, as ours do. (Simulated below, to about 1 point.)
 
 # %%
 def holm_by_hand(p_values):
@@ -265,9 +265,9 @@ Counter(one.verdict for one in verdicts)
 
 # %% [markdown]
 # ## 6 · Power: which differences a study can detect
-#
-# The power is how often a study finds a true difference $\Delta$: $P\big(t_\nu(\Delta / \mathrm{SE}) > t_{1 - \text{level}/2,\,\nu}\big)$, with a
-# noncentral t distribution. Simulated studies with the variances of this claim should find it equally often.
+# The power is how often a study finds a true difference $\Delta$: $P\big(t_\nu(\Delta / \mathrm{SE}) > t_{1 - \text{level}/2,\,\nu}\big)$. The
+# noncentral $t_\nu(\cdot)$ is how difference over standard error is distributed when the true difference is $\Delta$. Simulated studies with the
+# variances of this claim should find it about as often; a little less where seeds hardly differ, as the estimate is never below $V_s$ (section 2).
 
 # %%
 def planned(S, P):
@@ -309,8 +309,9 @@ plot_lines(curves, "seeds", "smallest difference, points")
 
 # %% [markdown]
 # Where the curves coincide, more patients do not help; where seeds dominate the error, they can even cost degrees of freedom. A curve begins where
-# 100 points would suffice. The table has the smallest detectable difference of every claim, tested alone at level 0.05
-# and at Holm's strictest level, $0.05/m$:
+# 100 points would suffice. The table has the smallest detectable difference of every claim, tested alone at level 0.05 and at Holm's strictest level,
+# $0.05/m$. It serves to plan the next study. What this study says about an effect is its interval; its power at the difference that was found would
+# only repeat the p-value ([Hoenig and Heisey 2001](https://doi.org/10.1198/000313001300339897)).
 
 # %%
 rows = {}
@@ -322,9 +323,9 @@ pd.DataFrame(rows, index=["detects, alone", "detects, as the strictest", "differ
 
 # %% [markdown]
 # ## 7 · The protocol
-#
 # A protocol is written before the first run: conditions, claims, seeds, test patients, what is tuned on which patients, when to stop. Later changes
-# are recorded in it, and whether outcomes were known by then. The protocol of this study:
+# are recorded in it, and whether outcomes were known by then. Below are those of both studies. While reading, ask which changes could have
+# favoured an outcome. (The difference that the second expected to find is for claims tested alone, the first column above; Holm's level needs more.)
 
 # %%
 path = root / PROTOCOL
@@ -342,9 +343,8 @@ assert planned(2 * S, P)[0] < planned(S, P)[0] and planned(S, 2 * P)[0] < planne
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
-# 1. **Unpaired seeds.** Compare the conditions of each claim with `paired_seeds=False`. Where does the standard error grow, and why?
+# ## Exercises ([solutions](solutions/91_study_statistics.py))
+# 1. **Unpaired seeds.** Compare the conditions of each claim by `evaluation.table.compare(..., paired_seeds=False)`, as notebook 07 does with `True`.
+#    Where does the standard error grow, and why?
 # 2. **Spend a budget.** A seed costs one training of each condition (12 minutes), a question 0.2 seconds. Which numbers of seeds and patients
-#    give the shortest 95 % interval in 10 hours, with the variances of the claim above?
-#
-# Solutions: [`solutions/91_study_statistics.py`](solutions/91_study_statistics.py).
+#    give the shortest 95 % interval in 10 hours, with the variances of this claim? Would you trust so few seeds?

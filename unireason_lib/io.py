@@ -168,6 +168,18 @@ def read_json(path: str | Path, error: type[UniReasonError] = DatasetError) -> d
         return value
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> list[str]:
+    """What two runs of JSON settings do not have in common, in words."""
+    changes = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += differences(old, new, f"{under}{key}.")
+        elif old != new:
+            changes.append(f"{under}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
+    return changes
+
+
 def safe_path(
     root: str | Path,
     written: str,

@@ -134,9 +134,10 @@ def tiles() -> list[Tile]:
     asked = table.loc[table["condition"] == f"{first}, textures", "id"].nunique()
     judged = [one for one in judge(grid, table) if one.claim.part == "mixture"]
     judged.sort(key=lambda one: "supported" not in one.verdict)  # the large figure is the first
-    claim = "slices help, "
-    slices = [(one.name.removeprefix(claim), one.comparison.difference) for one in judged]
-    verdicts = "; ".join(f"{one.name.removeprefix(claim)}: {one.verdict}" for one in judged)
+    slices = [
+        (f"{one.claim.worse}: {one.verdict.split()[0]}", one.comparison.difference)
+        for one in judged
+    ]
     return [
         (
             "Does the model use the image?",
@@ -150,7 +151,12 @@ def tiles() -> list[Tile]:
             crops,
             25,
         ),
-        ("Do slices help with volumes?", f"points in 3D; {verdicts}", slices, 0),
+        (
+            "Do slices help with volumes?",
+            f"right answers in 3D, {first} training minus each row",
+            slices,
+            0,
+        ),
     ]
 
 

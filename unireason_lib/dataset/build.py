@@ -39,7 +39,7 @@ from unireason_lib.dataset.sources.base import Entry, SourceSpec
 from unireason_lib.dataset.splits import FRACTIONS, SPLITS
 from unireason_lib.errors import DatasetError
 from unireason_lib.imaging import QWEN_FRAME, ProcessorFrame, Window
-from unireason_lib.io import disk_error, locked, read_json, write_json, write_whole
+from unireason_lib.io import differences, disk_error, locked, read_json, write_json, write_whole
 
 MOST_LISTED = 100
 """How many studies with warnings a manifest lists; beyond, it only counts."""
@@ -141,18 +141,18 @@ def build(
     if config.writer == "llm":
         workers, ray = 1, None
     with locked(run.work / "lock", folder.name, wait):
-        differences = _differences(run)
+        changes = _changes(run)
         finished = manifest_path.exists()
-        if differences and (finished or not override):
+        if changes and (finished or not override):
             do = "undo the change, or build elsewhere"
             do += "" if finished else ", or continue all the same with --override"
-            raise DatasetError(folder, "the settings it was begun with", "; ".join(differences), do)
+            raise DatasetError(folder, "the settings it was begun with", "; ".join(changes), do)
         if not finished:
             for leftover in run.work.glob("shards/*/*.partial"):
                 shutil.rmtree(leftover)
             try:
                 built = _make_shards(run, workers, ray, progress)
-                finalise(run, folder, differences)
+                finalise(run, folder, changes)
             except KeyboardInterrupt:
                 text = "stopped; run the same command again to resume"
                 raise BuildStopped(text) from None
@@ -160,7 +160,7 @@ def build(
         return BuildReport(folder, read_json(manifest_path), time.perf_counter() - started, built)
 
 
-def _differences(run: Run) -> list[str]:
+def _changes(run: Run) -> list[str]:
     """Write down what a build is made from (settings, version, lists of studies), or say what
     differs from what is written there."""
     now, path = {**run.config.public(), "version": __version__}, run.work / "settings.json"
@@ -173,12 +173,7 @@ def _differences(run: Run) -> list[str]:
         now["indexes"].append(f"{len(index)} studies, {digest.hexdigest()}")
     if not path.exists():
         write_json(path, now)
-    before = read_json(path)
-    return [
-        f"{name} was {json.dumps(before.get(name))[:80]} and is {json.dumps(now.get(name))[:80]}"
-        for name in before | now
-        if before.get(name) != now.get(name)
-    ]
+    return differences(read_json(path), now)
 
 
 def _make_shards(run: Run, workers: int, ray: str | None, progress: bool) -> int:

@@ -11,7 +11,15 @@ from typing import Any
 from tqdm import tqdm
 
 from unireason_lib.errors import RequestError
-from unireason_lib.io import append_lines, locked, read_json, replaceable, write_json, write_whole
+from unireason_lib.io import (
+    append_lines,
+    differences,
+    locked,
+    read_json,
+    replaceable,
+    write_json,
+    write_whole,
+)
 
 
 def complete_results(
@@ -112,15 +120,3 @@ def _checked(record: Any, where: object) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("id"), str):
         raise RequestError(where, "a result with an id", "none", "take it out and ask again")
     return record
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> list[str]:
-    """What two runs do not have in common, in words."""
-    changes = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes += differences(old, new, f"{under}{key}.")
-        elif old != new:
-            changes.append(f"{under}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
-    return changes

@@ -30,8 +30,15 @@ from unireason_lib.grounding import checkpoint_serialization, load_model
 from unireason_lib.grounding.model import adapter_base, base_model
 from unireason_lib.imaging import Serialization
 from unireason_lib.inference import model_identity
-from unireason_lib.inference.results import differences
-from unireason_lib.io import disk_error, locked, read_json, whole_folder, write_json, write_whole
+from unireason_lib.io import (
+    differences,
+    disk_error,
+    locked,
+    read_json,
+    whole_folder,
+    write_json,
+    write_whole,
+)
 from unireason_lib.training.callbacks import SaveOnInterrupt
 from unireason_lib.training.optim import fast_bfloat16
 
