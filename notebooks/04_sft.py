@@ -1,6 +1,5 @@
 # %% [markdown]
 # # 04 · Supervised fine-tuning: imitate grounded reasoning
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/04_sft.ipynb)
 #
 # After this notebook you can
@@ -10,7 +9,6 @@
 #
 # **Time** about 20 minutes on 2 CPU cores, nearly all in one cell that can be stopped and resumed; hours on GPUs for a 7B model (profile `gpu`).
 # **Needs** no other notebook: the base is in `data/tiny-base`, data are built here. **Synthetic**: all patients are phantoms. *Not for clinical use.*
-#
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685).
 
 # %% tags=["parameters"]
@@ -101,12 +99,10 @@ display.show_record(deep, images(deep))
 
 # %% [markdown]
 # One training record: the slices that its box spans, and the reply that the model learns to write, with the true box.
-#
 # ## 2 · Which tokens carry the loss
 # A grounded reply is **one** assistant turn in which text and images alternate. The model generates the text and the token `<|im_end|>` that ends
 # the turn: these carry loss (blue in the strip). The question, the injected crops with their delimiters and the line break after the turn are given
 # and carry none. We build this mask by hand; the library uses markers in the chat template, and must agree on every token.
-#
 # > **Predict first.** The strip below shows a question about one slice. What fraction of the tokens carries loss if the question is about a volume?
 
 # %%
@@ -143,9 +139,10 @@ display.token_strip(encoded[deep.dimension], tokenizer)
 
 
 # %% [markdown]
+# About a volume the fraction is smaller: every slice and every crop adds given tokens, while the text stays as long.
 # ## 3 · The loss
-# Let $y_1, \dots, y_T$ be the tokens of a conversation, $v$ its images, and $m_t \in \{0, 1\}$ the loss mask. SFT minimizes the mean cross entropy
-#
+# Let $y_1, \dots, y_T$ be the tokens of a conversation, $v$ its images, $m_t \in \{0, 1\}$ the loss mask, and $p_\theta$ the model with weights
+# $\theta$. SFT minimizes the mean cross entropy
 # $$\mathcal L(\theta) = -\,\frac{\sum_{t} m_t \, \log p_\theta(y_t \mid y_{<t},\, v)}{\sum_{t} m_t} ,$$
 #
 # where the output at position $t - 1$ predicts token $t$. The tokens before $t$ are those of the **written** reply, even where the model would have
@@ -179,22 +176,20 @@ for kind, color in zip(("words ", "boxes ", "letter"), display.figures.LINE_COLO
 axes.set_xticks(nats.index, words, rotation=90, fontsize=6)
 axes.set(title="-log p in nats (blue: words, orange: boxes, green: letter)", xlim=(-1, len(words)))
 print(nats.groupby(kinds).agg(["count", "mean", "sum"]).round(2))
-print(
-    f"guessing: {np.log(len(tokenizer)):.1f} nats; digits of the boxes: {nats[np.char.isdigit(words)].mean():.1f}"
-)
+print(f"guessing: {np.log(len(tokenizer)):.1f} nats; digits: {nats[np.char.isdigit(words)].mean():.1f}")
 figure
 
 # %% [markdown]
-# Guessing among all tokens would cost $\ln$ (number of tokens), as printed; where words cost more, the base expects other words. Once a box is opened,
-# its digits cost little. The letter that decides the answer is one token among many, so the mean loss says little about the accuracy.
-#
+# Words cost most, more than guessing among all tokens, $\ln$ (number of tokens): the base expects other words, and after `</think>`, which is new
+# to it, no letter either. Once a box is opened, its digits cost little. The letter decides the answer but is one token among many, so the mean loss
+# says little about the accuracy.
 # ## 4 · What is trained
 # As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's tower has seen many images, that of
-# the tiny base only plain shapes. So the tower of the shipped model (`model.tower`), trained on these and other phantoms, takes its place here.
-# **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains a low-rank update with $r\,(d_\text{in} + d_\text{out})$ parameters,
+# the tiny base only plain shapes. So the tower of the shipped model (`model.tower`) takes its place. It has learnt from slices and replies of these
+# patients, validation included, but of no test patient: the validation curves of section 5 are therefore optimistic, the test of section 6 is not.
 #
-# $$W' = W + \tfrac{\alpha}{r} B A , \qquad B \in \mathbb R^{d_\text{out} \times r},\; A \in \mathbb R^{r \times d_\text{in}} .$$
-#
+# **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains two small ones of rank $r$:
+# $W' = W + \tfrac{\alpha}{r} B A$, $B$ of size $d_\text{out} \times r$, $A$ of size $r \times d_\text{in}$, $\alpha$ a constant scale.
 # $B$ starts at zero, so the first loss is that of the base. One step of the real trainer (`train_sft`, on TRL's `SFTTrainer`) with $r = 8$ therefore
 # checks two numbers: the count of trained parameters, and our loss by hand.
 
@@ -220,7 +215,7 @@ print(f"loss of the first step: trainer {line['loss']:.4f}, by hand {losses.mean
 # The loss takes the written reply as given, but a user gives none. So at intervals, questions about **validation** patients are asked *free-running*:
 # the model generates a whole reply, with its own boxes and their injected crops, and answer and boxes are scored. The cell loads a finished run and
 # resumes a stopped one; otherwise it trains. *Interrupt kernel* saves a checkpoint first. (A 7B model is trained by `python -m unireason_lib sft`
-# under `accelerate launch`; give the folder of its run as `RUN`.)
+# under `accelerate launch`; give the folder of its run as `RUN`.) Muon updates the matrices, AdamW the rest (notebook 90).
 # > **Predict first.** Which ends lowest: token accuracy with the reply given, IoU of free-running boxes, or accuracy of free-running answers?
 
 # %%
@@ -231,13 +226,15 @@ out = root / "runs" / "sft" / (RUN or f"{PROFILE}-{ours.components.replace(' ', 
 how = Settings(profile.generation.max_new_tokens, rounds * encoding.injects(ours.components))
 print(f"{out.relative_to(root)}:", "finished before" if (out / "model").is_dir() else "trains now")
 base, _ = load_profile_model(profile.model, root, base_path, tower=not BASE)
+names = "num_train_epochs", "per_device_train_batch_size", "learning_rate"
+print({name: getattr(profile.sft, name) for name in names}, "Muon:", ours.muon_learning_rate)
 tests = callbacks.FreeRunning(validation, ours.free_running_steps, images, how, ours.keep_best, print)
 tuned_path = sft.train_sft(base, processor, records, images, out, profile, callbacks=[tests])
 
 # %%
 log, free = (callbacks.read_log(out / "log.jsonl", key) for key in ("loss", "free_running"))
 curves = {"loss / first loss": [(one["step"], one["loss"] / log[0]["loss"]) for one in log]}
-curves |= {"tokens predicted, reply given": [(one["step"], one["mean_token_accuracy"]) for one in log]}
+curves |= {"training tokens, reply given": [(one["step"], one["mean_token_accuracy"]) for one in log]}
 for key, label in {"accuracy": "accuracy, free-running", "iou": "IoU, free-running"}.items():
     for d in free[-1]["free_running"]:
         points = [(one["step"], one["free_running"][d][key]) for one in free]
@@ -247,11 +244,13 @@ chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Only the free-running curves show what a user gets. With so few questions each interval is about ±17 points, so a larger test follows.
-#
+# Token accuracy ends highest. It is of training replies, and each token sees the right ones before it; free-running, an early error misleads all that
+# follows ([exposure bias](https://arxiv.org/abs/1506.03099)). In 2D the answers lag behind the boxes, in 3D the boxes behind the answers, though IoU
+# and accuracy have different floors. So few questions leave wide intervals (chance is crossed and left again), so a larger test follows.
 # ## 6 · Before and after, and the shipped model
-# The base, this run, and the model of the profile (*shipped*; how it was trained: `data/README.md`) answer the same questions about patients of the
-# **test** split. Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
+# The base, this run, and the model of the profile (*shipped*: the same steps for longer, at last with its tower unfrozen; `data/README.md`) are asked
+# about patients of the **test** split. The base has its own tower, this run the shipped one: their difference is that of tower **and** fine-tuning.
+# Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
 # *Format compliance*: one closed thought, valid boxes, an answer. *Rationale-answer consistency*: among replies whose reasoning names an option, the
 # proportion that answers with the last one named; such a reply can still be wrong. Intervals are 95 %, over patients.
 
@@ -305,9 +304,10 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 
 # %% [markdown]
 # ## 7 · Replies, right and wrong
-#
 # The base and this run answer the first lesion question in 2D and in 3D, not chosen by outcome; the last reply shown is this run's first wrong one.
-# *No slice*: a rectangle in a volume names no slices and fetches nothing. Read the reasoning: consistency checks its last option only, not its logic.
+# *No slice*: a rectangle in a volume fetches nothing. Only text in `<think>` counts as reasoning; the base writes none. Read it: consistency checks
+# its last option only, not its logic.
+# > **Predict first.** Which right answer below cannot come from its box? Which reasoning contradicts its own finding?
 
 # %%
 def comment(row):
@@ -321,9 +321,7 @@ def comment(row):
 
 wrong = tables["this run"].query("correct == 0")
 consistent = (wrong["followed"] == 1).sum()
-print(
-    f"this run: {len(wrong)} of {len(test)} answers are wrong; the reasoning of {consistent} ends on that answer"
-)
+print(f"this run: {len(wrong)} of {len(test)} answers are wrong; {consistent} of them follow their reasoning")
 lesions_first = sorted(test, key=lambda item: item.family != "lesion analysis")
 firsts = [next(i for i in lesions_first if i.dimension == d) for d in sorted({i.dimension for i in test})]
 replies = [(name, item) for item in firsts for name in ("base", "this run")]
@@ -333,6 +331,8 @@ for name, item in replies:
     show(display.show_trace(lines[name][item.id], item.load(), frame=frame))
 
 # %% [markdown]
+# A right answer beside an IoU near 0 was luck: the box shows something else. Reasoning that finds *brighter* and ends on *hypodense* (darker) agrees
+# with its answer and contradicts itself. **Next**: can a reward for the answer repair this? [Notebook 05](05_outcome_rl.ipynb).
 # ## Check yourself
 
 # %%

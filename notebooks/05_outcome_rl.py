@@ -1,6 +1,5 @@
 # %% [markdown]
 # # 05 · Outcome RL: GRPO with rewards for answer and format
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/05_outcome_rl.ipynb)
 #
 # After this notebook you can
@@ -10,7 +9,7 @@
 #
 # **Time** half an hour on 2 CPU cores, most of it training; what was trained before is loaded. **Needs** no other notebook: it starts
 # from the fine-tuned model in `data/tiny-sft`. **Synthetic**: all patients are phantoms. *Not for clinical use.*
-# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [GRPO](https://arxiv.org/abs/2402.03300), [PPO](https://arxiv.org/abs/1707.06347), [KL estimators](http://joschu.net/blog/kl-approx.html), [LoRA](https://arxiv.org/abs/2106.09685).
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [GRPO](https://arxiv.org/abs/2402.03300), [PPO](https://arxiv.org/abs/1707.06347), [KL estimators](http://joschu.net/blog/kl-approx.html), [LoRA](https://arxiv.org/abs/2106.09685), [what RL adds](https://arxiv.org/abs/2504.13837).
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -84,8 +83,8 @@ pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for 
 
 
 # %% [markdown]
-# `strict` pays in full only for reasoning with a box inside the image. One unwanted reply still earns the full reward: it reasons for one option and
-# answers with another. An outcome reward cannot detect this; section 6 counts such replies.
+# `paper` pays in full for a bare letter and reads *a mass* as answer A. `strict` pays in full only for reasoning with a box inside the image. One
+# unwanted reply still earns it: reasoning for one option, answering another. No outcome reward can detect this; section 6 counts such replies.
 # ## 2 · From the policy gradient to the loss of GRPO
 # A reply $o$ to a question $q$ is sampled token by token from the policy $\pi_\theta$. The gradient of the expected reward is
 #
@@ -124,7 +123,7 @@ display.plot_lines(curves, "step", "probability of the rewarded answer", referen
 # Advantages have **zero mean** in every group; the rarer a success, the more it counts. In a **zero-variance group** all replies earn the same, all
 # advantages are zero, and nothing is learnt: an answer that is hardly ever sampled is found late or never. For several updates with one group, the
 # loss needs the importance ratio $r = \pi_\theta / \pi_\mathrm{old}$ of a token's probabilities now and when sampled, clipped at $1 \pm \varepsilon$.
-# A KL penalty keeps the policy near the initial one; its k3 estimate is $k = \rho - \log \rho - 1$ with $\rho = \pi_\mathrm{ref} / \pi_\theta$.
+# A KL penalty (weight $\beta$) keeps the policy near the reference; k3 estimates it: $k = \rho - \log \rho - 1$, $\rho = \pi_\mathrm{ref} / \pi_\theta$.
 #
 # $$L = -\frac1G \sum_{i=1}^{G} \frac1{|o_i|} \sum_t m_{i,t} \big[ \min\big(r_{i,t} A_i,\ \mathrm{clip}(r_{i,t}, 1-\varepsilon, 1+\varepsilon)\, A_i\big) - \beta\, k_{i,t} \big] .$$
 # The **mask** $m$ is 1 for tokens that the model generated and 0 for injected ones; $|o_i| = \sum_t m_{i,t}$. Log-probabilities come from the logits
@@ -172,9 +171,8 @@ images = data.images_from(folder, m3d_root=m3d)
 
 
 # %% [markdown]
-# The questions are about **other patients** than those of fine-tuning. The trainer is TRL's `GRPOTrainer` with our
-# rollouts. It updates twice on a first group and once on a second one, which we inspect. Learning rate and $\beta$ are high, so that ratios move away
-# from 1 and the KL penalty counts; the rewards are $[1, 1, 0, 0]$ whatever the replies say.
+# The questions are about **other patients** than those of fine-tuning. TRL's `GRPOTrainer`, with our rollouts, updates twice on a first group, once
+# on a second one, which we inspect. Rate and $\beta$ are high, so ratios leave 1 and KL counts; rewards are $[1, 1, 0, 0]$ whatever the replies say.
 
 # %%
 def answer(completions, **columns):
@@ -243,9 +241,9 @@ display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if any(m
 
 # %% [markdown]
 # RL can improve kinds whose pass@1 is above guessing and whose groups are often mixed; where the model only guesses, RL can only change its guess.
-# This run asks about `grpo_data.kinds`: *box* (which is right), *count* (of lesions), *extent* (the longer side), *offset* (distance of
-# centres), *pair* (which structures are there), *relation* (direction from one to the other), *span* (width).
-# ## 4 · A run that works and one that collapses
+# The run asks about `grpo_data.kinds`: *box* (which is right), *extent* (longer side), *offset* (distance of centres), *pair* (which structures are
+# there), *relation* (direction), *span* (width), and *count* (of lesions), which breaks the rule: its groups are mixed, but only by guessing.
+# ## 4 · A stable run and one that collapses
 # Both runs have the same start, questions, seed and rewards; the one that collapses has 30 times the learning rate, and few steps.
 
 # %%
@@ -258,25 +256,29 @@ for name, changes in {**runs, "the run": {}}.items():
     decides = checkpoints.run_settings(settings, "grpo"), identity, [r.id for r in records]
     out = root / "runs" / "rl" / (RUN or f"{PROFILE}-seed{SEED}-{short_hash(decides)}")
     grpo.train_grpo(load_start()[0], processor, records, images, out, settings)
+    lines = callbacks.read_log(out / "rollouts.jsonl", "reward")
     log = pd.DataFrame(callbacks.read_log(out / "log.jsonl", "reward")).set_index("step")
     k = max(1, len(log) // 2)
     for part, key in {"reward": "reward", **(KEYS if name == "the run" else {})}.items():
         if len(values := log[key].astype(float).dropna()):
             (first, last), var = (values[:k].mean(), values[-k:].mean()), values[:k].var() + values[-k:].var()
-            smooth = values.rolling(min(10, k), 1).mean().iloc[min(10, k, len(values)) - 1 :]
+            smooth = values.rolling(min(10, k), 1).mean()
             curves[f"{name}: {part}"] = list(smooth.items())
-            change = f"{last - first:+.2f} ± {1.96 * (var / k) ** 0.5:.2f} in the last"
+            change = f"{last - first:+.3f} ± {1.96 * (var / k) ** 0.5:.3f} in the last"
             print(f"{name}: {part}: {first:.2f} in the first {k} steps, {change} {k}")
+    about = f"learning rate {settings.grpo.learning_rate:g}, last KL {log['kl'].iloc[-1]:.2g}"
+    print(f"{name}: {about}, last reply: {lines[-1]['text'][:60]!r}\n")
 print(log[["kl", "frac_reward_zero_std", "rollout_seconds", "step_time"]].rolling(k).mean().iloc[[k - 1, -1]])
 display.plot_lines(curves, "step", "mean of the sampled replies (moving average)")
 
 # %% [markdown]
-# Look for three things: the reward rises from the first half to the second by more than its error (±: 95 % interval over steps), the format holds, KL
-# stays small. Every step has other questions, so single steps tell little. If a few questions are asked again and again, the reward rises much more,
-# but that may be memorization (exercise 4). In the other run, large updates destroy what fine-tuning taught.
+# Look for three things: the format holds, KL stays small, and the reward rises by more than its ± (95 % interval over steps). The run shown meets the
+# first two; its rise is about as large as the error, so it is not established. Every step has other questions. If few are asked again and again,
+# the reward rises more, which may be memorization (exercise 4). The other run starts alike; then KL explodes, and its replies stop being language.
 # ## 5 · What changed
-# The same held-out questions are asked before and after (greedy decoding); intervals are paired, over patients. The IoU is of replies with a box; no
-# reward is paid for it, so it may fall. One of ten intervals may exclude zero by chance: the last lines show three seeds (`data/results/rl.csv.gz`).
+# The same held-out questions are asked before and after (greedy decoding); intervals are paired, over patients. One of ten may exclude zero by
+# chance, so the last lines repeat answers and IoU for three seeds (`data/results/rl.csv.gz`; there a reply without a box counts as IoU 0).
+# > **Predict first.** Nothing is paid for boxes, but the crops come from them. Will their IoU rise, stay, or fall? The paper: they stay sensible.
 
 # %%
 phantoms = {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}
@@ -305,28 +307,25 @@ for d, name, value in ((d, *one) for d in changes for one in MEASURES.items()):
     note = f"{100 * gain.a:.1f} before, {100 * gain.b:.1f} after, {gain.questions} questions"
     publish(f"RL, {d}: change of {name}", change, "points", interval=ends, note=note)
 kept = read_pooled(root / "data" / "results" / "rl.csv.gz")
-for d in ("2d", "3d"):
+for value, d in ((value, d) for value in ("correct", "iou_first") for d in ("2d", "3d")):
     pair = [select(kept, name, dimension=d) for name in ("before", "after")]
-    means = [100 * one.groupby("seed")["correct"].mean() for one in pair]
-    gain = evaluation.compare(*pair, paired_seeds=True).difference
-    print(
-        f"{d.upper()}, three seeds: {gain.text(100, '+')} points; each {(means[1] - means[0]).round(1).tolist()}"
-    )
+    before, after = (100 * one.groupby("seed")[value].mean() for one in pair)
+    gain = evaluation.compare(*pair, value, paired_seeds=True).difference.text(100, "+")
+    print(f"three seeds, {d.upper()} {value}: {gain} points; each {(after - before).round(1).tolist()}")
 display.plot_intervals(changes, "points gained", reference=("none", 0)) if any(changes.values()) else None
 
 # %% [markdown]
+# Three seeds leave the gain in answers open. The IoU in volumes, though, falls in all of them: a reward for answers does not protect boxes.
 # ## 6 · Replies that conclude one thing and answer another
 # The reward reads the letter, not the reasoning. For every reply sampled in training: does the reasoning end on the right option?
 
 # %%
-lines, options = callbacks.read_log(out / "rollouts.jsonl", "reward"), {r.id: r.options for r in records}
+options = {r.id: r.options for r in records}  # `lines`: rollouts of the run
 table = pd.DataFrame(lines)[["id", "text", "truth", "reward"]]
 thoughts = table["text"].str.partition("</think>")[0]
 ends = [rationales.conclusion(text, options[i]) for text, i in zip(thoughts, table["id"], strict=True)]
 table["ends on"] = np.select([pd.isna(ends), table["truth"] == ends], ["no option", "right"], "another")
-table["reply"] = pd.cut(
-    table["reward"], [-1, 0.5, 0.999, 2], labels=["wrong", "no full reward", "full reward"]
-)
+table["reply"] = pd.cut(table["reward"], [-1, 0.5, 0.999, 2], labels=["wrong", "partly", "full reward"])
 paid = table[table["reply"] == "full reward"]
 odd = paid[paid["ends on"] == "another"]
 publish("RL: full reward, reasoning ends on another option", len(odd), note=f"of {len(paid):,}")
@@ -334,7 +333,8 @@ print(*(f"{options[one['id']]}\n{one['text']}" for _, one in odd.tail(2).iterrow
 pd.crosstab(table["reply"], table["ends on"])
 
 # %% [markdown]
-# *No full reward*: right, but with an incomplete format. *Full reward* and *another*: a contradiction that was rewarded.
+# *Partly*: right, format incomplete. *Full reward* and *another*: a rewarded contradiction, rare here, since fine-tuning taught consistent replies.
+# **Keep**: RL moves what is already sampled; measure answers, boxes and reasoning apart. **Next**: does it look? [Notebook 06](06_evaluation.ipynb).
 # ## Check yourself
 
 # %%
@@ -344,7 +344,7 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises ([solutions](solutions/05_outcome_rl.py))
-# 1. Compute advantages of rewards 1, 1, 1, 0.2 with and without division by std: when does it matter ([Dr. GRPO](https://arxiv.org/abs/2503.20783))?
-# 2. Compare k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$ and k3 as estimators of $\mathrm{KL}(\pi_\theta \| \pi_\mathrm{ref})$.
+# 1. Compare advantages of 1, 1, 1, 0.2 and of 1, 1, 0.2, 0.2, with and without division by std ([Dr. GRPO](https://arxiv.org/abs/2503.20783)).
+# 2. Sample from two distributions over three tokens. Which of k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$, k3 is unbiased, which never negative?
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
 # 4. Train on few questions (`OVERRIDES="grpo_data.records_2d=80, grpo_data.records_3d=80"`). Compare the reward's rise with the accuracy in section 5.
