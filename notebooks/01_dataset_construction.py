@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 01 · Dataset construction: from segmentation masks to questions, grounded reasoning and Parquet
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/01_dataset_construction.ipynb)
 #
-# After this notebook you can
+# Scans with masks are plentiful, reasoning with boxes is scarce: this notebook computes the one from the other. After it you can
 # - turn a scan with a mask into multiple-choice questions of six families whose answers are measured;
 # - measure how many of them can be answered without any image, and remove what makes that possible;
 # - write reasoning whose boxes are true, refuse reasoning whose boxes are not, and build a data set split by patient.
@@ -11,7 +10,6 @@
 # **Time** about a minute on 2 CPU cores; a GPU changes nothing. **Needs** no other notebook. **Real**: the brain MRI (MNI152
 # template, an average of 152 people) with the Harvard-Oxford atlas. **Synthetic**: the torso phantoms, whose truth is known
 # exactly, and all questions and reasoning. *Not for clinical use.*
-#
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740) (the data set that this one follows);
 # [SynthSeg](https://arxiv.org/abs/2107.09559) (how the phantoms are randomized); [VQA v2](https://arxiv.org/abs/1612.00837) and
 # [hypothesis-only baselines](https://arxiv.org/abs/1805.01042) (answers without looking).
@@ -48,7 +46,6 @@ pipeline_figure("dataset construction")
 
 # %% [markdown]
 # ## 1 · A scan and its masks
-#
 # A mask says for every voxel which structure it belongs to. A *source* reads the layout of one collection
 # ([TotalSegmentator](https://arxiv.org/abs/2208.05868), Medical Segmentation Decathlon, your own folder, ...) into a `Study`: scan, label map,
 # measured structures. Look at the masks over their scan first: a shifted or mirrored mask spoils all later steps.
@@ -71,12 +68,10 @@ show_images([plane, overlay], titles=["scan", "liver blue, spine orange, aorta p
 # %% [markdown]
 # The masks fit. The letters are directions in the patient: R right and L left, A front (anterior), P back (posterior). The liver lies on the right. A
 # lesion is *hyperdense* if it is brighter than its *host*, the organ that it lies in, *hypodense* if darker, *isodense* if alike.
-#
 # ## 2 · From a mask to a box in the text
-#
 # A box is the smallest cuboid around a structure, half open like a Python slice. The model sees slices of a chosen size, which its processor
 # resizes once more, and a box must be written in **those** pixels: $x' = \operatorname{round}(x\, \frac{n'}{n} \frac{n''}{n'})$ for an axis with
-# $n$ voxels, $n'$ pixels in the slice and $n''$ pixels after the processor.
+# $n$ voxels, $n'$ pixels in the slice and $n''$ after the processor ($n'' = n'$ along z). **Predict first:** on which axis does rounding cost most?
 
 # %%
 from unireason_lib.boxes import Box3D
@@ -93,10 +88,11 @@ overlap = written.scale(*(1 / factors)).iou(thalamus.box)
 print(f"voxels {edges.ravel().tolist()}, written {written.as_tuple()}; IoU after rounding {overlap:.2f}")
 
 # %% [markdown]
+# On z (third and sixth number), where the structure spans the fewest steps: rounding moves an edge by up to half a slice. Small structures lose most.
 # ## 3 · Six families of questions
-#
 # Questions are answered by measurement, from boxes, extents, centroids and attributes: exactly one option is true, near ties are never asked
-# about, and left and right are the patient's. Below, ✓ marks the answer, and the boxes show what the reasoning has to refer to.
+# about, and left and right are the patient's. Below, ✓ marks the answer, and the boxes show what the reasoning has to refer to. The slice of a
+# phantom passes through a lesion where there is one, so lesions are more frequent here than in slices of patients.
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES, ask
@@ -118,7 +114,6 @@ show_images(images, boxes, titles, columns=3, letters=["RLAP"] * len(images))
 
 # %% [markdown]
 # ## 4 · How many can be answered without any image?
-#
 # In nearly everybody the liver is on the right: whoever knows that can answer without looking, and a model that learns from such questions learns
 # to read, not to see. The **question-only baseline** never sees an image. It scores option $o_k$ of question $q$ by features of the words,
 # $p_k \propto \exp(w \cdot f(q, o_k))$; it learns $w$ on some patients and answers for the others. **Predict first:** with four options, how often
@@ -139,10 +134,11 @@ before = scores["as they come"]["all"]
 print(f"{before.questions} questions about {len(set(before.patients))} patients, {before.accuracy:.1%} right")
 
 # %% [markdown]
-# How precise is this number? Patients are sampled, not questions, and answers about one patient may be right or wrong together. With $e_i$ the
-# deviation of answer $i$ (1 or 0) from the mean $\bar y$ of all $n$, summed within each of $G$ patients,
+# Far more than one in four, without any image. How precise is this number? Patients are sampled, not questions, and answers about one patient may
+# be right or wrong together. With $e_i$ the deviation of answer $i$ (1 or 0) from the mean $\bar y$ of all $n$, summed within each of $G$ patients,
 # $$\mathrm{SE}^2 = \frac{G}{G - 1}\, \frac{1}{n^2} \sum_{g=1}^{G} \Big(\sum_{i \in g} e_i\Big)^2,$$
-# and Wilson's interval is computed for $\bar y(1 - \bar y)/\mathrm{SE}^2$ independent questions, the number that would have the same error.
+# and Wilson's interval (notebook 00) is computed for $\bar y(1 - \bar y)/\mathrm{SE}^2$ independent questions, the number that would have the same
+# error, with the quantile of Student's $t$ for $G - 1$ degrees of freedom in place of $z = 1.96$.
 
 # %%
 from unireason_lib.evaluation.statistics import interval, wilson
@@ -163,7 +159,6 @@ print("{:.1f} %, 95 % interval by patient {:.1f} to {:.1f} %".format(*by_patient
 
 # %% [markdown]
 # ### Debiasing with an answer prior
-#
 # An **answer prior** counts, over many patients, how often each value of a fact (such as the direction between two organs) is true. If the four options
 # of a question are true in proportions $P_1 \dots P_4$ of the patients and option $k$ is the right one, the question is kept with probability
 # $$\text{keep}(k) = \frac{\min_j P_j}{P_k} \quad\Rightarrow\quad P(k \mid \text{kept}) \propto P_k \cdot \frac{\min_j P_j}{P_k} = \min_j P_j$$
@@ -204,12 +199,12 @@ for name, values in percent.items():
 plot_intervals(percent, "right without the image, % (95 % intervals by patient)", reference=("chance", 25))
 
 # %% [markdown]
-# A score below chance is no skill: a prior fitted to the same patients balances their answers, so that what the baseline learns from some of them
-# is reversed in the others. A family that stays above chance with the other prior may owe that to values that did not occur in its few patients, to
-# facts treated as independent, or to chance, as there are seven intervals; a real build counts thousands of studies.
-#
+# By words alone, questions as they come are answered far above chance. With the prior of other patients, an interval that contains 25 % shows nothing
+# that this baseline could learn; a better reader might. The price is every dropped question, and a mix in which rare anatomy is more frequent than in
+# patients. A score below chance is no skill: a prior fitted to the same patients balances their answers, so that what the baseline learns from some
+# of them is reversed in the others. A family that stays above chance with the other prior may owe that to values that hardly occurred in its patients
+# (of whom another number was counted), to facts treated as independent, or to chance, as there are seven intervals.
 # ## 5 · Reasoning with boxes
-#
 # A *writer* turns a question into reasoning: it names structures; the coordinates are filled in from the masks, never by the writer. The built-in
 # writer composes sentences from templates. Question and reasoning together are a *record*: text and references, no pixels.
 
@@ -226,9 +221,11 @@ written_3d = writer.write(question_3d, volume)
 show_record(Record.make(volume, question_3d, written_3d, writer=writer.name, seed=SEED), volume.images())
 
 # %% [markdown]
-# In a volume a box is a cuboid, and each slice that it spans gives one crop. **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told what is true, and it refers to
-# structures by tags, never by coordinates. A refused reply is sent back once with the reasons; if that fails, its record is refused and counted.
-# Nothing is sent here; below are a prompt and two replies that we made up.
+# In a volume a box is a cuboid, and each slice that it spans gives one crop (at most six are shown). The reply states edges and middles, so each step
+# can be checked: y grows to the back and z to the head, so the smaller middle is further anterior, or further inferior.
+# **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told what is true, and it refers to structures
+# by tags, never by coordinates. A refused reply is sent back once with the reasons; if that fails, its record is refused and counted. Nothing is sent
+# here; below are a prompt and two replies that we made up.
 
 # %%
 import json
@@ -245,7 +242,6 @@ for reasoning in (good, f"Something at [50,50,60,60] looks odd. The finding is: 
 
 # %% [markdown]
 # ## 6 · Checks
-#
 # Every record is checked, whoever wrote it: alone, and against its study, because a box can be consistent with its record and still be wrong. We
 # break a good record in four ways.
 
@@ -271,8 +267,8 @@ for name, one in broken.items():
     print(f"{name}: alone {alone or 'it passes'}, with its study {with_study}")
 
 # %% [markdown]
+# The words are reasons for refusal. A box that is wrong in the text and in the record's list of evidence passes alone: only its mask exposes it.
 # ## 7 · Splits by patient, and copies under another name
-#
 # If slices of one person were in both training and test, the test would measure memorization. So **patients** are split, by a hash of their
 # name. The same scan may appear under two names, so each scan gets a **perceptual hash**: one bit for each pair of neighbouring blocks, which is 1
 # where the mean of the second is clearly higher. Scans that differ in at most `TOLERANCE` bits stay in one split. **Predict first:** which of
@@ -285,18 +281,20 @@ original = brain.scan.array.astype(np.float32)
 noise = rng.normal(0, 0.02 * original.max(), original.shape)
 copies = {"brighter, noisier": 1.5 * original + 40 + noise, "half the voxels": original[:, ::2, ::2]}
 copies |= {"moved by a voxel": np.roll(original, 1, axis=2), "border cut off": original[:, 12:-12, 12:-12]}
-copies |= {"mirrored": original[:, :, ::-1], "another person": phantom(902).scan.array}
+copies |= {"mirrored": original[:, :, ::-1], "a torso": phantom(902).scan.array}
 first, *codes = (np.frombuffer(perceptual_hash(scan), np.uint8) for scan in (original, *copies.values()))
 distance = {name: np.bitwise_count(first ^ code).sum() for name, code in zip(copies, codes, strict=True)}
+other_torso = np.frombuffer(perceptual_hash(phantom(903).scan.array), np.uint8)
+distance["two torsos"] = np.bitwise_count(codes[-1] ^ other_torso).sum()
+print(f"a copy: at most {TOLERANCE} bits")
 for name, bits in distance.items():
     print(f"{name}: {bits} of {8 * len(first)} bits differ", "-> a copy" * bool(bits <= TOLERANCE))
 
 # %% [markdown]
-# A hash finds copies; it does not prove that there are none: a cropped or mirrored copy is missed.
-#
+# A hash finds copies; it does not prove that there are none: a cropped copy is missed, because all its blocks moved, and a mirrored one, although
+# only just, because a brain is nearly symmetric. A larger tolerance would find more copies, but could also join scans of different patients.
 # ## 8 · The whole build
-#
-# In a shell: `python -m unireason_lib build --source phantom --out DIR`; a killed build resumes where it stopped.
+# In a shell: `python -m unireason_lib build --source phantom --out DIR`; it resumes if killed. `DIR` gets Parquet files like the authors' release.
 
 # %%
 import shutil
@@ -329,6 +327,8 @@ for name in ("answer", "family", "dimension"):  # right letters must be even
     print(name, dict(sorted(Counter(getattr(r, name) for r in records).items())))
 
 # %% [markdown]
+# Splits are only roughly 80 : 10 : 10, because the hash of each patient decides. Letters are about equally frequent, so none is worth guessing;
+# families are not, because the prior drops more of some (exercise 2). The reply holds no crops: they are cut from the image in training (notebook 04).
 # ## Check yourself
 
 # %%
@@ -340,11 +340,11 @@ assert PROFILE == "smoke" or percent["as they come"]["all"][1] > 40
 print("all checks passed")
 
 # %% [markdown]
-# ## Exercises
+# **Next**: [02](02_slice_serialization.ipynb) turns scan files into the slices that a model reads.
+# ## Exercises ([solutions](solutions/01_dataset_construction.py))
 # 1. Write a question-only baseline of your own: of the options, take the one that was right most often for other patients in questions of the same
-#    kind about the same structures. How close does it come to ours, before and after debiasing?
+#    kind that name the same structures. Use only `q.kind`, `q.text` and `q.options`, since `q.names` and `q.evidence` depend on the answer. How close
+#    does it come to ours, before and after debiasing?
 # 2. Of which kinds of questions does the prior remove most, and why?
 # 3. Put NIfTI scans of your own into `images/`, label maps into `labels/` and a `names.json` beside them (or store two phantoms, as in section 3 of
 #    notebook 02), and generate questions about them.
-#
-# Solutions: [`solutions/01_dataset_construction.py`](solutions/01_dataset_construction.py).

@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 02 · Slice serialization: from a scan file to the images that a model reads
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/02_slice_serialization.ipynb)
 #
-# After this notebook you can
+# A mirrored patient, a wrong window or a skipped lesion raises no error: the model just learns from wrong images. After this notebook you can
 # - read a scan in any orientation, tell from its affine where the patient's left is, and detect an affine that is wrong;
 # - choose an intensity window, resample a volume to slices, and say what is lost on the way;
 # - convert a box from voxels to serialized pixels, to the pixels of the model and to millimetres, and back.
@@ -47,11 +46,10 @@ pipeline_figure("slice serialization")
 
 # %% [markdown]
 # ## 1 · Directions: what the affine says and the array does not
-#
 # A NIfTI file stores an array and an affine, $(x, y, z)^\top = M\,(i, j, k)^\top + t$. It maps the index of a voxel's centre to coordinates in
 # millimetres that increase towards the patient's **R**ight, front (**A**nterior) and head (**S**uperior); the opposite directions are **L**eft,
-# **P**osterior and **I**nferior. Each column of $M$ is the step in millimetres when one index grows by 1, so its largest entry names the direction
-# of that axis.
+# **P**osterior and **I**nferior. Each column of $M$ is the step in millimetres when one index grows by 1, so the entry with the largest absolute
+# value names the direction of that axis (of a tilted scan the nearest direction; the tilt itself stays in the affine).
 
 # %%
 import tempfile
@@ -107,13 +105,12 @@ show_images(
 # %% [markdown]
 # The first two images are mirror images of each other, and a brain is nearly symmetric: without the letters nobody could say which is which. Which
 # side is left **cannot be told from the array alone; the affine says it**. In the third file the last index runs from left to right, so the same
-# expression cuts the brain from front to back.
-#
+# expression shows a *sagittal* slice (the patient from the side) in place of an *axial* one.
 # ## 2 · One arrangement for every file
-#
 # The library keeps all scans as `(z, y, x)` with x increasing towards the patient's **L**eft, y to the back (**P**) and z to the head (**S**).
 # Axes are permuted and flipped; nothing is interpolated. Flipping an axis of $n$ voxels turns $i$ into $n - 1 - i$, so its column $m$ of $M$
-# changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres.
+# changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres, which the affine still counts towards R, A and S, as
+# NIfTI does. (DICOM and ITK count them towards L, P and S: whoever mixes the two up turns the patient by 180 degrees.)
 
 # %%
 from unireason_lib.imaging import load_volume
@@ -139,7 +136,6 @@ for codes, file in stored.items():
 
 # %% [markdown]
 # ## 3 · An affine that is wrong
-#
 # A slice displayed as it lies in this array is in the radiological convention: the patient is seen from the feet, with the right on the left of
 # the image. But software that drops the sign of an axis writes a file that opens without any error and shows the patient mirrored. We store two
 # torso phantoms as NIfTI with label maps; the affine of **one** has the wrong sign along x.
@@ -192,14 +188,13 @@ assert (studies["a"].directions, studies["b"].directions) == ("LPS", "")
 
 # %% [markdown]
 # Patient b is mirrored. The study keeps its scan and loses its directions, so no question about left and right is asked. The check has limits: it
-# needs a segmented liver or spleen, so a mirrored brain passes; in the rare people whose organs really are mirrored (situs inversus) the warning
-# is wrong, which costs questions but causes no wrong answer.
-#
+# needs a segmented liver or spleen, so a mirrored brain passes; a wrong sign along y or z passes, too; in the rare people whose organs really are
+# mirrored (situs inversus) the warning is wrong, which costs questions but causes no wrong answer.
 # ## 4 · Windows: which values become black and white
-#
-# A window $(a, b)$ maps a value $v$ to the grey level $g(v) = \min\big(1, \max\big(0, \frac{v - a}{b - a}\big)\big)$. MRI intensities have no
-# unit, so the paper takes the 1st and 99th percentile of the volume. CT has one, the Hounsfield unit (HU: air -1000, water 0), so it has named
-# windows. The phantom below has a lesion in a kidney and one in a lung.
+# A window $(a, b)$ maps a value $v$ to the grey level $g(v) = \min\big(1, \max\big(0, \frac{v - a}{b - a}\big)\big)$; radiologists state its level
+# $(a + b)/2$ and width $b - a$. The paper takes the 1st and 99th percentile of each volume, which also suits MRI, whose intensities have no unit; but
+# then the grey of a tissue depends on what else is in the volume. CT has a unit, the Hounsfield unit (HU: air -1000, water 0), and so named windows
+# with fixed limits. The phantom below has a lesion in a kidney and one in a lung.
 #
 # **Predict first.** In which of these windows is the kidney lesion hardest to see? Is it the same one for the lung lesion?
 
@@ -217,16 +212,17 @@ for lesion in torso.lesions:
     for name, windowed in stacks.items():
         difference = windowed.pixels[inside].mean() - windowed.pixels[around].mean()
         tiles.append(windowed.pixels[int(lesion.centroid[2])])
-        titles.append(f"{name}, {host.name}\nlesion minus organ: {difference:+.0f}")
+        limits = "[{:.0f}, {:.0f}]".format(*windowed.range)
+        titles.append(f"{name} {limits}, {host.name}\nlesion minus organ: {difference:+.0f}")
 boxes = [[lesion.box] for lesion in torso.lesions for _ in names]
 show_images(tiles, boxes, titles, letters=["RLAP"] * len(tiles))
 
 # %% [markdown]
 # The titles give the difference of the mean grey levels (out of 255). The kidney lesion is hardest to see in the lung window, where all soft tissue
-# is nearly white; the bone window, so wide that soft tissues look alike, leaves little more of it. The lung lesion stands out in all four.
-#
+# is nearly white; the bone window, so wide that soft tissues look alike, leaves little more of it. The lung lesion stands out in all four, least in
+# the bone window. But its pattern, which these means do not measure, is clearest in the abdomen window: in the lung window the lesion is nearly white.
+# The window that is stored decides which questions an image can answer.
 # ## 5 · Resampling to slices
-#
 # The model reads a fixed number of slices of a fixed size. With the half-pixel convention the **edges** of the old and the new grid coincide: with
 # $n'$ new pixels over $n$ old ones, the centre of pixel $i'$ lies at the old index $c = (i' + \frac12)\,\frac{n}{n'} - \frac12$, and its value is
 # interpolated linearly between the two old pixels beside $c$.
@@ -271,8 +267,8 @@ planes, titles = [stack.pixels[size[0] // 2]] * 2, ["as the model sees it", "in 
 show_images(planes, titles=titles, letters=["RLAP"] * 2, aspects=[1, across])
 
 # %% [markdown]
+# Two for each new slice. All others are skipped, without any smoothing: a lesion that lies between leaves no trace (exercise 2 has a remedy).
 # ## 6 · Boxes there and back
-#
 # Because edges coincide, an edge $e$ on $n$ voxels lies at $e' = e\,n'/n$ on $n'$ pixels: one factor per axis, no shift, no rounding. In
 # millimetres it lies at $M\,(e - \tfrac12) + t$, half a voxel before the centre of voxel $e$.
 
@@ -293,11 +289,9 @@ show_slices(stack, {name: stack.from_voxel(box) for name, box in regions.items()
 # %% [markdown]
 # Slices run from the feet to the head; the last ones lie above the brain. The box on the left thalamus lies on the side of the letter L in every slice
 # that it spans: affine, atlas and resampling agree.
-#
 # ## 7 · From slices to the model's pixels and tokens
-#
-# Qwen's processor resizes the sides of each slice to multiples of 28 pixels, the side of one token (2 x 2 patches of 14 pixels). A volume of $D$
-# slices costs $T = D\,(H'W'/28^2 + 2)$ tokens, where 2 counts the delimiters around a slice. Boxes are written in *these* pixels, as integers;
+# Qwen's processor resizes each slice to $H' \times W'$ pixels, both multiples of 28, the side of one token (2 x 2 patches of 14 pixels). A volume of
+# $D$ slices costs $T = D\,(H'W'/28^2 + 2)$ tokens, where 2 counts the delimiters around a slice. Boxes are written in *these* pixels, as integers;
 # notebook 01 measures what rounding costs.
 
 # %%
@@ -310,10 +304,10 @@ for depth, side in ((8, 64), (16, 128), (32, 256), (32, 512)):
     print(f"{depth:>3} slices of {side} x {side}: resized to {resized} x {resized}, {tokens:>6} tokens")
 
 # %% [markdown]
+# The third row has the paper's size. Twice the side costs about four times the tokens; a crop shows one region in detail for fewer (notebook 03).
 # ## 8 · Are the slices in order?
-#
 # Neighbouring slices of a body look alike, so the correlation of each slice with the next reveals slices that were shuffled or repeated. It does
-# not reveal missing slices, or two neighbours that were swapped.
+# not reveal missing slices, two neighbours that were swapped, or a reversed order. (`body` leaves out slices that are empty or nearly so.)
 
 # %%
 from unireason_lib.display import plot_lines
@@ -330,7 +324,6 @@ plot_lines(curves, xlabel="slice", ylabel="correlation with the next slice")
 
 # %% [markdown]
 # In order, the curve stays close to 1; after shuffling, neighbours are as unlike as any two slices of this brain.
-#
 # ## Check yourself
 
 # %%
@@ -347,4 +340,5 @@ print("all checks passed")
 #    contrast is left with each method, depending on where it lies?
 # 3. Repair the affine of patient b, and show that the library no longer warns.
 #
-# Solutions: [`solutions/02_slice_serialization.py`](solutions/02_slice_serialization.py).
+# Solutions: [`solutions/02_slice_serialization.py`](solutions/02_slice_serialization.py). **Next**: [03](03_grounded_interface.ipynb), how a model
+# boxes a region of these slices and gets its tokens back.

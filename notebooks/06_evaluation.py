@@ -1,16 +1,14 @@
 # %% [markdown]
 # # 06 · Evaluation: is the model right, does it look, and why does it fail?
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/06_evaluation.ipynb)
 #
-# After this notebook you can
+# Accuracy alone cannot tell a model that looks from one that knows which answers are likely. After this notebook you can
 # - report accuracy with an interval over patients beside its baselines, and the IoU of boxes beside its floor;
 # - compare two runs pairwise, and test by intervention whether a model uses its images and its crops;
 # - classify wrong answers by their cause, correct a box yourself, and evaluate a model on your own scans.
 #
 # **Time** a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in `data/tiny-sft`.
 # **Synthetic**: CT-like torso phantoms, not used in training. **Real**: the brain MRI of section 8. *Not for clinical use.*
-#
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740); [error bars for evaluations](https://arxiv.org/abs/2411.00640);
 # [Wilson's interval](https://doi.org/10.1080/01621459.1927.10502953); [questions answered without the image](https://arxiv.org/abs/1612.00837).
 
@@ -65,7 +63,6 @@ display.pipeline_figure("evaluation")
 
 # %% [markdown]
 # ## 1 · A benchmark and a run
-#
 # The questions are about held-out phantoms, slices and volumes; they are debiased by an answer prior (notebook 01), so that reading the question
 # alone should not help (section 2 checks this). A run is a file with one JSON line per question; it can be resumed after a kill, and refuses replies of
 # another model.
@@ -99,15 +96,13 @@ results[["dimension", "family", "question", "truth", "prediction", "correct"]].h
 
 # %% [markdown]
 # ## 2 · Accuracy, its interval and its baselines
-#
 # Patient $i$ of $k$ has $n_i$ questions, $r_i$ of them answered right; $N = \sum_i n_i$. Other patients would give another accuracy $p$, and answers
 # about one patient tend to be right or wrong together. So the standard error $s$ is taken over patients, and Wilson's interval (notebook 00) is that
-# of $N^*$ independent questions, which would have the same $s$:
+# of $N^*$ independent questions, which would have the same $s$, with Student's $t$ for $k - 1$ degrees of freedom (as in notebook 01, section 4):
 #
 # $$p = \frac{\sum_i r_i}{N}, \quad s^2 = \frac{k}{k - 1} \sum_i \frac{(r_i - p \, n_i)^2}{N^2}, \quad
 # N^* = \min\left(N, \frac{p (1 - p)}{s^2}\right).$$
-#
-# > **Predict first.** How wide is this interval for 100 questions: 4, 8, 14 or 30 points from end to end?
+# > **Predict first.** How wide is this interval for 100 questions, if most are answered right: 4, 8, 14 or 30 points from end to end?
 
 # %%
 def standard_error(values, patients):
@@ -126,8 +121,9 @@ print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points w
 
 
 # %% [markdown]
-# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (of its dimension, hence not below chance there); **question-only**, the
-# option most often right in training (notebook 01 fits a stronger one); **blank**, the model on grey images. If question-only is above chance, the options may give answers away.
+# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (of its dimension, hence not below chance there);
+# **question-only**, the option most often right in training (notebook 01 fits a stronger one); **blank**, the model on grey images. If question-only
+# is above chance, the options may give answers away.
 
 # %%
 def points(x, name="", unit="%", scale=100):
@@ -159,12 +155,14 @@ two = {way: by_way[way] for way in ("model", "question-only")}
 display.plot_intervals(two, "right answers, %", reference=("chance", chance))
 
 # %% [markdown]
+# Where the two intervals of a row are apart, the model uses more than words; where they overlap, only pairs can tell (section 4). In one of several
+# rows question-only may exceed chance by luck, or because the prior was learnt from few patients: the model is suspect if `blank` does, too. *NaN*: no
+# option (they are boxes) was ever right in training. All intervals are about **one checkpoint**; another training may differ (notebook 07).
 # ## 3 · Boxes: IoU and its floor
-#
 # A reply without a box counts as IoU 0 (notebook 00; notebook 05 leaves such replies out). Questions that state a box are left out, since it could be
 # copied. The **floor** is the IoU of the structure's mean box in other patients: only a model clearly above it has shown
 # that it looks. **Slice-volume consistency** is the overlap of a cuboid with the boxes that the model writes when each of its slices is shown
-# alone (paper: 0.76 to 0.83).
+# alone (in the three cases that the paper shows: 0.76 to 0.83). It needs no truth, so it says nothing about being right.
 
 # %%
 few = replace(benchmark, items=benchmark.items[: profile.evaluation.control_questions])
@@ -181,8 +179,8 @@ if slices is not None:
 display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps.values()) else None
 
 # %% [markdown]
+# A difference above 0 means that the boxes follow the patient. Compare with the floor, not 2D with 3D: a cuboid can be wrong along one axis more.
 # ## 4 · Does it look? A paired comparison of two runs
-#
 # A **control** takes information away and asks the same questions again. The formula of section 2, with the difference $d_i$ between both runs in
 # place of $r_i$, gives the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, if the same questions are hard
 # for both.
@@ -200,11 +198,12 @@ print(f"right on grey images: {100 * mean(blank).value:.0f} %, by chance: {chanc
 display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("nothing lost", 0))
 
 # %% [markdown]
+# Grey and random images are unlike any in training, so confusion may explain some of the loss. Images of other patients are ordinary: a loss there
+# means that answers follow the image. Pairing gained little: guesses on grey images do not depend on how hard a question is. It pays for alike models.
 # ## 5 · Does it use its crops?
-#
 # Only what a box **fetches** is changed. Textures of lesions vary from pixel to pixel; a token of the whole image averages them with what lies around.
-# `no crops` never occurred in training, so part of the points lost may come from the unusual reply.
-#
+# `no crops` never occurred in training, so part of the points lost may come from the unusual reply. The questions about lesions are not debiased,
+# which does not matter here: a model is compared with itself on the same questions.
 # > **Predict first.** Which questions lose most: those about texture alone, those about density and texture, or all families together?
 
 # %%
@@ -225,13 +224,16 @@ by_way = {way: {row: points(x) for row, x in one.items()} for way, one in lost.i
 display.plot_intervals(by_way, "points lost against own crops, paired", reference=("nothing lost", 0))
 
 # %% [markdown]
+# With other crops both kinds about lesions lose far more than all families together, for most of whose questions the whole image is enough; between
+# the two kinds, intervals overlap. With *no crops* all families seem to lose more than with wrong ones, as if the unusual reply had a cost of its own.
+# So wrong crops are the better control, and they show that answers about textures rest on the crops.
 # ## 6 · Why is an answer wrong?
-#
 # A box *touches* a structure if their IoU is at least 0.1, whatever the reply calls it. The cause of a wrong answer is the first that applies: **no
 # answer**; **wrong letter** (the reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box);
 # **invented** (some box touches none of those structures); **miscalculated** (a difference or midpoint in the reasoning does not follow from its
-# numbers); **misread** (none of these). The first that applies is a symptom: a box at the edge of
-# another structure may be the cause. A right answer may have a wrong reason: **right, box elsewhere**, or a wrong calculation.
+# numbers); **misread** (none of these). The first that applies is a symptom: a box at the edge of another structure may be the cause. A right answer
+# may have a wrong reason: **right, box elsewhere**, or a wrong calculation. Below the bars is the first wrong reply of each cause that has boxes, on
+# a slice through the box to blame.
 
 # %%
 COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#f0e442", "#cc79a7", "#0072b2", "#656d76"
@@ -290,12 +292,13 @@ for x in results[results["correct"].eq(0) & both].drop_duplicates("cause").itert
 display.show_images(images, boxes, titles, columns=3) if images else "none"
 
 # %% [markdown]
+# A wrong calculation need not spoil an answer: the options may lie further apart than the error, or the answer may not rest on the calculation
+# ([unfaithful reasoning](https://arxiv.org/abs/2305.04388)). Classes are rules, not explanations. Redo the sum of *miscalculated*: if the model's
+# own edges lead to the same option, its box was the cause. A box inside a larger true one touches it, so an invented structure can be called *misread*.
 # ## 7 · Your own box
-#
 # An intervention separates localization from interpretation: **you** give the box, and the model continues from there. Move the sliders, press *Ask
 # with this box* and watch the answer. The question is the first one about a lesion that the model answers wrongly, if there is one; besides its true
 # box we give one elsewhere. Exercise 3 does this for many lesions, because one right answer may be luck.
-#
 # > **Predict first.** Which of the three boxes leads to the right answer: the model's own, the one elsewhere, the true one?
 
 # %%
@@ -306,14 +309,15 @@ how = {"request": item_of[row.id].request(item_of[row.id].load()), "generator": 
 viewer = display.SliceViewer(boxes={"true box": true}, **how, **asdict(settings))
 for box in (None, elsewhere(true, limits[: len(true.as_tuple()) // 2], "0"), true):
     trace = viewer.ask(box)
-    words = f"your box, IoU {box.iou(true):.2f}" if box else "boxes of the model"
+    words = f"your box, IoU {box.iou(true):.2f}" if box else f"boxes of the model, IoU {row.iou_all:.2f}"
     print(f"{words}: {trace.answer}, {'right' if trace.choice == row.truth else 'wrong'}")
 viewer.slider.value = int(true.center[2]) if row.dimension == "3d" else 0
 viewer
 
 # %% [markdown]
+# If only the true box leads to the right answer, localization was the mistake; if the model's own IoU was near 1 already, a few pixels decided, or
+# the words before its box. This case was chosen because it was wrong, so a change can only help: count many cases (exercise 3).
 # ## 8 · Your own scans
-#
 # `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and, for each scan, `images/anna.nii.gz` with its label map `labels/anna.nii.gz`; as
 # a command: `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without `REAL`, we
 # ask about the MNI152 template, the average MRI of 152 people: **one** image, so no interval and no floor. Shown is the reply with the highest IoU,
@@ -339,6 +343,7 @@ assert not results["failed"].any() and counts.filter(like="D").sum().sum() == le
 print("all checks passed")
 
 # %% [markdown]
+# **Keep**: intervals over patients, floors, controls with ordinary images. **Next**: [07](07_ablations.ipynb) compares ways of training.
 # ## Exercises ([solutions](solutions/06_evaluation.py))
 # 1. In section 6 a box touches a structure if their IoU is at least 0.1. How often is a structure missed at 0.3 or 0.5?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?

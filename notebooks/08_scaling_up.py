@@ -1,6 +1,5 @@
 # %% [markdown]
 # # 08 · Scaling up: what a full-size run costs, and how to launch it
-#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/08_scaling_up.ipynb)
 #
 # After this notebook you can
@@ -8,7 +7,7 @@
 # - turn FLOPs into hours and dollars, and say which of the numbers are assumptions;
 # - train in several processes, write a Slurm script, read the authors' release, and merge an adapter.
 #
-# This notebook takes steps 04 and 05 of the pipeline to the size of the paper. **Time** 40 seconds on 2 CPU cores; a GPU is not used. **Needs** no
+# This notebook takes steps 04 and 05 of the pipeline to the size of the paper. **Time** about a minute on 2 CPU cores; no GPU is used. **Needs** no
 # other notebook; the tiny base ships in `data/tiny-base`. **Synthetic**: all patients are phantoms. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685),
@@ -59,11 +58,9 @@ pipeline_figure()
 # ## 1 · Parameters: true shapes without weights
 # On PyTorch's *meta* device a tensor has a shape but no storage, so the 7B model can be built here. Its size follows from the hidden size $h$, the
 # number of layers $L$, the widths $q$ of all queries and $k$ of all keys of a token, the MLP width $i$ and the vocabulary $V$:
-#
 # $$N = L\,(\underbrace{2hq + 2hk}_{\text{attention}} + \underbrace{3hi}_{\text{MLP}}) + \underbrace{L\,(q + 2k + 2h) + h}_{\text{biases, norms}} + \underbrace{2Vh}_{\text{embedding, output layer}},$$
 #
 # with one $Vh$ if both share a matrix (3B). LoRA of rank $r$ adds $r\,(n + m)$ parameters to a matrix of $n \times m$.
-#
 # > **Predict first.** What percentage of the 7B model's parameters does LoRA train, with $r = 16$ on all matrices of the layers?
 
 # %%
@@ -92,13 +89,12 @@ for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
 # %% [markdown]
 # ## 2 · FLOPs: a formula and a counter
 # A matrix of $n \times m$ costs $2nm$ FLOPs per token; the scores and the weighted sums of attention cost $2 T^2 q$ each per layer. A forward pass over
-# $T$ tokens with logits for $T'$ of them, and training on it, take
+# $T$ tokens with logits for $T'$ of them, and training on it, take (with $N_\text{matrices}$ the attention and MLP parameters of section 1)
 #
 # $$F = 2\,T\,N_\text{matrices} + 4\,T^2 q L + 2\,T' V h, \qquad F_\text{training} = 3F,$$
 #
 # because the backward pass takes two matrix products for each one of the forward pass. The term in $T^2$ is called the *attention square* below; fast
 # kernels skip its masked half, which is counted here. PyTorch's `FlopCounterMode` counts the operations of a run on the meta device; both must agree.
-#
 # > **Predict first.** A volume of 32 slices is a prompt of about 3,000 tokens. What fraction of the FLOPs is the attention square, $4\,T^2 q L$?
 
 # %%
@@ -123,14 +119,16 @@ plot_lines({"7B": percent}, "tokens", "attention's square, % of FLOPs", referenc
 
 
 # %% [markdown]
+# Less than a tenth: at this length FLOPs are nearly proportional to tokens. The figure shows where the quadratic term takes over.
 # ## 3 · Memory of training
 # With AdamW in mixed precision a trained parameter takes 16 bytes: weight, gradient and two moments in float32. A frozen parameter takes 4 bytes in
-# float32 (full fine-tuning) and 2 in bfloat16 (LoRA). Without sharding, autocast also holds a 16-bit copy of the trained weights. If $G$ GPUs shard all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
+# float32 (full fine-tuning) and 2 in bfloat16 (LoRA). Without sharding, autocast also holds a 16-bit copy of the trained weights. If $G$ GPUs shard
+# all of this (ZeRO-3, FSDP2), with gradient checkpointing, each needs
 #
 # $$M = \underbrace{\frac{16\,N_\text{learns} + 4\,N_\text{frozen}}{G}}_{\text{weights, gradients, optimizer states}} + \underbrace{2 \cdot \frac{2\,N_\text{learns}}{L}}_{\text{two layers gathered}} + \underbrace{B\,T\,(2hL + 2a)}_{\text{activations}} + \underbrace{12\,V \cdot 1024}_{\text{logits, in chunks}} + M_\text{CUDA}.$$
 #
 # For $B = 2$ sequences of $T$ tokens, checkpointing keeps the input of every layer (2 bytes per entry) and the activations of the layers that are being
-# recomputed, $a = 8h + 4q + 4k + 8i$ bytes per token.
+# recomputed, $a = 8h + 4q + 4k + 8i$ bytes per token. Logits, at 12 bytes each, exist for 1,024 tokens at a time; $M_\text{CUDA}$ is CUDA's own.
 
 # %%
 def training_memory(config, learns, frozen, gpus, tokens):
@@ -165,13 +163,15 @@ legend(figure, *axes.get_legend_handles_labels(), "outside upper left")
 figure
 
 # %% [markdown]
+# Full fine-tuning does not fit on one card of 80 GB, where weights, gradients and optimizer states take most; sharded, or with LoRA, it does.
 # ## 4 · Hours and price: an estimate between two bounds
-# $$t = \frac{F}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
-#
-# Full fine-tuning does not fit on one card of 80 GB; sharded, or with LoRA, it does. $F$ is counted: with checkpointing the forward pass runs twice, so
-# training takes $4F$, and the frozen vision tower is added. (Decoding is memory-bound, so rollouts take longer than FLOPs suggest.) The utilization $u$, the proportion of the peak that
-# a run attains, is **assumed**: a good and a poor value give bounds, the estimate is their geometric mean. Prices (`configs/planning.yaml`, or your
-# own with `--price`) and the number of questions of outcome RL are assumed, too. As a command: `python -m unireason_lib plan --gpus 8xH100`.
+# With $C$ the FLOPs of a whole stage,
+# $$t = \frac{C}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
+# $C$ is counted: with checkpointing the forward pass runs twice, so training on a sample takes $4F$, and the frozen vision tower is added. The
+# utilization $u$, the proportion of the peak that a run attains, is **assumed**: a good and a poor value give bounds, the estimate is their geometric
+# mean. Also assumed (`configs/planning.yaml`): prices (yours: `--price`), questions of outcome RL, tokens and boxes of a typical reply, and the time to
+# launch a decoding step. **Neither memory nor hours were compared with a real run**, and failed runs, tuning and tests come on top. As a command:
+# `python -m unireason_lib plan --gpus 8xH100`.
 
 # %%
 bounds = [f"{unit}, {bound} bound" for unit in ("hours", "USD") for bound in ("lower", "upper")]
@@ -188,8 +188,9 @@ for stage, what in (("sft", "fine-tuning"), ("grpo", "outcome RL")):
 Markdown(work.to_markdown(index=False, floatfmt=".3g"))
 
 # %% [markdown]
+# *Log-probabilities*: of the replies, under policy and reference model. Rollouts have by far the fewest FLOPs of outcome RL, but not the fewest hours:
+# they decode token by token, and a step reads all weights and the cache or waits for its launch, whichever is longer (the launch, as assumed here).
 # ## 5 · The KV cache of the rollouts
-#
 # Generation keeps the keys and values of every token: $2 \cdot 2\,k\,L\,T$ bytes per reply in 16 bits. In grouped-query attention $q / k$ query heads
 # share one key-value head, which makes the cache smaller by this factor. The model on the meta device fills a real cache:
 
@@ -208,7 +209,6 @@ print(f"{together} replies at a time: {held_at_once:.1f} GB, {q // k} times less
 
 # %% [markdown]
 # ## 6 · The authors' release as data
-#
 # `IQuestLab/UniReason-Med-Data` contains conversations and 2D images; its volumes belong to M3D, and whoever has them passes their folder. Here we read
 # a replica made of phantoms, without and with volumes. The release is also read by `sft --data FOLDER --m3d-root M3D` and notebooks 04 to 06.
 
@@ -234,11 +234,10 @@ print(next(one.reply for one in complete if any(isinstance(box, Box3D) for box i
 
 # %% [markdown]
 # ## 7 · Two processes, the same losses as one
-#
-# In data parallelism each process $p$ takes a part of a step's examples, and gradients are summed. The loss is a mean over the step's $n = \sum_p n_p$
-# tokens, so each process divides by $n$, not by its own $n_p$: $\;\nabla\mathcal{L} = \sum_p \frac{1}{n} \sum_{t \in p} \nabla \ell_t$. By hand, the
-# two halves of a step are computed in turn; then `torchrun` starts the command `sft` twice, with 4 of the 8 examples each.
-#
+# In data parallelism each process $p$ takes a part of a step's examples. The loss is the mean of the losses $\ell_t$ of the step's $n = \sum_p n_p$
+# tokens, so each process divides by $n$, not by its own $n_p$, and gradients are summed (PyTorch's DDP averages them, so trainers multiply the loss by
+# the number of processes): $\;\nabla\mathcal{L} = \sum_p \frac{1}{n} \sum_{t \in p} \nabla \ell_t$. By hand, the two halves of a step are computed in
+# turn; then `torchrun` starts the command `sft` twice, with 4 of the 8 examples each.
 # > **Predict first.** Suppose that each process takes the mean over *its* tokens and the gradients are averaged. Is the result the same?
 
 # %%
@@ -292,8 +291,9 @@ publish("two processes against one", apart, note="largest difference of a loss, 
 losses
 
 # %% [markdown]
+# It is not: a mean of two means gives each token of the half with fewer tokens more weight. Divided by all tokens, both runs have the same losses up to
+# rounding. That these rise means little: each step has other examples, and so few steps teach nothing.
 # ## 8 · Launching on a cluster
-#
 # On GPUs `accelerate launch` starts the same command, with a configuration for each way of sharding (`ddp`, `fsdp2`, `zero3`). After a crash the same
 # command resumes from the last checkpoint. Slurm starts one task per node, and the task starts the node's processes.
 
@@ -313,7 +313,6 @@ print(script)
 
 # %% [markdown]
 # ## 9 · An adapter merged into its model
-#
 # LoRA learns $B \in \mathbb{R}^{n \times r}$ and $A \in \mathbb{R}^{r \times m}$ beside a frozen $W$; merged, $W' = W + \frac{\alpha}{r} B A$. The merged
 # folder is a plain checkpoint: it needs neither PEFT nor this library to load. As a command: `python -m unireason_lib merge`.
 
@@ -339,10 +338,12 @@ assert {one.dimension for one in without} == {"2d"} and {one.dimension for one i
 print("all checks passed")
 
 # %% [markdown]
+# **Keep**: count what can be counted, name what is assumed, compare before a GPU is rented. **Next**: appendices [90](90_tiny_base.ipynb) (the small
+# model) and [91](91_study_statistics.ipynb) (the statistics), or a run of your own ([commands](../unireason_lib/README.md#commands)).
 # ## Exercises
-#
 # 1. How many GPUs of one kind does full fine-tuning of the 7B model need at least? Which part of the memory decides?
-# 2. Why do the updates of outcome RL cost several times as much as fine-tuning? Predict the ratio from settings of the profile.
+# 2. Why do the updates of outcome RL cost several times as much as fine-tuning? Predict the ratio from settings of the profile (`gpu.sft`, `gpu.grpo`)
+#    and the assumed numbers of records and questions (`KNOWN["sft"]`, `KNOWN["grpo"]`).
 # 3. What do slices of 512 x 512 cost compared with 256 x 256, in tokens of the prompt and in FLOPs of a forward pass?
 #
 # Solutions: [`solutions/08_scaling_up.py`](solutions/08_scaling_up.py).
