@@ -11,8 +11,8 @@
 # **Time** half a minute on 2 CPU cores, less on a GPU. **Needs** no other notebook; a tiny fine-tuned Qwen2.5-VL ships in
 # `data/tiny-sft`. **Synthetic**: all scans are CT-like torso phantoms, not used in training. *Not for clinical use.*
 #
-# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923); crops in the reasoning of other models:
-# [DeepEyes](https://arxiv.org/abs/2505.14362); the interval: [Wilson 1927](https://doi.org/10.1080/01621459.1927.10502953).
+# **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923); another model that crops while it
+# reasons: [DeepEyes](https://arxiv.org/abs/2505.14362); the interval: [Wilson 1927](https://doi.org/10.1080/01621459.1927.10502953).
 
 # %% tags=["parameters"]
 PROFILE = "laptop"
@@ -60,8 +60,8 @@ display.pipeline_figure()
 
 # %% [markdown]
 # An answer by itself does not show whether a model looked at the image. *Grounded* reasoning can be checked: the model writes a box while it reasons,
-# the image tokens of the boxed region are put into its reply, and it continues from them. This notebook uses a model that has been through the steps
-# in the figure; each of the following notebooks looks into one of them.
+# the image tokens of the boxed region are put into its reply, and it continues from them. The model used here has been through the first steps in the
+# figure, up to SFT; each of the following notebooks looks into one step.
 #
 # ## 1 · A model and two questions
 #
@@ -147,15 +147,15 @@ boxes |= {f"box {number} of the reply": box for number, box in enumerate(trace_2
 display.show_images([frame.aligned(requests[0].images[0])], [boxes], columns=2)
 
 # %% [markdown]
-# Where boxes coincide, only the one drawn last is visible. If a box that the reply puts on an organ fits the lesion in it better, that sentence is
-# wrong, although the answer may be right: a reward for answers alone (notebook 05) does not notice.
+# Where boxes coincide, only the one drawn last is visible. If a sentence says that its box shows an organ, but the box fits the lesion in it better,
+# the sentence is wrong even where the answer is right: a reward for answers alone (notebook 05) does not notice that.
 #
 # ## 3 · A volume
 #
 # The checkpoint and the call are the same. A volume is a list of axial slices, ordered from the feet to the head, with the patient's right on the
 # left of the image (letters R, L; A is front, P is back). A box has six numbers, and fetches one crop from every slice that it spans.
 #
-# > **Predict first.** The model reads tokens, not pixels. Does the lesion fill one token of a slice? How many tokens has its crop, in comparison?
+# > **Predict first.** The model reads tokens, not pixels. Does the lesion fill one token of a slice? How many tokens does its crop have?
 
 # %%
 study = phantom(int(item_3d.patient.removeprefix("phantom-")), config=PhantomConfig(shape=tuple(shape)))
@@ -211,9 +211,9 @@ answers = {trace.choice for _, trace in viewer.traces}
 print("Here the answer", "depends on the region." if len(answers) > 1 else "is the same for all regions.")
 
 # %% [markdown]
-# The texture is in the crops of a box on the lesion, so only there a right answer is more than chance; with a box elsewhere (IoU 0) it is luck. Where
-# the model's own box is nearly the true one, the first two replies say the same twice. You may see the texture in the slices; the model gets fewer
-# tokens there, and without crops it answers such questions hardly better than chance (notebooks 03 and 06).
+# Only the crops of a box on the lesion show its texture, so only there is a right answer more than chance; with a box elsewhere (IoU 0) it is luck.
+# Where the model's own box nearly coincides with the true one, the first two replies are one test, not two. You may see the texture in the slices;
+# the model gets fewer tokens there, and without crops it answers such questions hardly better than chance (notebooks 03 and 06).
 #
 # ## 5 · How often is it right?
 #
@@ -261,14 +261,14 @@ for dimension in ("2D", "3D"):
     publish(f"quickstart: right answers {dimension}", value, "%", interval=(low, high), note=note)
 
 # %% [markdown]
-# On grey images one in four is expected: an interval wholly above 25 % would mean that the words of questions give answers away. The benchmark leaves
-# out most questions that knowledge of anatomy alone would answer (notebook 01 shows how). With images, an interval wholly above both, 25 % and the one
-# for grey images, shows that looking helps. Notebook 06 asks more questions, and compares both runs question by question, which is more precise.
+# On grey images one right answer in four is expected: an interval wholly above 25 % would mean that the wording gives answers away. The benchmark
+# leaves out most questions that knowledge of anatomy alone would answer (notebook 01 shows how). With images, an interval wholly above both 25 % and
+# the interval for grey images shows that looking helps. Notebook 06 asks more questions and compares runs question by question, which is more precise.
 #
 # ## 6 · From the command line
 #
-# We save the volume as a NIfTI file and run the command that asks about it here, inside the notebook. In its output, `boxes_voxel` counts voxels of the
-# file and `boxes_mm` is where the box lies in the scanner's coordinates (notebook 02). The command `trace` makes a web page.
+# We save the volume as a NIfTI file and run the command that asks about it here, inside the notebook. In its output, `boxes_voxel` has the
+# boxes in voxels of the file, `boxes_mm` in the scanner's coordinates (notebook 02). The command `trace` makes a web page.
 
 # %%
 (out := root / "runs" / "quickstart").mkdir(parents=True, exist_ok=True)
@@ -299,10 +299,10 @@ print("all checks passed")
 # ## Exercises
 #
 # 1. If 40 of 100 answers are right, which accuracies does Wilson's interval contain? How many questions make it 6 points wide?
-# 2. Ask 20 patients' questions about texture (found as in `first_question`) again, but let boxes fetch nothing (`max_rounds=0`). How many answers
-#    change, and how many are right with crops and without?
+# 2. Ask a texture question (found as in `first_question`) about each of 20 patients, then ask again but let boxes fetch nothing (`max_rounds=0`). How
+#    many answers change, and how many are right with crops and without?
 # 3. Mirror the images of 20 questions of the family *spatial localization* from left to right (`ImageOps.mirror`) and ask again. In how many replies is
 #    the first box mirrored, too? What would a model do that knows only where organs usually lie?
 #
 # Solutions: [`solutions/00_quickstart.py`](solutions/00_quickstart.py). **Next**: [01](01_dataset_construction.ipynb), how questions and replies are
-# made, or at once [03](03_grounded_interface.ipynb), how a box fetches tokens.
+# made, or skip ahead to [03](03_grounded_interface.ipynb), how a box fetches tokens.

@@ -2,7 +2,7 @@
 # # 01 · Dataset construction: from segmentation masks to questions, grounded reasoning and Parquet
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/01_dataset_construction.ipynb)
 #
-# Scans with masks are plentiful, reasoning with boxes is scarce: this notebook computes the one from the other. After it you can
+# Scans with masks are plentiful, reasoning with boxes is scarce: this notebook computes the latter from the former. After it you can
 # - turn a scan with a mask into multiple-choice questions of six families whose answers are measured;
 # - measure how many of them can be answered without any image, and remove what makes that possible;
 # - write reasoning whose boxes are true, refuse reasoning whose boxes are not, and build a data set split by patient.
@@ -88,11 +88,11 @@ overlap = written.scale(*(1 / factors)).iou(thalamus.box)
 print(f"voxels {edges.ravel().tolist()}, written {written.as_tuple()}; IoU after rounding {overlap:.2f}")
 
 # %% [markdown]
-# On z (third and sixth number), where the structure spans the fewest steps: rounding moves an edge by up to half a slice. Small structures lose most.
+# On z (the third and sixth numbers): rounding moves an edge by up to half a slice, and the structure spans only a few. Small structures lose most.
 # ## 3 · Six families of questions
 # Questions are answered by measurement, from boxes, extents, centroids and attributes: exactly one option is true, near ties are never asked
 # about, and left and right are the patient's. Below, ✓ marks the answer, and the boxes show what the reasoning has to refer to. The slice of a
-# phantom passes through a lesion where there is one, so lesions are more frequent here than in slices of patients.
+# phantom passes through a lesion if the phantom has one, so lesions are more frequent here than in slices of real patients.
 
 # %%
 from unireason_lib.dataset.questions import FAMILIES, ask
@@ -137,7 +137,7 @@ print(f"{before.questions} questions about {len(set(before.patients))} patients,
 # Far more than one in four, without any image. How precise is this number? Patients are sampled, not questions, and answers about one patient may
 # be right or wrong together. With $e_i$ the deviation of answer $i$ (1 or 0) from the mean $\bar y$ of all $n$, summed within each of $G$ patients,
 # $$\mathrm{SE}^2 = \frac{G}{G - 1}\, \frac{1}{n^2} \sum_{g=1}^{G} \Big(\sum_{i \in g} e_i\Big)^2,$$
-# and Wilson's interval (notebook 00) is computed for $\bar y(1 - \bar y)/\mathrm{SE}^2$ independent questions, the number that would have the same
+# and Wilson's interval (notebook 00) is computed for $\bar y(1 - \bar y)/\mathrm{SE}^2$ independent questions, the number that would give the same
 # error, with the quantile of Student's $t$ for $G - 1$ degrees of freedom in place of $z = 1.96$.
 
 # %%
@@ -199,11 +199,11 @@ for name, values in percent.items():
 plot_intervals(percent, "right without the image, % (95 % intervals by patient)", reference=("chance", 25))
 
 # %% [markdown]
-# By words alone, questions as they come are answered far above chance. With the prior of other patients, an interval that contains 25 % shows nothing
-# that this baseline could learn; a better reader might. The price is every dropped question, and a mix in which rare anatomy is more frequent than in
-# patients. A score below chance is no skill: a prior fitted to the same patients balances their answers, so that what the baseline learns from some
-# of them is reversed in the others. A family that stays above chance with the other prior may owe that to values that hardly occurred in its patients
-# (of whom another number was counted), to facts treated as independent, or to chance, as there are seven intervals.
+# From the words alone, the questions as they come are answered far better than by chance. With the prior of other patients, an interval that contains
+# 25 % gives no sign that the baseline learnt anything; a stronger one might. The price: many questions are dropped, and in the rest rare anatomy is
+# more frequent than in patients. A score below chance is no skill: a prior fitted to the same patients balances their answers, so that what the
+# baseline learns from some of them is reversed in the others. A family that stays above chance with the other prior (which counts another number of
+# patients) may owe that to values that hardly occurred among those, to facts treated as independent, or to chance, as there are seven intervals.
 # ## 5 · Reasoning with boxes
 # A *writer* turns a question into reasoning: it names structures; the coordinates are filled in from the masks, never by the writer. The built-in
 # writer composes sentences from templates. Question and reasoning together are a *record*: text and references, no pixels.
@@ -222,7 +222,7 @@ show_record(Record.make(volume, question_3d, written_3d, writer=writer.name, see
 
 # %% [markdown]
 # In a volume a box is a cuboid, and each slice that it spans gives one crop (at most six are shown). The reply states edges and middles, so each step
-# can be checked: y grows to the back and z to the head, so the smaller middle is further anterior, or further inferior.
+# can be checked: y grows to the back and z to the head, so the structure with the smaller middle lies further anterior (y) or inferior (z).
 # **A language model as annotator** (`--writer llm`; the authors used GPT-4o) writes more freely. It is told what is true, and it refers to structures
 # by tags, never by coordinates. A refused reply is sent back once with the reasons; if that fails, its record is refused and counted. Nothing is sent
 # here; below are a prompt and two replies that we made up.
@@ -267,7 +267,7 @@ for name, one in broken.items():
     print(f"{name}: alone {alone or 'it passes'}, with its study {with_study}")
 
 # %% [markdown]
-# The words are reasons for refusal. A box that is wrong in the text and in the record's list of evidence passes alone: only its mask exposes it.
+# The lists name the reasons for refusal. A box that is wrong both in the text and in the record's evidence passes alone: only the mask exposes it.
 # ## 7 · Splits by patient, and copies under another name
 # If slices of one person were in both training and test, the test would measure memorization. So **patients** are split, by a hash of their
 # name. The same scan may appear under two names, so each scan gets a **perceptual hash**: one bit for each pair of neighbouring blocks, which is 1
@@ -291,10 +291,10 @@ for name, bits in distance.items():
     print(f"{name}: {bits} of {8 * len(first)} bits differ", "-> a copy" * bool(bits <= TOLERANCE))
 
 # %% [markdown]
-# A hash finds copies; it does not prove that there are none: a cropped copy is missed, because all its blocks moved, and a mirrored one, although
-# only just, because a brain is nearly symmetric. A larger tolerance would find more copies, but could also join scans of different patients.
+# A hash finds copies but cannot prove that there are none: a cropped copy is missed because all its blocks have moved. A mirrored one is
+# missed only narrowly, since a brain is nearly symmetric. A larger tolerance would find more copies, but could also join scans of different patients.
 # ## 8 · The whole build
-# In a shell: `python -m unireason_lib build --source phantom --out DIR`; it resumes if killed. `DIR` gets Parquet files like the authors' release.
+# In a shell: `python -m unireason_lib build --source phantom --out DIR`; it resumes if killed. `DIR` then holds Parquet files like the authors'.
 
 # %%
 import shutil
@@ -327,8 +327,8 @@ for name in ("answer", "family", "dimension"):  # right letters must be even
     print(name, dict(sorted(Counter(getattr(r, name) for r in records).items())))
 
 # %% [markdown]
-# Splits are only roughly 80 : 10 : 10, because the hash of each patient decides. Letters are about equally frequent, so none is worth guessing;
-# families are not, because the prior drops more of some (exercise 2). The reply holds no crops: they are cut from the image in training (notebook 04).
+# Splits are only roughly 80 : 10 : 10, because the hash of each patient decides. Letters are about equally frequent, so always choosing one gains
+# nothing; families are not, as the prior drops more of some (exercise 2). The reply has no crops: training cuts them from the image (notebook 04).
 # ## Check yourself
 
 # %%

@@ -49,7 +49,7 @@ pipeline_figure("slice serialization")
 # A NIfTI file stores an array and an affine, $(x, y, z)^\top = M\,(i, j, k)^\top + t$. It maps the index of a voxel's centre to coordinates in
 # millimetres that increase towards the patient's **R**ight, front (**A**nterior) and head (**S**uperior); the opposite directions are **L**eft,
 # **P**osterior and **I**nferior. Each column of $M$ is the step in millimetres when one index grows by 1, so the entry with the largest absolute
-# value names the direction of that axis (of a tilted scan the nearest direction; the tilt itself stays in the affine).
+# value names the direction of that axis (for a tilted scan, the nearest direction; the tilt itself stays in the affine).
 
 # %%
 import tempfile
@@ -109,8 +109,8 @@ show_images(
 # ## 2 · One arrangement for every file
 # The library keeps all scans as `(z, y, x)` with x increasing towards the patient's **L**eft, y to the back (**P**) and z to the head (**S**).
 # Axes are permuted and flipped; nothing is interpolated. Flipping an axis of $n$ voxels turns $i$ into $n - 1 - i$, so its column $m$ of $M$
-# changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres, which the affine still counts towards R, A and S, as
-# NIfTI does. (DICOM and ITK count them towards L, P and S: whoever mixes the two up turns the patient by 180 degrees.)
+# changes sign and $t$ becomes $t + (n - 1)\,m$: every voxel keeps its place in millimetres, which still increase towards R, A and S, as in
+# NIfTI. (In DICOM and ITK they increase towards L, P and S: whoever mixes up the two conventions rotates the patient by 180 degrees.)
 
 # %%
 from unireason_lib.imaging import load_volume
@@ -193,8 +193,8 @@ assert (studies["a"].directions, studies["b"].directions) == ("LPS", "")
 # ## 4 · Windows: which values become black and white
 # A window $(a, b)$ maps a value $v$ to the grey level $g(v) = \min\big(1, \max\big(0, \frac{v - a}{b - a}\big)\big)$; radiologists state its level
 # $(a + b)/2$ and width $b - a$. The paper takes the 1st and 99th percentile of each volume, which also suits MRI, whose intensities have no unit; but
-# then the grey of a tissue depends on what else is in the volume. CT has a unit, the Hounsfield unit (HU: air -1000, water 0), and so named windows
-# with fixed limits. The phantom below has a lesion in a kidney and one in a lung.
+# then the grey of a tissue depends on what else is in the volume. CT has a unit, the Hounsfield unit (HU: air -1000, water 0), and therefore named
+# windows with fixed limits. The phantom below has a lesion in a kidney and one in a lung.
 #
 # **Predict first.** In which of these windows is the kidney lesion hardest to see? Is it the same one for the lung lesion?
 
@@ -221,7 +221,7 @@ show_images(tiles, boxes, titles, letters=["RLAP"] * len(tiles))
 # The titles give the difference of the mean grey levels (out of 255). The kidney lesion is hardest to see in the lung window, where all soft tissue
 # is nearly white; the bone window, so wide that soft tissues look alike, leaves little more of it. The lung lesion stands out in all four, least in
 # the bone window. But its pattern, which these means do not measure, is clearest in the abdomen window: in the lung window the lesion is nearly white.
-# The window that is stored decides which questions an image can answer.
+# The window with which an image is stored decides which questions it can answer.
 # ## 5 · Resampling to slices
 # The model reads a fixed number of slices of a fixed size. With the half-pixel convention the **edges** of the old and the new grid coincide: with
 # $n'$ new pixels over $n$ old ones, the centre of pixel $i'$ lies at the old index $c = (i' + \frac12)\,\frac{n}{n'} - \frac12$, and its value is
@@ -267,7 +267,7 @@ planes, titles = [stack.pixels[size[0] // 2]] * 2, ["as the model sees it", "in 
 show_images(planes, titles=titles, letters=["RLAP"] * 2, aspects=[1, across])
 
 # %% [markdown]
-# Two for each new slice. All others are skipped, without any smoothing: a lesion that lies between leaves no trace (exercise 2 has a remedy).
+# Two for each new slice. All others are skipped, without any smoothing: a lesion that lies only in skipped slices leaves no trace (exercise 2).
 # ## 6 · Boxes there and back
 # Because edges coincide, an edge $e$ on $n$ voxels lies at $e' = e\,n'/n$ on $n'$ pixels: one factor per axis, no shift, no rounding. In
 # millimetres it lies at $M\,(e - \tfrac12) + t$, half a voxel before the centre of voxel $e$.
@@ -304,7 +304,7 @@ for depth, side in ((8, 64), (16, 128), (32, 256), (32, 512)):
     print(f"{depth:>3} slices of {side} x {side}: resized to {resized} x {resized}, {tokens:>6} tokens")
 
 # %% [markdown]
-# The third row has the paper's size. Twice the side costs about four times the tokens; a crop shows one region in detail for fewer (notebook 03).
+# The third row has the paper's size. Twice the side costs about four times the tokens; a crop shows one region in detail for far fewer (notebook 03).
 # ## 8 · Are the slices in order?
 # Neighbouring slices of a body look alike, so the correlation of each slice with the next reveals slices that were shuffled or repeated. It does
 # not reveal missing slices, two neighbours that were swapped, or a reversed order. (`body` leaves out slices that are empty or nearly so.)

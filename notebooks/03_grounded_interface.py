@@ -2,8 +2,8 @@
 # # 03 · The grounded interface: a box in a reply fetches the region's image tokens
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/unireason-lab/unireason-lab/blob/v0.1.0/notebooks/03_grounded_interface.ipynb)
 #
-# One image token stands for a whole square of pixels, and what is smaller is blurred in it. So let the model name a region, and show it that region
-# again, enlarged: a second look, within one reply. After this notebook you can
+# One image token stands for a whole square of pixels, and smaller details are blurred in it. So we let the model box a region, and show it that
+# region again, enlarged: a second look, within one reply. After this notebook you can
 # - generate a grounded reply token by token, with crops and M-RoPE positions by hand, and reproduce the library's reply exactly;
 # - measure what the injected tokens change: attention, and the answers when a crop shows the lesion of another patient;
 # - put a box on a region yourself, and see how the answer depends on it.
@@ -73,7 +73,7 @@ for inside in ("[10,12,3,60,50,7]", "[9,10,15,15]", "[9,9,3,3]", "[nan,0,1,1]"):
 # %% [markdown]
 # The processor resizes every image: with patches of $p$ pixels, $m \times m$ of which become one token, a side of $s$ pixels becomes
 # $s' = pm \cdot \mathrm{round}(s / pm)$, and both sides shrink or grow together if the area is outside the processor's limits. Boxes are written in
-# the pixels **after** that resize: $x' = x \cdot w' / w$ if it changes the width $w$ to $w'$. An unconverted box is well formed but in a wrong place.
+# the pixels **after** that resize: $x' = x \cdot w' / w$ if it changes the width $w$ to $w'$. An unconverted box is well formed but in the wrong place.
 
 # %%
 large = View(phantom_slice(1_000_027, 160), frame=frame)
@@ -127,7 +127,7 @@ print(f"{len(prompt)} tokens, {is_image.sum()} of them of {len(grids)} slices; t
 
 
 # %% [markdown]
-# The text continues at 10 + max(4, 4). All tokens of a slice share one $t$, and each slice is an image of its own, so $z$ is known from their order.
+# The text continues at 10 + max(4, 4). All tokens of a slice share one $t$, and each slice is an image of its own: the order of the slices gives $z$.
 # ## 3 · One reply, token by token
 # The volume has two lesions: the box in the reply decides which one is meant. `run` feeds new tokens to the model, `write` lets it continue.
 
@@ -244,7 +244,7 @@ display.show_trace(trace, request.images, frame=frame)
 # The model did not choose the injected tokens: they carry no loss, neither in SFT nor in RL.
 # ## 4 · What do injected tokens change?
 # **Attention.** With the `eager` implementation the model returns its attention weights. Over replies to questions about textures, we average the
-# attention that the conclusion (tokens after the last crop) pays to one image token of the prompt, and to one of the crops.
+# attention that the conclusion (the tokens after the last crop) pays to an image token of the prompt and to a crop token.
 
 # %%
 def attention_per_token(trace):
@@ -274,8 +274,8 @@ display.plot_lines(curves, "layer", "attention per token, %")
 
 
 # %% [markdown]
-# Ratios above 1 prove little, since crops also lie nearer. **Answers** prove more: the image stays, but the box fetches the lesion of another patient
-# (a *transplant*), with another texture that is among the options. Up to the end of the first box both replies are the same.
+# Ratios above 1 prove little, since crops are also nearer to the conclusion. **Answers** prove more: the image stays, but the box fetches the lesion
+# of another patient (a *transplant*), whose texture is another of the options. Up to the end of the first box both replies are the same.
 # > **Predict first.** Which texture will the answers name: that of the image, or that of the transplant?
 
 # %%
@@ -329,9 +329,9 @@ middle = [frame.aligned(request.images[int(box.z1 + box.z2) // 2]) for box in re
 display.show_images(middle, [{"box of the user": box} for box in regions.values()], titles, columns=3)
 
 # %% [markdown]
-# There is no lesion in the spine, yet the reply describes one: no option lets it say so, and all boxes of its training were true (notebook 01).
+# There is no lesion in the spine, yet the reply describes one: no option says *none*, and all boxes that it was trained on were true (notebook 01).
 # ## Check yourself
-# > **Predict first.** A model in training writes senseless boxes, too. Which fetch crops: partly or wholly outside, swapped corners, no slices named?
+# > **Predict first.** A model in training writes senseless boxes, too. Which fetch crops: partly outside, wholly outside, corners swapped, no slices?
 
 # %%
 cases = "[-9,-9,0,30,30,2] [8,8,99,40,40,120] [40,40,3,8,8,1] [1,1,4,4]".split()
@@ -342,9 +342,9 @@ assert all(sum(one.own_mask) > len(script) for one, script in zip(replies, scrip
 print("all checks passed")
 
 # %% [markdown]
-# **Keep**: pixels of the processor, one turn, one cache, answers read from crops. **Next**: [04](04_sft.ipynb) teaches a model to write such replies.
+# Of these boxes, only the one partly outside fetches crops. **Remember**: pixels of the processor, one turn, one cache. **Next**: [04](04_sft.ipynb).
 # ## Exercises ([solutions](solutions/03_grounded_interface.py))
 # 1. What does a cuboid over 5 slices cost, in tokens and positions, with `unireason_lib.imaging.QWEN_FRAME`, if each crop has 100 x 60 pixels?
 # 2. Predict the texture of single lesions by ridge regression on the mean image token (`generator.features(*generator.encode_crops(images))`) of the
-#    whole image, then of the crop of the true box (`phantom_slice(1_000_000 + k)`, 300 patients). What does the gap say about section 4?
+#    whole image, then of the crop of the true box (`phantom_slice(1_000_000 + k)`, 300 patients). What does the gap in accuracy say about section 4?
 # 3. How much time does keeping the cache save? Compare with `GroundedGenerator(..., reuse_cache=False)` for 4, 8 and 16 slices.

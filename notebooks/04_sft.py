@@ -139,7 +139,7 @@ display.token_strip(encoded[deep.dimension], tokenizer)
 
 
 # %% [markdown]
-# About a volume the fraction is smaller: every slice and every crop adds given tokens, while the text stays as long.
+# For a volume the fraction is smaller: every slice and every crop adds tokens that are given, while the text is about as long.
 # ## 3 · The loss
 # Let $y_1, \dots, y_T$ be the tokens of a conversation, $v$ its images, $m_t \in \{0, 1\}$ the loss mask, and $p_\theta$ the model with weights
 # $\theta$. SFT minimizes the mean cross entropy
@@ -180,16 +180,16 @@ print(f"guessing: {np.log(len(tokenizer)):.1f} nats; digits: {nats[np.char.isdig
 figure
 
 # %% [markdown]
-# Words cost most, more than guessing among all tokens, $\ln$ (number of tokens): the base expects other words, and after `</think>`, which is new
-# to it, no letter either. Once a box is opened, its digits cost little. The letter decides the answer but is one token among many, so the mean loss
-# says little about the accuracy.
+# Words cost most, more than a guess among all tokens of the vocabulary (the logarithm of their number): the base expects other words. Nor does it
+# expect a letter after `</think>`, which is new to it. Once a box is opened, its digits cost little. The letter decides the answer but is one token
+# among many, so the mean loss says little about the accuracy.
 # ## 4 · What is trained
 # As in the paper, the vision tower and the merger (the projector to the language model) stay frozen. The paper's tower has seen many images, that of
-# the tiny base only plain shapes. So the tower of the shipped model (`model.tower`) takes its place. It has learnt from slices and replies of these
+# the tiny base only plain shapes. So the tower of the shipped model (`model.tower`) takes its place. It was trained on slices and replies of these
 # patients, validation included, but of no test patient: the validation curves of section 5 are therefore optimistic, the test of section 6 is not.
 #
 # **Aside: LoRA.** Training a 7B model in full needs several large GPUs. LoRA freezes each weight matrix $W$ and trains two small ones of rank $r$:
-# $W' = W + \tfrac{\alpha}{r} B A$, $B$ of size $d_\text{out} \times r$, $A$ of size $r \times d_\text{in}$, $\alpha$ a constant scale.
+# $W' = W + \tfrac{\alpha}{r} B A$, with $B$ of size $d_\text{out} \times r$, $A$ of size $r \times d_\text{in}$ and a constant $\alpha$.
 # $B$ starts at zero, so the first loss is that of the base. One step of the real trainer (`train_sft`, on TRL's `SFTTrainer`) with $r = 8$ therefore
 # checks two numbers: the count of trained parameters, and our loss by hand.
 
@@ -244,12 +244,12 @@ chance = np.mean([1 / len(one.options) for one in validation])
 display.plot_lines(curves, "step", "proportion, IoU", reference=("answers by chance", chance))
 
 # %% [markdown]
-# Token accuracy ends highest. It is of training replies, and each token sees the right ones before it; free-running, an early error misleads all that
-# follows ([exposure bias](https://arxiv.org/abs/1506.03099)). In 2D the answers lag behind the boxes, in 3D the boxes behind the answers, though IoU
-# and accuracy have different floors. So few questions leave wide intervals (chance is crossed and left again), so a larger test follows.
+# Token accuracy ends highest: it is measured on training replies, with the right tokens before each one; free-running, an early error misleads all
+# that follows ([exposure bias](https://arxiv.org/abs/1506.03099)). In 2D the answers end lowest, in 3D the boxes, though IoU and accuracy have
+# different floors. With so few questions intervals are wide (curves can touch chance and leave it again), so a larger test follows.
 # ## 6 · Before and after, and the shipped model
-# The base, this run, and the model of the profile (*shipped*: the same steps for longer, at last with its tower unfrozen; `data/README.md`) are asked
-# about patients of the **test** split. The base has its own tower, this run the shipped one: their difference is that of tower **and** fine-tuning.
+# The base, this run, and the model of the profile (*shipped*: trained likewise for longer, finally with its tower; `data/README.md`) are asked
+# about patients of the **test** split. The base has its own tower, this run the shipped one: they differ in tower **and** fine-tuning.
 # Two baselines never look: chance, and *question-only*, the option that was most often right in training for this kind of question.
 # *Format compliance*: one closed thought, valid boxes, an answer. *Rationale-answer consistency*: among replies whose reasoning names an option, the
 # proportion that answers with the last one named; such a reply can still be wrong. Intervals are 95 %, over patients.
@@ -305,8 +305,8 @@ display.plot_intervals(overlap, f"IoU with the true boxes, {tables['base']['iou_
 # %% [markdown]
 # ## 7 · Replies, right and wrong
 # The base and this run answer the first lesion question in 2D and in 3D, not chosen by outcome; the last reply shown is this run's first wrong one.
-# *No slice*: a rectangle in a volume fetches nothing. Only text in `<think>` counts as reasoning; the base writes none. Read it: consistency checks
-# its last option only, not its logic.
+# *No slice*: a rectangle in a volume fetches nothing. Only text in `<think>` counts as reasoning; the base writes none. Read the reasoning:
+# consistency checks only the last option that it names, not its logic.
 # > **Predict first.** Which right answer below cannot come from its box? Which reasoning contradicts its own finding?
 
 # %%
@@ -331,8 +331,8 @@ for name, item in replies:
     show(display.show_trace(lines[name][item.id], item.load(), frame=frame))
 
 # %% [markdown]
-# A right answer beside an IoU near 0 was luck: the box shows something else. Reasoning that finds *brighter* and ends on *hypodense* (darker) agrees
-# with its answer and contradicts itself. **Next**: can a reward for the answer repair this? [Notebook 05](05_outcome_rl.ipynb).
+# A right answer with an IoU near 0 was luck: the box shows something else. Reasoning that finds *brighter* and ends on *hypodense* (darker)
+# contradicts itself, though it agrees with its answer. **Next**: can a reward for the answer repair this? [Notebook 05](05_outcome_rl.ipynb).
 # ## Check yourself
 
 # %%

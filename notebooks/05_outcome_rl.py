@@ -84,7 +84,7 @@ pd.DataFrame({mode: {k: reward(text, mode) for k, text in EXAMPLES.items()} for 
 
 # %% [markdown]
 # `paper` pays in full for a bare letter and reads *a mass* as answer A. `strict` pays in full only for reasoning with a box inside the image. One
-# unwanted reply still earns it: reasoning for one option, answering another. No outcome reward can detect this; section 6 counts such replies.
+# unwanted reply still earns it all: reasoning for one option, answering another. Letter and format cannot reveal it; section 6 counts such replies.
 # ## 2 · From the policy gradient to the loss of GRPO
 # A reply $o$ to a question $q$ is sampled token by token from the policy $\pi_\theta$. The gradient of the expected reward is
 #
@@ -171,8 +171,8 @@ images = data.images_from(folder, m3d_root=m3d)
 
 
 # %% [markdown]
-# The questions are about **other patients** than those of fine-tuning. TRL's `GRPOTrainer`, with our rollouts, updates twice on a first group, once
-# on a second one, which we inspect. Rate and $\beta$ are high, so ratios leave 1 and KL counts; rewards are $[1, 1, 0, 0]$ whatever the replies say.
+# The questions are about **other patients** than those of fine-tuning. With our rollouts, TRL's `GRPOTrainer` makes two updates on a first group and
+# one on a second, which we inspect. Rate and $\beta$ are high, so ratios leave 1 and KL matters; rewards are $[1, 1, 0, 0]$ whatever the replies say.
 
 # %%
 def answer(completions, **columns):
@@ -242,7 +242,7 @@ display.plot_intervals(mixed, "mixed groups, % (95 % Wilson interval)") if any(m
 # %% [markdown]
 # RL can improve kinds whose pass@1 is above guessing and whose groups are often mixed; where the model only guesses, RL can only change its guess.
 # The run asks about `grpo_data.kinds`: *box* (which is right), *extent* (longer side), *offset* (distance of centres), *pair* (which structures are
-# there), *relation* (direction), *span* (width), and *count* (of lesions), which breaks the rule: its groups are mixed, but only by guessing.
+# there), *relation* (direction), *span* (width), and *count* (of lesions), an exception: its groups are mixed, but only by guessing.
 # ## 4 · A stable run and one that collapses
 # Both runs have the same start, questions, seed and rewards; the one that collapses has 30 times the learning rate, and few steps.
 
@@ -273,12 +273,12 @@ display.plot_lines(curves, "step", "mean of the sampled replies (moving average)
 
 # %% [markdown]
 # Look for three things: the format holds, KL stays small, and the reward rises by more than its ± (95 % interval over steps). The run shown meets the
-# first two; its rise is about as large as the error, so it is not established. Every step has other questions. If few are asked again and again,
-# the reward rises more, which may be memorization (exercise 4). The other run starts alike; then KL explodes, and its replies stop being language.
+# first two; its rise is about as large as the error, so it is not established. Every step has other questions: if a few are asked again and again,
+# the reward rises more, which may be memorization (exercise 4). The other run starts the same way; then KL explodes, and its replies turn to gibberish.
 # ## 5 · What changed
-# The same held-out questions are asked before and after (greedy decoding); intervals are paired, over patients. One of ten may exclude zero by
-# chance, so the last lines repeat answers and IoU for three seeds (`data/results/rl.csv.gz`; there a reply without a box counts as IoU 0).
-# > **Predict first.** Nothing is paid for boxes, but the crops come from them. Will their IoU rise, stay, or fall? The paper: they stay sensible.
+# The same held-out questions are asked before and after (greedy decoding); intervals are paired, over patients. Of ten, one may exclude zero by
+# chance, so the last lines add answers and IoU for three seeds (`data/results/rl.csv.gz`; there a reply without a box counts as IoU 0).
+# > **Predict first.** Nothing is paid for boxes, but the crops come from them. Will their IoU rise, stay, or fall? (In the paper they stay sensible.)
 
 # %%
 phantoms = {"size": profile.dataset.shape, "prior_studies": min(300, profile.dataset.prior_studies)}
@@ -315,7 +315,7 @@ for value, d in ((value, d) for value in ("correct", "iou_first") for d in ("2d"
 display.plot_intervals(changes, "points gained", reference=("none", 0)) if any(changes.values()) else None
 
 # %% [markdown]
-# Three seeds leave the gain in answers open. The IoU in volumes, though, falls in all of them: a reward for answers does not protect boxes.
+# Three seeds leave open whether answers improve. The IoU in volumes, though, falls in all of them: a reward for answers does not protect boxes.
 # ## 6 · Replies that conclude one thing and answer another
 # The reward reads the letter, not the reasoning. For every reply sampled in training: does the reasoning end on the right option?
 
@@ -333,8 +333,8 @@ print(*(f"{options[one['id']]}\n{one['text']}" for _, one in odd.tail(2).iterrow
 pd.crosstab(table["reply"], table["ends on"])
 
 # %% [markdown]
-# *Partly*: right, format incomplete. *Full reward* and *another*: a rewarded contradiction, rare here, since fine-tuning taught consistent replies.
-# **Keep**: RL moves what is already sampled; measure answers, boxes and reasoning apart. **Next**: does it look? [Notebook 06](06_evaluation.ipynb).
+# *Partly*: right letter, incomplete format. *Full reward* with *another*: a rewarded contradiction, rare here after fine-tuning on consistent replies.
+# **Remember**: RL shifts what is already sampled; measure answers, boxes and reasoning separately. **Next**: does it look? [06](06_evaluation.ipynb).
 # ## Check yourself
 
 # %%
@@ -345,6 +345,6 @@ print("all checks passed")
 # %% [markdown]
 # ## Exercises ([solutions](solutions/05_outcome_rl.py))
 # 1. Compare advantages of 1, 1, 1, 0.2 and of 1, 1, 0.2, 0.2, with and without division by std ([Dr. GRPO](https://arxiv.org/abs/2503.20783)).
-# 2. Sample from two distributions over three tokens. Which of k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$, k3 is unbiased, which never negative?
+# 2. Sample from two distributions over three tokens. Which of k1 $= -\log \rho$, k2 $= (\log \rho)^2 / 2$, k3 are unbiased, which never negative?
 # 3. Write an answer reward that is not paid when the reasoning ends on another option. What could a model learn from it?
 # 4. Train on few questions (`OVERRIDES="grpo_data.records_2d=80, grpo_data.records_3d=80"`). Compare the reward's rise with the accuracy in section 5.

@@ -121,7 +121,7 @@ print(f"{accuracy.text()} %: {100 * (accuracy.high - accuracy.low):.0f} points w
 
 
 # %% [markdown]
-# Four baselines do not look: **chance**; **majority**, the most frequent right letter of this test (of its dimension, hence not below chance there);
+# Four baselines do not look: **chance**; **majority**, the letter most often right in this test (per dimension, so not below chance in those rows);
 # **question-only**, the option most often right in training (notebook 01 fits a stronger one); **blank**, the model on grey images. If question-only
 # is above chance, the options may give answers away.
 
@@ -155,14 +155,14 @@ two = {way: by_way[way] for way in ("model", "question-only")}
 display.plot_intervals(two, "right answers, %", reference=("chance", chance))
 
 # %% [markdown]
-# Where the two intervals of a row are apart, the model uses more than words; where they overlap, only pairs can tell (section 4). In one of several
-# rows question-only may exceed chance by luck, or because the prior was learnt from few patients: the model is suspect if `blank` does, too. *NaN*: no
-# option (they are boxes) was ever right in training. All intervals are about **one checkpoint**; another training may differ (notebook 07).
+# Where the two intervals of a row are apart, the model uses more than words; where they overlap, a paired comparison is needed (section 4). In one row
+# of several, question-only may exceed chance by luck, or because the prior was learnt from few patients; suspect the model if `blank` exceeds it, too.
+# *NaN*: the options are boxes, none ever right in training. All intervals are about **one checkpoint**; another training may differ (notebook 07).
 # ## 3 · Boxes: IoU and its floor
 # A reply without a box counts as IoU 0 (notebook 00; notebook 05 leaves such replies out). Questions that state a box are left out, since it could be
 # copied. The **floor** is the IoU of the structure's mean box in other patients: only a model clearly above it has shown
 # that it looks. **Slice-volume consistency** is the overlap of a cuboid with the boxes that the model writes when each of its slices is shown
-# alone (in the three cases that the paper shows: 0.76 to 0.83). It needs no truth, so it says nothing about being right.
+# alone (in the three cases that the paper shows: 0.76 to 0.83). It needs no ground truth, so it cannot tell whether boxes are right.
 
 # %%
 few = replace(benchmark, items=benchmark.items[: profile.evaluation.control_questions])
@@ -179,11 +179,10 @@ if slices is not None:
 display.plot_intervals(overlaps, "mean IoU over the true boxes") if any(overlaps.values()) else None
 
 # %% [markdown]
-# A difference above 0 means that the boxes follow the patient. Compare with the floor, not 2D with 3D: a cuboid can be wrong along one axis more.
+# Boxes clearly above the floor follow the patient. Compare each IoU with its floor, not 2D with 3D: a cuboid can be wrong along one more axis.
 # ## 4 · Does it look? A paired comparison of two runs
-# A **control** takes information away and asks the same questions again. The formula of section 2, with the difference $d_i$ between both runs in
-# place of $r_i$, gives the paired standard error. It is smaller than that of independent runs, $\sqrt{s_1^2 + s_2^2}$, if the same questions are hard
-# for both.
+# A **control** takes information away and asks the same questions again. The formula of section 2, with the difference $d_i$ between the two runs in
+# place of $r_i$, gives the paired standard error. If both find the same questions hard, it is below that of independent runs, $\sqrt{s_1^2 + s_2^2}$.
 
 # %%
 paired = standard_error(results["correct"] - results["blank"], results["patient"])
@@ -199,7 +198,8 @@ display.plot_intervals({"lost": by_way}, "points of accuracy lost", reference=("
 
 # %% [markdown]
 # Grey and random images are unlike any in training, so confusion may explain some of the loss. Images of other patients are ordinary: a loss there
-# means that answers follow the image. Pairing gained little: guesses on grey images do not depend on how hard a question is. It pays for alike models.
+# means that answers follow the image. Pairing gains little here, since guesses on grey images hardly depend on how hard a question is; it pays off when
+# two similar models are compared.
 # ## 5 · Does it use its crops?
 # Only what a box **fetches** is changed. Textures of lesions vary from pixel to pixel; a token of the whole image averages them with what lies around.
 # `no crops` never occurred in training, so part of the points lost may come from the unusual reply. The questions about lesions are not debiased,
@@ -224,16 +224,16 @@ by_way = {way: {row: points(x) for row, x in one.items()} for way, one in lost.i
 display.plot_intervals(by_way, "points lost against own crops, paired", reference=("nothing lost", 0))
 
 # %% [markdown]
-# With other crops both kinds about lesions lose far more than all families together, for most of whose questions the whole image is enough; between
-# the two kinds, intervals overlap. With *no crops* all families seem to lose more than with wrong ones, as if the unusual reply had a cost of its own.
+# With wrong crops, both kinds of lesion questions lose far more than all families together, where the whole image is mostly enough; the intervals of
+# the two kinds overlap. With *no crops*, all families seem to lose more than with wrong ones, as if the unusual reply had a cost of its own.
 # So wrong crops are the better control, and they show that answers about textures rest on the crops.
 # ## 6 · Why is an answer wrong?
 # A box *touches* a structure if their IoU is at least 0.1, whatever the reply calls it. The cause of a wrong answer is the first that applies: **no
 # answer**; **wrong letter** (the reasoning ends with the right option); **missed** (a structure that the answer rests on is touched by no box);
 # **invented** (some box touches none of those structures); **miscalculated** (a difference or midpoint in the reasoning does not follow from its
-# numbers); **misread** (none of these). The first that applies is a symptom: a box at the edge of another structure may be the cause. A right answer
-# may have a wrong reason: **right, box elsewhere**, or a wrong calculation. Below the bars is the first wrong reply of each cause that has boxes, on
-# a slice through the box to blame.
+# numbers); **misread** (none of these). The rules name symptoms: the real cause may be a box at the edge of another structure. A right answer
+# may have a wrong reason: **right, box elsewhere**, or a wrong calculation. Below the bars, the first wrong reply of each cause that has boxes is
+# shown on a slice through the box to blame.
 
 # %%
 COLORS = "#009e73", "#a6dcc8", "#d55e00", "#e69f00", "#f0e442", "#cc79a7", "#0072b2", "#656d76"
@@ -293,8 +293,8 @@ display.show_images(images, boxes, titles, columns=3) if images else "none"
 
 # %% [markdown]
 # A wrong calculation need not spoil an answer: the options may lie further apart than the error, or the answer may not rest on the calculation
-# ([unfaithful reasoning](https://arxiv.org/abs/2305.04388)). Classes are rules, not explanations. Redo the sum of *miscalculated*: if the model's
-# own edges lead to the same option, its box was the cause. A box inside a larger true one touches it, so an invented structure can be called *misread*.
+# ([unfaithful reasoning](https://arxiv.org/abs/2305.04388)). A class is no explanation: redo the calculation of *miscalculated*; if the model's own
+# edges lead to the same option, its box was the cause. A box on an invented structure may touch a larger true box; the reply then counts as *misread*.
 # ## 7 · Your own box
 # An intervention separates localization from interpretation: **you** give the box, and the model continues from there. Move the sliders, press *Ask
 # with this box* and watch the answer. The question is the first one about a lesion that the model answers wrongly, if there is one; besides its true
@@ -315,8 +315,8 @@ viewer.slider.value = int(true.center[2]) if row.dimension == "3d" else 0
 viewer
 
 # %% [markdown]
-# If only the true box leads to the right answer, localization was the mistake; if the model's own IoU was near 1 already, a few pixels decided, or
-# the words before its box. This case was chosen because it was wrong, so a change can only help: count many cases (exercise 3).
+# If only the true box leads to the right answer, localization was the mistake; but if the IoU of the model's own box was already near 1, a few pixels
+# made the difference, or the words before the box. This case was chosen because it was wrong, so a change can only help: count many (exercise 3).
 # ## 8 · Your own scans
 # `REAL` is a folder with `names.json` (`{"1": "liver", ...}`) and, for each scan, `images/anna.nii.gz` with its label map `labels/anna.nii.gz`; as
 # a command: `python -m unireason_lib evaluate --model MODEL --benchmark folder:mine --out runs/a.jsonl --compare runs/b.jsonl`. Without `REAL`, we
@@ -343,7 +343,7 @@ assert not results["failed"].any() and counts.filter(like="D").sum().sum() == le
 print("all checks passed")
 
 # %% [markdown]
-# **Keep**: intervals over patients, floors, controls with ordinary images. **Next**: [07](07_ablations.ipynb) compares ways of training.
+# **Remember**: intervals over patients, floors, controls with ordinary images. **Next**: [07](07_ablations.ipynb) compares ways of training.
 # ## Exercises ([solutions](solutions/06_evaluation.py))
 # 1. In section 6 a box touches a structure if their IoU is at least 0.1. How often is a structure missed at 0.3 or 0.5?
 # 2. How many patients are needed for an interval of plus or minus 1.5 points?

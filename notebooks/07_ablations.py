@@ -67,13 +67,13 @@ pipeline_figure("ablations")
 #
 # $$\Delta = \frac{1}{S\,n} \sum_{s,\,q} \left( y^{\text{with}}_{sq} - y^{\text{without}}_{sq} \right) .$$
 #
-# The paper makes three claims. **Mixture**: grounded slices beside scarce volumes improve answers about volumes. **Components**: boxes in the
+# The paper makes three claims. **Mixture**: adding grounded slices to scarce volumes improves answers about volumes. **Components**: boxes in the
 # reasoning help, and so do injected region tokens. **Stages**: outcome RL, rewarded for answer and format only, improves on SFT.
 #
 # A condition is one set of notebook parameters (`sft`: notebook 04, `rl`: 05, `test`: 06) and states what differs from the defaults. A claim says which
-# of two conditions should be better, in which column (`value`), on which questions. Boxes are tested without regions, regions as what they add to
-# boxes; without slices, steps and volumes seen cannot both stay equal, so that claim has several comparisons. All of this is fixed before any test is
-# looked at, so that nobody can choose what came out well; the protocol ([notebook 91](91_study_statistics.ipynb), section 7) lists every change.
+# of two conditions should be better, in which column (`value`), on which questions. Boxes are tested without regions, regions by what they add to
+# boxes; without slices, steps and volumes seen cannot both stay equal, so the mixture is tested in several ways. All this is fixed before any test
+# result is seen, so that nobody can pick what came out well; the protocol ([notebook 91](91_study_statistics.ipynb), section 7) lists every change.
 
 # %%
 grid = load_grid(root / GRID)
@@ -177,10 +177,10 @@ for dimension in ("2d", "3d"):
     print(f"{dimension.upper()}: interval wholly above that of blank images: {', '.join(above) or 'none'}")
 
 # %% [markdown]
-# Where the two intervals of a condition overlap, this figure does not show that its models use the images. Below one in four, replies have no valid
-# answer or prefer wrong options; the figure does not tell which. A condition that learnt from slices only or volumes only answers the others
-# untrained (zero-shot). Conditions are not compared by these intervals: paired differences over the same questions are more precise.
-# Whether crops matter shows where the whole image tells little: questions about textures (notebook 03), with other crops or none.
+# Where the two intervals of a condition overlap, this figure does not show that its models use the images. Below one in four, replies lack a valid
+# answer or favour wrong options; the figure does not tell which. A condition trained only on slices, or only on volumes, is asked about the other
+# kind zero-shot. Conditions are not compared by these intervals: paired differences over the same questions are more precise.
+# Whether crops matter is best seen where the whole image tells little: in questions about textures (notebook 03), with other crops or none.
 
 # %%
 crops = {"own crops": "none", "random crops": "random-crop", "no crops": "no-crop"}
@@ -192,8 +192,8 @@ count = table.loc[table["condition"].str.endswith(", textures"), "id"].nunique()
 display(plot_intervals(series, f"right of {count} textures, %", **chance)) if all(series.values()) else None
 
 # %% [markdown]
-# The three are one and the same where boxes fetch nothing. Where boxes fetch crops but own ones help no more than random ones, the answers do not rest
-# on them; where only own crops help, they do. This asks whether a trained model uses its crops, not whether training with regions makes it better.
+# All three coincide where boxes fetch nothing. Where boxes fetch crops, but own ones help no more than random ones, nothing suggests that answers rest
+# on them; where only own crops help, they do. This figure asks whether trained models use crops, not whether training with regions improves them.
 # ## 4 · One paired difference, by hand
 # For every seed, questions are compared one by one: won if only the condition that is expected to be better is right, lost if only the other is.
 
@@ -321,15 +321,15 @@ print(pd.DataFrame({seed: seeds[side].loc[seed], "others": seeds[side].drop(seed
 # writes the wrong letter; a mean over seeds hides it. If both panels look alike, letters follow conclusions, and seeds differ in what they conclude.
 # ## 8 · Running a whole study
 # `ablate GRID --workers 2` runs a study stage by stage. A failed run stops only the runs that build on it, the same command resumes after a
-# kill, and with `--keep FOLDER` another machine can continue. The runs of this study, two of which ran at a time, took:
+# kill, and with `--keep FOLDER` another machine can continue. The runs of this study, two at a time, took:
 
 # %%
 cost = pd.DataFrame(about["runs"]).groupby("stage", sort=False)["seconds"].agg(["count", "mean", "sum"])
 pd.DataFrame({"runs": cost["count"], "minutes each": cost["mean"] / 60, "hours": cost["sum"] / 3600}).round(1)
 
 # %% [markdown]
-# **Limits.** A pretrained 7B model starts with skills that this one lacks, so its effects may differ; phantom slices resemble volumes; one base only,
-# with one frozen vision tower (`data/README.md`: what it had seen). **Next**: [91](91_study_statistics.ipynb), how sure a study like this can be.
+# **Limits.** A pretrained 7B model starts with skills that this one lacks, so effects may differ; the slices are as synthetic as the volumes and much
+# like them; one base, one frozen vision tower (`data/README.md`: what it had seen). **Next**: [91](91_study_statistics.ipynb), how sure a study can be.
 # ## Check yourself
 
 # %%
@@ -343,7 +343,7 @@ print("all checks passed")
 
 # %% [markdown]
 # ## Exercises ([solutions](solutions/07_ablations.py))
-# 1. **Your condition.** Add to the study's grid its first condition, tested without crops (`grid.model_copy`). Which runs are added to the plan?
+# 1. **Your condition.** Add to the grid a copy of its first condition, tested without crops (`grid.model_copy`). Which runs are added to the plan?
 # 2. **One model, other crops.** The table contains the same models under controls: `select(table, name, control="random-crop")`. Compute the paired
-#    difference between a condition, also on textures, and itself with random crops. Why does this need no second training?
+#    difference between a condition and itself with random crops, also on textures alone. Why does this need no second training?
 # 3. **Fewer seeds.** Judge the claims with three seeds only. Which verdicts change? What would it mean if they had come out better?

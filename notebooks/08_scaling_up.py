@@ -7,7 +7,7 @@
 # - turn FLOPs into hours and dollars, and say which of the numbers are assumptions;
 # - train in several processes, write a Slurm script, read the authors' release, and merge an adapter.
 #
-# This notebook takes steps 04 and 05 of the pipeline to the size of the paper. **Time** about a minute on 2 CPU cores; no GPU is used. **Needs** no
+# This notebook takes notebooks 04 and 05 to the scale of the paper. **Time** about a minute on 2 CPU cores; no GPU is used. **Needs** no
 # other notebook; the tiny base ships in `data/tiny-base`. **Synthetic**: all patients are phantoms. *Not for clinical use.*
 #
 # **Reading** [UniReason-Med](https://arxiv.org/abs/2606.11740), [Qwen2.5-VL](https://arxiv.org/abs/2502.13923), [LoRA](https://arxiv.org/abs/2106.09685),
@@ -89,7 +89,7 @@ for name in ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"):
 # %% [markdown]
 # ## 2 · FLOPs: a formula and a counter
 # A matrix of $n \times m$ costs $2nm$ FLOPs per token; the scores and the weighted sums of attention cost $2 T^2 q$ each per layer. A forward pass over
-# $T$ tokens with logits for $T'$ of them, and training on it, take (with $N_\text{matrices}$ the attention and MLP parameters of section 1)
+# $T$ tokens with logits for $T'$ of them, and training on them, take (with $N_\text{matrices}$ the attention and MLP parameters of section 1)
 #
 # $$F = 2\,T\,N_\text{matrices} + 4\,T^2 q L + 2\,T' V h, \qquad F_\text{training} = 3F,$$
 #
@@ -128,7 +128,7 @@ plot_lines({"7B": percent}, "tokens", "attention's square, % of FLOPs", referenc
 # $$M = \underbrace{\frac{16\,N_\text{learns} + 4\,N_\text{frozen}}{G}}_{\text{weights, gradients, optimizer states}} + \underbrace{2 \cdot \frac{2\,N_\text{learns}}{L}}_{\text{two layers gathered}} + \underbrace{B\,T\,(2hL + 2a)}_{\text{activations}} + \underbrace{12\,V \cdot 1024}_{\text{logits, in chunks}} + M_\text{CUDA}.$$
 #
 # For $B = 2$ sequences of $T$ tokens, checkpointing keeps the input of every layer (2 bytes per entry) and the activations of the layers that are being
-# recomputed, $a = 8h + 4q + 4k + 8i$ bytes per token. Logits, at 12 bytes each, exist for 1,024 tokens at a time; $M_\text{CUDA}$ is CUDA's own.
+# recomputed, $a = 8h + 4q + 4k + 8i$ bytes per token. Logits, at 12 bytes each, exist for 1,024 tokens at a time; $M_\text{CUDA}$ is CUDA's own need.
 
 # %%
 def training_memory(config, learns, frozen, gpus, tokens):
@@ -163,13 +163,13 @@ legend(figure, *axes.get_legend_handles_labels(), "outside upper left")
 figure
 
 # %% [markdown]
-# Full fine-tuning does not fit on one card of 80 GB, where weights, gradients and optimizer states take most; sharded, or with LoRA, it does.
+# Full fine-tuning does not fit on one card of 80 GB: weights, gradients and optimizer states alone take more. Sharded it fits, and so does LoRA.
 # ## 4 · Hours and price: an estimate between two bounds
 # With $C$ the FLOPs of a whole stage,
 # $$t = \frac{C}{G \cdot \text{peak} \cdot u}, \qquad \text{price} = t \cdot G \cdot \text{price per GPU hour}.$$
 # $C$ is counted: with checkpointing the forward pass runs twice, so training on a sample takes $4F$, and the frozen vision tower is added. The
 # utilization $u$, the proportion of the peak that a run attains, is **assumed**: a good and a poor value give bounds, the estimate is their geometric
-# mean. Also assumed (`configs/planning.yaml`): prices (yours: `--price`), questions of outcome RL, tokens and boxes of a typical reply, and the time to
+# mean. Also assumed (`configs/planning.yaml`): prices (yours: `--price`), numbers of RL questions and of tokens and boxes per reply, and the time to
 # launch a decoding step. **Neither memory nor hours were compared with a real run**, and failed runs, tuning and tests come on top. As a command:
 # `python -m unireason_lib plan --gpus 8xH100`.
 
@@ -188,8 +188,8 @@ for stage, what in (("sft", "fine-tuning"), ("grpo", "outcome RL")):
 Markdown(work.to_markdown(index=False, floatfmt=".3g"))
 
 # %% [markdown]
-# *Log-probabilities*: of the replies, under policy and reference model. Rollouts have by far the fewest FLOPs of outcome RL, but not the fewest hours:
-# they decode token by token, and a step reads all weights and the cache or waits for its launch, whichever is longer (the launch, as assumed here).
+# *Log-probabilities*: of the replies, under policy and reference model. Of outcome RL, rollouts take by far the fewest FLOPs, but not the fewest hours:
+# they decode token by token, and each step takes as long as its launch or as reading all weights and the cache, whichever is longer (here the launch).
 # ## 5 · The KV cache of the rollouts
 # Generation keeps the keys and values of every token: $2 \cdot 2\,k\,L\,T$ bytes per reply in 16 bits. In grouped-query attention $q / k$ query heads
 # share one key-value head, which makes the cache smaller by this factor. The model on the meta device fills a real cache:
@@ -291,8 +291,8 @@ publish("two processes against one", apart, note="largest difference of a loss, 
 losses
 
 # %% [markdown]
-# It is not: a mean of two means gives each token of the half with fewer tokens more weight. Divided by all tokens, both runs have the same losses up to
-# rounding. That these rise means little: each step has other examples, and so few steps teach nothing.
+# It is not the same: a mean of two means gives more weight to each token of the half with fewer tokens. The two runs, whose losses are divided by all
+# tokens, agree up to rounding. That their losses rise means little: each step has other examples, and so few steps teach nothing.
 # ## 8 · Launching on a cluster
 # On GPUs `accelerate launch` starts the same command, with a configuration for each way of sharding (`ddp`, `fsdp2`, `zero3`). After a crash the same
 # command resumes from the last checkpoint. Slurm starts one task per node, and the task starts the node's processes.
@@ -338,7 +338,7 @@ assert {one.dimension for one in without} == {"2d"} and {one.dimension for one i
 print("all checks passed")
 
 # %% [markdown]
-# **Keep**: count what can be counted, name what is assumed, compare before a GPU is rented. **Next**: appendices [90](90_tiny_base.ipynb) (the small
+# **Remember**: count what can be counted, name what is assumed, compare before renting a GPU. **Next**: appendices [90](90_tiny_base.ipynb) (the small
 # model) and [91](91_study_statistics.ipynb) (the statistics), or a run of your own ([commands](../unireason_lib/README.md#commands)).
 # ## Exercises
 # 1. How many GPUs of one kind does full fine-tuning of the 7B model need at least? Which part of the memory decides?

@@ -69,7 +69,7 @@ display.pipeline_figure()
 # %% [markdown]
 # ## 1 · What it must not know
 # Notebooks 04, 05 and 07 ask what fine-tuning and RL teach about scans, so the base must know no organ, no lesion, no volume, and no crop inside a
-# reply. (This holds for the language model: notebook 04 replaces the vision tower by one that was trained on phantoms, `data/README.md`.) Like any
+# reply. (This holds for the language model; notebook 04 replaces the vision tower by one trained on phantoms, see `data/README.md`.) Like any
 # pretrained model it may be able to choose among options, put boxes on shapes and tell images apart. Exercise $k$ of a stage is a function of $k$ and
 # of the seed. No exercise may contain an anatomical or clinical word, or a cuboid:
 
@@ -88,7 +88,7 @@ for stage, weights in STAGES.items():
 
 # %% [markdown]
 # Exercises and scans still resemble each other, on purpose: both have the same syntax of boxes, words for positions and names of textures; in some
-# images a large oval carries the shapes; *close up* shows an enlarged part as a further image, *span of images* asks in which of several images a shape
+# images a large oval contains the shapes; *close up* adds an enlarged part as a further image, *span of images* asks in which of several images a shape
 # lies. New in fine-tuning are organs, lesions, cuboids, and crops inside a reply.
 # ## 2 · What it is taught
 # **Shapes** on a noisy background: names, shades, textures, sizes and contrasts vary widely; the box of a shape is the bounding box of its pixels.
@@ -111,7 +111,7 @@ for name in ("pairs", "relation of boxes", "letter", "span of images"):
     print(f"--- {name}, {len(one.images)} images\n{one.question}\n> {one.reply}\n")
 
 # %% [markdown]
-# One exercise of each kind, with the first line of its question and the last line of its reply. Section 7 measures most of these skills.
+# Here is one exercise of each kind: the first line of its question and the last line of its reply. Section 7 measures most of these skills.
 
 # %%
 for name, one in {one.name: one for one in reversed(every)}.items():
@@ -121,8 +121,8 @@ for name, one in {one.name: one for one in reversed(every)}.items():
 # %% [markdown]
 # ## 3 · The plan of stages
 # Every answer needs its letter, and choosing it is a skill of its own that emerges abruptly (section 6): so text comes first, then boxes, then all.
-# Each group of a step has its own forward pass, so that short exercises are not padded to long ones. At step $s$ of $S$ the learning rate, at most
-# $\eta_{\max}$, has risen over $w$ steps of warm-up and falls to a tenth: $\eta(s) = \eta_{\max}\,(0.1 + 0.45\,(1 + \cos \pi \frac{s - w}{S - w}))$.
+# Each group of a step has its own forward pass, so that short exercises are not padded to the length of long ones. The learning rate rises
+# to $\eta_{\max}$ in $w$ steps, then falls to a tenth by step $S$: $\eta(s) = \eta_{\max}\,(0.1 + 0.45\,(1 + \cos \pi \frac{s - w}{S - w}))$.
 
 # %%
 plan, first = Plan(), 0
@@ -144,10 +144,10 @@ for proportion, groups in plan.stages:
 # | *option* | the same token | the end of the option with the same text |
 # | *look* | tokens of a box, or of a shape's name | image tokens of the shape |
 #
-# The heads form a chain over three layers. *Phrase* gathers an option, and the conclusion, in its last token; *mark* adds the letter to the option;
+# The heads form a chain over three layers. *Phrase* gathers an option, or the conclusion, in its last token; *mark* adds the letter to the option;
 # *answer* brings the conclusion to where a letter is due; *option* finds the option with the same content, whose letter can be copied from there (an
 # induction head). With $a^h_{ts}$ the attention of head $h$ from token $t$ to its target $s$, $\mathcal{T}_h$ all such pairs, a weight $\gamma$ (in
-# the code `WEIGHT`) and the cross entropy of the reply $\mathcal{L}_\text{CE}$,
+# the code `WEIGHT`) and $\mathcal{L}_\text{CE}$ the cross entropy of the reply, the loss is
 #
 # $$\mathcal{L} = \mathcal{L}_\text{CE} + \gamma\,\Big(\sum_h \frac{1}{|\mathcal{T}_h|} \sum_{(t, s) \in \mathcal{T}_h} -\log a^h_{ts} \;+\; \mathcal{L}_\text{letters} + \mathcal{L}_\text{edges} + \mathcal{L}_\text{covered}\Big).$$
 #
@@ -212,8 +212,8 @@ display.plot_intervals(looks, "attention of a token to all its targets (median, 
 #
 # Here $\hat m$ and $\hat v$ are the running means of the gradient and of its square; $U \Sigma V^\top$ is the SVD of Muon's momentum $M$, a matrix of
 # $p \times q$, and the factor gives entries of about the size of AdamW's. Without $\Sigma$ all singular values are alike: all directions of a matrix
-# are updated equally. Instead of an SVD, Muon starts from $X = M / \lVert M \rVert_F$ and iterates $X \leftarrow aX + (bA + cA^2)X$ with
-# $A = XX^\top$ five times. At the first step, below, $M$ is a multiple of the gradient, and $\hat m / \sqrt{\hat v}$ is its sign.
+# are updated equally. Instead of an SVD, Muon starts from $X = M / \lVert M \rVert_F$ and five times sets $X \leftarrow aX + (bA + cA^2)X$
+# with $A = XX^\top$. At the first step, below, $M$ is a multiple of the gradient, and $\hat m / \sqrt{\hat v}$ is its sign.
 
 # %%
 def orthogonal(matrix, a=3.4445, b=-4.775, c=2.0315):
@@ -245,7 +245,7 @@ display.plot_lines(curves, "index of the singular value", "proportion of the lar
 
 # %% [markdown]
 # Where the gradient's curve falls off at once, a plain gradient step would move few directions; Muon's update moves many more. Singular values far
-# below the largest are not yet near 1 after five steps (exercise 3). Whether the model learns faster by it is not measured here.
+# below the largest are not yet near 1 after five steps (exercise 3). Whether this makes the model learn faster is not measured here.
 # ## 6 · A short run, with and without auxiliary targets
 # The exercises `words` name one of four options and ask for its letter. Both runs start from the same random weights and see the same exercises; only
 # the auxiliary targets differ. The figure shows the proportion of right letters where the model is given the right tokens before them (teacher
@@ -271,13 +271,13 @@ display.plot_lines(curves, "step", "proportion of right letters", reference=("ch
 
 # %% [markdown]
 # If the loss falls while letters stay at chance, the model has learnt everything but the choice: one token in a reply is the letter, and the others can
-# be copied. (The first loss includes the auxiliary terms: compare the letters.) A longer run without auxiliary targets was stopped with its
-# letters at chance (`data/README.md`). The log of the shipped base, with larger batches and lower rates, shows when the skill emerged there.
+# be copied. (The loss with auxiliary targets includes their terms: compare letters, not losses.) A longer run without auxiliary targets was stopped
+# with its letters at chance (`data/README.md`). The log of the shipped base, with larger batches and lower rates, shows when the skill emerged there.
 #
 # **Words that it never saw.** The softmax pushes the embeddings of absent tokens all in the same direction: "liver" and "spleen" look alike, and
-# fine-tuning would have to learn letters again. So after the whole training the embeddings of unseen tokens were replaced by random ones around 0.3
-# times their mean; `<think>` and `</think>` copy the embedding of the line break, which ends the reasoning in the exercises. Below, a cosine near 1
-# means that the words look alike; the short run (the one with cross entropy alone) is without that repair, the shipped base is with it.
+# fine-tuning would have to teach the choice of letters again. So after the training the embeddings of unseen tokens were replaced by random ones around
+# 0.3 times their mean; `<think>` and `</think>` copy the embedding of the line break, which ends the reasoning in the exercises. Below, a cosine near 1
+# means that the words look alike; the short run (the one with cross entropy alone) lacks that repair, the shipped base has it.
 
 # %%
 def likeness(rows):
@@ -294,8 +294,8 @@ print("cosine of unseen words:", {when: round(likeness(x), 2) for when, x in dra
 
 # %% [markdown]
 # ## 7 · Skills of the base that ships
-# The skills were measured on held-out exercises, **free-running**: only what the model itself writes counts. A reply with options is right by its
-# letter, a free answer (a name, the number of an image, the results of `pairs`) if all of it is right; boxes are measured by their IoU, printed below.
+# The skills were measured on held-out exercises, **free-running**: only what the model itself writes counts. A reply with options is right if its
+# letter is, a free answer (a name, the number of an image, the results of `pairs`) if all of it is; boxes are measured by their IoU, printed below.
 # The intervals are Wilson's, 95 %. Chance is one quarter where there are four options; a free answer has no chance level.
 
 # %%
@@ -328,10 +328,10 @@ for one, text in zip(tests, replies(model, processor, tests), strict=True):
 display.show_images([one.images[0].pixels for one in tests], boxes, titles)
 
 # %% [markdown]
-# These are the first held-out exercises of their kind, not selected ones; *right* in a title means an IoU of at least 0.5. A skill that is weak here
-# has to be learnt in fine-tuning, or limits it. `python -m unireason_lib base --out runs/tiny-base` runs the whole plan (hours; a killed run resumes);
-# with `--measure FOLDER` it measures only the skills. The exercises were changed during the training of the shipped base (`data/README.md` says how),
-# so the command gives similar weights, not the same ones. **Next**: [notebook 04](04_sft.ipynb) fine-tunes this base.
+# These are the first held-out exercises of their kind, not selected ones; *right* in a title means an IoU of at least 0.5. A weak skill must be learnt
+# in fine-tuning, or it limits the results. `python -m unireason_lib base --out runs/tiny-base` runs the whole plan (hours; a killed run resumes);
+# with `--measure FOLDER` it only measures the skills. The exercises were changed during the training of the shipped base (`data/README.md` says how),
+# so the command gives a similar model, not the same weights. **Next**: [notebook 04](04_sft.ipynb) fine-tunes this base.
 #
 # ## Check yourself
 

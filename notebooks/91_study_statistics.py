@@ -64,8 +64,8 @@ pipeline_figure("ablations")
 
 # %% [markdown]
 # ## 1 · A crossed design: seeds x patients
-# All models of a claim, one per seed, are asked the same questions about the same patients. For each seed and patient we need the sum of differences
-# (better minus worse) over the questions: a table of $S$ rows, $P$ columns. *This claim* is, from here on, the one with the largest standard error.
+# The models of a claim, one per condition and seed, get the same questions about the same patients. For each seed and patient we sum the differences
+# (better minus worse) over the questions: a table of $S$ rows and $P$ columns. From here on, *this claim* is the one with the largest standard error.
 
 # %%
 def seeds_by_patients(claim):
@@ -91,8 +91,8 @@ figure
 
 
 # %% [markdown]
-# Blue: only the condition expected to be better is right; red: only the other one; white: both or neither; dark: several questions. A row of another
-# colour than the rest is a seed that differs; columns of one colour are patients on which seeds agree; speckles are the noise of single replies.
+# Blue: only the condition expected to be better is right; red: only the other one; white: both or neither; dark: several questions. A row in
+# a colour of its own is a seed that differs; columns of one colour are patients on which seeds agree; speckles are the noise of single replies.
 # ## 2 · Variance components, standard error, degrees of freedom
 # With one question per patient, this is a two-way analysis of variance: $d_{sp}$ is the true difference $\Delta$ plus random effects of the seed, the
 # patient and the single reply, with variances $\sigma_\alpha^2$, $\sigma_\beta^2$, $\sigma_\varepsilon^2$; $\bar d$ is the mean of the table:
@@ -146,7 +146,7 @@ print(f"{df:.1f} degrees of freedom; S - 1 = {S - 1}, P - 1 = {P - 1}")
 # %% [markdown]
 # The degrees of freedom are near $S - 1$ where $V_s$ is most of the variance, and grow where it is small beside $V_p$. Which part dominates the error?
 # The bars are $\sigma_\alpha / \sqrt S$, $\sigma_\beta / \sqrt P$ and $\sigma_\varepsilon / \sqrt{SP}$; one is missing where its estimate is zero:
-# seeds, or patients, differ no more than single replies explain.
+# seeds, or patients, then differ no more than the noise of single replies explains.
 
 # %%
 parts = {}
@@ -217,14 +217,14 @@ pd.DataFrame(outcomes, index=["truth inside (proportion)", "half width, points"]
 
 
 # %% [markdown]
-# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in fewer than 95 % of the studies claim too much precision, in
-# clearly more they are wider than needed. The bootstrap errs both ways: too narrow where the few seeds dominate the error, too wide where replies do.
+# (200 studies give the proportion to about 0.03.) Intervals that contain the truth in clearly fewer than 95 % of studies claim too much precision;
+# in clearly more, they are too wide. The bootstrap errs both ways: too narrow where the few seeds dominate the error, too wide where replies do.
 # ## 4 · Many claims: Holm's correction
 # > **Predict first.** If none of $m$ independent claims had an effect, how often would at least one have p < 5 %, in either direction?
 #
 # Holm's correction (1979) multiplies the smallest of $m$ p-values by $m$, the next by $m - 1$, and so on, and none may fall below an earlier one:
-# $\tilde p_{(k)} = \max_{j \le k} \min\big(1, (m - j + 1)\, p_{(j)}\big)$, with $p_{(j)}$ the $j$-th smallest; 1 if a claim cannot be judged.
-# Instead of $1 - 0.95^m$, at most 5 % of studies then have a false finding, also if claims share models, as ours do. (Simulated below, to about 1 point.)
+# $\tilde p_{(k)} = \max_{j \le k} \min\big(1, (m - j + 1)\, p_{(j)}\big)$, with $p_{(j)}$ the $j$-th smallest. If a claim cannot be judged, its p is 1.
+# Instead of $1 - 0.95^m$, at most 5 % of studies have a false finding, even if claims share models, as ours do. (Simulated below, to about 1 point.)
 
 # %%
 def holm_by_hand(p_values):
@@ -266,8 +266,8 @@ Counter(one.verdict for one in verdicts)
 # %% [markdown]
 # ## 6 · Power: which differences a study can detect
 # The power is how often a study finds a true difference $\Delta$: $P\big(t_\nu(\Delta / \mathrm{SE}) > t_{1 - \text{level}/2,\,\nu}\big)$. The
-# noncentral $t_\nu(\cdot)$ is how difference over standard error is distributed when the true difference is $\Delta$. Simulated studies with the
-# variances of this claim should find it about as often; a little less where seeds hardly differ, as the estimate is never below $V_s$ (section 2).
+# noncentral $t_\nu(\cdot)$ is the distribution of difference / standard error if the true difference is $\Delta$. Simulated studies with the
+# variances of this claim should find it about as often, a little less often where seeds hardly differ: the estimate is never below $V_s$ (section 2).
 
 # %%
 def planned(S, P):
@@ -310,7 +310,7 @@ plot_lines(curves, "seeds", "smallest difference, points")
 # %% [markdown]
 # Where the curves coincide, more patients do not help; where seeds dominate the error, they can even cost degrees of freedom. A curve begins where
 # 100 points would suffice. The table has the smallest detectable difference of every claim, tested alone at level 0.05 and at Holm's strictest level,
-# $0.05/m$. It serves to plan the next study. What this study says about an effect is its interval; its power at the difference that was found would
+# $0.05/m$. It serves to plan the next study. What this study says about an effect is its interval; power at the observed difference would
 # only repeat the p-value ([Hoenig and Heisey 2001](https://doi.org/10.1198/000313001300339897)).
 
 # %%
@@ -324,8 +324,8 @@ pd.DataFrame(rows, index=["detects, alone", "detects, as the strictest", "differ
 # %% [markdown]
 # ## 7 · The protocol
 # A protocol is written before the first run: conditions, claims, seeds, test patients, what is tuned on which patients, when to stop. Later changes
-# are recorded in it, and whether outcomes were known by then. Below are those of both studies. While reading, ask which changes could have
-# favoured an outcome. (The difference that the second expected to find is for claims tested alone, the first column above; Holm's level needs more.)
+# are recorded in it, and whether outcomes were known by then. Below are the protocols of both studies. Ask of each change whether it could have
+# favoured an outcome. (The difference that the second study plans for is that of claims tested alone, the first column above; Holm's level needs more.)
 
 # %%
 path = root / PROTOCOL
