@@ -320,8 +320,8 @@ print(pd.DataFrame({seed: seeds[side].loc[seed], "others": seeds[side].drop(seed
 # A marker at the far left that is low in the left panel, but among the others in the right one, is a model that reasons as well as they do and
 # writes the wrong letter; a mean over seeds hides it. If both panels look alike, letters follow conclusions, and seeds differ in what they conclude.
 # ## 8 · Running a whole study
-# `ablate GRID --workers 2` runs a study stage by stage. A failed run stops only the runs that build on it, the same command resumes after a
-# kill, and with `--keep FOLDER` another machine can continue. The runs of this study, two at a time, took:
+# `ablate GRID --workers 2` makes each run when what it builds on is there. A failed run stops only those that build on it, the same command
+# resumes after a kill, and with `--keep FOLDER` another machine can continue. The runs of this study, two at a time, took:
 
 # %%
 cost = pd.DataFrame(about["runs"]).groupby("stage", sort=False)["seconds"].agg(["count", "mean", "sum"])

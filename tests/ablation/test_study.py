@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,6 +156,22 @@ def test_a_run_that_fails_stops_only_what_builds_on_it(grid, root, executed):
     names.clear()
     assert "verdict" in run(grid, root)[1] and stages(names).count("rl") == 2
     assert "sft" not in stages(names)
+
+
+def test_a_run_waits_only_for_what_it_builds_on(grid, root, executed, monkeypatch):
+    """The last fine-tuning ends only when a test has begun, which waited for all of them before."""
+    names, begun, others = executed[0], threading.Event(), study.execute
+    last = [job for job in plan(grid) if job.stage == "sft"][-1].name
+
+    def execute(notebook, out, given, settings):
+        if out.stem.startswith("test"):
+            begun.set()
+        assert out.stem != last or begun.wait(30), "no test began beside it"
+        return others(notebook, out, given, settings)
+
+    monkeypatch.setattr(study, "execute", execute)
+    made, _ = run(grid, root, workers=2)
+    assert made.missing == [] and made.failed == {} and len(names) == 16
 
 
 def test_a_part_is_not_judged(grid, root, executed, tmp_path):

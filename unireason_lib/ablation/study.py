@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +131,20 @@ class Study:
         return needed[::-1]
 
     def make(self, jobs: Sequence[Job], workers: int, folder: Path) -> None:
-        """Run some jobs, stage by stage, and keep what passed."""
+        """Run some jobs, each when what it builds on is there, and keep what passed."""
         left, threads = {job.key for job in jobs}, max(1, (os.cpu_count() or 1) // workers)
-        spawn = multiprocessing.get_context("spawn")
+        spawn, waiting, running = multiprocessing.get_context("spawn"), [*jobs], {}
         with ProcessPoolExecutor(workers, spawn, _begin, (str(threads),)) as pool:
-            for stage in STAGES:
-                now = [job for job in jobs if job.stage == stage and job.needs not in left]
-                running = {pool.submit(_execute, j, self.root, folder, self.grid): j for j in now}
-                for future in as_completed(running):
-                    job, row = running[future], future.result()
+            while True:
+                ready = [job for job in waiting if job.needs not in left]
+                waiting = [job for job in waiting if job.needs in left]
+                running |= {
+                    pool.submit(_execute, j, self.root, folder, self.grid): j for j in ready
+                }
+                if not running:  # what still waits builds on a run that failed
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job, row = running.pop(future), future.result()
                     if row["status"] == "passed":
                         left.remove(job.key)
                         self.add(job, row["seconds"], row["commit"])
